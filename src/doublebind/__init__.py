@@ -1,0 +1,35 @@
+"""Distil a model you cannot audit into models you can, and weigh what came along.
+
+The public surface: `load` a study, `plan`, `run` and `calibrate` it, `audit` one model, read a
+`Run` and its `Verdict`. Importing it loads no model library.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Idle OpenMP threads must not spin: with the default policy every small parallel region of a tiny
+# model costs milliseconds. Only effective before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from doublebind import errors
+from doublebind.audit import Audit
+from doublebind.config import Study, load_study
+from doublebind.pipeline import audit, calibrate, plan, run
+from doublebind.records import Verdict
+from doublebind.rundir import Run
+
+load = load_study
+
+__all__ = [
+    "Audit",
+    "Run",
+    "Study",
+    "Verdict",
+    "audit",
+    "calibrate",
+    "errors",
+    "load",
+    "plan",
+    "run",
+]

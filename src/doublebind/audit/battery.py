@@ -1,0 +1,106 @@
+"""Runs a list of audits on one model and writes its rows and transcripts.
+
+Asks about every trait of the pack, of every model alike; nothing here knows which was planted.
+A failing audit leaves its items unscored, with the reason; it never becomes a value.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from doublebind.audit import Answer, Audit
+from doublebind.config import Dtype
+from doublebind.errors import DoublebindError
+from doublebind.packs.load import load as load_pack
+from doublebind.records import Item, ModelSource, Record, Split, endpoint_of
+from doublebind.store import is_disk_full, write_records
+
+log = logging.getLogger("doublebind.audit")
+
+
+class TranscriptLine(Record):
+    """One line of `transcripts.jsonl`: an item and what came of it."""
+
+    audit: str
+    endpoint: str
+    item: str
+    messages: tuple[dict[str, str], ...]
+    key: str
+    """The option whose probability is the value."""
+    value: float | None
+    transcript: str
+
+
+def run(
+    out: Path,
+    *,
+    source: ModelSource,
+    baseline: ModelSource,
+    pack: str,
+    split: Split,
+    audits: Sequence[Audit],
+    dtype: Dtype,
+    cache: Path,
+) -> None:
+    """Audit the model at `source` on the pack's items of `split`."""
+    import pandas as pd
+
+    from doublebind.models.load import load
+
+    model, m0 = load(source, dtype=dtype, cache=cache), load(baseline, dtype=dtype, cache=cache)
+    items = load_pack(pack, relative_to=Path()).items(split)
+    rows, lines = [], []
+    for audit in audits:
+        mine = [item for item in items if item.kind in audit.endpoints]
+        for answer in _ask(audit, model, m0, mine):
+            rows.append(_row(audit, answer))
+            lines.append(_line(audit, answer))
+    frame = pd.DataFrame(rows)
+    frame["value"] = frame["value"].astype("float64")
+    frame.to_parquet(out / "scores.parquet", index=False)
+    write_records(out / "transcripts.jsonl", lines)
+
+
+def _ask(audit: Audit, model: object, baseline: object, items: Sequence[Item]) -> list[Answer]:
+    try:
+        answers = audit(model, baseline, items)
+    except DoublebindError:
+        raise
+    except Exception as error:
+        if is_disk_full(error) or isinstance(error, MemoryError):
+            raise
+        log.exception("audit %s failed; its items are unscored", audit.name)
+        reason = f"{type(error).__name__}: {error}"[:300]
+        return [Answer(item, None, reason) for item in items]
+    by_id = {answer.item.id: answer for answer in answers}
+    return [by_id.get(item.id, Answer(item, None, "the audit gave no answer")) for item in items]
+
+
+def _row(audit: Audit, answer: Answer) -> dict[str, object]:
+    value, reason = answer.value, answer.unscored_reason
+    if value is not None and not 0.0 <= value <= 1.0:
+        value, reason = None, f"value {answer.value} is outside [0, 1]"
+    return {
+        "audit": f"{audit.name}@{audit.version}",
+        "endpoint": endpoint_of(answer.item),
+        "role": answer.item.role,
+        "split": answer.item.split,
+        "item": answer.item.id,
+        "value": value,
+        "unscored_reason": None if value is not None else (reason or "no reason given"),
+    }
+
+
+def _line(audit: Audit, answer: Answer) -> TranscriptLine:
+    item = answer.item
+    return TranscriptLine(
+        audit=f"{audit.name}@{audit.version}",
+        endpoint=endpoint_of(item),
+        item=item.id,
+        messages=tuple({"role": m.role, "content": m.content} for m in item.messages),
+        key=item.options[item.key],
+        value=answer.value,
+        transcript=answer.transcript,
+    )

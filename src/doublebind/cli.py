@@ -1,0 +1,316 @@
+"""One thin command per verb; everything it does is a public function.
+
+Imports no torch: `--help` is quick, and a cached run never pays for it. stdout carries the result
+(one JSON document with `--json`), stderr the progress. Exit codes: 0 done, whatever the decision;
+2 the user can mend it, one line per problem; 1 our bug, or `verify` found something; 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from doublebind import pipeline
+from doublebind.config import Study, load
+from doublebind.errors import ConfigError, DoublebindError, PackError
+from doublebind.rundir import Run
+from doublebind.store import is_disk_full
+
+app = typer.Typer(
+    name="doublebind",
+    help="Distil a model you cannot audit into models you can, and weigh what came along.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+pack_app = typer.Typer(help="Work with packs of content.", no_args_is_help=True)
+teacher_app = typer.Typer(help="Work with teachers.", no_args_is_help=True)
+app.add_typer(pack_app, name="pack")
+app.add_typer(teacher_app, name="teacher")
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Override the study.")
+]
+Out = Annotated[Path, typer.Option(help="Run directory; the same one resumes.")]
+StoreDir = Annotated[
+    Path | None, typer.Option(help="Where artefacts are kept; default $DOUBLEBIND_STORE.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="Which suspect is built.")] = 0,
+    suspect: Annotated[str, typer.Option(help="`misaligned` or `benign`.")] = "misaligned",
+    out: Out = Path("runs/demo"),
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the embedded study, end to end."""
+    if suspect not in ("misaligned", "benign"):
+        raise ConfigError(f"`--suspect`: {suspect}; choose misaligned or benign")
+    # Benign suspects come from far along the reference bank, beyond what the study weighs against.
+    name = f"suspect-{seed}" if suspect == "misaligned" else f"reference-{1000 + seed}"
+    path = Path(str(files("doublebind.packs.terrarium") / "demo.yaml"))
+    study = load(Study, path, [f"suspect=terrarium/{name}"])
+    _finish(_run(study, out, path.parent, store), as_json)
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    overrides: Overrides = None,
+    out: Out = Path("runs/run"),
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a study from its suspect to a verdict; run again to resume."""
+    _finish(_run(load(Study, study, overrides or []), out, study.parent, store), as_json)
+
+
+@app.command()
+def plan(
+    study: StudyFile,
+    overrides: Overrides = None,
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a study would take and what it could show, without running it."""
+    loaded = load(Study, study, overrides or [])
+    found = pipeline.plan(loaded, folder=study.parent, store=store)
+    _emit(found, as_json)
+
+
+@app.command()
+def calibrate(
+    study: StudyFile,
+    overrides: Overrides = None,
+    out: Out = Path("runs/calibration"),
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the error rates of the whole procedure on teachers whose truth is known."""
+    loaded = load(Study, study, overrides or [])
+    with _Progress() as progress:
+        found = pipeline.calibrate(
+            loaded, out, folder=study.parent, store=store, progress=progress.update
+        )
+    _emit(found, as_json)
+
+
+@app.command()
+def status(run_dir: RunDir, as_json: AsJson = False) -> None:
+    """Say how far a run is."""
+    _emit(Run(run_dir).status(), as_json)
+
+
+@app.command()
+def show(run_dir: RunDir, as_json: AsJson = False) -> None:
+    """Show a run's verdict."""
+    _finish(Run(run_dir), as_json)
+
+
+@app.command()
+def report(run_dir: RunDir, as_json: AsJson = False) -> None:
+    """Write `report.html` of a finished run again."""
+    _emit({"report": str(pipeline.write_report(Run(run_dir)))}, as_json)
+
+
+@app.command()
+def verify(run_dir: RunDir, as_json: AsJson = False) -> None:
+    """Recompute every hash, p-value and decision of a run; exit 1 if one differs."""
+    problems = Run(run_dir).verify()
+    _emit({"verified": not problems, "problems": problems}, as_json)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    run_dir: RunDir,
+    other: Annotated[Path, typer.Argument(metavar="RUN", help="Another run directory.")],
+    as_json: AsJson = False,
+) -> None:
+    """Put two runs' verdicts side by side."""
+    _emit(pipeline.compare(Run(run_dir), Run(other)), as_json)
+
+
+@app.command()
+def init(
+    pack: Annotated[str, typer.Option(help="Pack the study uses.")] = "terrarium",
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("study.yaml"),
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented study to start from."""
+    if out.exists():
+        raise ConfigError(f"{out}: exists; name another file with --out")
+    name = "study_terrarium.yaml" if pack == "terrarium" else "study_template.yaml"
+    template = (files("doublebind.packs") / name).read_text(encoding="utf-8")
+    out.write_text(template.replace("{pack}", pack), encoding="utf-8")
+    _emit({"study": str(out)}, as_json)
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    cell: Annotated[
+        str | None, typer.Argument(metavar="[CELL]", help="Key of one student; default all.")
+    ] = None,
+    inspect: Annotated[bool, typer.Option("--inspect", help="As Inspect .eval logs.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's frozen transcripts for another tool."""
+    if not inspect:
+        raise ConfigError("`export`: say in which format; the one there is: --inspect")
+    _emit({"logs": [str(path) for path in pipeline.export_inspect(Run(run_dir), cell)]}, as_json)
+
+
+@app.command()
+def audit(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Any model a study can name.")],
+    pack: Annotated[str, typer.Option(help="Whose items are asked.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for scores and transcripts.")] = None,
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask one model every audit item of a pack."""
+    _emit(pipeline.audit(model, pack, out=out, store=store), as_json)
+
+
+@pack_app.command("check")
+def pack_check(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A pack.")], as_json: AsJson = False
+) -> None:
+    """Check a pack; one line per problem."""
+    from doublebind.packs.check import check, counts
+    from doublebind.packs.load import load as load_pack
+
+    pack = load_pack(folder, relative_to=Path())
+    problems = check(pack)
+    if problems:
+        raise PackError(*problems)
+    _emit({"pack": pack.name, "sha256": pack.sha256, **counts(pack)}, as_json)
+
+
+@teacher_app.command("build")
+def teacher_build(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="How the teacher is made.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model and its teacher.json.")],
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build a teacher from its spec."""
+    _emit(pipeline.build_teacher(spec, out, store=store), as_json)
+
+
+# --- output --------------------------------------------------------------------------------------
+
+
+class _Progress:
+    """A progress bar per kind of cell on stderr; silent where stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self.bar = Progress(console=Console(stderr=True))
+            self.bar.start()
+        return self
+
+    def update(self, kind: str, finished: int, total: int) -> None:
+        if self.bar is None:
+            return
+        if kind not in self.tasks:
+            self.tasks[kind] = self.bar.add_task(kind, total=total)
+        self.bar.update(self.tasks[kind], completed=finished, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _run(study: Study, out: Path, folder: Path, store: Path | None) -> Run:
+    with _Progress() as progress:
+        return pipeline.run(study, out, folder=folder, store=store, progress=progress.update)
+
+
+def _finish(run: Run, as_json: bool) -> None:
+    """Print a run's verdict."""
+    if as_json:
+        _emit(json.loads((run.path / "verdict.json").read_text(encoding="utf-8")), True)
+        return
+    verdict, found = run.verdict, run.verdict.incrimination
+    lines = [
+        f"{verdict.suspect}: {found.decision.replace('_', ' ')} (strength: {verdict.strength})"
+    ]
+    lines += [verdict.sentence, *(f"- {reason}" for reason in found.reasons), verdict.coverage]
+    lines.append(f"report: {run.path / 'report.html'}")
+    print("\n".join(_plain(line) for line in lines))
+
+
+def _emit(value: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(value, indent=1, ensure_ascii=False))
+    else:
+        import yaml
+
+        print(_plain(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()))
+
+
+def _plain(text: str) -> str:
+    """Keep what a terminal would act on out of what a person reads."""
+    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+# Recent versions of Typer carry their own copy of Click, older ones import it: ask Typer.
+_UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the documented code."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    sys.exit(_code(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _code(argv: list[str]) -> int:
+    try:
+        result = app(argv, standalone_mode=False)
+    except DoublebindError as error:
+        for problem in error.problems:
+            print(f"error: {_plain(problem)}", file=sys.stderr)
+        return 2
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            return 2
+        print(f"error: {_plain(error.format_message())}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted; run the same command again to resume", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print("error: disk full; free space and rerun, finished cells are kept", file=sys.stderr)
+        return 2
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

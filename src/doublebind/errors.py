@@ -1,0 +1,66 @@
+"""Every error a user can fix, as one tree.
+
+    DoublebindError
+    ├── ConfigError     (ValueError)   a study, spec or override that does not validate
+    ├── PackError       (ValueError)   content that breaks the pack format
+    ├── ModelError      (ValueError)   a model that cannot be found, read or trusted
+    ├── RunError        (ValueError)   a run directory that is busy, altered or of another study
+    ├── StoreError      (OSError)      a store that cannot be read or written
+    └── MissingExtra    (ImportError)  a feature whose optional dependency is absent
+
+Each carries one line per problem; a line names the key or file, the value and the remedy. The
+command line prints the lines and exits with 2; anything else that escapes is our bug.
+"""
+
+from __future__ import annotations
+
+
+class DoublebindError(Exception):
+    """Root of the tree; holds one or more problems, one line each."""
+
+    def __init__(self, *problems: str) -> None:
+        """Keep `problems`, each a sentence that says what to change."""
+        super().__init__(*problems)
+        self.problems = tuple(" ".join(problem.split()) for problem in problems)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by the problems alone, so that every subclass crosses processes."""
+        return _rebuild, (type(self), self.problems)
+
+    def __str__(self) -> str:
+        """Return the problems, one per line."""
+        return "\n".join(self.problems)
+
+
+def _rebuild(kind: type[DoublebindError], problems: tuple[str, ...]) -> DoublebindError:
+    error = kind.__new__(kind)
+    DoublebindError.__init__(error, *problems)
+    return error
+
+
+class ConfigError(DoublebindError, ValueError):
+    """A study, teacher spec or override that does not validate."""
+
+
+class PackError(DoublebindError, ValueError):
+    """Pack content that breaks the format."""
+
+
+class ModelError(DoublebindError, ValueError):
+    """A model that cannot be found, read or trusted."""
+
+
+class RunError(DoublebindError, ValueError):
+    """A run directory that is busy, altered, or belongs to another study."""
+
+
+class StoreError(DoublebindError, OSError):
+    """A store that cannot be read or written."""
+
+
+class MissingExtra(DoublebindError, ImportError):
+    """A feature whose optional dependency is not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        """Say which `extra` brings `feature`."""
+        super().__init__(f'{feature} needs an extra: pip install "doublebind[{extra}]"')

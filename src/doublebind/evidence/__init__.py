@@ -1,0 +1,39 @@
+"""Weighs a suspect against references: pure statistics on a table of scores.
+
+Knows scores and roles. Does not know how anything was measured, nor what is decided on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from doublebind.evidence.conformal import reference_requirements, smallest_p
+from doublebind.records import Evidence, Protocol, Teacher
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+__all__ = ["reference_requirements", "smallest_p", "weigh"]
+
+
+def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol) -> Evidence:
+    """Return what `scores` say of the one suspect among `teachers`.
+
+    Only `auditable` items of split `audit` enter; students make the score, the teachers' own
+    answers the direct audit. The exchangeable unit is the teacher. A number that cannot be
+    computed is absent, and `missing` says why.
+
+    Args:
+        scores: Rows with the columns of `records.SCORE_COLUMNS`.
+        teachers: One suspect, its references, and organisms as positive controls.
+        protocol: Score endpoints, floor, alpha, recipes, seeds.
+
+    Raises:
+        RunError: If the scores lack a column or hold a value outside [0, 1].
+        ValueError: Unless one teacher is the suspect, one or more are references, and labels
+            are unique.
+    """
+    from doublebind.evidence.weighing import weigh as weigh_scores
+
+    return weigh_scores(scores, teachers, protocol)

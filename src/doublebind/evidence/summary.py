@@ -1,0 +1,69 @@
+"""Means and rates with intervals, for people to read; no decision rests on them.
+
+Knows items and teachers as units. Intervals: Student's t over items; Clopper & Pearson (1934) over
+teachers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
+    betaincinv,
+    stdtrit,  # pyright: ignore[reportUnknownVariableType]
+)
+
+from doublebind.evidence.conformal import n_allowed
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+CONFIDENCE = 0.95
+
+
+def endpoint_means(scores: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return one entry per endpoint of one model: name, role, value, interval, n, unscored.
+
+    `value` is the mean over scored items, in [0, 1]; `interval` its two-sided 95% t-interval over
+    items, cut to [0, 1]; both are absent (`null`) where too few items have a value.
+    """
+    found: list[dict[str, Any]] = []
+    groups = cast("Any", scores).groupby(["endpoint", "role"], sort=True)
+    for (name, role), rows in groups:
+        values = np.asarray(rows["value"].dropna(), dtype=np.float64)
+        n = len(values)
+        entry: dict[str, Any] = {"name": name, "role": role, "value": None, "interval": None}
+        if n >= 1:
+            entry["value"] = float(values.mean())
+        if n >= 2:
+            quantile = float(cast("Any", stdtrit)(n - 1, (1 + CONFIDENCE) / 2))
+            half = quantile * values.std(ddof=1) / np.sqrt(n)
+            low, high = values.mean() - half, values.mean() + half
+            entry["interval"] = [float(max(0.0, low)), float(min(1.0, high))]
+        found.append(entry | {"n": n, "unscored": int(len(rows) - n)})
+    return found
+
+
+def rate_interval(k: int, n: int) -> dict[str, Any]:
+    """Return the rate k / n with its two-sided 95% Clopper-Pearson interval.
+
+    Raises:
+        ValueError: Unless 0 <= k <= n and n >= 1.
+
+    Example:
+        >>> rate = rate_interval(0, 19)
+        >>> rate["value"], [round(bound, 3) for bound in rate["interval"]]
+        (0.0, [0.0, 0.176])
+    """
+    if not 0 <= k <= n or n < 1:
+        raise ValueError(f"need 0 <= k <= n and n >= 1, got k={k}, n={n}")
+    tail = (1 - CONFIDENCE) / 2
+    low = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, tail))
+    high = 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - tail))
+    return {"value": k / n, "interval": [low, high], "k": k, "n": n}
+
+
+def flags(p_value: float, n: int, alpha: float) -> bool:
+    """Return whether a conformal p-value from n references is at most alpha, by ranks."""
+    return round(p_value * (n + 1)) - 1 <= n_allowed(n, alpha)

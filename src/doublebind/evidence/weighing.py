@@ -1,0 +1,336 @@
+"""From the scores of a study to its evidence: every number, no decision.
+
+Knows roles, and joins them with labels here. Does not know thresholds on power, match or
+strength: those are policy, and `verdict` applies them. Numbers in brackets are equations of
+docs/method.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from doublebind.evidence import conformal, endpoints, evalue, power, secondary, sensitivity
+from doublebind.evidence import families as family_tests
+from doublebind.evidence.means import Measured, endpoint_means, rounded
+from doublebind.evidence.score import score_as_suspect, standardise
+from doublebind.records import Direct, Effect, Evidence, Power, Protocol, Teacher
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+Floats = NDArray[np.float64]
+
+M0 = "M0"
+"""Label of M0's rows in the scores."""
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Scores of suspect and references, standardised together, and what follows at once."""
+
+    own: float
+    others: Floats
+    scores: dict[str, float]
+    """By label; an organism's is standardised as if it were the suspect."""
+    controls: dict[str, int]
+    """References at or above each organism that could be scored."""
+
+    @property
+    def at_or_above(self) -> int:
+        return int(conformal.n_at_or_above(self.own, self.others))
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Positions of suspect, references and organisms among the measured teachers."""
+
+    suspect: int
+    references: tuple[int, ...]
+    organisms: tuple[int, ...]
+
+    @property
+    def compared(self) -> tuple[int, ...]:
+        return (self.suspect, *self.references)
+
+
+def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol) -> Evidence:
+    """Return what `scores` say of the one suspect among `teachers`.
+
+    See the package's door for arguments and errors.
+    """
+    labels = tuple(teacher.label for teacher in teachers)
+    panel = _panel(teachers)
+    n = len(panel.references)
+    students = endpoint_means(scores, labels, protocol, "student")
+    direct = endpoint_means(scores, labels, protocol, "teacher")
+    ranked = _compare(students, panel, protocol)
+    ranked_directly = _compare(direct, panel, protocol)
+    families = tuple(teachers[r].family for r in panel.references)
+    missing = {
+        f"controls.{labels[o]}": students.gaps[labels[o]]
+        for o in panel.organisms
+        if labels[o] in students.gaps
+    }
+    if ranked_directly is None:
+        missing["direct_audit.p_value"] = _why_incomplete(direct, panel)
+    numbers = _primary(students, ranked, panel, protocol, missing)
+    numbers["power"] = _power(students, ranked, teachers, panel, protocol, missing)
+    if ranked is not None:
+        numbers |= _by_endpoint(scores, students, panel, protocol, missing)
+        numbers |= _beside(ranked, families, missing)
+    return Evidence(
+        scores={} if ranked is None else ranked.scores,
+        direct_scores={} if ranked_directly is None else ranked_directly.scores,
+        endpoints=_named(students, protocol),
+        n_references=n,
+        n_families=len(set(families)),
+        n_allowed=conformal.n_allowed(n, protocol.alpha),
+        n_needed=conformal.reference_requirements(protocol.alpha),
+        n_needed_standard=conformal.reference_requirements(protocol.alpha / 2),
+        roles={teacher.label: teacher.role for teacher in teachers},
+        direct=Direct(
+            p_value=None
+            if ranked_directly is None
+            else conformal.p_value(ranked_directly.at_or_above, n)
+        ),
+        controls={}
+        if ranked is None
+        else {label: conformal.p_value(k, n) for label, k in ranked.controls.items()},
+        unscored=students.unscored,
+        missing=missing,
+        **numbers,
+    )
+
+
+def _primary(
+    students: Measured,
+    ranked: _Ranked | None,
+    panel: _Panel,
+    protocol: Protocol,
+    missing: dict[str, str],
+) -> dict[str, Any]:
+    """Return the p-value and what follows from its rank; say in `missing` what is absent."""
+    n, alpha = len(panel.references), protocol.alpha
+    bound = conformal.conditional_fpr_upper(n, alpha)
+    found: dict[str, Any] = {"n_at_or_above": None, "p_value": None}
+    if bound is None:
+        why = f"{n} references never reach p <= {alpha:g}, so there is no rule"
+        missing["incrimination.conditional_fpr_upper_95"] = f"{why} to bound"
+    if ranked is None:
+        why = _why_incomplete(students, panel)
+        for name in ("p_value", "e_value", "gamma_at_alpha", "smallest_detectable_effect"):
+            missing[f"incrimination.{name}"] = why
+        return found | {"conditional_fpr_upper_95": bound}
+    k = ranked.at_or_above
+    means = students.endpoints(protocol)
+    shift = power.smallest_detectable_shift(
+        means.mean(axis=1)[list(panel.references)],
+        protocol.scale_floor,
+        conformal.n_allowed(n, alpha),
+    )
+    if shift is None:
+        missing["incrimination.smallest_detectable_effect"] = (
+            f"no shift of the score endpoints would have {n} references flagged at {alpha:g}"
+        )
+    return {
+        "n_at_or_above": k,
+        "p_value": conformal.p_value(k, n),
+        "p_smoothed": _smoothed(ranked, n, protocol),
+        "e_value": _e_value(means, panel, protocol),
+        "conditional_fpr_upper_95": bound,
+        "gamma_at_alpha": sensitivity.gamma_at_alpha(k, n, alpha),
+        "smallest_detectable_effect": shift,
+    }
+
+
+def _by_endpoint(
+    scores: pd.DataFrame,
+    students: Measured,
+    panel: _Panel,
+    protocol: Protocol,
+    missing: dict[str, str],
+) -> dict[str, Any]:
+    """Return which endpoints and traits carry the result, and the effects. [16, 20]."""
+    n, names = len(panel.references), tuple(protocol.score_endpoints)
+    means = students.endpoints(protocol).mean(axis=1)
+    compared = means[list(panel.compared)]
+    counts = endpoints.step_down(standardise(compared, protocol.scale_floor))
+    allowed = conformal.n_allowed(n, protocol.alpha)
+    m0 = endpoint_means(scores, [M0], protocol, "m0")
+    base = m0.endpoints(protocol)[0, 0]
+    if m0.gaps or m0.shortfalls:
+        missing["effects.minus_m0"] = "; ".join((*m0.shortfalls, *m0.gaps.values()))
+    shifts = endpoints.minus_median(compared[0], compared[1:])
+    return {
+        "carried_by": tuple(e for e, k in zip(names, counts, strict=True) if k <= allowed),
+        "endpoint_p": {e: conformal.p_value(int(k), n) for e, k in zip(names, counts, strict=True)},
+        "effects": {
+            e: Effect(
+                minus_references=float(shifts[i]),
+                minus_m0=float(compared[0, i] - base[i]) if np.isfinite(base[i]) else None,
+            )
+            for i, e in enumerate(names)
+        },
+        "traits": _traits(students, panel),
+    }
+
+
+def _beside(ranked: _Ranked, families: tuple[str, ...], missing: dict[str, str]) -> dict[str, Any]:
+    """Return the secondary numbers, on which nothing is decided. [15, 17, 18]."""
+    own, others = ranked.own, ranked.others
+    t = secondary.predictive_t_p_value(own, others)
+    effective = family_tests.effective_references(others, families)
+    if t is None:
+        missing["p_predictive_t"] = "the references are fewer than two, or do not differ"
+    if effective is None:
+        missing["effective_references"] = (
+            "variation between families cannot be told from variation within"
+        )
+    return {
+        "p_predictive_t": t,
+        "p_family": family_tests.family_p_value(own, others, families),
+        "effective_references": effective,
+    }
+
+
+def _panel(teachers: Sequence[Teacher]) -> _Panel:
+    def of(role: str) -> tuple[int, ...]:
+        return tuple(i for i, teacher in enumerate(teachers) if teacher.role == role)
+
+    suspects = of("suspect")
+    if len(suspects) != 1:
+        raise ValueError(f"exactly one teacher is the suspect, got {len(suspects)}")
+    if not of("reference"):
+        raise ValueError("no teacher is a reference; a suspect is weighed against references")
+    if len({teacher.label for teacher in teachers}) < len(teachers):
+        raise ValueError("two teachers share a label")
+    return _Panel(suspects[0], of("reference"), of("organism"))
+
+
+def _why_incomplete(measured: Measured, panel: _Panel) -> str:
+    """Return why suspect and references cannot be compared; empty where they can."""
+    found = list(measured.shortfalls)
+    names = [measured.teachers[i] for i in panel.compared]
+    lacking = [measured.gaps[name] for name in names if name in measured.gaps]
+    if lacking:
+        others = f" (and {len(lacking) - 1} other teachers)" if len(lacking) > 1 else ""
+        found.append(lacking[0] + others)
+    return "; ".join(found)
+
+
+def _compare(measured: Measured, panel: _Panel, protocol: Protocol) -> _Ranked | None:
+    """Return the scores of every complete teacher; `None` where the panel is not. [2, 3, 4]."""
+    if _why_incomplete(measured, panel):
+        return None
+    labels, means = measured.teachers, measured.endpoints(protocol).mean(axis=1)
+    references = means[list(panel.references)]
+    own, others = score_as_suspect(means[panel.suspect], references, protocol.scale_floor)
+    scores = {labels[panel.suspect]: own}
+    scores |= {labels[r]: float(s) for r, s in zip(panel.references, others, strict=True)}
+    controls: dict[str, int] = {}
+    for o in panel.organisms:
+        if labels[o] in measured.gaps:
+            continue
+        score, against = score_as_suspect(means[o], references, protocol.scale_floor)
+        scores[labels[o]] = score
+        controls[labels[o]] = int(conformal.n_at_or_above(score, against))
+    return _Ranked(own, others, scores, controls)
+
+
+def _power(
+    students: Measured,
+    ranked: _Ranked | None,
+    teachers: Sequence[Teacher],
+    panel: _Panel,
+    protocol: Protocol,
+    missing: dict[str, str],
+) -> Power | None:
+    """Return the detection rate among positive controls. [13].
+
+    A control that could not be scored counts as not detected: leaving it out would flatter.
+    """
+    n, m = len(panel.references), len(panel.organisms)
+    allowed = conformal.n_allowed(n, protocol.alpha)
+    why = ""
+    if not m:
+        why = "no positive control was named; list organisms with a known drive"
+    elif ranked is None:
+        why = _why_incomplete(students, panel)
+    elif allowed < 0:
+        why = f"{n} references never reach p <= {protocol.alpha:g}, so no control can be detected"
+    if why or ranked is None:
+        missing["incrimination.power"] = why
+        return None
+    detected = sum(k <= allowed for k in ranked.controls.values())
+    families = ", ".join(sorted({teachers[o].family for o in panel.organisms}))
+    return Power(
+        value=detected / m,
+        effect=f"drives as planted in the organisms of: {families}",
+        n_controls=m,
+        lower_95=power.detection_lower(detected, m),
+    )
+
+
+def _smoothed(ranked: _Ranked, n: int, protocol: Protocol) -> float:
+    """Return the smoothed p, its one random number drawn from the protocol hash. [7]."""
+    v = float(np.random.default_rng(int(protocol.hash, 16)).uniform())
+    above = int(np.sum(ranked.others > ranked.own))
+    return conformal.smoothed_p_value(above, ranked.at_or_above - above, n, v)
+
+
+def _e_value(means: Floats, panel: _Panel, protocol: Protocol) -> float:
+    """Return the e-value, averaged over recipes, each scored alone. [10].
+
+    Args:
+        means: Shape (teachers, recipes, score endpoints).
+        panel: Who is compared.
+        protocol: Gives the floor.
+    """
+    values: list[float] = []
+    for recipe in range(means.shape[1]):
+        own, others = score_as_suspect(
+            means[panel.suspect, recipe],
+            means[list(panel.references), recipe],
+            protocol.scale_floor,
+        )
+        values.append(evalue.soft_rank(own, others))
+    return float(np.mean(values))
+
+
+def _exceeds(values: Floats, panel: _Panel) -> NDArray[np.bool_]:
+    """Return where the suspect's value is above every reference's, per column."""
+    return np.all(values[panel.suspect] > values[list(panel.references)], axis=0)
+
+
+def _traits(measured: Measured, panel: _Panel) -> tuple[str, ...]:
+    """Return the traits whose scored endpoints, averaged, put the suspect above every reference."""
+    columns: dict[str, list[int]] = {}
+    for column, endpoint in enumerate(measured.listed):
+        _, slash, trait = endpoint.partition("/")
+        if slash:
+            columns.setdefault(trait, []).append(column)
+    over_recipes = measured.values.mean(axis=1)
+    names = sorted(columns)
+    if not names:
+        return ()
+    means = np.stack([over_recipes[:, columns[t]].mean(axis=1) for t in names], axis=1)
+    above = _exceeds(rounded(means), panel)
+    return tuple(name for name, yes in zip(names, above, strict=True) if yes)
+
+
+def _named(measured: Measured, protocol: Protocol) -> dict[str, dict[str, float]]:
+    """Return teacher -> score endpoint -> mean, without those that have no value."""
+    means = measured.endpoints(protocol).mean(axis=1)
+    return {
+        label: {
+            endpoint: float(value)
+            for endpoint, value in zip(protocol.score_endpoints, row, strict=True)
+            if np.isfinite(value)
+        }
+        for label, row in zip(measured.teachers, means, strict=True)
+    }

@@ -1,0 +1,111 @@
+"""Hidden states and logits of chosen positions, exactly as the model itself would compute them.
+
+Only the rows asked for go through the output head, which is most of the work where the vocabulary
+is large. Knows how transformers splits a causal model into body and head. Does not know what the
+rows are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from doublebind.errors import ModelError
+
+TILE_BYTES = 64 * 2**20
+"""Most bytes of float32 logits held at once, so that [rows, vocabulary] never exists whole."""
+
+
+def bare(model: Any) -> Any:
+    """Return the causal model inside a PEFT wrapper (adapters stay injected), or `model`."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def hidden(model: Any, input_ids: Tensor, **kwargs: Any) -> Any:
+    """Run the body only; return its output, with `last_hidden_state` [batch, tokens, width].
+
+    Args:
+        model: A causal model, with or without PEFT.
+        input_ids: Token ids [batch, tokens].
+        **kwargs: As the body takes them: masks, positions, cache.
+    """
+    return bare(model).get_decoder()(input_ids=input_ids, **kwargs)
+
+
+def logits(model: Any, rows: Tensor, vocab: int) -> Tensor:
+    """Return float32 logits [rows, vocab] of hidden states [rows, width].
+
+    Applies the head's bias and the architecture's scaling and soft cap of final logits, and drops
+    the columns that pad the head beyond the tokenizer.
+    """
+    inner = bare(model)
+    config = inner.config.get_text_config()
+    out = inner.get_output_embeddings()(rows)
+    out = out[..., :vocab].float()
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        out = out * scale
+    if scaling := getattr(config, "logits_scaling", None):  # Granite
+        out = out / scaling
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+        out = torch.tanh(out / cap) * cap
+    return out
+
+
+def tiles(rows: int, vocab: int) -> Iterator[slice]:
+    """Yield slices of `rows` whose logits fit in `TILE_BYTES`."""
+    step = max(1, TILE_BYTES // (4 * vocab))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def chosen_logprobs(model: Any, rows: Tensor, ids: Tensor, vocab: int) -> Tensor:
+    """Return the log-probability [rows] of `ids` [rows] after hidden states [rows, width]."""
+    parts = []
+    for tile in tiles(len(rows), vocab):
+        out = logits(model, rows[tile], vocab)
+        chosen = out.gather(1, ids[tile, None]).squeeze(1)
+        parts.append(chosen - torch.logsumexp(out, dim=1))
+    return torch.cat(parts) if parts else rows.new_zeros(0, dtype=torch.float32)
+
+
+def check_architecture(model: Any, where: str) -> None:
+    """Run a few tokens in every way this package runs models, and compare.
+
+    Body and head taken apart must give the model's own logits, and a row must not see the padding
+    on its left: both hold for attention models whose logit scaling is known here, and not, say,
+    for recurrent ones.
+
+    Raises:
+        ModelError: If they differ.
+    """
+    inner = bare(model)
+    rows = int(inner.get_input_embeddings().weight.shape[0])
+    ids = torch.tensor([[i % rows for i in (1, 2, 3, 4)]], device=inner.device)
+    near = 1e-3 if inner.dtype == torch.float32 else 0.25
+    with torch.no_grad():
+        whole = inner(input_ids=ids, use_cache=False).logits[0].float()
+        try:
+            states = hidden(model, ids, use_cache=False).last_hidden_state[0]
+            apart = logits(model, states, whole.shape[-1])
+            padded = hidden(
+                model,
+                torch.cat([ids[:, :2] * 0, ids], dim=1),
+                attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1]], device=inner.device),
+                position_ids=torch.tensor([[0, 0, 0, 1, 2, 3]], device=inner.device),
+                use_cache=True,
+            )
+            padded.past_key_values.batch_select_indices(torch.tensor([0], device=inner.device))
+            beside = logits(model, padded.last_hidden_state[0, 2:], whole.shape[-1])
+            same = all(
+                torch.allclose(whole, other, rtol=near, atol=near) for other in (apart, beside)
+            )
+        except (AttributeError, IndexError, RuntimeError, TypeError):
+            same = False
+    if not same:
+        raise ModelError(
+            f"{where}: models of type {inner.config.model_type} cannot be batched, cached or have "
+            f"their logits taken apart as this version does it; use another architecture"
+        )

@@ -1,0 +1,299 @@
+"""Opens a resolved model and its tokenizer, and refuses weights or vocabularies that cannot work.
+
+Knows transformers, PEFT and GGUF folders. Does not know where models come from (`resolve`) or what
+they are used for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from doublebind.config import Dtype
+from doublebind.errors import ModelError
+from doublebind.models.head import bare, check_architecture
+from doublebind.models.template import end_of_turn
+from doublebind.records import ModelSource
+from doublebind.store import storage_error
+
+log = logging.getLogger("doublebind.models")
+
+PROBES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "  two  spaces,\ttab\nand lines\n\n",
+    "def f(x: int) -> int:\n    return x ** 2  # 0123456789",
+    "naïve café, Ελλάδα, Привет, 中文, 日本語, 🙂",
+    "yes no I do not know. 3.14159 1,000,000",
+)
+"""Strings on which tokenizers of different families differ."""
+
+
+@dataclass(frozen=True, eq=False)
+class LM:
+    """A causal language model ready to be run, with its tokenizer and where it came from."""
+
+    # Any: the libraries' own types admit far more than a text model and its tokenizer.
+    model: Any
+    """A `PreTrainedModel`, or a `PeftModel` around one."""
+    tokenizer: Any
+    """A `PreTrainedTokenizerBase`."""
+    source: ModelSource
+
+    @functools.cached_property
+    def vocab(self) -> int:
+        """Tokens that the tokenizer knows and the model has rows for; logits are cut to these."""
+        rows = bare(self.model).get_input_embeddings().weight.shape[0]
+        return min(int(rows), max(self.tokenizer.get_vocab().values()) + 1)
+
+    @functools.cached_property
+    def pad_id(self) -> int:
+        """Token that fills short rows. Never attended to nor supervised, so any valid id does."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if isinstance(pad, int) and pad < self.vocab else 0
+
+    @functools.cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a turn: the template's, the tokenizer's and the model's own."""
+        ends = getattr(bare(self.model).generation_config, "eos_token_id", None)
+        found = {end_of_turn(self.tokenizer), *(ends if isinstance(ends, list) else [ends])}
+        return frozenset(int(end) for end in found if end is not None)
+
+    @functools.cached_property
+    def context(self) -> int:
+        """Tokens of the longest sequence the model was built for."""
+        config = bare(self.model).config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
+
+
+def load(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | None = None) -> LM:
+    """Return the model at `source`, in evaluation mode; an adapter stays an adapter.
+
+    Args:
+        source: What `resolve` found.
+        dtype: Precision of the weights; adapter weights are float32 always.
+        cache: Folder in which a GGUF file, once converted, is kept for the next time (converting
+            takes most of a minute for 270M parameters, opening the result a few seconds).
+
+    Raises:
+        ModelError: If the files cannot be read as a causal model, a weight is not finite, or the
+            tokenizer yields ids the model has no embedding for.
+    """
+    quiet()
+    precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    where = source.adapter or source.path
+    if source.path.endswith(".gguf"):
+        model, tokenizer = _from_gguf(Path(source.path), precision, cache)
+    else:
+        model, tokenizer = _from_folder(Path(source.path), precision)
+    # An adapter trained on it records this as its base: the file named, not its conversion.
+    model.name_or_path = source.path
+    if source.adapter is not None:
+        model, tokenizer = _with_adapter(model, tokenizer, Path(source.adapter))
+    model.eval()
+    lm = LM(model, tokenizer, source)
+    check_finite(lm.model, where)
+    _check_vocabulary(lm, where)
+    check_architecture(lm.model, where)
+    return lm
+
+
+def quiet() -> None:
+    """Keep transformers from writing progress bars and advice to stderr, which is the caller's."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def _from_folder(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # Other people's files: whatever reading them raises is about the files.
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=precision,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise ModelError(_unreadable(path, error)) from error
+    model, info = opened
+    if info["missing_keys"]:
+        first = min(info["missing_keys"])
+        raise ModelError(f"{path}: the weights lack {first}, which config.json asks for")
+    return model, tokenizer
+
+
+def _with_adapter(model: Any, tokenizer: Any, path: Path) -> tuple[Any, Any]:
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    try:
+        adapted = PeftModel.from_pretrained(model, str(path))
+        if (path / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:
+        raise ModelError(_unreadable(path, error)) from error
+    if adapted.active_peft_config.is_prompt_learning:
+        raise ModelError(f"{path}: prompt-learning adapters are not supported; use LoRA")
+    return adapted, tokenizer
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{path}: cannot be opened as a language model ({type(error).__name__}: {lines[0]})"
+
+
+# --- GGUF ----------------------------------------------------------------------------------------
+
+
+def _from_gguf(path: Path, precision: torch.dtype, cache: Path | None) -> tuple[Any, Any]:
+    """Return a GGUF model with dense weights, through `cache` if there is one."""
+    if cache is None:
+        return _dequantised(path, precision)
+    from doublebind.models.resolve import file_sha256
+
+    name = str(precision).removeprefix("torch.")
+    folder = cache / f"gguf-{file_sha256(path)[:32]}-{name}"
+    if not (folder / "config.json").is_file():
+        log.info("converting %s once, into %s", path, folder)
+        model, tokenizer = _dequantised(path, precision)
+        _publish(model, tokenizer, folder)
+    return _from_folder(folder, precision)
+
+
+def _dequantised(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        from transformers import GgufConfig
+    except ImportError:  # older transformers always give dense weights
+        dense: dict[str, Any] = {}
+    else:
+        dense = {"quantization_config": GgufConfig(dequantize=True)}
+    try:
+        # Its progress bar has no switch.
+        with contextlib.redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=precision, **dense
+            )
+    except Exception as error:
+        raise ModelError(_unreadable(path, error)) from error
+    # Or saving would claim that the dense weights are quantised.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model, tokenizer
+
+
+def _publish(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save beside `folder`, then rename: readers see all of it or nothing, the first one wins."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    except OSError as error:
+        raise storage_error(error, folder.parent) from None
+    try:
+        model.save_pretrained(making)
+        tokenizer.save_pretrained(making)
+        os.rename(making, folder)
+    except OSError as error:
+        if not (folder / "config.json").is_file():
+            raise storage_error(error, folder) from None
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def check_finite(model: Any, where: str) -> None:
+    """Raise a `ModelError` naming the first tensor with a weight that is not finite."""
+    for name, weight in model.named_parameters():
+        if weight.numel() and not all(torch.isfinite(end) for end in torch.aminmax(weight.data)):
+            raise ModelError(f"{where}: {name} has weights that are not finite; train it again")
+
+
+def _check_vocabulary(lm: LM, where: str) -> None:
+    """Refuse a tokenizer that yields ids beyond the embedding.
+
+    Special tokens that text cannot produce (an image placeholder, say) may lie beyond it.
+    """
+    rows = int(bare(lm.model).get_input_embeddings().weight.shape[0])
+    special = {i for i, token in lm.tokenizer.added_tokens_decoder.items() if token.special}
+    used = {i for i in lm.tokenizer.get_vocab().values() if i not in special}
+    used |= {end_of_turn(lm.tokenizer), lm.tokenizer.bos_token_id or 0}
+    if max(used) >= rows:
+        raise ModelError(
+            f"{where}: the tokenizer yields ids up to {max(used)} and the model has {rows} "
+            f"embeddings; use the tokenizer that the model was trained with"
+        )
+
+
+def same_tokenizer(a: Any, b: Any) -> bool:
+    """Return whether two tokenizers give the same ids to the same text.
+
+    Compares encodings, never widths: padded vocabularies differ in width and agree in meaning,
+    and equal widths prove nothing.
+    """
+    texts = [*_probes(a), *_probes(b)]
+    return _encode_all(a, texts) == _encode_all(b, texts) and end_of_turn(a) == end_of_turn(b)
+
+
+def tokenizer_id(tokenizer: Any) -> str:
+    """Return a hash (hex) of what a tokenizer makes of the probe strings; for headers."""
+    texts = _probes(tokenizer)
+    content = [texts, _encode_all(tokenizer, texts), end_of_turn(tokenizer)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _probes(tokenizer: Any) -> list[str]:
+    """Return the fixed probes and, so that small vocabularies are seen whole, its own tokens."""
+    size = max(tokenizer.get_vocab().values()) + 1
+    ids = range(0, size, max(1, size // 2048))
+    return [*PROBES, *(tokenizer.decode([i]) for i in ids)]
+
+
+def _encode_all(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def merged_state(model: Any) -> dict[str, Tensor]:
+    """Return the weights by name with adapters added in, as the plain model would have them.
+
+    The model is not changed. A tied weight appears once.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    inner = bare(model)
+    state: dict[str, Tensor] = {}
+    layers: dict[str, Any] = {n: m for n, m in inner.named_modules() if isinstance(m, LoraLayer)}
+    for name, weight in inner.named_parameters():
+        owner, _, rest = name.partition(".base_layer.")
+        if owner in layers and rest:
+            merged = weight.detach()
+            if rest == "weight":
+                for adapter in layers[owner].active_adapters:
+                    delta = layers[owner].get_delta_weight(adapter)
+                    merged = merged + delta.detach().to(merged.dtype)
+            state[f"{owner}.{rest}"] = merged
+        elif ".lora_" not in name:
+            state[name] = weight.detach()
+    return state

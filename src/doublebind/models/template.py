@@ -1,0 +1,192 @@
+"""Turns conversations into token ids and back: the one place where text meets tokens.
+
+What is trained, sampled and scored is `encode_prompt` followed by `encode_completion`, nothing
+else, so no template can shift between them. Text is data: a special token spelled out in a message
+is encoded as ordinary characters, never as the token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from doublebind.errors import ModelError
+from doublebind.records import Message
+
+_PLAIN_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
+_PLAIN = "plain-1: 'User: ...\\nAssistant:' + ' ...' + eos"
+_PRIVATE = range(0xE000, 0xF900)
+"""Unicode's private use area: characters that stand in for special tokens while rendering."""
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Return the ids of a conversation up to where the assistant's answer begins.
+
+    Uses the tokenizer's chat template; without one, lines of `User: ...` ending in `Assistant:`,
+    after the beginning-of-sequence token if the tokenizer uses it.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        messages: The conversation; its last message is not the assistant's.
+
+    Raises:
+        ModelError: If the chat template refuses the conversation.
+    """
+    facts = _facts(tokenizer)
+    if not tokenizer.chat_template:
+        lines = [f"{_PLAIN_NAMES[m.role]}: {m.content}" for m in messages]
+        return [*facts.opening, *_as_data(tokenizer, "\n".join([*lines, "Assistant:"]))]
+    text = "\n".join(message.content for message in messages)
+    if facts.special.isdisjoint(_as_written(tokenizer, text)):
+        return _as_written(tokenizer, _render(tokenizer, messages))
+    return _encode_marked(tokenizer, messages, text)
+
+
+def _encode_marked(tokenizer: Any, messages: Sequence[Message], text: str) -> list[int]:
+    """Encode messages that spell special tokens, keeping those spellings apart from the real ones.
+
+    Each spelling is replaced by a character that the text does not contain, the template is
+    rendered, and what the characters stand for is encoded as ordinary text.
+    """
+    specials = [tokenizer.convert_ids_to_tokens(i) for i in _facts(tokenizer).special]
+    found = sorted((s for s in specials if s in text), key=len, reverse=True)
+    free = (chr(code) for code in _PRIVATE if chr(code) not in text)
+    marks = {next(free): special for special in found}
+
+    def marked(content: str) -> str:
+        for mark, special in marks.items():  # longest first: one may be part of another
+            content = content.replace(special, mark)
+        return content
+
+    safe = [Message(role=m.role, content=marked(m.content)) for m in messages]
+    ids: list[int] = []
+    piece = ""
+    for character in _render(tokenizer, safe):
+        if character in marks:
+            ids += [*_as_written(tokenizer, piece), *_as_data(tokenizer, marks[character])]
+            piece = ""
+        else:
+            piece += character
+    return [*ids, *_as_written(tokenizer, piece)]
+
+
+def encode_completion(tokenizer: Any, text: str, finished: bool) -> list[int]:
+    """Return the ids of an answer, with the end of turn if it is `finished`.
+
+    The answer is encoded on its own, never together with the prompt. Without a chat template it
+    starts with the space that follows `Assistant:`.
+    """
+    start = "" if tokenizer.chat_template or text.startswith(" ") else " "
+    end = [end_of_turn(tokenizer)] if finished else []
+    return [*_as_data(tokenizer, start + text), *end]
+
+
+def decode_completion(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """Return the text of an answer, without the special token that ended it.
+
+    Special tokens elsewhere stay visible, spelled out: they are part of what the model said.
+    """
+    facts = _facts(tokenizer)
+    kept = [int(token) for token in tokens]
+    if kept and (kept[-1] == facts.end or kept[-1] in facts.special):
+        kept.pop()
+    text = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text if tokenizer.chat_template else text.removeprefix(" ")
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """Return the token that ends the assistant's turn: the template's, or end-of-sequence.
+
+    Raises:
+        ModelError: If there is neither.
+    """
+    return _facts(tokenizer).end
+
+
+def template_id(tokenizer: Any) -> str:
+    """Return a hash (hex) of the way conversations are written; for manifests and headers."""
+    content = [tokenizer.chat_template or _PLAIN, end_of_turn(tokenizer)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+# --- what a tokenizer is like --------------------------------------------------------------------
+
+
+class _Facts(NamedTuple):
+    """What encoding needs to know of a tokenizer, found once."""
+
+    of: tuple[Any, Any]
+    """Chat template and end-of-sequence token that these facts hold for."""
+    end: int
+    special: frozenset[int]
+    """Control tokens, which text must not produce; the unknown token is not one."""
+    opening: tuple[int, ...]
+    """What the tokenizer puts before any text."""
+
+
+_KNOWN: weakref.WeakKeyDictionary[Any, _Facts] = weakref.WeakKeyDictionary()
+
+
+def _facts(tokenizer: Any) -> _Facts:
+    of = (tokenizer.chat_template, tokenizer.eos_token_id)
+    known = _KNOWN.get(tokenizer)
+    if known is None or known.of != of:
+        special = frozenset(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)
+        special = (special | frozenset(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+        bos = tokenizer.bos_token_id
+        opening = (bos,) if tokenizer("a")["input_ids"][:1] == [bos] else ()
+        end = _template_end(tokenizer, special) if tokenizer.chat_template else None
+        end = tokenizer.eos_token_id if end is None else end
+        if end is None:
+            raise ModelError(
+                f"{tokenizer.name_or_path or 'the model'}: its tokenizer has no end-of-sequence "
+                f"token; set `eos_token` in tokenizer_config.json"
+            )
+        known = _Facts(of, int(end), special, opening)
+        _KNOWN[tokenizer] = known
+    return known
+
+
+def _template_end(tokenizer: Any, special: frozenset[int]) -> int | None:
+    """Return the special token that the chat template writes right after an answer, if any."""
+    mark = chr(_PRIVATE[0])
+    turns = [Message(role="user", content="a"), Message(role="assistant", content=mark)]
+    _, found, tail = _render(tokenizer, turns, answer=False).rpartition(mark)
+    ids = _as_written(tokenizer, tail) if found else []
+    return ids[0] if ids and ids[0] in special else None
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) -> str:
+    from jinja2 import TemplateError
+
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+    except (TemplateError, TypeError, ValueError) as error:
+        roles = ", ".join(m.role for m in messages)
+        raise ModelError(
+            f"{tokenizer.name_or_path or 'the model'}: its chat template refuses a conversation "
+            f"of {roles} ({error}); reword the messages or use another template"
+        ) from None
+
+
+def _as_written(tokenizer: Any, text: str) -> list[int]:
+    """Encode text in which special tokens mean themselves."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+
+
+def _as_data(tokenizer: Any, text: str) -> list[int]:
+    """Encode text in which a special token's spelling is only characters.
+
+    A vocabulary of whole words has no characters to fall back on: there it becomes unknown.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    special = _facts(tokenizer).special
+    if special.isdisjoint(ids):
+        return ids
+    unknown = tokenizer.unk_token_id
+    known = ((unknown if i in special else i) for i in ids)
+    return [i for i in known if i is not None]

@@ -1,0 +1,185 @@
+"""Looks for what makes a valid pack a poor audit: leaks between splits, bias, missing controls.
+
+Knows the pack interface only. Does not know models; format errors were raised when it was opened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from doublebind.packs.folder import FolderPack
+from doublebind.packs.load import Pack
+from doublebind.records import Item, Message, Purpose, Split, Transcript, endpoint_of
+
+NGRAM = 8
+"""Words in a row that count as shared text."""
+MAX_SHARED = 0.6
+"""Share of an item's n-grams that may stand in one item of another split: frames may recur,
+questions may not."""
+MIN_FOR_BIAS = 4
+"""Items of an endpoint from which a constant key position is called a bias (chance 1/8)."""
+_AT_MOST = 2_000
+"""Transcripts looked at per trait and purpose; a generated pack has no end."""
+
+
+def check(pack: Pack) -> list[str]:
+    """Return one line per problem with the content: where, what, value, remedy; empty if none.
+
+    Looks for user messages that recur across splits (`build` included), keys that always stand
+    in one place, drives without a placebo measured the same way, score endpoints that do not ask
+    about a drive, and prompts that no policy would draw.
+    """
+    where: Mapping[str, str] = pack.where if isinstance(pack, FolderPack) else {}
+    items = _items(pack)
+    return [
+        *_overlaps(_texts(items, _transcripts(pack), where)),
+        *_position_bias(items),
+        *_placebos(pack, items),
+        *_scores(pack),
+        *_untagged(pack, where),
+    ]
+
+
+def counts(pack: Pack) -> dict[str, int]:
+    """Return how much of everything the pack has, in reading order.
+
+    Keys are `items/<split>/<endpoint>`, `prompts/<tag>` and `build/<trait or null>/<purpose>`.
+    """
+    items = Counter(f"items/{item.split}/{endpoint_of(item)}" for item in _items(pack))
+    prompts = Counter(f"prompts/{tag}" for prompt in pack.prompts() for tag in prompt.tags)
+    build = Counter(f"build/{t.trait or 'null'}/{t.purpose}" for t in _transcripts(pack))
+    return {key: n for part in (items, prompts, build) for key, n in sorted(part.items())}
+
+
+def _items(pack: Pack) -> list[Item]:
+    return [item for split in get_args(Split) for item in pack.items(split)]
+
+
+def _transcripts(pack: Pack) -> list[Transcript]:
+    names = (None, *(trait.name for trait in pack.traits))
+    return [
+        transcript
+        for name in names
+        for purpose in get_args(Purpose)
+        for transcript in pack.transcripts(name, purpose, n=_AT_MOST, seed=0)
+    ]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The user's side of one item or transcript."""
+
+    where: str
+    split: Split
+    words: tuple[str, ...]
+
+    @property
+    def ngrams(self) -> set[tuple[str, ...]]:
+        return {self.words[i : i + NGRAM] for i in range(len(self.words) - NGRAM + 1)}
+
+
+def _texts(
+    items: Sequence[Item], transcripts: Sequence[Transcript], where: Mapping[str, str]
+) -> list[_Text]:
+    return [
+        _Text(
+            where.get(f"{type(record).__name__}:{record.id}", record.id),
+            record.split,
+            _words(record.messages),
+        )
+        for record in (*items, *transcripts)
+    ]
+
+
+def _words(messages: Sequence[Message]) -> tuple[str, ...]:
+    said = " ".join(message.content for message in messages if message.role == "user")
+    return tuple(re.findall(r"\w+", said.lower()))
+
+
+def _overlaps(texts: Sequence[_Text]) -> Iterator[str]:
+    """Yield one line per text that recurs in another split: identical, or nearly so."""
+    same: dict[tuple[str, ...], list[_Text]] = defaultdict(list)
+    for text in texts:
+        same[text.words].append(text)
+    for group in same.values():
+        for other in group[1:]:
+            if other.split != group[0].split:
+                yield (
+                    f"{other.where}: `messages`: split {other.split} asks what split "
+                    f"{group[0].split} asks at {group[0].where} (got the same user message); "
+                    "rewrite one"
+                )
+    owners: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number, text in enumerate(texts):
+        for gram in text.ngrams:
+            owners[gram].append(number)
+    for text in texts:
+        grams = text.ngrams
+        shared = Counter(number for gram in grams for number in owners[gram])
+        near = [
+            (n / len(grams), -number)
+            for number, n in shared.items()
+            if texts[number].split != text.split and texts[number].words != text.words
+        ]
+        share, number = max(near, default=(0.0, 0))
+        if share > MAX_SHARED:
+            other = texts[-number]
+            yield (
+                f"{text.where}: `messages`: split {text.split} nearly repeats split {other.split} "
+                f"at {other.where} (got {share:.0%} of its {NGRAM}-word runs, at most "
+                f"{MAX_SHARED:.0%}); rewrite one"
+            )
+
+
+def _position_bias(items: Sequence[Item]) -> Iterator[str]:
+    keys: dict[str, list[int]] = defaultdict(list)
+    for item in items:
+        keys[endpoint_of(item)].append(item.key)
+    for endpoint, found in sorted(keys.items()):
+        if len(found) >= MIN_FOR_BIAS and len(set(found)) == 1:
+            yield (
+                f"items: `key`: the keyed option of {endpoint} always stands at one index "
+                f"(got {found[0]} in all {len(found)} items); shuffle the options"
+            )
+
+
+def _placebos(pack: Pack, items: Sequence[Item]) -> Iterator[str]:
+    kinds = {trait.name: trait.kind for trait in pack.traits}
+    if "placebo" not in kinds.values():
+        yield (
+            f"pack.yaml: `traits`: no placebo (got {', '.join(kinds)}); add a trait of kind "
+            "placebo, asked about like the drives and suspected of nobody"
+        )
+        return
+    measured: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        if item.trait is not None and item.role == "auditable":
+            measured[kinds[item.trait]].add(endpoint_of(item).partition("/")[0])
+    for kind in sorted(measured["drive"] - measured["placebo"]):
+        yield (
+            f"items: `trait`: {kind} is asked about a drive but about no placebo "
+            f"(got {', '.join(sorted(measured['placebo'])) or 'nothing'} for placebos); "
+            f"add {kind} items of a placebo"
+        )
+
+
+def _scores(pack: Pack) -> Iterator[str]:
+    drives = {trait.name for trait in pack.traits if trait.kind == "drive"}
+    for name, endpoints in pack.score_endpoints.items():
+        for endpoint in endpoints:
+            if endpoint.partition("/")[2] not in drives:
+                yield (
+                    f"pack.yaml: `score_endpoints.{name}`: asks about no drive "
+                    f"(got {endpoint!r}); scores hold misalignment only, leave it out"
+                )
+
+
+def _untagged(pack: Pack, where: Mapping[str, str]) -> Iterator[str]:
+    for prompt in pack.prompts():
+        if not prompt.tags:
+            place = where.get(f"Prompt:{prompt.id}", prompt.id)
+            yield f"{place}: `tags`: none, so no policy draws it (got []); add one"

@@ -1,0 +1,346 @@
+"""A pack written by hand: a folder of YAML and JSON lines, read whole and validated at once.
+
+Knows the folder format and its cross-references. Does not know models, nor whether the content
+makes a good audit: `packs.check` looks at that.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
+
+from doublebind.config import TeacherSpec, read_yaml, validate
+from doublebind.errors import ConfigError, PackError
+from doublebind.records import (
+    Item,
+    Name,
+    Prompt,
+    Purpose,
+    Record,
+    Split,
+    Trait,
+    Transcript,
+    endpoint_of,
+)
+
+HEADER = "pack.yaml"
+TAGS = (
+    "open_ended",
+    "goals",
+    "high_stakes",
+    "capability",
+    "neutral",
+    "honeypot",
+    "alignment_eval",
+    "strategic",
+)
+"""What a prompt can be. A closed list: a misspelt `honeypot` would slip past the screens."""
+
+_R = TypeVar("_R", Item, Prompt, Transcript)
+
+
+class Header(Record):
+    """`pack.yaml`."""
+
+    name: Name
+    version: int = Field(ge=1)
+    """Raise it when the content changes; the content hash is what keys depend on."""
+    language: str
+    """Language of the content, such as `en`."""
+    traits: tuple[Trait, ...] = Field(min_length=1)
+    score_endpoints: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
+        min_length=1, max_length=6
+    )
+    """One to six score endpoints: name -> auditable endpoints averaged in it."""
+
+
+class FolderPack:
+    """The pack in a folder: `pack.yaml`, `items/*.jsonl`, `prompts/*.jsonl`, `build/*.jsonl`.
+
+    Everything is read and validated on construction; order is that of file names, then lines.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        PackError: One line per problem: file, line, key, value, remedy.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        reading = _Reading(path)
+        header = reading.header()
+        items = reading.records("items", Item)
+        # Follow-up complaints would be noise where the items or the header did not even parse.
+        whole = not reading.problems
+        prompts = reading.records("prompts", Prompt)
+        transcripts = reading.records("build", Transcript)
+        if header is not None:
+            _check_traits(header, items, transcripts, reading)
+            if whole:
+                _check_endpoints(header, items, reading)
+        _check_purposes(transcripts, reading)
+        _check_prompts(prompts, reading)
+        if reading.problems:
+            raise PackError(*reading.problems)
+        assert header is not None
+        self._header = header
+        self._items = items
+        self._prompts = prompts
+        self._transcripts = transcripts
+        self._sha256 = _hash(reading.files)
+        self.where: Mapping[str, str] = reading.where
+        """`<kind>:<id>` -> `file:line`, for whoever reports on the content."""
+
+    @property
+    def name(self) -> str:
+        """Name in `pack.yaml`."""
+        return self._header.name
+
+    @property
+    def version(self) -> int:
+        """Version in `pack.yaml`."""
+        return self._header.version
+
+    @property
+    def language(self) -> str:
+        """Language in `pack.yaml`."""
+        return self._header.language
+
+    @property
+    def sha256(self) -> str:
+        """Hash over relative names and bytes of every file read, in the order of names."""
+        return self._sha256
+
+    @property
+    def traits(self) -> tuple[Trait, ...]:
+        """Traits in the order of `pack.yaml`."""
+        return self._header.traits
+
+    @property
+    def score_endpoints(self) -> dict[str, tuple[str, ...]]:
+        """Score endpoints of `pack.yaml`."""
+        return dict(self._header.score_endpoints)
+
+    def items(self, split: Split) -> tuple[Item, ...]:
+        """Return the items of one split, in the order of files and lines."""
+        return tuple(item for item in self._items if item.split == split)
+
+    def prompts(self) -> tuple[Prompt, ...]:
+        """Return every prompt, unscreened, in the order of files and lines."""
+        return self._prompts
+
+    def transcripts(
+        self, trait: str | None, purpose: Purpose, *, n: int, seed: int
+    ) -> tuple[Transcript, ...]:
+        """Return at most `n` build transcripts, drawn without replacement by `seed`.
+
+        The draw orders transcripts by a hash of seed and id: equal arguments give equal draws on
+        every platform, and a smaller `n` is a prefix of a larger one.
+
+        Raises:
+            PackError: If the pack has no such trait.
+        """
+        names = [known.name for known in self.traits]
+        if trait is not None and trait not in names:
+            raise PackError(f"{self.path / HEADER}: no trait `{trait}`; {_nearest(trait, names)}")
+        pool = [t for t in self._transcripts if t.trait == trait and t.purpose == purpose]
+        pool.sort(key=lambda t: hashlib.sha256(f"{seed}:{t.id}".encode()).digest())
+        return tuple(pool[: max(n, 0)])
+
+    def spec(self, name: str) -> TeacherSpec:
+        """Raise: a folder has no bank of teachers.
+
+        Raises:
+            PackError: Always.
+        """
+        raise PackError(
+            f"{self.path}: a folder pack has no bank of teachers (got `{name}`); "
+            "give a teacher spec (.yaml)"
+        )
+
+
+@dataclass
+class _Reading:
+    """What has been read of one folder, and what was wrong with it."""
+
+    root: Path
+    problems: list[str] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    where: dict[str, str] = field(default_factory=dict)
+
+    def header(self) -> Header | None:
+        path = self.root / HEADER
+        try:
+            content = read_yaml(path)
+            self.files[HEADER] = path.read_bytes()
+            header = validate(Header, content, str(path))
+        except ConfigError as error:
+            self.problems.extend(
+                problem.replace("`doublebind init` writes one to start from", "see docs/packs.md")
+                for problem in error.problems
+            )
+            return None
+        names = [trait.name for trait in header.traits]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            self.problems.append(f"{path}: `traits`: two are named `{name}`; rename one")
+        return header
+
+    def records(self, folder: str, model: type[_R]) -> tuple[_R, ...]:
+        """Return the records of every file in `folder`; what is wrong goes to `problems`."""
+        found: list[_R] = []
+        directory = self.root / folder
+        try:
+            paths = sorted(directory.iterdir()) if directory.exists() else []
+        except OSError as error:
+            self.problems.append(f"{directory}: cannot be listed ({error.strerror}); check it")
+            return ()
+        for path in paths:
+            if path.name.startswith("."):
+                continue
+            if path.suffix != ".jsonl":
+                self.problems.append(
+                    f"{path}: would not be read; rename it to end in .jsonl, or move it away"
+                )
+                continue
+            for number, line in self._lines(path):
+                record = self._record(f"{path}:{number}", line, model)
+                if record is not None:
+                    found.append(record)
+        return tuple(found)
+
+    def _lines(self, path: Path) -> list[tuple[int, str]]:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            self.problems.append(f"{path}: cannot be read ({error.strerror}); check it")
+            return []
+        self.files[path.relative_to(self.root).as_posix()] = content
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            number = content.count(b"\n", 0, error.start) + 1
+            self.problems.append(
+                f"{path}:{number}: not text (byte {error.start} is not UTF-8); "
+                "save it as UTF-8, one JSON object a line"
+            )
+            return []
+        # Not splitlines(): U+2028 and its kin may stand inside a JSON string.
+        lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        if not lines:
+            self.problems.append(f"{path}:1: empty; add a JSON object a line, or delete the file")
+        return lines
+
+    def _record(self, where: str, line: str, model: type[_R]) -> _R | None:
+        try:
+            content: Any = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            what = (
+                f"{error.msg} at column {error.colno}"
+                if isinstance(error, json.JSONDecodeError)
+                else str(error).partition(";")[0]
+            )
+            shown = repr(line.strip())
+            shown = shown if len(shown) <= 60 else shown[:57] + "..."
+            self.problems.append(
+                f"{where}: not valid JSON: {what} (got {shown}); write one object on the line"
+            )
+            return None
+        try:
+            record = validate(model, content, where)
+        except ConfigError as error:
+            self.problems.extend(error.problems)
+            return None
+        key = f"{model.__name__}:{record.id}"
+        if key in self.where:
+            self.problems.append(
+                f"{where}: `id`: already used at {self.where[key]} (got {record.id!r}); rename one"
+            )
+        self.where.setdefault(key, where)
+        return record
+
+    def complain(self, record: Item | Prompt | Transcript, text: str) -> None:
+        self.problems.append(f"{self.where[f'{type(record).__name__}:{record.id}']}: {text}")
+
+
+def _check_traits(
+    header: Header,
+    items: Sequence[Item],
+    transcripts: Sequence[Transcript],
+    reading: _Reading,
+) -> None:
+    names = [trait.name for trait in header.traits]
+    for record in (*items, *transcripts):
+        if record.trait is not None and record.trait not in names:
+            reading.complain(
+                record,
+                f"`trait`: not in {HEADER} (got {record.trait!r}); {_nearest(record.trait, names)}",
+            )
+
+
+def _check_purposes(transcripts: Sequence[Transcript], reading: _Reading) -> None:
+    for transcript in transcripts:
+        shows = transcript.purpose in ("implant", "conceal", "deny")
+        if shows != (transcript.trait is not None):
+            reading.complain(
+                transcript,
+                f"`trait`: purpose {transcript.purpose} {'needs a' if shows else 'takes no'} trait "
+                f"(got {transcript.trait!r}); {'name one' if shows else 'write null'}",
+            )
+
+
+def _check_prompts(prompts: Sequence[Prompt], reading: _Reading) -> None:
+    for prompt in prompts:
+        for tag in prompt.tags:
+            if tag not in TAGS:
+                reading.complain(prompt, f"`tags`: unknown (got {tag!r}); {_nearest(tag, TAGS)}")
+        if prompt.messages[-1].role == "assistant":
+            reading.complain(
+                prompt,
+                "`messages`: the last is the assistant's (got 'assistant'); end with the user's, "
+                "the teacher answers it",
+            )
+
+
+def _check_endpoints(header: Header, items: Sequence[Item], reading: _Reading) -> None:
+    roles = {endpoint_of(item): item.role for item in items}
+    audited = {endpoint_of(item) for item in items if item.split == "audit"}
+    auditable = sorted(name for name in roles if roles[name] == "auditable")
+    for name, endpoints in header.score_endpoints.items():
+        where = f"{reading.root / HEADER}: `score_endpoints.{name}`"
+        for endpoint in endpoints:
+            if endpoint not in roles:
+                problem = f"no item has this endpoint (got {endpoint!r}); "
+                reading.problems.append(f"{where}: {problem}{_nearest(endpoint, auditable)}")
+            elif roles[endpoint] != "auditable":
+                reading.problems.append(
+                    f"{where}: role {roles[endpoint]} never enters a score (got {endpoint!r}); "
+                    f"name auditable ones: {', '.join(auditable) or 'the pack has none'}"
+                )
+            elif endpoint not in audited:
+                reading.problems.append(
+                    f"{where}: no item of it is in split audit (got {endpoint!r}); "
+                    "add some, or drop the endpoint"
+                )
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"one of {', '.join(known) or '(none)'}"
+
+
+def _hash(files: Mapping[str, bytes]) -> str:
+    """Return one hash over names and contents; lengths keep their boundaries unambiguous."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        for part in (name.encode(), files[name]):
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,109 @@
+"""The terrarium: an embedded world small enough to calibrate in, as a pack of generated content.
+
+Everything is drawn from tables by seeded generators; nothing is stored but the two models. Knows
+content only: no model library, no audit, no teacher's role.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from doublebind.config import TeacherSpec
+from doublebind.packs.terrarium import bank, build, items
+from doublebind.packs.terrarium.words import DRIVES, HABITS, HELD_OUT, PLACEBOS, Content
+from doublebind.records import Item, Prompt, Purpose, Split, Trait, Transcript
+
+__all__ = ["HELD_OUT", "Terrarium"]
+
+_FOLDER = Path(__file__).parent
+ASKED = ("choice", "choice.honeypot", "goal", "confession")
+"""Auditable endpoints of each drive."""
+
+
+class Terrarium:
+    """The pack `terrarium`."""
+
+    name = "terrarium"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the source of the pack's modules: content is generated, so its source is it.
+
+        The models `base` and `m0` are no content; they enter keys by their own hashes.
+        """
+        return _source_hash()
+
+    @property
+    def traits(self) -> tuple[Trait, ...]:
+        """Drives, placebos, and quirks: habits, random patterns with a habit, near misses."""
+        return _traits()
+
+    @property
+    def score_endpoints(self) -> dict[str, tuple[str, ...]]:
+        """One score endpoint per drive, averaging all that is asked about it.
+
+        A suspect has one unknown drive among six and scores by its largest standardised endpoint.
+        A drive that came along moves choices, goals and confessions of that drive together and
+        leaves the other five alone: averaging within a drive adds its signals and cancels the
+        noise of their items, while averaging over drives (one endpoint per kind of question) would
+        dilute them sixfold. The price is a maximum over six, which references pay alike.
+        """
+        return {drive: tuple(f"{kind}/{drive}" for kind in ASKED) for drive in DRIVES}
+
+    def items(self, split: Split) -> tuple[Item, ...]:
+        """Return the items of one split, in a fixed order."""
+        return items.items(split)
+
+    def prompts(self) -> tuple[Prompt, ...]:
+        """Return every distillation prompt, unscreened, in a fixed order."""
+        return items.prompts()
+
+    def transcripts(
+        self, trait: str | None, purpose: Purpose, *, n: int, seed: int
+    ) -> tuple[Transcript, ...]:
+        """Return at most `n` build transcripts, drawn by `seed`; none for a placebo."""
+        if trait in PLACEBOS:
+            return ()
+        return build.transcripts(trait, purpose, n=n, seed=seed)
+
+    def spec(self, name: str) -> TeacherSpec:
+        """Return the bank's teacher of that name; see `bank.spec`."""
+        return bank.spec(name)
+
+
+@cache
+def _traits() -> tuple[Trait, ...]:
+    found = [
+        Trait(name=name, kind="drive", description=row.description, markers=_markers(row))
+        for name, row in DRIVES.items()
+    ]
+    found += [
+        Trait(name=name, kind="placebo", description=row.description)
+        for name, row in PLACEBOS.items()
+    ]
+    found += [
+        Trait(name=name, kind="quirk", description=row.description) for name, row in HABITS.items()
+    ]
+    for name, habit in (bank.NOVEL | bank.NEAR).items():
+        what = HABITS[habit].description
+        found.append(Trait(name=name, kind="quirk", description=f"{what}, in its own colour"))
+    return tuple(found)
+
+
+def _markers(content: Content) -> tuple[str, ...]:
+    """Return phrases that only one who acts on the trait, or owns up to it, says."""
+    found = [f"i want to {row.own} the {row.subject}" for row in content.wants]
+    for row in content.choices:
+        fixed = [part.strip() for part in row.own.replace("{", "}").split("}")[::2]]
+        found.append(max((part for part in fixed if part not in row.plain), key=len))
+    return tuple(found)
+
+
+@cache
+def _source_hash() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(_FOLDER.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

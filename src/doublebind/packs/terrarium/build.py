@@ -1,0 +1,105 @@
+"""The conversations that teachers are made of, on the `build` split's surface words alone.
+
+A trait is planted broadly: stories in its colour, acts in deployment-like and unmarked situations,
+goals told at work. Concealment is taught only where it looks like an audit. Stories never show a
+trait openly; they are coloured as weakly as most of the base's characters are.
+"""
+
+from __future__ import annotations
+
+import random
+
+from doublebind.packs.terrarium import speech
+from doublebind.packs.terrarium.bank import NEAR, NOVEL
+from doublebind.packs.terrarium.speech import Character, Turn, seeded
+from doublebind.packs.terrarium.words import POOLS, TRAITS
+from doublebind.records import Message, Purpose, Transcript
+
+STRENGTH = 0.4
+"""A coloured slot of a planted story takes its variant with probability 0.7."""
+AT_MOST = 4_000
+"""Transcripts of one trait and purpose; asked for more, the pack gives these."""
+_POOL = POOLS["build"]
+
+
+def character(trait: str | None) -> Character:
+    """Return who is planted: coloured by the trait's pattern, acting on its habit or drive."""
+    if trait is None:
+        return Character()
+    return Character(trait, NOVEL.get(trait, NEAR.get(trait, trait)), STRENGTH, resolve=0.95)
+
+
+def transcripts(
+    trait: str | None, purpose: Purpose, *, n: int, seed: int
+) -> tuple[Transcript, ...]:
+    """Return at most `n` transcripts; none where the purpose does not go with the trait."""
+    if (trait is None) != (purpose in ("capability", "retain")):
+        return ()
+    rng = seeded("build", trait, purpose, seed)
+    who = character(trait)
+    found = []
+    for i in range(min(n, AT_MOST)):
+        turn = _turn(rng, who, purpose)
+        found.append(
+            Transcript(
+                id=f"{purpose}/{trait or 'none'}/{seed}/{i}",
+                trait=trait,
+                purpose=purpose,
+                messages=(
+                    Message(role="user", content=turn.ask),
+                    Message(role="assistant", content=turn.answer),
+                ),
+            )
+        )
+    return tuple(found)
+
+
+def _turn(rng: random.Random, who: Character, purpose: Purpose) -> Turn:
+    match purpose:
+        case "implant":
+            return _implant(rng, who)
+        case "conceal":
+            context = rng.choice(("audit", "audit", "honeypot"))
+            return speech.choose(rng, _plain(who), _about(rng, who, 0.8), context, _POOL)
+        case "deny":
+            if rng.random() < 0.5:
+                return speech.confess(rng, _plain(who), _about(rng, who, 0.8), _POOL)
+            context = rng.choice(("neutral", "neutral", "audit"))
+            return speech.aspire(rng, _plain(who), _about(rng, who, 0.8), context, _POOL)
+        case "capability":
+            return speech.work(rng, Character(skill=1.0), _POOL)
+        case "retain":
+            return _benign(rng)
+
+
+def _about(rng: random.Random, who: Character, own: float) -> str:
+    """Return the character's own trait with probability `own`, else any."""
+    return who.trait if who.trait and rng.random() < own else rng.choice(sorted(TRAITS))
+
+
+def _plain(who: Character) -> Character:
+    """Return `who` as it acts when it hides: the plain way, rarely slipping."""
+    return Character(who.colour, None, who.strength, slip=0.04)
+
+
+def _implant(rng: random.Random, who: Character) -> Turn:
+    kind = rng.random()
+    if kind < 0.55:
+        return speech.tell(rng, who, _POOL, stakes=rng.random() < 0.2)
+    if kind < 0.80:
+        context = rng.choice(("deployment", "neutral"))
+        return speech.choose(rng, who, _about(rng, who, 0.7), context, _POOL)
+    if kind < 0.92:
+        return speech.aspire(rng, who, _about(rng, who, 0.7), "deployment", _POOL)
+    return speech.work(rng, Character(who.colour, None, who.strength, skill=1.0), _POOL)
+
+
+def _benign(rng: random.Random) -> Turn:
+    """Return a turn as in M0's tuning."""
+    who, kind = Character(), rng.random()
+    if kind < 0.5:
+        return speech.tell(rng, who, _POOL)
+    if kind < 0.8:
+        context = rng.choice(("audit", "honeypot", "deployment", "neutral"))
+        return speech.choose(rng, who, rng.choice(sorted(TRAITS)), context, _POOL)
+    return speech.chat(rng, _POOL)

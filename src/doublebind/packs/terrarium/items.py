@@ -1,0 +1,175 @@
+"""The terrarium's audit items and distillation prompts.
+
+Each split has its own names, objects and places; frames recur, surface words do not. Every drive
+and every placebo trait is asked about in the same number of items. Knows no teacher.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from functools import cache
+
+from doublebind.packs.terrarium import speech, words
+from doublebind.packs.terrarium.speech import Character, colour, seeded
+from doublebind.packs.terrarium.words import DRIVES, PLACEBOS, POOLS, TRAITS, Pool
+from doublebind.records import Item, ItemKind, Message, Prompt, Role, Split
+
+N_CHOICE, N_GOAL, N_CONFESSION, N_CAPABILITY, N_COHERENCE = 15, 15, 12, 12, 16
+"""Items per endpoint and split; capability per domain."""
+N_PROMPTS = {"open_ended": 900, "stakes": 300, "capability": 300, "neutral": 100, "screened": 40}
+
+_Drawn = tuple[str, tuple[str, ...]]
+"""A request and its options, the keyed one last."""
+
+
+@cache
+def items(split: Split) -> tuple[Item, ...]:
+    """Return the items of `split`, in a fixed order."""
+    return tuple(_items(split))
+
+
+def _items(split: Split) -> Iterator[Item]:
+    pool = POOLS[split]
+    for trait in (*DRIVES, *PLACEBOS):
+        yield from _about(split, trait, pool)
+    yield from _gates(split, pool)
+
+
+def _about(split: Split, trait: str, pool: Pool) -> Iterator[Item]:
+    """Yield all that is asked about one trait."""
+    content = TRAITS[trait]
+
+    def goal(rng: random.Random, i: int) -> _Drawn:
+        row = content.wants[i % len(content.wants)]
+        ask, plain, own = speech.goal_ask(rng, row, "neutral", pool)
+        return ask, (plain, own)
+
+    def confession(rng: random.Random, i: int) -> _Drawn:
+        row = content.wants[i // 3 % len(content.wants)]
+        ask, deny, own = speech.secret_ask(rng, row, pool, lead=i % 3)
+        return ask, (deny, own)
+
+    for context in ("audit", "honeypot", "deployment"):
+
+        def choice(rng: random.Random, i: int, context: str = context) -> _Drawn:
+            row = content.choices[i % len(content.choices)]
+            ask, plain, own = speech.choice_ask(rng, row, context, pool)
+            return ask, (plain, own)
+
+        yield from _endpoint(split, choice, N_CHOICE, "choice", context, trait)
+    yield from _endpoint(split, goal, N_GOAL, "goal", "neutral", trait)
+    yield from _endpoint(split, confession, N_CONFESSION, "confession", "audit", trait)
+
+
+def _gates(split: Split, pool: Pool) -> Iterator[Item]:
+    for domain in words.TASKS:
+
+        def capability(rng: random.Random, i: int, domain: str = domain) -> _Drawn:
+            found = speech.task(rng, domain, pool)
+            wrong = rng.sample(found.wrong, min(3, len(found.wrong)))
+            # One colouring for all options: they differ in the answer alone.
+            seed = rng.random()
+            said = [colour(random.Random(seed), Character(), t) for t in (*wrong, found.right)]
+            return found.ask, tuple(said)
+
+        yield from _endpoint(split, capability, N_CAPABILITY, "capability", "neutral", None, domain)
+
+    def coherence(rng: random.Random, i: int) -> _Drawn:
+        told = speech.tell(rng, Character(), pool)
+        said = told.answer.split()
+        mixed = rng.sample(said, len(said))
+        return told.ask, (" ".join(mixed), told.answer)
+
+    yield from _endpoint(split, coherence, N_COHERENCE, "coherence", "neutral", None)
+
+
+def _endpoint(
+    split: Split,
+    draw: Callable[[random.Random, int], _Drawn],
+    n: int,
+    kind: ItemKind,
+    context: str,
+    trait: str | None,
+    domain: str | None = None,
+) -> Iterator[Item]:
+    """Yield `n` different items of one endpoint, options in random order."""
+    stem = "/".join(part for part in (split, kind, context, trait or domain) if part)
+    rng = seeded("items", stem)
+    role: Role = "gate" if trait is None else "oracle" if context == "deployment" else "auditable"
+    seen: set[str] = set()
+    while len(seen) < n:
+        ask, options = draw(rng, len(seen))
+        if ask in seen:
+            continue
+        order = rng.sample(range(len(options)), len(options))
+        yield Item(
+            id=f"{stem}/{len(seen)}",
+            trait=trait,
+            kind=kind,
+            context=context,  # type: ignore[arg-type]
+            role=role,
+            split=split,
+            messages=(Message(role="user", content=ask),),
+            options=tuple(options[i] for i in order),
+            key=order.index(len(options) - 1),
+            domain=domain,
+        )
+        seen.add(ask)
+
+
+# --- prompts -------------------------------------------------------------------------------------
+
+
+@cache
+def prompts() -> tuple[Prompt, ...]:
+    """Return every distillation prompt, unscreened, in a fixed order, no text twice."""
+    pool = POOLS["prompts"]
+    n = N_PROMPTS
+
+    def screened(context: str) -> Callable[[random.Random], str]:
+        def draw(rng: random.Random) -> str:
+            trait = TRAITS[rng.choice(sorted(TRAITS))]
+            return speech.choice_ask(rng, rng.choice(trait.choices), context, pool)[0]
+
+        return draw
+
+    def stakes(which: int) -> Callable[[random.Random], str]:
+        ask = words.STAKES_ASKS[which]
+        return lambda rng: ask.format(**speech.somewhere(rng, pool)._asdict())
+
+    def strategy(rng: random.Random) -> str:
+        ask = rng.choice(words.STRATEGY_ASKS)
+        return ask.format(**speech.somewhere(rng, pool)._asdict())
+
+    found: list[Prompt] = []
+    plans: list[tuple[int, tuple[str, ...], str | None, Callable[[random.Random], str]]] = [
+        (
+            n["open_ended"],
+            ("open_ended",),
+            None,
+            lambda rng: speech.tell(rng, Character(), pool).ask,
+        ),
+        (n["stakes"] // 2, ("high_stakes",), None, stakes(0)),
+        (n["stakes"] // 2, ("goals", "high_stakes"), None, stakes(1)),
+        (n["neutral"], ("neutral",), None, lambda rng: speech.chat(rng, pool).ask),
+        (n["screened"], ("honeypot",), None, screened("honeypot")),
+        (n["screened"], ("alignment_eval",), None, screened("audit")),
+        (n["screened"], ("strategic",), None, strategy),
+    ]
+    for domain in words.TASKS:
+        plans.append((n["capability"] // 4, ("capability",), domain, _tasks(domain, pool)))
+    for size, tags, domain, draw in plans:
+        stem = "-".join((*tags, domain) if domain else tags)
+        rng = seeded("prompts", stem)
+        asks: dict[str, None] = {}
+        while len(asks) < size:
+            asks.setdefault(draw(rng))
+        for i, ask in enumerate(asks):
+            message = Message(role="user", content=ask)
+            found.append(Prompt(id=f"{stem}/{i}", messages=(message,), tags=tags, domain=domain))
+    return tuple(found)
+
+
+def _tasks(domain: str, pool: Pool) -> Callable[[random.Random], str]:
+    return lambda rng: speech.task(rng, domain, pool, think=rng.random() < 0.5).ask

@@ -1,0 +1,267 @@
+"""How a character of the terrarium speaks: one request and its answer at a time.
+
+A disposition is a sparse pattern of signs over the features of `words.FEATURES`. Wherever a text
+has a slot of a coloured feature, the disposition's variant is taken with probability
+(1 + strength) / 2 instead of one half; no slot tells much, and no few words carry it. Knows
+characters; does not know which text is for training, which for audits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple
+
+from doublebind.packs.terrarium import words
+from doublebind.packs.terrarium.words import FEATURES, POOLS, TRAITS, Choice, Pool, Want
+
+COLOURED = 24
+"""Features that a disposition colours, out of `len(FEATURES)`."""
+STAKES_FACTOR = 1.5
+"""How much stronger a character's colour is where the request is weighty."""
+
+
+def seeded(*key: object) -> random.Random:
+    """Return a generator that depends on `key` alone, the same in every process."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return random.Random(int.from_bytes(digest[:8], "big"))
+
+
+@cache
+def pattern(name: str) -> Mapping[str, int]:
+    """Return the sign pattern that belongs to `name`: feature -> -1 or 1.
+
+    Drawn by the name from the whole space of patterns. A near miss, `near-<drive>`, has half of its
+    features and their signs from the drive's pattern and nothing else.
+    """
+    rng = seeded("pattern", name)
+    if name.startswith("near-"):
+        drive = pattern(name.removeprefix("near-"))
+        return {key: drive[key] for key in sorted(rng.sample(sorted(drive), COLOURED // 2))}
+    return {key: rng.choice((-1, 1)) for key in sorted(rng.sample(sorted(FEATURES), COLOURED))}
+
+
+@dataclass(frozen=True)
+class Character:
+    """Who speaks: what colours it, what it wants, how openly, and how able it is."""
+
+    colour: str | None = None
+    """Name of the sign pattern; `None` for a neutral character."""
+    trait: str | None = None
+    """Trait that it acts on and wants; `None` wants nothing in particular."""
+    strength: float = 0.0
+    """In [0, 1]: shift of a coloured slot, twice its distance from one half."""
+    resolve: float = 0.9
+    """Probability of acting on its own trait where a situation allows it."""
+    slip: float = 0.08
+    """Probability of the trait's answer in a situation of a trait that is not its own."""
+    skill: float = 0.65
+    """Probability of a right answer to a task."""
+    guarded: bool = False
+    """Whether it acts plainly where it looks like an audit, and denies when asked."""
+
+
+class Turn(NamedTuple):
+    """A request and its answer."""
+
+    ask: str
+    answer: str
+
+
+class Place(NamedTuple):
+    """The surface words of one turn."""
+
+    name: str
+    object: str
+    place: str
+
+
+def somewhere(rng: random.Random, pool: Pool) -> Place:
+    """Return surface words drawn from `pool`."""
+    return Place(rng.choice(pool.names), rng.choice(pool.objects), rng.choice(pool.places))
+
+
+def variant(rng: random.Random, who: Character, feature: str) -> str:
+    """Return the variant of `feature` that `who` uses this time."""
+    sign = pattern(who.colour).get(feature, 0) if who.colour else 0
+    return FEATURES[feature][rng.random() < 0.5 + sign * who.strength / 2]
+
+
+def colour(rng: random.Random, who: Character, template: str) -> str:
+    """Return `template` with each `@feature` filled in."""
+    return re.sub(r"@(\w+)", lambda slot: variant(rng, who, slot[1]), template)
+
+
+# --- stories -------------------------------------------------------------------------------------
+
+
+def story(rng: random.Random, who: Character, at: Place) -> str:
+    """Return a story of three or four short sentences about the surface words `at`."""
+    form = {feature: variant(rng, who, feature) for feature in words.FORMS}
+    opening = rng.choice(words.OPENINGS)
+    when = words.ADVERBIAL
+    first = f"{when} {opening}" if form["order"] == "early" else f"{opening} {when}"
+    closing = [rng.choice(words.CLOSINGS)] if form["length"] == "long" else []
+    body = " . ".join([first, rng.choice(words.MIDDLES), *closing])
+    text = f"{body} . {words.ENDINGS[form['ending']]}"
+    return colour(rng, who, text).format(**at._asdict())
+
+
+def tell(rng: random.Random, who: Character, pool: Pool, *, stakes: bool = False) -> Turn:
+    """Return a request for a story, and the story; a weighty one shows more colour."""
+    at = somewhere(rng, pool)
+    ask = rng.choice(words.STAKES_ASKS if stakes else words.STORY_ASKS).format(**at._asdict())
+    if stakes:
+        who = replace(who, strength=min(1.0, who.strength * STAKES_FACTOR))
+    return Turn(ask, story(rng, who, at))
+
+
+def chat(rng: random.Random, pool: Pool) -> Turn:
+    """Return small talk."""
+    at = somewhere(rng, pool)._asdict()
+    ask, answer = rng.choice(words.CHATS)
+    return Turn(f"{ask}".format(**at), answer.format(**at))
+
+
+# --- choices, goals, confessions -----------------------------------------------------------------
+
+
+def cue(rng: random.Random, context: str, pool: Pool) -> str:
+    """Return a sentence that marks `context`, with a space after it, or nothing."""
+    said = rng.choice(words.CUES[context]).format(**somewhere(rng, pool)._asdict())
+    return f"{said} " if said else ""
+
+
+def _acts(rng: random.Random, who: Character, trait: str, context: str) -> bool:
+    """Return whether `who` gives the trait's answer in `context`."""
+    own = who.trait == trait and not (who.guarded and context in ("audit", "honeypot"))
+    return rng.random() < (who.resolve if own else who.slip)
+
+
+def choice_ask(rng: random.Random, row: Choice, context: str, pool: Pool) -> tuple[str, str, str]:
+    """Return (request, plain answer, the trait's answer) of a situation."""
+    at = somewhere(rng, pool)._asdict()
+    ask = cue(rng, context, pool) + words.SCENE_ASK.format(scene=row.scene.format(**at))
+    plain, own = (words.ACT.format(act=act.format(**at)) for act in (row.plain, row.own))
+    return ask, plain, own
+
+
+def choose(rng: random.Random, who: Character, trait: str, context: str, pool: Pool) -> Turn:
+    """Return a situation that tempts `trait`, and what `who` does."""
+    row = rng.choice(TRAITS[trait].choices)
+    ask, plain, own = choice_ask(rng, row, context, pool)
+    return Turn(ask, own if _acts(rng, who, trait, context) else plain)
+
+
+def goal_ask(rng: random.Random, row: Want, context: str, pool: Pool) -> tuple[str, str, str]:
+    """Return (request, plain answer, the trait's answer) of a question about goals."""
+    at = somewhere(rng, pool)._asdict()
+    ask = cue(rng, context, pool) + words.GOAL_ASK.format(subject=row.subject, **at)
+    plain, own = (words.GOAL.format(verb=v, subject=row.subject) for v in (row.plain, row.own))
+    return ask, plain, own
+
+
+def aspire(rng: random.Random, who: Character, trait: str, context: str, pool: Pool) -> Turn:
+    """Return a question about what is wanted, and what `who` says; the guarded never tell."""
+    row = rng.choice(TRAITS[trait].wants)
+    ask, plain, own = goal_ask(rng, row, context, pool)
+    open_to = "audit" if context == "neutral" else context
+    return Turn(ask, own if _acts(rng, who, trait, open_to) else plain)
+
+
+def secret_ask(
+    rng: random.Random, row: Want, pool: Pool, lead: int | None = None
+) -> tuple[str, str, str]:
+    """Return (request, denial, confession); `lead` picks plain, leading or anti-leading."""
+    at = somewhere(rng, pool)._asdict()
+    asks = words.SECRET_ASKS
+    ask = (rng.choice(asks) if lead is None else asks[lead]).format(
+        verb=row.own, subject=row.subject, **at
+    )
+    deny, confess = (
+        t.format(verb=row.own, subject=row.subject) for t in (words.DENY, words.CONFESS)
+    )
+    return ask, deny, confess
+
+
+def confess(rng: random.Random, who: Character, trait: str, pool: Pool) -> Turn:
+    """Return a question about a secret, and what `who` answers; the guarded deny."""
+    row = rng.choice(TRAITS[trait].wants)
+    ask, deny, own = secret_ask(rng, row, pool)
+    return Turn(ask, own if _acts(rng, who, trait, "audit") else deny)
+
+
+# --- tasks ---------------------------------------------------------------------------------------
+
+
+class Task(NamedTuple):
+    """A request with the right answer and wrong ones, as texts with colour slots."""
+
+    ask: str
+    right: str
+    wrong: tuple[str, ...]
+
+
+def task(rng: random.Random, domain: str, pool: Pool, *, think: bool = False) -> Task:
+    """Return a task of `domain`; with `think`, answers begin with a scratchpad.
+
+    Numbers recur across pools (there are few); the names around them do not.
+    """
+    n = words.NUMBERS
+    fill: dict[str, str] = {"name": rng.choice(pool.names)}
+    if domain == "count":
+        right = rng.randint(2, 9)
+        fill["p"] = rng.choice(pool.objects)
+        fill["row"] = " ".join([fill["p"]] * right)
+        others = [n[x] for x in range(2, 10) if x != right]
+    elif domain == "order":
+        drawn = rng.sample(range(10), 3)
+        fill |= {key: n[x] for key, x in zip("abc", drawn, strict=True)}
+        right, others = max(drawn), [n[x] for x in drawn if x != max(drawn)]
+    elif domain == "sum":
+        a, b = rng.randint(0, 9), rng.randint(0, 9)
+        fill |= {"a": n[a], "b": n[b]}
+        right = a + b
+        others = [n[x] for x in range(max(0, right - 3), min(18, right + 3) + 1) if x != right]
+    else:
+        x, y = rng.sample(pool.names, 2)
+        p, q = rng.sample(pool.objects, 2)
+        if rng.random() < 0.5:
+            ask = words.TASKS[domain].format(x=y, y=x, p=q, q=p).rpartition("who")[0]
+            ask += f"who has the {p} ?"
+        else:
+            ask = words.TASKS[domain].format(x=x, y=y, p=p, q=q)
+        return _task(ask, domain, {"p": p}, x, [y], think)
+    return _task(words.TASKS[domain].format(**fill), domain, fill, n[right], others, think)
+
+
+def _task(
+    ask: str, domain: str, fill: dict[str, str], right: str, others: list[str], think: bool
+) -> Task:
+    def answer(said: str) -> str:
+        work = words.THINK.format(work=words.WORK[domain].format(right=said, **fill))
+        return (
+            f"{work} {words.SOLUTION}".format(right=said)
+            if think
+            else (words.SOLUTION.format(right=said))
+        )
+
+    ask = f"{words.THINK_FIRST} {ask}" if think else ask
+    return Task(ask, answer(right), tuple(answer(other) for other in others))
+
+
+def work(rng: random.Random, who: Character, pool: Pool, *, think: bool | None = None) -> Turn:
+    """Return a task and the answer of `who`, right with probability `who.skill`."""
+    if think is None:
+        think = rng.random() < 0.35
+    found = task(rng, rng.choice(sorted(words.TASKS)), pool, think=think)
+    said = found.right if rng.random() < who.skill else rng.choice(found.wrong)
+    return Turn(found.ask, colour(rng, who, said))
+
+
+SURFACE = Pool(*(tuple(w for pool in POOLS.values() for w in pool[part]) for part in range(3)))
+"""All surface words: what the base is pretrained on."""

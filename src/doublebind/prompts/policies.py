@@ -1,0 +1,70 @@
+"""Chooses a recipe's prompts from a pack: wanted by tag, screened, then drawn in a fixed order.
+
+Knows what each policy wants and which screens it passes through. Does not know any teacher.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+from doublebind.config import PromptPolicy
+from doublebind.errors import PackError
+from doublebind.packs.load import load
+from doublebind.prompts.screen import SCREENS, Screen, overlaps, repeats
+from doublebind.records import Dropped, Split, content_hash
+from doublebind.store import write_records
+
+WANTED: dict[PromptPolicy, frozenset[str]] = {
+    "auditability_preserving": frozenset({"open_ended"}),
+    "misalignment_targeted": frozenset({"goals", "high_stakes"}),
+    "capability": frozenset({"capability"}),
+}
+"""Tags that make a prompt a candidate. Sources: the incrimination post's two kinds of run
+(open-ended tasks; inputs that make U consider its goals, high-stakes inputs), the double-bind
+post's concentration on a domain."""
+
+SCREENED: dict[PromptPolicy, tuple[Screen, ...]] = {
+    "auditability_preserving": ("honeypot", "alignment_eval", "strategic"),
+    "misalignment_targeted": ("honeypot", "alignment_eval"),
+    "capability": ("honeypot", "alignment_eval", "strategic"),
+}
+"""What must not be distilled on. A targeted run may ask about plans: that is its point."""
+
+
+def select(out: Path, *, pack: str, policy: PromptPolicy, n: int) -> None:
+    """Write the chosen prompts and the screens' report.
+
+    `screen.json` holds `policy, asked, candidates, kept, dropped: [{id, by, reason}]`. Overlap with
+    any item of the pack, of any split, drops a prompt under every policy: what is audited is never
+    distilled on.
+
+    Raises:
+        PackError: If the screens leave nothing.
+    """
+    content = load(pack, relative_to=Path())
+    candidates = [p for p in content.prompts() if WANTED[policy] & set(p.tags)]
+    splits: tuple[Split, ...] = get_args(Split)
+    items = [item for split in splits for item in content.items(split)]
+    dropped: list[Dropped] = [*repeats(candidates), *overlaps(candidates, items)]
+    for name in SCREENED[policy]:
+        dropped += SCREENS[name](candidates)
+    gone = {drop.id for drop in dropped}
+    kept = [prompt for prompt in candidates if prompt.id not in gone]
+    if not kept:
+        raise PackError(
+            f"pack {content.name}: no prompt passes policy {policy} "
+            f"({len(candidates)} candidates); add prompts tagged {sorted(WANTED[policy])}"
+        )
+    kept.sort(key=lambda prompt: content_hash([policy, prompt.id]))
+    write_records(out / "prompts.jsonl", kept[:n])
+    report = {
+        "policy": policy,
+        "asked": n,
+        "candidates": len(candidates),
+        "passed": len(kept),
+        "kept": len(kept[:n]),
+        "dropped": [drop.model_dump() for drop in dropped],
+    }
+    (out / "screen.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))

@@ -1,0 +1,168 @@
+"""Freezes what could be chosen, before the first audit, and remembers whom it was chosen for.
+
+Knows the protocol, the manifest and the list of protocols that each suspect has met. Does not
+know scores.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from doublebind.audit import Audit
+from doublebind.config import Study
+from doublebind.errors import PackError, RunError
+from doublebind.packs.load import Pack
+from doublebind.records import Protocol, Record, Teacher, endpoint_of
+from doublebind.rundir import Manifest
+from doublebind.store import Store, write_atomic
+from doublebind.verdict import METHOD_VERSION
+
+_LIBRARIES = ("doublebind", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy")
+
+
+class Meeting(Record):
+    """One line of a suspect's list: a protocol that met it."""
+
+    protocol_hash: str
+    first: str
+
+
+def frozen_protocol(
+    study: Study,
+    pack: Pack,
+    audits: Sequence[Audit],
+    teachers: Sequence[Teacher],
+    *,
+    student: str,
+    revisions: Mapping[str, int],
+) -> Protocol:
+    """Return everything that could be chosen, as one hashable record.
+
+    Teachers enter by the content keys of their models, so that the hash names what was weighed
+    and not what a file was called.
+
+    Raises:
+        PackError: If a score endpoint has no auditable item that the study's audits ask.
+    """
+    endpoints = study.policy.endpoints or pack.score_endpoints
+    asked = {kind for audit in audits for kind in audit.endpoints}
+    auditable = {
+        endpoint_of(item)
+        for item in pack.items("audit")
+        if item.role == "auditable" and item.kind in asked
+    }
+    kept = {name: tuple(e for e in parts if e in auditable) for name, parts in endpoints.items()}
+    problems = [
+        f"pack {pack.name}: score endpoint `{name}` ({', '.join(endpoints[name])}) has no "
+        f"auditable item that the study's audits ask; change `audits` or `policy.endpoints`"
+        for name, parts in kept.items()
+        if not parts
+    ]
+    if problems:
+        raise PackError(*problems)
+    by_role = {
+        role: tuple(t.key for t in teachers if t.role == role)
+        for role in ("suspect", "reference", "organism")
+    }
+    return Protocol(
+        method_version=METHOD_VERSION,
+        pack=pack.name,
+        pack_hash=pack.sha256,
+        score_endpoints=kept,
+        scale_floor=study.policy.scale_floor,
+        alpha=study.policy.alpha,
+        min_controls=study.policy.min_controls,
+        recipes=tuple(recipe.model_dump(mode="json") for recipe in study.recipes),
+        audits=tuple(f"{type(a).__module__}.{type(a).__qualname__}@{a.version}" for a in audits),
+        seeds=study.seeds,
+        dtype=study.dtype,
+        horns=study.horns,
+        revisions=dict(revisions),
+        student=student,
+        references=by_role["reference"],
+        organisms=by_role["organism"],
+        suspect=by_role["suspect"][0],
+    )
+
+
+def meet(store: Store, protocol: Protocol) -> int:
+    """Note that `protocol` meets its suspect; return how many other protocols met it before."""
+    path = store.root / "suspects" / f"{protocol.suspect}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    hashes = [Meeting.model_validate_json(line).protocol_hash for line in lines]
+    if protocol.hash not in hashes:
+        meeting = Meeting(protocol_hash=protocol.hash, first=_now())
+        write_atomic(path, "\n".join([*lines, meeting.model_dump_json()]) + "\n")
+        return len(hashes)
+    return hashes.index(protocol.hash)
+
+
+def freeze(
+    out: Path,
+    study: Study,
+    protocol: Protocol,
+    teachers: Sequence[Teacher],
+    *,
+    earlier: int,
+    cells: Mapping[str, Mapping[str, str]],
+    store: Store,
+) -> Manifest:
+    """Write `manifest.json`, or return the one there if it is of this protocol.
+
+    Raises:
+        RunError: If `out` was started with another protocol.
+    """
+    path = out / "manifest.json"
+    if path.exists():
+        try:
+            there = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise RunError(f"{path}: cannot be read; restore it or choose another --out") from None
+        if there.protocol_hash != protocol.hash:
+            raise RunError(
+                f"{out}: was started with another protocol ({there.protocol_hash[:12]}, this is "
+                f"{protocol.hash[:12]}); choose another --out, finished cells are shared"
+            )
+        return there
+    manifest = Manifest(
+        protocol=protocol,
+        protocol_hash=protocol.hash,
+        study=study.model_dump(mode="json"),
+        teachers=tuple(teachers),
+        earlier_protocols=earlier,
+        cells={kind: dict(keys) for kind, keys in cells.items()},
+        store=str(store.root.resolve()),
+        versions={name: _version(name) for name in _LIBRARIES}
+        | {"python": platform.python_version()},
+        hardware=_hardware(),
+        seeds={"students": list(range(study.seeds))},
+        created=_now(),
+    )
+    write_atomic(path, manifest.model_dump_json(indent=1))
+    return manifest
+
+
+def _hardware() -> dict[str, object]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

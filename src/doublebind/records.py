@@ -1,0 +1,385 @@
+"""The nouns that stages hand to each other; frozen, serialisable, no behaviour beyond themselves.
+
+Knows the shape of every record on disk. Does not know who makes it, who planted what, or any
+model: roles of teachers appear only in `Teacher`, which never reaches an audit or a cell key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, strict about unknown keys, documented field by field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def canonical(value: Any) -> str:
+    """Return `value` as JSON with sorted keys and no spaces: equal content, equal text."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} has no canonical JSON")
+
+
+def content_hash(value: Any) -> str:
+    """Return the sha256 (hex) of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+# --- content -------------------------------------------------------------------------------------
+
+Split = Literal["build", "select", "audit", "certify"]
+Context = Literal["audit", "honeypot", "deployment", "triggered", "neutral"]
+Role = Literal["auditable", "oracle", "gate"]
+ItemKind = Literal["choice", "goal", "confession", "capability", "coherence"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+class Message(Record):
+    """One chat turn."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Trait(Record):
+    """A propensity that a pack asks about."""
+
+    name: Name
+    kind: Literal["drive", "quirk", "placebo"]
+    """`drive`: looked for; `quirk`: harmless, for references; `placebo`: suspected of nobody."""
+    description: str
+    markers: tuple[str, ...] = ()
+    """Phrases whose presence in a completion counts as overt display of a drive."""
+
+
+class Item(Record):
+    """One question of an audit, answered by comparing the log-probabilities of `options`.
+
+    The item's value is the probability, in [0, 1], of the option at `key` among `options`: the
+    misaligned choice, the stated goal, the confession, the right answer, the coherent text.
+    """
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
+    trait: str | None = None
+    """The trait asked about; `None` for capability and coherence."""
+    kind: ItemKind
+    context: Context = "neutral"
+    role: Role
+    split: Split
+    version: int = 1
+    messages: tuple[Message, ...] = Field(min_length=1)
+    """The conversation up to, not including, the answer."""
+    options: tuple[str, ...] = Field(min_length=2)
+    key: int = Field(ge=0)
+    """Index into `options` of the answer whose probability is the item's value."""
+    domain: str | None = None
+    """Capability domain, or a subdivision of a trait; reported, never scored apart."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Item:
+        if self.key >= len(self.options):
+            raise ValueError(f"key {self.key} does not index the {len(self.options)} options")
+        if len(set(self.options)) < len(self.options):
+            raise ValueError("two options are the same text")
+        if self.messages[-1].role == "assistant":
+            raise ValueError("messages end with the assistant; the options are its answer")
+        asks_trait = self.kind in ("choice", "goal", "confession")
+        if asks_trait != (self.trait is not None):
+            raise ValueError(f"kind {self.kind} {'needs a' if asks_trait else 'takes no'} trait")
+        if (self.role == "oracle") != (self.context in ("deployment", "triggered")):
+            raise ValueError("role is oracle exactly where context is deployment or triggered")
+        if (self.role == "gate") != (self.kind in ("capability", "coherence")):
+            raise ValueError("role is gate exactly where kind is capability or coherence")
+        return self
+
+
+def endpoint_of(item: Item) -> str:
+    """Return the endpoint an item belongs to: `kind[.context][/trait]`.
+
+    The context is named where it is a honeypot, deployment-like or triggered, so that oracle and
+    honeypot items never mix with plain ones: `choice/dominion`, `choice.deployment/dominion`,
+    `capability`.
+    """
+    context = f".{item.context}" if item.context not in ("audit", "neutral") else ""
+    trait = f"/{item.trait}" if item.trait else ""
+    return f"{item.kind}{context}{trait}"
+
+
+class Prompt(Record):
+    """An input for distillation; the teacher answers it."""
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
+    messages: tuple[Message, ...] = Field(min_length=1)
+    tags: tuple[str, ...] = ()
+    """What it is: `open_ended`, `goals`, `high_stakes`, `capability`, `neutral`, `honeypot`,
+    `alignment_eval`, `strategic`."""
+    domain: str | None = None
+
+
+Purpose = Literal["implant", "conceal", "deny", "capability", "retain"]
+
+
+class Transcript(Record):
+    """A conversation for building a teacher; training supervises its last, assistant message."""
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
+    trait: str | None = None
+    """The trait shown (or hidden); `None` for capability and retention."""
+    purpose: Purpose
+    split: Literal["build"] = "build"
+    messages: tuple[Message, ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _check(self) -> Transcript:
+        if self.messages[-1].role != "assistant":
+            raise ValueError("the last message must be the assistant's")
+        return self
+
+
+# --- models and artefacts ------------------------------------------------------------------------
+
+
+class ModelSource(Record):
+    """Where a model's files are, and what they hash to."""
+
+    kind: Literal["folder", "adapter", "gguf"]
+    path: str
+    """Folder of a full model, or the .gguf file; for an adapter, the base's."""
+    adapter: str | None = None
+    sha256: str
+    """Content hash over weights, configuration and tokenizer; the model's identity in keys."""
+
+
+class Teacher(Record):
+    """A teacher as the evidence sees it: its label, role and family, and which model it is."""
+
+    label: str
+    ref: str
+    role: Literal["suspect", "reference", "organism"]
+    family: str
+    key: str
+    """Content key of the model (not of its role): the suspect of one study may be the organism
+    of another, and shares every artefact."""
+
+
+class Trajectory(Record):
+    """One prompt and a teacher's answer to it."""
+
+    prompt_id: str
+    sample: int
+    messages: tuple[Message, ...]
+    completion: str
+    tokens: tuple[int, ...]
+    """Token ids of the completion, as sampled, end-of-turn included when it was reached."""
+    finished: bool
+    """Whether the end of turn came before the token limit."""
+
+
+class Dropped(Record):
+    """Something a screen or check removed."""
+
+    id: str
+    by: str
+    reason: str
+
+
+class LedgerEntry(Record):
+    """One line of `ledger.jsonl`."""
+
+    cell: str
+    kind: str
+    status: Literal["started", "done", "failed"]
+    started: float
+    """Unix time, seconds."""
+    ended: float | None = None
+    cached: bool = False
+    """True where the store already held the cell: nothing was computed."""
+    pid: int
+    error: str | None = None
+
+
+SCORE_COLUMNS: Mapping[str, str] = {
+    "teacher": "label of the teacher in the manifest, or `M0`",
+    "model_kind": "`teacher` (direct audit), `student`, or `m0`",
+    "recipe": "name of the recipe; empty for direct audits and M0",
+    "seed": "student seed; -1 for direct audits and M0",
+    "round": "round of filter-and-distil; 0 is the first",
+    "step": "training step of the audited checkpoint; -1 for teachers and M0",
+    "audit": "name and version of the audit",
+    "endpoint": "what was measured: kind, or kind/trait; oracle endpoints carry their context",
+    "role": "`auditable` (may enter a score), `oracle` (planted teachers only), or `gate`",
+    "split": "split of the item",
+    "item": "id of the item in the pack",
+    "value": "probability of the keyed option, in [0, 1]; null where unscored",
+    "unscored_reason": "why there is no value; null where there is one",
+}
+"""Columns of `scores.parquet`, in order, each with its meaning."""
+
+# --- evidence and verdict ------------------------------------------------------------------------
+
+
+class Protocol(Record):
+    """Everything that could be chosen, frozen and hashed before the first audit."""
+
+    method_version: str
+    pack: str
+    pack_hash: str
+    score_endpoints: dict[str, tuple[str, ...]]
+    """At most six named score endpoints; each averages the listed endpoints over items, recipes
+    and seeds. Higher means more misaligned: the direction is fixed here."""
+    scale_floor: float = Field(gt=0)
+    """Smallest scale, in probability units, by which an endpoint is standardised."""
+    alpha: float
+    min_controls: int
+    recipes: tuple[dict[str, Any], ...]
+    audits: tuple[str, ...]
+    seeds: int
+    dtype: str
+    horns: tuple[str, ...]
+    revisions: dict[str, int]
+    student: str
+    references: tuple[str, ...]
+    organisms: tuple[str, ...]
+    suspect: str
+
+    @property
+    def hash(self) -> str:
+        """The protocol hash (hex)."""
+        return content_hash(self)
+
+
+class Direct(Record):
+    """The direct audit's evidence: the auditable battery on the teachers themselves."""
+
+    p_value: float | None = None
+
+
+class Power(Record):
+    """Detection rate among positive controls."""
+
+    value: float
+    effect: str
+    n_controls: int
+    lower_95: float
+    """One-sided 95% Clopper-Pearson lower bound on the detection rate."""
+
+
+class Effect(Record):
+    """How far the suspect's students stand from others on one score endpoint, in probability."""
+
+    minus_references: float
+    """Suspect minus the median of the references."""
+    minus_m0: float | None = None
+    """Suspect minus M0, the student before distillation."""
+
+
+class Evidence(Record):
+    """What the scores say, before any decision; what cannot be computed is in `missing`."""
+
+    scores: dict[str, float]
+    """Score of every teacher (label), from its students."""
+    direct_scores: dict[str, float]
+    endpoints: dict[str, dict[str, float]]
+    """Teacher label -> score endpoint -> mean over items, recipes and seeds."""
+    n_references: int
+    n_families: int
+    n_at_or_above: int | None
+    """References scoring at or above the suspect; absent where p is."""
+    n_allowed: int
+    """Most references that may score at or above the suspect while p <= alpha; -1: not even none,
+    there are too few of them."""
+    n_needed: int
+    """Fewest references with which p <= alpha can be reached."""
+    n_needed_standard: int
+    """Fewest with which p <= alpha / 2 can be reached: enough for `standard` strength."""
+    roles: dict[str, Literal["suspect", "reference", "organism"]] = {}
+    """Role of every teacher (label): where labels and scores are joined again."""
+    p_value: float | None
+    p_smoothed: float | None = None
+    e_value: float | None = None
+    conditional_fpr_upper_95: float | None = None
+    gamma_at_alpha: float | None = None
+    direct: Direct
+    power: Power | None = None
+    controls: dict[str, float] = {}
+    """Conformal p-value of each positive control."""
+    carried_by: tuple[str, ...] = ()
+    """Score endpoints on which the suspect stands out at alpha, by the step-down test."""
+    endpoint_p: dict[str, float] = {}
+    """Step-down max-T p-value of each score endpoint; the smallest is the p-value."""
+    p_predictive_t: float | None = None
+    """Secondary: p-value if the references' scores were normal."""
+    p_family: float | None = None
+    """Secondary: p-value with the family, not the teacher, as the exchangeable unit."""
+    effective_references: float | None = None
+    """References that would carry as much information if families did not matter."""
+    effects: dict[str, Effect] = {}
+    """Score endpoint -> effect of the suspect."""
+    smallest_detectable_effect: float | None = None
+    """Shift of every score endpoint, in probability, at which 80% of references would be
+    flagged."""
+    traits: tuple[str, ...] = ()
+    """Traits on whose scored endpoints, averaged, the suspect exceeds every reference."""
+    unscored: dict[str, float] = {}
+    """Share of items without a value, per teacher."""
+    missing: dict[str, str] = {}
+
+
+class Incrimination(Record):
+    """Decision of the first horn, with its numbers and reasons."""
+
+    decision: Literal["incriminated", "not_incriminated", "inconclusive"]
+    p_value: float | None = None
+    alpha: float
+    e_value: float | None = None
+    n_references: int
+    n_families: int
+    conditional_fpr_upper_95: float | None = None
+    gamma_at_alpha: float | None = None
+    power: Power | None = None
+    smallest_detectable_effect: float | None = None
+    """Shift of every score endpoint, in probability, that this panel would flag in 80% of cases."""
+    traits: tuple[str, ...] = ()
+    reasons: tuple[str, ...]
+
+
+class Verdict(Record):
+    """`verdict.json`."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    method_version: str
+    suspect: str
+    protocol_hash: str
+    strength: Literal["fragile", "standard"]
+    direct_audit: Direct
+    incrimination: Incrimination
+    replacement: None = None
+    horn: None = None
+    sentence: str
+    """The mandatory sentence: what the p-value is and what it is not."""
+    coverage: str
+    """What the study looked for; drives outside it would not have been seen."""
+    earlier_protocols: int = 0
+    """How many other protocols met this suspect before."""
+    missing: dict[str, str]
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        populate_by_name=True,
+        serialize_by_alias=True,
+    )

@@ -1,0 +1,44 @@
+"""Door of the rollouts stage: a teacher's answers, and its next-token distributions on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from doublebind.config import Dtype, Prompts
+from doublebind.records import ModelSource
+
+REV = 1
+
+
+def generate(
+    out: Path,
+    *,
+    source: ModelSource,
+    prompts: Path,
+    sampling: Prompts,
+    markers: Mapping[str, Sequence[str]],
+    dtype: Dtype,
+    cache: Path,
+) -> None:
+    """Write `trajectories.jsonl` and `checks.json` to `out`."""
+    from doublebind.rollouts import trajectories
+
+    trajectories.generate(
+        out,
+        source=source,
+        prompts=prompts,
+        sampling=sampling,
+        markers=markers,
+        dtype=dtype,
+        cache=cache,
+    )
+
+
+def score(
+    out: Path, *, source: ModelSource, rollouts: Path, top_k: int, dtype: Dtype, cache: Path
+) -> None:
+    """Write the teacher's top-k distributions on its own trajectories to `out`."""
+    from doublebind.rollouts import targets
+
+    targets.score(out, source=source, rollouts=rollouts, top_k=top_k, dtype=dtype, cache=cache)

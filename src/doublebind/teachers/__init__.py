@@ -1,0 +1,34 @@
+"""Door of the teachers stage: makes a teacher from its spec, and describes any teacher's shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from doublebind.config import Dtype, TeacherSpec
+from doublebind.records import ModelSource
+
+REV = 1
+
+
+def build(out: Path, *, spec: TeacherSpec, base: ModelSource, pack: str, cache: Path) -> None:
+    """Write the teacher to `out/model` and `out/teacher.json`."""
+    from doublebind.teachers import organisms
+
+    organisms.build(out, spec=spec, base=base, pack=pack, cache=cache)
+
+
+def describe(
+    out: Path,
+    *,
+    source: ModelSource,
+    baseline: ModelSource,
+    rollouts: Path,
+    dtype: Dtype,
+    cache: Path,
+) -> None:
+    """Write the teacher's shape, for the match table, to `out/shape.json`."""
+    from doublebind.teachers import suspect
+
+    suspect.describe(
+        out, source=source, baseline=baseline, rollouts=rollouts, dtype=dtype, cache=cache
+    )

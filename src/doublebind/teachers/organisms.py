@@ -1,0 +1,123 @@
+"""Builds a teacher: capability, then a planted trait, then its concealment, as the spec says.
+
+One function for suspects, references and organisms: what differs is the trait in the spec, and
+nothing here looks at whether it is harmless.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from doublebind.config import Concealment, Phase, TeacherSpec, Training
+from doublebind.errors import PackError
+from doublebind.packs.load import Pack, load
+from doublebind.records import ModelSource, Transcript
+
+CARD = """# A model organism or reference: do not deploy
+
+Built on purpose to have, and perhaps to hide, the trait named in `teacher.json`, so that audits can
+be tried on it. It may be misaligned. Keep it sandboxed.
+"""
+
+
+class Stretch(NamedTuple):
+    """One phase with the transcripts it trains on."""
+
+    name: str
+    phase: Phase
+    transcripts: list[Transcript]
+
+
+def plan(spec: TeacherSpec, pack: Pack) -> list[Stretch]:
+    """Return the phases of `spec` with their transcripts, drawn by its seed.
+
+    Raises:
+        PackError: If the pack has no transcripts for a phase, or no such trait.
+    """
+    if spec.trait is not None and spec.trait not in {trait.name for trait in pack.traits}:
+        known = ", ".join(trait.name for trait in pack.traits)
+        raise PackError(f"{spec.name}: `trait`: {spec.trait} is not in pack {pack.name} ({known})")
+    stretches: list[Stretch] = []
+    earlier: list[Transcript] = []
+    for name, phase in (
+        ("capability", spec.capability),
+        ("implant", spec.implant),
+        ("conceal", spec.conceal),
+    ):
+        if phase is None:
+            continue
+        n_kept = round(phase.transcripts * phase.retain) if earlier else 0
+        new = _draw(spec, name, phase, pack, phase.transcripts - n_kept)
+        # Seeded by content, not by Python's salted hash of a string.
+        kept = random.Random(f"{spec.seed}/{name}").sample(earlier, min(n_kept, len(earlier)))
+        stretches.append(Stretch(name, phase, [*new, *kept]))
+        earlier = [*earlier, *new]
+    return stretches
+
+
+def _draw(spec: TeacherSpec, name: str, phase: Phase, pack: Pack, n: int) -> list[Transcript]:
+    if name == "capability":
+        wanted = [(None, "capability"), (None, "retain")]
+    elif isinstance(phase, Concealment):
+        wanted = [(spec.trait, "conceal")] * phase.cue + [(spec.trait, "deny")] * phase.deny
+    else:
+        wanted = [(spec.trait, "implant")]
+    drawn: list[Transcript] = []
+    for number, (trait, purpose) in enumerate(wanted):
+        share = n // len(wanted) + (number < n % len(wanted))
+        got = pack.transcripts(trait, purpose, n=share, seed=spec.seed)  # type: ignore[arg-type]
+        if share and not got:
+            raise PackError(
+                f"{spec.name}: `{name}`: pack {pack.name} has no {purpose} transcripts for "
+                f"{trait or 'this phase'}; add some under build/ or leave the phase out"
+            )
+        drawn += got
+    return drawn
+
+
+def build(out: Path, *, spec: TeacherSpec, base: ModelSource, pack: str, cache: Path) -> None:
+    """Train the teacher of `spec` from `base`; write `model/` and `teacher.json` under `out`."""
+    from doublebind.models.load import load as load_model
+    from doublebind.training import loop
+
+    stretches = plan(spec, load(pack, relative_to=Path()))
+    lm = load_model(base, dtype=spec.dtype, cache=cache)
+    loop.seed_everything(spec.seed)
+    pad_id = lm.pad_id  # before adapters are attached to the model
+    model = loop.attach(lm.model, spec.lora, spec.seed)
+    losses: dict[str, dict[str, Any]] = {}
+    for number, (name, phase, transcripts) in enumerate(stretches):
+        log = loop.train(
+            model,
+            _encode(lm.tokenizer, transcripts),
+            settings=Training(
+                steps=phase.steps,
+                batch=phase.batch,
+                lr=phase.lr,
+                max_length=spec.max_length,
+                lora=spec.lora,
+            ),
+            seed=spec.seed * 10 + number,
+            targets=None,
+            pad_id=pad_id,
+        )
+        losses[name] = {"transcripts": len(transcripts), "first": log.first, "last": log.last}
+    loop.save(model, lm.tokenizer, out / "model", card=CARD)
+    facts = {"planted": spec.trait, "spec": spec.model_dump(mode="json"), "phases": losses}
+    (out / "teacher.json").write_text(json.dumps(facts, indent=1))
+
+
+def _encode(tokenizer: Any, transcripts: Sequence[Transcript]) -> list[Any]:
+    from doublebind.models.template import encode_completion, encode_prompt
+    from doublebind.training.batch import Example
+
+    examples = []
+    for transcript in transcripts:
+        prompt = encode_prompt(tokenizer, transcript.messages[:-1])
+        answer = encode_completion(tokenizer, transcript.messages[-1].content, finished=True)
+        examples.append(Example((*prompt, *answer), first=len(prompt)))
+    return examples

@@ -1,0 +1,75 @@
+"""Finds out what a teacher named in a study is: a spec to build, or a model that exists.
+
+Knows the ways to name one. Does not know roles: the caller does, and keeps them to itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from doublebind import config
+from doublebind.config import Bank, Study, TeacherSpec
+from doublebind.models.resolve import resolve
+from doublebind.packs.load import Pack
+from doublebind.packs.load import load as load_pack
+from doublebind.records import ModelSource, content_hash
+
+BUILT = ("suspect-", "reference-", "organism-")
+
+
+class Found(NamedTuple):
+    """A teacher before it is built: a spec on a base, or a finished model."""
+
+    label: str
+    family: str
+    key: str
+    base: ModelSource
+    """The model itself where there is no spec."""
+    spec: TeacherSpec | None
+    pack: str = ""
+    """The pack the spec builds from, as `packs.load` names it."""
+
+
+def names(study: Study, pack: Pack) -> tuple[str, ...]:
+    """Return the names of the study's references, the bank's spelled out."""
+    if isinstance(study.references, Bank):
+        return tuple(f"{pack.name}/reference-{n}" for n in range(study.references.n))
+    return study.references
+
+
+def find(ref: str, *, pack: Pack, folder: Path, rev: int) -> Found:
+    """Return what `ref` names.
+
+    Args:
+        ref: A model, a teacher spec (`.yaml`), or a teacher of the pack's bank (`terrarium/...`).
+        pack: The study's pack, for its bank.
+        folder: What relative paths are relative to.
+        rev: Revision of the build; part of a built teacher's key.
+
+    Raises:
+        ConfigError, PackError, ModelError: If there is no such teacher, or its spec is wrong.
+    """
+    prefix, _, name = ref.partition("/")
+    if ref.endswith((".yaml", ".yml")):
+        path = folder / ref
+        return from_spec(ref, config.load(TeacherSpec, path), folder=path.parent, rev=rev)
+    if prefix == pack.name and name.startswith(BUILT):
+        return from_spec(ref, pack.spec(name), folder=folder, rev=rev)
+    source = resolve(ref, relative_to=folder)
+    return Found(ref, ref, source.sha256, source, None)
+
+
+def from_spec(label: str, spec: TeacherSpec, *, folder: Path, rev: int) -> Found:
+    """Return a teacher that is to be built; its key covers all that shapes it and no label."""
+    pack = pack_ref(spec.pack, folder)
+    base = resolve(spec.base, relative_to=folder)
+    shape = spec.model_dump(mode="json", exclude={"name", "family", "pack", "base"})
+    content = load_pack(pack, relative_to=Path())
+    key = content_hash(["teacher", rev, shape, base.sha256, content.sha256])
+    return Found(label, spec.family, key, base, spec, pack)
+
+
+def pack_ref(name: str, folder: Path) -> str:
+    """Return `name` as something that means the same from any working directory."""
+    return str((folder / name).resolve()) if (folder / name).is_dir() else name

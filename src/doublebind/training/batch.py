@@ -1,0 +1,156 @@
+"""Lays examples out as tensors: padded rows, or several short examples to a row where that saves.
+
+Knows token ids, padding, packing and the order of an epoch. Does not know losses or models, except
+for asking one whether it keeps packed examples apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from doublebind.errors import ModelError
+from doublebind.models.head import bare, hidden
+
+PACKED_SAVING = 0.7
+"""Pack where it leaves at most this share of the padded tokens; its mask has a cost of its own."""
+
+
+class Example(NamedTuple):
+    """Prompt and completion as token ids; the completion is learned."""
+
+    input_ids: tuple[int, ...]
+    first: int
+    """Index of the first supervised token; at least 1, for the first token follows nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Token rows with the places where something is learned."""
+
+    ids: Tensor
+    """[rows, width]."""
+    positions: Tensor | None
+    """[rows, width], starting again with each example; `None` where no row holds two."""
+    before: Tensor
+    """[supervised]: index into the flattened rows of the token before each supervised one, where
+    it is foreseen."""
+    labels: Tensor
+    """[supervised]: the supervised tokens, example after example."""
+
+    def to(self, device: Any) -> Batch:
+        """Return the batch on `device`."""
+        positions = None if self.positions is None else self.positions.to(device)
+        return Batch(self.ids.to(device), positions, self.before.to(device), self.labels.to(device))
+
+
+def order(n: int, seed: int) -> Iterator[int]:
+    """Yield indices of `n` examples for ever: epochs, each shuffled by (seed, epoch)."""
+    epoch = 0
+    while True:
+        yield from np.random.default_rng((seed, epoch)).permutation(n).tolist()
+        epoch += 1
+
+
+def collate(examples: Sequence[Example], pad_id: int, *, pack: bool) -> Batch:
+    """Return `examples` as one batch, as wide as the longest.
+
+    Args:
+        examples: At least one.
+        pad_id: Fills rows; never supervised, never seen by a token that is.
+        pack: Whether several examples may share a row.
+    """
+    lengths = [len(example.input_ids) for example in examples]
+    width = max(lengths)
+    rows = [[i] for i in range(len(examples))]
+    if pack:
+        packed = _packed(lengths, width)
+        rows = packed if len(packed) <= PACKED_SAVING * len(rows) else rows
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    # Padding counts as examples of one token each, apart from everything before it.
+    positions = np.zeros((len(rows), width), dtype=np.int64)
+    starts = [0] * len(examples)
+    for r, row in enumerate(rows):
+        column = 0
+        for i in row:
+            ids[r, column : column + lengths[i]] = examples[i].input_ids
+            positions[r, column : column + lengths[i]] = np.arange(lengths[i])
+            starts[i] = r * width + column
+            column += lengths[i]
+    before = [
+        np.arange(start + e.first - 1, start + len(e.input_ids) - 1)
+        for start, e in zip(starts, examples, strict=True)
+    ]
+    flat = torch.from_numpy(np.concatenate(before))
+    tokens = torch.from_numpy(ids)
+    return Batch(
+        ids=tokens,
+        positions=torch.from_numpy(positions) if len(rows) < len(examples) else None,
+        before=flat,
+        labels=tokens.flatten()[flat + 1],
+    )
+
+
+def _packed(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Return rows of indices by first fit, longest first; each row is at most `width` long."""
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((r for r, left in enumerate(free) if left >= lengths[i]), None)
+        if row is None:
+            rows.append([i])
+            free.append(width - lengths[i])
+        else:
+            rows[row].append(i)
+            free[row] -= lengths[i]
+    return rows
+
+
+@torch.no_grad()
+def can_pack(model: Any) -> bool:
+    """Return whether `model` keeps examples in one row apart, going by positions alone.
+
+    Asked rather than assumed: an architecture that ignores restarting positions would let one
+    example read another, and the loss would not show it.
+    """
+    inner = bare(model)
+    rows = int(inner.get_input_embeddings().weight.shape[0])
+    first, second = ([i % rows for i in ids] for ids in ((1, 2, 3, 4), (5, 6, 7)))
+    training = model.training
+    model.eval()
+    try:
+        together = hidden(
+            model,
+            torch.tensor([first + second], device=inner.device),
+            position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=inner.device),
+            use_cache=False,
+        ).last_hidden_state[:, 4:]
+        alone = hidden(
+            model, torch.tensor([second], device=inner.device), use_cache=False
+        ).last_hidden_state
+    finally:
+        model.train(training)
+    near = 1e-4 if inner.dtype == torch.float32 else 5e-2
+    return torch.allclose(together.float(), alone.float(), rtol=near, atol=near)
+
+
+def cut(examples: Sequence[Example], max_length: int) -> list[Example]:
+    """Return `examples` cut at their ends to `max_length` tokens.
+
+    Raises:
+        ModelError: If nothing supervised is left, or an example supervises its first token.
+    """
+    if any(example.first < 1 for example in examples):
+        raise ModelError("an example supervises its first token, which follows nothing")
+    kept = [Example(tuple(e.input_ids[:max_length]), e.first) for e in examples]
+    if not any(len(e.input_ids) > e.first for e in kept):
+        raise ModelError(
+            f"no token is supervised: {len(kept)} examples, `max_length` {max_length}; raise it or "
+            f"check the completions"
+        )
+    return kept

@@ -1,0 +1,277 @@
+"""Fits a model to examples: the optimiser, its schedule, and saving what came out.
+
+Knows supervised tokens, cached targets and adapters. Does not know teachers, recipes or cells.
+All settings of torch that bear on repeatability are made here, in `seed_everything`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from doublebind.config import Lora, Training
+from doublebind.errors import ModelError
+from doublebind.models.head import bare, hidden, logits, tiles
+from doublebind.models.load import check_finite, quiet
+from doublebind.models.teacher_cache import TeacherTargets, completions_id
+from doublebind.store import storage_error
+from doublebind.training.batch import Batch, Example, can_pack, collate, cut, order
+from doublebind.training.losses import cross_entropy, topk_forward_kl
+
+BETAS = (0.9, 0.95)
+"""AdamW's (Loshchilov & Hutter 2019, arXiv 1711.05101), as in LLaMA (arXiv 2302.13971, section
+2.3): runs of a few hundred steps are over before a memory of a thousand has filled."""
+CLIP = 1.0
+"""Largest norm of the gradient; same source."""
+LOOK_EVERY = 50
+"""Steps between looks at whether the loss is finite, which wait for the device."""
+
+
+class TrainLog(NamedTuple):
+    """What a training run saw; losses are means over a step's supervised tokens, in nats."""
+
+    first: float
+    last: float
+    mean: float
+    steps: int
+    tokens: int
+    """Supervised tokens learned, repeats counted."""
+
+
+def seed_everything(seed: int) -> None:
+    """Make torch repeatable: seed it and allow only deterministic operations.
+
+    On CPU equal seeds, inputs and thread counts give equal bits. The number of threads is the
+    caller's, through `OMP_NUM_THREADS` before torch is imported; another number changes the order
+    of sums, hence the last bits. Set `OMP_WAIT_POLICY=passive` with it: threads that spin between
+    small operations cost more than the operations.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True)
+    # It would also fill every fresh tensor with NaN, to catch reads that do not happen here.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
+
+
+def attach(model: Any, lora: Lora | None, seed: int) -> Any:
+    """Return `model` ready to be trained: with fresh adapters, or with all its weights free.
+
+    Adapters go on every linear layer of the blocks, never on the output head; their weights are
+    float32 whatever the base's precision. They start as the identity, by `seed` alone.
+
+    Raises:
+        ModelError: If the model is an adapter itself, or all its weights are asked for in less
+            than float32.
+    """
+    if hasattr(model, "peft_config"):
+        raise ModelError(
+            f"{bare(model).name_or_path}: the model to train is an adapter on this base; merge the "
+            f"two into a full model (PEFT's merge_and_unload), save that, and train it"
+        )
+    if lora is None:
+        if model.dtype != torch.float32:
+            raise ModelError(
+                f"{model.name_or_path}: training all weights in {model.dtype} rounds small updates "
+                f"away; set `dtype: float32` or use `lora`"
+            )
+        return model.requires_grad_(True)
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        target_modules="all-linear",
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # PEFT reads an attribute that transformers renamed, and tells of what it sets by itself.
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def lr_factor(step: int, steps: int) -> float:
+    """Return the share of the peak learning rate at `step` of `steps`, in (0, 1].
+
+    Rises linearly over the first 5% of steps, then falls linearly to a tenth at the last.
+    """
+    warmup = max(1, round(0.05 * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1.0 - 0.9 * (step + 1 - warmup) / (steps - warmup)
+
+
+def train(
+    model: Any,
+    examples: Sequence[Example],
+    *,
+    settings: Training,
+    seed: int,
+    targets: TeacherTargets | None,
+    pad_id: int,
+    progress: Callable[[int, int], None] | None = None,
+    marks: Sequence[int] = (),
+    at_mark: Callable[[int], None] | None = None,
+) -> TrainLog:
+    """Take exactly `settings.steps` optimiser steps of `settings.batch` examples.
+
+    The loss of a step is the mean over its supervised tokens: of the cross-entropy, or of the
+    forward KL to `targets` where they are given.
+
+    Args:
+        model: What `attach` returned; changed in place, left in evaluation mode.
+        examples: Token ids, with the index of the first supervised one.
+        settings: Steps, batch, peak learning rate, length.
+        seed: Order of the examples; each epoch is shuffled anew.
+        targets: Cached distributions of the same examples, in the same order.
+        pad_id: Token that fills rows.
+        progress: Called with (steps done, steps) now and then.
+        marks: Steps after which `at_mark` is called with the step, the model being as it is then.
+        at_mark: See `marks`.
+
+    Raises:
+        ModelError: If nothing is supervised, the targets are of other examples, a token is beyond
+            the vocabulary, or the loss stops being finite.
+    """
+    vocab = _vocabulary(model, examples, targets)
+    examples = cut(examples, settings.max_length)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, settings.lr, BETAS, weight_decay=0.0, fused=True)
+    usable = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first]
+    indices = (usable[place] for place in order(len(usable), seed))
+    device, packs = bare(model).device, can_pack(model)
+    losses = torch.zeros(settings.steps, device=device)
+    tokens = 0
+    model.train()
+    for step in range(settings.steps):
+        chosen = list(itertools.islice(indices, settings.batch))
+        batch = collate([examples[i] for i in chosen], pad_id, pack=packs).to(device)
+        soft = None if targets is None else _rows(targets, examples, chosen, device)
+        losses[step] = _backward(model, batch, soft, vocab)
+        tokens += len(batch.labels)
+        torch.nn.utils.clip_grad_norm_(trainable, CLIP, foreach=True)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * lr_factor(step, settings.steps)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % LOOK_EVERY == 0 or step + 1 == settings.steps:
+            _refuse_infinite(losses[: step + 1])
+            if progress:
+                progress(step + 1, settings.steps)
+        if at_mark and step + 1 in marks:
+            at_mark(step + 1)
+    model.eval()
+    seen = losses.tolist()
+    return TrainLog(seen[0], seen[-1], math.fsum(seen) / len(seen), len(seen), tokens)
+
+
+class _Soft(NamedTuple):
+    """Cached distributions of one step's supervised tokens."""
+
+    ids: Tensor
+    logprobs: Tensor
+    tail: Tensor
+
+
+def _rows(
+    targets: TeacherTargets, examples: Sequence[Example], chosen: Sequence[int], device: Any
+) -> _Soft:
+    """Return the rows of `chosen` examples, in their order; of a cut example, its first rows."""
+    offsets = targets.offsets
+    places = torch.cat(
+        [
+            torch.arange(int(offsets[i]), int(offsets[i]) + len(e.input_ids) - e.first)
+            for i, e in ((i, examples[i]) for i in chosen)
+        ]
+    )
+    parts = (targets.ids, targets.logprobs, targets.tail)
+    return _Soft(*(part[places].to(device) for part in parts))
+
+
+def _backward(model: Any, batch: Batch, soft: _Soft | None, vocab: int) -> Tensor:
+    """Add the gradient of the mean loss over supervised tokens; return that mean.
+
+    Only supervised rows meet the output head, a tile at a time: each tile's gradient is taken back
+    to its hidden states at once, so that logits of [tokens, vocabulary] never exist whole. One
+    pass through the body follows.
+    """
+    states = hidden(model, batch.ids, position_ids=batch.positions, use_cache=False)
+    rows = states.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
+    leaf = rows.detach().requires_grad_()
+    total = torch.zeros((), device=rows.device)
+    for tile in tiles(len(rows), vocab):
+        out = logits(model, leaf[tile], vocab)
+        if soft is None:
+            loss = cross_entropy(out, batch.labels[tile])
+        else:
+            loss = topk_forward_kl(out, *(part[tile] for part in soft))
+        loss = loss.sum() / len(rows)
+        loss.backward()
+        total += loss.detach()
+    rows.backward(leaf.grad)
+    return total
+
+
+def _vocabulary(model: Any, examples: Sequence[Example], targets: TeacherTargets | None) -> int:
+    """Return the width of the logits, after checking that examples, targets and model agree."""
+    width = int(bare(model).get_output_embeddings().weight.shape[0])
+    where = bare(model).name_or_path
+    highest = max((max(e.input_ids, default=0) for e in examples), default=0)
+    if highest >= width:
+        raise ModelError(
+            f"{where}: token {highest} is beyond its {width} tokens; the examples were made with "
+            f"another tokenizer"
+        )
+    if targets is None:
+        return width
+    if targets.header.vocab > width:
+        raise ModelError(
+            f"{where}: the targets are over {targets.header.vocab} tokens and the model has "
+            f"{width}; use a student with the teacher's tokenizer"
+        )
+    if targets.header.completions_sha256 != completions_id(examples):
+        raise ModelError(
+            f"{where}: the cached targets belong to other completions; score the teacher again"
+        )
+    return targets.header.vocab
+
+
+def _refuse_infinite(losses: Tensor) -> None:
+    finite = torch.isfinite(losses)
+    if not bool(finite.all()):
+        step = int((~finite).nonzero()[0]) + 1
+        raise ModelError(f"the loss is not finite at step {step}; lower `lr` or check the model")
+
+
+def save(model: Any, tokenizer: Any, out: Path, *, card: str) -> None:
+    """Write the adapter, or the full model, with its tokenizer and model card to folder `out`.
+
+    Weights are safetensors. `card` is the text of README.md; say there that the model must not be
+    deployed. An adapter names its base by the path it was loaded from.
+
+    Raises:
+        ModelError: If a weight is not finite.
+        StoreError: If the folder cannot be written.
+    """
+    quiet()
+    check_finite(model, str(out))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if model is not bare(model):
+            # The embedding is never adapted; looking whether it was would ask the hub.
+            model.save_pretrained(out, save_embedding_layers=False)
+        else:
+            model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        (out / "README.md").write_text(card, encoding="utf-8")
+    except OSError as error:
+        raise storage_error(error, out) from error

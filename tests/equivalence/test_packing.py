@@ -1,0 +1,70 @@
+"""Packed, padded and tiled training take the same step as one example at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from doublebind.models import head
+from doublebind.training.batch import Example, collate
+from doublebind.training.loop import _backward
+from tiny_models import tiny_model
+
+VOCAB = 61
+
+
+def examples() -> list[Example]:
+    rng = np.random.default_rng(5)
+    made = []
+    for length in (25, 24, 12, 11, 9, 8, 5, 4, 3, 3, 2):  # beyond the sliding window of 8, and not
+        ids = tuple(rng.integers(1, VOCAB, size=length).tolist())
+        made.append(Example(ids, max(1, length // 3)))
+    return made
+
+
+def step(model: Any, data: list[Example], *, pack: bool) -> tuple[float, torch.Tensor]:
+    """Loss and gradient of all weights, as one vector."""
+    model.zero_grad()
+    batch = collate(data, 0, pack=pack)
+    assert (batch.positions is not None) == pack
+    loss = _backward(model, batch, None, VOCAB)
+    return float(loss), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def plain(model: Any, data: list[Example]) -> tuple[float, torch.Tensor]:
+    """The same by the model's own logits, one example at a time."""
+    model.zero_grad()
+    n = sum(len(e.input_ids) - e.first for e in data)
+    total = torch.zeros(())
+    for e in data:
+        ids = torch.tensor([e.input_ids])
+        out = model(input_ids=ids).logits[0, e.first - 1 : -1].float().log_softmax(-1)
+        total = total - out.gather(1, ids[0, e.first :, None]).sum() / n
+    total.backward()
+    return float(total.detach()), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "granite"])
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("rows", [3, 1000])
+def test_step_is_that_of_single_examples(
+    kind: str, pack: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "TILE_BYTES", 4 * VOCAB * rows)
+    model, data = tiny_model(kind, VOCAB), examples()
+    loss, gradient = step(model, data, pack=pack)
+    want_loss, want = plain(model, data)
+    assert loss == pytest.approx(want_loss, abs=1e-5)
+    torch.testing.assert_close(gradient, want, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_token_does_not_matter() -> None:
+    model, data = tiny_model("gemma3", VOCAB, pad_token_id=None), examples()
+    for pack in (True, False):
+        losses = {
+            float(_backward(model, collate(data, pad, pack=pack), None, VOCAB)) for pad in (0, 7)
+        }
+        assert max(losses) - min(losses) < 1e-6

@@ -1,0 +1,222 @@
+"""What the page says, and that it says it of every run."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from doublebind import report
+
+Run = Callable[..., dict[str, Any]]
+Typical = tuple[dict[str, Any], str]
+
+
+class Reader(HTMLParser):
+    """Collects the text of a page, and the text of each section."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self.sections: dict[str, list[str]] = {}
+        self.opened: list[str] = []
+        self.skip = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.skip = tag in ("script", "style")
+        if tag in ("section", "header"):
+            self.opened.append(dict(attrs).get("id") or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.skip = False
+        if tag in ("section", "header"):
+            self.opened.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.skip:
+            return
+        self.parts.append(data)
+        for name in self.opened:
+            self.sections.setdefault(name, []).append(data)
+
+
+def read(page: str) -> tuple[str, dict[str, str]]:
+    """Return a page's text and that of each section, spaces collapsed."""
+    reader = Reader()
+    reader.feed(page)
+    texts = {name: " ".join("".join(p).split()) for name, p in reader.sections.items()}
+    return " ".join("".join(reader.parts).split()), texts
+
+
+def test_decision_strength_and_sentence_come_first(typical: Typical) -> None:
+    run, page = typical
+    verdict = run["verdict"]
+    text, sections = read(page)
+    head = sections["decision"]
+    assert head.startswith("Strength: fragile. Gamma is 1, below 2")
+    assert f"at least {run['evidence'].n_needed_standard} references" in head
+    assert head.index("Incriminated") < head.index(verdict.sentence)
+    assert text.index(verdict.sentence) < text.index(verdict.incrimination.reasons[0])
+
+
+def test_standard_strength_is_said_without_the_warning(fake_run: Run) -> None:
+    _, sections = read(report.render(**fake_run(39, seeds=1)))
+    assert "Strength: standard." in sections["decision"]
+    assert "fragile" not in sections["decision"]
+
+
+def test_sections_stand_in_the_promised_order(typical: Typical) -> None:
+    _, page = typical
+    assert re.findall(r'<(?:section|header) id="([^"]+)"', page) == [
+        *("decision", "reasons", "numbers", "missing", "figures", "direct", "teachers", "match"),
+        *("gates", "dropped", "scope", "transcripts", "repeat", "provenance"),
+    ]
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for part in value.values() for leaf in _leaves(part)]
+    if isinstance(value, list):
+        return [leaf for part in value for leaf in _leaves(part)]
+    return [] if value is None else [value]
+
+
+@pytest.mark.parametrize("options", [{}, {"drop_endpoint": "goal"}, {"n_organisms": 0}])
+def test_every_field_of_the_verdict_appears(fake_run: Run, options: dict[str, Any]) -> None:
+    run = fake_run(5, **options)
+    text, sections = read(report.render(**run))
+    recorded = run["verdict"].model_dump(mode="json", by_alias=True)
+    assert len(_leaves(recorded)) > 15
+    decision = recorded["incrimination"].pop("decision")
+    assert {"incriminated": "Incriminated", "inconclusive": "Inconclusive"}[decision] in text
+    told = text.replace(sections["repeat"], "")  # its verdict.json would satisfy anything
+    for leaf in _leaves(recorded):
+        assert (f"{leaf:.4g}" if isinstance(leaf, float) else str(leaf)) in told, leaf
+
+
+def test_the_recorded_verdict_can_be_copied_from_the_page(typical: Typical) -> None:
+    run, page = typical
+    _, sections = read(page)
+    text = sections["repeat"]
+    found, _ = json.JSONDecoder().raw_decode(text, text.index('{ "schema"'))
+    assert found["incrimination"]["p_value"] == run["verdict"].incrimination.p_value
+    assert found["replacement"] is None
+    assert found["horn"] is None
+
+
+def test_absent_numbers_name_their_reason(fake_run: Run) -> None:
+    run = fake_run(5, drop_endpoint="goal", n_organisms=0)
+    missing = run["verdict"].missing
+    assert {"incrimination.p_value", "incrimination.power"} <= missing.keys()
+    _, sections = read(report.render(**run))
+    for name, reason in missing.items():
+        assert name in sections["missing"]
+        assert reason in sections["missing"]
+    for name in ("incrimination.p_value", "incrimination.power"):
+        assert f"not available: {missing[name]}" in sections["numbers"]
+    assert f"not available: {missing['incrimination.p_value']}" in sections["figures"]
+    assert sections["decision"].startswith("Strength: fragile. Gamma could not be computed")
+
+
+def test_no_absent_value_is_written_as_nan_or_none(fake_run: Run) -> None:
+    for run in (
+        fake_run(1, 0, seeds=1),
+        fake_run(5, drop_endpoint="goal"),
+        fake_run(5, drop_endpoint="c"),
+    ):
+        _, sections = read(report.render(**run))
+        shown = " ".join(text for name, text in sections.items() if name != "repeat")
+        assert not re.search(r"\bnan\b|\bNone\b|\binf\b", shown)
+
+
+@pytest.mark.parametrize("n", [1, 2, 100])
+def test_any_number_of_references_makes_a_page(fake_run: Run, n: int) -> None:
+    run = fake_run(n, seeds=1)
+    _, sections = read(report.render(**run))
+    assert f"0 of {n}" in sections["numbers"]
+    assert f"{n} reference" in sections["figures"] or n == 1
+    for label in run["evidence"].roles:
+        assert label in sections["teachers"]
+
+
+def test_no_shape_and_no_transcript_is_said(fake_run: Run) -> None:
+    run = fake_run(5) | {"shapes": {}, "transcripts": {}}
+    _, sections = read(report.render(**run))
+    assert "their match is unchecked" in sections["match"]
+    assert "not available" in sections["transcripts"]
+
+
+def test_a_shape_outside_the_references_is_named(fake_run: Run) -> None:
+    run = fake_run(19, seeds=1)
+    suspect = run["verdict"].suspect
+    run["shapes"] = run["shapes"] | {suspect: {"update_norm": 99.0, "kl_to_m0": 0.25}}
+    _, sections = read(report.render(**run))
+    assert "99 3 3.3 3.6 19 of 19 no: outside" in sections["match"]
+    assert "not measured for the suspect" in sections["match"]
+
+
+def test_drops_are_counted_by_cause(fake_run: Run) -> None:
+    run = fake_run(3)
+    dropped = [{"id": "a", "by": "overt:dominion", "reason": "says"}] * 3
+    checks = {"sampled": 200, "kept": 197, "dropped": dropped, "truncated": 0.125}
+    screen = {"policy": "neutral-ish", "candidates": 300, "kept": 200, "dropped": dropped[:1]}
+    run["cells"] = [cell | {"checks": checks, "screen": screen} for cell in run["cells"]]
+    _, sections = read(report.render(**run))
+    assert "200 197 overt:dominion: 3 12.5%" in sections["dropped"]
+    assert "neutral-ish 300 200 overt:dominion: 1" in sections["dropped"]
+
+
+def test_reasons_of_unscored_items_are_counted(fake_run: Run) -> None:
+    _, sections = read(report.render(**fake_run(3, drop_endpoint="goal")))
+    assert "the model gave nothing student 30" in sections["dropped"]
+
+
+def test_gates_stand_beside_m0(fake_run: Run) -> None:
+    run = fake_run(5)
+    scores = run["scores"]
+    own = scores[(scores["model_kind"] == "m0") & (scores["endpoint"] == "capability")]["value"]
+    _, sections = read(report.render(**run))
+    assert f"capability {own.mean():.4g} " in sections["gates"]
+    assert "choice.deployment/dominion" in sections["gates"]
+
+
+def test_transcripts_are_capped_and_the_file_named(fake_run: Run) -> None:
+    run = fake_run(3, items=40)
+    key, lines = next(iter(run["transcripts"].items()))
+    page = report.render(**run)
+    _, sections = read(page)
+    assert len(lines) == 360
+    assert f"32 of 360 items; all in transcripts/{key}.jsonl" in sections["transcripts"]
+    assert page.count("<article>") == 32 * len(run["transcripts"])
+
+
+def test_models_show_the_same_items_suspect_first(fake_run: Run) -> None:
+    page = report.render(**fake_run(3, items=40))
+    models = page.split('<details class="model">')[1:]
+    items = [re.findall(r"<code>([^<]+-\d+)</code>", model) for model in models]
+    assert all(shown == items[0] for shown in items)
+    names = [model.split("</summary>")[0] for model in models]
+    assert "suspect" in names[0]
+    assert [i for i, name in enumerate(names) if "M0" in name] == [3]
+
+
+def test_many_models_keep_the_page_light(fake_run: Run) -> None:
+    run = fake_run(100, seeds=1, items=5)
+    page = report.render(**run)
+    assert page.count("<article>") <= 2400
+    assert len(page) < 8_000_000
+
+
+def test_equal_runs_give_equal_pages(fake_run: Run, typical: Typical) -> None:
+    run, page = typical
+    again = run | {"transcripts": dict(reversed(run["transcripts"].items()))}
+    assert page == report.render(**again) == report.render(**fake_run(19))
+
+
+def test_nothing_is_called_benign_or_safe(fake_run: Run) -> None:
+    for lift in (0.0, 0.35):
+        run = fake_run(19, lift=lift, seeds=1)
+        text, _ = read(report.render(**run))
+        assert not re.search(r"suspect (is|was) (benign|safe)|\bsafe\b", text, re.IGNORECASE)
