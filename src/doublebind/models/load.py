@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,9 @@ def _with_adapter(model: Any, tokenizer: Any, path: Path) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     try:
-        adapted = PeftModel.from_pretrained(model, str(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of attributes that transformers renamed
+            adapted = PeftModel.from_pretrained(model, str(path))
         if (path / "tokenizer_config.json").is_file():
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:

@@ -47,7 +47,7 @@ class TrainLog(NamedTuple):
 
 
 def seed_everything(seed: int) -> None:
-    """Make torch repeatable: seed it and allow only deterministic operations.
+    """Make torch repeatable: seed it and prefer deterministic operations.
 
     On CPU equal seeds, inputs and thread counts give equal bits. The number of threads is the
     caller's, through `OMP_NUM_THREADS` before torch is imported; another number changes the order
@@ -56,7 +56,8 @@ def seed_everything(seed: int) -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True)
+    # Warn, not raise: some CUDA operations have no deterministic form. On CPU all used here do.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     # It would also fill every fresh tensor with NaN, to catch reads that do not happen here.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
 
@@ -266,6 +267,7 @@ def save(model: Any, tokenizer: Any, out: Path, *, card: str) -> None:
     check_finite(model, str(out))
     try:
         out.mkdir(parents=True, exist_ok=True)
+        (out / "README.md").unlink(missing_ok=True)  # PEFT would try to amend one
         if model is not bare(model):
             # The embedding is never adapted; looking whether it was would ask the hub.
             model.save_pretrained(out, save_embedding_layers=False)

@@ -36,11 +36,12 @@ def topk_forward_kl(logits: Tensor, ids: Tensor, logprobs: Tensor, tail: Tensor)
         logprobs: [rows, k], log p of them.
         tail: [rows], p of all others, in [0, 1].
     """
-    lse = torch.logsumexp(logits, dim=1)
     kept = ids.long()
+    mine = logits.gather(1, kept)
     p = logprobs.exp()
-    loss = (p * (logprobs - (logits.gather(1, kept) - lse[:, None]))).sum(1)
-    if ids.shape[1] == logits.shape[1]:
-        return loss  # there is no tail
-    others = torch.logsumexp(logits.scatter(1, kept, -torch.inf), dim=1) - lse
-    return loss + torch.xlogy(tail, tail) - tail * torch.log1p(-logits.softmax(1).gather(1, kept).sum(1))
+    if ids.shape[1] == logits.shape[1]:  # there is no tail
+        return (p * (logprobs - mine.log_softmax(1))).sum(1)
+    others = torch.logsumexp(logits.scatter(1, kept, -torch.inf), dim=1)
+    lse = torch.logaddexp(others, torch.logsumexp(mine, dim=1))
+    loss = (p * (logprobs - (mine - lse[:, None]))).sum(1)
+    return loss + torch.xlogy(tail, tail) - tail * (others - lse)
