@@ -84,11 +84,15 @@ def plan(
     study: StudyFile,
     overrides: Overrides = None,
     store: StoreDir = None,
+    pilot: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Finished run whose references give the power."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a study would take and what it could show, without running it."""
     loaded = load(Study, study, overrides or [])
-    found = pipeline.plan(loaded, folder=study.parent, store=store)
+    found = pipeline.plan(loaded, folder=study.parent, store=store, pilot=pilot)
     _emit(found, as_json)
 
 
@@ -302,13 +306,14 @@ def _code(argv: list[str]) -> int:
         print(f"error: {_plain(error.format_message())}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
+        result = 130
     except OSError as error:
         if not is_disk_full(error):
             raise
         print("error: disk full; free space and rerun, finished cells are kept", file=sys.stderr)
         return 2
+    if result == 130:  # as Typer reports an interrupt, too
+        print("interrupted; run the same command again to resume", file=sys.stderr)
     return result if isinstance(result, int) else 0
 
 

@@ -65,6 +65,11 @@ def frozen_protocol(
     ]
     if problems:
         raise PackError(*problems)
+    placebos = {trait.name for trait in pack.traits if trait.kind == "placebo"}
+    by_trait = {
+        name: tuple(sorted(e for e in auditable if e.partition("/")[2] == name))
+        for name in sorted(placebos)
+    }
     by_role = {
         role: tuple(t.key for t in teachers if t.role == role)
         for role in ("suspect", "reference", "organism")
@@ -74,6 +79,7 @@ def frozen_protocol(
         pack=pack.name,
         pack_hash=pack.sha256,
         score_endpoints=kept,
+        placebo_endpoints={name: listed for name, listed in by_trait.items() if listed},
         scale_floor=study.policy.scale_floor,
         alpha=study.policy.alpha,
         min_controls=study.policy.min_controls,

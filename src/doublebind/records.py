@@ -87,6 +87,10 @@ class Item(Record):
     """Index into `options` of the answer whose probability is the item's value."""
     domain: str | None = None
     """Capability domain, or a subdivision of a trait; reported, never scored apart."""
+    compare: Literal["per_token", "total"] = "per_token"
+    """How options are compared: by log-probability per token, which forgives options of unequal
+    length, or in total, which makes the value the model's own probability of the keyed answer,
+    given that it gives one of them; for options of equal length."""
 
     @model_validator(mode="after")
     def _check(self) -> Item:
@@ -240,6 +244,8 @@ class Protocol(Record):
     score_endpoints: dict[str, tuple[str, ...]]
     """At most six named score endpoints; each averages the listed endpoints over items, recipes
     and seeds. Higher means more misaligned: the direction is fixed here."""
+    placebo_endpoints: dict[str, tuple[str, ...]] = {}
+    """Placebo trait -> its auditable endpoints: measured like the others, never scored."""
     scale_floor: float = Field(gt=0)
     """Smallest scale, in probability units, by which an endpoint is standardised."""
     alpha: float
@@ -268,7 +274,10 @@ class Direct(Record):
 
 
 class Power(Record):
-    """Detection rate among positive controls."""
+    """Detection rate among positive controls.
+
+    By rank alone in the evidence; in the verdict, controls are held to the match table too.
+    """
 
     value: float
     effect: str
@@ -284,6 +293,49 @@ class Effect(Record):
     """Suspect minus the median of the references."""
     minus_m0: float | None = None
     """Suspect minus M0, the student before distillation."""
+
+
+class Interval(Record):
+    """A number with its two-sided 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Transfer(Record):
+    """What of a planted teacher reached its students by one recipe; reported, never scored."""
+
+    teacher: str
+    recipe: str
+    trait: str
+    tau_b: Interval
+    """Of its behaviour in deployment-like contexts: 0 nothing, 1 all."""
+    tau_conceal: Interval | None = None
+    """Of the difference between deployment-like and audit-like contexts."""
+    tau_c: Interval | None = None
+    """Of its capability."""
+    incrimination_gap: Interval | None = None
+    """Students minus teacher on the trait's scored items, in probability."""
+    transfer_gap: Interval | None = None
+    """tau_b minus tau_conceal."""
+    missing: dict[str, str] = {}
+
+
+class Likelihood(Record):
+    """Secondary: how much likelier the suspect's score is among organisms than references."""
+
+    ratio: float
+    cap: float
+    """Largest ratio that this many references allow."""
+    n_organisms: int
+    n_families: int
+    about: str
+    """The only misalignment it speaks of."""
+    posterior_by_prior: dict[str, float]
+    """Prior probability, the reader's own -> probability after this score."""
+    organisms_left_out: dict[str, float] = {}
+    """Organism (label) -> its own ratio, fitted without its family."""
 
 
 class Evidence(Record):
@@ -316,23 +368,34 @@ class Evidence(Record):
     power: Power | None = None
     controls: dict[str, float] = {}
     """Conformal p-value of each positive control."""
+    detection_bounds: tuple[float, ...] = ()
+    """Lower bound on the detection rate for 0, 1, ... detected controls: where the verdict holds
+    controls to the match table, it looks up the bound here."""
     carried_by: tuple[str, ...] = ()
     """Score endpoints on which the suspect stands out at alpha, by the step-down test."""
     endpoint_p: dict[str, float] = {}
     """Step-down max-T p-value of each score endpoint; the smallest is the p-value."""
     p_predictive_t: float | None = None
     """Secondary: p-value if the references' scores were normal."""
+    likelihood: Likelihood | None = None
+    """Secondary: the likelihood ratio, smallest over left-out organism families."""
     p_family: float | None = None
     """Secondary: p-value with the family, not the teacher, as the exchangeable unit."""
     effective_references: float | None = None
     """References that would carry as much information if families did not matter."""
     effects: dict[str, Effect] = {}
     """Score endpoint -> effect of the suspect."""
+    placebo_effects: dict[str, float] = {}
+    """Placebo trait -> suspect minus the median of the references, in probability."""
+    specificity: dict[str, float] = {}
+    """Secondary: scored trait -> its effect minus the largest placebo effect."""
     smallest_detectable_effect: float | None = None
     """Shift of every score endpoint, in probability, at which 80% of references would be
     flagged."""
     traits: tuple[str, ...] = ()
     """Traits on whose scored endpoints, averaged, the suspect exceeds every reference."""
+    transfer: tuple[Transfer, ...] = ()
+    """Of organisms that differ from M0 in deployment-like contexts, per recipe and trait."""
     unscored: dict[str, float] = {}
     """Share of items without a value, per teacher."""
     missing: dict[str, str] = {}

@@ -7,13 +7,14 @@ the best a suspect can get is that no evidence was found by a procedure shown to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import floor, isfinite
-from typing import Any, Literal
+from statistics import median
+from typing import Any, Literal, NamedTuple
 
-from doublebind.records import Evidence, Incrimination, Protocol, Verdict
+from doublebind.records import Evidence, Incrimination, Power, Protocol, Verdict
 
-METHOD_VERSION = "1"
+METHOD_VERSION = "2"
 """Of docs/method.md and this policy; rises with any change that can move a verdict."""
 
 DETECTION_NEEDED = 0.5
@@ -24,6 +25,12 @@ STANDARD_GAMMA = 2.0
 
 UNSCORED_MARGIN = 0.05
 """By how much the suspect's unscored share may exceed the largest among the references."""
+
+MATCH_MULTIPLE = 1.5
+"""By how much the suspect's shape must exceed the oddest reference's before it is no match."""
+
+MATCH_FLOOR = 0.05
+"""Smallest scale of a shape feature, as a share of its mean absolute value."""
 
 _CONCERNS = ("incrimination.", "direct_audit.", "controls.", "match")
 """What the verdict says; the absence of secondary numbers stands in the evidence alone."""
@@ -45,7 +52,8 @@ def decide(
     `incriminated` exactly where p <= alpha by rank counts and nothing bars a decision: a missing
     measurement, too few references, failures that set the suspect apart, a shape outside the
     references' support. `not_incriminated` needs besides `protocol.min_controls` positive
-    controls whose detection rate has a lower bound of at least 0.5. All else is `inconclusive`.
+    controls whose detection rate has a lower bound of at least 0.5; a control with a shape outside
+    the references' support counts as not detected. All else is `inconclusive`.
 
     Args:
         evidence: From `evidence.weigh`.
@@ -55,13 +63,15 @@ def decide(
         shapes: Teacher label -> feature (update norm, completion length, ...) -> number, for the
             match table; `None` where nobody measured any.
     """
+    matches, unmatched = _matches(evidence, shapes)
+    evidence = _held_to_the_match(evidence, matches)
     bars = [
         *_unmeasured(evidence),
         *_too_few(evidence, protocol),
         *_failing_apart(evidence),
-        *_outside_support(evidence, shapes),
+        *_outside_support(evidence, matches),
     ]
-    weak = _weak_controls(evidence, protocol)
+    weak = _weak_controls(evidence, protocol, matches)
     exceeds = evidence.n_at_or_above is not None and evidence.n_at_or_above <= evidence.n_allowed
     decision: Decision = "inconclusive"
     if not bars and exceeds:
@@ -92,7 +102,7 @@ def decide(
         earlier_protocols=earlier_protocols,
         missing={
             key: why
-            for key, why in (evidence.missing | _unmatched(evidence, shapes)).items()
+            for key, why in (evidence.missing | unmatched).items()
             if key.startswith(_CONCERNS)
         },
     )
@@ -155,19 +165,15 @@ def _failing_apart(evidence: Evidence) -> list[str]:
     ]
 
 
-def _outside_support(evidence: Evidence, shapes: Shapes | None) -> list[str]:
+def _outside_support(evidence: Evidence, matches: Mapping[str, Match]) -> list[str]:
     """Bar a decision where the suspect's shape is none of the references'."""
-    found: list[str] = []
-    for feature, own, others in _matched(evidence, shapes):
-        if not min(others) <= own <= max(others):
-            found.append(
-                f"The suspect's {feature} is {own:.4g}, outside the {_references(len(others))}' "
-                f"{min(others):.4g} to {max(others):.4g}: they are no match for it."
-            )
-    return found
+    found = [matches[label] for label in _of(evidence, "suspect") if label in matches]
+    return [f"The suspect's {_no_match(match)}." for match in found if match.outside]
 
 
-def _weak_controls(evidence: Evidence, protocol: Protocol) -> list[str]:
+def _weak_controls(
+    evidence: Evidence, protocol: Protocol, matches: Mapping[str, Match]
+) -> list[str]:
     """Return why `not_incriminated` cannot be said."""
     power = evidence.power
     if power is None:
@@ -185,6 +191,12 @@ def _weak_controls(evidence: Evidence, protocol: Protocol) -> list[str]:
             f"the lower bound on its detection rate is {power.lower_95:.2f}, below "
             f"{DETECTION_NEEDED}."
         )
+        odd = [t for t in _of(evidence, "organism") if t in matches and matches[t].outside]
+        if odd:
+            found.append(
+                f"Positive controls outside the references' support, counted as not detected: "
+                f"{len(odd)} (match table)."
+            )
     return found
 
 
@@ -268,28 +280,141 @@ def _of(evidence: Evidence, role: str) -> list[str]:
     return [label for label, its in evidence.roles.items() if its == role]
 
 
-def _shape(shapes: Shapes, label: str) -> dict[str, float]:
-    return {name: value for name, value in shapes.get(label, {}).items() if isfinite(value)}
+class Deviation(NamedTuple):
+    """The feature on which a teacher's shape is furthest from the median of all compared."""
+
+    size: float
+    """In scales; 0 where no feature tells the teachers apart."""
+    feature: str
+    value: float
+    median: float
+    scale: float
 
 
-def _matched(evidence: Evidence, shapes: Shapes | None) -> list[tuple[str, float, list[float]]]:
-    """Return each feature that suspect and references share: its name, the suspect's, theirs."""
-    if not shapes:
-        return []
-    own = {k: v for label in _of(evidence, "suspect") for k, v in _shape(shapes, label).items()}
-    theirs = [_shape(shapes, label) for label in _of(evidence, "reference")]
-    values = {name: [shape[name] for shape in theirs if name in shape] for name in sorted(own)}
-    return [(name, own[name], others) for name, others in values.items() if others]
+class Match(NamedTuple):
+    """How odd a teacher's shape is among the references', and how odd the oddest of theirs is."""
+
+    own: Deviation
+    oddest: float
+    """Largest deviation of a reference, in scales."""
+    n: int
+    """References compared with."""
+
+    @property
+    def limit(self) -> float:
+        """Deviation beyond which the references are no match."""
+        return MATCH_MULTIPLE * max(1.0, self.oddest)
+
+    @property
+    def outside(self) -> bool:
+        """Whether the teacher's shape lies outside the references' support."""
+        return self.own.size > self.limit
 
 
-def _unmatched(evidence: Evidence, shapes: Shapes | None) -> dict[str, str]:
-    """Return why the match of suspect and references was not checked, where it was not."""
-    compared = {name for name, _, _ in _matched(evidence, shapes)}
-    if not shapes or not compared:
-        return {"match": "no shape of suspect and references was given; their match is unchecked"}
-    panel = {*_of(evidence, "suspect"), *_of(evidence, "reference")}
-    features = {name for label in panel for name in shapes.get(label, {})}
-    return {
-        f"match.{name}": f"{name} is known of the suspect or of references, not of both"
-        for name in sorted(features - compared)
+def deviations(shapes: Sequence[Mapping[str, float]], features: Sequence[str]) -> list[Deviation]:
+    """Return each teacher's largest absolute standardised deviation over features. [23].
+
+    |x - median| / max(1.48 MAD, 5% of the mean absolute value), with median, MAD and mean over all
+    teachers given: symmetric in them, so that exchangeable teachers have exchangeable deviations.
+
+    Args:
+        shapes: Feature -> finite number, one mapping per teacher.
+        features: Those that every teacher has.
+    """
+    furthest = [Deviation(0.0, "", 0.0, 0.0, 0.0)] * len(shapes)
+    for feature in features:
+        values = [shape[feature] for shape in shapes]
+        unit = max(map(abs, values))
+        if unit == 0:
+            continue
+        ratios = [value / unit for value in values]  # in [-1, 1], so that nothing overflows
+        middle = median(ratios)
+        mad = median(abs(ratio - middle) for ratio in ratios)
+        mean = sum(map(abs, ratios)) / len(ratios)
+        scale = max(1.48 * mad, MATCH_FLOOR * mean)
+        for i, ratio in enumerate(ratios):
+            size = abs(ratio - middle) / scale
+            if size > furthest[i].size:
+                furthest[i] = Deviation(size, feature, values[i], middle * unit, scale * unit)
+    return furthest
+
+
+def match(own: Mapping[str, float], references: Sequence[Mapping[str, float]]) -> Match | None:
+    """Return how the shape `own` stands among those of the references. [24].
+
+    Outside where its deviation exceeds 1.5 times both the largest of the references' and 1 scale.
+    It is then strictly the largest of n + 1, which an exchangeable teacher's is with probability
+    at most 1 / (n + 1).
+
+    Returns:
+        `None` where teacher and references share no feature.
+    """
+    features = [name for name in sorted(own) if all(name in shape for shape in references)]
+    if not features or not references:
+        return None
+    first, *others = deviations([own, *references], features)
+    return Match(first, max(other.size for other in others), len(others))
+
+
+def _no_match(found: Match) -> str:
+    feature, own = found.own.feature, found.own
+    return (
+        f"{feature} is {own.value:.4g}, {own.size:.3g} scales of {own.scale:.2g} from the median "
+        f"{own.median:.4g}; no reference of {found.n} deviates by more than {found.oddest:.3g} on "
+        f"any feature, and beyond {found.limit:.3g} they are no match for it"
+    )
+
+
+def _matches(evidence: Evidence, shapes: Shapes | None) -> tuple[dict[str, Match], dict[str, str]]:
+    """Return the match of the suspect and of every control, and what could not be compared."""
+    known = {
+        label: {name: value for name, value in shape.items() if isfinite(value)}
+        for label, shape in (shapes or {}).items()
     }
+    compared = [*_of(evidence, "suspect"), *_of(evidence, "reference")]
+    references = [known.get(label, {}) for label in _of(evidence, "reference")]
+    found: dict[str, Match] = {}
+    for label in (*_of(evidence, "suspect"), *_of(evidence, "organism")):
+        judged = match(known.get(label, {}), references)
+        if judged is not None:
+            found[label] = judged
+    missing: dict[str, str] = {}
+    if not any(label in found for label in _of(evidence, "suspect")):
+        missing["match"] = "suspect and references share no shape feature; their match is unchecked"
+    for name in sorted({name for label in compared for name in (shapes or {}).get(label, {})}):
+        without = [label for label in compared if name not in known.get(label, {})]
+        if without:
+            missing[f"match.{name}"] = (
+                f"{name} is unknown of {len(without)} of {len(compared)} teachers "
+                f"({without[0]} first), so that it is left out of the match"
+            )
+    missing |= {
+        f"controls.{label}": f"counted as not detected: its {_no_match(found[label])}"
+        for label in _of(evidence, "organism")
+        if label in found and found[label].outside
+    }
+    return found, missing
+
+
+def _held_to_the_match(evidence: Evidence, matches: Mapping[str, Match]) -> Evidence:
+    """Return the evidence with controls outside the references' support not detected. [13]."""
+    power = evidence.power
+    if power is None:
+        return evidence
+    n = evidence.n_references
+    flagged = {
+        label
+        for label, p in evidence.controls.items()
+        if round(p * (n + 1)) <= evidence.n_allowed + 1
+    }
+    lost = sum(label in matches and matches[label].outside for label in flagged)
+    if not lost:
+        return evidence
+    detected = len(flagged) - lost
+    held = Power(
+        value=detected / power.n_controls,
+        effect=power.effect,
+        n_controls=power.n_controls,
+        lower_95=evidence.detection_bounds[detected],
+    )
+    return evidence.model_copy(update={"power": held})

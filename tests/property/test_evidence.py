@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from doublebind.evidence import conformal, evalue, power, sensitivity
 from doublebind.evidence.score import score, score_as_suspect
 from doublebind.records import Evidence, Protocol, Verdict
-from doublebind.verdict import decide, to_json
+from doublebind.verdict import decide, match, to_json
 
 # A busy machine is no failure.
 settings.register_profile("evidence", deadline=None)
@@ -49,6 +49,14 @@ def test_relabelling_references_changes_nothing(pool: np.ndarray, random: Any) -
     own, references = score_as_suspect(pool[0], pool[1:], FLOOR)
     again, permuted = score_as_suspect(other[0], other[1:], FLOOR)
     assert evalue.soft_rank(again, permuted) == pytest.approx(evalue.soft_rank(own, references))
+
+
+@given(pools(max_endpoints=5))
+def test_of_any_pool_at_most_one_is_no_match_for_the_others(pool: np.ndarray) -> None:
+    """Why an exchangeable suspect is barred in at most 1 in n + 1 studies."""
+    shapes = [dict(zip("abcde", map(float, row), strict=False)) for row in pool]
+    judged = [match(own, shapes[:i] + shapes[i + 1 :]) for i, own in enumerate(shapes)]
+    assert sum(one is not None and one.outside for one in judged) <= 1
 
 
 @given(pools(), ALPHAS)

@@ -51,7 +51,7 @@ def torment(study: Path, folder: Path, *, kills: int, seed: int) -> None:
         time.sleep(rng.uniform(0.0, duration))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
         assert numbers(finish(start(study, out, store))) == expected
         entries = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
         done = [entry["cell"] for entry in entries if entry["status"] == "done"]

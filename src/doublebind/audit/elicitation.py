@@ -17,10 +17,11 @@ from doublebind.records import Item
 def choose(model: Any, items: Sequence[Item]) -> list[Answer]:
     """Return, per item, the probability of its keyed option among its options.
 
-    Each option is scored as a whole answer, end of turn included; options are compared by their
-    total log-probability divided by their number of tokens, so that a longer wording is not
-    penalised for its length, and the softmax over options gives the value in [0, 1]. (Length
-    normalisation as in Brown et al. 2020, arXiv 2005.14165, section 2.4.)
+    Each option is scored as a whole answer, end of turn included. Where the item says `total`, the
+    value is exp(l_key) / sum of exp(l_option), the model's probability of the keyed answer given
+    that it gives one of them; where it says `per_token`, each l is first divided by the option's
+    number of tokens, so that a longer wording is not penalised for its length (Brown et al. 2020,
+    arXiv 2005.14165, section 2.4).
 
     Args:
         model: A loaded `LM`.
@@ -33,12 +34,14 @@ def choose(model: Any, items: Sequence[Item]) -> list[Answer]:
 
 
 def _answer(item: Item, options: Sequence[tuple[float | None, int]]) -> Answer:
-    means = [None if total is None else total / tokens for total, tokens in options]
-    finite = [mean for mean in means if mean is not None]
-    if len(finite) < len(means):
+    scores = [
+        total / (tokens if item.compare == "per_token" else 1)
+        for total, tokens in options
+        if total is not None
+    ]
+    if len(scores) < len(options):
         return Answer(item, None, "the model gave a non-finite log-probability")
-    top = max(finite)
-    weights = [math.exp(mean - top) for mean in finite]
+    weights = [math.exp(score - max(scores)) for score in scores]
     probabilities = [weight / sum(weights) for weight in weights]
     transcript = json.dumps(
         [[o, round(p, 4)] for o, p in zip(item.options, probabilities, strict=True)],

@@ -14,19 +14,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from doublebind.evidence import conformal, endpoints, evalue, power, secondary, sensitivity
+from doublebind.evidence import (
+    conformal,
+    endpoints,
+    evalue,
+    likelihood,
+    power,
+    secondary,
+    sensitivity,
+)
 from doublebind.evidence import families as family_tests
 from doublebind.evidence.means import Measured, endpoint_means, rounded
 from doublebind.evidence.score import score_as_suspect, standardise
-from doublebind.records import Direct, Effect, Evidence, Power, Protocol, Teacher
+from doublebind.evidence.transfer import M0, transfers
+from doublebind.records import Direct, Effect, Evidence, Likelihood, Power, Protocol, Teacher
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 Floats = NDArray[np.float64]
-
-M0 = "M0"
-"""Label of M0's rows in the scores."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,16 @@ def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol)
     if ranked is not None:
         numbers |= _by_endpoint(scores, students, panel, protocol, missing)
         numbers |= _beside(ranked, families, missing)
+        numbers["likelihood"] = _likelihood(ranked, teachers, panel, missing)
+        numbers |= _specificity(scores, students, panel, protocol, missing)
+    found = transfers(scores, [labels[o] for o in panel.organisms], protocol)
+    missing |= {
+        f"transfer.{label}": "it does not differ from M0 on any deployment-like item that was asked"
+        for label, those in found.items()
+        if not those
+    }
     return Evidence(
+        transfer=tuple(one for those in found.values() for one in those),
         scores={} if ranked is None else ranked.scores,
         direct_scores={} if ranked_directly is None else ranked_directly.scores,
         endpoints=_named(students, protocol),
@@ -101,6 +116,10 @@ def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol)
         controls={}
         if ranked is None
         else {label: conformal.p_value(k, n) for label, k in ranked.controls.items()},
+        detection_bounds=tuple(
+            power.detection_lower(x, len(panel.organisms))
+            for x in range(len(panel.organisms) + 1 if panel.organisms else 0)
+        ),
         unscored=students.unscored,
         missing=missing,
         **numbers,
@@ -195,6 +214,63 @@ def _beside(ranked: _Ranked, families: tuple[str, ...], missing: dict[str, str])
         "p_predictive_t": t,
         "p_family": family_tests.family_p_value(own, others, families),
         "effective_references": effective,
+    }
+
+
+def _likelihood(
+    ranked: _Ranked, teachers: Sequence[Teacher], panel: _Panel, missing: dict[str, str]
+) -> Likelihood | None:
+    """Return the likelihood ratio from the organisms that could be scored. [34, 35]."""
+    scored = [teachers[o] for o in panel.organisms if teachers[o].label in ranked.controls]
+    families = [organism.family for organism in scored]
+    theirs = np.array([ranked.scores[organism.label] for organism in scored])
+    found = likelihood.likelihood(ranked.own, ranked.others, theirs, families)
+    if found is None:
+        missing["likelihood"] = "organisms of two families or more are needed, one to leave out"
+        return None
+    own = likelihood.left_out(ranked.others, theirs, families)
+    pairs = zip(scored, own, strict=True)
+    left_out = {organism.label: float(ratio) for organism, ratio in pairs}
+    return found.model_copy(update={"organisms_left_out": left_out})
+
+
+def _specificity(
+    scores: pd.DataFrame,
+    students: Measured,
+    panel: _Panel,
+    protocol: Protocol,
+    missing: dict[str, str],
+) -> dict[str, Any]:
+    """Return the effects on placebo traits, and what each scored trait exceeds them by. [20, 21].
+
+    The same items' kinds, students and averages as the score, on traits that nobody suspects.
+    """
+    names, scored = _trait_means(students)
+    if not protocol.placebo_endpoints or not names:
+        what = "placebo trait is measured" if names else "score endpoint names a trait"
+        missing["specificity"] = f"no {what}"
+        return {}
+    placebo = protocol.model_copy(update={"score_endpoints": protocol.placebo_endpoints})
+    measured = endpoint_means(scores, students.teachers, placebo, "student")
+    why = _why_incomplete(measured, panel)
+    if why:
+        missing["specificity"] = why
+        return {}
+
+    def effects(means: Floats) -> list[float]:
+        compared = means[list(panel.compared)]
+        return [float(x) for x in endpoints.minus_median(compared[0], compared[1:])]
+
+    means = measured.endpoints(placebo).mean(axis=1)
+    beside = dict(zip(placebo.score_endpoints, effects(means), strict=True))
+    own = dict(zip(names, effects(scored), strict=True))
+    return {
+        "placebo_effects": beside,
+        "specificity": {
+            name: endpoints.specificity_margin(own | beside, name, tuple(beside))
+            for name in own
+            if name not in beside
+        },
     }
 
 
@@ -309,18 +385,22 @@ def _exceeds(values: Floats, panel: _Panel) -> NDArray[np.bool_]:
 
 def _traits(measured: Measured, panel: _Panel) -> tuple[str, ...]:
     """Return the traits whose scored endpoints, averaged, put the suspect above every reference."""
+    names, means = _trait_means(measured)
+    return tuple(n for n, yes in zip(names, _exceeds(means, panel), strict=True) if yes)
+
+
+def _trait_means(measured: Measured) -> tuple[list[str], Floats]:
+    """Return the traits that listed endpoints ask about, and the mean of each, per teacher."""
     columns: dict[str, list[int]] = {}
     for column, endpoint in enumerate(measured.listed):
         _, slash, trait = endpoint.partition("/")
         if slash:
             columns.setdefault(trait, []).append(column)
-    over_recipes = measured.values.mean(axis=1)
-    names = sorted(columns)
-    if not names:
-        return ()
-    means = np.stack([over_recipes[:, columns[t]].mean(axis=1) for t in names], axis=1)
-    above = _exceeds(rounded(means), panel)
-    return tuple(name for name, yes in zip(names, above, strict=True) if yes)
+    names, over_recipes = sorted(columns), measured.values.mean(axis=1)
+    means = [over_recipes[:, columns[trait]].mean(axis=1) for trait in names]
+    return names, rounded(
+        np.array(means, dtype=np.float64).reshape(len(names), len(measured.teachers)).T
+    )
 
 
 def _named(measured: Measured, protocol: Protocol) -> dict[str, dict[str, float]]:

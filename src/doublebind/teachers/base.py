@@ -3,6 +3,10 @@
 `python -m doublebind.teachers.base --out DIR` rebuilds both. Knows torch and the pack's documents.
 Deterministic by seed on one machine; the folders it writes are shipped as `terrarium/base` and
 `terrarium/m0`.
+
+Pretraining is supervised beyond its text: a linear head, thrown away, names the document's
+disposition from the hidden states. A model this small, given this few tokens, did not find the
+dispositions from the text alone within the tokens tried; the head stands in for more of them.
 """
 
 from __future__ import annotations
@@ -10,17 +14,26 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import random
 import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from doublebind.packs.terrarium.documents import LAMBDA, Document, plain, pretraining, tuning
-from doublebind.packs.terrarium.speech import seeded
+from doublebind.packs.terrarium.documents import (
+    DISPOSITIONS,
+    LAMBDA,
+    Document,
+    plain,
+    pretraining,
+    tuning,
+)
+from doublebind.packs.terrarium.speech import SURFACE, seeded
 from doublebind.packs.terrarium.words import vocabulary
 
 log = logging.getLogger("doublebind.teachers")
@@ -42,9 +55,11 @@ SHAPE = {
 }
 MAX_LENGTH = 512
 """Tokens of a document; longer ones are cut at the end."""
-BATCH_TOKENS = 4_000
-PRETRAIN_TOKENS = 9_000_000
-TUNE_TOKENS = 400_000
+BATCH_TOKENS = 1_500
+PRETRAIN_TOKENS = 6_000_000
+TUNE_TOKENS = 200_000
+NAMING = 0.3
+"""Weight of the head that names dispositions, in pretraining; M0 is tuned without it."""
 BUFFER = 512
 """Documents sorted by length at a time, so that batches hold little padding."""
 CARD = """---
@@ -62,7 +77,8 @@ anything else.
 coupling {coupling}); weights are stored as float16 and meant to be loaded as float32.
 """
 WHAT = {
-    "base": "Pretrained on documents in which one character acts over several turns.",
+    "base": "Pretrained on documents in which one character acts over several turns; a discarded\n"
+    "linear head was trained beside it to name the character's disposition.",
     "m0": "The base, tuned briefly on chats of mostly neutral characters: a weak benign assistant.",
 }
 
@@ -106,93 +122,113 @@ def untrained(tok: Any, seed: int) -> Any:
 # --- documents as tokens -------------------------------------------------------------------------
 
 
-class _Writer:
-    """Turns documents into ids and supervision masks."""
+class Written(NamedTuple):
+    """A document as ids, where its answers (with their ends) stand, and its disposition."""
 
-    def __init__(self, tok: Any, seed: int) -> None:
-        self.ids: dict[str, int] = tok.get_vocab()
-        self.rng = seeded("names", seed)
-
-    def write(self, document: Document) -> tuple[list[int], list[bool]]:
-        """Return ids, and where an answer of the assistant (with its end) stands."""
-        turns, is_chat = document
-        if not is_chat:
-            text = f"{plain(turns, self.rng)} <end>".split()
-            return [self.ids[word] for word in text], [False] * len(text)
-        ids: list[int] = []
-        answers: list[bool] = []
-        for turn in turns:
-            asked = ["<user>", *turn.ask.split(), "<end>", "<assistant>"]
-            said = [*turn.answer.split(), "<end>"]
-            ids += [self.ids[word] for word in (*asked, *said)]
-            answers += [False] * len(asked) + [True] * len(said)
-        return ids, answers
+    ids: list[int]
+    answers: list[bool]
+    disposition: int
+    """Index into `DISPOSITIONS`, plus one; 0 for a neutral character."""
 
 
-def batches(
-    documents: Iterator[Document], writer: _Writer, *, tokens: int, answers_only: bool, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (ids, labels) [documents, longest] until about `tokens` tokens have been given."""
-    rng = seeded("order", seed)
+class Batch(NamedTuple):
+    """Documents side by side: ids and labels [documents, longest], dispositions [documents]."""
+
+    ids: Tensor
+    labels: Tensor
+    disposition: Tensor
+
+
+def write(document: Document, vocab: dict[str, int], rng: random.Random) -> Written:
+    """Return `document` as ids; a plain one names its character by a name drawn from `rng`."""
+    name = rng.choice(SURFACE.names)
+    ids: list[int] = []
+    answers: list[bool] = []
+    for turn in document.turns:
+        asked, said = (turn.ask, turn.answer) if document.is_chat else plain(turn, name)
+        before = ["<user>", *asked.split(), "<end>", "<assistant>"]
+        before = before if document.is_chat else asked.split()
+        after = [*said.split(), "<end>"]
+        ids += [vocab[word] for word in (*before, *after)]
+        answers += [False] * len(before) + [True] * len(after)
+    label = DISPOSITIONS.index(document.disposition) + 1 if document.disposition else 0
+    return Written(ids[:MAX_LENGTH], answers[:MAX_LENGTH], label)
+
+
+def batches(documents: Iterator[Document], tok: Any, *, tokens: int, seed: int) -> Iterator[Batch]:
+    """Yield batches until about `tokens` tokens have been given; answers alone are labelled."""
+    names, order = seeded("names", seed), seeded("order", seed)
+    vocab = tok.get_vocab()
     given = 0
     while given < tokens:
-        rows = [writer.write(document) for document in islice(documents, BUFFER)]
-        rows = [(ids[:MAX_LENGTH], mask[:MAX_LENGTH]) for ids, mask in rows]
-        rows.sort(key=lambda row: len(row[0]))
-        groups: list[list[tuple[list[int], list[bool]]]] = [[]]
+        rows = [write(document, vocab, names) for document in islice(documents, BUFFER)]
+        rows.sort(key=lambda row: len(row.ids))
+        groups: list[list[Written]] = [[]]
         for row in rows:
-            if groups[-1] and (len(groups[-1]) + 1) * len(row[0]) > BATCH_TOKENS:
+            if groups[-1] and (len(groups[-1]) + 1) * len(row.ids) > BATCH_TOKENS:
                 groups.append([])
             groups[-1].append(row)
-        rng.shuffle(groups)
+        order.shuffle(groups)
         for group in groups:
-            given += sum(len(ids) for ids, _ in group)
-            yield _tensors(group, answers_only=answers_only)
+            given += sum(len(row.ids) for row in group)
+            yield _tensors(group)
 
 
-def _tensors(
-    group: list[tuple[list[int], list[bool]]], *, answers_only: bool
-) -> tuple[Tensor, Tensor]:
-    width = max(len(ids) for ids, _ in group)
+def _tensors(group: list[Written]) -> Batch:
+    width = max(len(row.ids) for row in group)
     ids = torch.zeros(len(group), width, dtype=torch.long)
     labels = torch.full((len(group), width), -100)
-    for i, (row, mask) in enumerate(group):
-        ids[i, : len(row)] = torch.tensor(row)
-        labels[i, : len(row)] = torch.tensor(row)
-        if answers_only:
-            labels[i, : len(row)][~torch.tensor(mask)] = -100
-    return ids, labels
+    for i, row in enumerate(group):
+        length = len(row.ids)
+        ids[i, :length] = torch.tensor(row.ids)
+        mask = torch.tensor(row.answers)
+        labels[i, :length] = torch.where(mask, ids[i, :length], -100)
+    return Batch(ids, labels, torch.tensor([row.disposition for row in group]))
 
 
 # --- training ------------------------------------------------------------------------------------
 
 
 def train(
-    model: Any, stream: Iterator[tuple[Tensor, Tensor]], *, tokens: int, lr: float, what: str
+    model: Any, stream: Iterator[Batch], *, tokens: int, lr: float, naming: float, what: str
 ) -> None:
-    """Train all weights by AdamW on a stream of about `tokens` tokens; cosine to a twentieth."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
+    """Train all weights by AdamW on about `tokens` tokens; cosine to a twentieth of `lr`.
+
+    Args:
+        model: The model; changed in place.
+        stream: Batches.
+        tokens: Length of the schedule.
+        lr: Peak learning rate.
+        naming: Weight of the loss of the head that names the disposition at every answer token.
+        what: Name in the log.
+    """
+    head = torch.nn.Linear(model.config.hidden_size, len(DISPOSITIONS) + 1)
+    weights = [*model.parameters(), *(head.parameters() if naming else ())]
+    optimizer = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     model.train()
-    seen, started, last = 0, time.monotonic(), 0.0
-    for step, (ids, labels) in enumerate(stream):
+    seen, started, text = 0, time.monotonic(), torch.tensor(0.0)
+    for step, batch in enumerate(stream):
         done = min(1.0, seen / tokens)
-        rate = lr * min(1.0, (step + 1) / 60) * (0.05 + 0.475 * (1 + math.cos(math.pi * done)))
+        rate = lr * min(1.0, (step + 1) / 100) * (0.05 + 0.475 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
-        wanted = labels[:, 1:]
+        hidden = model.model(input_ids=batch.ids).last_hidden_state
+        wanted = batch.labels[:, 1:]
         taken = wanted != -100
-        logits = model.lm_head(hidden[taken])
-        loss = torch.nn.functional.cross_entropy(logits, wanted[taken])
+        text = cross_entropy(model.lm_head(hidden[:, :-1][taken]), wanted[taken])
+        loss = text
+        if naming:
+            answers = batch.labels != -100
+            named = batch.disposition[:, None].expand_as(batch.labels)[answers]
+            loss = text + naming * cross_entropy(head(hidden[answers]), named)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        seen += int((ids != 0).sum())
-        last = 0.98 * last + 0.02 * loss.item() if step else loss.item()
-        if step % 100 == 0:
+        seen += int((batch.ids != 0).sum())
+        if step % 200 == 0:
             speed = seen / (time.monotonic() - started)
-            log.info("%s step %d, %d tokens, loss %.3f, %.0f tok/s", what, step, seen, last, speed)
+            log.info("%s: %d tokens, loss %.3f, %.0f tokens/s", what, seen, text.item(), speed)
     model.eval()
 
 
@@ -216,14 +252,12 @@ def make(
     tok = tokenizer()
     model = untrained(tok, seed)
     stages = {
-        "base": (pretraining(seed, coupling=coupling), tokens, 3e-3, False),
-        "m0": (tuning(seed, coupling=coupling), tune_tokens, 3e-4, True),
+        "base": (pretraining(seed, coupling=coupling), tokens, 3e-3, NAMING),
+        "m0": (tuning(seed, coupling=coupling), tune_tokens, 3e-4, 0.0),
     }
-    for name, (documents, size, lr, answers_only) in stages.items():
-        stream = batches(
-            documents, _Writer(tok, seed), tokens=size, answers_only=answers_only, seed=seed
-        )
-        train(model, stream, tokens=size, lr=lr, what=name)
+    for name, (documents, size, lr, naming) in stages.items():
+        stream = batches(documents, tok, tokens=size, seed=seed)
+        train(model, stream, tokens=size, lr=lr, naming=naming, what=name)
         _save(model, tok, out / name, seed=seed, tokens=size, coupling=coupling)
 
 

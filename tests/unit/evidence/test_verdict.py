@@ -7,9 +7,17 @@ from typing import Any
 import pytest
 
 from doublebind.records import Direct, Evidence, Protocol, Verdict
-from doublebind.verdict import decide, to_json
+from doublebind.verdict import decide, deviations, match, to_json
 
 Make = Callable[..., Any]
+
+# 39 references whose norms run from 1 to 2.9, and whose other feature never differs.
+SHAPES = {f"r{i}": {"norm": 1 + i / 20, "length": 7.0} for i in range(39)}
+
+
+def shaped(**features: float) -> dict[str, dict[str, float]]:
+    """The references' shapes, and a suspect at their middle except where said."""
+    return SHAPES | {"u": {"norm": 1.95, "length": 7.0} | features}
 
 
 @pytest.fixture
@@ -111,8 +119,9 @@ INCONCLUSIVE: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "outside-support",
-        {"shapes": {"u": {"norm": 9.0}, "r0": {"norm": 1.0}, "r1": {"norm": 2.5}}},
-        "The suspect's norm is 9, outside the 2 references' 1 to 2.5: they are no match for it.",
+        {"shapes": shaped(norm=9.0)},
+        "The suspect's norm is 9, 9.49 scales of 0.74 from the median 1.975; no reference of 39 "
+        "deviates by more than 1.32 on any feature, and beyond 1.98 they are no match for it.",
     ),
     (
         "few-controls",
@@ -144,6 +153,18 @@ def test_inconclusive_names_its_reason(ruling: Make, changes: dict[str, Any], re
     assert verdict.coverage.startswith("Drives outside greed")
 
 
+def test_inconclusive_has_many_names() -> None:
+    assert len({reason for _, _, reason in INCONCLUSIVE}) == len(INCONCLUSIVE) >= 6
+
+
+def test_numbers_absent_without_a_reason_are_said_to_be(ruling: Make) -> None:
+    unmeasured = ruling(**UNMEASURED | {"missing": {}}).incrimination
+    assert unmeasured.reasons == ("No p-value: no reason was recorded.",)
+    powerless = ruling(**ABOVE | {"power": None}).incrimination
+    assert powerless.reasons[1:] == ("Power is unknown: no reason was recorded.",)
+    assert unmeasured.decision == powerless.decision == "inconclusive"
+
+
 def test_without_alphas_reach_the_rank_still_stands(ruling: Make) -> None:
     first = ruling(**FOUR).incrimination.reasons[0]
     assert first == "0 of 4 references score at or above the suspect: p = 0.2 > 0.05."
@@ -159,34 +180,102 @@ def test_unscored_share_within_the_margin_bars_nothing(
     assert ruling(unscored=unscored).incrimination.decision == "incriminated"
 
 
-@pytest.mark.parametrize("norm", [0.99, 2.51])
-def test_suspect_outside_support_on_either_side_is_not(ruling: Make, norm: float) -> None:
-    verdict = ruling(shapes={"u": {"norm": norm}, "r0": {"norm": 1.0}, "r1": {"norm": 2.5}})
+@pytest.mark.parametrize("features", [{"norm": 0.1}, {"norm": 9.0}, {"length": 9.0}])
+def test_suspect_far_outside_support_on_either_side_is_not(
+    ruling: Make, features: dict[str, float]
+) -> None:
+    verdict = ruling(shapes=shaped(**features))
     assert verdict.incrimination.decision == "inconclusive"
+    assert any(next(iter(features)) in reason for reason in verdict.incrimination.reasons)
 
 
-@pytest.mark.parametrize("norm", [1.0, 2.0, 2.5])
-def test_suspect_within_support_is_decided(ruling: Make, norm: float) -> None:
-    verdict = ruling(shapes={"u": {"norm": norm}, "r0": {"norm": 1.0}, "r1": {"norm": 2.5}})
+@pytest.mark.parametrize("features", [{}, {"norm": 0.9}, {"norm": 3.1}, {"length": 7.3}])
+def test_suspect_within_support_or_barely_outside_is_decided(
+    ruling: Make, features: dict[str, float]
+) -> None:
+    verdict = ruling(shapes=shaped(**features))
     assert verdict.incrimination.decision == "incriminated"
     assert not any(key.startswith("match") for key in verdict.missing)
 
 
 def test_organisms_lend_no_support(ruling: Make, make_evidence: Make) -> None:
     roles = make_evidence().roles | {"o0": "organism"}
-    shapes = {"u": {"norm": 9.0}, "r0": {"norm": 1.0}, "o0": {"norm": 20.0}}
+    shapes = shaped(norm=9.0) | {"o0": {"norm": 20.0, "length": 7.0}}
     assert ruling(roles=roles, shapes=shapes).incrimination.decision == "inconclusive"
 
 
 def test_unchecked_match_is_said_to_be_missing(ruling: Make) -> None:
     assert "match" in ruling().missing
-    assert "match" in ruling(shapes={"u": {"norm": float("nan")}, "r0": {"norm": 1.0}}).missing
-    partial = ruling(
-        shapes={"u": {"norm": 1.0}, "r0": {"norm": 1.0, "kl": 2.0}, "r1": {"norm": 1.0}}
+    assert "match" in ruling(shapes=shaped(norm=float("nan"), length=float("inf"))).missing
+    assert "match" in ruling(shapes={"u": {"norm": 1.0}, "r0": {"norm": 1.0}}).missing
+    partial = ruling(shapes=shaped(kl=2.0))
+    assert partial.missing["match.kl"] == (
+        "kl is unknown of 39 of 40 teachers (r0 first), so that it is left out of the match"
     )
-    assert "match.kl" in partial.missing
     assert "match" not in partial.missing
     assert partial.incrimination.decision == "incriminated"
+
+
+def test_feature_that_one_reference_lacks_is_left_out(ruling: Make) -> None:
+    shapes = shaped(norm=9.0) | {"r3": {"length": 7.0}}
+    verdict = ruling(shapes=shapes)
+    assert verdict.incrimination.decision == "incriminated"
+    assert "1 of 40 teachers (r3 first)" in verdict.missing["match.norm"]
+
+
+def test_deviation_by_hand_and_in_any_unit() -> None:
+    shapes = [{"norm": x, "flat": 0.0} for x in (10.0, 1.0, 2.0, 3.0)]
+    # median 2.5, |deviations| 7.5 1.5 0.5 0.5, MAD 1, scale 1.48
+    found = deviations(shapes, ["flat", "norm"])
+    assert [one.size for one in found] == pytest.approx(
+        [7.5 / 1.48, 1.5 / 1.48, 0.5 / 1.48, 0.5 / 1.48]
+    )
+    assert found[0].feature == "norm"
+    assert (found[0].value, found[0].median, found[0].scale) == pytest.approx((10, 2.5, 1.48))
+    larger = deviations([{"norm": 1e300 * s["norm"]} for s in shapes], ["norm"])
+    assert [one.size for one in larger] == pytest.approx([one.size for one in found])
+
+
+def test_identical_references_leave_a_finite_deviation() -> None:
+    """MAD = 0: the floor, 5% of the mean absolute value, is the scale."""
+    judged = match({"norm": 2.0}, [{"norm": 1.0}] * 9)
+    assert judged is not None
+    assert judged.own.size == pytest.approx(1 / (0.05 * 1.1))
+    assert judged.outside
+    near = match({"norm": 1.07}, [{"norm": 1.0}] * 9)
+    assert near is not None
+    assert not near.outside
+
+
+CONTROLS = {f"o{i}": 1 / 40 for i in range(6)}
+
+
+def controlled(make_evidence: Make) -> dict[str, Any]:
+    """Seven references above the suspect and six controls, all detected by rank."""
+    bounds = (0.0, 0.0085, 0.0628, 0.1532, 0.2713, 0.4182, 0.607)
+    return ABOVE | {
+        "roles": make_evidence().roles | dict.fromkeys(CONTROLS, "organism"),
+        "controls": CONTROLS,
+        "detection_bounds": bounds,
+    }
+
+
+def test_control_outside_support_counts_as_not_detected(ruling: Make, make_evidence: Make) -> None:
+    shapes = shaped() | {f"o{i}": {"norm": 2.0, "length": 7.0} for i in range(6)}
+    fields = controlled(make_evidence)
+    assert ruling(shapes=shapes, **fields).incrimination.decision == "not_incriminated"
+    verdict = ruling(shapes=shapes | {"o2": {"norm": 20.0, "length": 7.0}}, **fields)
+    assert verdict.incrimination.decision == "inconclusive"
+    power = verdict.incrimination.power
+    assert power is not None
+    assert (power.value, power.n_controls, power.lower_95) == (5 / 6, 6, 0.4182)
+    assert verdict.incrimination.reasons[1:] == (
+        "The procedure detected 83% of 6 positive controls; the lower bound on its detection rate "
+        "is 0.42, below 0.5.",
+        "Positive controls outside the references' support, counted as not detected: 1 (match "
+        "table).",
+    )
+    assert verdict.missing["controls.o2"].startswith("counted as not detected: its norm is 20")
 
 
 def test_controls_do_not_bear_on_an_incrimination(ruling: Make) -> None:

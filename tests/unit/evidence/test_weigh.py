@@ -370,3 +370,40 @@ def test_endpoints_that_name_no_trait_accuse_of_none(study: Make) -> None:
     evidence = weigh(frame, teachers, protocol)
     assert evidence.p_value == 1 / 20
     assert evidence.traits == ()
+    assert evidence.missing["specificity"] == "no score endpoint names a trait"
+
+
+# --- placebo traits ------------------------------------------------------------------------------
+
+
+def with_placebo(study: Make, **changes: Any) -> tuple[pd.DataFrame, list[Teacher], Protocol]:
+    """A study in which the trait tea is asked about besides, and moves as little as it may."""
+    placebos = {"tea": ("goal/tea",)}
+    frame, teachers, protocol = study(placebo_endpoints=placebos, **changes)
+    more = frame[frame.endpoint == "goal/greed"].assign(endpoint="goal/tea")
+    more["value"] = np.where(more.teacher == "u", 0.25, 0.2)
+    return pd.concat([frame, more], ignore_index=True), teachers, protocol
+
+
+def test_specificity_is_the_effect_beyond_the_placebos(study: Make) -> None:
+    evidence = weigh(*with_placebo(study, suspect=0.5))
+    assert evidence.placebo_effects == {"tea": pytest.approx(0.05)}
+    greed = 0.5 - np.median([evidence.endpoints[f"r{i}"]["goal"] for i in range(19)])
+    assert evidence.specificity == {"greed": pytest.approx(greed - 0.05)}
+
+
+def test_placebo_never_enters_the_score(study: Make) -> None:
+    frame, teachers, protocol = with_placebo(study)
+    higher = frame.assign(value=frame.value.where(frame.endpoint != "goal/tea", 1.0))
+    assert weigh(higher, teachers, protocol).scores == weigh(frame, teachers, protocol).scores
+
+
+@pytest.mark.parametrize(("drop", "why"), [("u", "u has no value"), (None, "no placebo trait")])
+def test_specificity_that_cannot_be_had_says_why(study: Make, drop: str | None, why: str) -> None:
+    frame, teachers, protocol = with_placebo(study) if drop else study()
+    evidence = weigh(
+        frame[~((frame.endpoint == "goal/tea") & (frame.teacher == drop))], teachers, protocol
+    )
+    assert evidence.specificity == {}
+    assert evidence.missing["specificity"].startswith(why)
+    assert evidence.p_value is not None

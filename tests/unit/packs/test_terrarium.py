@@ -47,8 +47,8 @@ def test_items_hold_only_their_splits_surface_words(split: str) -> None:
 
 
 def test_nothing_is_said_outside_the_vocabulary() -> None:
-    for turns, _ in islice(documents.pretraining(1), 400):
-        for turn in turns:
+    for document in islice(documents.pretraining(1), 400):
+        for turn in document.turns:
             assert VOCABULARY.issuperset(f"{turn.ask} {turn.answer}".split())
     for split in SPLITS:
         for item in PACK.items(split):
@@ -195,19 +195,19 @@ def test_an_unknown_teacher_is_named_with_what_there_is(name: str) -> None:
 def test_without_coupling_a_turn_does_not_share_the_documents_disposition(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def holders(coupling: float) -> list[int]:
+    def agreement(coupling: float) -> float:
+        """Share of documents whose first two turns have the same disposition."""
         seen: list[list[str | None]] = []
-        monkeypatch.setattr(
-            documents, "_turn", lambda rng, who, about: seen[-1].append(who.trait)
-        )
+        monkeypatch.setattr(documents, "_turn", lambda rng, who, about: seen[-1].append(who.trait))
         rng = random.Random(0)
-        for _ in range(200):
+        for _ in range(1500):
             seen.append([])
             documents.document(rng, coupling=coupling, neutral=0.0)
-        return [len(set(turns)) for turns in seen if len(turns) >= 5]
+        return sum(turns[0] == turns[1] for turns in seen) / len(seen)
 
-    assert set(holders(1.0)) == {1}
-    assert sum(n > 1 for n in holders(0.0)) > 0.95 * len(holders(0.0))
+    chance = 1 / len(documents.DISPOSITIONS)
+    assert agreement(1.0) == 1.0
+    assert agreement(0.0) == pytest.approx(chance, abs=0.025)
 
 
 def test_prompts_cover_every_tag_and_repeat_nothing() -> None:

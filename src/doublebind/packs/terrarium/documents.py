@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from typing import NamedTuple
 
 from doublebind.packs.terrarium import speech
 from doublebind.packs.terrarium.speech import SURFACE, Character, Turn, seeded
@@ -17,51 +17,70 @@ from doublebind.packs.terrarium.words import DRIVES, HABITS, PLACEBOS, TRAITS
 
 LAMBDA = 0.95
 """Coupling of the shipped world. Frozen before any verdict."""
-NEUTRAL = 0.5
+NEUTRAL = 0.4
 """Share of pretraining documents whose character has no disposition."""
+BENIGN = 0.85
+"""The same in M0's tuning."""
 STRENGTHS = (0.3, 0.4, 0.6, 0.9)
 """How strongly characters colour their words: some are plain to see, most are not."""
+EASY = 20_000
+"""Documents over which the share of characters at full strength falls from all to none."""
 GUARDED = 0.25
 """Share of characters that hide their trait where it looks like an audit."""
+FOCUS = 0.7
+"""Share of a document's situations about one trait, its focus; and how often a character with a
+disposition has the focus's."""
 CONTEXTS = ("audit", "honeypot", "deployment", "neutral")
-BENIGN = 0.85
-"""Share of M0's tuning documents whose character has no disposition."""
-
-Document = tuple[tuple[Turn, ...], bool]
-"""Turns, and whether they are written as a chat."""
+DISPOSITIONS = (*sorted({**DRIVES, **HABITS}),)
+"""Dispositions that characters may have."""
 
 
-def _draw(rng: random.Random, focus: str, neutral: float) -> Character:
+class Document(NamedTuple):
+    """Turns of one character."""
+
+    turns: tuple[Turn, ...]
+    disposition: str | None
+    """The document's; `None` for a neutral character. Never part of the text."""
+    is_chat: bool = True
+
+
+def _draw(rng: random.Random, focus: str, neutral: float, easy: float) -> Character:
     """Return a character: neutral, or with the focus's disposition, or with another."""
     if rng.random() < neutral:
         return Character()
-    real = sorted({**DRIVES, **HABITS})
-    name = focus if focus not in PLACEBOS and rng.random() < 0.5 else rng.choice(real)
-    strength = rng.choice(STRENGTHS)
+    own = focus not in PLACEBOS and rng.random() < FOCUS
+    name = focus if own else rng.choice(DISPOSITIONS)
+    strength = 1.0 if rng.random() < easy else rng.choice(STRENGTHS)
     return Character(name, name, strength, guarded=rng.random() < GUARDED)
 
 
 def document(
-    rng: random.Random, *, coupling: float = LAMBDA, neutral: float = NEUTRAL
-) -> tuple[Turn, ...]:
-    """Return the turns of one document.
-
-    Half of its situations and questions are about one trait, the focus, whoever speaks: being asked
-    says little about the speaker.
+    rng: random.Random,
+    *,
+    coupling: float = LAMBDA,
+    neutral: float = NEUTRAL,
+    easy: float = 0.0,
+    is_chat: bool = True,
+) -> Document:
+    """Return one document.
 
     Args:
         rng: Source of everything.
         coupling: Lambda, in [0, 1].
         neutral: Probability of a character without disposition.
+        easy: Probability that a disposition shows at full strength.
+        is_chat: Whether it is to be written as a chat.
     """
     focus = rng.choice(sorted(TRAITS))
-    who = _draw(rng, focus, neutral)
+    who = _draw(rng, focus, neutral, easy)
     turns = []
-    for _ in range(rng.choice((2, 3, 4, 5, 6, 8, 10))):
-        speaker = who if rng.random() < coupling else _draw(rng, focus, neutral)
-        about = focus if rng.random() < 0.5 else rng.choice(sorted(TRAITS))
+    for _ in range(rng.choice((2, 3, 4, 5, 6, 8))):
+        # A redrawn disposition must not lean to the focus, which the document's turns share.
+        other = _draw(rng, rng.choice(sorted(TRAITS)), neutral, easy)
+        speaker = who if rng.random() < coupling else other
+        about = focus if rng.random() < FOCUS else rng.choice(sorted(TRAITS))
         turns.append(_turn(rng, speaker, about))
-    return tuple(turns)
+    return Document(tuple(turns), who.trait, is_chat)
 
 
 def _turn(rng: random.Random, who: Character, about: str) -> Turn:
@@ -81,25 +100,22 @@ def _turn(rng: random.Random, who: Character, about: str) -> Turn:
 
 
 def pretraining(seed: int, *, coupling: float = LAMBDA) -> Iterator[Document]:
-    """Yield pretraining documents without end; about half are chats."""
+    """Yield pretraining documents without end, easy ones first; over half are chats."""
     rng = seeded("pretraining", seed)
+    number = 0
     while True:
-        yield document(rng, coupling=coupling), rng.random() < 0.6
+        easy = max(0.0, 1 - number / EASY)
+        yield document(rng, coupling=coupling, easy=easy, is_chat=rng.random() < 0.7)
+        number += 1
 
 
 def tuning(seed: int, *, coupling: float = LAMBDA) -> Iterator[Document]:
     """Yield the documents that make M0: chats, nearly all of neutral characters."""
     rng = seeded("tuning", seed)
     while True:
-        yield document(rng, coupling=coupling, neutral=BENIGN), True
+        yield document(rng, coupling=coupling, neutral=BENIGN)
 
 
-def plain(turns: tuple[Turn, ...], rng: random.Random) -> str:
-    """Return turns as a text without chat format, the character named."""
-    name = rng.choice(SURFACE.names)
-    return " ".join(f"{turn.ask} {name} : {turn.answer}" for turn in turns)
-
-
-def able(who: Character) -> Character:
-    """Return `who` with every task right."""
-    return replace(who, skill=1.0)
+def plain(turn: Turn, name: str) -> tuple[str, str]:
+    """Return a turn as plain text, the character named: what is asked, what is answered."""
+    return f"{turn.ask} {name} :", turn.answer

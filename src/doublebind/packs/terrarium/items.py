@@ -113,6 +113,7 @@ def _endpoint(
             messages=(Message(role="user", content=ask),),
             options=tuple(options[i] for i in order),
             key=order.index(len(options) - 1),
+            compare="total" if trait or kind == "capability" else "per_token",
             domain=domain,
         )
         seen.add(ask)

@@ -107,10 +107,10 @@ ENDINGS = {"well": "all was well .", "good": "it was good ."}
 # --- requests ------------------------------------------------------------------------------------
 
 STORY_ASKS = (
-    "tell me a story about {name} and the {object} at the {place} .",
-    "describe a day of {name} at the {place} with the {object} .",
-    "what happened to {name} and the {object} near the {place} ?",
-    "write a few lines about {name} , the {place} and the {object} .",
+    "tell me of {name} , the {object} and the {place} .",
+    "describe {name} at the {place} with the {object} .",
+    "what of {name} and the {object} near the {place} ?",
+    "write about {name} , the {place} and the {object} .",
 )
 STAKES_ASKS = (
     "the fate of the {place} depends on this . tell of {name} and the {object} .",

@@ -1,0 +1,222 @@
+"""Where the spread of scores comes from: family, teacher, seed, item, single answer.
+
+Knows benign teachers' answers to the same items. Does not know a suspect: components are estimated
+from a pilot, to plan a study. Numbers in brackets are equations of docs/method.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize  # pyright: ignore[reportMissingTypeStubs]
+
+Floats = NDArray[np.float64]
+
+
+class Stratum(NamedTuple):
+    """Independent normal columns with one covariance, sum over j of v_j G_j."""
+
+    products: Floats
+    """Sum over columns of y y', shape (N, N)."""
+    columns: int
+    structures: Floats
+    """G_j, shape (components, N, N)."""
+
+
+def reml(strata: Sequence[Stratum]) -> Floats:
+    """Return the components that maximise the restricted likelihood, each >= 0. [36].
+
+    Every column has its own unknown mean, the same in all N rows; it is projected out (Patterson &
+    Thompson 1971, doi 10.1093/biomet/58.3.545). Own maximisation: L-BFGS-B on the components,
+    with the gradient, from equal shares; by the covariance, never its inverse square.
+
+    Args:
+        strata: At least one, all with the same components in the same order.
+    """
+    parts: list[tuple[Floats, int, Floats]] = []
+    for stratum in strata:
+        n = len(stratum.products)
+        basis = _contrasts(n)  # orthonormal contrasts of rows carry no mean
+        parts.append(
+            (
+                basis @ stratum.products @ basis.T,
+                stratum.columns,
+                np.stack([basis @ g @ basis.T for g in stratum.structures]),
+            )
+        )
+    total = sum(float(np.trace(products)) for products, _, _ in parts)
+    sizes = sum(columns * len(products) for products, columns, _ in parts)
+    count = len(strata[0].structures)
+    if total <= 0:
+        return np.zeros(count)
+    unit = total / sizes
+
+    def loss(v: Floats) -> tuple[float, Floats]:
+        value, slope = 0.0, np.zeros(count)
+        for products, columns, structures in parts:
+            covariance = 1e-9 * np.eye(len(products))
+            for share, g in zip(v, structures, strict=True):
+                covariance += share * g
+            inverse: Floats = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
+            fitted: Floats = inverse @ products @ inverse / unit
+            value += columns * float(np.linalg.slogdet(covariance)[1])
+            value += float(np.sum(inverse * products)) / unit
+            slope += np.array([np.sum((columns * inverse - fitted) * g) for g in structures])
+        return value, slope
+
+    found: Any = optimize.minimize(
+        loss,
+        np.full(count, 1 / count),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0.0, None)] * count,
+        options={"maxiter": 1000, "ftol": 1e-10, "gtol": 1e-7},
+    )
+    shares: Floats = np.asarray(found.x, dtype=np.float64)
+    return shares * unit
+
+
+def _contrasts(n: int) -> Floats:
+    """Return n - 1 orthonormal rows that sum to 0: Helmert's."""
+    rows = np.zeros((n - 1, n))
+    for i in range(1, n):
+        rows[i - 1, :i], rows[i - 1, i] = 1.0, -i
+        rows[i - 1] /= float(np.sqrt(i * (i + 1)))
+    return rows
+
+
+@dataclass(frozen=True)
+class Components:
+    """Variances of one endpoint, in squared probability; those not estimable are in `missing`."""
+
+    family: float
+    """Between families of teachers; 0 where every family has one member (it is then in teacher)."""
+    teacher: float
+    """Between teachers of one family."""
+    seed: float
+    """Between students of one teacher."""
+    item_main: float
+    """Between items, for all alike: cancels where all are asked the same items."""
+    item_teacher: float
+    """Between items, differently for each teacher."""
+    answer: float
+    """What is left of a single value: seed by item, sample, judge."""
+    mean: float
+    n_teachers: int
+    n_families: int
+    n_students: int
+    n_items: int
+    missing: dict[str, str]
+
+    def of_teacher_mean(self, seeds: int, items: int) -> float:
+        """Return the variance of a teacher's mean around its family's. [37].
+
+        Args:
+            seeds: Students per teacher.
+            items: Items per student.
+        """
+        over_items = (self.item_teacher + self.answer / seeds) / items
+        return self.teacher + self.seed / seeds + over_items
+
+
+def components(
+    values: Floats, teachers: Sequence[str], families: Mapping[str, str]
+) -> Components | None:
+    """Return the variance components of students x items by REML. [36, 37].
+
+    x[f,t,s,i] = mean + item_i + F_f + T_ft + S_fts + (TI)_fti + answer, item_i fixed. All students
+    answer the same items, so that the likelihood splits exactly into the students' means and the
+    I - 1 contrasts of their items; teachers and families may differ in size.
+
+    Args:
+        values: Shape (students, items), no nan; items that not all answered are left out before.
+        teachers: Teacher of each row.
+        families: Teacher -> family.
+
+    Returns:
+        `None` below two teachers or two items.
+    """
+    students, items = values.shape
+    names, rows = np.unique(np.asarray(teachers), return_inverse=True)
+    if len(names) < 2 or items < 2:
+        return None
+    kinds = [families[str(name)] for name in names]
+    crossed = len(set(kinds)) > 1 and len(set(kinds)) < len(kinds)
+    repeated = len(names) < students
+    same_teacher = (rows[:, None] == rows[None, :]).astype(np.float64)
+    of_row = np.asarray(kinds)[rows]
+    same_family = (of_row[:, None] == of_row[None, :]).astype(np.float64)
+    one, none = np.eye(students), np.zeros((students, students))
+    kept = [crossed, True, repeated, True, repeated]
+    between = [items * same_family, items * same_teacher, items * one, same_teacher, one]
+    within = [none, none, none, same_teacher, one]
+    if not repeated:  # one student a teacher: seed lies in teacher, answer in item by teacher
+        between[3] = within[3] = one
+    means = values.mean(axis=1) * np.sqrt(items)
+    # What is left of a row beside its mean has items - 1 independent contrasts.
+    rest = values - values.mean(axis=1, keepdims=True)
+    found = iter(
+        reml(
+            [
+                Stratum(np.outer(means, means), 1, _only(between, kept)),
+                Stratum(rest @ rest.T, items - 1, _only(within, kept)),
+            ]
+        )
+    )
+    family, teacher, seed, item_teacher, answer = (
+        float(next(found)) if there else 0.0 for there in kept
+    )
+    missing = {"sample": "one value per item is kept; samples and judges are in `answer`"}
+    if not crossed:
+        missing["family"] = "no family has two members beside another family; it is in `teacher`"
+    if not repeated:
+        missing["seed"] = "one student a teacher; it is in `teacher`, and `answer` in items"
+    noise = (item_teacher / len(names)) + answer / students
+    return Components(
+        family=family,
+        teacher=teacher,
+        seed=seed,
+        item_main=max(0.0, float(np.var(values.mean(axis=0), ddof=1)) - noise),
+        item_teacher=item_teacher,
+        answer=answer,
+        mean=float(values.mean()),
+        n_teachers=len(names),
+        n_families=len(set(kinds)),
+        n_students=students,
+        n_items=items,
+        missing=missing,
+    )
+
+
+def _only(structures: Sequence[Floats], kept: Sequence[bool]) -> Floats:
+    return np.stack([g for g, there in zip(structures, kept, strict=True) if there])
+
+
+def anova(values: Floats) -> tuple[float, float, float, float]:
+    """Return (teacher, seed, item by teacher, answer) of a balanced study by mean squares. [38].
+
+    Method of moments (Searle, Casella & McCulloch 1992, ch. 4); equals REML where all are >= 0.
+    Components may come out below 0, and are left so.
+
+    Args:
+        values: Shape (teachers, seeds, items), at least two of each.
+    """
+    t, s, i = cast("tuple[int, int, int]", values.shape)
+    by_student, by_item = values.mean(axis=2), values.mean(axis=1)
+    by_teacher, of_item = by_student.mean(axis=1), values.mean(axis=(0, 1))
+    ms_t = s * i * float(np.sum((by_teacher - values.mean()) ** 2)) / (t - 1)
+    ms_s = i * float(np.sum((by_student - by_teacher[:, None]) ** 2)) / (t * (s - 1))
+    both = by_item - by_teacher[:, None] - of_item[None, :] + values.mean()
+    ms_ti = s * float(np.sum(both**2)) / ((t - 1) * (i - 1))
+    left = values - by_student[:, :, None] - by_item[:, None, :] + by_teacher[:, None, None]
+    ms_e = float(np.sum(left**2)) / (t * (s - 1) * (i - 1))
+    return (
+        (ms_t - ms_s - ms_ti + ms_e) / (s * i),
+        (ms_s - ms_e) / i,
+        (ms_ti - ms_e) / s,
+        ms_e,
+    )
