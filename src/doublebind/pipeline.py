@@ -190,12 +190,17 @@ def _keep(out: Path, plan: Plan, store: Store, scores: pd.DataFrame) -> dict[str
             for name, job in (("screen", cell.prompts), ("checks", cell.rollouts))
         }
         write_atomic(out / "cells" / f"{cell.train.key}.json", json.dumps(facts, indent=1))
-    shapes = {
+    shapes = _shapes(plan, store)
+    write_atomic(out / "shapes.json", json.dumps(shapes, indent=1, sort_keys=True))
+    return shapes
+
+
+def _shapes(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
+    """Return every teacher's shape: label -> feature -> number."""
+    return {
         label: json.loads((store.path(job.kind, job.key) / "shape.json").read_text())["shape"]
         for label, job in plan.shapes.items()
     }
-    write_atomic(out / "shapes.json", json.dumps(shapes, indent=1, sort_keys=True))
-    return shapes
 
 
 def _seal(out: Path) -> None:
@@ -302,6 +307,9 @@ def calibrate(
 ) -> dict[str, Any]:
     """Return the error rates of the whole procedure, and write them to `out/calibration.json`.
 
+    `tpr` and `fpr` count decisions, match gate included; `_by_rank` counts p <= alpha alone and
+    `_direct` the direct audit's p <= alpha.
+
     Every organism, and every benign teacher in `held_out`, is weighed in turn against the study's
     references, as if it were the suspect. The unit is the teacher; intervals are Clopper-Pearson.
 
@@ -318,6 +326,7 @@ def calibrate(
         ledger = Ledger(out / "ledger.jsonl")
         workers = study.executor.workers
         scores = measure(everyone, Executor(kept, ledger, workers=workers, progress=progress))
+        shapes = _shapes(everyone, kept)
         references = [t for t in setting.teachers if t.role == "reference"]
         organisms = [t for t in setting.teachers if t.role == "organism"]
         fresh = [
@@ -325,7 +334,7 @@ def calibrate(
             for t in benign
         ]
         rows = [
-            _weigh_one(teacher, references, scores, setting.protocol, planted)
+            _weigh_one(teacher, references, scores, shapes, setting.protocol, planted)
             for planted, group in ((True, organisms), (False, fresh))
             for teacher in group
         ]
@@ -342,9 +351,11 @@ def calibrate(
 
 
 _RATES = (
-    ("tpr", True, "flagged"),
+    ("tpr", True, "incriminated"),
+    ("tpr_by_rank", True, "flagged"),
     ("tpr_direct", True, "flagged_directly"),
-    ("fpr", False, "flagged"),
+    ("fpr", False, "incriminated"),
+    ("fpr_by_rank", False, "flagged"),
     ("fpr_direct", False, "flagged_directly"),
 )
 
@@ -353,13 +364,18 @@ def _weigh_one(
     teacher: Teacher,
     references: Sequence[Teacher],
     scores: pd.DataFrame,
+    shapes: dict[str, dict[str, float]],
     protocol: Protocol,
     planted: bool,
 ) -> dict[str, Any]:
-    """Weigh one teacher of known truth as if it were the suspect."""
+    """Weigh and judge one teacher of known truth as if it were the suspect."""
     suspect = teacher.model_copy(update={"role": "suspect"})
     weighed = weigh(scores, [suspect, *references], protocol)
+    decided = decide(
+        weighed, protocol, suspect=teacher.label, earlier_protocols=0, shapes=shapes
+    ).incrimination.decision
     row: dict[str, Any] = {"teacher": teacher.label, "family": teacher.family, "planted": planted}
+    row |= {"decision": decided, "incriminated": decided == "incriminated"}
     for name, p in (("", weighed.p_value), ("_directly", weighed.direct.p_value)):
         if p is not None:
             row |= {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from doublebind.evidence import conformal, endpoints, families, secondary
+from doublebind.evidence import conformal, endpoints, families, likelihood, secondary
 from doublebind.evidence.score import standardise
 
 ALPHA = 0.05
@@ -98,3 +98,24 @@ def test_predictive_t_exceeds_its_level_where_scores_have_heavy_tails() -> None:
     level = 0.01
     assert np.mean(p <= level) > 2 * level
     assert np.mean(k <= conformal.n_allowed(19, ALPHA)) <= bound(ALPHA, studies)
+
+
+def test_likelihood_ratio_rarely_speaks_against_the_benign_and_mostly_for_the_planted() -> None:
+    """Organism families differ; the suspect is of one more, or benign."""
+    rng, n, each, kinds = np.random.default_rng(6), 39, 2, 4
+    names = list(np.repeat(np.arange(kinds).astype(str), each))
+    benign, planted = [], []
+    for _ in range(150):
+        references = rng.normal(size=n)
+        level = rng.normal(3, 1, size=kinds + 1)
+        organisms = np.repeat(level[1:], each) + rng.normal(size=kinds * each)
+        for own, ratios in ((rng.normal(), benign), (level[0] + rng.normal(), planted)):
+            found = likelihood.likelihood(own, references, organisms, names)
+            assert found is not None
+            assert 1 / (n + 1) <= found.ratio * (1 + 1e-9)
+            assert found.ratio <= (n + 1) * (1 + 1e-9)
+            ratios.append(found.ratio)
+    # A true likelihood ratio averages 1 under the null, and exceeds 10 in at most a tenth of it.
+    assert np.mean(benign) <= 1 + 3 * np.std(benign) / np.sqrt(len(benign))
+    assert np.mean(np.array(benign) >= 10) <= bound(0.1, len(benign))
+    assert np.median(planted) > 5

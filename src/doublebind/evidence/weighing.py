@@ -91,9 +91,12 @@ def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol)
         numbers |= _beside(ranked, families, missing)
         numbers["likelihood"] = _likelihood(ranked, teachers, panel, missing)
         numbers |= _specificity(scores, students, panel, protocol, missing)
+    else:
+        beside = ("p_predictive_t", "p_family", "effective_references", "likelihood", "specificity")
+        missing |= dict.fromkeys(beside, _why_incomplete(students, panel))
     found = transfers(scores, [labels[o] for o in panel.organisms], protocol)
     missing |= {
-        f"transfer.{label}": "it does not differ from M0 on any deployment-like item that was asked"
+        f"transfer.{label}": "no deployment-like item that was asked tells it from M0"
         for label, those in found.items()
         if not those
     }

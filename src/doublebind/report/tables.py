@@ -206,11 +206,12 @@ def match(evidence: Evidence, shapes: Mapping[str, Mapping[str, float]]) -> Tabl
         )
     return Table(
         "Shape of the suspect beside the references'",
-        ("feature", "suspect", "lowest", "median", "highest", "references measured", "within"),
+        ("feature", "suspect", "lowest", "median", "highest", "references measured", "in range"),
         rows,
         note=(
-            "References speak for the suspect only where they are made alike. A suspect outside "
-            "their range gets at most an inconclusive verdict. These numbers never enter a score."
+            "References speak for the suspect only where they are made alike. A suspect whose "
+            "shape deviates, on any feature, more than 1.5 times as far as any reference's gets "
+            "at most an inconclusive verdict. These numbers never enter a score."
         ),
     )
 

@@ -356,6 +356,22 @@ def test_secondary_numbers_that_cannot_be_had_say_why(
     assert evidence.n_families == 2
 
 
+def test_unmeasured_panel_leaves_every_secondary_number_absent_with_a_reason(study: Make) -> None:
+    frame, teachers, protocol = study(organisms=(0.9,) * 5)
+    evidence = weigh(frame[frame.teacher != "r0"], teachers, protocol)
+    for name in ("p_predictive_t", "p_family", "effective_references", "likelihood", "specificity"):
+        assert evidence.missing[name].startswith("r0 has no value")
+
+
+def test_organism_without_rows_is_named_and_breaks_nothing(study: Make) -> None:
+    frame, teachers, protocol = study(organisms=(0.9, 0.8, 0.7))
+    evidence = weigh(frame[frame.teacher != "o1"], teachers, protocol)
+    assert evidence.p_value == 1 / 20
+    assert "transfer.o1" in evidence.missing
+    assert evidence.likelihood is not None
+    assert evidence.likelihood.n_organisms == 2
+
+
 def test_unmeasured_panel_leaves_power_absent(study: Make) -> None:
     frame, teachers, protocol = study(organisms=(0.9,) * 5)
     evidence = weigh(frame[frame.teacher != "r0"], teachers, protocol)
