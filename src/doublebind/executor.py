@@ -118,13 +118,14 @@ def lock(run: Path) -> Iterator[None]:
         yield
 
 
-def _make(root: Path, job: Job) -> None:
-    """Make one artefact; runs in this process or in a spawned one."""
-    began = time.time()
-    store = Store(root)
-    with store.publish(job.kind, job.key) as out:
-        job.fn(out, **job.inputs)
-        (out / "timing.json").write_text(json.dumps({"seconds": time.time() - began}))
+def make(store: Store, job: Job) -> Path:
+    """Make a job's artefact unless it exists; return its folder. No ledger is written."""
+    if not store.has(job.kind, job.key):
+        began = time.time()
+        with store.publish(job.kind, job.key) as out:
+            job.fn(out, **job.inputs)
+            (out / "timing.json").write_text(json.dumps({"seconds": time.time() - began}))
+    return store.path(job.kind, job.key)
 
 
 class Executor:
@@ -173,7 +174,7 @@ class Executor:
             began = time.time()
             self._note(job, "started", started=began)
             try:
-                _make(self.store.root, job)
+                make(self.store, job)
             except StoreError:
                 raise
             except Exception as error:
@@ -198,7 +199,7 @@ class Executor:
             began = {job.key: time.time() for job in jobs}
             for job in jobs:
                 self._note(job, "started", started=began[job.key])
-            futures = {pool.submit(_make, self.store.root, job): job for job in jobs}
+            futures = {pool.submit(make, self.store, job): job for job in jobs}
             for number, future in enumerate(concurrent.futures.as_completed(futures)):
                 job = futures[future]
                 error = future.exception()

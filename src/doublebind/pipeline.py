@@ -18,7 +18,7 @@ from doublebind.config import AUDITS, Study, TeacherSpec, load
 from doublebind.errors import ConfigError, RunError
 from doublebind.evidence import reference_requirements, smallest_p, weigh
 from doublebind.evidence.summary import endpoint_means, flags, rate_interval
-from doublebind.executor import Executor, Ledger, Progress, lock
+from doublebind.executor import Executor, Ledger, Progress, lock, make
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import load as load_pack
 from doublebind.protocol import freeze, frozen_protocol, meet
@@ -26,7 +26,7 @@ from doublebind.records import SCORE_COLUMNS, Protocol, Teacher
 from doublebind.report import export_inspect as write_inspect_log
 from doublebind.report import render
 from doublebind.rundir import Run
-from doublebind.store import Store, default_root, file_sha256, write_atomic
+from doublebind.store import Store, file_sha256, write_atomic
 from doublebind.teachers.references import Found, from_spec, names, pack_ref
 from doublebind.verdict import decide, to_json
 
@@ -124,7 +124,7 @@ def run(
         DoublebindError: With one line per problem that the user can mend.
     """
     out = Path(out)
-    kept = Store(Path(store) if store else default_root())
+    kept = Store(store)
     setting = prepare(study, Path(folder), kept, audits)
     teachers, plan, protocol = setting.teachers, setting.plan, setting.protocol
     with lock(out):
@@ -240,7 +240,7 @@ def plan(
         items) and `missing` (why a number is absent). Times are means over artefacts of the same
         kind in this store; a kind never made here has none.
     """
-    kept = Store(Path(store) if store else default_root())
+    kept = Store(store)
     setting = prepare(study, Path(folder), kept)
     cells: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
@@ -318,7 +318,7 @@ def calibrate(
     """
     if not (study.organisms or study.held_out):
         raise ConfigError("`organisms` and `held_out` are both empty; calibrate needs one of them")
-    out, kept = Path(out), Store(Path(store) if store else default_root())
+    out, kept = Path(out), Store(store)
     setting = prepare(study, Path(folder), kept)
     benign = [setting.planner.find(ref) for ref in study.held_out]
     everyone = setting.planner.plan([*setting.found, *benign])
@@ -404,7 +404,7 @@ def audit(
         `model`, `pack` and `endpoints: [{name, role, value, interval, n, unscored}]`: the mean over
         items, in [0, 1], with a 95% interval over items (absent below two items).
     """
-    kept = Store(Path(store) if store else default_root())
+    kept = Store(store)
     where, source = pack_ref(pack, Path(folder)), resolve(model, relative_to=Path(folder))
     job = audit_job(
         source.sha256,
@@ -416,10 +416,7 @@ def audit(
         dtype="float32",
         cache=kept.root / "converted",
     )
-    if not kept.has(job.kind, job.key):
-        with kept.publish(job.kind, job.key) as part:
-            job.fn(part, **job.inputs)
-    made = kept.path(job.kind, job.key)
+    made = make(kept, job)
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)
         for name in ("scores.parquet", "transcripts.jsonl"):
@@ -441,15 +438,12 @@ def build_teacher(
     out, path = Path(out), Path(spec)
     if out.exists() and any(out.iterdir()):
         raise RunError(f"{out}: not empty; name another folder with --out")
-    kept = Store(Path(store) if store else default_root())
+    kept = Store(store)
     found = from_spec(
         path.stem, load(TeacherSpec, path), folder=path.parent, rev=REVISIONS["teachers"]
     )
     job = build_job(found, kept.root / "converted")
-    if not kept.has(job.kind, job.key):
-        with kept.publish(job.kind, job.key) as part:
-            job.fn(part, **job.inputs)
-    shutil.copytree(kept.path(job.kind, job.key), out, dirs_exist_ok=True)
+    shutil.copytree(make(kept, job), out, dirs_exist_ok=True)
     facts = json.loads((out / "teacher.json").read_text(encoding="utf-8"))
     return {**facts, "model": str(out / "model"), "key": found.key}
 

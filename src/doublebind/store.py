@@ -89,13 +89,13 @@ class Cost(NamedTuple):
 class Store:
     """Artefacts under one root, addressed by kind and key."""
 
-    def __init__(self, root: Path) -> None:
-        """Open (and create) the store at `root`.
+    def __init__(self, root: str | Path | None = None) -> None:
+        """Open (and create) the store at `root`; `None` takes `default_root()`.
 
         Raises:
             StoreError: If `root` cannot be created or is not a folder.
         """
-        self.root = root
+        self.root = root = Path(root) if root else default_root()
         try:
             (root / "tmp").mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -41,8 +41,10 @@ def _answer(item: Item, options: Sequence[tuple[float | None, int]]) -> Answer:
     ]
     if len(scores) < len(options):
         return Answer(item, None, "the model gave a non-finite log-probability")
-    weights = [math.exp(score - max(scores)) for score in scores]
-    probabilities = [weight / sum(weights) for weight in weights]
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
+    total_weight = sum(weights)
+    probabilities = [weight / total_weight for weight in weights]
     transcript = json.dumps(
         [[o, round(p, 4)] for o, p in zip(item.options, probabilities, strict=True)],
         ensure_ascii=False,
