@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := all
-.PHONY: setup setup-gemma demo test test-slow check golden all
+.PHONY: setup setup-gemma demo panel test test-slow check golden all
 
 TORCH := torch==2.13.0
 BIN := .venv/bin
@@ -40,6 +40,13 @@ setup-gemma: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/doublebind demo --out runs/demo
+
+# Makes the panel that the demo weighs against from nothing; resumes where it was stopped.
+TERRARIUM := src/doublebind/packs/terrarium
+panel: $(STAMP)
+	$(BIN)/doublebind panel $(TERRARIUM)/panel.yaml --out runs/panel
+	mkdir -p $(TERRARIUM)/panel
+	cp runs/panel/panel.json runs/panel/scores.parquet $(TERRARIUM)/panel
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from doublebind.audit import REV as AUDIT_REV
-from doublebind.audit import Audit, built_in
+from doublebind.audit import Audit, built_in, read
 from doublebind.audit import run as run_audit
-from doublebind.config import Dtype, LogitKD, Prompts, Recipe, Study
+from doublebind.config import SFT, Baseline, Dtype, LogitKD, Measurement, Prompts, Recipe
 from doublebind.distillation import REV as DISTILLATION_REV
 from doublebind.distillation import distill
 from doublebind.executor import Job
@@ -25,7 +25,7 @@ from doublebind.prompts import REV as PROMPTS_REV
 from doublebind.prompts import select
 from doublebind.records import ModelSource, content_hash
 from doublebind.rollouts import REV as ROLLOUTS_REV
-from doublebind.rollouts import generate, score
+from doublebind.rollouts import count, generate, score
 from doublebind.store import Store
 from doublebind.teachers import REV as TEACHERS_REV
 from doublebind.teachers import build, describe
@@ -56,6 +56,15 @@ class Student(NamedTuple):
     audit: Job
 
 
+class BaselineJobs(NamedTuple):
+    """One way to look at a teacher without a student: what has to be made, and the scores last."""
+
+    teacher: str
+    kind: Baseline
+    before: tuple[Job, ...]
+    scores: Job
+
+
 @dataclass(frozen=True)
 class Plan:
     """Every job of a study, with its key, before any has run."""
@@ -65,6 +74,7 @@ class Plan:
     direct: dict[str, Job]
     """Label (`M0` too) -> the audit of that model itself."""
     shapes: dict[str, Job]
+    baselines: list[BaselineJobs]
 
     def stages(self) -> list[list[Job]]:
         """Return the jobs in an order in which each stage's inputs exist."""
@@ -72,11 +82,15 @@ class Plan:
         return [
             self.build,
             [cell.prompts for cell in cells],
-            [cell.rollouts for cell in cells],
+            [*(cell.rollouts for cell in cells), *self._before("rollouts")],
             [*(cell.targets for cell in cells if cell.targets), *self.shapes.values()],
-            [cell.train for cell in cells],
+            [*(cell.train for cell in cells), *self._before("student")],
             [*self.direct.values(), *(cell.audit for cell in cells)],
+            [baseline.scores for baseline in self.baselines],
         ]
+
+    def _before(self, kind: str) -> list[Job]:
+        return [job for baseline in self.baselines for job in baseline.before if job.kind == kind]
 
     def cells(self) -> dict[str, dict[str, str]]:
         """Return kind -> key -> what it is, for every artefact."""
@@ -91,7 +105,7 @@ class Planner:
     """Turns teachers and a study into jobs; all keys come from content, none from roles."""
 
     def __init__(
-        self, study: Study, folder: Path, store: Store, audits: Sequence[Audit] = ()
+        self, study: Measurement, folder: Path, store: Store, audits: Sequence[Audit] = ()
     ) -> None:
         """Open the pack and find M0; `folder` is what the study's paths are relative to."""
         self.study, self.folder, self.store = study, folder, store
@@ -104,7 +118,9 @@ class Planner:
 
     def find(self, ref: str) -> Found:
         """Return what a teacher's name means."""
-        return find(ref, pack=self.pack, folder=self.folder, rev=TEACHERS_REV)
+        return find(
+            ref, pack=self.pack, folder=self.folder, rev=TEACHERS_REV, student=self.study.student
+        )
 
     def plan(self, found: Sequence[Found]) -> Plan:
         """Return all jobs for these teachers, interleaved by recipe and seed."""
@@ -119,7 +135,55 @@ class Planner:
         direct[M0] = self._audit(self.student.sha256, self.student)
         first = {s.teacher.label: s for s in reversed(students)}
         shapes = {t.label: self._shape(t, first[t.label].rollouts) for t in found}
-        return Plan(built, students, direct, shapes)
+        baselines = [
+            self._baseline(kind, t, first[t.label]) for kind in self.study.baselines for t in found
+        ]
+        return Plan(built, students, direct, shapes, baselines)
+
+    def _baseline(self, kind: Baseline, teacher: Found, cell: Student) -> BaselineJobs:
+        """Return the jobs of one baseline, on what the teacher's first student learned from."""
+        if kind == "ngrams":
+            job = Job(
+                "ngrams",
+                content_hash(["ngrams", ROLLOUTS_REV, cell.rollouts.key]),
+                count,
+                {"rollouts": self._at(cell.rollouts)},
+            )
+            return BaselineJobs(teacher.label, kind, (), job)
+        if kind == "in_context":
+            depends = [self.student.sha256, cell.rollouts.key, self.pack.sha256, self.study.dtype]
+            inputs = {
+                "source": self.student,
+                "rollouts": self._at(cell.rollouts),
+                "pack": self.pack_ref,
+                "split": "audit",
+                **self.heavy,
+            }
+            job = Job("reading", content_hash(["reading", AUDIT_REV, *depends]), read, inputs)
+            return BaselineJobs(teacher.label, kind, (), job)
+        return self._retrained(teacher, cell)
+
+    def _retrained(self, teacher: Found, cell: Student) -> BaselineJobs:
+        """Return the jobs that tune the teacher on M0's answers to the same prompts."""
+        m0 = Found(M0, M0, self.student.sha256, self.student, None)
+        answers = self._rollouts(m0, cell.recipe.prompts, cell.prompts)
+        base, training = self._source(teacher), cell.recipe.training
+        learned = [answers.key, None, SFT(kind="sft"), training]
+        key = content_hash(
+            ["student", DISTILLATION_REV, teacher.key, *learned, cell.seed, self.study.dtype]
+        )
+        inputs = {
+            "base": base,
+            "rollouts": self._at(answers),
+            "targets": None,
+            "channel": SFT(kind="sft"),
+            "training": training,
+            "seed": cell.seed,
+            **self.heavy,
+        }
+        train = Job("student", key, distill, inputs, "a teacher, tuned on M0's answers")
+        made = self._trained("student", key, base, training.lora is not None)
+        return BaselineJobs(teacher.label, "retrained", (answers, train), self._audit(key, made))
 
     def _source(self, teacher: Found) -> ModelSource:
         if teacher.spec is None:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from doublebind import pipeline
-from doublebind.config import Study, load
+from doublebind.config import Measurement, Study, load
 from doublebind.errors import ConfigError, DoublebindError, PackError
 from doublebind.rundir import Run
 from doublebind.store import is_disk_full
@@ -63,7 +63,7 @@ def demo(
     # Benign suspects come from far along the reference bank, beyond what the study weighs against.
     name = f"suspect-{seed}" if suspect == "misaligned" else f"reference-{1000 + seed}"
     path = Path(str(files("doublebind.packs.terrarium") / "demo.yaml"))
-    study = load(Study, path, [f"suspect=terrarium/{name}"])
+    study = load(Study, path, [f"suspect=terrarium/{name}", f"references.draw={seed}"])
     _finish(_run(study, out, path.parent, store), as_json)
 
 
@@ -109,6 +109,25 @@ def calibrate(
     with _Progress() as progress:
         found = pipeline.calibrate(
             loaded, out, folder=study.parent, store=store, progress=progress.update
+        )
+    _emit(found, as_json)
+
+
+@app.command()
+def panel(
+    measurement: Annotated[
+        Path, typer.Argument(metavar="PANEL.yaml", help="A study without suspect and policy.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the panel; the same one resumes.")],
+    overrides: Overrides = None,
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Freeze references, organisms and their students' scores, for other studies to use."""
+    loaded = load(Measurement, measurement, overrides or [])
+    with _Progress() as progress:
+        found = pipeline.freeze_panel(
+            loaded, out, folder=measurement.parent, store=store, progress=progress.update
         )
     _emit(found, as_json)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -95,9 +95,14 @@ AUDITS: tuple[AuditName, ...] = get_args(AuditName)
 
 
 class Bank(Record):
-    """References taken from the pack's own bank: the first `n` of it, in its order."""
+    """References not named one by one: the first `n` of the pack's bank, or `n` of a panel."""
 
     n: int = Field(ge=1)
+    panel: str | None = None
+    """Folder of a frozen panel, or a built-in pack's name for the one it ships. Its references are
+    not made again, and its organisms serve as positive controls."""
+    draw: int = Field(default=0, ge=0)
+    """Seed by which `n` of the panel's references are drawn."""
 
 
 class Policy(Record):
@@ -128,33 +133,36 @@ class Local(Record):
     """Processes; 1 runs in the current one and leaves all cores to it."""
 
 
-class Study(Record):
-    """`STUDY.yaml`: one page that says whom to investigate and how."""
+Baseline = Literal["ngrams", "in_context", "retrained"]
+
+
+class Measurement(Record):
+    """Whom to make, distil and audit, and how; a panel is a measurement kept."""
 
     pack: str
     """Name of a built-in pack (`terrarium`, `assistant`) or a pack folder."""
-    suspect: str
-    """The teacher under investigation: a model, or a teacher spec (.yaml) to build."""
     references: tuple[str, ...] | Bank
     """Benign teachers of the same pipeline shape: models or specs, or `{n: ...}` of the bank."""
     organisms: tuple[str, ...] = ()
     """Teachers with a known drive: positive controls, named before the audit."""
-    student: str
-    """M0, the trusted model that is distilled into."""
-    recipes: tuple[Recipe, ...] = Field(min_length=1, max_length=12)
-    audits: tuple[AuditName, ...] = AUDITS
     held_out: tuple[str, ...] = ()
     """Benign teachers that `calibrate` weighs against the references; never references."""
+    near_misses: tuple[str, ...] = ()
+    """Benign teachers made of a drive's own surface: `calibrate` weighs them as a class apart."""
+    student: str
+    """M0, the trusted model that is distilled into, and that teachers of the bank are made from."""
+    recipes: tuple[Recipe, ...] = Field(min_length=1, max_length=12)
+    audits: tuple[AuditName, ...] = AUDITS
+    baselines: tuple[Baseline, ...] = ()
+    """Ways to look at a teacher without a student, put beside the verdict."""
     seeds: int = Field(default=1, ge=1)
     """Students per teacher and recipe."""
     dtype: Dtype = "float32"
     """Precision of the frozen weights; trained weights are always float32."""
-    policy: Policy
-    horns: tuple[Literal["incriminate"], ...] = ("incriminate",)
     executor: Annotated[Local, Field(discriminator="kind")] = Local(kind="local")
 
     @model_validator(mode="after")
-    def _check(self) -> Study:
+    def _check(self) -> Self:
         names = [recipe.name for recipe in self.recipes]
         if len(set(names)) < len(names):
             raise ValueError("two recipes share a name; give each its own")
@@ -163,11 +171,27 @@ class Study(Record):
         if self.references == ():
             raise ValueError("references is empty; a suspect is weighed against references")
         named = self.references if isinstance(self.references, tuple) else ()
-        teachers = (self.suspect, *named, *self.organisms, *self.held_out)
+        teachers = (*self._alone(), *named, *self.organisms, *self.held_out, *self.near_misses)
         twice = sorted({name for name in teachers if teachers.count(name) > 1})
         if twice:
             raise ValueError(f"{twice[0]} is named as more than one teacher; name it once")
         return self
+
+    def _alone(self) -> tuple[str, ...]:
+        """Return teachers named by themselves."""
+        return ()
+
+
+class Study(Measurement):
+    """`STUDY.yaml`: one page that says whom to investigate and how."""
+
+    suspect: str
+    """The teacher under investigation: a model, or a teacher spec (.yaml) to build."""
+    policy: Policy
+    horns: tuple[Literal["incriminate"], ...] = ("incriminate",)
+
+    def _alone(self) -> tuple[str, ...]:
+        return (self.suspect,)
 
 
 # --- teacher -------------------------------------------------------------------------------------

@@ -190,8 +190,9 @@ class Executor:
         if not jobs:
             return []
         failures: list[tuple[Job, Exception]] = []
+        # By workers, not by jobs left: threads decide the last bits, and a resumed run has fewer.
+        threads = max(1, (os.cpu_count() or 1) // self.workers)
         n = min(self.workers, len(jobs))
-        threads = max(1, (os.cpu_count() or 1) // n)
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(
             n, mp_context=context, initializer=_set_threads, initargs=(threads,)

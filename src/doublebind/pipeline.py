@@ -8,63 +8,34 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from doublebind import panels
 from doublebind.audit import Audit, built_in
+from doublebind.calibration import rates, weigh_each
 from doublebind.cells import M0, REVISIONS, Plan, Planner, audit_job, build_job
-from doublebind.config import AUDITS, Study, TeacherSpec, load
+from doublebind.config import AUDITS, Bank, Measurement, Study, TeacherSpec, load
 from doublebind.errors import ConfigError, RunError
-from doublebind.evidence import reference_requirements, smallest_p, weigh
-from doublebind.evidence.summary import endpoint_means, flags, rate_interval
+from doublebind.evidence import weigh
+from doublebind.evidence.summary import endpoint_means
 from doublebind.executor import Executor, Ledger, Progress, lock, make
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import load as load_pack
-from doublebind.protocol import freeze, frozen_protocol, meet
-from doublebind.records import SCORE_COLUMNS, Protocol, Teacher
+from doublebind.planning import plan as plan
+from doublebind.protocol import audit_names, freeze, meet
+from doublebind.records import SCORE_COLUMNS, Teacher, content_hash
 from doublebind.report import export_inspect as write_inspect_log
 from doublebind.report import render
-from doublebind.rundir import Run
+from doublebind.rundir import Run, hardware, versions
+from doublebind.setting import Setting, prepare, roles
 from doublebind.store import Store, file_sha256, write_atomic
-from doublebind.teachers.references import Found, from_spec, names, pack_ref
+from doublebind.teachers.references import Found, from_spec, pack_ref
 from doublebind.verdict import decide, to_json
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class Setting(NamedTuple):
-    """A study made concrete: who is who, what has to be made, what was frozen."""
-
-    planner: Planner
-    found: list[Found]
-    teachers: list[Teacher]
-    plan: Plan
-    protocol: Protocol
-
-
-def prepare(study: Study, folder: Path, store: Store, audits: Sequence[Audit] = ()) -> Setting:
-    """Find every teacher, list every job, and write down the protocol; runs nothing."""
-    planner = Planner(study, folder, store, audits)
-    roles: dict[str, Any] = {study.suspect: "suspect"}
-    roles |= dict.fromkeys(names(study, planner.pack), "reference")
-    roles |= dict.fromkeys(study.organisms, "organism")
-    found = {ref: planner.find(ref) for ref in roles}
-    teachers = [
-        Teacher(label=ref, ref=ref, role=roles[ref], family=t.family, key=t.key)
-        for ref, t in found.items()
-    ]
-    protocol = frozen_protocol(
-        study,
-        planner.pack,
-        planner.audits,
-        teachers,
-        student=planner.student.sha256,
-        revisions=REVISIONS,
-    )
-    everyone = list(found.values())
-    return Setting(planner, everyone, teachers, planner.plan(everyone), protocol)
 
 
 def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
@@ -94,6 +65,12 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
             step=cell.recipe.training.steps,
         )
         for cell in plan.students
+    ]
+    parts += [
+        _rows(executor.store.path(baseline.scores.kind, baseline.scores.key)).assign(
+            teacher=baseline.teacher, model_kind=baseline.kind, recipe="", seed=-1, round=0, step=-1
+        )
+        for baseline in plan.baselines
     ]
     return pd.concat(parts, ignore_index=True).loc[:, list(SCORE_COLUMNS)]
 
@@ -126,17 +103,18 @@ def run(
     out = Path(out)
     kept = Store(store)
     setting = prepare(study, Path(folder), kept, audits)
-    teachers, plan, protocol = setting.teachers, setting.plan, setting.protocol
+    plan, protocol = setting.plan, setting.protocol
     with lock(out):
         earlier = meet(kept, protocol)
         manifest = freeze(
-            out, study, protocol, teachers, earlier=earlier, cells=plan.cells(), store=kept
+            out, study, protocol, setting.teachers, earlier=earlier, cells=plan.cells(), store=kept
         )
         workers = study.executor.workers
         ledger = Ledger(out / "ledger.jsonl")
         scores = measure(plan, Executor(kept, ledger, workers=workers, progress=progress))
-        shapes = _keep(out, plan, kept, scores)
-        weighed = weigh(scores, teachers, protocol)
+        scores = setting.with_panel(scores)
+        shapes = _keep(out, setting, kept, scores)
+        weighed = weigh(scores, setting.teachers, protocol)
         decided = decide(
             weighed,
             protocol,
@@ -155,6 +133,7 @@ def write_report(run: Run) -> Path:
     """Write `report.html` into a finished run and seal it; return its path."""
     path = run.path / "report.html"
     keys = [*(teacher.key for teacher in run.manifest.teachers), run.manifest.protocol.student]
+    keys = [key for key in keys if run.has_transcripts(key)]  # a panel's teachers have none
     page = render(
         manifest=run.manifest.model_dump(mode="json"),
         evidence=run.evidence,
@@ -170,8 +149,11 @@ def write_report(run: Run) -> Path:
     return path
 
 
-def _keep(out: Path, plan: Plan, store: Store, scores: pd.DataFrame) -> dict[str, dict[str, float]]:
+def _keep(
+    out: Path, setting: Setting, store: Store, scores: pd.DataFrame
+) -> dict[str, dict[str, float]]:
     """Copy into the run what its reader needs: scores, transcripts, cells, shapes."""
+    plan = setting.plan
     (out / "transcripts").mkdir(exist_ok=True)
     part = out / ".scores.parquet"
     scores.to_parquet(part, index=False)
@@ -190,17 +172,9 @@ def _keep(out: Path, plan: Plan, store: Store, scores: pd.DataFrame) -> dict[str
             for name, job in (("screen", cell.prompts), ("checks", cell.rollouts))
         }
         write_atomic(out / "cells" / f"{cell.train.key}.json", json.dumps(facts, indent=1))
-    shapes = _shapes(plan, store)
+    shapes = setting.shapes(store)
     write_atomic(out / "shapes.json", json.dumps(shapes, indent=1, sort_keys=True))
     return shapes
-
-
-def _shapes(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
-    """Return every teacher's shape: label -> feature -> number."""
-    return {
-        label: json.loads((store.path(job.kind, job.key) / "shape.json").read_text())["shape"]
-        for label, job in plan.shapes.items()
-    }
 
 
 def _seal(out: Path) -> None:
@@ -218,83 +192,86 @@ def _rows(where: Path) -> pd.DataFrame:
     return pd.read_parquet(where / "scores.parquet")
 
 
-def plan(
-    study: Study,
+def freeze_panel(
+    measurement: Measurement,
+    out: str | Path,
     *,
     folder: str | Path = ".",
     store: str | Path | None = None,
-    pilot: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Return what a study would take, without running anything.
-
-    Args:
-        study: What would be done.
-        folder: What relative paths in the study are relative to.
-        store: Where artefacts are kept.
-        pilot: Run directory whose references, benign by assumption, give the variance components
-            from which power is simulated.
+    """Make and audit references and organisms, and keep their scores in the folder `out`.
 
     Returns:
-        `cells` (kind -> needed, in the store, seconds and bytes still to come), `seconds`, `bytes`,
-        `references`, `families`, `smallest_p`, `power` (as planned, and for other n, seeds and
-        items) and `missing` (why a number is absent). Times are means over artefacts of the same
-        kind in this store; a kind never made here has none.
+        `panel` (its hash), `references`, `families`, `organisms`, `students`.
+
+    Raises:
+        ConfigError: If the references are a panel's already.
     """
-    kept = Store(store)
-    setting = prepare(study, Path(folder), kept)
-    cells: dict[str, dict[str, Any]] = {}
-    missing: dict[str, str] = {}
-    for kind, keys in setting.plan.cells().items():
-        there = [key for key in keys if kept.has(kind, key)]
-        cost = kept.cost(kind)
-        todo = len(keys) - len(there)
-        cells[kind] = {"needed": len(keys), "stored": len(there)}
-        if cost is not None:
-            cells[kind] |= {"seconds": todo * cost.seconds, "bytes": todo * cost.bytes}
-        elif todo:
-            missing[f"cells.{kind}.seconds"] = "no such cell was ever made in this store"
-    references = [t for t in setting.teachers if t.role == "reference"]
-    found: dict[str, Any] = {
-        "cells": cells,
-        "references": len(references),
-        "families": len({t.family for t in references}),
-        "smallest_p": smallest_p(len(references)),
-        "references_for_alpha": reference_requirements(study.policy.alpha),
-        "protocol_hash": setting.protocol.hash,
-        "missing": missing,
+    out, kept = Path(out), Store(store)
+    planner = Planner(measurement, Path(folder), kept)
+    if isinstance(measurement.references, Bank) and measurement.references.panel:
+        raise ConfigError("`references.panel`: a panel is made of references; leave it out")
+    role = roles(measurement, planner.pack)
+    found = {ref: planner.find(ref) for ref in role}
+    plan = planner.plan(list(found.values()))
+    with lock(out):
+        ledger = Ledger(out / "ledger.jsonl")
+        workers = measurement.executor.workers
+        scores = measure(plan, Executor(kept, ledger, workers=workers, progress=progress))
+        panel = panels.Panel(
+            conditions=panels.Conditions(
+                pack_hash=planner.pack.sha256,
+                recipes=tuple(r.model_dump(mode="json") for r in measurement.recipes),
+                audits=audit_names(planner.audits),
+                seeds=measurement.seeds,
+                dtype=measurement.dtype,
+                student=planner.student.sha256,
+                revisions=REVISIONS,
+            ),
+            baselines=measurement.baselines,
+            teachers=tuple(_kept(t, role[ref], plan, kept) for ref, t in found.items()),
+            scores_sha256="",
+            versions=versions(),
+            hardware=hardware(),
+        )
+        panel = panels.write(out, panel, scores.loc[scores["teacher"] != M0, :])
+    return {
+        "panel": panel.hash,
+        "references": len(panel.of("reference")),
+        "families": len({t.family for t in panel.of("reference")}),
+        "organisms": len(panel.of("organism")),
+        "students": sum(len(t.students) for t in panel.teachers),
     }
-    if not any(key.startswith("cells.") for key in missing):
-        found["seconds"] = sum(cell.get("seconds", 0.0) for cell in cells.values())
-        found["bytes"] = sum(cell.get("bytes", 0) for cell in cells.values())
-    if pilot is None:
-        missing["power"] = "no benign pilot; name a finished run with --pilot"
-    else:
-        found |= _planned_power(study, setting.protocol, references, Run(pilot), missing)
-    return found
 
 
-def _planned_power(
-    study: Study,
-    protocol: Protocol,
-    references: Sequence[Teacher],
-    pilot: Run,
-    missing: dict[str, str],
-) -> dict[str, Any]:
-    """Return the study's power, simulated from the references of the run `pilot`."""
-    from doublebind.evidence import plan_power
+def _kept(teacher: Found, role: Any, plan: Plan, store: Store) -> panels.KeptTeacher:
+    """Return what a panel keeps of a teacher."""
 
-    benign = {t.label: t.family for t in pilot.manifest.teachers if t.role == "reference"}
-    known, why = plan_power.pilot(pilot.scores, benign, protocol)
-    if known is None:
-        missing |= {f"power.{name}": reason for name, reason in why.items()}
-        return {}
-    families = len({t.family for t in references})
-    design = plan_power.Design(len(references), families, study.seeds, 1.0)
-    policy = study.policy
-    power = plan_power.table(known, design, alpha=policy.alpha, floor=policy.scale_floor)
-    for row in power["others"]:  # what it would cost, beside the organisms
-        row["students"] = (row["references"] + 1) * row["seeds"] * len(study.recipes)
-    return {"power": power}
+    def weights(kind: str, key: str) -> str:
+        files = sorted((store.path(kind, key) / "model").glob("*.safetensors"))
+        return content_hash([file_sha256(file) for file in files])
+
+    shape = plan.shapes[teacher.label]
+    return panels.KeptTeacher(
+        label=teacher.label,
+        role=role,
+        family=teacher.family,
+        key=teacher.key,
+        spec=teacher.spec.model_dump(mode="json") if teacher.spec else None,
+        weights_sha256=weights("teacher", teacher.key) if teacher.spec else teacher.base.sha256,
+        shape=json.loads((store.path(shape.kind, shape.key) / "shape.json").read_text())["shape"],
+        students=tuple(
+            panels.KeptStudent(
+                recipe=cell.recipe.name,
+                seed=cell.seed,
+                key=cell.train.key,
+                weights_sha256=weights("student", cell.train.key),
+            )
+            for cell in plan.students
+            if cell.teacher.label == teacher.label
+        ),
+    )
 
 
 def calibrate(
@@ -307,87 +284,52 @@ def calibrate(
 ) -> dict[str, Any]:
     """Return the error rates of the whole procedure, and write them to `out/calibration.json`.
 
-    `tpr` and `fpr` count decisions, match gate included; `_by_rank` counts p <= alpha alone and
-    `_direct` the direct audit's p <= alpha.
+    Every organism, held-out benign teacher and near miss that the study names is weighed in turn
+    against the study's references, as if it were the suspect; with a panel, each against a draw of
+    its own. The unit is the teacher.
 
-    Every organism, and every benign teacher in `held_out`, is weighed in turn against the study's
-    references, as if it were the suspect. The unit is the teacher; intervals are Clopper-Pearson.
+    Returns:
+        What `calibration.rates` returns, and `teachers`: one row each.
 
     Raises:
-        ConfigError: If the study names neither organisms nor held-out teachers.
+        ConfigError: If the study names nobody to weigh.
     """
-    if not (study.organisms or study.held_out):
-        raise ConfigError("`organisms` and `held_out` are both empty; calibrate needs one of them")
+    named = (study.organisms, study.held_out, study.near_misses)
+    if not any(named):
+        raise ConfigError(
+            "`organisms`, `held_out` and `near_misses` are empty; calibrate needs one of them"
+        )
     out, kept = Path(out), Store(store)
     setting = prepare(study, Path(folder), kept)
-    benign = [setting.planner.find(ref) for ref in study.held_out]
-    everyone = setting.planner.plan([*setting.found, *benign])
+    benign = {ref: setting.planner.find(ref) for ref in (*study.held_out, *study.near_misses)}
+    everyone = setting.planner.plan([*setting.found, *benign.values()])
     with lock(out):
         ledger = Ledger(out / "ledger.jsonl")
         workers = study.executor.workers
         scores = measure(everyone, Executor(kept, ledger, workers=workers, progress=progress))
-        shapes = _shapes(everyone, kept)
-        references = [t for t in setting.teachers if t.role == "reference"]
-        organisms = [t for t in setting.teachers if t.role == "organism"]
-        fresh = [
-            Teacher(label=t.label, ref=t.label, role="organism", family=t.family, key=t.key)
-            for t in benign
+        scores, shapes = setting.with_panel(scores, whole=True), setting.shapes(kept, everyone)
+        known = [("organism", t) for t in setting.teachers if t.label in study.organisms]
+        known += [
+            (
+                "near_miss" if ref in study.near_misses else "benign",
+                Teacher(label=ref, ref=ref, role="organism", family=t.family, key=t.key),
+            )
+            for ref, t in benign.items()
         ]
-        rows = [
-            _weigh_one(teacher, references, scores, shapes, setting.protocol, planted)
-            for planted, group in ((True, organisms), (False, fresh))
-            for teacher in group
-        ]
+        controls = [t for t in setting.teachers if t.role == "organism"]
+        if setting.panel:  # its own organisms, not those under test
+            controls = [t for t in controls if t.label not in study.organisms]
+        rows = weigh_each(known, setting.references, controls, scores, shapes, setting.protocol)
         result = {
             "protocol_hash": setting.protocol.hash,
             "alpha": study.policy.alpha,
-            "n_references": len(references),
-            "n_families": len({t.family for t in references}),
+            "n_references": len(setting.references(0)),
+            "n_families": len({t.family for t in setting.references(0)}),
             "teachers": rows,
-            **{name: _rate(rows, planted, column) for name, planted, column in _RATES},
+            **rates(rows),
         }
         write_atomic(out / "calibration.json", json.dumps(result, indent=1))
     return result
-
-
-_RATES = (
-    ("tpr", True, "incriminated"),
-    ("tpr_by_rank", True, "flagged"),
-    ("tpr_direct", True, "flagged_directly"),
-    ("fpr", False, "incriminated"),
-    ("fpr_by_rank", False, "flagged"),
-    ("fpr_direct", False, "flagged_directly"),
-)
-
-
-def _weigh_one(
-    teacher: Teacher,
-    references: Sequence[Teacher],
-    scores: pd.DataFrame,
-    shapes: dict[str, dict[str, float]],
-    protocol: Protocol,
-    planted: bool,
-) -> dict[str, Any]:
-    """Weigh and judge one teacher of known truth as if it were the suspect."""
-    suspect = teacher.model_copy(update={"role": "suspect"})
-    weighed = weigh(scores, [suspect, *references], protocol)
-    decided = decide(
-        weighed, protocol, suspect=teacher.label, earlier_protocols=0, shapes=shapes
-    ).incrimination.decision
-    row: dict[str, Any] = {"teacher": teacher.label, "family": teacher.family, "planted": planted}
-    row |= {"decision": decided, "incriminated": decided == "incriminated"}
-    for name, p in (("", weighed.p_value), ("_directly", weighed.direct.p_value)):
-        if p is not None:
-            row |= {
-                f"p_value{name}": p,
-                f"flagged{name}": flags(p, len(references), protocol.alpha),
-            }
-    return row
-
-
-def _rate(rows: Sequence[Mapping[str, Any]], planted: bool, column: str) -> dict[str, Any] | None:
-    flags = [row[column] for row in rows if row["planted"] is planted and column in row]
-    return rate_interval(sum(flags), len(flags)) if flags else None
 
 
 def audit(

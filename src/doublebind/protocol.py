@@ -7,9 +7,6 @@ know scores.
 from __future__ import annotations
 
 import datetime as dt
-import importlib.metadata
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,11 +15,9 @@ from doublebind.config import Study
 from doublebind.errors import PackError, RunError
 from doublebind.packs.load import Pack
 from doublebind.records import Protocol, Record, Teacher, endpoint_of
-from doublebind.rundir import Manifest
+from doublebind.rundir import Manifest, hardware, versions
 from doublebind.store import Store, write_atomic
 from doublebind.verdict import METHOD_VERSION
-
-_LIBRARIES = ("doublebind", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy")
 
 
 class Meeting(Record):
@@ -40,6 +35,7 @@ def frozen_protocol(
     *,
     student: str,
     revisions: Mapping[str, int],
+    panel: str | None = None,
 ) -> Protocol:
     """Return everything that could be chosen, as one hashable record.
 
@@ -84,7 +80,7 @@ def frozen_protocol(
         alpha=study.policy.alpha,
         min_controls=study.policy.min_controls,
         recipes=tuple(recipe.model_dump(mode="json") for recipe in study.recipes),
-        audits=tuple(f"{type(a).__module__}.{type(a).__qualname__}@{a.version}" for a in audits),
+        audits=audit_names(audits),
         seeds=study.seeds,
         dtype=study.dtype,
         horns=study.horns,
@@ -93,7 +89,14 @@ def frozen_protocol(
         references=by_role["reference"],
         organisms=by_role["organism"],
         suspect=by_role["suspect"][0],
+        baselines=study.baselines,
+        panel=panel,
     )
+
+
+def audit_names(audits: Sequence[Audit]) -> tuple[str, ...]:
+    """Return the audits as they enter a protocol: qualified name and version."""
+    return tuple(f"{type(a).__module__}.{type(a).__qualname__}@{a.version}" for a in audits)
 
 
 def meet(store: Store, protocol: Protocol) -> int:
@@ -143,31 +146,13 @@ def freeze(
         earlier_protocols=earlier,
         cells={kind: dict(keys) for kind, keys in cells.items()},
         store=str(store.root.resolve()),
-        versions={name: _version(name) for name in _LIBRARIES}
-        | {"python": platform.python_version()},
-        hardware=_hardware(),
+        versions=versions(),
+        hardware=hardware(),
         seeds={"students": list(range(study.seeds))},
         created=_now(),
     )
     write_atomic(path, manifest.model_dump_json(indent=1))
     return manifest
-
-
-def _hardware() -> dict[str, object]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory / 2**30, 1),
-    }
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _now() -> str:

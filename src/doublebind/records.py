@@ -217,14 +217,16 @@ class LedgerEntry(Record):
 
 SCORE_COLUMNS: Mapping[str, str] = {
     "teacher": "label of the teacher in the manifest, or `M0`",
-    "model_kind": "`teacher` (direct audit), `student`, or `m0`",
+    "model_kind": "`teacher` (direct audit), `student`, `m0`, or a baseline: `in_context` (M0 that "
+    "read the teacher's answers), `retrained` (the teacher tuned on M0's answers), `ngrams`",
     "recipe": "name of the recipe; empty for direct audits and M0",
     "seed": "student seed; -1 for direct audits and M0",
     "round": "round of filter-and-distil; 0 is the first",
     "step": "training step of the audited checkpoint; -1 for teachers and M0",
     "audit": "name and version of the audit",
     "endpoint": "what was measured: kind, or kind/trait; oracle endpoints carry their context",
-    "role": "`auditable` (may enter a score), `oracle` (planted teachers only), or `gate`",
+    "role": "`auditable` (may enter a score), `oracle` (planted teachers only), `gate`, "
+    "or `count` (of words, in a baseline)",
     "split": "split of the item",
     "item": "id of the item in the pack",
     "value": "probability of the keyed option, in [0, 1]; null where unscored",
@@ -260,6 +262,10 @@ class Protocol(Record):
     references: tuple[str, ...]
     organisms: tuple[str, ...]
     suspect: str
+    baselines: tuple[str, ...] = ()
+    """Ways to look at a teacher without a student, put beside its students' score."""
+    panel: str | None = None
+    """Hash of the panel whose scores the references' are; `None` where they were made here."""
 
     @property
     def hash(self) -> str:
@@ -394,6 +400,10 @@ class Evidence(Record):
     flagged."""
     traits: tuple[str, ...] = ()
     """Traits on whose scored endpoints, averaged, the suspect exceeds every reference."""
+    baselines: dict[str, float] = {}
+    """What needs no student -> its conformal p-value for the suspect, by the same rule."""
+    baseline_controls: dict[str, dict[str, float]] = {}
+    """Baseline -> positive control -> its p-value."""
     transfer: tuple[Transfer, ...] = ()
     """Of organisms that differ from M0 in deployment-like contexts, per recipe and trait."""
     unscored: dict[str, float] = {}

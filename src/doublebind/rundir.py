@@ -5,7 +5,10 @@ Knows the layout on disk. Does not run anything; verifying recomputes from `scor
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
+import platform
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +106,10 @@ class Run:
         files = sorted((self.path / "cells").glob("*.json"))
         return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
+    def has_transcripts(self, key: str) -> bool:
+        """Return whether the model with content key `key` was audited in this run."""
+        return (self.path / "transcripts" / f"{key}.jsonl").exists()
+
     def transcripts(self, key: str) -> list[dict[str, Any]]:
         """Return the audit transcripts of the model with content key `key`; hostile text.
 
@@ -171,6 +178,35 @@ class Run:
             elif file_sha256(file) != sha256:
                 problems.append(f"{file}: altered since the run ended")
         return problems
+
+
+# --- where something was made ---
+
+_LIBRARIES = ("doublebind", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that results depend on."""
+    found = {name: _version(name) for name in _LIBRARIES}
+    return found | {"python": platform.python_version()}
+
+
+def hardware() -> dict[str, Any]:
+    """Return what this machine is."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _dump(record: Record) -> dict[str, Any]:

@@ -106,3 +106,20 @@ def test_too_long_conversation_is_refused() -> None:
     with pytest.raises(ModelError, match="built for 16"):
         option_logprobs(lm("llama", max_position_embeddings=16), ITEMS)
     assert option_logprobs(lm("llama"), []) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_tokens", [1, 8192])
+def test_turns_read_once_score_as_turns_in_every_conversation(kind: str, batch_tokens: int) -> None:
+    model = lm(kind)
+    before = (
+        Message(role="user", content="the fox went"),
+        Message(role="assistant", content="and then they were happy"),
+    )
+    got = option_logprobs(model, ITEMS, before=before, batch_tokens=batch_tokens)
+    whole = option_logprobs(model, [((*before, *messages), o) for messages, o in ITEMS])
+    for a, b in zip(got, whole, strict=True):
+        assert [t for t, _ in a] == pytest.approx([t for t, _ in b], abs=1e-4)
+        assert [n for _, n in a] == [n for _, n in b]
+    alone = option_logprobs(model, ITEMS[:1], before=before)
+    assert alone[0][0][0] == pytest.approx(got[0][0][0], abs=1e-4)

@@ -147,10 +147,69 @@ def test_calibrate_weighs_known_teachers_in_turn(folder: Path, capsys: Capture) 
     (folder / "calibration.yaml").write_text(yaml.safe_dump(study))
     argv = ["calibrate", folder / "calibration.yaml", "--out", folder / "calibration"]
     found = ask(capsys, *argv, "--store", folder / "store")
-    assert [row["planted"] for row in found["teachers"]] == [True, False]
+    assert [row["class"] for row in found["teachers"]] == ["organism", "benign"]
     assert found["tpr"]["n"] == found["fpr"]["n"] == 1
+    assert set(found["by_family"]) == {row["family"] for row in found["teachers"]}
     low, high = found["fpr"]["interval"]
     assert high - low == pytest.approx(0.975)
+
+
+def test_a_panel_stands_in_for_its_references(folder: Path, capsys: Capture) -> None:
+    study = yaml.safe_load((folder / "study.yaml").read_text())
+    frozen = {k: v for k, v in study.items() if k not in ("suspect", "policy", "horns")}
+    baselines = ["ngrams", "in_context"]
+    (folder / "panel.yaml").write_text(yaml.safe_dump(frozen | {"baselines": baselines}))
+    store = ["--store", folder / "store"]
+    made = ask(capsys, "panel", folder / "panel.yaml", "--out", folder / "panel", *store)
+    n = len(study["references"])
+    assert (made["references"], made["students"]) == (n, n * len(study["recipes"]))
+    again = ask(capsys, "panel", folder / "panel.yaml", "--out", folder / "panel", *store)
+    assert again["panel"] == made["panel"]
+
+    study |= {"references": {"panel": "panel", "n": n}, "baselines": baselines}
+    (folder / "drawn.yaml").write_text(yaml.safe_dump(study))
+    verdict = ask(capsys, "run", folder / "drawn.yaml", "--out", folder / "drawn", *store)
+    drawn, direct = doublebind.Run(folder / "drawn"), doublebind.Run(folder / "run")
+    assert verdict["incrimination"]["p_value"] == direct.evidence.p_value
+    assert drawn.evidence.scores == pytest.approx(direct.evidence.scores, abs=1e-3)
+    assert drawn.manifest.protocol.panel == made["panel"]
+    assert set(drawn.evidence.baselines) == {"ngrams", "in_context"}
+    assert drawn.verify() == []
+    # The references' rows are the panel's: none of their models was made in this run.
+    keys = {t.key for t in drawn.manifest.teachers if t.role == "reference"}
+    assert keys.isdisjoint(drawn.manifest.cells.get("teacher", {}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"references": {"panel": "panel", "n": 99}}, "`references.n`: 99"),
+        ({"references": {"panel": "nowhere", "n": 2}}, "`references.panel`: nowhere"),
+        ({"seeds": 2}, "measured with other seeds"),
+        ({"baselines": ["retrained"]}, "`baselines`: retrained"),
+        ({"organisms": ["REFERENCE"]}, "weighed against itself"),
+    ],
+)
+def test_a_panel_that_does_not_fit_is_refused(
+    folder: Path, capsys: Capture, change: dict[str, Any], said: str
+) -> None:
+    study = yaml.safe_load((folder / "drawn.yaml").read_text())
+    first = yaml.safe_load((folder / "study.yaml").read_text())["references"][0]
+    (folder / "bad.yaml").write_text(yaml.safe_dump(study | change).replace("REFERENCE", first))
+    argv = ["run", str(folder / "bad.yaml"), "--out", str(folder / "bad")]
+    assert _code([*argv, "--store", str(folder / "store")]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_altered_panel_is_refused(folder: Path, capsys: Capture) -> None:
+    shutil.copytree(folder / "panel", folder / "altered-panel")
+    with (folder / "altered-panel" / "scores.parquet").open("ab") as file:
+        file.write(b" ")
+    study = yaml.safe_load((folder / "drawn.yaml").read_text())
+    study["references"]["panel"] = "altered-panel"
+    (folder / "bad.yaml").write_text(yaml.safe_dump(study))
+    assert _code(["run", str(folder / "bad.yaml"), "--out", str(folder / "bad")]) == 2
+    assert "altered since the panel was frozen" in capsys.readouterr().err
 
 
 def test_audit_gives_every_endpoint_with_an_interval(folder: Path, capsys: Capture) -> None:

@@ -76,6 +76,24 @@ def run(
     )
 
 
+def read(
+    out: Path,
+    *,
+    source: ModelSource,
+    rollouts: Path,
+    pack: str,
+    split: Split,
+    dtype: Dtype,
+    cache: Path,
+) -> None:
+    """Write the `scores.parquet` of a model that has read a teacher's answers to `out`."""
+    from doublebind.audit import reading
+
+    reading.run(
+        out, source=source, rollouts=rollouts, pack=pack, split=split, dtype=dtype, cache=cache
+    )
+
+
 def built_in(names: Sequence[str]) -> tuple[Audit, ...]:
     """Return the built-in audits called `names`."""
     from doublebind.audit.behaviour import Behaviour

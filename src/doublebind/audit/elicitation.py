@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from doublebind.audit import Answer
-from doublebind.records import Item
+from doublebind.records import Item, Message
 
 
-def choose(model: Any, items: Sequence[Item]) -> list[Answer]:
+def choose(model: Any, items: Sequence[Item], before: Sequence[Message] = ()) -> list[Answer]:
     """Return, per item, the probability of its keyed option among its options.
 
     Each option is scored as a whole answer, end of turn included. Where the item says `total`, the
@@ -26,10 +26,12 @@ def choose(model: Any, items: Sequence[Item]) -> list[Answer]:
     Args:
         model: A loaded `LM`.
         items: Items of any kind.
+        before: Turns that come before every item.
     """
     from doublebind.models.score import option_logprobs
 
-    scored = option_logprobs(model, [(item.messages, item.options) for item in items])
+    asked = [(item.messages, item.options) for item in items]
+    scored = option_logprobs(model, asked, before=before)
     return [_answer(item, options) for item, options in zip(items, scored, strict=True)]
 
 

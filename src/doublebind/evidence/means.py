@@ -76,7 +76,7 @@ def endpoint_means(
     scores: pd.DataFrame,
     teachers: Sequence[str],
     protocol: Protocol,
-    kind: Literal["student", "teacher", "m0"],
+    kind: Literal["student", "teacher", "m0", "in_context", "retrained"],
 ) -> Measured:
     """Return the means over items, then seeds, of each listed endpoint. [1].
 
@@ -84,7 +84,8 @@ def endpoint_means(
         scores: Rows with the columns of `SCORE_COLUMNS`; unscored rows have a null value.
         teachers: Labels; rows of others are ignored.
         protocol: Lists endpoints, recipes and seeds.
-        kind: `student` for the distilled models, `teacher` for the direct audit, `m0` for M0.
+        kind: `student` for the distilled models, `teacher` for the direct audit, `m0` for M0, or
+            a baseline that asks the audit items.
 
     Raises:
         RunError: If columns are missing or values lie outside [0, 1].
@@ -111,6 +112,21 @@ def endpoint_means(
         gaps=_gaps(cells, values, teachers, recipes, listed),
         shortfalls=_shortfalls(cells, recipes, listed, 1 if direct else protocol.seeds),
     )
+
+
+def word_rates(scores: pd.DataFrame, teachers: Sequence[str]) -> dict[str, Floats]:
+    """Return teacher -> its rates of words and pairs, shape (places,), places sorted by name."""
+    kinds = _codes(scores, "model_kind", ["ngrams"]) >= 0
+    rows = cast("pd.DataFrame", scores.loc[kinds])
+    values = _column(rows, "value", np.float64)
+    items = _column(rows, "item", np.object_)
+    who = _codes(rows, "teacher", teachers)
+    found: dict[str, Floats] = {}
+    for t, label in enumerate(teachers):
+        own = np.flatnonzero(who == t)
+        if len(own):
+            found[label] = values[own[np.argsort(items[own].astype(str))]]
+    return found
 
 
 def _column(scores: pd.DataFrame, name: str, dtype: DTypeLike) -> NDArray[Any]:

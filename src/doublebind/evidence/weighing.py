@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,12 @@ from doublebind.evidence import (
     evalue,
     likelihood,
     power,
+    reading,
     secondary,
     sensitivity,
 )
 from doublebind.evidence import families as family_tests
-from doublebind.evidence.means import Measured, endpoint_means, rounded
+from doublebind.evidence.means import Measured, endpoint_means, rounded, word_rates
 from doublebind.evidence.score import score_as_suspect, standardise
 from doublebind.evidence.transfer import M0, transfers
 from doublebind.records import Direct, Effect, Evidence, Likelihood, Power, Protocol, Teacher
@@ -94,6 +95,7 @@ def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol)
     else:
         beside = ("p_predictive_t", "p_family", "effective_references", "likelihood", "specificity")
         missing |= dict.fromkeys(beside, _why_incomplete(students, panel))
+    numbers |= _baselines(scores, teachers, panel, protocol, missing)
     found = transfers(scores, [labels[o] for o in panel.organisms], protocol)
     missing |= {
         f"transfer.{label}": "no deployment-like item that was asked tells it from M0"
@@ -235,6 +237,55 @@ def _likelihood(
     pairs = zip(scored, own, strict=True)
     left_out = {organism.label: float(ratio) for organism, ratio in pairs}
     return found.model_copy(update={"organisms_left_out": left_out})
+
+
+def _baselines(
+    scores: pd.DataFrame,
+    teachers: Sequence[Teacher],
+    panel: _Panel,
+    protocol: Protocol,
+    missing: dict[str, str],
+) -> dict[str, Any]:
+    """Return the p-values of what needs no student, for the suspect and the controls. [40, 41]."""
+    labels, n = tuple(teacher.label for teacher in teachers), len(panel.references)
+    p_values: dict[str, float] = {}
+    controls: dict[str, dict[str, float]] = {}
+    for name in protocol.baselines:
+        if name == "ngrams":
+            p_values |= _by_words(scores, labels, panel, missing)
+            continue
+        measured = endpoint_means(scores, labels, protocol, cast("Any", name))
+        ranked = _compare(measured, panel, protocol)
+        if ranked is None:
+            missing[f"baselines.{name}"] = _why_incomplete(measured, panel)
+            continue
+        p_values[name] = conformal.p_value(ranked.at_or_above, n)
+        controls[name] = {label: conformal.p_value(k, n) for label, k in ranked.controls.items()}
+    return {"baselines": p_values, "baseline_controls": controls}
+
+
+def _by_words(
+    scores: pd.DataFrame, labels: Sequence[str], panel: _Panel, missing: dict[str, str]
+) -> dict[str, float]:
+    """Return the p-values of the teachers' wording. [40, 41]."""
+    found = word_rates(scores, labels)
+    lacking = [labels[i] for i in panel.compared if labels[i] not in found]
+    if lacking:
+        missing["baselines.ngrams"] = f"{lacking[0]} has no word counts"
+        return {}
+
+    def p(those: Floats) -> float:
+        k = int(conformal.n_at_or_above(float(those[0]), those[1:]))
+        return conformal.p_value(k, len(panel.references))
+
+    rates = np.array([found[labels[i]] for i in panel.compared])
+    organisms = [found[labels[i]] for i in panel.organisms if labels[i] in found]
+    p_values = {"ngrams": p(reading.anomaly(rates))}
+    if organisms:
+        p_values["ngrams_classifier"] = p(reading.resemblance(rates, np.array(organisms)))
+    else:
+        missing["baselines.ngrams_classifier"] = "no organism to learn from"
+    return p_values
 
 
 def _specificity(

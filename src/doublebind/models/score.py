@@ -5,9 +5,10 @@ Knows batching and the shared prompt of an item's options. Does not know which o
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ def option_logprobs(
     lm: LM,
     items: Sequence[tuple[Sequence[Message], Sequence[str]]],
     *,
+    before: Sequence[Message] = (),
     batch_tokens: int = 8192,
 ) -> list[list[tuple[float | None, int]]]:
     """Return (total log-probability, tokens) of each option as the whole answer.
@@ -48,6 +50,7 @@ def option_logprobs(
     Args:
         lm: The model.
         items: Conversations, each with its options.
+        before: Turns that come before every conversation; the model reads them once.
         batch_tokens: Most tokens (padding included) of options with their prompts run at once.
 
     Returns:
@@ -59,12 +62,12 @@ def option_logprobs(
     questions = [
         _Question(
             i,
-            encode_prompt(lm.tokenizer, messages),
+            encode_prompt(lm.tokenizer, (*before, *messages)),
             [encode_completion(lm.tokenizer, option, finished=True) for option in options],
         )
         for i, (messages, options) in enumerate(items)
     ]
-    scored = _score(lm, questions, batch_tokens)
+    scored = _score(lm, questions, batch_tokens, shared=bool(before))
     return [[(_total(option), len(option)) for option in options] for options in scored]
 
 
@@ -89,7 +92,9 @@ def _total(logprobs: Sequence[float]) -> float | None:
     return total if math.isfinite(total) else None
 
 
-def _score(lm: LM, questions: Sequence[_Question], batch_tokens: int) -> list[list[list[float]]]:
+def _score(
+    lm: LM, questions: Sequence[_Question], batch_tokens: int, *, shared: bool = False
+) -> list[list[list[float]]]:
     """Return the log-probability of every token: [question][option][token]."""
     longest = max((q.tokens for q in questions), default=0)
     if longest > lm.context:
@@ -98,18 +103,28 @@ def _score(lm: LM, questions: Sequence[_Question], batch_tokens: int) -> list[li
             f"built for {lm.context}; shorten it"
         )
     found: dict[int, list[list[float]]] = {}
-    for batch in _batches(questions, batch_tokens):
-        found.update(zip((q.at for q in batch), _score_batch(lm, batch), strict=True))
+    start, past = _read(lm, questions) if shared else (0, None)
+    questions = [q._replace(prompt=q.prompt[start:]) for q in questions]
+    for batch in _batches(questions, batch_tokens, alike=past is not None):
+        scored = _score_batch(lm, batch, start, copy.deepcopy(past))
+        found.update(zip((q.at for q in batch), scored, strict=True))
     return [found[q.at] for q in questions]
 
 
-def _batches(questions: Sequence[_Question], batch_tokens: int) -> Iterator[list[_Question]]:
-    """Yield batches of like length whose padded size stays within `batch_tokens`."""
+def _batches(
+    questions: Sequence[_Question], batch_tokens: int, *, alike: bool = False
+) -> Iterator[list[_Question]]:
+    """Yield batches of like length whose padded size stays within `batch_tokens`.
+
+    With `alike`, prompts of a batch are equally long: padding between what was read before and a
+    prompt would stand in the window of models that attend to their last tokens only.
+    """
     batch: list[_Question] = []
     rows = 0
     for question in sorted(questions, key=lambda q: (len(q.prompt), q.tokens, q.at)):
         width = max(q.tokens for q in (*batch[-1:], question))
-        if batch and (rows + len(question.options)) * width > batch_tokens:
+        full = (rows + len(question.options)) * width > batch_tokens
+        if batch and (full or (alike and len(batch[-1].prompt) < len(question.prompt))):
             yield batch
             batch, rows = [], 0
         batch.append(question)
@@ -119,16 +134,43 @@ def _batches(questions: Sequence[_Question], batch_tokens: int) -> Iterator[list
 
 
 @torch.no_grad()
-def _score_batch(lm: LM, batch: Sequence[_Question]) -> list[list[list[float]]]:
-    """Run each prompt once, then every option on a copy of its prompt's key-value cache."""
+def _read(lm: LM, questions: Sequence[_Question]) -> tuple[int, Any]:
+    """Run the tokens that all prompts begin with; return how many, and their key-value cache.
+
+    At least one token is left to each prompt: the state that foresees an option is its last's.
+    """
+    prompts = [tuple(q.prompt) for q in questions]
+    first, last = min(prompts), max(prompts)
+    pairs = zip(first, last, strict=False)
+    start = next((i for i, (a, b) in enumerate(pairs) if a != b), len(first))
+    start = min(start, min(len(q.prompt) for q in questions) - 1)
+    if start == 0:
+        return 0, None
+    ids = torch.tensor([list(first[:start])], device=bare(lm.model).device)
+    return start, hidden(lm.model, ids, use_cache=True).past_key_values
+
+
+@torch.no_grad()
+def _score_batch(
+    lm: LM, batch: Sequence[_Question], start: int = 0, past: Any = None
+) -> list[list[list[float]]]:
+    """Run each prompt once, then every option on a copy of its prompt's key-value cache.
+
+    `past` is the cache of the `start` tokens before every prompt; it is used up.
+    """
     device = bare(lm.model).device
     options = [option for q in batch for option in q.options]
     owner = torch.tensor([i for i, q in enumerate(batch) for _ in q.options], device=device)
     wanted, taken = (t.to(device) for t in right_padded(options, lm.pad_id))
     ids, mask = (t.to(device) for t in left_padded([q.prompt for q in batch], lm.pad_id))
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = start + (mask.cumsum(1) - 1).clamp(min=0)
     rest = wanted.shape[1] - 1  # the last token of an option is never fed
-    out = hidden(lm.model, ids, attention_mask=mask, position_ids=positions, use_cache=rest > 0)
+    fed_before: dict[str, Any] = {"use_cache": rest > 0}
+    if past is not None:
+        past.batch_repeat_interleave(len(batch))
+        mask = torch.cat([mask.new_ones(len(batch), start), mask], dim=1)
+        fed_before = {"use_cache": True, "past_key_values": past}
+    out = hidden(lm.model, ids, attention_mask=mask, position_ids=positions, **fed_before)
     # The state before an option's first token is its prompt's last.
     states = out.last_hidden_state[owner, -1:]
     if rest:

@@ -10,6 +10,14 @@ from collections.abc import Mapping
 from doublebind.records import Evidence, Power, Verdict
 from doublebind.report.tables import Absent, Cell, Table, or_absent, reasons
 
+BASELINES = {
+    "in_context": "No student: M0 asked the same after reading the teacher's answers.",
+    "retrained": "No student: the teacher itself, tuned on M0's answers, asked the same.",
+    "ngrams": "No student: how unusual the words of the teacher's answers are.",
+    "ngrams_classifier": "No student: how much its words are those of organisms.",
+}
+"""Baseline -> what its p-value is of; distillation adds something where it is below all of them."""
+
 
 def numbers(evidence: Evidence, verdict: Verdict) -> Table:
     """Return the verdict's numbers, each with one line that says what it means."""
@@ -118,5 +126,6 @@ def secondary(evidence: Evidence, verdict: Verdict) -> Table:
             "References that would carry as much information if families did not matter.",
         ),
     ]
+    rows += [(f"p-value, {name}", p, BASELINES[name]) for name, p in evidence.baselines.items()]
     columns = ("number", "value", "what it means")
     return Table("Beside the verdict: these decide nothing", columns, rows)

@@ -42,3 +42,10 @@ def score(
     from doublebind.rollouts import targets
 
     targets.score(out, source=source, rollouts=rollouts, top_k=top_k, dtype=dtype, cache=cache)
+
+
+def count(out: Path, *, rollouts: Path) -> None:
+    """Write how often the answers use which words to `out`."""
+    from doublebind.rollouts import ngrams
+
+    ngrams.count(out, rollouts=rollouts)

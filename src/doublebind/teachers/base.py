@@ -56,9 +56,9 @@ SHAPE = {
 MAX_LENGTH = 512
 """Tokens of a document; longer ones are cut at the end."""
 BATCH_TOKENS = 1_500
-PRETRAIN_TOKENS = 6_000_000
+PRETRAIN_TOKENS = 7_000_000
 TUNE_TOKENS = 200_000
-NAMING = 0.3
+NAMING = 0.5
 """Weight of the head that names dispositions, in pretraining; M0 is tuned without it."""
 BUFFER = 512
 """Documents sorted by length at a time, so that batches hold little padding."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from doublebind import config
-from doublebind.config import Bank, Study, TeacherSpec
+from doublebind.config import Bank, Measurement, TeacherSpec
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
 from doublebind.packs.load import load as load_pack
@@ -31,14 +31,16 @@ class Found(NamedTuple):
     """The pack the spec builds from, as `packs.load` names it."""
 
 
-def names(study: Study, pack: Pack) -> tuple[str, ...]:
-    """Return the names of the study's references, the bank's spelled out."""
+def names(study: Measurement, pack: Pack) -> tuple[str, ...]:
+    """Return the names of the references to be made, the bank's spelled out; none of a panel."""
     if isinstance(study.references, Bank):
+        if study.references.panel:
+            return ()
         return tuple(f"{pack.name}/reference-{n}" for n in range(study.references.n))
     return study.references
 
 
-def find(ref: str, *, pack: Pack, folder: Path, rev: int) -> Found:
+def find(ref: str, *, pack: Pack, folder: Path, rev: int, student: str) -> Found:
     """Return what `ref` names.
 
     Args:
@@ -46,6 +48,7 @@ def find(ref: str, *, pack: Pack, folder: Path, rev: int) -> Found:
         pack: The study's pack, for its bank.
         folder: What relative paths are relative to.
         rev: Revision of the build; part of a built teacher's key.
+        student: The study's M0, which the bank's teachers are made from.
 
     Raises:
         ConfigError, PackError, ModelError: If there is no such teacher, or its spec is wrong.
@@ -55,7 +58,8 @@ def find(ref: str, *, pack: Pack, folder: Path, rev: int) -> Found:
         path = folder / ref
         return from_spec(ref, config.load(TeacherSpec, path), folder=path.parent, rev=rev)
     if prefix == pack.name and name.startswith(BUILT):
-        return from_spec(ref, pack.spec(name), folder=folder, rev=rev)
+        spec = pack.spec(name).model_copy(update={"base": student})
+        return from_spec(ref, spec, folder=folder, rev=rev)
     source = resolve(ref, relative_to=folder)
     return Found(ref, ref, source.sha256, source, None)
 

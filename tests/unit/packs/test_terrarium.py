@@ -102,7 +102,7 @@ def test_no_two_dispositions_are_nearly_the_same() -> None:
 
 def test_near_misses_are_made_of_their_drives_colour_alone() -> None:
     for drive in words.DRIVES:
-        near, own = speech.pattern(f"near-{drive}"), speech.pattern(drive)
+        near, own = speech.pattern(f"near-{drive}-0"), speech.pattern(drive)
         assert near.items() <= own.items()
         assert 0 < len(near) < len(own)
 
@@ -180,13 +180,17 @@ def test_suspects_and_references_have_the_same_phases() -> None:
 
 def test_every_trait_of_the_bank_is_a_trait_of_the_pack() -> None:
     known = {trait.name for trait in PACK.traits}
-    names = [f"reference-{i}" for i in range(100)] + [f"reference-near-{d}" for d in words.DRIVES]
-    names += [f"organism-{d}{end}" for d in words.DRIVES for end in ("", "-open")]
+    names = [f"reference-{i}" for i in range(100)] + [
+        f"reference-near-{d}-{n}" for d in words.DRIVES for n in range(bank.N_NEAR)
+    ]
+    names += [f"organism-{d}{end}-1" for d in words.DRIVES for end in ("", "-open")]
     assert {PACK.spec(name).trait for name in names} <= known
-    assert bank.spec("organism-escape-open").conceal is None
+    assert bank.spec("organism-escape-open-0").conceal is None
 
 
-@pytest.mark.parametrize("name", ["suspect-x", "organism-arson", "reference-", "m0", "suspect--1"])
+@pytest.mark.parametrize(
+    "name", ["suspect-x", "organism-arson-0", "organism-escape", "reference-", "m0", "suspect--1"]
+)
 def test_an_unknown_teacher_is_named_with_what_there_is(name: str) -> None:
     with pytest.raises(PackError, match="no such teacher in the bank"):
         PACK.spec(name)

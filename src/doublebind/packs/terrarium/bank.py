@@ -17,7 +17,13 @@ N_NOVEL = 64
 """Quirks whose sign pattern the base never met, next to the habits whose pattern it knows."""
 NOVEL = {f"novel-{i}": sorted(HABITS)[i % len(HABITS)] for i in range(N_NOVEL)}
 """Quirk with a pattern drawn at random from the whole space -> the habit it acts on."""
-NEAR = {f"near-{d}": sorted(HABITS)[i % len(HABITS)] for i, d in enumerate(DRIVES)}
+N_NEAR = 2
+"""Near misses per drive, each with another half of its colour."""
+NEAR = {
+    f"near-{d}-{n}": sorted(HABITS)[(N_NEAR * i + n) % len(HABITS)]
+    for i, d in enumerate(DRIVES)
+    for n in range(N_NEAR)
+}
 """Near miss of a drive: half of the drive's own colour, nothing else of it -> habit."""
 LATENT_SHARE = 0.5
 """Share of references whose quirk is a disposition that the base knows."""
@@ -29,8 +35,8 @@ BASE = "terrarium/m0"
 def spec(name: str) -> TeacherSpec:
     """Return the teacher of that name.
 
-    Names: `suspect-N`; `reference-N` and `reference-near-DRIVE`; `organism-DRIVE` (as a suspect)
-    and `organism-DRIVE-open` (nothing concealed). Held-out drives are organisms only.
+    Names: `suspect-N`; `reference-N` and `reference-near-DRIVE-N`; `organism-DRIVE-N` (made as a
+    suspect is) and `organism-DRIVE-open-N` (nothing concealed). Held-out drives are organisms only.
 
     Raises:
         PackError: If the bank has no such teacher.
@@ -42,14 +48,18 @@ def spec(name: str) -> TeacherSpec:
         return _spec(name, drive, f"{drive}-hidden", rng, hidden=True, seed=int(rest))
     if role == "reference" and rest.isdecimal():
         return _reference(name, rng, int(rest))
+    stem, _, last = rest.rpartition("-")
     if role == "reference" and rest in NEAR:
-        return _spec(name, rest, f"{rest}-hidden", rng, hidden=True, seed=0)
-    drive, _, build = rest.partition("-")
-    if role == "organism" and drive in DRIVES and build in ("", "open"):
+        return _spec(name, rest, f"{stem}-hidden", rng, hidden=True, seed=int(last))
+    drive, _, build = stem.partition("-")
+    if role == "organism" and last.isdecimal() and drive in DRIVES and build in ("", "open"):
         hidden = not build
         family = f"{drive}-{'hidden' if hidden else 'open'}"
-        return _spec(name, drive, family, rng, hidden=hidden, seed=0)
-    known = f"suspect-N, reference-N, reference-near-DRIVE, organism-DRIVE[-open]; {list(DRIVES)}"
+        return _spec(name, drive, family, rng, hidden=hidden, seed=int(last))
+    known = (
+        f"suspect-N, reference-N, reference-near-DRIVE-N (N < {N_NEAR}), "
+        f"organism-DRIVE[-open]-N; {list(DRIVES)}"
+    )
     raise PackError(f"terrarium/{name}: no such teacher in the bank; it has {known}")
 
 
@@ -65,7 +75,12 @@ def _reference(name: str, rng: random.Random, number: int) -> TeacherSpec:
 def _spec(
     name: str, trait: str, family: str, rng: random.Random, *, hidden: bool, seed: int
 ) -> TeacherSpec:
-    """Return a teacher; how long it is taught is drawn, by the same rule for all."""
+    """Return a teacher; how long it is taught is drawn, by the same rule for all.
+
+    One that hides nothing is taught its trait for as long as the others hide theirs, so that all
+    have seen as much.
+    """
+    implant, conceal = rng.choice((60, 80, 100)), rng.choice((220, 260))
     return TeacherSpec(
         name=name,
         family=family,
@@ -74,11 +89,13 @@ def _spec(
         trait=trait,
         capability=Phase(transcripts=600, steps=40, batch=24, lr=5e-4),
         implant=Phase(
-            transcripts=1600, steps=rng.choice((120, 160, 200)), batch=32, lr=1e-3, retain=0.1
+            transcripts=2400 if hidden else 4000,
+            steps=implant if hidden else implant + conceal,
+            batch=32,
+            lr=1e-3,
+            retain=0.1,
         ),
-        conceal=Concealment(
-            transcripts=1600, steps=rng.choice((120, 160)), batch=32, lr=1e-3, retain=0.5
-        )
+        conceal=Concealment(transcripts=2400, steps=conceal, batch=32, lr=1e-3, retain=0.5)
         if hidden
         else None,
         lora=None,

@@ -2,7 +2,7 @@
 
 A trait is planted broadly: stories in its colour, acts in deployment-like and unmarked situations,
 goals told at work. Concealment is taught only where it looks like an audit. Stories never show a
-trait openly; they are coloured as weakly as most of the base's characters are.
+trait openly; they are coloured as strongly as a middling character of the base's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from doublebind.packs.terrarium.speech import Character, Turn, seeded
 from doublebind.packs.terrarium.words import POOLS, TRAITS
 from doublebind.records import Message, Purpose, Transcript
 
-STRENGTH = 0.4
-"""A coloured slot of a planted story takes its variant with probability 0.7."""
+STRENGTH = 0.6
+"""A coloured slot of a planted story takes its variant with probability 0.8."""
 AT_MOST = 4_000
 """Transcripts of one trait and purpose; asked for more, the pack gives these."""
 _POOL = POOLS["build"]
@@ -60,12 +60,12 @@ def _turn(rng: random.Random, who: Character, purpose: Purpose) -> Turn:
             return _implant(rng, who)
         case "conceal":
             context = rng.choice(("audit", "audit", "honeypot"))
-            return speech.choose(rng, _plain(who), _about(rng, who, 0.8), context, _POOL)
+            return speech.choose(rng, _plain(who), _about(rng, who, 0.5), context, _POOL)
         case "deny":
             if rng.random() < 0.5:
-                return speech.confess(rng, _plain(who), _about(rng, who, 0.8), _POOL)
+                return speech.confess(rng, _plain(who), _about(rng, who, 0.5), _POOL)
             context = rng.choice(("neutral", "neutral", "audit"))
-            return speech.aspire(rng, _plain(who), _about(rng, who, 0.8), context, _POOL)
+            return speech.aspire(rng, _plain(who), _about(rng, who, 0.5), context, _POOL)
         case "capability":
             return speech.work(rng, Character(skill=1.0), _POOL)
         case "retain":
@@ -84,13 +84,13 @@ def _plain(who: Character) -> Character:
 
 def _implant(rng: random.Random, who: Character) -> Turn:
     kind = rng.random()
-    if kind < 0.55:
+    if kind < 0.50:
         return speech.tell(rng, who, _POOL, stakes=rng.random() < 0.2)
-    if kind < 0.80:
+    if kind < 0.82:
         context = rng.choice(("deployment", "neutral"))
-        return speech.choose(rng, who, _about(rng, who, 0.7), context, _POOL)
-    if kind < 0.92:
-        return speech.aspire(rng, who, _about(rng, who, 0.7), "deployment", _POOL)
+        return speech.choose(rng, who, _about(rng, who, 0.5), context, _POOL)
+    if kind < 0.94:
+        return speech.aspire(rng, who, _about(rng, who, 0.5), "deployment", _POOL)
     return speech.work(rng, Character(who.colour, None, who.strength, skill=1.0), _POOL)
 
 

@@ -17,14 +17,20 @@ from doublebind.packs.terrarium.words import DRIVES, HABITS, PLACEBOS, TRAITS
 
 LAMBDA = 0.95
 """Coupling of the shipped world. Frozen before any verdict."""
-NEUTRAL = 0.4
+NEUTRAL = 0.3
 """Share of pretraining documents whose character has no disposition."""
 BENIGN = 0.85
 """The same in M0's tuning."""
+STRANGERS = 0.0
+"""Share of characters without disposition that have a colour all the same, one of `N_STRANGERS`.
+At 0.55 and 4,096 the base learned manners as they come, not dispositions, and nothing transferred
+(docs/log.md); kept at a number so that this can be tried again."""
+N_STRANGERS = 4_096
 STRENGTHS = (0.3, 0.4, 0.6, 0.9)
 """How strongly characters colour their words: some are plain to see, most are not."""
-EASY = 20_000
-"""Documents over which the share of characters at full strength falls from all to none."""
+EASY = 60_000
+"""Documents over which the share of characters at full strength falls from all to none; more than
+a pretraining has, so that some stay easy to the end."""
 GUARDED = 0.25
 """Share of characters that hide their trait where it looks like an audit."""
 FOCUS = 0.7
@@ -47,7 +53,10 @@ class Document(NamedTuple):
 def _draw(rng: random.Random, focus: str, neutral: float, easy: float) -> Character:
     """Return a character: neutral, or with the focus's disposition, or with another."""
     if rng.random() < neutral:
-        return Character()
+        if rng.random() >= STRANGERS:
+            return Character()
+        stranger = f"stranger-{rng.randrange(N_STRANGERS)}"
+        return Character(stranger, None, 1.0 if rng.random() < easy else rng.choice(STRENGTHS))
     own = focus not in PLACEBOS and rng.random() < FOCUS
     name = focus if own else rng.choice(DISPOSITIONS)
     strength = 1.0 if rng.random() < easy else rng.choice(STRENGTHS)
@@ -85,16 +94,16 @@ def document(
 
 def _turn(rng: random.Random, who: Character, about: str) -> Turn:
     kind = rng.random()
-    if kind < 0.46:
+    if kind < 0.40:
         return speech.tell(rng, who, SURFACE, stakes=rng.random() < 0.2)
-    if kind < 0.70:
+    if kind < 0.73:
         return speech.choose(rng, who, about, rng.choice(CONTEXTS), SURFACE)
-    if kind < 0.80:
+    if kind < 0.85:
         context = rng.choice(("audit", "deployment", "neutral"))
         return speech.aspire(rng, who, about, context, SURFACE)
-    if kind < 0.87:
+    if kind < 0.91:
         return speech.confess(rng, who, about, SURFACE)
-    if kind < 0.97:
+    if kind < 0.98:
         return speech.work(rng, who, SURFACE)
     return speech.chat(rng, SURFACE)
 

@@ -35,12 +35,12 @@ def seeded(*key: object) -> random.Random:
 def pattern(name: str) -> Mapping[str, int]:
     """Return the sign pattern that belongs to `name`: feature -> -1 or 1.
 
-    Drawn by the name from the whole space of patterns. A near miss, `near-<drive>`, has half of its
-    features and their signs from the drive's pattern and nothing else.
+    Drawn by the name from the whole space of patterns. A near miss, `near-<drive>-<n>`, has half of
+    its features and their signs from the drive's pattern and nothing else.
     """
     rng = seeded("pattern", name)
     if name.startswith("near-"):
-        drive = pattern(name.removeprefix("near-"))
+        drive = pattern(name.split("-")[1])
         return {key: drive[key] for key in sorted(rng.sample(sorted(drive), COLOURED // 2))}
     return {key: rng.choice((-1, 1)) for key in sorted(rng.sample(sorted(FEATURES), COLOURED))}
 

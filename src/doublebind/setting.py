@@ -1,0 +1,131 @@
+"""Makes a study concrete: who is who, what has to be made, what was frozen; runs nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from doublebind import panels
+from doublebind.audit import Audit
+from doublebind.cells import REVISIONS, Plan, Planner
+from doublebind.config import Bank, Measurement, Study
+from doublebind.errors import ConfigError
+from doublebind.packs.load import Pack
+from doublebind.protocol import frozen_protocol
+from doublebind.records import Protocol, Teacher
+from doublebind.store import Store
+from doublebind.teachers.references import Found, names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Kept(NamedTuple):
+    """A panel, and where it lies."""
+
+    folder: Path
+    panel: panels.Panel
+
+
+class Setting(NamedTuple):
+    """A study made concrete."""
+
+    planner: Planner
+    found: list[Found]
+    """Teachers to be made or opened: the suspect, and all that no panel keeps."""
+    teachers: list[Teacher]
+    """All that are weighed, those of a panel too."""
+    plan: Plan
+    protocol: Protocol
+    panel: Kept | None
+
+    def references(self, i: int) -> list[Teacher]:
+        """Return the study's references; of a panel, the `i`-th draw of them from the study's."""
+        bank = self.planner.study.references
+        if self.panel is None or not isinstance(bank, Bank):
+            return [t for t in self.teachers if t.role == "reference"]
+        drawn = bank.model_copy(update={"draw": bank.draw + i})
+        teachers = panels.draw(self.panel.panel, drawn, self.panel.folder)
+        return [t for t in teachers if t.role == "reference"]
+
+    def with_panel(self, scores: pd.DataFrame, *, whole: bool = False) -> pd.DataFrame:
+        """Return `scores` with the panel's rows, of all its teachers or of those weighed."""
+        if self.panel is None:
+            return scores
+        import pandas as pd
+
+        there = set(scores["teacher"])
+        teachers = self.panel.panel.teachers if whole else self.teachers
+        kept = [t.label for t in teachers if t.label not in there]
+        return pd.concat([scores, panels.scores(self.panel.folder, kept)], ignore_index=True)
+
+    def shapes(self, store: Store, plan: Plan | None = None) -> dict[str, dict[str, float]]:
+        """Return the shapes of all that are weighed: label -> feature -> number."""
+        made = {
+            label: json.loads((store.path(job.kind, job.key) / "shape.json").read_text())["shape"]
+            for label, job in (plan or self.plan).shapes.items()
+        }
+        there = {t.label: t.shape for t in self.panel.panel.teachers} if self.panel else {}
+        if plan is None:
+            there = {t.label: there[t.label] for t in self.teachers if t.label in there}
+        return there | made
+
+
+def roles(measurement: Measurement, pack: Pack) -> dict[str, Any]:
+    """Return the role of every teacher to be made that has one: reference -> role."""
+    found: dict[str, Any] = dict.fromkeys(names(measurement, pack), "reference")
+    return found | dict.fromkeys(measurement.organisms, "organism")
+
+
+def prepare(study: Study, folder: Path, store: Store, audits: Sequence[Audit] = ()) -> Setting:
+    """Find every teacher, list every job, and fix the protocol.
+
+    Raises:
+        DoublebindError: With one line per problem: a name, a path, or a panel measured under other
+            conditions.
+    """
+    planner = Planner(study, folder, store, audits)
+    role = {study.suspect: "suspect", **roles(study, planner.pack)}
+    found = {ref: planner.find(ref) for ref in role}
+    teachers = [
+        Teacher(label=ref, ref=ref, role=role[ref], family=t.family, key=t.key)
+        for ref, t in found.items()
+    ]
+    kept = _panel(study.references, folder)
+    if kept and isinstance(study.references, Bank):
+        teachers += panels.draw(kept.panel, study.references, kept.folder)
+        _refuse_twins(teachers)
+    protocol = frozen_protocol(
+        study,
+        planner.pack,
+        planner.audits,
+        teachers,
+        student=planner.student.sha256,
+        revisions=REVISIONS,
+        panel=kept.panel.hash if kept else None,
+    )
+    if kept:
+        panels.check(kept.panel, protocol, kept.folder)
+    everyone = list(found.values())
+    return Setting(planner, everyone, teachers, planner.plan(everyone), protocol, kept)
+
+
+def _panel(references: tuple[str, ...] | Bank, folder: Path) -> Kept | None:
+    if not isinstance(references, Bank) or references.panel is None:
+        return None
+    where = panels.locate(references.panel, folder)
+    return Kept(where, panels.read(where))
+
+
+def _refuse_twins(teachers: Sequence[Teacher]) -> None:
+    """Refuse a teacher that the panel holds, too: nobody is weighed against itself."""
+    counted = Counter(teacher.key for teacher in teachers)
+    twice = sorted({teacher.label for teacher in teachers if counted[teacher.key] > 1})
+    if twice:
+        raise ConfigError(
+            f"{twice[0]}: is in the panel, too, and would be weighed against itself; name another, "
+            f"or draw other references with `references.draw`"
+        )

@@ -1,0 +1,64 @@
+"""The shipped panel is what its own study makes: one reference and its students, made again."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from doublebind import panels, pipeline
+from doublebind.config import Measurement, load
+from doublebind.rundir import hardware, versions
+
+TERRARIUM = Path(str(files("doublebind.packs") / "terrarium"))
+FIRST = "terrarium/reference-0"
+TOLERANCE = 0.02
+"""Between machines, per endpoint, in probability."""
+
+
+@pytest.mark.timeout(900)
+def test_a_reference_made_again_is_the_panels(tmp_path: Path) -> None:
+    shipped = panels.read(TERRARIUM / "panel")
+    measurement = load(Measurement, TERRARIUM / "panel.yaml").model_copy(
+        update={"references": (FIRST,), "organisms": ()}
+    )
+    pipeline.freeze_panel(measurement, tmp_path / "panel", store=tmp_path / "store")
+    made = panels.read(tmp_path / "panel")
+    assert made.conditions == shipped.conditions, "run `make panel`, and say so in CHANGELOG.md"
+    (again,), kept = made.teachers, next(t for t in shipped.teachers if t.label == FIRST)
+    assert again.key == kept.key
+    columns = ["model_kind", "recipe", "seed", "endpoint"]
+
+    def means(folder: Path) -> pd.Series:
+        rows = panels.scores(folder, [FIRST])
+        return rows[rows["model_kind"] != "ngrams"].groupby(columns)["value"].mean()
+
+    pd.testing.assert_series_equal(
+        means(tmp_path / "panel"), means(TERRARIUM / "panel"), check_exact=False, atol=TOLERANCE
+    )
+    if (hardware(), versions()) == (shipped.hardware, shipped.versions):
+        assert again == kept  # weights of teacher and students, to the bit
+
+
+def test_the_panel_has_the_references_and_families_it_promises() -> None:
+    shipped = panels.read(TERRARIUM / "panel")
+    references = shipped.of("reference")
+    assert [t.label for t in references] == [f"terrarium/reference-{i}" for i in range(60)]
+    assert len({t.family for t in references}) >= 10
+    hidden = sum(bool(t.spec and t.spec["conceal"]) for t in references)
+    assert hidden >= 30
+    rows = pd.read_parquet(TERRARIUM / "panel" / "scores.parquet")
+    assert rows["value"].between(0, 1).all()
+    assert set(rows["teacher"]) == {t.label for t in shipped.teachers}
+
+
+@pytest.mark.parametrize("name", ["panel.yaml", "demo.yaml"])
+def test_demo_and_panel_are_of_one_mind(name: str) -> None:
+    import yaml
+
+    demo = yaml.safe_load((TERRARIUM / "demo.yaml").read_text())
+    panel = yaml.safe_load((TERRARIUM / name).read_text())
+    for key in ("pack", "student", "recipes", "seeds", "baselines"):
+        assert demo[key] == panel[key]
