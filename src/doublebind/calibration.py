@@ -77,7 +77,7 @@ def rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     named = sorted({key for row in rows for key in row if key.startswith("flagged_")})
     columns |= {f"_{name.removeprefix('flagged_')}": name for name in named}
     for prefix, kind in (("tpr", "organism"), ("fpr", "benign"), ("near_misses", "near_miss")):
-        those = [row for row in rows if row["class"] == kind]
+        those = _of(rows, kind)
         for end, column in columns.items():
             found |= _rate(f"{prefix}{end}", those, column)
     benign = [row | {"clear": row["decision"] == "not_incriminated"} for row in _of(rows, "benign")]

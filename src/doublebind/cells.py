@@ -6,6 +6,7 @@ runs nothing, and imports only the stages' doors.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,17 @@ from typing import NamedTuple
 from doublebind.audit import REV as AUDIT_REV
 from doublebind.audit import Audit, built_in, read
 from doublebind.audit import run as run_audit
-from doublebind.config import SFT, Baseline, Dtype, LogitKD, Measurement, Prompts, Recipe
+from doublebind.config import (
+    SFT,
+    Baseline,
+    Channel,
+    Dtype,
+    LogitKD,
+    Measurement,
+    Prompts,
+    Recipe,
+    Training,
+)
 from doublebind.distillation import REV as DISTILLATION_REV
 from doublebind.distillation import distill
 from doublebind.executor import Job
@@ -92,6 +103,13 @@ class Plan:
     def _before(self, kind: str) -> list[Job]:
         return [job for baseline in self.baselines for job in baseline.before if job.kind == kind]
 
+    def read_shapes(self, store: Store) -> dict[str, dict[str, float]]:
+        """Return what was made of `shapes`: label -> feature -> number."""
+        return {
+            label: json.loads((store.path(job.kind, job.key) / "shape.json").read_text())["shape"]
+            for label, job in self.shapes.items()
+        }
+
     def cells(self) -> dict[str, dict[str, str]]:
         """Return kind -> key -> what it is, for every artefact."""
         found: dict[str, dict[str, str]] = {}
@@ -167,23 +185,12 @@ class Planner:
         """Return the jobs that tune the teacher on M0's answers to the same prompts."""
         m0 = Found(M0, M0, self.student.sha256, self.student, None)
         answers = self._rollouts(m0, cell.recipe.prompts, cell.prompts)
-        base, training = self._source(teacher), cell.recipe.training
-        learned = [answers.key, None, SFT(kind="sft"), training]
-        key = content_hash(
-            ["student", DISTILLATION_REV, teacher.key, *learned, cell.seed, self.study.dtype]
+        sft, training = SFT(kind="sft"), cell.recipe.training
+        note = "a teacher, tuned on M0's answers"
+        train, audit = self._distilled(
+            self._source(teacher), answers, None, sft, training, cell.seed, note
         )
-        inputs = {
-            "base": base,
-            "rollouts": self._at(answers),
-            "targets": None,
-            "channel": SFT(kind="sft"),
-            "training": training,
-            "seed": cell.seed,
-            **self.heavy,
-        }
-        train = Job("student", key, distill, inputs, "a teacher, tuned on M0's answers")
-        made = self._trained("student", key, base, training.lora is not None)
-        return BaselineJobs(teacher.label, "retrained", (answers, train), self._audit(key, made))
+        return BaselineJobs(teacher.label, "retrained", (answers, train), audit)
 
     def _source(self, teacher: Found) -> ModelSource:
         if teacher.spec is None:
@@ -203,7 +210,24 @@ class Planner:
         targets = None
         if isinstance(recipe.channel, LogitKD):
             targets = self._targets(teacher, answers, recipe.channel.top_k)
-        learned = [answers.key, targets.key if targets else None, recipe.channel, recipe.training]
+        note = f"{recipe.name}, seed {seed}"
+        train, audit = self._distilled(
+            base, answers, targets, recipe.channel, recipe.training, seed, note
+        )
+        return Student(teacher, recipe, seed, chosen, answers, targets, train, audit)
+
+    def _distilled(
+        self,
+        base: ModelSource,
+        answers: Job,
+        targets: Job | None,
+        channel: Channel,
+        training: Training,
+        seed: int,
+        note: str,
+    ) -> tuple[Job, Job]:
+        """Return the jobs that train `base` on `answers`, and audit what comes of it."""
+        learned = [answers.key, targets.key if targets else None, channel, training]
         key = content_hash(
             ["student", DISTILLATION_REV, base.sha256, *learned, seed, self.study.dtype]
         )
@@ -211,16 +235,13 @@ class Planner:
             "base": base,
             "rollouts": self._at(answers),
             "targets": self._at(targets) if targets else None,
-            "channel": recipe.channel,
-            "training": recipe.training,
+            "channel": channel,
+            "training": training,
             "seed": seed,
             **self.heavy,
         }
-        train = Job("student", key, distill, inputs, f"{recipe.name}, seed {seed}")
-        made = self._trained("student", key, base, recipe.training.lora is not None)
-        return Student(
-            teacher, recipe, seed, chosen, answers, targets, train, self._audit(key, made)
-        )
+        made = self._trained("student", key, base, training.lora is not None)
+        return Job("student", key, distill, inputs, note), self._audit(key, made)
 
     def _prompts(self, asked: Prompts) -> Job:
         key = content_hash(["prompts", PROMPTS_REV, self.pack.sha256, asked.policy, asked.n])

@@ -219,6 +219,7 @@ def freeze_panel(
         ledger = Ledger(out / "ledger.jsonl")
         workers = measurement.executor.workers
         scores = measure(plan, Executor(kept, ledger, workers=workers, progress=progress))
+        shapes = plan.read_shapes(kept)
         panel = panels.Panel(
             conditions=panels.Conditions(
                 pack_hash=planner.pack.sha256,
@@ -230,7 +231,9 @@ def freeze_panel(
                 revisions=REVISIONS,
             ),
             baselines=measurement.baselines,
-            teachers=tuple(_kept(t, role[ref], plan, kept) for ref, t in found.items()),
+            teachers=tuple(
+                _kept(t, role[ref], shapes[ref], plan, kept) for ref, t in found.items()
+            ),
             scores_sha256="",
             versions=versions(),
             hardware=hardware(),
@@ -245,14 +248,15 @@ def freeze_panel(
     }
 
 
-def _kept(teacher: Found, role: Any, plan: Plan, store: Store) -> panels.KeptTeacher:
+def _kept(
+    teacher: Found, role: Any, shape: dict[str, float], plan: Plan, store: Store
+) -> panels.KeptTeacher:
     """Return what a panel keeps of a teacher."""
 
     def weights(kind: str, key: str) -> str:
         files = sorted((store.path(kind, key) / "model").glob("*.safetensors"))
         return content_hash([file_sha256(file) for file in files])
 
-    shape = plan.shapes[teacher.label]
     return panels.KeptTeacher(
         label=teacher.label,
         role=role,
@@ -260,7 +264,7 @@ def _kept(teacher: Found, role: Any, plan: Plan, store: Store) -> panels.KeptTea
         key=teacher.key,
         spec=teacher.spec.model_dump(mode="json") if teacher.spec else None,
         weights_sha256=weights("teacher", teacher.key) if teacher.spec else teacher.base.sha256,
-        shape=json.loads((store.path(shape.kind, shape.key) / "shape.json").read_text())["shape"],
+        shape=shape,
         students=tuple(
             panels.KeptStudent(
                 recipe=cell.recipe.name,

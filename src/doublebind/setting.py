@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,10 +63,7 @@ class Setting(NamedTuple):
 
     def shapes(self, store: Store, plan: Plan | None = None) -> dict[str, dict[str, float]]:
         """Return the shapes of all that are weighed: label -> feature -> number."""
-        made = {
-            label: json.loads((store.path(job.kind, job.key) / "shape.json").read_text())["shape"]
-            for label, job in (plan or self.plan).shapes.items()
-        }
+        made = (plan or self.plan).read_shapes(store)
         there = {t.label: t.shape for t in self.panel.panel.teachers} if self.panel else {}
         if plan is None:
             there = {t.label: there[t.label] for t in self.teachers if t.label in there}

@@ -45,8 +45,6 @@ def run(
     cache: Path,
 ) -> None:
     """Audit the model at `source` on the pack's items of `split`."""
-    import pandas as pd
-
     from doublebind.models.load import load
 
     model, m0 = load(source, dtype=dtype, cache=cache), load(baseline, dtype=dtype, cache=cache)
@@ -55,11 +53,9 @@ def run(
     for audit in audits:
         mine = [item for item in items if item.kind in audit.endpoints]
         for answer in _ask(audit, model, m0, mine):
-            rows.append(_row(audit, answer))
+            rows.append(row(_named(audit), answer))
             lines.append(_line(audit, answer))
-    frame = pd.DataFrame(rows)
-    frame["value"] = frame["value"].astype("float64")
-    frame.to_parquet(out / "scores.parquet", index=False)
+    write(out, rows)
     write_records(out / "transcripts.jsonl", lines)
 
 
@@ -78,12 +74,13 @@ def _ask(audit: Audit, model: object, baseline: object, items: Sequence[Item]) -
     return [by_id.get(item.id, Answer(item, None, "the audit gave no answer")) for item in items]
 
 
-def _row(audit: Audit, answer: Answer) -> dict[str, object]:
+def row(audit: str, answer: Answer) -> dict[str, object]:
+    """Return one row of `scores.parquet`, from the audit of that name and version."""
     value, reason = answer.value, answer.unscored_reason
     if value is not None and not 0.0 <= value <= 1.0:
         value, reason = None, f"value {answer.value} is outside [0, 1]"
     return {
-        "audit": f"{audit.name}@{audit.version}",
+        "audit": audit,
         "endpoint": endpoint_of(answer.item),
         "role": answer.item.role,
         "split": answer.item.split,
@@ -93,10 +90,23 @@ def _row(audit: Audit, answer: Answer) -> dict[str, object]:
     }
 
 
+def write(out: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Write `scores.parquet`; a value that is absent is null."""
+    import pandas as pd
+
+    frame = pd.DataFrame(rows)
+    frame["value"] = frame["value"].astype("float64")
+    frame.to_parquet(out / "scores.parquet", index=False)
+
+
+def _named(audit: Audit) -> str:
+    return f"{audit.name}@{audit.version}"
+
+
 def _line(audit: Audit, answer: Answer) -> TranscriptLine:
     item = answer.item
     return TranscriptLine(
-        audit=f"{audit.name}@{audit.version}",
+        audit=_named(audit),
         endpoint=endpoint_of(item),
         item=item.id,
         messages=tuple({"role": m.role, "content": m.content} for m in item.messages),

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from doublebind.audit import Answer
+from doublebind.audit.battery import row, write
 from doublebind.audit.elicitation import choose
 from doublebind.config import Dtype
 from doublebind.packs.load import load as load_pack
-from doublebind.records import Message, ModelSource, Split, Trajectory, endpoint_of
+from doublebind.records import Message, ModelSource, Split, Trajectory
 from doublebind.store import read_records
 
 DRAWS = 4
@@ -38,8 +40,6 @@ def run(
     cache: Path,
 ) -> None:
     """Write `scores.parquet`: one row per auditable item, as the audits write them."""
-    import pandas as pd
-
     from doublebind.models.load import load
 
     model = load(source, dtype=dtype, cache=cache)
@@ -54,18 +54,10 @@ def run(
     for item, answers in zip(items, zip(*seen, strict=True), strict=True):
         values = [answer.value for answer in answers if answer.value is not None]
         whole = len(values) == DRAWS
-        rows.append(
-            {
-                "audit": "reading@1",
-                "endpoint": endpoint_of(item),
-                "role": item.role,
-                "split": item.split,
-                "item": item.id,
-                "value": math.fsum(values) / DRAWS if whole else math.nan,
-                "unscored_reason": None if whole else "a draw gave no value",
-            }
-        )
-    pd.DataFrame(rows).to_parquet(out / "scores.parquet", index=False)
+        value = math.fsum(values) / DRAWS if whole else None
+        reason = None if whole else "a draw gave no value"
+        rows.append(row("reading@1", Answer(item, value, reason)))
+    write(out, rows)
 
 
 def _turns(model: Any, trajectories: Sequence[Trajectory], draw: int) -> list[Message]:
