@@ -19,10 +19,11 @@ from typing import Annotated, Any
 import typer
 
 from doublebind import pipeline
-from doublebind.config import Measurement, Study, load
+from doublebind.config import Measurement, Study
 from doublebind.errors import ConfigError, DoublebindError, PackError
 from doublebind.rundir import Run
 from doublebind.store import is_disk_full
+from doublebind.yaml_file import load
 
 app = typer.Typer(
     name="doublebind",

@@ -16,7 +16,7 @@ from doublebind import panels
 from doublebind.audit import Audit, built_in
 from doublebind.calibration import rates, weigh_each
 from doublebind.cells import M0, REVISIONS, Plan, Planner, audit_job, build_job
-from doublebind.config import AUDITS, Bank, Measurement, Study, TeacherSpec, load
+from doublebind.config import AUDITS, Bank, Measurement, Study, TeacherSpec
 from doublebind.errors import ConfigError, RunError
 from doublebind.evidence import weigh
 from doublebind.evidence.summary import endpoint_means
@@ -33,6 +33,7 @@ from doublebind.setting import Setting, prepare, roles
 from doublebind.store import Store, file_sha256, write_atomic
 from doublebind.teachers.references import Found, from_spec, pack_ref
 from doublebind.verdict import decide, to_json
+from doublebind.yaml_file import load
 
 if TYPE_CHECKING:
     import pandas as pd

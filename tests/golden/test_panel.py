@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from doublebind import panels, pipeline
-from doublebind.config import Measurement, load
+from doublebind.config import Measurement
 from doublebind.rundir import hardware, versions
+from doublebind.yaml_file import load
 
 TERRARIUM = Path(str(files("doublebind.packs") / "terrarium"))
 FIRST = "terrarium/reference-0"

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from doublebind.config import Study, TeacherSpec, load
+from doublebind.config import Study, TeacherSpec
 from doublebind.errors import ConfigError
+from doublebind.yaml_file import load
 
 STUDY = {
     "pack": "terrarium",

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from doublebind.audit import built_in
-from doublebind.config import Study, load
+from doublebind.config import Study
 from doublebind.packs.load import load as load_pack
 from doublebind.protocol import frozen_protocol
 from doublebind.records import Protocol, Teacher
+from doublebind.yaml_file import load
 
 STUDY = Path(__file__).parents[2] / "studies" / "terrarium-miniature" / "study.yaml"
 TEACHERS = [

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from doublebind.config import TeacherSpec, read_yaml, validate
+from doublebind.config import TeacherSpec
 from doublebind.errors import ConfigError, PackError
 from doublebind.records import (
     Item,
@@ -29,6 +29,7 @@ from doublebind.records import (
     Transcript,
     endpoint_of,
 )
+from doublebind.yaml_file import read_yaml, validate
 
 HEADER = "pack.yaml"
 TAGS = (

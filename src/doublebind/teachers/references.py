@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from doublebind import config
 from doublebind.config import Bank, Measurement, TeacherSpec
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
 from doublebind.packs.load import load as load_pack
 from doublebind.records import ModelSource, content_hash
+from doublebind.yaml_file import load
 
 BUILT = ("suspect-", "reference-", "organism-")
 
@@ -56,7 +56,7 @@ def find(ref: str, *, pack: Pack, folder: Path, rev: int, student: str) -> Found
     prefix, _, name = ref.partition("/")
     if ref.endswith((".yaml", ".yml")):
         path = folder / ref
-        return from_spec(ref, config.load(TeacherSpec, path), folder=path.parent, rev=rev)
+        return from_spec(ref, load(TeacherSpec, path), folder=path.parent, rev=rev)
     if prefix == pack.name and name.startswith(BUILT):
         spec = pack.spec(name).model_copy(update={"base": student})
         return from_spec(ref, spec, folder=folder, rev=rev)
