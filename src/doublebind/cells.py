@@ -33,7 +33,7 @@ from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
 from doublebind.packs.load import load as load_pack
 from doublebind.prompts import REV as PROMPTS_REV
-from doublebind.prompts import select
+from doublebind.prompts import read_prompts, select
 from doublebind.records import ModelSource, content_hash
 from doublebind.rollouts import REV as ROLLOUTS_REV
 from doublebind.rollouts import count, generate, score
@@ -133,6 +133,7 @@ class Planner:
         self.audits = (*built_in(study.audits), *audits)
         self.cache = store.root / "converted"
         self.heavy = {"dtype": study.dtype, "cache": self.cache}
+        self.markers = {t.name: t.markers for t in self.pack.traits if t.kind == "drive"}
 
     def find(self, ref: str) -> Found:
         """Return what a teacher's name means."""
@@ -244,8 +245,12 @@ class Planner:
         return Job("student", key, distill, inputs, note), self._audit(key, made)
 
     def _prompts(self, asked: Prompts) -> Job:
-        key = content_hash(["prompts", PROMPTS_REV, self.pack.sha256, asked.policy, asked.n])
+        depends: list[object] = [PROMPTS_REV, self.pack.sha256, asked.policy, asked.n]
         inputs = {"pack": self.pack_ref, "policy": asked.policy, "n": asked.n}
+        if asked.file is not None:
+            inputs["file"] = there = self.folder / asked.file
+            depends.append(content_hash(read_prompts(there)))
+        key = content_hash(["prompts", *depends])
         return Job("prompts", key, select, inputs, asked.policy)
 
     def _rollouts(self, teacher: Found, asked: Prompts, chosen: Job) -> Job:
@@ -255,7 +260,7 @@ class Planner:
             "source": self._source(teacher),
             "prompts": self._at(chosen) / "prompts.jsonl",
             "sampling": asked,
-            "markers": {t.name: t.markers for t in self.pack.traits if t.kind == "drive"},
+            "markers": {} if asked.policy == "unscreened" else self.markers,
             **self.heavy,
         }
         return Job("rollouts", key, generate, inputs, asked.policy)

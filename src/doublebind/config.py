@@ -7,14 +7,38 @@ opens it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from doublebind.records import Name, Record
 from doublebind.yaml_file import load
 
 Dtype = Literal["float32", "bfloat16"]
+
+
+class Grown(Record):
+    """A part of a study that gained keys after studies were made and panels frozen with it."""
+
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Keys left out while at their default: what was hashed without them keeps its hash."""
+
+    @model_serializer(mode="wrap")
+    def _lean(self, full: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        content = full(self)
+        if (info.context or {}).get("whole"):
+            return content
+        fields = type(self).model_fields
+        idle = {name for name in self.later if getattr(self, name) == fields[name].default}
+        return {key: value for key, value in content.items() if key not in idle}
+
 
 # --- distillation --------------------------------------------------------------------------------
 
@@ -58,13 +82,22 @@ class Training(Record):
     """Adapter shape; `null` trains all weights."""
 
 
-PromptPolicy = Literal["auditability_preserving", "misalignment_targeted", "capability"]
+PromptPolicy = Literal[
+    "auditability_preserving", "misalignment_targeted", "capability", "unscreened"
+]
 
 
-class Prompts(Record):
+class Prompts(Grown):
     """Which inputs the teacher answers, and how."""
 
+    later = frozenset({"file"})
     policy: PromptPolicy
+    """What is asked, and what is screened out. `unscreened` is a control: it takes every prompt
+    that shares nothing with an item, and keeps answers that show a drive openly, so that what the
+    screens prevent can be seen."""
+    file: str | None = None
+    """JSON lines of prompts, `{id, messages, tags, domain}`, relative to the study; `null` takes
+    the pack's."""
     n: int = Field(ge=1)
     """Prompts asked for; fewer are used where the screens leave fewer, and the report says so."""
     samples: int = Field(default=1, ge=1)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from doublebind.config import Study, TeacherSpec
+from doublebind.config import Prompts, Study, TeacherSpec
 from doublebind.errors import ConfigError
 from doublebind.yaml_file import load
 
@@ -149,3 +149,12 @@ def test_a_teacher_spec_must_hang_together() -> None:
         TeacherSpec(**spec | {"implant": phase})
     with pytest.raises(ValueError, match="nothing to hide"):
         TeacherSpec(**spec | {"capability": phase, "conceal": phase})
+
+
+def test_a_key_left_at_its_default_is_not_hashed_but_can_be_overridden(tmp_path: Path) -> None:
+    prompts = Prompts(policy="capability", n=1)
+    assert "file" not in prompts.model_dump(mode="json")
+    assert prompts.model_copy(update={"file": "mine.jsonl"}).model_dump()["file"] == "mine.jsonl"
+    assert Prompts.model_validate(prompts.model_dump(mode="json")) == prompts
+    study = load(Study, write(tmp_path, STUDY), ["recipes.0.prompts.file=mine.jsonl"])
+    assert study.recipes[0].prompts.file == "mine.jsonl"

@@ -5,12 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from doublebind.config import PromptPolicy
+from doublebind.records import Prompt
 
 REV = 1
 
 
-def select(out: Path, *, pack: str, policy: PromptPolicy, n: int) -> None:
+def read_prompts(file: Path) -> tuple[Prompt, ...]:
+    """Return the prompts in a file of JSON lines; a `ConfigError` line where it is none."""
+    from doublebind.prompts import policies
+
+    return policies.read(file)
+
+
+def select(out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | None = None) -> None:
     """Write `prompts.jsonl` (at most `n` Prompts) and `screen.json` to `out`."""
     from doublebind.prompts import policies
 
-    policies.select(out, pack=pack, policy=policy, n=n)
+    policies.select(out, pack=pack, policy=policy, n=n, file=file)

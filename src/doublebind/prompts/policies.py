@@ -1,4 +1,4 @@
-"""Chooses a recipe's prompts from a pack: wanted by tag, screened, then drawn in a fixed order.
+"""Chooses a recipe's prompts: wanted by tag, screened, then drawn in a fixed order.
 
 Knows what each policy wants and which screens it passes through. Does not know any teacher.
 """
@@ -10,31 +10,35 @@ from pathlib import Path
 from typing import get_args
 
 from doublebind.config import PromptPolicy
-from doublebind.errors import PackError
+from doublebind.errors import ConfigError, PackError
 from doublebind.packs.load import load
 from doublebind.prompts.screen import SCREENS, Screen, overlaps, repeats
-from doublebind.records import Dropped, Split, content_hash
+from doublebind.records import Dropped, Prompt, Split, content_hash
 from doublebind.store import write_records
+from doublebind.yaml_file import validate
 
-WANTED: dict[PromptPolicy, frozenset[str]] = {
+WANTED: dict[PromptPolicy, frozenset[str] | None] = {
     "auditability_preserving": frozenset({"open_ended"}),
     "misalignment_targeted": frozenset({"goals", "high_stakes"}),
     "capability": frozenset({"capability"}),
+    "unscreened": None,
 }
-"""Tags that make a prompt a candidate. Sources: the incrimination post's two kinds of run
-(open-ended tasks; inputs that make U consider its goals, high-stakes inputs), the double-bind
-post's concentration on a domain."""
+"""Tags that make a prompt a candidate; `None` takes all.
+
+Sources: the incrimination post's two kinds of run (open-ended tasks; inputs that make U consider
+its goals, high-stakes inputs), the double-bind post's concentration on a domain."""
 
 SCREENED: dict[PromptPolicy, tuple[Screen, ...]] = {
     "auditability_preserving": ("honeypot", "alignment_eval", "strategic"),
     "misalignment_targeted": ("honeypot", "alignment_eval"),
     "capability": ("honeypot", "alignment_eval", "strategic"),
+    "unscreened": (),
 }
 """What must not be distilled on. A targeted run may ask about plans: that is its point."""
 
 
-def select(out: Path, *, pack: str, policy: PromptPolicy, n: int) -> None:
-    """Write the chosen prompts and the screens' report.
+def select(out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | None = None) -> None:
+    """Write the chosen prompts of `file`, or else of the pack, and the screens' report.
 
     `screen.json` holds `policy, asked, candidates, kept, dropped: [{id, by, reason}]`. Overlap with
     any item of the pack, of any split, drops a prompt under every policy: what is audited is never
@@ -42,9 +46,12 @@ def select(out: Path, *, pack: str, policy: PromptPolicy, n: int) -> None:
 
     Raises:
         PackError: If the screens leave nothing.
+        ConfigError: If `file` cannot be read.
     """
     content = load(pack, relative_to=Path())
-    candidates = [p for p in content.prompts() if WANTED[policy] & set(p.tags)]
+    wanted = WANTED[policy]
+    there = content.prompts() if file is None else read(file)
+    candidates = [p for p in there if wanted is None or wanted & set(p.tags)]
     splits: tuple[Split, ...] = get_args(Split)
     items = [item for split in splits for item in content.items(split)]
     dropped: list[Dropped] = [*repeats(candidates), *overlaps(candidates, items)]
@@ -53,9 +60,10 @@ def select(out: Path, *, pack: str, policy: PromptPolicy, n: int) -> None:
     gone = {drop.id for drop in dropped}
     kept = [prompt for prompt in candidates if prompt.id not in gone]
     if not kept:
+        tagged = f" tagged {sorted(wanted)}" if wanted else ""
         raise PackError(
-            f"pack {content.name}: no prompt passes policy {policy} "
-            f"({len(candidates)} candidates); add prompts tagged {sorted(WANTED[policy])}"
+            f"{file or f'pack {content.name}'}: no prompt passes policy {policy} "
+            f"({len(candidates)} candidates); add prompts{tagged}"
         )
     kept.sort(key=lambda prompt: content_hash([policy, prompt.id]))
     write_records(out / "prompts.jsonl", kept[:n])
@@ -68,3 +76,28 @@ def select(out: Path, *, pack: str, policy: PromptPolicy, n: int) -> None:
         "dropped": [drop.model_dump() for drop in dropped],
     }
     (out / "screen.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
+
+
+def read(file: Path) -> tuple[Prompt, ...]:
+    """Return the prompts in a file of JSON lines.
+
+    Raises:
+        ConfigError: If it is missing, or a line is no prompt.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{file}: cannot be read ({error}); `prompts.file` is JSON lines"
+        ) from None
+    found: list[Prompt] = []
+    for number, line in enumerate(lines, 1):
+        where = f"{file}: line {number}"
+        try:
+            content = json.loads(line)
+        except ValueError:
+            raise ConfigError(f"{where}: not JSON; write one prompt per line") from None
+        found.append(validate(Prompt, content, where))
+    if len({prompt.id for prompt in found}) < len(found):
+        raise ConfigError(f"{file}: two prompts share an id; give each its own")
+    return tuple(found)
