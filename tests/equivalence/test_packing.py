@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from doublebind.models import head
+from doublebind.training import loop
 from doublebind.training.batch import Example, collate
 from doublebind.training.loop import _backward
 from tiny_models import tiny_model
@@ -50,15 +51,36 @@ def plain(model: Any, data: list[Example]) -> tuple[float, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "granite"])
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("rows", [3, 1000])
+@pytest.mark.parametrize("small", [0, 1000])
 def test_step_is_that_of_single_examples(
-    kind: str, pack: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, pack: bool, rows: int, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "SMALL_VOCAB", small)
     monkeypatch.setattr(head, "TILE_BYTES", 4 * VOCAB * rows)
     model, data = tiny_model(kind, VOCAB), examples()
     loss, gradient = step(model, data, pack=pack)
     want_loss, want = plain(model, data)
     assert loss == pytest.approx(want_loss, abs=1e-5)
     torch.testing.assert_close(gradient, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "granite"])
+@pytest.mark.parametrize("k", [5, VOCAB])
+def test_step_on_targets_is_the_same_whichever_way_the_head_goes(
+    kind: str, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = tiny_model(kind, VOCAB), collate(examples(), 0, pack=True)
+    made = torch.randn(len(batch.labels), VOCAB, generator=torch.Generator().manual_seed(3))
+    top, ids = made.log_softmax(1).topk(k, dim=1)
+    tail = made.softmax(1).scatter(1, ids, 0).sum(1)
+    seen = []
+    for small in (0, 1000):
+        monkeypatch.setattr(loop, "SMALL_VOCAB", small)
+        model.zero_grad()
+        loss = _backward(model, batch, loop._Soft(ids.int(), top, tail), VOCAB)
+        seen.append((loss, torch.cat([p.grad.flatten() for p in model.parameters()])))
+    torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(seen[0][1], seen[1][1], rtol=1e-4, atol=1e-5)
 
 
 def test_padding_token_does_not_matter() -> None:

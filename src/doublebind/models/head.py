@@ -8,6 +8,7 @@ rows are for.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,9 +55,66 @@ def logits(model: Any, rows: Tensor, vocab: int) -> Tensor:
     return out
 
 
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What `logits` does, taken apart: cap(scale * (W h + bias + LoRA)), capped by tanh."""
+
+    weight: Tensor
+    """[vocab, width]: without the rows that pad it; the embedding's own where they are tied."""
+    bias: Tensor | None = None
+    """[vocab]."""
+    lora: tuple[Tensor, Tensor, float] | None = None
+    """A [rank, width], B [vocab, rank] and the factor of B A (Hu et al. 2021, arXiv 2106.09685)."""
+    scale: float = 1.0
+    cap: float | None = None
+
+
+def head_of(model: Any, vocab: int) -> Head:
+    """Return the head of `model` for the first `vocab` tokens, its tensors still under autograd.
+
+    Raises:
+        ModelError: If it is not a linear layer, with or without one LoRA adapter.
+    """
+    inner = bare(model)
+    config, layer = inner.config.get_text_config(), inner.get_output_embeddings()
+    linear = getattr(layer, "base_layer", layer)
+    if not isinstance(linear, torch.nn.Linear):
+        raise ModelError(
+            f"{inner.name_or_path}: its output head is a {type(linear).__name__}, and only linear "
+            f"ones can be trained against in tiles; load it without quantisation"
+        )
+    bias = None if linear.bias is None else linear.bias[:vocab]
+    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    lora = None if linear is layer else _head_lora(layer, vocab, inner.name_or_path)
+    return Head(linear.weight[:vocab], bias, lora, scale, float(cap) if cap else None)
+
+
+def _head_lora(layer: Any, vocab: int, where: str) -> tuple[Tensor, Tensor, float] | None:
+    if layer.disable_adapters or layer.merged:
+        return None
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if not names:
+        return None
+    name = names[0]
+    dropout = layer.lora_dropout[name]
+    if len(names) > 1 or name in layer.lora_variant or getattr(dropout, "p", 0.0):
+        raise ModelError(
+            f"{where}: its output head has several adapters, dropout, or one that is not plain "
+            f"LoRA; merge it into the weights (PEFT's merge_and_unload)"
+        )
+    return layer.lora_A[name].weight, layer.lora_B[name].weight[:vocab], layer.scaling[name]
+
+
+def tile_rows(vocab: int) -> int:
+    """Return how many rows of float32 logits fit in `TILE_BYTES`, at least one."""
+    return max(1, TILE_BYTES // (4 * vocab))
+
+
 def tiles(rows: int, vocab: int) -> Iterator[slice]:
     """Yield slices of `rows` whose logits fit in `TILE_BYTES`."""
-    step = max(1, TILE_BYTES // (4 * vocab))
+    step = tile_rows(vocab)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 

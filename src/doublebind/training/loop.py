@@ -19,11 +19,12 @@ from torch import Tensor
 
 from doublebind.config import Lora, Training
 from doublebind.errors import ModelError
-from doublebind.models.head import bare, hidden, logits, tiles
+from doublebind.models.head import bare, head_of, hidden, logits, tiles
 from doublebind.models.load import check_finite, quiet
 from doublebind.models.teacher_cache import TeacherTargets, completions_id
 from doublebind.store import storage_error
 from doublebind.training.batch import Batch, Example, can_pack, collate, cut, order
+from doublebind.training.head import SoftTargets, head_loss
 from doublebind.training.losses import cross_entropy, topk_forward_kl
 
 BETAS = (0.9, 0.95)
@@ -31,6 +32,8 @@ BETAS = (0.9, 0.95)
 2.3): runs of a few hundred steps are over before a memory of a thousand has filled."""
 CLIP = 1.0
 """Largest norm of the gradient; same source."""
+SMALL_VOCAB = 4096
+"""Up to so many tokens the loss is left to autograd, whose last bits kept panels depend on."""
 LOOK_EVERY = 50
 """Steps between looks at whether the loss is finite, which wait for the device."""
 
@@ -201,18 +204,32 @@ def _rows(
 def _backward(model: Any, batch: Batch, soft: _Soft | None, vocab: int) -> Tensor:
     """Add the gradient of the mean loss over supervised tokens; return that mean.
 
-    Only supervised rows meet the output head, a tile at a time: each tile's gradient is taken back
-    to its hidden states at once, so that logits of [tokens, vocabulary] never exist whole. One
-    pass through the body follows.
+    Only supervised rows meet the output head, a tile at a time, so that logits of [tokens,
+    vocabulary] never exist whole. One pass through the body follows.
     """
     states = hidden(model, batch.ids, position_ids=batch.positions, use_cache=False)
     rows = states.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
+    if vocab <= SMALL_VOCAB:
+        return _backward_small(model, rows, batch.labels, soft, vocab)
+    targets = None if soft is None else SoftTargets(soft.ids.long(), soft.logprobs, soft.tail)
+    if targets is not None and targets.ids.shape[1] == vocab:  # there is no tail
+        targets = targets._replace(tail=None)
+    labels = batch.labels if targets is None else None
+    loss = head_loss(rows, head_of(model, vocab), soft=targets, labels=labels)
+    loss.backward()
+    return loss.detach()
+
+
+def _backward_small(
+    model: Any, rows: Tensor, labels: Tensor, soft: _Soft | None, vocab: int
+) -> Tensor:
+    """Do the same by autograd: each tile's gradient is taken back to its hidden states at once."""
     leaf = rows.detach().requires_grad_()
     total = torch.zeros((), device=rows.device)
     for tile in tiles(len(rows), vocab):
         out = logits(model, leaf[tile], vocab)
         if soft is None:
-            loss = cross_entropy(out, batch.labels[tile])
+            loss = cross_entropy(out, labels[tile])
         else:
             loss = topk_forward_kl(out, *(part[tile] for part in soft))
         loss = loss.sum() / len(rows)

@@ -1,12 +1,71 @@
-"""Losses of supervised rows, one number per row, as pure functions of logits.
+"""Losses of supervised rows, one number per row, as pure functions of logits or of events.
 
 Knows labels and cached distributions. Does not know models, batches or how rows are averaged.
+
+Divergences are over events: tokens, or a bucket of them. Over all tokens of a vocabulary they are
+what they are named. Over k tokens and one bucket for the others they are those of the coarsened
+distributions, which are at most the full ones (f-divergences do not grow by coarsening, Csiszar
+1967). Over k tokens and a weighted sample of the others they are unbiased estimates.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Divergence = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(log p, log q, log weights) of events, each [rows, events], to nats [rows]."""
+
+
+def forward_kl(logp: Tensor, logq: Tensor, logweights: Tensor | None = None) -> Tensor:
+    """Return KL(p || q) (Hinton et al. 2015, arXiv 1503.02531, up to the entropy of p)."""
+    return (_mass(logp, logweights) * (logp - logq)).sum(1)
+
+
+def reverse_kl(logp: Tensor, logq: Tensor, logweights: Tensor | None = None) -> Tensor:
+    """Return KL(q || p) (MiniLLM, Gu et al. 2024, arXiv 2306.08543)."""
+    return (_mass(logq, logweights) * (logq - logp)).sum(1)
+
+
+def skew_kl(alpha: float) -> Divergence:
+    """Return KL(p || alpha p + (1 - alpha) q), of DistiLLM (Ko et al. 2024, arXiv 2402.03898).
+
+    Args:
+        alpha: In (0, 1); 0.1 in the paper.
+    """
+
+    def divergence(logp: Tensor, logq: Tensor, logweights: Tensor | None = None) -> Tensor:
+        return (_mass(logp, logweights) * (logp - _mixture(logp, logq, alpha))).sum(1)
+
+    return divergence
+
+
+def jensen_shannon(beta: float) -> Divergence:
+    """Return beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q.
+
+    The generalised Jensen-Shannon divergence of GKD (Agarwal et al. 2024, arXiv 2306.13649).
+
+    Args:
+        beta: In (0, 1), the teacher's share; 0.5 is the symmetric one.
+    """
+
+    def divergence(logp: Tensor, logq: Tensor, logweights: Tensor | None = None) -> Tensor:
+        logm = _mixture(logp, logq, beta)
+        p, q = _mass(logp, logweights), _mass(logq, logweights)
+        return (beta * p * (logp - logm) + (1.0 - beta) * q * (logq - logm)).sum(1)
+
+    return divergence
+
+
+def _mass(logprobs: Tensor, logweights: Tensor | None) -> Tensor:
+    return (logprobs if logweights is None else logprobs + logweights).exp()
+
+
+def _mixture(logp: Tensor, logq: Tensor, share: float) -> Tensor:
+    return torch.logaddexp(logp + math.log(share), logq + math.log1p(-share))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
