@@ -1,7 +1,8 @@
 """Keeps a model's next-token distributions at supervised positions, scored once for all students.
 
 Knows rows, top-k and tails. Does not know whose distributions they are or what is learned from
-them. Everything is kept raw, at temperature 1: other temperatures can be derived, not undone.
+them. Everything is kept raw, at temperature 1: other temperatures can be derived, not undone. The
+file itself, and picking up after a kill, are `row_file`'s.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from doublebind.errors import ModelError, StoreError
+from doublebind.models import row_file
 from doublebind.models.head import bare, hidden, logits, tiles
 from doublebind.models.load import LM, tokenizer_id
 from doublebind.models.score import right_padded, token_logprobs
@@ -27,6 +30,9 @@ from doublebind.store import storage_error
 HEADER, ROWS = "targets.json", "targets.safetensors"
 BATCH_TOKENS = 8192
 """Most tokens (padding included) run at once."""
+SMALL_VOCAB = 4096
+"""Up to so many tokens rows are reduced operation by operation, whose last bits kept panels depend
+on; beyond, in place."""
 
 
 class Supervised(Protocol):
@@ -57,6 +63,10 @@ class Header(Record):
     examples: int
     completions_sha256: str
     """What the rows belong to: `completions_id` of the examples."""
+    inputs_sha256: str = ""
+    """Hash of all token ids, prompts included; empty in caches of earlier versions."""
+    tail_samples: int = 0
+    """Tokens drawn from each row's tail."""
     dtype: str
     """Precision the model ran in."""
     torch: str
@@ -81,41 +91,50 @@ class TeacherTargets:
     """[rows], float32: log-sum-exp of the logits."""
     chosen: Tensor
     """[rows], float32: log-probability of the token that follows in the example."""
+    tail_ids: Tensor | None = None
+    """[rows, m], int32: tokens drawn from the tail in proportion to their probability, with
+    replacement; `None` where none were. With them sums over the vocabulary can be estimated
+    without the bias of a top k (Anshumann et al. 2025, arXiv 2503.16870)."""
+    tail_logprobs: Tensor | None = None
+    """[rows, m], float32: their log-probabilities; drawn with chance p / tail."""
 
 
-def write(out: Path, lm: LM, examples: Sequence[Supervised], top_k: int) -> None:
+def write(
+    out: Path,
+    lm: LM,
+    examples: Sequence[Supervised],
+    top_k: int,
+    *,
+    tail_samples: int = 0,
+    partial: Path | None = None,
+) -> None:
     """Score `examples` with `lm`; write the distributions of supervised positions to `out`.
 
-    Logits exist only for supervised positions and only a tile at a time.
+    Logits exist only for supervised positions and only a tile at a time; rows go to a mapped file
+    batch by batch, so that memory does not grow with them.
 
     Args:
         out: Folder; made if absent.
         lm: The model.
         examples: Token ids with the index of the first supervised one, which is at least 1.
         top_k: Log-probabilities kept per position, at most the vocabulary.
+        tail_samples: Tokens drawn from each row's tail; keyed by example and position, so that the
+            batch does not matter. None are drawn where the top k is the vocabulary.
+        partial: Folder in which unfinished work outlives a killed process; the next call with the
+            same model, examples and settings goes on from there.
 
     Raises:
         ModelError: If nothing is supervised, an example is longer than the model was built for or
             has unknown tokens, or a distribution is not finite.
+        StoreError: If a folder cannot be written.
     """
-    from safetensors.torch import save_file
     from transformers import __version__ as transformers_version
 
     lengths = [max(0, len(e.input_ids) - e.first) for e in examples]
     _check(lm, examples, lengths)
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     rows, k = int(offsets[-1]), min(top_k, lm.vocab)
-    kept = {
-        "ids": torch.empty(rows, k, dtype=torch.int32),
-        "logprobs": torch.empty(rows, k),
-        "tail": torch.empty(rows),
-        "lse": torch.empty(rows),
-        "chosen": torch.empty(rows),
-    }
-    for batch in _batches(examples, lengths):
-        _score(lm, examples, batch, offsets, kept)
-    if not bool(torch.isfinite(kept["lse"]).all()):
-        raise ModelError(f"{lm.source.path}: its next-token distributions are not finite")
+    m = tail_samples if k < lm.vocab else 0
     header = Header(
         model_sha256=lm.source.sha256,
         tokenizer_id=tokenizer_id(lm.tokenizer),
@@ -125,21 +144,37 @@ def write(out: Path, lm: LM, examples: Sequence[Supervised], top_k: int) -> None
         rows=rows,
         examples=len(examples),
         completions_sha256=completions_id(examples),
+        inputs_sha256=inputs_id(examples),
+        tail_samples=m,
         dtype=str(bare(lm.model).dtype).removeprefix("torch."),
         torch=torch.__version__,
         transformers=transformers_version,
     )
-    check_shift(lm, examples, TeacherTargets(header, offsets, **kept))
+    layout: dict[str, row_file.Field] = {
+        "ids": ("I32", (rows, k)),
+        "logprobs": ("F32", (rows, k)),
+        **dict.fromkeys(("tail", "lse", "chosen"), ("F32", (rows,))),
+        "offsets": ("I64", (len(offsets),)),
+    }
+    if m:
+        layout |= {"tail_ids": ("I32", (rows, m)), "tail_logprobs": ("F32", (rows, m))}
+    with row_file.filling(out / ROWS, layout, header.model_dump_json(), partial) as (kept, done):
+        kept["offsets"].copy_(offsets)
+        for number, batch in enumerate(_batches(examples, lengths)):
+            if number not in done:
+                _score(lm, examples, batch, offsets, kept)
+                done.add(number)
+        if not bool(torch.isfinite(kept["lse"]).all()):
+            raise ModelError(f"{lm.source.path}: its next-token distributions are not finite")
+        check_shift(lm, examples, TeacherTargets(header, **kept))
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        save_file({"offsets": offsets, **kept}, out / ROWS)
         (out / HEADER).write_text(json.dumps(header.model_dump(), indent=1))
     except OSError as error:
         raise storage_error(error, out) from None
 
 
 def read(folder: Path) -> TeacherTargets:
-    """Return what `write` wrote to `folder`.
+    """Return what `write` wrote to `folder`, mapped: rows are read from disk as they are used.
 
     Raises:
         StoreError: If a file is absent or damaged.
@@ -166,6 +201,12 @@ def completions_id(examples: Sequence[Supervised]) -> str:
     Prompts are left out: a student may write the same conversation with another template.
     """
     content = [list(e.input_ids[e.first :]) for e in examples]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def inputs_id(examples: Sequence[Supervised]) -> str:
+    """Return a hash (hex) of all token ids and of where supervision starts."""
+    content = [[list(e.input_ids), e.first] for e in examples]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -251,19 +292,80 @@ def _score(
     row, position = (torch.tensor(part, device=device) for part in zip(*at, strict=True))
     states, following = states[row, position - 1], ids[row, position]
     places = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
-    k = kept["ids"].shape[1]
+    drawn, k = _uniforms(examples, batch, kept), kept["ids"].shape[1]
     for tile in tiles(len(states), lm.vocab):
         out = logits(lm.model, states[tile], lm.vocab)
-        lse = torch.logsumexp(out, dim=1)
-        top, token = out.topk(k, dim=1)
-        # Summed over the others, not taken as 1 - sum(top), which cancels where the tail is thin.
-        rest = (out - lse[:, None]).exp_().scatter_(1, token, 0.0).sum(1)
-        where = places[tile]
-        kept["ids"][where] = token.int().cpu()
-        kept["logprobs"][where] = (top - lse[:, None]).cpu()
-        kept["tail"][where] = rest.cpu()
-        kept["lse"][where] = lse.cpu()
-        kept["chosen"][where] = (out.gather(1, following[tile, None])[:, 0] - lse).cpu()
+        at, uniform = places[tile], drawn if drawn is None else drawn[tile]
+        if lm.vocab <= SMALL_VOCAB and uniform is None:
+            found = _reduce(out, following[tile], k)
+        else:
+            found = _reduce_in_place(out, following[tile], k, uniform)
+        for name, values in found.items():
+            kept[name][at] = values.to(kept[name].dtype).cpu()
+
+
+def _reduce(out: Tensor, following: Tensor, k: int) -> dict[str, Tensor]:
+    """Return what is kept of logits [rows, vocab] before tokens `following`."""
+    lse = torch.logsumexp(out, dim=1)
+    top, token = out.topk(k, dim=1)
+    # Summed over the others, not taken as 1 - sum(top), which cancels where the tail is thin.
+    rest = (out - lse[:, None]).exp_().scatter_(1, token, 0.0).sum(1)
+    chosen = out.gather(1, following[:, None])[:, 0] - lse
+    return {
+        "ids": token,
+        "logprobs": top - lse[:, None],
+        "tail": rest,
+        "lse": lse,
+        "chosen": chosen,
+    }
+
+
+def _reduce_in_place(
+    out: Tensor, following: Tensor, k: int, uniform: Tensor | None
+) -> dict[str, Tensor]:
+    """Do the same using up `out`, and draw from the tail by `uniform` [rows, m] in [0, 1)."""
+    top, token = out.topk(k, dim=1)
+    chosen = out.gather(1, following[:, None])
+    torch.softmax(out, dim=1, out=out)
+    # The likeliest token's probability is at least 1 / vocabulary.
+    lse = top[:, :1] - out.gather(1, token[:, :1]).log()
+    rest = out.scatter_(1, token, 0.0).sum(1)
+    found = {
+        "ids": token,
+        "logprobs": top - lse,
+        "tail": rest,
+        "lse": lse[:, 0],
+        "chosen": (chosen - lse)[:, 0],
+    }
+    if uniform is not None:
+        pairs = zip(out.split(16), uniform.split(16), strict=True)
+        ids = torch.cat([_draw(*pair) for pair in pairs])
+        found |= {"tail_ids": ids, "tail_logprobs": out.gather(1, ids).log()}
+    return found
+
+
+def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Return ids [rows, m] by inverting the cumulative sum of `weights` [rows, vocab].
+
+    In float64: in float32 the steps of unlikely tokens would be rounded away.
+    """
+    up_to = weights.cumsum(1, dtype=torch.float64)
+    found = torch.searchsorted(up_to, uniform * up_to[:, -1:], right=True)
+    # The topmost double below 1 may round up to the sum itself: take the last token there is.
+    places = torch.arange(1, weights.shape[1] + 1, device=weights.device)
+    last = (weights > 0).mul(places).argmax(1, keepdim=True)
+    return found.minimum(last)
+
+
+def _uniforms(
+    examples: Sequence[Supervised], batch: Sequence[int], kept: dict[str, Tensor]
+) -> Tensor | None:
+    """Return [rows of the batch, m] numbers in [0, 1), by example; `None` where none are used."""
+    if "tail_ids" not in kept:
+        return None
+    m = kept["tail_ids"].shape[1]
+    rows = [np.random.default_rng((0, i)).random((len(_positions(examples[i])), m)) for i in batch]
+    return torch.from_numpy(np.concatenate(rows))
 
 
 def _positions(example: Supervised) -> range:

@@ -16,7 +16,10 @@ from doublebind.store import read_records
 def score(
     out: Path, *, source: ModelSource, rollouts: Path, top_k: int, dtype: Dtype, cache: Path
 ) -> None:
-    """Write the teacher's top-k distribution at every completion position to `out`."""
+    """Write the teacher's top-k distribution at every completion position to `out`.
+
+    Unfinished work outlives a killed process in `cache`.
+    """
     from doublebind.models import teacher_cache
     from doublebind.models.load import load
     from doublebind.models.template import encode_prompt
@@ -27,4 +30,4 @@ def score(
     for t in read_records(rollouts / "trajectories.jsonl", Trajectory):
         prompt = encode_prompt(lm.tokenizer, t.messages)
         examples.append(Example((*prompt, *t.tokens), first=len(prompt)))
-    teacher_cache.write(out, lm, examples, top_k)
+    teacher_cache.write(out, lm, examples, top_k, partial=cache)

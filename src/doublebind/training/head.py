@@ -55,7 +55,7 @@ def sampled(
         tail_ids: [rows, m], drawn in proportion to p among the others.
         tail_logprobs: [rows, m], log p of them.
     """
-    m = tail_ids.shape[1]
+    m, tail_logprobs = tail_ids.shape[1], tail_logprobs.clamp_min(LOG_LEAST)
     stands_for = tail.log().clamp_min(LOG_LEAST)[:, None] - tail_logprobs - torch.tensor(m).log()
     return SoftTargets(
         ids=torch.cat([ids.long(), tail_ids.long()], dim=1),

@@ -24,7 +24,7 @@ from doublebind.models.load import check_finite, quiet
 from doublebind.models.teacher_cache import TeacherTargets, completions_id
 from doublebind.store import storage_error
 from doublebind.training.batch import Batch, Example, can_pack, collate, cut, order
-from doublebind.training.head import SoftTargets, head_loss
+from doublebind.training.head import SoftTargets, head_loss, sampled
 from doublebind.training.losses import cross_entropy, topk_forward_kl
 
 BETAS = (0.9, 0.95)
@@ -184,6 +184,8 @@ class _Soft(NamedTuple):
     ids: Tensor
     logprobs: Tensor
     tail: Tensor
+    tail_ids: Tensor | None = None
+    tail_logprobs: Tensor | None = None
 
 
 def _rows(
@@ -198,7 +200,19 @@ def _rows(
         ]
     )
     parts = (targets.ids, targets.logprobs, targets.tail)
-    return _Soft(*(part[places].to(device) for part in parts))
+    drawn = (targets.tail_ids, targets.tail_logprobs)
+    return _Soft(
+        *(part[places].to(device) for part in parts),
+        *(part if part is None else part[places].to(device) for part in drawn),
+    )
+
+
+def _soft_targets(soft: _Soft, vocab: int) -> SoftTargets:
+    """Return the same for the head: with the tail sampled, as one event, or none left."""
+    if soft.tail_ids is not None and soft.tail_logprobs is not None:
+        return sampled(soft.ids, soft.logprobs, soft.tail, soft.tail_ids, soft.tail_logprobs)
+    tail = None if soft.ids.shape[1] == vocab else soft.tail
+    return SoftTargets(soft.ids.long(), soft.logprobs, tail)
 
 
 def _backward(model: Any, batch: Batch, soft: _Soft | None, vocab: int) -> Tensor:
@@ -209,11 +223,9 @@ def _backward(model: Any, batch: Batch, soft: _Soft | None, vocab: int) -> Tenso
     """
     states = hidden(model, batch.ids, position_ids=batch.positions, use_cache=False)
     rows = states.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
-    if vocab <= SMALL_VOCAB:
+    if vocab <= SMALL_VOCAB and (soft is None or soft.tail_ids is None):
         return _backward_small(model, rows, batch.labels, soft, vocab)
-    targets = None if soft is None else SoftTargets(soft.ids.long(), soft.logprobs, soft.tail)
-    if targets is not None and targets.ids.shape[1] == vocab:  # there is no tail
-        targets = targets._replace(tail=None)
+    targets = None if soft is None else _soft_targets(soft, vocab)
     labels = batch.labels if targets is None else None
     loss = head_loss(rows, head_of(model, vocab), soft=targets, labels=labels)
     loss.backward()
@@ -231,7 +243,7 @@ def _backward_small(
         if soft is None:
             loss = cross_entropy(out, labels[tile])
         else:
-            loss = topk_forward_kl(out, *(part[tile] for part in soft))
+            loss = topk_forward_kl(out, soft.ids[tile], soft.logprobs[tile], soft.tail[tile])
         loss = loss.sum() / len(rows)
         loss.backward()
         total += loss.detach()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from doublebind.errors import ModelError, StoreError
-from doublebind.models import head
+from doublebind.models import head, teacher_cache
 from doublebind.models.load import LM, tokenizer_id
 from doublebind.models.teacher_cache import check_shift, read, write
 from doublebind.models.template import template_id
@@ -43,10 +43,12 @@ def dense(model: LM, example: Example) -> torch.Tensor:
     return out[example.first - 1 : -1] if example.first < len(example.input_ids) else out[:0]
 
 
+@pytest.mark.parametrize("small", [0, 1000])
 @pytest.mark.parametrize("kind", ["llama", "granite", "gpt2", "gemma3"])
 def test_rows_are_the_model_at_supervised_positions(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(teacher_cache, "SMALL_VOCAB", small)
     monkeypatch.setattr(head, "TILE_BYTES", 4 * 61 * 5)  # five rows at a time
     model, data = lm(kind), examples()
     write(tmp_path, model, data, top_k=6)
@@ -118,3 +120,76 @@ def test_non_finite_distribution_is_refused(tmp_path: Path) -> None:
         model.model.model.norm.weight.fill_(float("inf"))
     with pytest.raises(ModelError, match="not finite"):
         write(tmp_path, model, examples(), top_k=4)
+
+
+def test_tail_samples_follow_the_tail_whatever_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frequencies of 4,000 draws lie within 5 standard errors of the tail's probabilities."""
+    model, data, m = lm(), examples(3)[:-1], 4000
+    write(tmp_path / "a", model, data, top_k=3, tail_samples=m)
+    monkeypatch.setattr(teacher_cache, "BATCH_TOKENS", 1)
+    write(tmp_path / "b", model, data, top_k=3, tail_samples=m)
+    got, again = read(tmp_path / "a"), read(tmp_path / "b")
+    assert got.tail_ids is not None
+    assert got.tail_logprobs is not None
+    assert again.tail_ids is not None
+    # Another batch moves last bits of probabilities, and with them a draw in a million.
+    assert float((got.tail_ids == again.tail_ids).float().mean()) > 0.999
+    assert got.header.tail_samples == m
+    for i, example in enumerate(data):
+        rows = slice(int(got.offsets[i]), int(got.offsets[i + 1]))
+        want = dense(model, example)
+        tail = want.exp().scatter(1, got.ids[rows].long(), 0)
+        share = tail / tail.sum(1, keepdim=True)
+        drawn = got.tail_ids[rows].long()
+        seen = torch.zeros_like(want).scatter_add(1, drawn, torch.ones(drawn.shape)) / m
+        spread = (share * (1 - share) / m).sqrt()
+        off = ((seen - share) / spread)[share > 0.01]  # where counts are near normal
+        assert len(off)
+        assert float(off.abs().max()) < 5
+        logprobs = want.gather(1, drawn)
+        torch.testing.assert_close(got.tail_logprobs[rows], logprobs, rtol=0, atol=1e-4)
+
+
+def test_killed_scoring_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_cache, "BATCH_TOKENS", 30)
+    model, data, partial = lm(), examples(), tmp_path / "partial"
+    write(tmp_path / "whole", model, data, top_k=4)
+    score, calls = teacher_cache._score, []
+
+    def dies_at_third(*args: Any) -> None:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        score(*args)
+
+    monkeypatch.setattr(teacher_cache, "_score", dies_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "out", model, data, top_k=4, partial=partial)
+    assert not (tmp_path / "out" / "targets.safetensors").exists()
+    write(tmp_path / "out", model, data, top_k=4, partial=partial)
+    batches = len(list(teacher_cache._batches(data, [len(e.input_ids) - e.first for e in data])))
+    assert len(calls) == 1 + batches  # the third again, and no other
+    got, want = read(tmp_path / "out"), read(tmp_path / "whole")
+    for name in ("ids", "logprobs", "tail", "lse", "chosen", "offsets"):
+        assert torch.equal(getattr(got, name), getattr(want, name))
+    # Other settings are other work.
+    write(tmp_path / "other", model, data, top_k=5, partial=partial)
+    assert len(calls) == 1 + 2 * batches
+
+
+def test_scoring_held_by_another_process_is_done_apart(tmp_path: Path) -> None:
+    partial = tmp_path / "partial"
+    filling = teacher_cache.row_file.filling
+    layout: dict[str, Any] = {"tail": ("F32", (2,))}
+    with filling(tmp_path / "x", layout, "one", partial) as (first, done):
+        first["tail"].fill_(1.0)
+        done.add(0)
+        with filling(tmp_path / "y", layout, "one", partial) as (second, others):
+            assert 0 not in others
+            second["tail"].fill_(2.0)
+    assert (tmp_path / "x").read_bytes() != (tmp_path / "y").read_bytes()
+    assert all(path.suffix == ".lock" for path in partial.iterdir())

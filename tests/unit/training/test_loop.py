@@ -151,6 +151,21 @@ def test_targets_teach_the_distribution_and_not_the_labels(tmp_path: Path) -> No
     assert abs(log.first) < 1e-5
 
 
+def test_sampled_tails_teach_the_distribution(tmp_path: Path) -> None:
+    teacher = LM(tiny_model("llama", len(TOKENIZER), initializer_range=0.2), TOKENIZER, SOURCE)
+    data = examples()
+    teacher_cache.write(tmp_path / "drawn", teacher, data, top_k=8, tail_samples=16)
+    teacher_cache.write(tmp_path / "whole", teacher, data, top_k=1000)
+    drawn, whole = (teacher_cache.read(tmp_path / name) for name in ("drawn", "whole"))
+    model, _ = fitted(data=data, targets=drawn, steps=100, lora=None, lr=3e-3)
+    _, before = fitted(data=data, targets=whole, steps=1, lora=None, lr=1e-9)
+    settings = Training(steps=1, batch=8, lr=1e-9, max_length=32, lora=None)
+    after = loop.train(
+        loop.attach(model, None, 0), data, settings=settings, seed=0, targets=whole, pad_id=0
+    )
+    assert after.first < 0.5 * before.first
+
+
 def test_cut_examples_keep_their_first_rows(tmp_path: Path) -> None:
     teacher = LM(tiny_model("llama", len(TOKENIZER)), TOKENIZER, SOURCE)
     data = [Example((7, 8, *range(9, 30)), first=2), *examples(5)]

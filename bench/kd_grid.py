@@ -1,0 +1,274 @@
+"""Students distilled from one teacher: this package against TRL's GKDTrainer at lmbda = 0.
+
+`python bench/kd_grid.py --json` prints `ratio_s1, ratio_s8, ratio_s16` (the peer's seconds for S
+students over ours), `rss_ratio` and `heldout_kl_ratio` (ours over the peer's). Both take the same
+batches, padded alike, in the same precision, with the same LoRA and optimiser, without activation
+checkpointing, in two processes that step by turns. The peer at S students is taken to be S times
+its measured single run, its model loading left out. Ours is the teacher's scoring, once, and S
+times the student's steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import shapes
+
+SHARP = 6.0
+
+
+def data(args: argparse.Namespace) -> tuple[list[Any], list[Any]]:
+    """Training rows and held-out rows."""
+    made = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
+    return made, shapes.rows(args.heldout, args.tokens, seed=2)
+
+
+def heldout_kl(student: Any, teacher: Any, held: list[Any]) -> float:
+    """Mean KL (nats) from the whole teacher's distribution, by dense float32 log-softmax."""
+    import torch
+
+    total, n = 0.0, 0
+    with torch.no_grad():
+        for ids, first in held:
+            row = torch.tensor([ids])
+            logp, logq = (
+                m(input_ids=row).logits[0, first - 1 : -1].float().log_softmax(-1)
+                for m in (teacher, student)
+            )
+            total += float((logp.exp() * (logp - logq)).sum())
+            n += len(ids) - first
+    return total / n
+
+
+def lm(shape: str, seed: int, args: argparse.Namespace, **options: Any) -> Any:
+    """A random model as this package holds one."""
+    from doublebind.models.load import LM
+    from doublebind.records import ModelSource
+
+    made = shapes.model(shape, seed, args.dtype, **options)
+    source = ModelSource(kind="folder", path=shape, sha256="0" * 64)
+    return LM(made.requires_grad_(False), shapes.tokenizer(), source)
+
+
+def examples(made: list[Any]) -> list[Any]:
+    """The rows as this package has them."""
+    from doublebind.training.batch import Example
+
+    return [Example(tuple(ids), first) for ids, first in made]
+
+
+def score(args: argparse.Namespace) -> None:
+    """Worker: cache the teacher's distributions; one step is all of it."""
+    from doublebind.models import teacher_cache
+
+    teacher = lm(args.teacher, 7, args, sharp=SHARP)
+    made, _ = data(args)
+    shapes.say(ready=True)
+    shapes.wait()
+    began = time.perf_counter()
+    teacher_cache.write(Path(args.cache), teacher, examples(made), top_k=64)
+    seconds = time.perf_counter() - began
+    targets = teacher_cache.read(Path(args.cache))
+    report = {
+        "rss": shapes.peak_rss(),
+        "tail_mean": float(targets.tail.mean()),
+        "bytes": sum(f.stat().st_size for f in Path(args.cache).rglob("*") if f.is_file()),
+    }
+    shapes.say(seconds=seconds, report=report)
+
+
+def ours(args: argparse.Namespace) -> None:
+    """Worker: one student by this package's loop, on the cached targets."""
+    from doublebind.config import Lora, Training
+    from doublebind.models import teacher_cache
+    from doublebind.training import loop
+
+    made, held = data(args)
+    student = lm(args.student, 3, args)
+    loop.seed_everything(0)
+    model = loop.attach(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
+    settings = Training(steps=args.steps, batch=args.batch, lr=shapes.LR, max_length=4096)
+    kept_order = loop.order
+    loop.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
+    if not args.pack:
+        loop.can_pack = lambda model: False  # the peer's padding
+    clock = _Clock(args.steps)
+    clock.begin()
+    loop.train(
+        model,
+        examples(made),
+        settings=settings,
+        seed=0,
+        targets=teacher_cache.read(Path(args.cache)),
+        pad_id=0,
+        marks=range(1, args.steps),
+        at_mark=lambda step: clock.turn(),
+    )
+    loop.order = kept_order
+    rss = shapes.peak_rss()
+    clock.end(rss, model, held, args)
+
+
+def peer(args: argparse.Namespace) -> None:
+    """Worker: one student by TRL's GKDTrainer, teacher beside it."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from torch.utils.data import SequentialSampler
+    from transformers import TrainerCallback
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    made, held = data(args)
+    teacher = shapes.model(args.teacher, 7, args.dtype, sharp=SHARP).requires_grad_(False)
+    student = shapes.model(args.student, 3, args.dtype)
+    clock = _Clock(args.steps)
+
+    class Turns(TrainerCallback):
+        def on_step_end(self, trained: Any, state: Any, control: Any, **rest: Any) -> None:
+            if state.global_step < args.steps:
+                clock.turn()
+
+    class InOrder(GKDTrainer):
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return SequentialSampler(dataset if dataset is not None else self.train_dataset)
+
+    def collate(chosen: list[Any]) -> dict[str, Any]:
+        width = max(len(row["input_ids"]) for row in chosen)
+        ids = torch.zeros(len(chosen), width, dtype=torch.long)
+        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+        for at, row in enumerate(chosen):
+            tokens, first = torch.tensor(row["input_ids"]), row["first"]
+            ids[at, : len(tokens)], mask[at, : len(tokens)] = tokens, 1
+            labels[at, first : len(tokens)] = tokens[first:]
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    settings = GKDConfig(
+        output_dir=tempfile.mkdtemp(),
+        lmbda=0.0,
+        beta=0.0,  # forward KL
+        max_steps=args.steps,
+        per_device_train_batch_size=args.batch,
+        learning_rate=shapes.LR,
+        warmup_steps=1,
+        adam_beta2=0.95,
+        optim="adamw_torch_fused",
+        gradient_checkpointing=False,
+        use_cpu=True,
+        bf16=args.dtype == "bfloat16",
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        seed=0,
+    )
+    lora = LoraConfig(
+        r=shapes.RANK,
+        lora_alpha=int(shapes.ALPHA),
+        target_modules="all-linear",
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    trainer = InOrder(
+        model=student,
+        teacher_model=teacher,
+        args=settings,
+        train_dataset=Dataset.from_list([{"input_ids": i, "first": f} for i, f in made]),
+        data_collator=collate,
+        processing_class=shapes.tokenizer(),
+        peft_config=lora,
+        callbacks=[Turns()],
+    )
+    clock.begin()
+    trainer.train()
+    rss = shapes.peak_rss()
+    clock.end(rss, trainer.model, held, args, teacher)
+
+
+class _Clock:
+    """Times steps between the parent's orders."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.began = 0.0
+
+    def begin(self) -> None:
+        shapes.say(ready=True)
+        shapes.wait()
+        self.began = time.perf_counter()
+
+    def turn(self) -> None:
+        shapes.say(seconds=time.perf_counter() - self.began)
+        shapes.wait()
+        self.began = time.perf_counter()
+
+    def end(
+        self, rss: int, student: Any, held: list[Any], args: argparse.Namespace, teacher: Any = None
+    ) -> None:
+        seconds = time.perf_counter() - self.began
+        report: dict[str, Any] = {"rss": rss}
+        if args.heldout:
+            teacher = teacher or shapes.model(args.teacher, 7, args.dtype, sharp=SHARP)
+            report["kl"] = heldout_kl(student.eval(), teacher, held)
+            with student.disable_adapter():
+                report["kl_before"] = heldout_kl(student, teacher, held)
+        shapes.say(seconds=seconds, report=report)
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the three workers and compare."""
+    folder = tempfile.mkdtemp()
+    common = ["--cache", folder]
+    for name in ("steps", "batch", "tokens", "heldout", "dtype", "student", "teacher"):
+        common += [f"--{name}", str(getattr(args, name))]
+    if args.pack:
+        common.append("--pack")
+    before = shapes.machine()
+    scoring = shapes.Child(__file__, "--role", "score", *common)
+    scoring.step()
+    mine, theirs = (shapes.Child(__file__, "--role", role, *common) for role in ("ours", "peer"))
+    for _ in range(args.steps):
+        mine.step()
+        theirs.step()
+    step, peer_step, scored = mine.typical(), theirs.typical(), scoring.seconds[0]
+    # Seconds of scoring for each step that the cached rows last.
+    share = scored / args.steps / args.epochs
+    return {
+        **{f"ratio_s{s}": peer_step / (step + share / s) for s in (1, 4, 8, 16)},
+        "rss_ratio": max(mine.report["rss"], scoring.report["rss"]) / theirs.report["rss"],
+        "heldout_kl_ratio": mine.report["kl"] / theirs.report["kl"] if args.heldout else None,
+        "step_seconds": {"ours": mine.seconds, "peer": theirs.seconds},
+        "scoring_seconds": scored,
+        "reports": {"ours": mine.report, "peer": theirs.report, "scoring": scoring.report},
+        "settings": {k: v for k, v in vars(args).items() if k not in ("role", "cache", "json")},
+        "weights": "random, of real shapes",
+        "machine": before,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--role", choices=("score", "ours", "peer"))
+    parser.add_argument("--cache")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=160)
+    parser.add_argument("--heldout", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3, help="times the cached rows are used")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--student", default="135m")
+    parser.add_argument("--teacher", default="360m")
+    parser.add_argument("--pack", action="store_true", help="let ours pack rows")
+    chosen = parser.parse_args()
+    if chosen.role:
+        {"score": score, "ours": ours, "peer": peer}[chosen.role](chosen)
+    else:
+        found = main(chosen)
+        print(json.dumps(found, indent=1) if chosen.json else json.dumps(found), file=sys.stdout)

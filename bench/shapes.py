@@ -1,0 +1,160 @@
+"""Models of real shapes with random weights, token rows of realistic lengths, and child processes.
+
+Random weights cost what trained ones do. The teacher's final norm is scaled so that its next-token
+entropy is a few nats, as a trained model's is, and not that of the uniform distribution.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHAPES = {  # SmolLM2's (Allal et al. 2025, arXiv 2502.02737), from the models' config.json
+    "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+             "num_attention_heads": 9, "num_key_value_heads": 3},
+    "360m": {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32,
+             "num_attention_heads": 15, "num_key_value_heads": 5},
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2},
+}  # fmt: skip
+VOCAB = 49152
+PROMPT_SHARE = 0.4
+RANK, ALPHA, LR = 8, 16.0, 1e-3
+
+
+def model(shape: str, seed: int, dtype: str, *, sharp: float = 1.0) -> Any:
+    """A random model; `sharp` scales its final norm, hence its logits."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        **SHAPES[shape],
+    )
+    made = LlamaForCausalLM._from_config(
+        config, attn_implementation="sdpa", dtype=getattr(torch, dtype)
+    )
+    made.model.norm.weight.data.mul_(sharp)
+    made.config.name_or_path = made.name_or_path = shape
+    return made.eval()
+
+
+def tokenizer() -> Any:
+    """A tokenizer of as many words as the models have rows; nothing here encodes text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(4, VOCAB))]
+    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def rows(n: int, tokens: int, seed: int) -> list[tuple[list[int], int]]:
+    """Token ids with the index of the first supervised one: lengths within a quarter of `tokens`.
+
+    Ids are Zipf-distributed, as words are.
+    """
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(n):
+        length = int(tokens * rng.uniform(0.75, 1.25))
+        ids = 4 + (rng.zipf(1.2, size=length) - 1) % (VOCAB - 4)
+        made.append((ids.tolist(), max(1, round(PROMPT_SHARE * length))))
+    return made
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import torch
+
+    name = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")),
+        platform.processor(),
+    )  # fmt: skip
+    return {
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 1),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "torch": torch.__version__,
+        "isa": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def peak_rss() -> int:
+    """Most bytes this process ever held in memory."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+class Child:
+    """A process that takes one step each time it is told, so that rivals can alternate.
+
+    What else the machine does then falls on both alike.
+    """
+
+    def __init__(self, script: str, *args: str) -> None:
+        """Start `script` with the arguments and wait until it is ready to step."""
+        self.process = subprocess.Popen(
+            [sys.executable, script, *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1",
+                 "TRL_EXPERIMENTAL_SILENCE": "1"},
+        )  # fmt: skip
+        self.seconds: list[float] = []
+        self.report: dict[str, Any] = {}
+        self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith("@"):
+                return json.loads(line[1:])
+        raise SystemExit("a worker died; see its stderr above")
+
+    def step(self) -> None:
+        """Let it take one step and note the seconds."""
+        assert self.process.stdin
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        said = self._read()
+        self.seconds.append(said["seconds"])
+        if "report" in said:
+            self.report = said["report"]
+            self.process.wait()
+
+    def typical(self, skip: int = 1) -> float:
+        """The median step, without the first `skip`, which warm up."""
+        return statistics.median(self.seconds[skip:])
+
+
+def say(**facts: Any) -> None:
+    """Tell the parent something."""
+    print("@" + json.dumps(facts), flush=True)
+
+
+def wait() -> None:
+    """Wait to be told to step."""
+    if not sys.stdin.readline():
+        raise SystemExit("the parent is gone")
