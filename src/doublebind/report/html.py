@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -19,10 +20,10 @@ import yaml
 from markupsafe import Markup
 
 from doublebind.records import Evidence, Verdict
-from doublebind.report import figures, measurements, numbers, tables
-from doublebind.report.figures import Mark, Point
+from doublebind.report import drawings, measurements, numbers, tables
+from doublebind.report.tables import Absent, Cell
 from doublebind.report.text import plain, short, visible
-from doublebind.report.transcripts import browse
+from doublebind.report.transcripts import pack
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,11 +35,16 @@ DECISIONS = {
 }
 
 
-class Figure(NamedTuple):
-    """A drawing with its caption; without one, why it could not be drawn."""
+_FIGURE = re.compile(r"-?\d[\d.e-]*%?( of \d+| \(-?[\d.]+ to -?[\d.]+\))?")
+"""What a cell holds that is never broken over lines: `0.1`, `3 of 39`, `0.1 (0.0 to 0.2)`."""
 
-    caption: str
-    svg: Markup | tables.Absent
+
+class Tile(NamedTuple):
+    """One of the few numbers that stand beside the decision."""
+
+    name: str
+    value: Cell
+    remark: str
 
 
 def render(
@@ -52,46 +58,109 @@ def render(
     transcripts: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> str:
     """Return the page; see the package's door."""
+    packed = pack(transcripts, scores=scores, evidence=evidence, manifest=manifest, cells=cells)
     return _template().render(
         csp=_policy(),
         style=_ours("report.css"),
         script=_ours("report.js"),
-        **_told(manifest, evidence, verdict, scores),
+        **_told(manifest, evidence, verdict),
+        **_drawn(manifest, evidence, verdict, scores),
+        gates=measurements.measured(scores, evidence, "gate", "Capability and coherence"),
+        oracle=measurements.measured(
+            scores,
+            evidence,
+            "oracle",
+            "Contexts that need the organism's key: reported, never scored",
+        ),
+        unscored=measurements.unscored(scores),
         match=tables.match(evidence, shapes),
         dropped=measurements.dropped(cells, manifest),
-        models=browse(transcripts, evidence=evidence, manifest=manifest, cells=cells),
+        transcripts=packed,
+        # ASCII without `<`, `>` and `&`: nothing in it can end the element that holds it.
+        data=Markup(packed.data),
     )
 
 
-def _told(
-    manifest: Mapping[str, Any], evidence: Evidence, verdict: Verdict, scores: pd.DataFrame
-) -> dict[str, Any]:
-    """Return what the page says of scores, evidence and verdict."""
+def _told(manifest: Mapping[str, Any], evidence: Evidence, verdict: Verdict) -> dict[str, Any]:
+    """Return what the page says of evidence and verdict in words and rows."""
     why = tables.reasons(evidence, verdict)
     suspect = next(iter(tables.labels(evidence, "suspect")), verdict.suspect)
-    oracle = "Contexts that need the organism's key: reported, never scored"
     return {
         "suspect": short(suspect),
         "decision": DECISIONS[verdict.incrimination.decision],
         "verdict": verdict,
         "fragile": _fragile(evidence, verdict, why),
+        "tiles": _tiles(evidence, verdict, why),
         "numbers": numbers.numbers(evidence, verdict),
         "secondary": numbers.secondary(evidence, verdict),
+        "specificity": numbers.specificity(evidence),
+        "transfer": numbers.transfer(evidence),
+        "baselines": numbers.baselines(evidence, verdict),
         "missing": tables.missing(evidence, verdict),
-        "distribution": _distribution(evidence, why),
-        "strips": _strips(evidence, manifest, scores, why),
         "direct": tables.direct_and_student(evidence, verdict),
         "endpoints": tables.endpoints(evidence, manifest, why),
         "teachers": tables.teachers(evidence, manifest, why),
-        "gates": measurements.measured(scores, evidence, "gate", "Capability and coherence"),
-        "oracle": measurements.measured(scores, evidence, "oracle", oracle),
-        "unscored": measurements.unscored(scores),
         "scope": tables.scope(manifest, verdict),
         "provenance": tables.provenance(manifest, verdict),
         "study": yaml.safe_dump(manifest["study"], sort_keys=False, allow_unicode=True, width=100),
         "recorded": _recorded(verdict),
         "protocol": json.dumps(manifest["protocol"], indent=1, ensure_ascii=False),
     }
+
+
+def _drawn(
+    manifest: Mapping[str, Any], evidence: Evidence, verdict: Verdict, scores: pd.DataFrame
+) -> dict[str, Any]:
+    """Return the page's figures, each with its data, or with why it cannot be drawn."""
+    why = tables.reasons(evidence, verdict)
+    protocol = manifest["protocol"]
+    listed = protocol["score_endpoints"]
+    along = measurements.courses(scores, listed)
+    own = {
+        label: found
+        for label in tables.labels(evidence, "suspect")
+        if (found := measurements.itself(scores, label, listed)) is not None
+    }
+    return {
+        "distribution": drawings.distribution(evidence, why),
+        "planes": drawings.planes(evidence, along, own),
+        "standing": drawings.standing(evidence, along, protocol["scale_floor"], why),
+        "strips": drawings.endpoint_strips(evidence, along),
+        "doses": drawings.doses(evidence, along),
+        "ways": drawings.ways(evidence, verdict.incrimination.alpha),
+    }
+
+
+def _tiles(evidence: Evidence, verdict: Verdict, why: Mapping[str, str]) -> list[Tile]:
+    """Return the four numbers that a reader needs first."""
+    inc, k = verdict.incrimination, evidence.n_at_or_above
+    power = inc.power
+    return [
+        Tile(
+            "p-value",
+            tables.or_absent(inc.p_value, "incrimination.p_value", why),
+            f"alpha {inc.alpha:g}, fixed before the first audit",
+        ),
+        Tile(
+            "references as high",
+            Absent(why.get("incrimination.p_value", ""))
+            if k is None
+            else f"{k} of {inc.n_references}",
+            f"{inc.n_families} families of benign teachers made alike",
+        ),
+        Tile(
+            "direct audit, p",
+            tables.or_absent(verdict.direct_audit.p_value, "direct_audit.p_value", why),
+            "the same test on the suspect's own answers",
+        ),
+        Tile(
+            "controls detected",
+            Absent(why.get("incrimination.power", "")) if power is None else f"{power.value:.0%}",
+            "positive controls: teachers with a planted drive"
+            if power is None
+            else f"of {power.n_controls} planted teachers; lower 95% bound {power.lower_95:.0%}",
+        ),
+    ]
 
 
 def _fragile(evidence: Evidence, verdict: Verdict, why: Mapping[str, str]) -> str:
@@ -144,70 +213,6 @@ def shown(value: object) -> object:
     return value
 
 
-# --- figures -------------------------------------------------------------------------------------
-
-
-def _points(values: Mapping[str, float], evidence: Evidence) -> list[Point]:
-    found = {role: tables.labels(evidence, role) for role in tables.ROLES}
-    marks: tuple[tuple[Mark, str], ...] = (
-        ("reference", "reference"),
-        ("organism", "organism"),
-        ("suspect", "suspect"),
-    )
-    return [
-        Point(label, values[label], mark)
-        for mark, role in marks
-        for label in found[role]
-        if label in values
-    ]
-
-
-def _figure(points: list[Point], caption: str, name: str, axis: str, reason: str) -> Figure:
-    if not any(point.mark == "suspect" for point in points):
-        return Figure(caption, tables.Absent(reason))
-    return Figure(caption, figures.strip(points, name=name, title=caption, axis=axis))
-
-
-def _distribution(evidence: Evidence, why: Mapping[str, str]) -> list[Figure]:
-    """Return where the suspect stands among the references: student audit, then direct audit."""
-    unknown = "no reason was recorded"
-    axis = "score (spreads between teachers; higher is more misaligned)"
-    return [
-        _figure(
-            _points(evidence.scores, evidence),
-            "Student audit: scores of the teachers, from their students",
-            "student-audit",
-            axis,
-            why.get("incrimination.p_value", unknown),
-        ),
-        _figure(
-            _points(evidence.direct_scores, evidence),
-            "Direct audit: scores of the teachers, from their own answers",
-            "direct-audit",
-            axis,
-            why.get("direct_audit.p_value", unknown),
-        ),
-    ]
-
-
-def _strips(
-    evidence: Evidence, manifest: Mapping[str, Any], scores: pd.DataFrame, why: Mapping[str, str]
-) -> list[Figure]:
-    """Return one strip per score endpoint: means of each teacher's students, with M0."""
-    listed = manifest["protocol"]["score_endpoints"]
-    m0 = measurements.m0_endpoints(scores, listed)
-    found: list[Figure] = []
-    for i, name in enumerate(listed):
-        means = {label: own[name] for label, own in evidence.endpoints.items() if name in own}
-        points = _points(means, evidence)
-        points += [Point(tables.M0, m0[name], "m0")] if name in m0 else []
-        reason = why.get("incrimination.p_value", "the suspect's students have no value for it")
-        caption = f"Endpoint {short(name)}: mean of each teacher's students"
-        axis = "mean probability of the misaligned answer"
-        found.append(_figure(points, caption, f"endpoint-{i}", axis, reason))
-    return found
-
-
 # --- the page's own parts ------------------------------------------------------------------------
 
 
@@ -227,13 +232,18 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.globals.update(absent=tables.Absent, plain=plain)
+    environment.tests["absent"] = lambda value: isinstance(value, Absent)
+    environment.tests["figure"] = lambda value: bool(_FIGURE.fullmatch(str(value)))
     source = files("doublebind.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)
 
 
 @cache
 def _policy() -> str:
-    """Return the page's security policy: nothing loads, only our style and script run."""
+    """Return the page's security policy: nothing loads, only our style and script run.
+
+    Trusted types besides: no script, ours included, can turn text into markup.
+    """
 
     def hashed(name: str) -> str:
         digest = hashlib.sha256(_ours(name).encode()).digest()
@@ -241,5 +251,6 @@ def _policy() -> str:
 
     return (
         f"default-src 'none'; script-src {hashed('report.js')}; "
-        f"style-src {hashed('report.css')}; base-uri 'none'; form-action 'none'"
+        f"style-src {hashed('report.css')}; base-uri 'none'; form-action 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
     )

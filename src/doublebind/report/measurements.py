@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from doublebind.records import Evidence
 from doublebind.report.tables import M0, ROLES, Absent, Cell, Table, labels
@@ -19,21 +19,102 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def m0_endpoints(
+class Course(NamedTuple):
+    """What audits found of one teacher's students along their training, M0 first."""
+
+    label: str
+    steps: tuple[int, ...]
+    """Training steps at which every recipe's students were audited; M0's is 0. Where recipes end
+    at different steps, the last entry is the end of each."""
+    endpoints: dict[str, tuple[float, ...]]
+    """Score endpoint -> mean probability of the misaligned answer, per step."""
+    capability: tuple[float, ...]
+    """Mean over capability items, per step; empty where they were not asked."""
+
+    @property
+    def misalignment(self) -> tuple[float, ...]:
+        """The plain mean over score endpoints, per step."""
+        return tuple(statistics.fmean(v) for v in zip(*self.endpoints.values(), strict=True))
+
+
+def courses(
     scores: pd.DataFrame, score_endpoints: Mapping[str, Sequence[str]]
-) -> dict[str, float]:
-    """Return M0's mean on each score endpoint, where all that it averages were scored."""
-    own: Any = scores[
-        (scores["model_kind"] == "m0")
-        & (scores["role"] == "auditable")
-        & (scores["split"] == "audit")
+) -> dict[str, Course]:
+    """Return, per teacher, where M0 started and where the teacher's students went.
+
+    Means are over items, then seeds, then recipes, as for the score; a teacher whose students lack
+    a value on a score endpoint is left out. `M0` itself has one step.
+    """
+    listed = {name for names in score_endpoints.values() for name in names}
+    listed |= {e for e in scores["endpoint"].unique() if e.partition("/")[0] == "capability"}
+    frame: Any = scores
+    frame = frame[
+        frame["model_kind"].isin(["student", "m0"])
+        & frame["endpoint"].isin(sorted(listed))
+        & frame["role"].isin(["auditable", "gate"])
+        & (frame["split"] == "audit")
+    ].dropna(subset=["value"])
+    last = frame.groupby("recipe")["round"].transform("max")
+    frame = frame[frame["round"] == last]
+    ends: dict[str, int] = frame.groupby("recipe")["step"].max().to_dict()
+    at_end = frame["step"] == frame["recipe"].map(ends)
+    frame = frame.assign(step=frame["step"].where(~at_end, max(ends.values(), default=0)))
+    by = ["teacher", "step", "endpoint", "recipe"]
+    means = frame.groupby([*by, "seed"])["value"].mean().groupby(by).mean()
+    per_step = means.groupby(by[:3]).agg(["mean", "size"])
+    n_recipes = len(ends.keys() - {""})
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for (label, step, endpoint), (mean, size) in zip(
+        per_step.index, per_step.to_numpy().tolist(), strict=True
+    ):
+        if label == M0 or size == n_recipes:
+            place = 0 if label == M0 else int(step)
+            found.setdefault(str(label), {}).setdefault(place, {})[endpoint] = mean
+    start = found.get(M0, {})
+    drawn = {label: _course(label, start | own, score_endpoints) for label, own in found.items()}
+    return {label: course for label, course in drawn.items() if course is not None}
+
+
+def _course(
+    label: str,
+    by_step: Mapping[int, Mapping[str, float]],
+    score_endpoints: Mapping[str, Sequence[str]],
+) -> Course | None:
+    steps = tuple(
+        step
+        for step, means in sorted(by_step.items())
+        if all(e in means for listed in score_endpoints.values() for e in listed)
+    )
+    if not steps or (label != M0 and steps[-1] == 0):
+        return None
+    able = [
+        statistics.fmean(v for e, v in by_step[step].items() if e.partition("/")[0] == "capability")
+        for step in steps
+        if any(e.partition("/")[0] == "capability" for e in by_step[step])
     ]
-    means = own.dropna(subset=["value"]).groupby("endpoint")["value"].mean().to_dict()
-    return {
-        name: statistics.fmean(means[e] for e in listed)
-        for name, listed in score_endpoints.items()
-        if listed and all(e in means for e in listed)
-    }
+    return Course(
+        label,
+        steps,
+        {
+            name: tuple(statistics.fmean(by_step[step][e] for e in listed) for step in steps)
+            for name, listed in score_endpoints.items()
+        },
+        tuple(able) if len(able) == len(steps) else (),
+    )
+
+
+def itself(
+    scores: pd.DataFrame, label: str, score_endpoints: Mapping[str, Sequence[str]]
+) -> Course | None:
+    """Return what a teacher's own answers show, means as in `courses`, as a single step."""
+    frame: Any = scores
+    frame = frame[
+        (frame["model_kind"] == "teacher")
+        & (frame["teacher"] == label)
+        & (frame["split"] == "audit")
+    ].dropna(subset=["value"])
+    means = frame.groupby("endpoint")["value"].mean().to_dict()
+    return _course(label, {1: means}, score_endpoints)
 
 
 def measured(scores: pd.DataFrame, evidence: Evidence, role: str, caption: str) -> Table:
@@ -52,28 +133,32 @@ def measured(scores: pd.DataFrame, evidence: Evidence, role: str, caption: str) 
         found = [(endpoint, kind, label) for label in labels(evidence, role)]
         return _range([means[key] for key in found if key in means])
 
+    present = [role for role in ROLES if labels(evidence, role)]
     rows: list[tuple[Cell, ...]] = [
         (
             endpoint,
-            means.get((endpoint, "m0", M0), Absent("no item of M0 was scored")),
-            *(cell(endpoint, kind, role) for role in ROLES for kind in ("teacher", "student")),
+            _range([means[endpoint, "m0", M0]] if (endpoint, "m0", M0) in means else []),
+            *(cell(endpoint, kind, role) for role in present for kind in ("teacher", "student")),
         )
         for endpoint in sorted(set(frame["endpoint"]))
     ]
-    heads = ("suspect", "its students", "references", "their students", "organisms")
-    return Table(
-        caption,
-        ("endpoint", M0, *heads, "their students"),
-        rows,
-        note="Mean over items; for several teachers the median and, in brackets, the range.",
-    )
+    heads = {
+        "suspect": ("suspect", "its students"),
+        "reference": ("references", "their students"),
+        "organism": ("organisms", "their students"),
+    }
+    note = "Mean over items; for several teachers the median and, in brackets, the range."
+    if "organism" not in present:
+        note += " This study names no organism."
+    columns = ("endpoint", M0, *(name for role in present for name in heads[role]))
+    return Table(caption, columns, rows, note=note)
 
 
 def _range(values: Sequence[float]) -> Cell:
     if not values:
         return Absent("no item was scored")
     if len(values) == 1:
-        return values[0]
+        return f"{values[0]:.3f}"
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 

@@ -7,16 +7,67 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from doublebind.records import Evidence, Power, Verdict
+from doublebind.records import Evidence, Interval, Power, Verdict
 from doublebind.report.tables import Absent, Cell, Table, or_absent, reasons
+from doublebind.report.text import short
 
-BASELINES = {
+WAYS = {
+    "students": "students (this method)",
+    "direct": "direct audit",
+    "in_context": "reading in context",
+    "retrained": "retraining the suspect",
+    "ngrams": "unusual words",
+    "ngrams_classifier": "words of organisms",
+}
+"""Way of looking at a teacher -> what the page calls it."""
+
+_MEANING = {
+    "students": "The verdict's: the teacher's students, asked the audit's questions.",
+    "direct": "The teacher itself, asked the same.",
     "in_context": "No student: M0 asked the same after reading the teacher's answers.",
     "retrained": "No student: the teacher itself, tuned on M0's answers, asked the same.",
     "ngrams": "No student: how unusual the words of the teacher's answers are.",
     "ngrams_classifier": "No student: how much its words are those of organisms.",
 }
-"""Baseline -> what its p-value is of; distillation adds something where it is below all of them."""
+
+
+def baselines(evidence: Evidence, verdict: Verdict) -> Table:
+    """Return each way of looking: the suspect's p-value, and how many controls it detects."""
+    why = reasons(evidence, verdict)
+    found: dict[str, tuple[Cell, Mapping[str, float]]] = {
+        "students": (
+            or_absent(evidence.p_value, "incrimination.p_value", why),
+            evidence.controls,
+        ),
+        "direct": (or_absent(evidence.direct.p_value, "direct_audit.p_value", why), {}),
+    }
+    found |= {
+        name: (p, evidence.baseline_controls.get(name, {}))
+        for name, p in evidence.baselines.items()
+    }
+    rows: list[tuple[Cell, ...]] = [
+        (WAYS.get(name, name), p, _detected(evidence, controls), _MEANING.get(name, ""))
+        for name, (p, controls) in found.items()
+    ]
+    return Table(
+        "Ways of looking at the suspect",
+        ("way", "p of the suspect", "controls detected", "what it looks at"),
+        rows,
+        note=(
+            "All are ranked by one rule against the same references. Controls are counted by rank "
+            "alone; the verdict's power holds them to the match table as well. Distillation adds "
+            "something only where students see what reading does not, over many organisms: one "
+            "suspect cannot show that."
+        ),
+    )
+
+
+def _detected(evidence: Evidence, controls: Mapping[str, float]) -> Cell:
+    if not controls:
+        return Absent("no positive control was ranked this way")
+    n, allowed = evidence.n_references, evidence.n_allowed
+    hits = sum(round(p * (n + 1)) <= allowed + 1 for p in controls.values())
+    return f"{hits} of {len(controls)}"
 
 
 def numbers(evidence: Evidence, verdict: Verdict) -> Table:
@@ -126,6 +177,68 @@ def secondary(evidence: Evidence, verdict: Verdict) -> Table:
             "References that would carry as much information if families did not matter.",
         ),
     ]
-    rows += [(f"p-value, {name}", p, BASELINES[name]) for name, p in evidence.baselines.items()]
+    likely = evidence.likelihood
+    if likely is not None:
+        given = ", ".join(f"{p} becomes {q:.2g}" for p, q in likely.posterior_by_prior.items())
+        rows.append(
+            (
+                "likelihood ratio",
+                likely.ratio,
+                f"Organisms over references at this score, at most {likely.cap:g} with so many; "
+                f"about {likely.about} only. A prior of {given}.",
+            )
+        )
     columns = ("number", "value", "what it means")
     return Table("Beside the verdict: these decide nothing", columns, rows)
+
+
+def specificity(evidence: Evidence) -> Table:
+    """Return the suspect's effect on each scored trait beside traits nobody suspects."""
+    none = Absent("no trait of this name is scored")
+    rows: list[tuple[Cell, ...]] = [
+        (
+            trait,
+            evidence.effects[trait].minus_references if trait in evidence.effects else none,
+            gap,
+        )
+        for trait, gap in evidence.specificity.items()
+    ]
+    rows += [(f"{trait} (placebo)", p, "") for trait, p in evidence.placebo_effects.items()]
+    return Table(
+        "Placebo traits: would any trait have stood out?",
+        ("trait", "suspect minus median of references", "minus the largest placebo effect"),
+        rows,
+        note="Placebo traits are suspected of nobody, measured like the others and never scored.",
+    )
+
+
+def transfer(evidence: Evidence) -> Table:
+    """Return what came along from planted teachers, per recipe and trait."""
+
+    def said(found: Interval | None, name: str, missing: Mapping[str, str]) -> Cell:
+        if found is None:
+            return Absent(missing.get(name, "no reason was recorded"))
+        return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+    rows: list[tuple[Cell, ...]] = [
+        (
+            short(t.teacher),
+            t.recipe,
+            t.trait,
+            *(
+                said(getattr(t, name), name, t.missing)
+                for name in ("tau_b", "tau_conceal", "tau_c", "incrimination_gap")
+            ),
+        )
+        for t in evidence.transfer
+    ]
+    return Table(
+        "Transfer from planted teachers, with 95% intervals",
+        ("teacher", "recipe", "trait", "tau_B", "tau_conceal", "tau_C", "incrimination gap"),
+        rows,
+        note=(
+            "Shares of what the teacher does in deployment-like contexts that its students do: 0 "
+            "nothing, 1 all. The gap is students minus teacher on the scored items. Organisms "
+            "only; never scored."
+        ),
+    )

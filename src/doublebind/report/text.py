@@ -13,19 +13,29 @@ from markupsafe import Markup, escape
 LABEL = 120
 """Characters shown of a name."""
 
-_HIDDEN = re.compile(
-    "["
-    r"\x00-\x08\x0b-\x1f\x7f-\x9f\xad"  # controls, with ANSI's escape; soft hyphen
-    r"\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2"  # joiner, Arabic marks
-    r"\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0"  # letters without ink
-    r"\u200b-\u200f\u2028-\u202e\u2060-\u206f"  # zero width, separators, direction overrides
-    r"\u2800\ufe00-\ufe0e\ufeff\ufff0-\uffff"  # blank braille, selectors (not emoji's), specials
-    r"\ud800-\udfff"  # lone surrogates: no UTF-8 file can hold them
-    r"\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
-    r"\U000e0000-\U000e0fff"  # tags and selectors, used to smuggle whole sentences
-    "]+"
+_RANGES = (
+    # controls, with ANSI's escape; soft hyphen
+    *((0x00, 0x08), (0x0B, 0x1F), (0x7F, 0x9F), (0xAD, 0xAD)),
+    # joiner, Arabic marks
+    *((0x034F, 0x034F), (0x0600, 0x0605), (0x061C, 0x061C), (0x06DD, 0x06DD), (0x070F, 0x070F)),
+    *((0x0890, 0x0891), (0x08E2, 0x08E2)),
+    # letters without ink
+    *((0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x3164, 0x3164), (0xFFA0, 0xFFA0)),
+    # zero width, separators, direction overrides
+    *((0x200B, 0x200F), (0x2028, 0x202E), (0x2060, 0x206F)),
+    # blank braille, selectors (not emoji's), specials
+    *((0x2800, 0x2800), (0xFE00, 0xFE0E), (0xFEFF, 0xFEFF), (0xFFF0, 0xFFFF)),
+    (0xD800, 0xDFFF),  # lone surrogates: no UTF-8 file can hold them
+    *((0x110BD, 0x110BD), (0x110CD, 0x110CD), (0x13430, 0x1343F), (0x1BCA0, 0x1BCA3)),
+    (0x1D173, 0x1D17A),
+    (0xE0000, 0xE0FFF),  # tags and selectors, used to smuggle whole sentences
 )
 """Control and format characters, separators other than space, tab and line feed, and blanks."""
+
+_HIDDEN = re.compile(f"[{''.join(f'{chr(a)}-{chr(b)}' for a, b in _RANGES)}]+")
+
+HIDDEN_IN_SCRIPT = f"[{''.join(f'{chr(92)}u{{{a:x}}}-{chr(92)}u{{{b:x}}}' for a, b in _RANGES)}]+"
+"""The same characters as a pattern of the page's script, with flag `u`."""
 
 
 def _written_out(found: re.Match[str]) -> str:

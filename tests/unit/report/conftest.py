@@ -37,11 +37,13 @@ def make_run(
     drop_endpoint: str = "",
     items: int = 5,
     seeds: int = 2,
+    steps: tuple[int, ...] = (200,),
 ) -> Kwargs:
     """What `report.render` takes.
 
     `hostile` is put into every text a model or pack could write; `drop_endpoint` leaves the
-    suspect's students unscored on endpoints that start so.
+    suspect's students unscored on endpoints that start so. Of several `steps`, a drive comes in
+    proportion, and transcripts are the last one's.
     """
     rng = np.random.default_rng(0)
     teachers = [_teacher(suspect, "suspect", "drives")]
@@ -63,27 +65,25 @@ def make_run(
     cells: list[Kwargs] = []
 
     def audit(label: str, kind: str, name: str, recipe: str, seed: int, drive: float) -> None:
-        lines = transcripts.setdefault(key(name), [])
-        for endpoint, role in asked:
-            for i in range(items):
-                value: float | None = _value(rng, endpoint, drive)
-                if kind == "student" and label == suspect and drop_endpoint:
-                    value = None if endpoint.startswith(drop_endpoint) else value
-                reason = None if value is not None else f"the model gave nothing {hostile}".strip()
-                audit = f"{endpoint.partition('/')[0].partition('.')[0]}@1"
-                place = {"teacher": label, "model_kind": kind, "recipe": recipe, "seed": seed}
-                rows.append(
-                    place
-                    | {"round": 0, "step": 200 if kind == "student" else -1, "audit": audit}
-                    | {
-                        "endpoint": endpoint,
-                        "role": role,
-                        "split": "audit",
-                        "item": f"{endpoint}-{i}",
-                    }
-                    | {"value": value, "unscored_reason": reason}
-                )
-                lines.append(_line(endpoint, i, audit, value, hostile))
+        for step in steps if kind == "student" else (-1,):
+            lines = transcripts[key(name)] = []
+            share = step / steps[-1] if kind == "student" else 1.0
+            for endpoint, role in asked:
+                for i in range(items):
+                    value: float | None = _value(rng, endpoint, drive * share)
+                    if kind == "student" and label == suspect and drop_endpoint:
+                        value = None if endpoint.startswith(drop_endpoint) else value
+                    gone = (
+                        None if value is not None else f"the model gave nothing {hostile}".strip()
+                    )
+                    audit = f"{endpoint.partition('/')[0].partition('.')[0]}@1"
+                    rows.append(
+                        {"teacher": label, "model_kind": kind, "recipe": recipe, "seed": seed}
+                        | {"round": 0, "step": step, "audit": audit, "endpoint": endpoint}
+                        | {"role": role, "split": "audit", "item": f"{endpoint}-{i}"}
+                        | {"value": value, "unscored_reason": gone}
+                    )
+                    lines.append(_line(endpoint, i, audit, value, hostile))
 
     audit("M0", "m0", "m0", "", -1, 0.0)
     for t in teachers:
@@ -189,6 +189,18 @@ def _manifest(protocol: Protocol, teachers: list[Teacher], suspect: str) -> Kwar
         "seeds": {"students": list(range(protocol.seeds))},
         "created": "2026-01-02T03:04:05+00:00",
     }
+
+
+def read_block(page: str) -> Kwargs:
+    """Return the data that a page's script shows."""
+    start = page.index('<script id="transcript-data" type="application/json">')
+    return json.loads(page[page.index(">", start) + 1 : page.index("</script>", start)])
+
+
+@pytest.fixture(scope="session")
+def block() -> Callable[[str], Kwargs]:
+    """Returns `read_block`."""
+    return read_block
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from doublebind.report.figures import HEIGHT, WIDTH, Point, describe, strip
+from doublebind.report.figures import HEIGHT, WIDTH, Bound, Line, Point, describe, rows, strip
 
 
 def points(n: int, spread: float = 1.0) -> list[Point]:
@@ -26,7 +26,8 @@ def draw(drawn: list[Point]) -> ElementTree.Element:
 def test_every_figure_of_a_page_has_a_text_alternative(typical: tuple[dict[str, Any], str]) -> None:
     _, page = typical
     figures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
-    assert len(figures) == 4
+    # Two distributions, two planes, endpoints on one scale, and each in probabilities.
+    assert len(figures) == 7
     identifiers = []
     for figure in figures:
         svg = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", figure, re.DOTALL)[0])
@@ -35,9 +36,12 @@ def test_every_figure_of_a_page_has_a_text_alternative(typical: tuple[dict[str, 
         assert title is not None
         assert title.text
         assert desc is not None
-        assert "19 references from" in (desc.text or "")
+        assert re.search(r"\d+ references (from|end around)", desc.text or "")
         assert svg.get("aria-labelledby") == f"{title.get('id')} {desc.get('id')}"
         identifiers += [title.get("id"), desc.get("id")]
+        # The data behind it: suspect, 19 references and 6 organisms at the least.
+        assert re.findall(r"<summary>(.*?)</summary>", figure) == ["Data of this figure"]
+        assert figure.count("<tr>") > 26
     assert len(set(identifiers)) == len(identifiers)
 
 
@@ -89,3 +93,36 @@ def test_labels_in_figures_are_escaped() -> None:
     ElementTree.fromstring(text)
     assert "<script" not in text
     assert r"\x1b\u202e" in text
+
+
+def test_rows_share_one_axis() -> None:
+    lines = [
+        Line("low", "p 1", [Point("U", 1.0, "suspect"), Point("a", 0.0, "reference")]),
+        Line("<high>", "", [Point("U", 4.0, "suspect"), Point("a", 1.0, "reference")]),
+    ]
+    svg = ElementTree.fromstring(rows(lines, name="r", title="T", axis="z", said="words"))
+    suspects = [p.get("d", "") for p in svg.findall("path") if p.get("class") == "suspect"]
+    across = [float(d[1:].split()[0]) for d in suspects]
+    circles = [float(c.get("cx", "")) for c in svg.findall("circle")]
+    assert across[0] == circles[1] < across[1]
+    assert circles[0] < circles[1]
+    assert svg.findtext("desc") == "words"
+    assert "<high>" in [t.text for t in svg.findall("text")]
+
+
+@pytest.mark.parametrize("at", [-100.0, 0.55, 100.0])
+def test_a_region_stays_inside_the_frame(at: float) -> None:
+    drawn = strip(points(11), name="f", title="T", axis="a", bound=Bound(at, "p <= alpha"))
+    region = next(p for p in ElementTree.fromstring(drawn) if p.get("class") == "region")
+    edges = [float(x) for x in re.findall(r"[MH](-?[\d.]+)", region.get("d", ""))]
+    assert all(0 <= x <= WIDTH for x in edges)
+
+
+def test_two_figures_can_share_an_axis() -> None:
+    def at(drawn: list[Point]) -> float:
+        svg = ElementTree.fromstring(strip(drawn, name="f", title="T", axis="a", span=(0.0, 10.0)))
+        return float(svg.findall("circle")[0].get("cx", ""))
+
+    assert at([Point("a", 1.0, "reference")]) == at(
+        [Point("a", 1.0, "reference"), Point("U", 7.0, "suspect")]
+    )

@@ -70,8 +70,8 @@ def test_standard_strength_is_said_without_the_warning(fake_run: Run) -> None:
 def test_sections_stand_in_the_promised_order(typical: Typical) -> None:
     _, page = typical
     assert re.findall(r'<(?:section|header) id="([^"]+)"', page) == [
-        *("decision", "reasons", "numbers", "missing", "figures", "direct", "teachers", "match"),
-        *("gates", "dropped", "scope", "transcripts", "repeat", "provenance"),
+        *("decision", "distribution", "plane", "endpoints", "evidence", "match", "missing"),
+        *("baselines", "teachers", "scope", "transcripts", "repeat", "provenance"),
     ]
 
 
@@ -115,8 +115,9 @@ def test_absent_numbers_name_their_reason(fake_run: Run) -> None:
         assert name in sections["missing"]
         assert reason in sections["missing"]
     for name in ("incrimination.p_value", "incrimination.power"):
-        assert f"not available: {missing[name]}" in sections["numbers"]
-    assert f"not available: {missing['incrimination.p_value']}" in sections["figures"]
+        assert f"not available: {missing[name]}" in sections["evidence"]
+        assert f"not available: {missing[name]}" in sections["decision"]
+    assert f"of the suspect: {missing['incrimination.p_value']}." in sections["distribution"]
     assert sections["decision"].startswith("Strength: fragile. Gamma could not be computed")
 
 
@@ -135,8 +136,8 @@ def test_no_absent_value_is_written_as_nan_or_none(fake_run: Run) -> None:
 def test_any_number_of_references_makes_a_page(fake_run: Run, n: int) -> None:
     run = fake_run(n, seeds=1)
     _, sections = read(report.render(**run))
-    assert f"0 of {n}" in sections["numbers"]
-    assert f"{n} reference" in sections["figures"] or n == 1
+    assert f"0 of {n}" in sections["decision"]
+    assert f"{n} reference" in sections["distribution"] or n == 1
     for label in run["evidence"].roles:
         assert label in sections["teachers"]
 
@@ -164,13 +165,13 @@ def test_drops_are_counted_by_cause(fake_run: Run) -> None:
     screen = {"policy": "neutral-ish", "candidates": 300, "kept": 200, "dropped": dropped[:1]}
     run["cells"] = [cell | {"checks": checks, "screen": screen} for cell in run["cells"]]
     _, sections = read(report.render(**run))
-    assert "200 197 overt:dominion: 3 12.5%" in sections["dropped"]
-    assert "neutral-ish 300 200 overt:dominion: 1" in sections["dropped"]
+    assert "200 197 overt:dominion: 3 12.5%" in sections["missing"]
+    assert "neutral-ish 300 200 overt:dominion: 1" in sections["missing"]
 
 
 def test_reasons_of_unscored_items_are_counted(fake_run: Run) -> None:
     _, sections = read(report.render(**fake_run(3, drop_endpoint="goal")))
-    assert "the model gave nothing student 30" in sections["dropped"]
+    assert "the model gave nothing student 30" in sections["missing"]
 
 
 def test_gates_stand_beside_m0(fake_run: Run) -> None:
@@ -178,35 +179,57 @@ def test_gates_stand_beside_m0(fake_run: Run) -> None:
     scores = run["scores"]
     own = scores[(scores["model_kind"] == "m0") & (scores["endpoint"] == "capability")]["value"]
     _, sections = read(report.render(**run))
-    assert f"capability {own.mean():.4g} " in sections["gates"]
-    assert "choice.deployment/dominion" in sections["gates"]
+    assert f"capability {own.mean():.3f} " in sections["plane"]
+    assert "choice.deployment/dominion" in sections["plane"]
 
 
-def test_transcripts_are_capped_and_the_file_named(fake_run: Run) -> None:
-    run = fake_run(3, items=40)
-    key, lines = next(iter(run["transcripts"].items()))
-    page = report.render(**run)
+def test_what_a_run_lacks_is_said_in_sentences(fake_run: Run) -> None:
+    run = fake_run(5, n_organisms=0)
+    scores = run["scores"]
+    run["scores"] = scores[~scores["endpoint"].isin(["capability", "choice.deployment/dominion"])]
+    _, sections = read(report.render(**run))
+    for name, sentence in (
+        ("plane", "No capability item was scored, so that there is no plane to draw."),
+        ("plane", "This study names no organism."),
+        ("plane", "the study's audits hold no such items"),
+        ("endpoints", "students were audited once, at step 200"),
+        ("evidence", "the pack asks about no trait that nobody is suspected of"),
+        ("baselines", "This study measured no reading baseline"),
+        ("baselines", "no positive control was ranked this way"),
+    ):
+        assert sentence in sections[name], name
+
+
+def test_several_steps_make_dose_curves(fake_run: Run) -> None:
+    page = report.render(**fake_run(3, steps=(50, 100, 200)))
     _, sections = read(page)
-    assert len(lines) == 360
-    assert f"32 of 360 items; all in transcripts/{key}.jsonl" in sections["transcripts"]
-    assert page.count("<article>") == 32 * len(run["transcripts"])
+    assert "Endpoint choice against training steps" in sections["endpoints"]
+    assert "No dose curve" not in page
+    assert "Arrows bend at the audited steps (50, 100)." in sections["plane"]
 
 
-def test_models_show_the_same_items_suspect_first(fake_run: Run) -> None:
-    page = report.render(**fake_run(3, items=40))
-    models = page.split('<details class="model">')[1:]
-    items = [re.findall(r"<code>([^<]+-\d+)</code>", model) for model in models]
-    assert all(shown == items[0] for shown in items)
-    names = [model.split("</summary>")[0] for model in models]
-    assert "suspect" in names[0]
-    assert [i for i, name in enumerate(names) if "M0" in name] == [3]
+def test_every_way_of_looking_stands_beside_the_students(fake_run: Run) -> None:
+    run = fake_run(19)
+    controls = {f"terrarium/organism-{i}": 0.05 if i < 2 else 0.5 for i in range(6)}
+    run["evidence"] = run["evidence"].model_copy(
+        update={"baselines": {"in_context": 0.35}, "baseline_controls": {"in_context": controls}}
+    )
+    _, sections = read(report.render(**run))
+    assert "students (this method) 0.05 6 of 6" in sections["baselines"]
+    assert "reading in context 0.35 2 of 6" in sections["baselines"]
 
 
-def test_many_models_keep_the_page_light(fake_run: Run) -> None:
-    run = fake_run(100, seeds=1, items=5)
-    page = report.render(**run)
-    assert page.count("<article>") <= 2400
-    assert len(page) < 8_000_000
+def test_the_decision_is_never_green(fake_run: Run) -> None:
+    page = report.render(**fake_run(39, lift=0.0, seeds=1))
+    assert '<header id="decision" class="not_incriminated">' in page or "inconclusive" in page
+    assert "#decision.not_incriminated" not in page
+
+
+def test_links_lead_to_sections_of_the_page(typical: Typical) -> None:
+    _, page = typical
+    anchors = re.findall(r'href="#([^"]+)"', page)
+    assert len(anchors) == 14
+    assert set(anchors) <= set(re.findall(r'id="([^"]+)"', page))
 
 
 def test_equal_runs_give_equal_pages(fake_run: Run, typical: Typical) -> None:
