@@ -1,7 +1,8 @@
 """Distil a model you cannot audit into models you can, and weigh what came along.
 
 The public surface: `load` a study, `plan`, `run` and `calibrate` it, `audit` one model, read a
-`Run` and its `Verdict`. Importing it loads no model library.
+`Run` and its `Verdict`, `verify` it; an `Audit` of your own takes an `Item` and gives an `Answer`.
+Importing it loads no model library.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from doublebind import errors
-from doublebind.audit import Audit
+from doublebind.audit import Answer, Audit
 from doublebind.config import Study, load_study
 from doublebind.pipeline import audit, calibrate, plan, run
-from doublebind.records import Verdict
+from doublebind.records import Item, Verdict
 from doublebind.rundir import Run
+from doublebind.verification import verify
 
 load = load_study
 
 __all__ = [
+    "Answer",
     "Audit",
+    "Item",
     "Run",
     "Study",
     "Verdict",
@@ -32,4 +36,5 @@ __all__ = [
     "load",
     "plan",
     "run",
+    "verify",
 ]

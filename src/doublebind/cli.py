@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from doublebind import pipeline
+from doublebind import pipeline, verification
 from doublebind.config import Measurement, Study
 from doublebind.errors import ConfigError, DoublebindError, PackError
 from doublebind.rundir import Run
@@ -152,11 +152,17 @@ def report(run_dir: RunDir, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def verify(run_dir: RunDir, as_json: AsJson = False) -> None:
+def verify(
+    run_dir: RunDir,
+    store: Annotated[
+        Path | None, typer.Option(help="Where its artefacts are now; default as in the manifest.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Recompute every hash, p-value and decision of a run; exit 1 if one differs."""
-    problems = Run(run_dir).verify()
-    _emit({"verified": not problems, "problems": problems}, as_json)
-    if problems:
+    found = verification.verify(run_dir, store=store)
+    _emit(found.model_dump(mode="json"), as_json)
+    if not found.verified:
         raise typer.Exit(1)
 
 

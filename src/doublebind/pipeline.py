@@ -29,10 +29,11 @@ from doublebind.records import SCORE_COLUMNS, Teacher, content_hash
 from doublebind.report import export_inspect as write_inspect_log
 from doublebind.report import render
 from doublebind.rundir import Run, hardware, versions
-from doublebind.setting import Setting, prepare, roles
+from doublebind.setting import Setting, opened, prepare, roles
 from doublebind.store import Store, file_sha256, write_atomic
 from doublebind.teachers.references import Found, from_spec, pack_ref
 from doublebind.verdict import decide, to_json
+from doublebind.verification import reseal, seal
 from doublebind.yaml_file import load
 
 if TYPE_CHECKING:
@@ -77,10 +78,10 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
 
 
 def run(
-    study: Study,
-    out: str | Path,
+    study: Study | str | Path,
+    out: str | Path = "runs/run",
     *,
-    folder: str | Path = ".",
+    folder: str | Path | None = None,
     store: str | Path | None = None,
     audits: Sequence[Audit] = (),
     progress: Progress | None = None,
@@ -88,9 +89,10 @@ def run(
     """Take a study from its suspect to a verdict, in the run directory `out`.
 
     Args:
-        study: What to do.
+        study: What to do, or the file that says it.
         out: Run directory; calling again resumes it.
-        folder: What relative paths in the study are relative to.
+        folder: What relative paths in the study are relative to; default the file's folder, or
+            the current one.
         store: Where artefacts are kept; default `$DOUBLEBIND_STORE` or `~/.cache/doublebind`.
         audits: Audits beside the study's: module-level objects of the `Audit` protocol.
         progress: Called with (kind, finished, total).
@@ -101,9 +103,9 @@ def run(
     Raises:
         DoublebindError: With one line per problem that the user can mend.
     """
-    out = Path(out)
-    kept = Store(store)
-    setting = prepare(study, Path(folder), kept, audits)
+    study, folder = opened(study, folder)
+    out, kept = Path(out), Store(store)
+    setting = prepare(study, folder, kept, audits)
     plan, protocol = setting.plan, setting.protocol
     with lock(out):
         earlier = meet(kept, protocol)
@@ -126,12 +128,22 @@ def run(
         write_atomic(out / "evidence.json", weighed.model_dump_json(indent=1))
         write_atomic(out / "verdict.json", json.dumps(to_json(decided), indent=1))
         finished = Run(out)
-        write_report(finished)
+        _write_page(finished)
+        seal(out)
     return finished
 
 
 def write_report(run: Run) -> Path:
-    """Write `report.html` into a finished run and seal it; return its path."""
+    """Write `report.html` into a finished run again; return its path.
+
+    Only the page is sealed anew: what else was altered since the run ended stays an alteration.
+    """
+    path = _write_page(run)
+    reseal(run.path, path.name)
+    return path
+
+
+def _write_page(run: Run) -> Path:
     path = run.path / "report.html"
     keys = [*(teacher.key for teacher in run.manifest.teachers), run.manifest.protocol.student]
     keys = [key for key in keys if run.has_transcripts(key)]  # a panel's teachers have none
@@ -146,7 +158,6 @@ def write_report(run: Run) -> Path:
         | {key: run.transcripts(key) for key in keys},
     )
     write_atomic(path, page)
-    _seal(run.path)
     return path
 
 
@@ -176,15 +187,6 @@ def _keep(
     shapes = setting.shapes(store)
     write_atomic(out / "shapes.json", json.dumps(shapes, indent=1, sort_keys=True))
     return shapes
-
-
-def _seal(out: Path) -> None:
-    """Write the hash of every file of the run that must not change any more."""
-    names = ("manifest", "shapes", "evidence", "verdict")
-    files = [out / "scores.parquet", out / "report.html", *(out / f"{n}.json" for n in names)]
-    files += sorted((out / "transcripts").glob("*.jsonl")) + sorted((out / "cells").glob("*.json"))
-    hashes = {str(file.relative_to(out)): file_sha256(file) for file in files}
-    write_atomic(out / "seal.json", json.dumps(hashes, indent=1, sort_keys=True))
 
 
 def _rows(where: Path) -> pd.DataFrame:
@@ -280,10 +282,10 @@ def _kept(
 
 
 def calibrate(
-    study: Study,
+    study: Study | str | Path,
     out: str | Path,
     *,
-    folder: str | Path = ".",
+    folder: str | Path | None = None,
     store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -299,13 +301,14 @@ def calibrate(
     Raises:
         ConfigError: If the study names nobody to weigh.
     """
+    study, folder = opened(study, folder)
     named = (study.organisms, study.held_out, study.near_misses)
     if not any(named):
         raise ConfigError(
             "`organisms`, `held_out` and `near_misses` are empty; calibrate needs one of them"
         )
     out, kept = Path(out), Store(store)
-    setting = prepare(study, Path(folder), kept)
+    setting = prepare(study, folder, kept)
     benign = {ref: setting.planner.find(ref) for ref in (*study.held_out, *study.near_misses)}
     everyone = setting.planner.plan([*setting.found, *benign.values()])
     with lock(out):
@@ -419,9 +422,10 @@ def export_inspect(run: Run, cell: str | None = None) -> list[Path]:
         RunError: If the run has no such cell.
         MissingExtra: If Inspect is not installed.
     """
-    cells = [c for c in run.cells if cell in (None, c["student"])]
+    key = run.find(cell) if cell else None
+    cells = [c for c in run.cells if key in (None, c["student"])]
     if not cells:
-        raise RunError(f"{run.path}: has no cell {cell}; `doublebind status` lists them")
+        raise RunError(f"{run.path}: {cell} is no student; `doublebind status` lists them")
     folder = run.path / "inspect"
     folder.mkdir(exist_ok=True)
     return [

@@ -10,22 +10,23 @@ from doublebind.config import Study
 from doublebind.evidence import reference_requirements, smallest_p
 from doublebind.records import Protocol, Teacher
 from doublebind.rundir import Run
-from doublebind.setting import prepare
+from doublebind.setting import opened, prepare
 from doublebind.store import Store
 
 
 def plan(
-    study: Study,
+    study: Study | str | Path,
     *,
-    folder: str | Path = ".",
+    folder: str | Path | None = None,
     store: str | Path | None = None,
     pilot: str | Path | None = None,
 ) -> dict[str, Any]:
     """Return what a study would take, without running anything.
 
     Args:
-        study: What would be done.
-        folder: What relative paths in the study are relative to.
+        study: What would be done, or the file that says it.
+        folder: What relative paths in the study are relative to; default the file's folder, or
+            the current one.
         store: Where artefacts are kept.
         pilot: Run directory whose references, benign by assumption, give the variance components
             from which power is simulated.
@@ -36,8 +37,9 @@ def plan(
         items) and `missing` (why a number is absent). Times are means over artefacts of the same
         kind in this store; a kind never made here has none.
     """
+    study, folder = opened(study, folder)
     kept = Store(store)
-    setting = prepare(study, Path(folder), kept)
+    setting = prepare(study, folder, kept)
     cells: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
     for kind, keys in setting.plan.cells().items():

@@ -14,8 +14,8 @@ from doublebind.audit import Audit
 from doublebind.config import Study
 from doublebind.errors import PackError, RunError
 from doublebind.packs.load import Pack
-from doublebind.records import Protocol, Record, Teacher, endpoint_of
-from doublebind.rundir import Manifest, hardware, versions
+from doublebind.records import Manifest, Protocol, Record, Teacher, endpoint_of
+from doublebind.rundir import hardware, versions
 from doublebind.store import Store, write_atomic
 from doublebind.verdict import METHOD_VERSION
 

@@ -273,6 +273,28 @@ class Protocol(Record):
         return content_hash(self)
 
 
+class Manifest(Record):
+    """`manifest.json`: what was run, with what, frozen before the first audit."""
+
+    schema_version: int = 1
+    protocol: Protocol
+    protocol_hash: str
+    study: dict[str, Any]
+    """The study as it was resolved, overrides and defaults included."""
+    teachers: tuple[Teacher, ...]
+    earlier_protocols: int
+    """Protocols that met this suspect before this one."""
+    cells: dict[str, dict[str, str]]
+    """Kind -> key -> what it is, for every artefact that the run needs."""
+    store: str
+    """Where the artefacts were kept."""
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    seeds: dict[str, Any]
+    created: str
+    """UTC, ISO 8601."""
+
+
 class Direct(Record):
     """The direct audit's evidence: the auditable battery on the teachers themselves."""
 

@@ -1,6 +1,7 @@
-"""Reads a run directory: scores, evidence, verdict, transcripts, and whether they still agree.
+"""Reads a run directory: scores, evidence, verdict, cells, transcripts.
 
-Knows the layout on disk. Does not run anything; verifying recomputes from `scores.parquet`.
+Knows the layout on disk. Does not run anything, and does not doubt what it reads: `verification`
+does.
 """
 
 from __future__ import annotations
@@ -10,41 +11,35 @@ import json
 import os
 import platform
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from doublebind import verification
 from doublebind.errors import RunError
 from doublebind.executor import read_ledger
-from doublebind.records import Evidence, LedgerEntry, Protocol, Record, Teacher, Verdict
-from doublebind.store import Store, file_sha256
+from doublebind.records import SCORE_COLUMNS, Evidence, LedgerEntry, Manifest, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class Manifest(Record):
-    """`manifest.json`: what was run, with what, frozen before the first audit."""
-
-    schema_version: int = 1
-    protocol: Protocol
-    protocol_hash: str
-    study: dict[str, Any]
-    teachers: tuple[Teacher, ...]
-    earlier_protocols: int
-    """Protocols that met this suspect before this one."""
-    cells: dict[str, dict[str, str]]
-    """Kind -> key -> what it is, for every artefact that the run needs."""
-    store: str
-    versions: dict[str, str]
-    hardware: dict[str, Any]
-    seeds: dict[str, Any]
-    created: str
-    """UTC, ISO 8601."""
-
-
 class Run:
-    """A run directory, read lazily."""
+    """A run directory, read lazily.
+
+    Example:
+        ```python
+        run = doublebind.Run("runs/mine")
+        run.verdict.incrimination.decision
+        run.scores.groupby(["model_kind", "endpoint"])["value"].mean()
+        run.columns["value"]                       # what a column of the scores means
+        run.transcripts(run.cells[0]["student"])   # what that student answered
+        ```
+    """
+
+    columns: Mapping[str, str] = SCORE_COLUMNS
+    """Column of `scores` -> what it means."""
 
     def __init__(self, path: str | Path) -> None:
         """Open the run at `path`.
@@ -53,22 +48,38 @@ class Run:
             RunError: If there is no manifest, or it cannot be read.
         """
         self.path = Path(path)
-        self.manifest = self._read("manifest.json", Manifest)
+        self.manifest: Manifest = self._read("manifest.json", Manifest)
+
+    def __repr__(self) -> str:
+        """Name the run and how it ended."""
+        ended = (self.path / "verdict.json").exists()
+        state = self.verdict.incrimination.decision if ended else "has not ended"
+        return f"Run({str(self.path)!r}): {state}"
 
     def _read(self, name: str, kind: type[Any]) -> Any:
         path = self.path / name
         try:
             return kind.model_validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            what = "not a run directory" if name == "manifest.json" else "the run has not ended"
-            raise RunError(f"{path}: missing; {what}, start it with `doublebind run`") from None
+            if name == "manifest.json":
+                raise RunError(
+                    f"{path}: missing; not a run directory, name what `doublebind run` was given "
+                    "as --out"
+                ) from None
+            raise RunError(f"{path}: missing; the run has not ended, rerun it to resume") from None
         except (ValueError, OSError) as error:
-            first = str(error).splitlines()[0]
-            raise RunError(f"{path}: cannot be read ({first}); restore it or rerun") from None
+            raise _unreadable(path, error) from None
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Every item of every audited model; columns as `records.SCORE_COLUMNS`."""
+        """Every item of every audited model, one a row.
+
+        The columns are those of `Run.columns`, which says what each means. `value` is in [0, 1],
+        and null where `unscored_reason` says why.
+
+        Raises:
+            RunError: If the run has not ended, or the file cannot be read.
+        """
         import pandas as pd
 
         path = self.path / "scores.parquet"
@@ -77,8 +88,7 @@ class Run:
         try:
             return pd.read_parquet(path)
         except (ValueError, OSError) as error:
-            first = str(error).splitlines()[0]
-            raise RunError(f"{path}: cannot be read ({first}); restore it or rerun") from None
+            raise _unreadable(path, error) from None
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -93,7 +103,7 @@ class Run:
     @property
     def shapes(self) -> dict[str, dict[str, float]]:
         """Teacher label -> feature -> value, for the match table."""
-        return json.loads((self.path / "shapes.json").read_text(encoding="utf-8"))
+        return self._json(self.path / "shapes.json")
 
     @property
     def ledger(self) -> list[LedgerEntry]:
@@ -102,82 +112,130 @@ class Run:
 
     @property
     def cells(self) -> list[dict[str, Any]]:
-        """One entry per student: teacher key, recipe, seed and the artefacts it came from."""
-        files = sorted((self.path / "cells").glob("*.json"))
-        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        """One entry per student made in this run, in the manifest's order of teachers.
+
+        Keys: `student`, its content key; `teacher`, the teacher's; `label`, `role` and `family` of
+        the teacher; `recipe`; `seed`; the keys of what it was made from (`prompts`, `rollouts`,
+        `targets`, `audit`); `screen` and `checks`, what was dropped on the way and why. A panel's
+        students have no entry: they were made elsewhere.
+        """
+        order = {teacher.key: (i, teacher) for i, teacher in enumerate(self.manifest.teachers)}
+        found = []
+        for file in sorted((self.path / "cells").glob("*.json")):
+            cell = self._json(file)
+            place, teacher = order.get(cell["teacher"], (len(order), None))
+            if teacher is None:
+                raise RunError(f"{file}: its teacher is not in the manifest; rerun the study")
+            names = {"label": teacher.label, "role": teacher.role, "family": teacher.family}
+            found.append((place, cell["recipe"], cell["seed"], cell | names))
+        return [cell for *_, cell in sorted(found, key=lambda row: row[:3])]
+
+    def _json(self, path: Path) -> Any:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(f"{path}: missing; the run has not ended, rerun it to resume") from None
+        except (ValueError, OSError) as error:
+            raise _unreadable(path, error) from None
 
     def has_transcripts(self, key: str) -> bool:
         """Return whether the model with content key `key` was audited in this run."""
         return (self.path / "transcripts" / f"{key}.jsonl").exists()
 
-    def transcripts(self, key: str) -> list[dict[str, Any]]:
-        """Return the audit transcripts of the model with content key `key`; hostile text.
+    def find(self, model: str) -> str:
+        """Return the content key of an audited model.
+
+        Args:
+            model: Its key or the first characters of it, a teacher's label, or `M0`.
 
         Raises:
-            RunError: If the run has no such model.
+            RunError: If no audited model of the run is called so, or more than one.
         """
-        path = self.path / "transcripts" / f"{key}.jsonl"
-        if not path.exists():
-            raise RunError(f"{path}: missing; `doublebind status` lists the models of a run")
-        with path.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        named = {t.label: t.key for t in self.manifest.teachers}
+        named["M0"] = self.manifest.protocol.student
+        keys = {file.stem for file in (self.path / "transcripts").glob("*.jsonl")}
+        if model in named:
+            if named[model] in keys:
+                return named[model]
+            raise RunError(
+                f"{model}: was not audited in this run (its scores are a panel's); "
+                "`doublebind status` lists who was"
+            )
+        fitting = sorted(key for key in keys if model and key.startswith(model))
+        if len(fitting) != 1:
+            what = "fits no model" if not fitting else f"fits {len(fitting)} models"
+            raise RunError(f"{self.path}: {model!r} {what}; `doublebind status` lists them")
+        return fitting[0]
+
+    def transcripts(self, model: str) -> list[dict[str, Any]]:
+        """Return the audit transcripts of one model, one entry per item; hostile text.
+
+        Keys: `audit`, `endpoint`, `item`, `messages` (what was asked), `key` (the option whose
+        probability is the value), `value`, `transcript` (for built-in audits a JSON list of
+        [option, probability]).
+
+        Args:
+            model: As for `find`: a key from `cells`, a teacher's label, or `M0`.
+
+        Raises:
+            RunError: If the run has no such model, or the file cannot be read.
+        """
+        path = self.path / "transcripts" / f"{self.find(model)}.jsonl"
+        try:
+            with path.open(encoding="utf-8") as lines:
+                return [json.loads(line) for line in lines]
+        except (ValueError, OSError) as error:
+            raise _unreadable(path, error) from None
 
     def status(self) -> dict[str, Any]:
-        """Return how far the run is: per kind of cell, how many are needed, done and failed."""
-        latest = {entry.cell: entry.status for entry in self.ledger}
+        """Return how far the run is, and which models have transcripts.
+
+        `cells`: kind -> how many are needed, and how many are done, started, failed or waiting.
+        `failures`: the last error of every cell that failed and was not made since. `models`: key,
+        kind, teacher, recipe and seed of every model that was audited here.
+        """
+        latest = {entry.cell: entry for entry in self.ledger}
         kinds = {}
         for kind, keys in self.manifest.cells.items():
-            found = Counter(latest.get(key, "waiting") for key in keys)
+            found = Counter(latest[key].status if key in latest else "waiting" for key in keys)
             kinds[kind] = {"needed": len(keys), **{s: found[s] for s in sorted(found)}}
         return {
             "run": str(self.path),
             "ended": (self.path / "verdict.json").exists(),
             "protocol_hash": self.manifest.protocol_hash,
             "cells": kinds,
+            "failures": [
+                f"{entry.kind} {entry.cell[:12]}: {entry.error}"
+                for entry in latest.values()
+                if entry.status == "failed"
+            ],
+            "models": self._models(),
         }
+
+    def _models(self) -> list[dict[str, Any]]:
+        named = [("M0", "m0", self.manifest.protocol.student)]
+        named += [(t.label, "teacher", t.key) for t in self.manifest.teachers]
+        found: list[dict[str, Any]] = [
+            {"key": key, "kind": kind, "teacher": label} for label, kind, key in named
+        ]
+        found += [
+            {"key": c["student"], "kind": "student", "teacher": c["label"]}
+            | {"recipe": c["recipe"], "seed": c["seed"]}
+            for c in self.cells
+        ]
+        return [model for model in found if self.has_transcripts(model["key"])]
 
     def verify(self) -> list[str]:
         """Return what does not agree, one line each; an empty list is a verified run.
 
-        Recomputes the protocol hash, the evidence and the verdict from `scores.parquet`, and the
-        hash of every file of the run and, where the store is at hand, of every artefact.
+        See `doublebind.verify`, which also says what could not be checked from here.
         """
-        from doublebind.evidence import weigh
-        from doublebind.verdict import decide
+        return list(verification.verify(self.path).problems)
 
-        problems = self._altered_files()
-        manifest = self.manifest
-        if manifest.protocol.hash != manifest.protocol_hash:
-            problems.append(f"{self.path / 'manifest.json'}: protocol_hash is not the protocol's")
-        weighed = weigh(self.scores, manifest.teachers, manifest.protocol)
-        decided = decide(
-            weighed,
-            manifest.protocol,
-            suspect=next(t.label for t in manifest.teachers if t.role == "suspect"),
-            earlier_protocols=manifest.earlier_protocols,
-            shapes=self.shapes,
-        )
-        problems += _differences(self.path / "evidence.json", _dump(self.evidence), _dump(weighed))
-        problems += _differences(self.path / "verdict.json", _dump(self.verdict), _dump(decided))
-        store = Path(manifest.store)
-        if store.is_dir():
-            for kind, keys in manifest.cells.items():
-                for key in keys:
-                    problems += Store(store).problems(kind, key)
-        return problems
 
-    def _altered_files(self) -> list[str]:
-        path = self.path / "seal.json"
-        if not path.exists():
-            raise RunError(f"{path}: missing; the run has not ended, rerun it to resume")
-        problems = []
-        for name, sha256 in json.loads(path.read_text(encoding="utf-8")).items():
-            file = self.path / name
-            if not file.exists():
-                problems.append(f"{file}: missing")
-            elif file_sha256(file) != sha256:
-                problems.append(f"{file}: altered since the run ended")
-        return problems
+def _unreadable(path: Path, error: Exception) -> RunError:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return RunError(f"{path}: cannot be read ({first}); restore it or rerun")
 
 
 # --- where something was made ---
@@ -207,20 +265,3 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _dump(record: Record) -> dict[str, Any]:
-    return record.model_dump(mode="json", by_alias=True)
-
-
-def _differences(path: Path, stored: Any, computed: Any, at: str = "") -> list[str]:
-    """Return one line per leaf in which two JSON values differ; floats to 1e-9 relative."""
-    if isinstance(stored, dict) and isinstance(computed, dict):
-        keys = sorted(stored.keys() | computed.keys())
-        pairs = [(f"{at}.{k}".lstrip("."), stored.get(k), computed.get(k)) for k in keys]
-        return [line for at, a, b in pairs for line in _differences(path, a, b, at)]
-    if isinstance(stored, float | int) and isinstance(computed, float | int):
-        same = abs(stored - computed) <= 1e-9 * max(1.0, abs(stored), abs(computed))
-    else:
-        same = stored == computed
-    return [] if same else [f"{path}: `{at}` is {stored}, recomputed {computed}"]

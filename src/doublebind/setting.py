@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from doublebind import panels
 from doublebind.audit import Audit
 from doublebind.cells import REVISIONS, Plan, Planner
-from doublebind.config import Bank, Measurement, Study
+from doublebind.config import Bank, Measurement, Study, load_study
 from doublebind.errors import ConfigError
 from doublebind.packs.load import Pack
 from doublebind.protocol import frozen_protocol
@@ -68,6 +68,13 @@ class Setting(NamedTuple):
         if plan is None:
             there = {t.label: there[t.label] for t in self.teachers if t.label in there}
         return there | made
+
+
+def opened(study: Study | str | Path, folder: str | Path | None) -> tuple[Study, Path]:
+    """Return a study, read if it is a path, and the folder that its paths are relative to."""
+    if isinstance(study, Study):
+        return study, Path(folder or ".")
+    return load_study(study), Path(folder or Path(study).parent)
 
 
 def roles(measurement: Measurement, pack: Pack) -> dict[str, Any]:

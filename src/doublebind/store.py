@@ -89,13 +89,18 @@ class Cost(NamedTuple):
 class Store:
     """Artefacts under one root, addressed by kind and key."""
 
-    def __init__(self, root: str | Path | None = None) -> None:
+    def __init__(self, root: str | Path | None = None, *, write: bool = True) -> None:
         """Open (and create) the store at `root`; `None` takes `default_root()`.
+
+        With `write=False` nothing is created or swept: for looking at a store that may be
+        read-only, or another user's.
 
         Raises:
             StoreError: If `root` cannot be created or is not a folder.
         """
         self.root = root = Path(root) if root else default_root()
+        if not write:
+            return
         try:
             (root / "tmp").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -177,10 +182,14 @@ class Store:
         if not self.has(kind, key):
             return [f"{folder}: missing; rerun the study to rebuild it"]
         try:
-            files = self.seal(kind, key)["files"]
-        except (ValueError, KeyError):
+            files = dict(self.seal(kind, key)["files"])
+        except (ValueError, KeyError, TypeError):
             return [f"{folder / _SEAL}: unreadable seal; delete the folder and rerun"]
-        found = []
+        found = [
+            f"{path}: added since it was made; delete the folder and rerun"
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and str(path.relative_to(folder)) not in (*files, _SEAL)
+        ]
         for name, sha256 in files.items():
             path = folder / name
             if not path.exists():

@@ -1,7 +1,21 @@
 import doublebind
 from doublebind import errors
 
-NAMES = ["Audit", "Run", "Study", "Verdict", "audit", "calibrate", "errors", "load", "plan", "run"]
+NAMES = [
+    "Answer",
+    "Audit",
+    "Item",
+    "Run",
+    "Study",
+    "Verdict",
+    "audit",
+    "calibrate",
+    "errors",
+    "load",
+    "plan",
+    "run",
+    "verify",
+]
 
 
 def test_the_public_names_are_these() -> None:
