@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from doublebind import panels
 from doublebind.audit import Audit
+from doublebind.audit.own import check as check_audits
 from doublebind.cells import REVISIONS, Plan, Planner
 from doublebind.config import Bank, Measurement, Study, load_study
 from doublebind.errors import ConfigError
@@ -90,6 +91,7 @@ def prepare(study: Study, folder: Path, store: Store, audits: Sequence[Audit] = 
         DoublebindError: With one line per problem: a name, a path, or a panel measured under other
             conditions.
     """
+    check_audits(audits, study.audits, workers=study.executor.workers)
     planner = Planner(study, folder, store, audits)
     role = {study.suspect: "suspect", **roles(study, planner.pack)}
     found = {ref: planner.find(ref) for ref in role}

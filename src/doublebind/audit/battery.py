@@ -61,7 +61,7 @@ def run(
 
 def _ask(audit: Audit, model: object, baseline: object, items: Sequence[Item]) -> list[Answer]:
     try:
-        answers = audit(model, baseline, items)
+        answers = [_answer(each) for each in audit(model, baseline, items)]
     except DoublebindError:
         raise
     except Exception as error:
@@ -72,6 +72,14 @@ def _ask(audit: Audit, model: object, baseline: object, items: Sequence[Item]) -
         return [Answer(item, None, reason) for item in items]
     by_id = {answer.item.id: answer for answer in answers}
     return [by_id.get(item.id, Answer(item, None, "the audit gave no answer")) for item in items]
+
+
+def _answer(answer: object) -> Answer:
+    """Return what an audit gave, its value a plain float: own audits bring tensors, too."""
+    if not isinstance(answer, Answer):
+        raise TypeError(f"an audit gives an Answer for each item, not {type(answer).__name__}")
+    value = answer.value
+    return answer if value is None else answer._replace(value=float(value))
 
 
 def row(audit: str, answer: Answer) -> dict[str, object]:
