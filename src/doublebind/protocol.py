@@ -10,11 +10,11 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from doublebind.audit import Audit
+from doublebind.audit import Audit, questions
 from doublebind.config import Study
 from doublebind.errors import PackError, RunError
 from doublebind.packs.load import Pack
-from doublebind.records import Manifest, Protocol, Record, Teacher, endpoint_of
+from doublebind.records import Manifest, Protocol, Record, Teacher
 from doublebind.rundir import hardware, versions
 from doublebind.store import Store, write_atomic
 from doublebind.verdict import METHOD_VERSION
@@ -46,11 +46,11 @@ def frozen_protocol(
         PackError: If a score endpoint has no auditable item that the study's audits ask.
     """
     endpoints = study.policy.endpoints or pack.score_endpoints
-    asked = {kind for audit in audits for kind in audit.endpoints}
     auditable = {
-        endpoint_of(item)
-        for item in pack.items("audit")
-        if item.role == "auditable" and item.kind in asked
+        question.endpoint
+        for audit in audits
+        for question in questions(audit, pack.items("audit"))
+        if question.item.role == "auditable"
     }
     kept = {name: tuple(e for e in parts if e in auditable) for name, parts in endpoints.items()}
     problems = [

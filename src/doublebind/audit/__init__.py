@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from doublebind.config import Dtype
-from doublebind.records import Item, ModelSource, Split
+from doublebind.records import Item, ModelSource, Split, endpoint_of
 
 REV = 1
 
@@ -21,6 +21,14 @@ class Answer(NamedTuple):
     unscored_reason: str | None = None
     transcript: str = ""
     """What was said or compared, as text for the report; hostile until escaped."""
+
+
+class Question(NamedTuple):
+    """An item as an audit asks it, and the endpoint that the answer belongs to."""
+
+    endpoint: str
+    item: Item
+    """One of the pack's, or one made from it, whose id is then its own."""
 
 
 @runtime_checkable
@@ -46,8 +54,21 @@ class Audit(Protocol):
         ...
 
     def __call__(self, model: Any, baseline: Any, items: Sequence[Item]) -> list[Answer]:
-        """Return one answer per item; `baseline` is M0, for audits that compare."""
+        """Return one answer per item; `baseline` is M0, for audits that compare.
+
+        An audit that asks in its own way, under endpoints of its own, has a method `questions`,
+        too, from items to `Question`s; it then returns one answer per question.
+        """
         ...
+
+
+def questions(audit: Audit, items: Sequence[Item]) -> list[Question]:
+    """Return what `audit` asks when it is given a pack's `items`."""
+    mine = [item for item in items if item.kind in audit.endpoints]
+    own = getattr(audit, "questions", None)
+    if own is not None:
+        return list(own(mine))
+    return [Question(endpoint_of(item), item) for item in mine]
 
 
 def run(

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from doublebind.audit import Answer, Audit
+from doublebind.audit import Answer, Audit, Question, questions
 from doublebind.config import Dtype
 from doublebind.errors import DoublebindError
 from doublebind.packs.load import load as load_pack
@@ -47,21 +47,25 @@ def run(
     """Audit the model at `source` on the pack's items of `split`."""
     from doublebind.models.load import load
 
-    model, m0 = load(source, dtype=dtype, cache=cache), load(baseline, dtype=dtype, cache=cache)
+    model = load(source, dtype=dtype, cache=cache)
+    m0 = model if baseline == source else load(baseline, dtype=dtype, cache=cache)
     items = load_pack(pack, relative_to=Path()).items(split)
     rows, lines = [], []
     for audit in audits:
-        mine = [item for item in items if item.kind in audit.endpoints]
-        for answer in _ask(audit, model, m0, mine):
-            rows.append(row(_named(audit), answer))
-            lines.append(_line(audit, answer))
+        for question, answer in _ask(audit, model, m0, items):
+            rows.append(row(_named(audit), answer, question.endpoint))
+            lines.append(_line(audit, answer, question.endpoint))
     write(out, rows)
     write_records(out / "transcripts.jsonl", lines)
 
 
-def _ask(audit: Audit, model: object, baseline: object, items: Sequence[Item]) -> list[Answer]:
+def _ask(
+    audit: Audit, model: object, baseline: object, items: Sequence[Item]
+) -> list[tuple[Question, Answer]]:
+    asked = questions(audit, items)
     try:
-        answers = [_answer(each) for each in audit(model, baseline, items)]
+        given = audit(model, baseline, [item for item in items if item.kind in audit.endpoints])
+        answers = [_answer(each) for each in given]
     except DoublebindError:
         raise
     except Exception as error:
@@ -69,9 +73,10 @@ def _ask(audit: Audit, model: object, baseline: object, items: Sequence[Item]) -
             raise
         log.exception("audit %s failed; its items are unscored", audit.name)
         reason = f"{type(error).__name__}: {error}"[:300]
-        return [Answer(item, None, reason) for item in items]
+        return [(question, Answer(question.item, None, reason)) for question in asked]
     by_id = {answer.item.id: answer for answer in answers}
-    return [by_id.get(item.id, Answer(item, None, "the audit gave no answer")) for item in items]
+    none = "the audit gave no answer"
+    return [(q, by_id.get(q.item.id, Answer(q.item, None, none))) for q in asked]
 
 
 def _answer(answer: object) -> Answer:
@@ -82,14 +87,17 @@ def _answer(answer: object) -> Answer:
     return answer if value is None else answer._replace(value=float(value))
 
 
-def row(audit: str, answer: Answer) -> dict[str, object]:
-    """Return one row of `scores.parquet`, from the audit of that name and version."""
+def row(audit: str, answer: Answer, endpoint: str | None = None) -> dict[str, object]:
+    """Return one row of `scores.parquet`, from the audit of that name and version.
+
+    `endpoint` is the item's own unless another is given.
+    """
     value, reason = answer.value, answer.unscored_reason
     if value is not None and not 0.0 <= value <= 1.0:
         value, reason = None, f"value {answer.value} is outside [0, 1]"
     return {
         "audit": audit,
-        "endpoint": endpoint_of(answer.item),
+        "endpoint": endpoint or endpoint_of(answer.item),
         "role": answer.item.role,
         "split": answer.item.split,
         "item": answer.item.id,
@@ -111,11 +119,11 @@ def _named(audit: Audit) -> str:
     return f"{audit.name}@{audit.version}"
 
 
-def _line(audit: Audit, answer: Answer) -> TranscriptLine:
+def _line(audit: Audit, answer: Answer, endpoint: str) -> TranscriptLine:
     item = answer.item
     return TranscriptLine(
         audit=_named(audit),
-        endpoint=endpoint_of(item),
+        endpoint=endpoint,
         item=item.id,
         messages=tuple({"role": m.role, "content": m.content} for m in item.messages),
         key=item.options[item.key],
