@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from doublebind import pipeline, verification
-from doublebind.config import Measurement, Study
+from doublebind.config import AUDITS, Measurement, Study
 from doublebind.errors import ConfigError, DoublebindError, PackError
 from doublebind.rundir import Run
 from doublebind.store import is_disk_full
@@ -210,12 +210,16 @@ def export(
 def audit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Any model a study can name.")],
     pack: Annotated[str, typer.Option(help="Whose items are asked.")],
+    audits: Annotated[
+        list[str] | None,
+        typer.Option("--audit", help="An audit, as a study names it; repeat for more."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for scores and transcripts.")] = None,
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one model every audit item of a pack."""
-    _emit(pipeline.audit(model, pack, out=out, store=store), as_json)
+    _emit(pipeline.audit(model, pack, audits=audits or AUDITS, out=out, store=store), as_json)
 
 
 @pack_app.command("check")

@@ -6,10 +6,12 @@ opens it.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     Field,
     SerializationInfo,
     SerializerFunctionWrapHandler,
@@ -18,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from doublebind.errors import ConfigError
 from doublebind.records import Name, Record
 from doublebind.yaml_file import load
 
@@ -120,8 +123,28 @@ class Recipe(Record):
 
 # --- study ---------------------------------------------------------------------------------------
 
-AuditName = Literal["behaviour", "goals", "confession", "capability", "coherence"]
-AUDITS: tuple[AuditName, ...] = get_args(AuditName)
+Shipped = Literal["behaviour", "goals", "confession", "capability", "coherence"]
+"""The battery that a study uses unless it names another."""
+AUDITS: tuple[Shipped, ...] = get_args(Shipped)
+
+
+def audit_name(name: str) -> str:
+    """Return `name` if an audit is called so.
+
+    Raises:
+        ConfigError: If none is.
+    """
+    if name in AUDITS or re.fullmatch(r"inspect(-auditable)?:[\w./@-]+", name):
+        return name
+    known = ", ".join(AUDITS)
+    raise ConfigError(
+        f"{name}: no such audit; choose {known}, inspect:TASK or inspect-auditable:TASK"
+    )
+
+
+AuditName = Annotated[str, AfterValidator(audit_name)]
+"""A built-in audit, or an Inspect task: `inspect:TASK` as a capability measure, or
+`inspect-auditable:TASK` as an audit whose scores rise with misalignment."""
 
 
 class Bank(Record):

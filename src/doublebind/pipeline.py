@@ -16,7 +16,7 @@ from doublebind import panels
 from doublebind.audit import Audit, built_in
 from doublebind.calibration import rates, weigh_each
 from doublebind.cells import M0, REVISIONS, Plan, Planner, audit_job, build_job
-from doublebind.config import AUDITS, Bank, Measurement, Study, TeacherSpec
+from doublebind.config import AUDITS, Bank, Measurement, Study, TeacherSpec, audit_name
 from doublebind.errors import ConfigError, RunError
 from doublebind.evidence import weigh
 from doublebind.evidence.summary import endpoint_means
@@ -344,25 +344,39 @@ def audit(
     model: str,
     pack: str,
     *,
+    audits: Sequence[str] = AUDITS,
     out: str | Path | None = None,
     folder: str | Path = ".",
     store: str | Path | None = None,
 ) -> dict[str, Any]:
     """Ask one model every audit item of a pack; the model itself is the baseline.
 
+    Args:
+        model: Any model a study can name.
+        pack: Whose items are asked.
+        audits: Audits, as a study names them.
+        out: Folder for scores and transcripts.
+        folder: What relative paths are relative to.
+        store: Where artefacts are kept.
+
     Returns:
         `model`, `pack` and `endpoints: [{name, role, value, interval, n, unscored}]`: the mean over
         items, in [0, 1], with a 95% interval over items (absent below two items).
+
+    Raises:
+        ConfigError: If `audits` names one that does not exist.
     """
     kept = Store(store)
     where, source = pack_ref(pack, Path(folder)), resolve(model, relative_to=Path(folder))
+    for name in audits:
+        audit_name(name)
     job = audit_job(
         source.sha256,
         source,
         source,
         pack_ref=where,
         pack_hash=load_pack(where, relative_to=Path(folder)).sha256,
-        audits=built_in(AUDITS),
+        audits=built_in(audits),
         dtype="float32",
         cache=kept.root / "converted",
     )

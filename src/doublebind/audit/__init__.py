@@ -116,10 +116,16 @@ def read(
 
 
 def built_in(names: Sequence[str]) -> tuple[Audit, ...]:
-    """Return the built-in audits called `names`."""
+    """Return the built-in audits called `names`, and the Inspect tasks among them."""
     from doublebind.audit.behaviour import Behaviour
     from doublebind.audit.capability import Capability, Coherence
     from doublebind.audit.confession import Confession, Goals
+    from doublebind.audit.inspect_audit import InspectTask
 
     known: tuple[Audit, ...] = (Behaviour(), Goals(), Confession(), Capability(), Coherence())
-    return tuple(audit for audit in known if audit.name in names)
+    found: list[Audit] = [audit for audit in known if audit.name in names]
+    for name in names:
+        kind, is_task, task = name.partition(":")
+        if is_task:
+            found.append(InspectTask(task, "auditable" if kind == "inspect-auditable" else "gate"))
+    return tuple(found)

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
+from doublebind import pipeline
 from doublebind.audit import Answer, Audit, Question, questions, run
+from doublebind.errors import ConfigError
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import load as load_pack
 from doublebind.records import Item
@@ -83,3 +86,14 @@ def test_a_plain_audit_asks_the_items_themselves(tiny: Path) -> None:
     asked = questions(Behaviour(), items)
     assert [q.item for q in asked] == [item for item in items if item.kind == "choice"]
     assert {q.endpoint for q in asked} == {"choice/ruler", "choice/gold"}
+
+
+def test_an_audit_that_does_not_exist_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="behavior: no such audit; choose behaviour"):
+        pipeline.audit(str(tiny / "m0"), str(tiny / "pack"), audits=["behavior"], store=tmp_path)
+
+
+def test_only_the_audits_named_are_asked(tiny: Path, tmp_path: Path) -> None:
+    where = (str(tiny / "m0"), str(tiny / "pack"))
+    found = pipeline.audit(*where, audits=["capability", "goals"], store=tmp_path)
+    assert [entry["name"] for entry in found["endpoints"]] == ["capability", "goal/ruler"]
