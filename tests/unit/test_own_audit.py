@@ -103,7 +103,7 @@ def item() -> doublebind.Item:
 
 
 def test_numbers_of_any_library_become_plain_floats() -> None:
-    [answer] = _ask(Own(), None, None, [item()])
+    [(_, answer)] = _ask(Own(), None, None, [item()])
     assert type(answer.value) is float
     assert row("own@1", answer)["value"] == 0.25
 
@@ -115,6 +115,6 @@ class Careless(Own):
 
 
 def test_what_is_no_answer_is_unscored_with_the_reason() -> None:
-    [answer] = _ask(Careless(), None, None, [item()])
+    [(_, answer)] = _ask(Careless(), None, None, [item()])
     assert answer.value is None
     assert "gives an Answer for each item, not float" in str(answer.unscored_reason)
