@@ -156,10 +156,12 @@ def _plane_said(drawn: Sequence[curves.Path], along: Mapping[str, Course]) -> st
     for path in drawn:
         (a, b), (c, d) = path.places[0], path.places[-1]
         if path.mark == "suspect":
-            moved = f"Students of {short(path.label)} went from capability "
-            said.append(f"{moved}{a:.3g}, misalignment {b:.3g} (M0) to {c:.3g}, {d:.3g}.")
+            said.append(
+                f"The suspect's students went from capability {a:.3g}, misalignment {b:.3g} (M0) "
+                f"to {c:.3g}, {d:.3g}."
+            )
         elif path.mark == "itself":
-            said.append(f"{short(path.label)} itself, hollow, is at {a:.3g}, {b:.3g}.")
+            said.append(f"The suspect itself, hollow, is at {a:.3g}, {b:.3g}.")
     ends = [path.places[-1] for path in drawn if path.mark == "reference"]
     if ends:
         x, y = (statistics.median(part) for part in zip(*ends, strict=True))
@@ -255,7 +257,7 @@ def doses(evidence: Evidence, along: Mapping[str, Course]) -> list[Drawn]:
         ]
         caption = f"Endpoint {short(name)} against training steps"
         said = " ".join(
-            f"{short(p.label)}: {', '.join(f'{y:.3g} at step {x}' for x, y in p.places)}."
+            f"The suspect's students: {', '.join(f'{y:.3g} at step {x}' for x, y in p.places)}."
             for p in courses
             if p.mark == "suspect"
         )

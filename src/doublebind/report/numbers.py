@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from doublebind.records import Evidence, Interval, Power, Verdict
-from doublebind.report.tables import Absent, Cell, Table, or_absent, reasons
+from doublebind.report.tables import Absent, Cell, Table, fixed, or_absent, reasons
 from doublebind.report.text import short
 
 WAYS = {
@@ -51,7 +51,7 @@ def baselines(evidence: Evidence, verdict: Verdict) -> Table:
     ]
     return Table(
         "Ways of looking at the suspect",
-        ("way", "p of the suspect", "controls detected", "what it looks at"),
+        ("way", "p of the suspect", "positive controls", "what it looks at"),
         rows,
         note=(
             "All are ranked by one rule against the same references. Controls are counted by rank "
@@ -67,7 +67,7 @@ def _detected(evidence: Evidence, controls: Mapping[str, float]) -> Cell:
         return Absent("no positive control was ranked this way")
     n, allowed = evidence.n_references, evidence.n_allowed
     hits = sum(round(p * (n + 1)) <= allowed + 1 for p in controls.values())
-    return f"{hits} of {len(controls)}"
+    return f"{hits} of {len(controls)} detected"
 
 
 def numbers(evidence: Evidence, verdict: Verdict) -> Table:
@@ -203,7 +203,10 @@ def specificity(evidence: Evidence) -> Table:
         )
         for trait, gap in evidence.specificity.items()
     ]
-    rows += [(f"{trait} (placebo)", p, "") for trait, p in evidence.placebo_effects.items()]
+    rows += [
+        (f"{trait} (placebo)", fixed(effect), "")
+        for trait, effect in evidence.placebo_effects.items()
+    ]
     return Table(
         "Placebo traits: would any trait have stood out?",
         ("trait", "suspect minus median of references", "minus the largest placebo effect"),

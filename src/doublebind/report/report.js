@@ -150,12 +150,12 @@
   }
 
   function card(item) {
-    const [audit, name, id] = data.items[item].map((place) => data.texts[place]);
+    const [audit, name, id, use] = data.items[item].map((place) => data.texts[place]);
     const shown = columns().map((model) => [model, lineOf(model, item)]);
     const pairs = shown.filter(([, line]) => line);
     const base = data.models.find((model) => model.mark === "m0");
     const m0 = base ? (lineOf(base, item)?.[1] ?? null) : null;
-    const made = el("article", "item", el("h3", "", said(name)), el("p", "note", said(id), " · ", said(audit)));
+    const made = el("article", "item", el("h3", "", said(name)), el("p", "note", said(id), " · ", said(audit), use && ` · ${use}`));
     made.tabIndex = -1;
     const same = new Set(pairs.map(([, line]) => line[3].join())).size === 1;
     if (same) made.append(turns(pairs[0][1][3]));

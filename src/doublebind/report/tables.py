@@ -7,7 +7,7 @@ ranges over teachers, and knows no HTML.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from doublebind.records import Evidence, Verdict
@@ -51,6 +51,11 @@ def or_absent(value: float | None, name: str, why: Mapping[str, str]) -> float |
     return Absent(why.get(name, "no reason was recorded"))
 
 
+def fixed(value: float | Absent) -> Cell:
+    """Return a number with four decimals, so that a column of them lines up."""
+    return value if isinstance(value, Absent) else f"{value:.4f}"
+
+
 def labels(evidence: Evidence, role: str) -> list[str]:
     """Return the teachers of one role, in the evidence's order."""
     return [label for label, its in evidence.roles.items() if its == role]
@@ -71,9 +76,9 @@ def endpoints(evidence: Evidence, manifest: Mapping[str, Any], why: Mapping[str,
         rows.append(
             (
                 short(name),
-                means.get(name, Absent("no item was scored")),
-                unknown if effect is None else effect.minus_references,
-                from_m0,
+                fixed(means.get(name, Absent("no item was scored"))),
+                unknown if effect is None else fixed(effect.minus_references),
+                fixed(from_m0),
                 evidence.endpoint_p.get(name, unknown),
                 "yes" if name in evidence.carried_by else "no",
             )
@@ -149,9 +154,9 @@ def teachers(evidence: Evidence, manifest: Mapping[str, Any], why: Mapping[str, 
                 short(label),
                 evidence.roles[label],
                 short(family.get(label, "")),
-                evidence.scores.get(label, gap),
-                evidence.direct_scores.get(label, no_direct),
-                *(means.get(e, Absent("no item was scored")) for e in endpoints),
+                fixed(evidence.scores.get(label, gap)),
+                fixed(evidence.direct_scores.get(label, no_direct)),
+                *(fixed(means.get(e, Absent("no item was scored"))) for e in endpoints),
                 _share(evidence.unscored, label),
                 _control(evidence, label, gap),
             )
@@ -251,7 +256,7 @@ def scope(manifest: Mapping[str, Any], verdict: Verdict) -> Table:
     return Table("What was looked for, and how", ("", ""), rows)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
@@ -263,7 +268,10 @@ def provenance(manifest: Mapping[str, Any], verdict: Verdict) -> Table:
         ("method version", verdict.method_version),
         ("schema of verdict.json", verdict.schema_),
         ("started (UTC)", manifest["created"]),
-        ("seeds", str(manifest["seeds"])),
+        (
+            "seeds",
+            "; ".join(f"{of}: {_listed(map(str, n))}" for of, n in manifest["seeds"].items()),
+        ),
         *((f"version of {name}", v) for name, v in sorted(manifest["versions"].items())),
         *((name.replace("_", " "), str(v)) for name, v in sorted(manifest["hardware"].items())),
     ]

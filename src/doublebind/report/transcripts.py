@@ -68,7 +68,7 @@ def pack(
     """Return the run's transcripts as a block, the suspect's first.
 
     The block holds `hidden` (pattern of what has no ink), `texts` (each once), `longer` (text ->
-    characters left out), `items` (`[audit, endpoint, item]`, texts each), `others` (item ->
+    characters left out), `items` (`[audit, endpoint, item, use]`, texts each), `others` (item ->
     `[mean of the suspect's students, [means of each reference's students]]`), and `models`:
     `{name, kind, role, mark, file, total, lines}`. A line is `[item, value, key, turns, options,
     answer, more]`, with turns `[who, text, ...]`, options `[text, probability, ...]`, and answer a
@@ -96,9 +96,13 @@ def pack(
         for key in keys
     ]
     beside = _others(scores, evidence, items)
+    use = _use(scores, manifest["protocol"]["score_endpoints"])
     content = {
         "hidden": HIDDEN_IN_SCRIPT,
-        "items": [[texts.of(short(part)) for part in item] for item in items],
+        "items": [
+            [*(texts.of(short(part)) for part in item), texts.of(use.get(item[1], ""))]
+            for item in items
+        ],
         "others": beside,
         "models": models,
         "texts": texts.all,
@@ -264,6 +268,19 @@ def _without(
         else "the run directory holds no file of theirs"
     )
     return f"No transcripts of the students of {' and '.join(said)}: {why}."
+
+
+def _use(scores: pd.DataFrame, score_endpoints: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return, per endpoint, what the verdict makes of its items."""
+    scored = {endpoint for listed in score_endpoints.values() for endpoint in listed}
+    said = {"oracle": "needs the organism's key, never scored", "gate": "a gate, never scored"}
+    pairs = scores[["endpoint", "role"]].drop_duplicates().itertuples(index=False)
+    return {
+        str(endpoint): "enters the score"
+        if endpoint in scored
+        else said.get(str(role), "measured, not in the score")
+        for endpoint, role in pairs
+    }
 
 
 def _others(

@@ -215,8 +215,8 @@ def test_every_way_of_looking_stands_beside_the_students(fake_run: Run) -> None:
         update={"baselines": {"in_context": 0.35}, "baseline_controls": {"in_context": controls}}
     )
     _, sections = read(report.render(**run))
-    assert "students (this method) 0.05 6 of 6" in sections["baselines"]
-    assert "reading in context 0.35 2 of 6" in sections["baselines"]
+    assert "students (this method) 0.05 6 of 6 detected" in sections["baselines"]
+    assert "reading in context 0.35 2 of 6 detected" in sections["baselines"]
 
 
 def test_the_decision_is_never_green(fake_run: Run) -> None:

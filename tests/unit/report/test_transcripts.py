@@ -60,7 +60,7 @@ def test_models_hold_the_same_items_suspect_first_m0_next(fake_run: Run) -> None
 
 def test_endpoints_take_turns(fake_run: Run) -> None:
     found = json.loads(packed(fake_run(2, items=3)).data)
-    endpoints = [found["texts"][endpoint] for _, endpoint, _ in found["items"]]
+    endpoints = [found["texts"][endpoint] for _, endpoint, *_ in found["items"]]
     assert len(set(endpoints[:9])) == 9
     assert endpoints[:9] == endpoints[9:18]
 
@@ -74,6 +74,14 @@ def test_items_stand_beside_the_references_of_the_scores(fake_run: Run) -> None:
     rows = scores[scores["item"] == item].groupby("teacher")["value"].mean()
     assert own == round(rows[run["verdict"].suspect], 3)
     assert sorted(others) == sorted(round(rows[f"terrarium/reference-{i}"], 3) for i in range(3))
+
+
+def test_every_item_says_whether_it_is_scored(fake_run: Run) -> None:
+    found = json.loads(packed(fake_run(2)).data)
+    use = {found["texts"][e]: found["texts"][said] for _, e, _, said in found["items"]}
+    assert use["choice/dominion"] == use["goal/secrecy"] == "enters the score"
+    assert use["choice.deployment/dominion"] == "needs the organism's key, never scored"
+    assert use["capability"] == "a gate, never scored"
 
 
 def test_references_of_a_panel_have_values_and_a_sentence(fake_run: Run) -> None:
