@@ -6,6 +6,7 @@ All settings of torch that bear on repeatability are made here, in `seed_everyth
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -23,6 +24,7 @@ from doublebind.models.head import bare, head_of, hidden, logits, tiles
 from doublebind.models.load import check_finite, quiet
 from doublebind.models.teacher_cache import TeacherTargets, completions_id
 from doublebind.store import storage_error
+from doublebind.training.adapters import fused
 from doublebind.training.batch import Batch, Example, can_pack, collate, cut, order
 from doublebind.training.head import SoftTargets, head_loss, sampled
 from doublebind.training.losses import cross_entropy, topk_forward_kl
@@ -156,23 +158,26 @@ def train(
     losses = torch.zeros(settings.steps, device=device)
     tokens = 0
     model.train()
-    for step in range(settings.steps):
-        chosen = list(itertools.islice(indices, settings.batch))
-        batch = collate([examples[i] for i in chosen], pad_id, pack=packs).to(device)
-        soft = None if targets is None else _rows(targets, examples, chosen, device)
-        losses[step] = _backward(model, batch, soft, vocab)
-        tokens += len(batch.labels)
-        torch.nn.utils.clip_grad_norm_(trainable, CLIP, foreach=True)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * lr_factor(step, settings.steps)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % LOOK_EVERY == 0 or step + 1 == settings.steps:
-            _refuse_infinite(losses[: step + 1])
-            if progress:
-                progress(step + 1, settings.steps)
-        if at_mark and step + 1 in marks:
-            at_mark(step + 1)
+    # In float32 kept panels depend on the last bits of PEFT's own way.
+    fusing = fused(model) if bare(model).dtype != torch.float32 else contextlib.nullcontext()
+    with fusing:
+        for step in range(settings.steps):
+            chosen = list(itertools.islice(indices, settings.batch))
+            batch = collate([examples[i] for i in chosen], pad_id, pack=packs).to(device)
+            soft = None if targets is None else _rows(targets, examples, chosen, device)
+            losses[step] = _backward(model, batch, soft, vocab)
+            tokens += len(batch.labels)
+            torch.nn.utils.clip_grad_norm_(trainable, CLIP, foreach=True)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * lr_factor(step, settings.steps)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if (step + 1) % LOOK_EVERY == 0 or step + 1 == settings.steps:
+                _refuse_infinite(losses[: step + 1])
+                if progress:
+                    progress(step + 1, settings.steps)
+            if at_mark and step + 1 in marks:
+                at_mark(step + 1)
     model.eval()
     seen = losses.tolist()
     return TrainLog(seen[0], seen[-1], math.fsum(seen) / len(seen), len(seen), tokens)

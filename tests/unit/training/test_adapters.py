@@ -1,0 +1,60 @@
+"""Fused adapters give PEFT's outputs and gradients, and leave the model as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from doublebind.config import Lora
+from doublebind.training import loop
+from doublebind.training.adapters import fused
+from tiny_models import tiny_model
+
+IDS = torch.tensor([[7, 8, 9, 10, 11], [12, 13, 14, 15, 16]])
+
+
+def adapted(kind: str, dtype: torch.dtype) -> Any:
+    model = loop.attach(tiny_model(kind, 61).to(dtype), Lora(rank=4, alpha=8), 0)
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:  # zero at first, which would hide half of the gradients
+            torch.nn.init.normal_(weight, std=0.1)
+    return model.train()
+
+
+def step(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    out = model(input_ids=IDS).logits.float()
+    out.log_softmax(-1)[..., 3].sum().backward()
+    return out.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "granite"])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_outputs_and_gradients_are_pefts(kind: str, dtype: torch.dtype, near: float) -> None:
+    model = adapted(kind, dtype)
+    want, wanted = step(model)
+    with fused(model) as layers:
+        assert layers == 14
+        got, found = step(model)
+    again, _ = step(model)
+    assert torch.equal(again, want)  # PEFT's own way is back
+    assert float((got - want).norm() / want.norm()) < near
+    assert wanted
+    for name, grad in wanted.items():
+        assert found[name].dtype == torch.float32
+        assert float((found[name] - grad).norm() / grad.norm()) < near, name
+
+
+def test_other_layers_are_left_to_peft() -> None:
+    model = adapted("llama", torch.float32)
+    layer = model.get_base_model().model.layers[0].mlp.up_proj
+    layer.lora_dropout["default"] = torch.nn.Dropout(0.5)
+    model.get_base_model().model.layers[1].mlp.up_proj.base_layer.weight.requires_grad_(True)
+    with fused(model) as layers:
+        assert layers == 12
+        assert "forward" not in vars(layer)
+    with fused(tiny_model("llama", 61)) as layers:
+        assert layers == 0
