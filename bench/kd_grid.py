@@ -99,7 +99,7 @@ def ours(args: argparse.Namespace) -> None:
     loop.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     if not args.pack:
         loop.can_pack = lambda model: False  # the peer's padding
-    clock = _Clock(args.steps)
+    clock = shapes.Clock()
     clock.begin()
     loop.train(
         model,
@@ -112,15 +112,13 @@ def ours(args: argparse.Namespace) -> None:
         at_mark=lambda step: clock.turn(),
     )
     loop.order = kept_order
-    rss = shapes.peak_rss()
-    clock.end(rss, model, held, args)
+    clock.end(lambda: after(model, held, args))
 
 
 def peer(args: argparse.Namespace) -> None:
     """Worker: one student by TRL's GKDTrainer, teacher beside it."""
     import torch
     from datasets import Dataset
-    from peft import LoraConfig
     from torch.utils.data import SequentialSampler
     from transformers import TrainerCallback
     from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -128,7 +126,7 @@ def peer(args: argparse.Namespace) -> None:
     made, held = data(args)
     teacher = shapes.model(args.teacher, 7, args.dtype, sharp=SHARP).requires_grad_(False)
     student = shapes.model(args.student, 3, args.dtype)
-    clock = _Clock(args.steps)
+    clock = shapes.Clock()
 
     class Turns(TrainerCallback):
         def on_step_end(self, trained: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -149,32 +147,7 @@ def peer(args: argparse.Namespace) -> None:
             labels[at, first : len(tokens)] = tokens[first:]
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    settings = GKDConfig(
-        output_dir=tempfile.mkdtemp(),
-        lmbda=0.0,
-        beta=0.0,  # forward KL
-        max_steps=args.steps,
-        per_device_train_batch_size=args.batch,
-        learning_rate=shapes.LR,
-        warmup_steps=1,
-        adam_beta2=0.95,
-        optim="adamw_torch_fused",
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=args.dtype == "bfloat16",
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        seed=0,
-    )
-    lora = LoraConfig(
-        r=shapes.RANK,
-        lora_alpha=int(shapes.ALPHA),
-        target_modules="all-linear",
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
+    settings = GKDConfig(lmbda=0.0, beta=0.0, **shapes.trl_settings(args))  # forward KL
     trainer = InOrder(
         model=student,
         teacher_model=teacher,
@@ -182,43 +155,25 @@ def peer(args: argparse.Namespace) -> None:
         train_dataset=Dataset.from_list([{"input_ids": i, "first": f} for i, f in made]),
         data_collator=collate,
         processing_class=shapes.tokenizer(),
-        peft_config=lora,
+        peft_config=shapes.peft_lora(),
         callbacks=[Turns()],
     )
     clock.begin()
     trainer.train()
-    rss = shapes.peak_rss()
-    clock.end(rss, trainer.model, held, args, teacher)
+    clock.end(lambda: after(trainer.model, held, args, teacher))
 
 
-class _Clock:
-    """Times steps between the parent's orders."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.began = 0.0
-
-    def begin(self) -> None:
-        shapes.say(ready=True)
-        shapes.wait()
-        self.began = time.perf_counter()
-
-    def turn(self) -> None:
-        shapes.say(seconds=time.perf_counter() - self.began)
-        shapes.wait()
-        self.began = time.perf_counter()
-
-    def end(
-        self, rss: int, student: Any, held: list[Any], args: argparse.Namespace, teacher: Any = None
-    ) -> None:
-        seconds = time.perf_counter() - self.began
-        report: dict[str, Any] = {"rss": rss}
-        if args.heldout:
-            teacher = teacher or shapes.model(args.teacher, 7, args.dtype, sharp=SHARP)
-            report["kl"] = heldout_kl(student.eval(), teacher, held)
-            with student.disable_adapter():
-                report["kl_before"] = heldout_kl(student, teacher, held)
-        shapes.say(seconds=seconds, report=report)
+def after(
+    student: Any, held: list[Any], args: argparse.Namespace, teacher: Any = None
+) -> dict[str, Any]:
+    """What there is to say of a trained student: peak memory first, then held-out KL."""
+    report: dict[str, Any] = {"rss": shapes.peak_rss()}
+    if args.heldout:
+        teacher = teacher or shapes.model(args.teacher, 7, args.dtype, sharp=SHARP)
+        report["kl"] = heldout_kl(student.eval(), teacher, held)
+        with student.disable_adapter():
+            report["kl_before"] = heldout_kl(student, teacher, held)
+    return report
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:

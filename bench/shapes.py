@@ -12,6 +12,9 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +161,58 @@ def wait() -> None:
     """Wait to be told to step."""
     if not sys.stdin.readline():
         raise SystemExit("the parent is gone")
+
+
+class Clock:
+    """Times steps between the parent's orders."""
+
+    def begin(self) -> None:
+        """Say that all is ready, and wait for the first order."""
+        say(ready=True)
+        wait()
+        self.began = time.perf_counter()
+
+    def turn(self) -> None:
+        """Tell how long the step took, and wait for the next order."""
+        say(seconds=time.perf_counter() - self.began)
+        wait()
+        self.began = time.perf_counter()
+
+    def end(self, report: Callable[[], dict[str, Any]]) -> None:
+        """Tell how long the last step took, with a report made after it."""
+        seconds = time.perf_counter() - self.began
+        say(seconds=seconds, report=report())
+
+
+def trl_settings(args: Any) -> dict[str, Any]:
+    """TRL's settings: the same optimiser, no activation checkpointing, nothing written."""
+    return {
+        "output_dir": tempfile.mkdtemp(),
+        "max_steps": args.steps,
+        "per_device_train_batch_size": args.batch,
+        "learning_rate": LR,
+        "warmup_steps": 1,
+        "adam_beta2": 0.95,
+        "optim": "adamw_torch_fused",
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "bf16": args.dtype == "bfloat16",
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 0,
+    }
+
+
+def peft_lora() -> Any:
+    """The adapters that this package attaches, as PEFT's configuration."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=RANK,
+        lora_alpha=int(ALPHA),
+        target_modules="all-linear",
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )

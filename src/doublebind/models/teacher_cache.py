@@ -158,6 +158,7 @@ def write(
     }
     if m:
         layout |= {"tail_ids": ("I32", (rows, m)), "tail_logprobs": ("F32", (rows, m))}
+    check_repeatable(lm, examples)
     with row_file.filling(out / ROWS, layout, header.model_dump_json(), partial) as (kept, done):
         kept["offsets"].copy_(offsets)
         for number, batch in enumerate(_batches(examples, lengths)):
@@ -236,6 +237,54 @@ def check_shift(
             raise ModelError(
                 f"{lm.source.path}: cached log-probabilities of example {i} are off by up to "
                 f"{float(off.max()):.3g}; they belong to another model or position"
+            )
+
+
+def check_repeatable(lm: LM, examples: Sequence[Supervised]) -> None:
+    """Score one example twice the same way: a teacher that wavers teaches its noise.
+
+    On CPU the numbers must be equal; elsewhere, where sums may be ordered anew each time, within
+    a thousandth of a nat in float32 and a tenth otherwise.
+
+    Raises:
+        ModelError: If the two differ.
+    """
+    example = next(e for e in examples if len(e.input_ids) > e.first)
+    pair = [(list(example.input_ids[: example.first]), list(example.input_ids[example.first :]))]
+    first, second = (torch.tensor(token_logprobs(lm, pair)[0]) for _ in range(2))
+    model = bare(lm.model)
+    near = 1e-3 if model.dtype == torch.float32 else 0.1
+    off = float((first - second).abs().max())
+    if off > (0.0 if model.device.type == "cpu" else near):
+        raise ModelError(
+            f"{lm.source.path}: scored twice, the same tokens differ by {off:.3g} nats; its "
+            f"architecture is not deterministic (dropout outside training, or random routing)"
+        )
+
+
+def check_labels(targets: TeacherTargets, examples: Sequence[Supervised], where: str) -> None:
+    """Compare every supervised token's cached log-probability with its place in the top k.
+
+    Where the token is among the k the two are one number; where it is not, it is no likelier than
+    the last of them. Rows that are a position off, or of other examples, fail both. Needs no
+    teacher, so that every student can ask.
+
+    Raises:
+        ModelError: If a row says otherwise; names the example.
+    """
+    labels = torch.tensor([t for e in examples for t in e.input_ids[e.first :]])
+    for start in range(0, len(labels), 2**16):
+        part = slice(start, start + 2**16)
+        among = targets.ids[part] == labels[part, None]
+        kept = torch.where(among, targets.logprobs[part], 0.0).sum(1)
+        chosen, last = targets.chosen[part], targets.logprobs[part, -1]
+        off = torch.where(among.any(1), (kept - chosen).abs(), (chosen - last).clamp_min(0.0))
+        if float(off.max()) > 1e-3:
+            row = start + int(off.argmax())
+            example = int(torch.searchsorted(targets.offsets, row, right=True)) - 1
+            raise ModelError(
+                f"{where}: the cached distribution of example {example} is not of the token that "
+                f"follows there (off by {float(off.max()):.3g} nats); score the teacher again"
             )
 
 

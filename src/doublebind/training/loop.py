@@ -22,7 +22,7 @@ from doublebind.config import Lora, Training
 from doublebind.errors import ModelError
 from doublebind.models.head import bare, head_of, hidden, logits, tiles
 from doublebind.models.load import check_finite, quiet
-from doublebind.models.teacher_cache import TeacherTargets, completions_id
+from doublebind.models.teacher_cache import TeacherTargets, check_labels, completions_id
 from doublebind.store import storage_error
 from doublebind.training.adapters import fused
 from doublebind.training.batch import Batch, Example, can_pack, collate, cut, order
@@ -277,6 +277,7 @@ def _vocabulary(model: Any, examples: Sequence[Example], targets: TeacherTargets
         raise ModelError(
             f"{where}: the cached targets belong to other completions; score the teacher again"
         )
+    check_labels(targets, examples, where)
     return targets.header.vocab
 
 

@@ -13,7 +13,7 @@ import torch
 from doublebind.errors import ModelError, StoreError
 from doublebind.models import head, teacher_cache
 from doublebind.models.load import LM, tokenizer_id
-from doublebind.models.teacher_cache import check_shift, read, write
+from doublebind.models.teacher_cache import check_labels, check_shift, read, write
 from doublebind.models.template import template_id
 from doublebind.records import ModelSource
 from doublebind.training.batch import Example
@@ -90,6 +90,30 @@ def test_rows_of_another_position_model_or_data_are_noticed(tmp_path: Path) -> N
         check_shift(lm("granite"), data, good)
     with pytest.raises(ModelError, match="other completions"):
         check_shift(model, data[1:], good)
+
+
+def test_students_notice_rows_of_another_position(tmp_path: Path) -> None:
+    model, data = lm(), examples()
+    for k in (4, 1000):
+        write(tmp_path, model, data, top_k=k)
+        good = read(tmp_path)
+        check_labels(good, data, "here")
+        shifted = {
+            "chosen": good.chosen.roll(1),
+            "ids": good.ids.roll(1, 0),
+            "logprobs": good.logprobs.roll(1, 0),
+        }
+        for name, rows in shifted.items():
+            with pytest.raises(ModelError, match="not of the token that follows"):
+                check_labels(dataclasses.replace(good, **{name: rows}), data, "here")
+
+
+def test_teacher_that_wavers_is_refused(tmp_path: Path) -> None:
+    model = lm()
+    norm = model.model.model.norm
+    norm.register_forward_hook(lambda _, __, out: torch.nn.functional.dropout(out, 0.1))
+    with pytest.raises(ModelError, match="scored twice"):
+        write(tmp_path, model, examples(), top_k=4)
 
 
 def test_damaged_or_absent_targets_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""The loss head alone: ours against dense logits and against TRL's chunked divergence.
+
+`python bench/loss_head.py --json` prints `ratio_dense` and `ratio_trl` (the rival's seconds over
+ours, medians of alternating runs in one process) at V = 49,152, and the memory that each adds at
+its peak at V = 32,768, 131,072 and 262,144, measured in a process of its own. Forward KL and the
+gradient of the hidden states; the head is frozen, as with LoRA. Every row is supervised. The
+rivals project the teacher's hidden states too, which ours has cached (its top 64 and the tail);
+the teacher's body is in none. `dense` is the faster of float32 and the head's own precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import shapes
+import torch
+
+WIDTH, TEACHER_WIDTH, TOP_K = 576, 960, 64
+MEMORY_AT = (32_768, 131_072, 262_144)
+
+
+def ways(vocab: int, n: int, dtype: torch.dtype) -> dict[str, Callable[[], torch.Tensor]]:
+    """Each way to the gradient of the hidden states; same inputs."""
+    from doublebind.models.head import Head
+    from doublebind.training.head import SoftTargets, head_loss
+
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(n, WIDTH, generator=g).to(dtype)
+    weight = (4 / math.sqrt(WIDTH) * torch.randn(vocab, WIDTH, generator=g)).to(dtype)
+    theirs = torch.randn(n, TEACHER_WIDTH, generator=g).to(dtype)
+    heads = (4 / math.sqrt(TEACHER_WIDTH) * torch.randn(vocab, TEACHER_WIDTH, generator=g)).to(
+        dtype
+    )
+    kept = []
+    for tile in torch.arange(n).split(16):
+        logp = (theirs[tile] @ heads.T).float().log_softmax(1)
+        top, ids = logp.topk(TOP_K, dim=1)
+        kept.append((ids, top, logp.exp_().scatter_(1, ids, 0).sum(1)))
+    ids, top, tail = (torch.cat(part) for part in zip(*kept, strict=True))
+
+    def ours() -> torch.Tensor:
+        leaf = rows.detach().requires_grad_()
+        head_loss(leaf, Head(weight), soft=SoftTargets(ids, top, tail)).backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    def dense(precision: torch.dtype) -> torch.Tensor:
+        leaf = rows.detach().requires_grad_()
+        logq = (leaf @ weight.T).to(precision).log_softmax(1)
+        logp = (theirs @ heads.T).to(precision).log_softmax(1)
+        kl = torch.nn.functional.kl_div(logq, logp, reduction="none", log_target=True)
+        (kl.sum() / n).backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    def trl() -> torch.Tensor:
+        from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+        leaf = rows.detach().requires_grad_()
+        loss, _, _ = _chunked_divergence_loss(
+            leaf[None], theirs[None], weight, heads, torch.ones(1, n), beta=0.0
+        )
+        loss.backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    return {
+        "ours": ours,
+        "dense_float32": lambda: dense(torch.float32),
+        "dense_own": lambda: dense(dtype),
+        "trl": trl,
+    }
+
+
+def timed(args: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds of each way, alternating."""
+    all_ways = ways(args.vocab, args.rows, getattr(torch, args.dtype))
+    seconds: dict[str, list[float]] = {name: [] for name in all_ways}
+    grads = {}
+    for _ in range(args.reps + 1):
+        for name, way in all_ways.items():
+            began = time.perf_counter()
+            grads[name] = way().float()
+            seconds[name].append(time.perf_counter() - began)
+    typical = {name: statistics.median(each[1:]) for name, each in seconds.items()}
+    dense = min(typical["dense_float32"], typical["dense_own"])
+    exact = grads["dense_float32"]
+    off = {k: float((g - exact).norm() / exact.norm()) for k, g in grads.items()}
+    return {
+        "ratio_dense": dense / typical["ours"],
+        "ratio_trl": typical["trl"] / typical["ours"],
+        "seconds": typical,
+        "all_seconds": seconds,
+        "gradient_off_dense_float32": off,
+    }
+
+
+def memory(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """MiB that each way adds at its peak, each in a fresh process."""
+    found: dict[str, dict[str, float]] = {}
+    for vocab in MEMORY_AT:
+        for name in ("ours", "dense_own", "dense_float32", "trl"):
+            command = [sys.executable, __file__, "--way", name, "--vocab", str(vocab)]
+            command += ["--rows", str(args.rows), "--dtype", args.dtype]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            lines = [line for line in done.stdout.splitlines() if line.startswith("@")]
+            added = json.loads(lines[0][1:])["added"] / 2**20 if lines else math.nan
+            found.setdefault(name, {})[str(vocab)] = round(added)
+    return found
+
+
+def alone(args: argparse.Namespace) -> None:
+    """Worker: run one way once and tell what it added to the peak."""
+    way = ways(args.vocab, args.rows, getattr(torch, args.dtype))[args.way]
+    if args.way == "trl":
+        import trl.trainer.distillation_trainer  # noqa: F401  its own weight is not the loss's
+    # Forget the peak of making the inputs.
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = shapes.peak_rss()
+    way()
+    shapes.say(added=shapes.peak_rss() - before)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--way")
+    parser.add_argument("--vocab", type=int, default=shapes.VOCAB)
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--reps", type=int, default=5)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    chosen = parser.parse_args()
+    if chosen.way:
+        alone(chosen)
+    else:
+        before = shapes.machine()
+        found = timed(chosen) | {"added_mib": memory(chosen), "machine": before}
+        print(json.dumps(found, indent=1 if chosen.json else None))

@@ -1,0 +1,118 @@
+"""One step of supervised fine-tuning: this package against TRL's SFTTrainer.
+
+`python bench/sft_step.py --json` prints `ratio`, the peer's median seconds a step over ours: the
+same rows, padded alike, completions supervised, LoRA, precision and optimiser; no activation
+checkpointing; two processes that step by turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from typing import Any
+
+import kd_grid
+import shapes
+
+
+def ours(args: argparse.Namespace) -> None:
+    """Worker: this package's loop."""
+    from doublebind.config import Lora, Training
+    from doublebind.training import loop
+
+    made = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
+    student = kd_grid.lm(args.student, 3, args)
+    loop.seed_everything(0)
+    model = loop.attach(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
+    settings = Training(steps=args.steps, batch=args.batch, lr=shapes.LR, max_length=4096)
+    loop.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
+    loop.can_pack = lambda model: False  # the peer's padding
+    clock = shapes.Clock()
+    clock.begin()
+    log = loop.train(
+        model,
+        kd_grid.examples(made),
+        settings=settings,
+        seed=0,
+        targets=None,
+        pad_id=0,
+        marks=range(1, args.steps),
+        at_mark=lambda step: clock.turn(),
+    )
+    clock.end(lambda: {"rss": shapes.peak_rss(), "loss_last": log.last})
+
+
+def peer(args: argparse.Namespace) -> None:
+    """Worker: TRL's SFTTrainer with its own collator."""
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    clock = shapes.Clock()
+
+    class Turns(TrainerCallback):
+        def on_step_end(self, trained: Any, state: Any, control: Any, **rest: Any) -> None:
+            if state.global_step < args.steps:
+                clock.turn()
+
+    class InOrder(SFTTrainer):
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return SequentialSampler(dataset if dataset is not None else self.train_dataset)
+
+    made = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
+    rows = [
+        {"input_ids": ids, "completion_mask": [0] * first + [1] * (len(ids) - first)}
+        for ids, first in made
+    ]
+    settings = SFTConfig(
+        completion_only_loss=True, max_length=None, packing=False, **shapes.trl_settings(args)
+    )
+    trainer = InOrder(
+        model=shapes.model(args.student, 3, args.dtype),
+        args=settings,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=shapes.tokenizer(),
+        peft_config=shapes.peft_lora(),
+        callbacks=[Turns()],
+    )
+    clock.begin()
+    trainer.train()
+    clock.end(lambda: {"rss": shapes.peak_rss()})
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Run both by turns."""
+    common = []
+    for name in ("steps", "batch", "tokens", "dtype", "student"):
+        common += [f"--{name}", str(getattr(args, name))]
+    before = shapes.machine()
+    mine, theirs = (shapes.Child(__file__, "--role", role, *common) for role in ("ours", "peer"))
+    for _ in range(args.steps):
+        mine.step()
+        theirs.step()
+    return {
+        "ratio": theirs.typical() / mine.typical(),
+        "rss_ratio": mine.report["rss"] / theirs.report["rss"],
+        "step_seconds": {"ours": mine.seconds, "peer": theirs.seconds},
+        "reports": {"ours": mine.report, "peer": theirs.report},
+        "settings": {k: v for k, v in vars(args).items() if k not in ("role", "json")},
+        "machine": before,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--role", choices=("ours", "peer"))
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=160)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--student", default="135m")
+    chosen = parser.parse_args()
+    if chosen.role:
+        {"ours": ours, "peer": peer}[chosen.role](chosen)
+    else:
+        print(json.dumps(main(chosen), indent=1 if chosen.json else None))
