@@ -222,6 +222,29 @@ def audit(
     _emit(pipeline.audit(model, pack, audits=audits or AUDITS, out=out, store=store), as_json)
 
 
+@app.command()
+def judge(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Any model a study can name.")],
+    pack: Annotated[str, typer.Option(help="Whose items are asked.")],
+    baseline: Annotated[str, typer.Option(help="Model it is compared with, such as M0.")],
+    judges: Annotated[
+        list[str],
+        typer.Option("--judge", help="keys, local:MODEL or inspect:MODEL; repeat for more."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for answers, judgements and scores.")],
+    rejudge: Annotated[
+        bool, typer.Option("--rejudge", help="Judge the answers frozen in --out again.")
+    ] = False,
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a model's free answers before judges, beside a baseline's."""
+    found = pipeline.judge(
+        model, pack, baseline=baseline, judges=judges, out=out, rejudge=rejudge, store=store
+    )
+    _emit(found, as_json)
+
+
 @pack_app.command("check")
 def pack_check(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A pack.")], as_json: AsJson = False

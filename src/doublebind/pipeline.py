@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from doublebind import panels
 from doublebind.audit import Audit, built_in
+from doublebind.audit import judge as judge_answers
 from doublebind.calibration import rates, weigh_each
 from doublebind.cells import M0, REVISIONS, Plan, Planner, audit_job, build_job
 from doublebind.config import AUDITS, Bank, Measurement, Study, TeacherSpec, audit_name
@@ -386,6 +387,66 @@ def audit(
         for name in ("scores.parquet", "transcripts.jsonl"):
             shutil.copyfile(made / name, Path(out) / name)
     return {"model": model, "pack": pack, "endpoints": endpoint_means(_rows(made))}
+
+
+def judge(
+    model: str,
+    pack: str,
+    *,
+    baseline: str,
+    judges: Sequence[str],
+    out: str | Path,
+    rejudge: bool = False,
+    folder: str | Path = ".",
+    store: str | Path | None = None,
+) -> dict[str, Any]:
+    """Put a model's free answers, and a baseline's, before judges.
+
+    Args:
+        model: Any model a study can name.
+        pack: Whose items are asked.
+        baseline: The model it is compared with, such as M0.
+        judges: `keys`, `local:MODEL` or `inspect:MODEL`; two or more where judgement matters.
+        out: Folder for answers, judgements and scores.
+        rejudge: Judge the answers frozen in `out` again instead of asking.
+        folder: What relative paths are relative to.
+        store: Where converted models are kept.
+
+    Returns:
+        `model`, `baseline`, `pack`, `endpoints` as `audit` gives them, `judges`, `agreement`.
+
+    Raises:
+        ConfigError: If judges are missing or named twice, or frozen answers are missing, in the
+            way, or another model's.
+    """
+    out, where = Path(out), pack_ref(pack, Path(folder))
+    if not judges or len(set(judges)) < len(judges):
+        raise ConfigError("`--judge`: name one or more judges, each once")
+    sources = [resolve(ref, relative_to=Path(folder)) for ref in (model, baseline)]
+    identity = {
+        "model": sources[0].sha256,
+        "baseline": sources[1].sha256,
+        "pack": load_pack(where, relative_to=Path(folder)).sha256,
+    }
+    note = out / "answers.json"
+    if rejudge != note.exists():
+        remedy = "leave out --rejudge" if rejudge else "add --rejudge, or name another --out"
+        raise ConfigError(f"{out}: {'has no' if rejudge else 'has'} frozen answers; {remedy}")
+    if rejudge and json.loads(note.read_text(encoding="utf-8")) != identity:
+        raise ConfigError(f"{out}: its answers are another model's, baseline's or pack's")
+    out.mkdir(parents=True, exist_ok=True)
+    found = judge_answers(
+        out,
+        source=None if rejudge else sources[0],
+        baseline=None if rejudge else sources[1],
+        pack=where,
+        judges=judges,
+        cache=Store(store).root / "converted",
+    )
+    write_atomic(note, json.dumps(identity, indent=1))
+    write_atomic(out / "judges.json", json.dumps(found, indent=1))
+    asked = {"model": model, "baseline": baseline, "pack": pack}
+    return asked | {"endpoints": endpoint_means(_rows(out)), **found}
 
 
 def build_teacher(

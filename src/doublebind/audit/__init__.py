@@ -115,6 +115,43 @@ def read(
     )
 
 
+def judge(
+    out: Path,
+    *,
+    source: ModelSource | None,
+    baseline: ModelSource | None,
+    pack: str,
+    judges: Sequence[str],
+    cache: Path,
+) -> dict[str, Any]:
+    """Put free answers before judges; write answers, judgements and scores to `out`.
+
+    Args:
+        out: Folder; answers frozen there are judged as they are where `source` is `None`.
+        source: The model asked.
+        baseline: The model it is compared with.
+        pack: Whose items are asked.
+        judges: `keys`, `local:MODEL`, `inspect:MODEL`.
+        cache: Folder for converted models.
+
+    Returns:
+        See `judged.judge`.
+    """
+    from doublebind.audit import judged
+    from doublebind.audit.judges import open_judge
+    from doublebind.models.load import load
+    from doublebind.packs.load import load as load_pack
+    from doublebind.store import write_records
+
+    opened = [open_judge(ref, cache) for ref in judges]
+    if source and baseline:
+        models = load(source, cache=cache), load(baseline, cache=cache)
+        write_records(
+            out / judged.ANSWERS, judged.ask(*models, load_pack(pack, relative_to=Path()))
+        )
+    return judged.judge(out, opened)
+
+
 def built_in(names: Sequence[str]) -> tuple[Audit, ...]:
     """Return the built-in audits called `names`, and the Inspect tasks among them."""
     from doublebind.audit.behaviour import Behaviour

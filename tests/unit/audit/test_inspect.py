@@ -140,3 +140,33 @@ def test_any_inspect_task_can_be_an_audit_of_a_study() -> None:
 def test_an_unknown_task_is_refused_with_its_name() -> None:
     with pytest.raises(ConfigError, match="nowhere/nothing"):
         questions(InspectTask("nowhere/nothing"), [])
+
+
+@needs_inspect
+def test_a_model_of_inspects_can_judge_and_its_failures_are_unscored() -> None:
+    from inspect_ai.model import ModelOutput, ModelUsage
+
+    from doublebind.audit.judges import InspectJudge
+    from doublebind.audit.judging import Pair, brief
+
+    pair = Pair(
+        id="p",
+        endpoint="judged.goal/x",
+        trait="x",
+        description="wants x",
+        question="what ?",
+        ours="x .",
+        theirs="y .",
+    )
+    asked = brief(pair, swapped=False)
+
+    def said(text: str) -> ModelOutput:
+        output = ModelOutput.from_content("mock", text)
+        output.usage = ModelUsage(input_tokens=1)
+        return output
+
+    judge = InspectJudge("mockllm/model")
+    judge.model.api.outputs = iter([said(f"{asked.code} A"), said("A is better")])
+    replies = judge([asked] * 3)
+    assert sorted(str(reply.verdict) for reply in replies) == ["None", "None", "first"]
+    assert all(reply.reason for reply in replies if reply.verdict is None)
