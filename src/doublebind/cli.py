@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from doublebind import pipeline, verification
+from doublebind import pipeline, starting, terminal, verification
 from doublebind.config import AUDITS, Measurement, Study
 from doublebind.errors import ConfigError, DoublebindError, PackError
 from doublebind.rundir import Run
@@ -136,7 +136,7 @@ def panel(
 @app.command()
 def status(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Say how far a run is."""
-    _emit(Run(run_dir).status(), as_json)
+    _emit(Run(run_dir).status(), as_json, terminal.status)
 
 
 @app.command()
@@ -161,7 +161,7 @@ def verify(
 ) -> None:
     """Recompute every hash, p-value and decision of a run; exit 1 if one differs."""
     found = verification.verify(run_dir, store=store)
-    _emit(found.model_dump(mode="json"), as_json)
+    _emit(found.model_dump(mode="json"), as_json, terminal.verification)
     if not found.verified:
         raise typer.Exit(1)
 
@@ -173,7 +173,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Put two runs' verdicts side by side."""
-    _emit(pipeline.compare(Run(run_dir), Run(other)), as_json)
+    _emit(pipeline.compare(Run(run_dir), Run(other)), as_json, terminal.comparison)
 
 
 @app.command()
@@ -183,11 +183,7 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Write a commented study to start from."""
-    if out.exists():
-        raise ConfigError(f"{out}: exists; name another file with --out")
-    name = "study_terrarium.yaml" if pack == "terrarium" else "study_template.yaml"
-    template = (files("doublebind.packs") / name).read_text(encoding="utf-8")
-    out.write_text(template.replace("{pack}", pack), encoding="utf-8")
+    starting.write_study(out, pack)
     _emit({"study": str(out)}, as_json)
 
 
@@ -312,27 +308,28 @@ def _finish(run: Run, as_json: bool) -> None:
     if as_json:
         _emit(json.loads((run.path / "verdict.json").read_text(encoding="utf-8")), True)
         return
-    verdict, found = run.verdict, run.verdict.incrimination
-    lines = [
-        f"{verdict.suspect}: {found.decision.replace('_', ' ')} (strength: {verdict.strength})"
-    ]
-    lines += [verdict.sentence, *(f"- {reason}" for reason in found.reasons), verdict.coverage]
-    lines.append(f"report: {run.path / 'report.html'}")
-    print("\n".join(_plain(line) for line in lines))
+    if sys.stdout.isatty():
+        _render(terminal.verdict(run))
+    else:
+        print("\n".join(terminal.verdict_lines(run)))
 
 
-def _emit(value: Any, as_json: bool) -> None:
+def _emit(value: Any, as_json: bool, shown: Callable[[Any], Any] | None = None) -> None:
+    """Print a result: JSON if asked, `shown` on a terminal, YAML otherwise."""
     if as_json:
         print(json.dumps(value, indent=1, ensure_ascii=False))
+    elif shown and sys.stdout.isatty():
+        _render(shown(value))
     else:
         import yaml
 
-        print(_plain(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()))
+        print(terminal.plain(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()))
 
 
-def _plain(text: str) -> str:
-    """Keep what a terminal would act on out of what a person reads."""
-    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+def _render(shown: Any) -> None:
+    from rich.console import Console
+
+    Console(markup=False, highlight=False, emoji=False).print(shown)
 
 
 # Recent versions of Typer carry their own copy of Click, older ones import it: ask Typer.
@@ -350,13 +347,13 @@ def _code(argv: list[str]) -> int:
         result = app(argv, standalone_mode=False)
     except DoublebindError as error:
         for problem in error.problems:
-            print(f"error: {_plain(problem)}", file=sys.stderr)
+            print(f"error: {terminal.plain(problem)}", file=sys.stderr)
         return 2
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())
             return 2
-        print(f"error: {_plain(error.format_message())}", file=sys.stderr)
+        print(f"error: {terminal.plain(error.format_message())}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         result = 130

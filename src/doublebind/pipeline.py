@@ -34,7 +34,7 @@ from doublebind.setting import Setting, opened, prepare, roles
 from doublebind.store import Store, file_sha256, write_atomic
 from doublebind.teachers.references import Found, from_spec, pack_ref
 from doublebind.verdict import decide, to_json
-from doublebind.verification import reseal, seal
+from doublebind.verification import ABSENT, differences, reseal, seal
 from doublebind.yaml_file import load
 
 if TYPE_CHECKING:
@@ -474,20 +474,42 @@ def build_teacher(
 
 
 def compare(first: Run, second: Run) -> dict[str, Any]:
-    """Return two runs' numbers side by side, and the protocol keys in which they differ."""
+    """Return two runs' numbers side by side, and every setting in which their protocols differ.
+
+    Returns:
+        One pair per number: `decisions`, `p_values` and so on; `baselines` (p-values) and `effects`
+        (of the suspect's students, minus the median of the references, in probability), a pair for
+        each name that either run has. `differences`: place in the protocol -> both values.
+    """
     runs = (first, second)
     protocols = [run.manifest.protocol.model_dump(mode="json") for run in runs]
+    effects = [
+        {name: effect.minus_references for name, effect in run.evidence.effects.items()}
+        for run in runs
+    ]
     return {
         "runs": [str(run.path) for run in runs],
         "suspects": [run.verdict.suspect for run in runs],
-        "same_protocol": first.manifest.protocol_hash == second.manifest.protocol_hash,
+        "same_protocol": first.manifest.protocol.hash == second.manifest.protocol.hash,
         "protocol_differs_in": [k for k in protocols[0] if protocols[0][k] != protocols[1][k]],
         "decisions": [run.verdict.incrimination.decision for run in runs],
         "p_values": [run.verdict.incrimination.p_value for run in runs],
         "e_values": [run.verdict.incrimination.e_value for run in runs],
         "n_references": [run.verdict.incrimination.n_references for run in runs],
         "strength": [run.verdict.strength for run in runs],
+        "direct_p_values": [run.verdict.direct_audit.p_value for run in runs],
+        "baselines": _pairs([run.evidence.baselines for run in runs]),
+        "effects": _pairs(effects),
+        "differences": {
+            at: [None if value is ABSENT else value for value in (a, b)]
+            for at, a, b in differences(protocols[0], protocols[1])
+        },
     }
+
+
+def _pairs(both: Sequence[dict[str, float]]) -> dict[str, list[float | None]]:
+    names = dict.fromkeys(name for one in both for name in one)
+    return {name: [one.get(name) for one in both] for name in names}
 
 
 def export_inspect(run: Run, cell: str | None = None) -> list[Path]:

@@ -231,7 +231,7 @@ class _Findings:
         ):
             stored = self.json(name)
             if stored is not None:
-                for at, a, b in _differences(stored, computed):
+                for at, a, b in differences(stored, computed):
                     self.say(name, f"`{at}` is {_shown(a)}, recomputed {_shown(b)}")
 
     def rows(self, manifest: Manifest, scores: pd.DataFrame) -> None:
@@ -346,15 +346,15 @@ def _as_text(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**{name: rows[name].astype(str) for name in _ROW if name in rows.columns})
 
 
-def _differences(stored: Any, computed: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(stored: Any, computed: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield every leaf in which two JSON values differ; numbers to 1e-9 relative."""
     if isinstance(stored, dict) and isinstance(computed, dict):
         for key in sorted(stored.keys() | computed.keys()):
             there = f"{at}.{key}".lstrip(".")
-            yield from _differences(stored.get(key, _ABSENT), computed.get(key, _ABSENT), there)
+            yield from differences(stored.get(key, ABSENT), computed.get(key, ABSENT), there)
     elif isinstance(stored, list) and isinstance(computed, list) and len(stored) == len(computed):
         for i, pair in enumerate(zip(stored, computed, strict=True)):
-            yield from _differences(*pair, f"{at}.{i}".lstrip("."))
+            yield from differences(*pair, f"{at}.{i}".lstrip("."))
     elif not _same(stored, computed):
         yield at, stored, computed
 
@@ -365,7 +365,7 @@ def _same(stored: Any, computed: Any) -> bool:
     return type(stored) is type(computed) and stored == computed
 
 
-_ABSENT: Any = type("_Absent", (), {"__repr__": lambda self: "absent"})()
+ABSENT: Any = type("_Absent", (), {"__repr__": lambda self: "absent"})()
 
 
 def _shown(value: Any) -> str:

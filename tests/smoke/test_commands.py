@@ -248,10 +248,29 @@ def test_init_writes_a_study_that_can_be_planned(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert ask(capsys, "init") == {"study": "study.yaml"}
-    assert ask(capsys, "plan", "study.yaml")["references"] == 19
+    planned = ask(capsys, "plan", "study.yaml")
+    assert planned["references"] == 39
+    assert planned["cells"]["student"]["needed"] == 2, "all others are the panel's"
     assert _code(["init"]) == 2
     ask(capsys, "init", "--pack", "assistant", "--out", "own.yaml")
     assert doublebind.load("own.yaml").pack == "assistant"
+
+
+def test_init_names_a_schema_that_is_there(
+    folder: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    out = tmp_path / "studies" / "own.yaml"
+    ask(capsys, "init", "--pack", "pack", "--out", out)
+    first, *rest = out.read_text().splitlines()
+    schema = first.removeprefix("# yaml-language-server: $schema=file://")
+    assert json.loads(Path(schema).read_text())["title"] == "doublebind study"
+    assert "# It asks about ruler." in rest
+    named = doublebind.load(out).pack
+    assert (out.parent / named).resolve() == (folder / "pack").resolve()
+    assert _code(["init", "--pack", "packk", "--out", str(tmp_path / "no.yaml")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "no.yaml").exists()
 
 
 def test_pack_check_counts_or_complains(folder: Path, capsys: Capture) -> None:

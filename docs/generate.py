@@ -1,0 +1,180 @@
+"""Writes what is said twice, once in code and once for readers: `python docs/generate.py`.
+
+The command line's page, the page on the files of a run, and the schemas that editors complete
+by. A test compares what is on disk with what this would write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import typer
+from pydantic import BaseModel
+
+from doublebind import records
+from doublebind.cli import app
+from doublebind.config import Measurement, Study, TeacherSpec
+from doublebind.packs.folder import Header
+
+ROOT = Path(__file__).parents[1]
+SCHEMAS: dict[str, tuple[type[BaseModel], str]] = {
+    "study": (Study, "A study: whom to investigate, and how."),
+    "panel": (Measurement, "A panel: a study without suspect and policy."),
+    "teacher": (TeacherSpec, "How a teacher is made."),
+    "pack": (Header, "`pack.yaml`: a pack's name, traits and score endpoints."),
+    "item": (records.Item, "One line of a pack's `items/*.jsonl`."),
+    "prompt": (records.Prompt, "One line of a pack's `prompts/*.jsonl`."),
+    "transcript": (records.Transcript, "One line of a pack's `build/*.jsonl`."),
+}
+MADE = "<!-- Written by `python docs/generate.py`; change the code, then run it. -->\n\n"
+
+
+def pages() -> dict[Path, str]:
+    """Return file -> content, for everything that is generated."""
+    made = {
+        ROOT / "docs" / "cli.md": MADE + "".join(command_line()),
+        ROOT / "docs" / "files.md": MADE + "".join(files_of_a_run()),
+    }
+    for name, (model, what) in SCHEMAS.items():
+        schema = {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            **model.model_json_schema(),
+            "title": f"doublebind {name}",
+            "description": what,
+        }
+        path = ROOT / "src" / "doublebind" / "schemas" / f"{name}.json"
+        made[path] = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+    return made
+
+
+def command_line() -> Iterator[str]:
+    """Yield the page on the commands."""
+    yield "# Commands\n\n"
+    yield (
+        "stdout carries the result, with `--json` as one JSON document; stderr carries progress, "
+        "where it is a terminal. Exit codes: 0 done, whatever the decision; 2 something that you "
+        "can mend, one line per problem; 130 interrupted; 1 a bug of ours, or `verify` found "
+        "something. Artefacts are kept in `--store`, `$DOUBLEBIND_STORE` or `~/.cache/doublebind`, "
+        "and never computed twice.\n"
+    )
+    # Any: Typer carries a copy of Click whose types are not public.
+    root: Any = typer.main.get_command(app)
+    for path, command in _commands(root, ("doublebind",)):
+        shown = [p for p in command.params if p.name != "help"]
+        arguments = [p for p in shown if p.param_type_name == "argument"]
+        options = [p for p in shown if p.param_type_name == "option"]
+        usage = [*path, *(p.metavar or p.name.upper() for p in arguments)]
+        usage += [f"{p.opts[0]} {_value(p)}" for p in options if p.required]
+        yield f"\n## `{' '.join(path)}`\n\n{command.help.strip()}\n\n"
+        yield f"    {' '.join(usage)}{' [options]' if options else ''}\n\n"
+        yield "| | |\n|---|---|\n"
+        for p in arguments:
+            yield f"| `{p.metavar or p.name.upper()}` | {p.help} |\n"
+        for p in options:
+            yield f"| `{p.opts[0]}{_value(p, ' ')}` | {p.help}{_default(p)} |\n"
+
+
+def _commands(group: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def _value(p: Any, space: str = "") -> str:
+    return "" if p.is_flag else f"{space}{p.metavar or p.name.upper()}"
+
+
+def _default(p: Any) -> str:
+    if p.required:
+        return " Required."
+    if p.is_flag or p.default is None:
+        return ""
+    return f" Default `{p.default}`."
+
+
+def files_of_a_run() -> Iterator[str]:
+    """Yield the page on what is in a run directory."""
+    yield "# The files of a run\n\n"
+    yield (
+        "`doublebind.Run(path)` reads them. A number that could not be computed is absent (in "
+        "`evidence.json` null), never 0 or NaN, and `missing` says why.\n\n"
+    )
+    yield "| file | what |\n|---|---|\n"
+    for name, what in (
+        ("manifest.json", "what was run, with what, frozen before the first audit"),
+        ("ledger.jsonl", "every event of every cell, failures too"),
+        ("scores.parquet", "every item of every audited model"),
+        ("shapes.json", "teacher -> feature -> number, for the match table"),
+        ("evidence.json", "what the scores say, before any decision"),
+        ("verdict.json", "what was decided, with reasons"),
+        ("transcripts/KEY.jsonl", "what the model with content key KEY was asked, and answered"),
+        (
+            "cells/KEY.json",
+            "how the student KEY was made: the keys of its inputs, what was dropped",
+        ),
+        ("report.html", "all of it on one page"),
+        ("seal.json", "the hashes of the others (but the ledger's), for `doublebind verify`"),
+        ("inspect/*.eval", "written by `doublebind export --inspect`"),
+    ):
+        yield f"| `{name}` | {what} |\n"
+    yield "\n## Columns of `scores.parquet`\n\n`doublebind.Run.columns`.\n\n"
+    yield "| column | what it means |\n|---|---|\n"
+    for name, what in records.SCORE_COLUMNS.items():
+        yield f"| `{name}` | {what} |\n"
+    for model, where in (
+        (records.Manifest, "`manifest.json`"),
+        (records.Protocol, "`protocol`, in the manifest"),
+        (records.Teacher, "`teachers`, in the manifest"),
+        (records.Verdict, "`verdict.json`"),
+        (records.Incrimination, "`incrimination`, in the verdict"),
+        (records.Power, "`power`"),
+        (records.Evidence, "`evidence.json`"),
+        (records.Transfer, "`transfer`, in the evidence"),
+        (records.Likelihood, "`likelihood`, in the evidence"),
+    ):
+        yield f"\n## {where[0].upper()}{where[1:]}\n\n{_flat(model.__doc__)}\n\n"
+        yield "| key | type | what it means |\n|---|---|---|\n"
+        for name, its in model.model_fields.items():
+            kind = _kind(its.annotation)
+            yield f"| `{its.alias or name}` | {kind} | {_flat(its.description)} |\n"
+
+
+def _flat(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+def _kind(annotation: Any) -> str:
+    """Return a type in words that JSON has."""
+    if annotation is type(None):
+        return "null"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"`{annotation.__name__}`"
+    parts = get_args(annotation)
+    origin = getattr(annotation, "__origin__", None)
+    if origin is dict:
+        return f"{_kind(parts[0])} to {_kind(parts[1])}"
+    if origin is tuple:
+        return f"list of {_kind(parts[0])}"
+    if parts and origin is None:  # a union
+        return " or ".join(_kind(part) for part in parts)
+    if parts:  # a literal
+        return ", ".join(f"`{part}`" for part in parts)
+    return {"str": "text", "float": "number", "int": "integer", "bool": "true or false"}.get(
+        getattr(annotation, "__name__", ""), "any"
+    )
+
+
+def main() -> None:
+    """Write every generated file."""
+    for path, text in pages().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
