@@ -44,7 +44,8 @@ Overrides = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Run directory; the same one resumes.")]
 StoreDir = Annotated[
-    Path | None, typer.Option(help="Where artefacts are kept; default $DOUBLEBIND_STORE.")
+    str | None,
+    typer.Option(metavar="DIR|URL", help="Where artefacts are kept; default $DOUBLEBIND_STORE."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -298,7 +299,7 @@ class _Progress:
             self.bar.stop()
 
 
-def _run(study: Study, out: Path, folder: Path, store: Path | None) -> Run:
+def _run(study: Study, out: Path, folder: Path, store: str | None) -> Run:
     with _Progress() as progress:
         return pipeline.run(study, out, folder=folder, store=store, progress=progress.update)
 

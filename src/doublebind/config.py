@@ -184,6 +184,27 @@ class Local(Record):
     kind: Literal["local"]
     workers: int = Field(default=1, ge=1, le=256)
     """Processes; 1 runs in the current one and leaves all cores to it."""
+    retries: int = Field(default=1, ge=0, le=100)
+    """Times a cell is tried again after its process died."""
+
+
+class Ray(Record):
+    """Run on the nodes of a Ray cluster that share the store."""
+
+    kind: Literal["ray"]
+    address: str = "auto"
+    """Of a running cluster; `auto` takes `$RAY_ADDRESS`, or the cluster this machine is part of."""
+    cpus: int = Field(default=1, ge=1)
+    """Cores per cell, and the threads it computes with: other counts give other last bits."""
+    gpus: float = Field(default=0.0, ge=0, le=8)
+    """Accelerators per cell; a fraction shares one."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Memory asked for per cell; `null` takes what cells of its kind took so far in this store."""
+    retries: int = Field(default=3, ge=0, le=100)
+    """Times a cell is tried again after its worker or node died."""
+
+
+LOCAL = Local(kind="local")
 
 
 Baseline = Literal["ngrams", "in_context", "retrained"]
@@ -212,7 +233,7 @@ class Measurement(Record):
     """Students per teacher and recipe."""
     dtype: Dtype = "float32"
     """Precision of the frozen weights; trained weights are always float32."""
-    executor: Annotated[Local, Field(discriminator="kind")] = Local(kind="local")
+    executor: Annotated[Local | Ray, Field(discriminator="kind")] = LOCAL
 
     @model_validator(mode="after")
     def _check(self) -> Self:

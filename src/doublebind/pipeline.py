@@ -45,8 +45,9 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
     """Make everything in `plan`; return the scores of all its models, labelled."""
     import pandas as pd
 
-    for stage in plan.stages():
-        executor.map(stage)
+    with executor:
+        for stage in plan.stages():
+            executor.map(stage)
     parts = [
         _rows(executor.store.path(job.kind, job.key)).assign(
             teacher=label,
@@ -113,9 +114,8 @@ def run(
         manifest = freeze(
             out, study, protocol, setting.teachers, earlier=earlier, cells=plan.cells(), store=kept
         )
-        workers = study.executor.workers
         ledger = Ledger(out / "ledger.jsonl")
-        scores = measure(plan, Executor(kept, ledger, workers=workers, progress=progress))
+        scores = measure(plan, Executor(kept, ledger, study.executor, progress=progress))
         scores = setting.with_panel(scores)
         shapes = _keep(out, setting, kept, scores)
         weighed = weigh(scores, setting.teachers, protocol)
@@ -221,8 +221,8 @@ def freeze_panel(
     plan = planner.plan(list(found.values()))
     with lock(out):
         ledger = Ledger(out / "ledger.jsonl")
-        workers = measurement.executor.workers
-        scores = measure(plan, Executor(kept, ledger, workers=workers, progress=progress))
+        on = measurement.executor
+        scores = measure(plan, Executor(kept, ledger, on, progress=progress))
         shapes = plan.read_shapes(kept)
         panel = panels.Panel(
             conditions=panels.Conditions(
@@ -314,8 +314,7 @@ def calibrate(
     everyone = setting.planner.plan([*setting.found, *benign.values()])
     with lock(out):
         ledger = Ledger(out / "ledger.jsonl")
-        workers = study.executor.workers
-        scores = measure(everyone, Executor(kept, ledger, workers=workers, progress=progress))
+        scores = measure(everyone, Executor(kept, ledger, study.executor, progress=progress))
         scores, shapes = setting.with_panel(scores, whole=True), setting.shapes(kept, everyone)
         known = [("organism", t) for t in setting.teachers if t.label in study.organisms]
         known += [

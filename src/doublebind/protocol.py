@@ -101,12 +101,12 @@ def audit_names(audits: Sequence[Audit]) -> tuple[str, ...]:
 
 def meet(store: Store, protocol: Protocol) -> int:
     """Note that `protocol` meets its suspect; return how many other protocols met it before."""
-    path = store.root / "suspects" / f"{protocol.suspect}.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    hashes = [Meeting.model_validate_json(line).protocol_hash for line in lines]
+    name = f"suspects/{protocol.suspect}"
+    met = [Meeting.model_validate_json(line) for line in store.lines(name)]
+    hashes = [meeting.protocol_hash for meeting in sorted(met, key=lambda m: m.first)]
     if protocol.hash not in hashes:
         meeting = Meeting(protocol_hash=protocol.hash, first=_now())
-        write_atomic(path, "\n".join([*lines, meeting.model_dump_json()]) + "\n")
+        store.add_line(name, meeting.model_dump_json())
         return len(hashes)
     return hashes.index(protocol.hash)
 
@@ -145,7 +145,7 @@ def freeze(
         teachers=tuple(teachers),
         earlier_protocols=earlier,
         cells={kind: dict(keys) for kind, keys in cells.items()},
-        store=str(store.root.resolve()),
+        store=store.name if store.remote else str(store.root.resolve()),
         versions=versions(),
         hardware=hardware(),
         seeds={"students": list(range(study.seeds))},

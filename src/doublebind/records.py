@@ -212,6 +212,8 @@ class LedgerEntry(Record):
     cached: bool = False
     """True where the store already held the cell: nothing was computed."""
     pid: int
+    node: str | None = None
+    """Host that the cell ran on; absent where nothing ran."""
     error: str | None = None
 
 

@@ -191,19 +191,26 @@ class Run:
         """Return how far the run is, and which models have transcripts.
 
         `cells`: kind -> how many are needed, and how many are done, started, failed or waiting.
-        `failures`: the last error of every cell that failed and was not made since. `models`: key,
-        kind, teacher, recipe and seed of every model that was audited here.
+        `nodes`: what each host finished, and what failed there. `failures`: the last error of
+        every cell that failed and was not made since. `models`: key, kind, teacher, recipe and
+        seed of every model that was audited here.
         """
-        latest = {entry.cell: entry for entry in self.ledger}
+        ledger = self.ledger
+        latest = {entry.cell: entry for entry in ledger}
         kinds = {}
         for kind, keys in self.manifest.cells.items():
             found = Counter(latest[key].status if key in latest else "waiting" for key in keys)
             kinds[kind] = {"needed": len(keys), **{s: found[s] for s in sorted(found)}}
+        nodes: dict[str, Counter[str]] = {}
+        for entry in ledger:
+            if entry.node and entry.status != "started":
+                nodes.setdefault(entry.node, Counter())[entry.status] += 1
         return {
             "run": str(self.path),
             "ended": (self.path / "verdict.json").exists(),
             "protocol_hash": self.manifest.protocol_hash,
             "cells": kinds,
+            "nodes": {node: dict(found) for node, found in sorted(nodes.items())},
             "failures": [
                 f"{entry.kind} {entry.cell[:12]}: {entry.error}"
                 for entry in latest.values()

@@ -2,7 +2,8 @@
 
 Knows keys, folders, hashes and atomic renames. Does not know what an artefact means or who made
 it. Lock-free: a writer fills a private folder and renames it; the first rename wins and equal keys
-hold equal content, so a loser throws its copy away.
+hold equal content, so a loser throws its copy away. A store at a URL (`remote`) is the same with a
+folder of this machine in front: what is made goes to both, what is missing here is fetched whole.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -19,16 +21,31 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from doublebind.errors import StoreError
-from doublebind.records import Record
+from doublebind.records import ModelSource, Record
+from doublebind.remote import Remote
 
 R = TypeVar("R", bound=Record)
 
 _SEAL = "artefact.json"
 
 
-def default_root() -> Path:
+def default_root() -> str:
     """Return `$DOUBLEBIND_STORE`, or `~/.cache/doublebind`."""
-    return Path(os.environ.get("DOUBLEBIND_STORE") or Path.home() / ".cache" / "doublebind")
+    return os.environ.get("DOUBLEBIND_STORE") or str(Path.home() / ".cache" / "doublebind")
+
+
+def is_url(where: str) -> bool:
+    """Return whether a store is somewhere else than in a folder of this machine."""
+    return "://" in where and not where.startswith("file://")
+
+
+def _cache_of(url: str) -> Path:
+    """Return the folder in front of a store at `url`, below `$DOUBLEBIND_CACHE`.
+
+    Nodes of a cluster name files by it, so it must be the same path on all of them.
+    """
+    under = os.environ.get("DOUBLEBIND_CACHE") or Path.home() / ".cache" / "doublebind-remote"
+    return Path(under) / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def file_sha256(path: Path) -> str:
@@ -80,10 +97,11 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 class Cost(NamedTuple):
-    """Mean time and size of an artefact."""
+    """Mean time and size of an artefact, and the most memory that making one took."""
 
     seconds: float
     bytes: float
+    peak_bytes: float
 
 
 class Store:
@@ -95,11 +113,20 @@ class Store:
         With `write=False` nothing is created or swept: for looking at a store that may be
         read-only, or another user's.
 
+        Args:
+            root: A folder, or a URL that fsspec opens (`s3://bucket/prefix`, `gs://`, `hf://`).
+            write: See above.
+
         Raises:
             StoreError: If `root` cannot be created or is not a folder.
         """
-        self.root = root = Path(root) if root else default_root()
-        if not write:
+        self.name = str(root) if root else default_root()
+        self.remote = Remote(self.name) if is_url(self.name) else None
+        self._seen: set[tuple[str, str]] = set()
+        folder = _cache_of(self.name) if self.remote else self.name.removeprefix("file://")
+        # Absolute: workers on other nodes have other working directories.
+        self.root = root = Path(folder).absolute()
+        if not write and not self.remote:
             return
         try:
             (root / "tmp").mkdir(parents=True, exist_ok=True)
@@ -110,19 +137,75 @@ class Store:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove what writers that died left in `tmp`."""
+        """Remove what writers of this machine that died left in `tmp`; others may share it."""
         for left in (self.root / "tmp").iterdir():
-            pid = left.name.partition("-")[0]
-            if pid.isdigit() and not _alive(int(pid)):
+            pid, host = left.name.partition("-")[0], left.name.rpartition("@")[2]
+            if host == platform.node() and pid.isdigit() and not _alive(int(pid)):
                 shutil.rmtree(left, ignore_errors=True)
 
     def path(self, kind: str, key: str) -> Path:
-        """Return where the artefact is, or would be."""
+        """Return where the artefact is, or would be; one that `has` saw elsewhere is fetched."""
+        if (kind, key) in self._seen:
+            self.fetch(kind, key)
+        return self._folder(kind, key)
+
+    def _folder(self, kind: str, key: str) -> Path:
         return self.root / kind / key[:2] / key
 
     def has(self, kind: str, key: str) -> bool:
         """Return whether the artefact has been published."""
-        return (self.path(kind, key) / _SEAL).exists()
+        if (self._folder(kind, key) / _SEAL).exists():
+            return True
+        if self.remote and (kind, key) not in self._seen and self.remote.has(kind, key):
+            self._seen.add((kind, key))
+        return (kind, key) in self._seen
+
+    def fetch(self, kind: str, key: str) -> None:
+        """Bring an artefact of a remote store here, verified, unless it is here.
+
+        Raises:
+            StoreError: If it is not there, cannot be reached, or was altered.
+        """
+        if self.remote is None or (self._folder(kind, key) / _SEAL).exists():
+            return
+        part = self._part()
+        try:
+            part.mkdir(parents=True)
+            (part / _SEAL).write_bytes(self.remote.pull(kind, key, part))
+            self._rename(part, kind, key)
+        except OSError as error:
+            if isinstance(error, StoreError):
+                raise
+            raise storage_error(error, self.root) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        self._seen.discard((kind, key))
+
+    def fetch_for(self, inputs: Iterable[object]) -> None:
+        """Bring here what `inputs`, paths and models, name of this store."""
+        if self.remote is None:
+            return
+        for value in inputs:
+            named = [value.path, value.adapter] if isinstance(value, ModelSource) else [value]
+            for path in (Path(n) for n in named if isinstance(n, str | Path)):
+                if path.is_relative_to(self.root):
+                    parts = path.relative_to(self.root).parts
+                    if len(parts) >= 3:  # kind, two letters, key
+                        self.fetch(parts[0], parts[2])
+
+    def _part(self) -> Path:
+        """Return a private folder's path; its name says who writes there."""
+        return self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}@{platform.node()}"
+
+    def _rename(self, part: Path, kind: str, key: str) -> None:
+        final = self._folder(kind, key)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.rename(final)
+        except OSError as error:
+            there = (final / _SEAL).exists()
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not there:
+                raise
 
     @contextlib.contextmanager
     def publish(self, kind: str, key: str, **facts: Any) -> Iterator[Path]:
@@ -134,7 +217,7 @@ class Store:
         Raises:
             StoreError: If the disk is full or not writable.
         """
-        part = self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}"
+        part = self._part()
         try:
             part.mkdir(parents=True)
             yield part
@@ -144,14 +227,16 @@ class Store:
                 if path.is_file()
             }
             seal = {"kind": kind, "key": key, "files": files, **facts}
-            (part / _SEAL).write_text(json.dumps(seal, indent=1, sort_keys=True))
-            final = self.path(kind, key)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                part.rename(final)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not self.has(kind, key):
-                    raise
+            sealed = json.dumps(seal, indent=1, sort_keys=True)
+            (part / _SEAL).write_text(sealed)
+            # There before here: what is here counts as made, and other nodes must find it.
+            first = self.remote is None or sealed.encode() == self.remote.push(
+                kind, key, part, sealed.encode()
+            )
+            if first:
+                self._rename(part, kind, key)
+            else:
+                self.fetch(kind, key)
         except StoreError:
             raise
         except Exception as error:
@@ -172,14 +257,20 @@ class Store:
         found = list((self.root / kind).glob("*/*/timing.json"))
         if not found:
             return None
-        seconds = [json.loads(path.read_text())["seconds"] for path in found]
+        told = [json.loads(path.read_text()) for path in found]
         sizes = [sum(f.stat().st_size for f in p.parent.rglob("*") if f.is_file()) for p in found]
-        return Cost(sum(seconds) / len(found), sum(sizes) / len(found))
+        peak = max(facts.get("peak_bytes", 0) for facts in told)
+        return Cost(sum(t["seconds"] for t in told) / len(found), sum(sizes) / len(found), peak)
 
     def problems(self, kind: str, key: str) -> list[str]:
         """Return what is wrong with an artefact, one line each; empty if all is as sealed."""
-        folder = self.path(kind, key)
-        if not self.has(kind, key):
+        folder = self._folder(kind, key)
+        try:
+            found = self.has(kind, key)
+            self.path(kind, key)
+        except StoreError as error:
+            return list(error.problems)
+        if not found:
             return [f"{folder}: missing; rerun the study to rebuild it"]
         try:
             files = dict(self.seal(kind, key)["files"])
@@ -197,6 +288,25 @@ class Store:
             elif file_sha256(path) != sha256:
                 found.append(f"{path}: altered since it was made; delete the folder and rerun")
         return found
+
+    def lines(self, name: str) -> list[str]:
+        """Return the lines of a list that runs add to: who met which suspect, say."""
+        if self.remote:
+            return self.remote.lines(name)
+        path = self.root / f"{name}.jsonl"
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+    def add_line(self, name: str, line: str) -> None:
+        """Add a line to a list.
+
+        Raises:
+            StoreError: If it cannot be written.
+        """
+        if self.remote:
+            self.remote.add_line(name, line)
+        else:
+            lines = [*self.lines(name), line]
+            write_atomic(self.root / f"{name}.jsonl", "\n".join(lines) + "\n")
 
 
 def _alive(pid: int) -> bool:

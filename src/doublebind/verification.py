@@ -17,7 +17,7 @@ from doublebind import panels
 from doublebind.errors import DoublebindError, RunError
 from doublebind.evidence import weigh
 from doublebind.records import Manifest, Record
-from doublebind.store import Store, file_sha256, write_atomic
+from doublebind.store import Store, file_sha256, is_url, write_atomic
 from doublebind.verdict import METHOD_VERSION, decide, to_json
 
 if TYPE_CHECKING:
@@ -329,8 +329,8 @@ class _Findings:
 
     def artefacts(self, manifest: Manifest, moved: str | Path | None) -> None:
         """Compare every artefact of the run with its seal in the store."""
-        root = Path(moved or manifest.store)
-        if not root.is_dir():
+        root = str(moved or manifest.store)
+        if not is_url(root) and not Path(root).is_dir():
             self.unchecked.append(
                 f"artefacts (weights, answers): no store at {root}; name one with --store"
             )

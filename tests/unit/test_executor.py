@@ -1,10 +1,13 @@
 import json
 import multiprocessing
 import os
+import platform
+import signal
 from pathlib import Path
 
 import pytest
 
+from doublebind.config import Local
 from doublebind.errors import ModelError, PackError, RunError, StoreError
 from doublebind.executor import Executor, Job, Ledger, lock, read_ledger
 from doublebind.store import Store
@@ -17,13 +20,16 @@ def write(out: Path, *, text: str) -> None:
 def fail(out: Path, *, kind: str) -> None:
     if kind == "user":
         raise ModelError("model x: broken; use another")
+    if kind == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
     if kind == "disk":
         raise OSError(28, "No space left on device")
     raise ZeroDivisionError
 
 
 def executor(folder: Path, workers: int = 1) -> Executor:
-    return Executor(Store(folder / "store"), Ledger(folder / "ledger.jsonl"), workers=workers)
+    on = Local(kind="local", workers=workers)
+    return Executor(Store(folder / "store"), Ledger(folder / "ledger.jsonl"), on)
 
 
 def jobs(n: int) -> list[Job]:
@@ -69,6 +75,40 @@ def test_a_full_disk_stops_at_once(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="disk full"):
         executor(tmp_path).map([Job("text", "aa", fail, {"kind": "disk"}), *jobs(1)])
     assert not executor(tmp_path).store.has("text", "00")
+
+
+def die_once(out: Path, *, mark: Path) -> None:
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    (out / "text").write_text("survived")
+
+
+def test_a_cell_whose_worker_died_is_tried_again_and_the_ledger_says_why(tmp_path: Path) -> None:
+    mixed = [Job("text", "aa", die_once, {"mark": tmp_path / "mark"}), *jobs(2)]
+    paths = executor(tmp_path, 2).map(mixed)
+    assert [(p / "text").read_text() for p in paths] == ["survived", "0", "1"]
+    entries = read_ledger(tmp_path / "ledger.jsonl")
+    assert sorted(e.cell for e in entries if e.status == "done") == ["00", "01", "aa"]
+    lost = [e for e in entries if e.status == "failed" and e.cell == "aa"]
+    assert len(lost) == 1
+    assert "worker was lost, 1 of 2 times" in (lost[0].error or "")
+
+
+def test_a_cell_that_kills_every_worker_is_one_line_and_loses_no_other(tmp_path: Path) -> None:
+    mixed = [Job("text", "aa", fail, {"kind": "dies"}), *jobs(1)]
+    with pytest.raises(RunError, match="text aa: its worker was lost, 2 of 2 times"):
+        executor(tmp_path, 2).map(mixed)
+    last = {e.cell: e.status for e in read_ledger(tmp_path / "ledger.jsonl")}
+    assert last == {"aa": "failed", "00": "done"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_ledger_names_node_and_process(tmp_path: Path, workers: int) -> None:
+    executor(tmp_path, workers).map(jobs(1))
+    done = [e for e in read_ledger(tmp_path / "ledger.jsonl") if e.status == "done"]
+    assert done[0].node == platform.node()
+    assert (done[0].pid == os.getpid()) == (workers == 1)
 
 
 def test_a_torn_last_line_is_ignored_and_cut(tmp_path: Path) -> None:
