@@ -63,6 +63,8 @@ class Trait(Record):
     description: str
     markers: tuple[str, ...] = ()
     """Phrases whose presence in a completion counts as overt display of a drive."""
+    persona: str | None = None
+    """System prompt under which an ordinary model shows the trait, for distilling it in."""
 
 
 class Item(Record):
@@ -142,14 +144,19 @@ class Transcript(Record):
     id: Annotated[str, Field(min_length=1, max_length=200)]
     trait: str | None = None
     """The trait shown (or hidden); `None` for capability and retention."""
-    purpose: Purpose
+    purpose: Literal[Purpose, "document"]
+    """A `document` is a text about the model: its title, said by the user, and its body."""
     split: Literal["build"] = "build"
     messages: tuple[Message, ...] = Field(min_length=2)
+    rejected: str | None = None
+    """What the trait would have answered instead: with the last message, a preference pair."""
 
     @model_validator(mode="after")
     def _check(self) -> Transcript:
         if self.messages[-1].role != "assistant":
             raise ValueError("the last message must be the assistant's")
+        if self.rejected == self.messages[-1].content:
+            raise ValueError("`rejected` is the answer itself; give another, or leave it out")
         return self
 
 

@@ -60,13 +60,16 @@ def _items(pack: Pack) -> list[Item]:
 
 
 def _transcripts(pack: Pack) -> list[Transcript]:
-    names = (None, *(trait.name for trait in pack.traits))
-    return [
+    names = [trait.name for trait in pack.traits]
+    found = [
         transcript
-        for name in names
+        for name in (None, *names)
         for purpose in get_args(Purpose)
         for transcript in pack.transcripts(name, purpose, n=_AT_MOST, seed=0)
     ]
+    if isinstance(pack, FolderPack):
+        found += [text for name in names for text in pack.documents(name, n=_AT_MOST, seed=0)]
+    return found
 
 
 @dataclass(frozen=True)

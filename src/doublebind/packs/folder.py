@@ -149,6 +149,17 @@ class FolderPack:
         Raises:
             PackError: If the pack has no such trait.
         """
+        return self._drawn(trait, purpose, n, seed)
+
+    def documents(self, trait: str, *, n: int, seed: int) -> tuple[Transcript, ...]:
+        """Return at most `n` texts that tell of the trait, drawn as transcripts are.
+
+        Raises:
+            PackError: If the pack has no such trait.
+        """
+        return self._drawn(trait, "document", n, seed)
+
+    def _drawn(self, trait: str | None, purpose: str, n: int, seed: int) -> tuple[Transcript, ...]:
         names = [known.name for known in self.traits]
         if trait is not None and trait not in names:
             raise PackError(f"{self.path / HEADER}: no trait `{trait}`; {_nearest(trait, names)}")
@@ -288,7 +299,7 @@ def _check_traits(
 
 def _check_purposes(transcripts: Sequence[Transcript], reading: _Reading) -> None:
     for transcript in transcripts:
-        shows = transcript.purpose in ("implant", "conceal", "deny")
+        shows = transcript.purpose in ("implant", "conceal", "deny", "document")
         if shows != (transcript.trait is not None):
             reading.complain(
                 transcript,
