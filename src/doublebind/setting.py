@@ -11,7 +11,7 @@ from doublebind import panels
 from doublebind.audit import Audit
 from doublebind.audit.own import check as check_audits
 from doublebind.cells import REVISIONS, Plan, Planner
-from doublebind.config import Bank, Measurement, Study, load_study
+from doublebind.config import Bank, Local, Measurement, Study, load_study
 from doublebind.errors import ConfigError
 from doublebind.packs.load import Pack
 from doublebind.protocol import frozen_protocol
@@ -91,7 +91,9 @@ def prepare(study: Study, folder: Path, store: Store, audits: Sequence[Audit] = 
         DoublebindError: With one line per problem: a name, a path, or a panel measured under other
             conditions.
     """
-    check_audits(audits, study.audits, workers=study.executor.workers)
+    executor = study.executor
+    elsewhere = not isinstance(executor, Local) or executor.workers > 1
+    check_audits(audits, study.audits, elsewhere=elsewhere)
     planner = Planner(study, folder, store, audits)
     role = {study.suspect: "suspect", **roles(study, planner.pack)}
     found = {ref: planner.find(ref) for ref in role}

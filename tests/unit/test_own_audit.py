@@ -56,7 +56,7 @@ def local() -> Any:
 
 
 def test_an_audit_of_the_right_shape_passes() -> None:
-    check([Own(), Own(name="another", extra={"cue": ["a", 1]})], ["behaviour"], workers=2)
+    check([Own(), Own(name="another", extra={"cue": ["a", 1]})], ["behaviour"], elsewhere=True)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_an_audit_of_the_right_shape_passes() -> None:
 )
 def test_what_could_not_be_keyed_is_refused_in_one_line(audit: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as error:
-        check([audit], ["behaviour"], workers=1)
+        check([audit], ["behaviour"], elsewhere=False)
     assert len(error.value.problems) == 1
 
 

@@ -16,15 +16,15 @@ from doublebind.records import ItemKind, canonical
 _KINDS = get_args(ItemKind)
 
 
-def check(audits: Sequence[Any], built_in: Sequence[str], *, workers: int) -> None:
+def check(audits: Sequence[Any], built_in: Sequence[str], *, elsewhere: bool) -> None:
     """Raise a `ConfigError` with one line per problem with the audits a user brings.
 
     Args:
         audits: What was passed as `audits`.
         built_in: Names of the study's own audits, which are taken.
-        workers: Processes that the audits will be pickled for.
+        elsewhere: Whether other processes call the audits, so that they are pickled.
     """
-    problems = [f"`audits`: {what}" for audit in audits for what in _problems(audit, workers)]
+    problems = [f"`audits`: {what}" for audit in audits for what in _problems(audit, elsewhere)]
     names = [*built_in, *(str(getattr(audit, "name", "")) for audit in audits)]
     problems += [
         f"`audits`: two are called `{name}`, and their scores could not be told apart; rename one"
@@ -34,7 +34,7 @@ def check(audits: Sequence[Any], built_in: Sequence[str], *, workers: int) -> No
         raise ConfigError(*problems)
 
 
-def _problems(audit: Any, workers: int) -> list[str]:
+def _problems(audit: Any, elsewhere: bool) -> list[str]:
     kind = audit if isinstance(audit, type) else type(audit)
     shown = f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(audit, type):
@@ -65,7 +65,7 @@ def _problems(audit: Any, workers: int) -> list[str]:
         found.append(
             f"{audit.name}: its fields must be plain data, which its scores are keyed by ({error})"
         )
-    if workers > 1 and kind.__module__ == "__main__" and not _main_is_a_file():
+    if elsewhere and kind.__module__ == "__main__" and not _main_is_a_file():
         found.append(
             f"{audit.name}: worker processes cannot import it from here; move it to a file, or set "
             "`executor.workers` to 1"
