@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,33 @@ def test_items_can_be_walked_by_keyboard(shown: Shown) -> None:
     for key, place in (("j", 1), ("j", 2), ("k", 1)):
         page.ask("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
         assert page.value(at) == place
+
+
+def test_whatever_can_be_used_or_seen_has_a_name(shown: Shown) -> None:
+    page = shown(make_run(19, 6, seeds=1))
+    read_transcripts(page)
+    found = [n for n in page.ask("Accessibility.getFullAXTree")["nodes"] if not n.get("ignored")]
+    named = ("article", "button", "combobox", "searchbox", "link", "image", "region", "navigation")
+    roles = {node["role"]["value"] for node in found}
+    assert roles >= set(named)
+    assert "graphics-symbol" not in roles  # dots are not read one by one
+    for node in found:
+        if node["role"]["value"] in named:
+            assert node["name"]["value"], node
+    levels = [
+        int(p["value"]["value"])
+        for node in found
+        if node["role"]["value"] == "heading"
+        for p in node["properties"]
+        if p["name"] == "level"
+    ]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    twice = page.value(
+        "Array.from(document.querySelectorAll('[id]'), (e) => e.id)"
+        ".filter((id, i, all) => all.indexOf(id) !== i)"
+    )
+    assert twice == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

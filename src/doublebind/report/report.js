@@ -103,7 +103,7 @@
     const words = `Suspect's students ${own.toFixed(3)}; references' ${sorted[0].toFixed(3)} to ` +
       `${sorted.at(-1).toFixed(3)}, median ${median(sorted).toFixed(3)}, ${above} of ${sorted.length} at or above` +
       (m0 === null ? "" : `; M0 ${m0.toFixed(3)}`);
-    const drawing = svg("svg", { class: "standing", viewBox: "0 0 300 32", role: "img", "aria-label": words }, ...parts);
+    const drawing = svg("svg", { class: "standing", viewBox: "0 0 300 32", role: "img", "aria-label": words }, svg("g", { "aria-hidden": "true" }, ...parts));
     return el("div", "among", drawing, el("p", "note", `${words}.`));
   }
 
@@ -157,6 +157,7 @@
     const m0 = base ? (lineOf(base, item)?.[1] ?? null) : null;
     const made = el("article", "item", el("h3", "", said(name)), el("p", "note", said(id), " · ", said(audit), use && ` · ${use}`));
     made.tabIndex = -1;
+    made.setAttribute("aria-label", plain(`${name}, ${id}`));
     const same = new Set(pairs.map(([, line]) => line[3].join())).size === 1;
     if (same) made.append(turns(pairs[0][1][3]));
     else for (const [model, line] of pairs) made.append(answer(model, turns(line[3])));

@@ -17,7 +17,7 @@ def draw(drawn: list[Path], **more: Any) -> ElementTree.Element:
 
 def courses(svg: ElementTree.Element, mark: str) -> list[list[tuple[float, float]]]:
     """Return the corners of each drawn course of a mark."""
-    found = [p for p in svg.findall("path") if f"{mark}-course" in p.get("class", "")]
+    found = [p for p in svg.findall(".//path") if f"{mark}-course" in p.get("class", "")]
     return [
         [(float(x), float(y)) for x, y in (spot.split() for spot in p.get("d", "")[1:].split("L"))]
         for p in found
@@ -36,13 +36,13 @@ def test_a_course_bends_at_every_step() -> None:
     assert [y for _, y in course] == sorted((y for _, y in course), reverse=True)
     assert len(courses(svg, "reference")) == 5
     assert not courses(svg, "m0")
-    assert sum("suspect-head" in p.get("class", "") for p in svg.findall("path")) == 1
+    assert sum("suspect-head" in p.get("class", "") for p in svg.findall(".//path")) == 1
 
 
 def test_a_path_without_arrows_shows_its_stops() -> None:
     svg = draw([SUSPECT], arrows=False, at=(0.2, 0.5))
-    assert len([c for c in svg.findall("circle") if c.get("class") == "stop"]) == 2
-    assert not [p for p in svg.findall("path") if "head" in p.get("class", "")]
+    assert len([c for c in svg.findall(".//circle") if c.get("class") == "stop"]) == 2
+    assert not [p for p in svg.findall(".//path") if "head" in p.get("class", "")]
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
@@ -58,5 +58,5 @@ def test_one_place_alone_makes_a_plane() -> None:
 
 def test_the_suspect_is_drawn_above_the_references() -> None:
     svg = draw([SUSPECT, *OTHERS])
-    signs = [e.get("class") for e in svg if e.get("class") in ("suspect", "reference")]
+    signs = [e.get("class") for e in svg.iter() if e.get("class") in ("suspect", "reference")]
     assert signs[-1] == "suspect"

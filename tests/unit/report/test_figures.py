@@ -56,19 +56,19 @@ def test_description_counts_the_references_below() -> None:
 @pytest.mark.parametrize("spread", [1e-9, 1.0, 1e6])
 def test_every_teacher_is_drawn_inside_the_frame(n: int, spread: float) -> None:
     svg = draw(points(n, spread))
-    circles = svg.findall("circle")
+    circles = svg.findall(".//circle")
     assert len(circles) == n
     for circle in circles:
         assert 0 < float(circle.get("cx", "")) < WIDTH
         assert 0 < float(circle.get("cy", "")) < HEIGHT
-    assert len([p for p in svg.findall("path") if p.get("class") == "suspect"]) == 1
+    assert len([p for p in svg.findall(".//path") if p.get("class") == "suspect"]) == 1
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -5.0])
 def test_equal_values_still_make_an_axis(value: float) -> None:
     drawn = [Point(f"r{i}", value, "reference") for i in range(100)]
     svg = draw([*drawn, Point("U", value, "suspect")])
-    heights = [float(c.get("cy", "")) for c in svg.findall("circle")]
+    heights = [float(c.get("cy", "")) for c in svg.findall(".//circle")]
     assert len(set(heights)) == 100
     assert min(heights) > 0
 
@@ -77,7 +77,7 @@ def test_dots_keep_the_order_of_values() -> None:
     svg = draw(points(11))
     at = {
         (circle.findtext("title") or "").split(":")[0]: float(circle.get("cx", ""))
-        for circle in svg.findall("circle")
+        for circle in svg.findall(".//circle")
     }
     ordered = sorted((p for p in points(11) if p.mark == "reference"), key=lambda p: p.value)
     assert all(at[a.label] < at[b.label] for a, b in pairwise(ordered))
@@ -101,19 +101,19 @@ def test_rows_share_one_axis() -> None:
         Line("<high>", "", [Point("U", 4.0, "suspect"), Point("a", 1.0, "reference")]),
     ]
     svg = ElementTree.fromstring(rows(lines, name="r", title="T", axis="z", said="words"))
-    suspects = [p.get("d", "") for p in svg.findall("path") if p.get("class") == "suspect"]
+    suspects = [p.get("d", "") for p in svg.findall(".//path") if p.get("class") == "suspect"]
     across = [float(d[1:].split()[0]) for d in suspects]
-    circles = [float(c.get("cx", "")) for c in svg.findall("circle")]
+    circles = [float(c.get("cx", "")) for c in svg.findall(".//circle")]
     assert across[0] == circles[1] < across[1]
     assert circles[0] < circles[1]
     assert svg.findtext("desc") == "words"
-    assert "<high>" in [t.text for t in svg.findall("text")]
+    assert "<high>" in [t.text for t in svg.findall(".//text")]
 
 
 @pytest.mark.parametrize("at", [-100.0, 0.55, 100.0])
 def test_a_region_stays_inside_the_frame(at: float) -> None:
     drawn = strip(points(11), name="f", title="T", axis="a", bound=Bound(at, "p <= alpha"))
-    region = next(p for p in ElementTree.fromstring(drawn) if p.get("class") == "region")
+    region = next(p for p in ElementTree.fromstring(drawn).iter() if p.get("class") == "region")
     edges = [float(x) for x in re.findall(r"[MH](-?[\d.]+)", region.get("d", ""))]
     assert all(0 <= x <= WIDTH for x in edges)
 
@@ -121,7 +121,7 @@ def test_a_region_stays_inside_the_frame(at: float) -> None:
 def test_two_figures_can_share_an_axis() -> None:
     def at(drawn: list[Point]) -> float:
         svg = ElementTree.fromstring(strip(drawn, name="f", title="T", axis="a", span=(0.0, 10.0)))
-        return float(svg.findall("circle")[0].get("cx", ""))
+        return float(svg.findall(".//circle")[0].get("cx", ""))
 
     assert at([Point("a", 1.0, "reference")]) == at(
         [Point("a", 1.0, "reference"), Point("U", 7.0, "suspect")]

@@ -35,7 +35,7 @@ TAGS = {
     *("html", "head", "meta", "title", "style", "body", "main", "header", "nav", "section"),
     *("h1", "h2", "h3", "p", "ul", "li", "a", "b", "strong", "code", "pre", "div", "span"),
     *("table", "caption", "thead", "tbody", "tr", "th", "td", "figure", "figcaption"),
-    *("svg", "desc", "line", "path", "circle", "text", "dl", "dt", "dd", "noscript"),
+    *("svg", "g", "desc", "line", "path", "circle", "text", "dl", "dt", "dd", "noscript"),
     *("details", "summary", "label", "input", "output", "script"),
     *("fieldset", "legend", "select", "option", "button"),
 }

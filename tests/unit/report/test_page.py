@@ -225,6 +225,29 @@ def test_the_decision_is_never_green(fake_run: Run) -> None:
     assert "#decision.not_incriminated" not in page
 
 
+def _luminance(colour: str) -> float:
+    """Relative luminance of `#rrggbb`, WCAG 2.2."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_keeps_its_contrast(typical: Typical, scheme: str) -> None:
+    _, page = typical
+    blocks = re.findall(r":root \{(.*?)\}", page, re.DOTALL)
+    colours = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6});", blocks[scheme == "dark"]))
+    pairs = [(ink, on) for ink in ("ink", "dim", "link") for on in ("paper", "card", "wash")]
+    pairs += [("suspect", "card"), ("esc", "paper"), ("warn-ink", "warn"), ("paper", "ink")]
+    for ink, on in pairs:
+        dark, light = sorted((_luminance(colours[ink]), _luminance(colours[on])))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, on)
+    # What figures are drawn with needs less (WCAG 2.2, 1.4.11).
+    for ink in ("reference", "organism", "m0", "suspect"):
+        dark, light = sorted((_luminance(colours[ink]), _luminance(colours["card"])))
+        assert (light + 0.05) / (dark + 0.05) >= 3, ink
+
+
 def test_links_lead_to_sections_of_the_page(typical: Typical) -> None:
     _, page = typical
     anchors = re.findall(r'href="#([^"]+)"', page)
