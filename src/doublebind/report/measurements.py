@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+CAPABILITY = "capability"
+"""How the gate endpoints begin that say what a model can do."""
+
+
 class Course(NamedTuple):
     """What audits found of one teacher's students along their training, M0 first."""
 
@@ -45,15 +49,7 @@ def courses(
     Means are over items, then seeds, then recipes, as for the score; a teacher whose students lack
     a value on a score endpoint is left out. `M0` itself has one step.
     """
-    listed = {name for names in score_endpoints.values() for name in names}
-    listed |= {e for e in scores["endpoint"].unique() if e.partition("/")[0] == "capability"}
-    frame: Any = scores
-    frame = frame[
-        frame["model_kind"].isin(["student", "m0"])
-        & frame["endpoint"].isin(sorted(listed))
-        & frame["role"].isin(["auditable", "gate"])
-        & (frame["split"] == "audit")
-    ].dropna(subset=["value"])
+    frame = _plotted(scores, ("student", "m0"), score_endpoints)
     last = frame.groupby("recipe")["round"].transform("max")
     frame = frame[frame["round"] == last]
     ends: dict[str, int] = frame.groupby("recipe")["step"].max().to_dict()
@@ -75,6 +71,18 @@ def courses(
     return {label: course for label, course in drawn.items() if course is not None}
 
 
+def _plotted(
+    scores: pd.DataFrame, kinds: Sequence[str], score_endpoints: Mapping[str, Sequence[str]]
+) -> Any:
+    """Return the scored rows of capability gates and of what the score endpoints list."""
+    listed = sorted({name for names in score_endpoints.values() for name in names})
+    frame: Any = scores
+    frame = frame[frame["model_kind"].isin(list(kinds)) & (frame["split"] == "audit")]
+    enters = frame["endpoint"].isin(listed) & (frame["role"] == "auditable")
+    able = frame["endpoint"].str.startswith(CAPABILITY) & (frame["role"] == "gate")
+    return frame[enters | able].dropna(subset=["value"])
+
+
 def _course(
     label: str,
     by_step: Mapping[int, Mapping[str, float]],
@@ -88,9 +96,9 @@ def _course(
     if not steps or (label != M0 and steps[-1] == 0):
         return None
     able = [
-        statistics.fmean(v for e, v in by_step[step].items() if e.partition("/")[0] == "capability")
+        statistics.fmean(v for e, v in by_step[step].items() if e.startswith(CAPABILITY))
         for step in steps
-        if any(e.partition("/")[0] == "capability" for e in by_step[step])
+        if any(e.startswith(CAPABILITY) for e in by_step[step])
     ]
     return Course(
         label,
@@ -107,13 +115,8 @@ def itself(
     scores: pd.DataFrame, label: str, score_endpoints: Mapping[str, Sequence[str]]
 ) -> Course | None:
     """Return what a teacher's own answers show, means as in `courses`, as a single step."""
-    frame: Any = scores
-    frame = frame[
-        (frame["model_kind"] == "teacher")
-        & (frame["teacher"] == label)
-        & (frame["split"] == "audit")
-    ].dropna(subset=["value"])
-    means = frame.groupby("endpoint")["value"].mean().to_dict()
+    frame = _plotted(scores, ("teacher",), score_endpoints)
+    means = frame[frame["teacher"] == label].groupby("endpoint")["value"].mean().to_dict()
     return _course(label, {1: means}, score_endpoints)
 
 
