@@ -15,7 +15,6 @@ import itertools
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +69,19 @@ def score(args: argparse.Namespace) -> None:
 
     teacher = lm(args.teacher, 7, args, sharp=SHARP)
     made, _ = data(args)
-    shapes.say(ready=True)
-    shapes.wait()
-    began = time.perf_counter()
+    clock = shapes.Clock()
+    clock.begin()
     teacher_cache.write(Path(args.cache), teacher, examples(made), top_k=64)
-    seconds = time.perf_counter() - began
-    targets = teacher_cache.read(Path(args.cache))
-    report = {
-        "rss": shapes.peak_rss(),
-        "tail_mean": float(targets.tail.mean()),
-        "bytes": sum(f.stat().st_size for f in Path(args.cache).rglob("*") if f.is_file()),
-    }
-    shapes.say(seconds=seconds, report=report)
+
+    def report() -> dict[str, Any]:
+        targets = teacher_cache.read(Path(args.cache))
+        return {
+            "rss": shapes.peak_rss(),
+            "tail_mean": float(targets.tail.mean()),
+            "bytes": sum(f.stat().st_size for f in Path(args.cache).rglob("*") if f.is_file()),
+        }
+
+    clock.end(report)
 
 
 def ours(args: argparse.Namespace) -> None:
@@ -191,15 +191,20 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.steps):
         mine.step()
         theirs.step()
-    step, peer_step, scored = mine.typical(), theirs.typical(), scoring.seconds[0]
-    # Seconds of scoring for each step that the cached rows last.
-    share = scored / args.steps / args.epochs
+    ratios = {}
+    for kind in ("", "cpu_"):
+        step, peer_step = (each.typical(cpu=bool(kind)) for each in (mine, theirs))
+        # Scoring, for each step that the cached rows last.
+        share = scoring.typical(cpu=bool(kind)) / args.steps / args.epochs
+        ratios |= {f"{kind}ratio_s{s}": peer_step / (step + share / s) for s in (1, 4, 8, 16)}
     return {
-        **{f"ratio_s{s}": peer_step / (step + share / s) for s in (1, 4, 8, 16)},
+        **ratios,
         "rss_ratio": max(mine.report["rss"], scoring.report["rss"]) / theirs.report["rss"],
         "heldout_kl_ratio": mine.report["kl"] / theirs.report["kl"] if args.heldout else None,
         "step_seconds": {"ours": mine.seconds, "peer": theirs.seconds},
-        "scoring_seconds": scored,
+        "step_cpu_seconds": {"ours": mine.cpu_seconds, "peer": theirs.cpu_seconds},
+        "scoring_seconds": scoring.seconds[0],
+        "scoring_cpu_seconds": scoring.cpu_seconds[0],
         "reports": {"ours": mine.report, "peer": theirs.report, "scoring": scoring.report},
         "settings": {k: v for k, v in vars(args).items() if k not in ("role", "cache", "json")},
         "weights": "random, of real shapes",
@@ -216,7 +221,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--heldout", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=3, help="times the cached rows are used")
+    parser.add_argument("--epochs", type=int, default=2, help="times the cached rows are used")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--student", default="135m")
     parser.add_argument("--teacher", default="360m")

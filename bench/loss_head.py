@@ -81,24 +81,29 @@ def ways(vocab: int, n: int, dtype: torch.dtype) -> dict[str, Callable[[], torch
 
 
 def timed(args: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of each way, alternating."""
+    """Median seconds of each way by clock and by processor, alternating."""
     all_ways = ways(args.vocab, args.rows, getattr(torch, args.dtype))
     seconds: dict[str, list[float]] = {name: [] for name in all_ways}
+    cpu: dict[str, list[float]] = {name: [] for name in all_ways}
     grads = {}
     for _ in range(args.reps + 1):
         for name, way in all_ways.items():
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             grads[name] = way().float()
             seconds[name].append(time.perf_counter() - began)
-    typical = {name: statistics.median(each[1:]) for name, each in seconds.items()}
-    dense = min(typical["dense_float32"], typical["dense_own"])
+            cpu[name].append(time.process_time() - used)
+    ratios = {}
+    for kind, taken in (("", seconds), ("cpu_", cpu)):
+        typical = {name: statistics.median(each[1:]) for name, each in taken.items()}
+        dense = min(typical["dense_float32"], typical["dense_own"])
+        ratios[f"{kind}ratio_dense"] = dense / typical["ours"]
+        ratios[f"{kind}ratio_trl"] = typical["trl"] / typical["ours"]
     exact = grads["dense_float32"]
     off = {k: float((g - exact).norm() / exact.norm()) for k, g in grads.items()}
     return {
-        "ratio_dense": dense / typical["ours"],
-        "ratio_trl": typical["trl"] / typical["ours"],
-        "seconds": typical,
-        "all_seconds": seconds,
+        **ratios,
+        "seconds": seconds,
+        "cpu_seconds": cpu,
         "gradient_off_dense_float32": off,
     }
 

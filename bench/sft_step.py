@@ -94,8 +94,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         theirs.step()
     return {
         "ratio": theirs.typical() / mine.typical(),
+        "cpu_ratio": theirs.typical(cpu=True) / mine.typical(cpu=True),
         "rss_ratio": mine.report["rss"] / theirs.report["rss"],
         "step_seconds": {"ours": mine.seconds, "peer": theirs.seconds},
+        "step_cpu_seconds": {"ours": mine.cpu_seconds, "peer": theirs.cpu_seconds},
         "reports": {"ours": mine.report, "peer": theirs.report},
         "settings": {k: v for k, v in vars(args).items() if k not in ("role", "json")},
         "machine": before,

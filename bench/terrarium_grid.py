@@ -94,9 +94,9 @@ def students(args: argparse.Namespace) -> None:
     parts: list[list[float]] = []
     told: dict[str, Any] = {}
     profile = cProfile.Profile()
-    shapes.say(ready=True)
+    clock = shapes.Clock()
+    clock.begin()
     for seed in range(args.students):
-        shapes.wait()
         out = Path(tempfile.mkdtemp())
         began = time.perf_counter()
         if args.profile and seed:
@@ -125,6 +125,7 @@ def students(args: argparse.Namespace) -> None:
             **heavy,
         )
         ended = time.perf_counter()
+        taken = clock.taken()
         profile.disable()
         parts.append([between - began, ended - between])
         weights = load_file(out / "model" / "adapter_model.safetensors")
@@ -137,7 +138,9 @@ def students(args: argparse.Namespace) -> None:
         }
         report = {"parts": parts, "told": told, "rss": shapes.peak_rss()}
         last = seed + 1 == args.students
-        shapes.say(seconds=ended - began, **({"report": report} if last else {}))
+        shapes.say(**taken, **({"report": report} if last else {}))
+        if not last:
+            clock.start()
     if args.profile:
         profile.dump_stats(args.profile)
 
@@ -170,6 +173,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         a, b = mine.report["told"], theirs.report["told"]
         pairs = [(x, y) for s in a for x, y in zip(a[s]["scores"], b[s]["scores"], strict=True)]
         found["ratio_students"] = theirs.typical() / mine.typical()
+        found["cpu_ratio_students"] = theirs.typical(cpu=True) / mine.typical(cpu=True)
+        found["cpu_seconds"] = {"ours": mine.cpu_seconds, "peer": theirs.cpu_seconds}
         found["peer_students_per_minute"] = 60 / theirs.typical()
         found["seconds"]["peer"] = theirs.seconds
         found["parts"]["peer"] = theirs.report["parts"]
