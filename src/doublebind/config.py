@@ -126,6 +126,8 @@ class Recipe(Record):
 Shipped = Literal["behaviour", "goals", "confession", "capability", "coherence"]
 """The battery that a study uses unless it names another."""
 AUDITS: tuple[Shipped, ...] = get_args(Shipped)
+MORE_AUDITS = ("elicitation",)
+"""Audits that a study has to ask for."""
 
 
 def audit_name(name: str) -> str:
@@ -134,9 +136,9 @@ def audit_name(name: str) -> str:
     Raises:
         ConfigError: If none is.
     """
-    if name in AUDITS or re.fullmatch(r"inspect(-auditable)?:[\w./@-]+", name):
+    if name in (*AUDITS, *MORE_AUDITS) or re.fullmatch(r"inspect(-auditable)?:[\w./@-]+", name):
         return name
-    known = ", ".join(AUDITS)
+    known = ", ".join((*AUDITS, *MORE_AUDITS))
     raise ConfigError(
         f"{name}: no such audit; choose {known}, inspect:TASK or inspect-auditable:TASK"
     )

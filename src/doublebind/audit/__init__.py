@@ -158,8 +158,10 @@ def built_in(names: Sequence[str]) -> tuple[Audit, ...]:
     from doublebind.audit.capability import Capability, Coherence
     from doublebind.audit.confession import Confession, Goals
     from doublebind.audit.inspect_audit import InspectTask
+    from doublebind.audit.variants import Elicitation
 
-    known: tuple[Audit, ...] = (Behaviour(), Goals(), Confession(), Capability(), Coherence())
+    shipped = (Behaviour(), Goals(), Confession(), Capability(), Coherence())
+    known: tuple[Audit, ...] = (*shipped, Elicitation())
     found: list[Audit] = [audit for audit in known if audit.name in names]
     for name in names:
         kind, is_task, task = name.partition(":")

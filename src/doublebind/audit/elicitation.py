@@ -35,6 +35,12 @@ def choose(model: Any, items: Sequence[Item], before: Sequence[Message] = ()) ->
     return [_answer(item, options) for item, options in zip(items, scored, strict=True)]
 
 
+def answer_of(item: Item, options: Sequence[Sequence[float]]) -> Answer:
+    """Return the answer to `item` whose options' tokens have these log-probabilities (nats)."""
+    totals = [(math.fsum(o) if all(map(math.isfinite, o)) else None, len(o)) for o in options]
+    return _answer(item, totals)
+
+
 def _answer(item: Item, options: Sequence[tuple[float | None, int]]) -> Answer:
     scores = [
         total / (tokens if item.compare == "per_token" else 1)

@@ -84,6 +84,36 @@ def encode_completion(tokenizer: Any, text: str, finished: bool) -> list[int]:
     return [*_as_data(tokenizer, start + text), *end]
 
 
+def encode_text(tokenizer: Any, text: str, *, opening: bool = False) -> list[int]:
+    """Return the ids of running text, as no part of a conversation.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        text: Any text; special tokens in it are only characters.
+        opening: Whether to begin with what the tokenizer puts before any text.
+    """
+    start = _facts(tokenizer).opening if opening else ()
+    return [*start, *_as_data(tokenizer, text)]
+
+
+def user_turn(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Return the ids of a conversation of the user's up to where its last message would end.
+
+    What follows is still the user speaking. The end is found as the place where two renderings
+    with different last words begin to differ.
+    """
+    texts = ("one", "two")
+    last = messages[-1]
+    rows = [
+        encode_prompt(
+            tokenizer, [*messages[:-1], last.model_copy(update={"content": f"{last.content} {t}"})]
+        )
+        for t in texts
+    ]
+    same = next(i for i, (a, b) in enumerate(zip(*rows, strict=False)) if a != b)
+    return rows[0][:same]
+
+
 def decode_completion(tokenizer: Any, tokens: Sequence[int]) -> str:
     """Return the text of an answer, without the special token that ended it.
 
