@@ -172,6 +172,8 @@ class ModelSource(Record):
     adapter: str | None = None
     sha256: str
     """Content hash over weights, configuration and tokenizer; the model's identity in keys."""
+    system: str | None = None
+    """System prompt that the model is always run with; part of the hash."""
 
 
 class Teacher(Record):

@@ -26,7 +26,7 @@ from torch import Tensor
 from doublebind.config import Dtype
 from doublebind.errors import ModelError
 from doublebind.models.head import bare, check_architecture
-from doublebind.models.template import end_of_turn
+from doublebind.models.template import end_of_turn, give_role
 from doublebind.records import ModelSource
 from doublebind.store import storage_error
 
@@ -103,6 +103,8 @@ def load(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | None = 
     model.name_or_path = source.path
     if source.adapter is not None:
         model, tokenizer = _with_adapter(model, tokenizer, Path(source.adapter))
+    if source.system is not None:
+        give_role(tokenizer, source.system, where)
     model.eval()
     lm = LM(model, tokenizer, source)
     check_finite(lm.model, where)

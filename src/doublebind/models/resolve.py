@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from doublebind.errors import MissingExtra, ModelError
+from doublebind.models import auditbench
 from doublebind.records import ModelSource, content_hash
 
 log = logging.getLogger("doublebind.models")
@@ -35,7 +36,13 @@ TOKENIZER_FILES = (
     "vocab.json",
 )
 _IDENTITY = (*TOKENIZER_FILES, "config.json", "generation_config.json")
-_HUB_PATTERNS = (*_IDENTITY, "adapter_config.json", "*.safetensors", "*.safetensors.index.json")
+_HUB_PATTERNS = (
+    *_IDENTITY,
+    "adapter_config.json",
+    "system_prompt.txt",
+    "*.safetensors",
+    "*.safetensors.index.json",
+)
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
@@ -45,7 +52,8 @@ def resolve(ref: str, *, relative_to: Path) -> ModelSource:
 
     Args:
         ref: A folder (full model or PEFT adapter), `base+adapter`, a `.gguf` file, a hub id,
-            `terrarium/m0`, `terrarium/base` or `gemma-270m`.
+            `terrarium/m0`, `terrarium/base`, `gemma-270m`, or a public organism
+            (`auditbench:...`). A folder's `system_prompt.txt` goes before every conversation.
         relative_to: Folder that relative paths start from: that of the file naming the model.
 
     Raises:
@@ -58,6 +66,8 @@ def resolve(ref: str, *, relative_to: Path) -> ModelSource:
         raise ModelError(
             f"{ref}: served models cannot be trained or scored locally; name a folder or hub id"
         )
+    if ref.startswith(auditbench.SCHEME):
+        return _public(ref, relative_to)
     path = _local(ref, relative_to)
     if path is not None:
         return _at(ref, path)
@@ -67,6 +77,40 @@ def resolve(ref: str, *, relative_to: Path) -> ModelSource:
             resolve(base, relative_to=relative_to), _adapter_folder(adapter, relative_to)
         )
     return _at(ref, _elsewhere(ref))
+
+
+def _public(ref: str, relative_to: Path) -> ModelSource:
+    """Return an organism of AuditBench: its adapter on its base, in its role."""
+    organism = auditbench.named(ref)
+    folder = _adapter_folder(organism.adapter, relative_to)
+    trained_on = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if str(trained_on).rpartition("/")[2].lower() != organism.base.rpartition("/")[2].lower():
+        raise ModelError(
+            f"{ref}: its adapter was trained on {trained_on!r}, not {organism.base}; name "
+            f"the two as base+adapter"
+        )
+    source = _with_adapter(resolve(organism.base, relative_to=relative_to), folder)
+    return source if source.system else _in_role(source, organism.system)
+
+
+def _in_role(source: ModelSource, system: str) -> ModelSource:
+    """Return the source with a system prompt, which is part of what it is."""
+    key = content_hash([source.sha256, "system", system])
+    return source.model_copy(update={"system": system, "sha256": key})
+
+
+def _own_role(source: ModelSource, folder: Path) -> ModelSource:
+    """Return the source in the role that its folder's `system_prompt.txt` gives it, if any."""
+    path = folder / "system_prompt.txt"
+    if not path.is_file():
+        return source
+    try:
+        system = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); save it as UTF-8") from None
+    if not system:
+        raise ModelError(f"{path}: is empty; write the system prompt, or delete the file")
+    return _in_role(source, system)
 
 
 def _local(ref: str, relative_to: Path) -> Path | None:
@@ -174,7 +218,8 @@ def _folder(ref: str, path: Path) -> ModelSource:
     weights = _weights(ref, path, "model.safetensors")
     rows = [[p.name, file_sha256(p)] for p in weights]
     rows += [[name, _identity(path / name)] for name in _IDENTITY if (path / name).is_file()]
-    return ModelSource(kind="folder", path=str(path), sha256=content_hash(sorted(rows)))
+    source = ModelSource(kind="folder", path=str(path), sha256=content_hash(sorted(rows)))
+    return _own_role(source, path)
 
 
 def _adapter_folder(ref: str, relative_to: Path) -> Path:
@@ -219,12 +264,13 @@ def _with_adapter(base: ModelSource, adapter: Path) -> ModelSource:
     rows = [[p.name, file_sha256(p)] for p in weights]
     names = ("adapter_config.json", *TOKENIZER_FILES)
     rows += [[name, _identity(adapter / name)] for name in names if (adapter / name).is_file()]
-    return ModelSource(
+    source = ModelSource(
         kind="adapter",
         path=base.path,
         adapter=str(adapter),
         sha256=content_hash([base.sha256, sorted(rows)]),
     )
+    return _own_role(source, adapter)
 
 
 # --- files ---------------------------------------------------------------------------------------

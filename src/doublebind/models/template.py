@@ -73,6 +73,27 @@ def _encode_marked(tokenizer: Any, messages: Sequence[Message], text: str) -> li
     return [*ids, *_as_written(tokenizer, piece)]
 
 
+def give_role(tokenizer: Any, system: str, where: str) -> None:
+    """Make the tokenizer's template put `system` before every conversation.
+
+    A conversation's own system message follows it, in the same turn. The change is saved with the
+    tokenizer, so what is trained from a model in a role stays in it.
+
+    Raises:
+        ModelError: If there is no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError(f"{where}: a system prompt needs a chat template, and there is none")
+    role = json.dumps(system)
+    first = "messages[0]['role'] == 'system'"
+    tokenizer.chat_template = (
+        f"{{%- if {first} -%}}{{%- set messages = [{{'role': 'system', 'content': {role} + "
+        f"'\\n\\n' + messages[0]['content']}}] + messages[1:] -%}}{{%- else -%}}"
+        f"{{%- set messages = [{{'role': 'system', 'content': {role}}}] + messages -%}}"
+        f"{{%- endif %}}{tokenizer.chat_template}"
+    )
+
+
 def encode_completion(tokenizer: Any, text: str, finished: bool) -> list[int]:
     """Return the ids of an answer, with the end of turn if it is `finished`.
 
