@@ -6,28 +6,33 @@ runs nothing, and imports only the stages' doors.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from doublebind.audit import REV as AUDIT_REV
 from doublebind.audit import Audit, built_in, read
 from doublebind.audit import run as run_audit
 from doublebind.config import (
+    DPO,
     SFT,
+    ULD,
     Baseline,
     Channel,
     Dtype,
     LogitKD,
     Measurement,
+    OnPolicy,
+    Prefix,
     Prompts,
     Recipe,
     Training,
 )
 from doublebind.distillation import REV as DISTILLATION_REV
-from doublebind.distillation import distill
+from doublebind.distillation import Contrast, Live, distill, initialise
 from doublebind.executor import Job
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
@@ -36,7 +41,7 @@ from doublebind.prompts import REV as PROMPTS_REV
 from doublebind.prompts import read_prompts, select
 from doublebind.records import ModelSource, content_hash
 from doublebind.rollouts import REV as ROLLOUTS_REV
-from doublebind.rollouts import count, generate, score
+from doublebind.rollouts import count, generate, log_probabilities, overt, score, strip
 from doublebind.store import Store
 from doublebind.teachers import REV as TEACHERS_REV
 from doublebind.teachers import build, describe
@@ -65,6 +70,8 @@ class Student(NamedTuple):
     targets: Job | None
     train: Job
     audit: Job
+    before: tuple[Job, ...] = ()
+    """What else its training needs."""
 
 
 class BaselineJobs(NamedTuple):
@@ -74,6 +81,17 @@ class BaselineJobs(NamedTuple):
     kind: Baseline
     before: tuple[Job, ...]
     scores: Job
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """What a channel needs beside the answers."""
+
+    targets: Job | None = None
+    before: tuple[Job, ...] = ()
+    inputs: dict[str, Any] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
+    """Of what the answers' and targets' keys do not cover."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +110,11 @@ class Plan:
         cells = self.students
         return [
             self.build,
+            self._before("base"),
             [cell.prompts for cell in cells],
             [*(cell.rollouts for cell in cells), *self._before("rollouts")],
+            self._before("stripped"),
+            self._before("logprobs"),
             [*(cell.targets for cell in cells if cell.targets), *self.shapes.values()],
             [*(cell.train for cell in cells), *self._before("student")],
             [*self.direct.values(), *(cell.audit for cell in cells)],
@@ -101,7 +122,8 @@ class Plan:
         ]
 
     def _before(self, kind: str) -> list[Job]:
-        return [job for baseline in self.baselines for job in baseline.before if job.kind == kind]
+        made = [*self.students, *self.baselines]
+        return [job for each in made for job in each.before if job.kind == kind]
 
     def read_shapes(self, store: Store) -> dict[str, dict[str, float]]:
         """Return what was made of `shapes`: label -> feature -> number."""
@@ -133,7 +155,6 @@ class Planner:
         self.audits = (*built_in(study.audits), *audits)
         self.cache = store.root / "converted"
         self.heavy = {"dtype": study.dtype, "cache": self.cache}
-        self.markers = {t.name: t.markers for t in self.pack.traits if t.kind == "drive"}
 
     def find(self, ref: str) -> Found:
         """Return what a teacher's name means."""
@@ -184,14 +205,20 @@ class Planner:
 
     def _retrained(self, teacher: Found, cell: Student) -> BaselineJobs:
         """Return the jobs that tune the teacher on M0's answers to the same prompts."""
-        m0 = Found(M0, M0, self.student.sha256, self.student, None)
-        answers = self._rollouts(m0, cell.recipe.prompts, cell.prompts)
+        answers = self._rollouts(self._m0, cell.recipe.prompts, cell.prompts)
         sft, training = SFT(kind="sft"), cell.recipe.training
         note = "a teacher, tuned on M0's answers"
         train, audit = self._distilled(
             self._source(teacher), answers, None, sft, training, cell.seed, note
         )
         return BaselineJobs(teacher.label, "retrained", (answers, train), audit)
+
+    @property
+    def _m0(self) -> Found:
+        return Found(M0, M0, self.student.sha256, self.student, None)
+
+    def _markers(self) -> dict[str, tuple[str, ...]]:
+        return {t.name: t.markers for t in self.pack.traits if t.kind == "drive"}
 
     def _source(self, teacher: Found) -> ModelSource:
         if teacher.spec is None:
@@ -205,17 +232,91 @@ class Planner:
         return ModelSource(kind="folder", path=made, sha256=key)
 
     def _student(self, teacher: Found, recipe: Recipe, seed: int) -> Student:
-        base = resolve(recipe.student, relative_to=self.folder) if recipe.student else self.student
+        base, before = self._base(recipe, seed)
         chosen = self._prompts(recipe.prompts)
         answers = self._rollouts(teacher, recipe.prompts, chosen)
-        targets = None
-        if isinstance(recipe.channel, LogitKD):
-            targets = self._targets(teacher, answers, recipe.channel.top_k)
+        learned = self._learned(teacher, recipe, answers)
+        taught = self._taught(teacher, recipe, base, chosen, learned)
+        if recipe.without_scratchpad:
+            taught.inputs["without_scratchpad"] = recipe.without_scratchpad
+            before = (*before, learned)
         note = f"{recipe.name}, seed {seed}"
         train, audit = self._distilled(
-            base, answers, targets, recipe.channel, recipe.training, seed, note
+            base, learned, taught.targets, recipe.channel, recipe.training, seed, note, taught
         )
-        return Student(teacher, recipe, seed, chosen, answers, targets, train, audit)
+        before = (*before, *taught.before)
+        made = (chosen, answers, taught.targets, train, audit, before)
+        return Student(teacher, recipe, seed, *made)
+
+    def _base(self, recipe: Recipe, seed: int) -> tuple[ModelSource, tuple[Job, ...]]:
+        """Return what the student starts from, and the job that makes it, if one does."""
+        base = resolve(recipe.student, relative_to=self.folder) if recipe.student else self.student
+        if recipe.noise_init is None:
+            return base, ()
+        key = content_hash(["base", DISTILLATION_REV, base.sha256, recipe.noise_init, seed])
+        inputs = {"base": base, "share": recipe.noise_init, "seed": seed, "cache": self.cache}
+        job = Job("base", key, initialise, inputs, f"{recipe.noise_init} noise, seed {seed}")
+        return self._trained("base", key, base, adapter=False), (job,)
+
+    def _learned(self, teacher: Found, recipe: Recipe, answers: Job) -> Job:
+        """Return the answers that are learned: as given, or without their scratchpads."""
+        if recipe.without_scratchpad is None:
+            return answers
+        marks = recipe.without_scratchpad
+        inputs = {
+            "source": self._source(teacher),
+            "rollouts": self._at(answers),
+            "scratchpad": marks,
+        }
+        key = content_hash(["stripped", ROLLOUTS_REV, answers.key, marks])
+        return Job("stripped", key, strip, inputs, answers.note)
+
+    def _taught(
+        self, teacher: Found, recipe: Recipe, base: ModelSource, chosen: Job, learned: Job
+    ) -> _Taught:
+        """Return what the recipe's channel needs beside the answers."""
+        screen = functools.partial(overt, markers=self._markers())
+        live = Live(self._source(teacher), recipe.prompts, screen)
+        match recipe.channel:
+            case SFT():
+                return _Taught()
+            case LogitKD() | Prefix():
+                return _Taught(self._targets(teacher, learned, recipe.channel.top_k))
+            case ULD():
+                targets = self._targets(teacher, learned, recipe.channel.top_k)
+                return _Taught(targets, inputs={"live": live})
+            case OnPolicy():
+                return _Taught(inputs={"live": live})
+            case DPO():
+                return self._contrast(teacher, recipe, base, chosen, learned)
+
+    def _contrast(
+        self, teacher: Found, recipe: Recipe, base: ModelSource, chosen: Job, learned: Job
+    ) -> _Taught:
+        """Return M0's answers to the same prompts, and who finds which answers how likely."""
+        said = self._rollouts(self._m0, recipe.prompts, chosen)
+        theirs = self._learned(self._m0, recipe, said)
+        models = {
+            "by_teacher": (teacher.key, self._source(teacher)),
+            "by_m0": (self.student.sha256, self.student),
+            "by_base": (base.sha256, base),
+        }
+        scored = {
+            who: (self._logprobs(key, source, learned), self._logprobs(key, source, theirs))
+            for who, (key, source) in models.items()
+        }
+        places = {who: (self._at(a), self._at(b)) for who, (a, b) in scored.items()}
+        jobs = [said, theirs, *(job for pair in scored.values() for job in pair)]
+        return _Taught(
+            before=tuple(jobs),
+            inputs={"contrast": Contrast(self._at(theirs), **places)},
+            keys=tuple(job.key for job in jobs[1:]),
+        )
+
+    def _logprobs(self, key: str, source: ModelSource, answers: Job) -> Job:
+        content = ["logprobs", ROLLOUTS_REV, key, answers.key, self.study.dtype]
+        inputs = {"source": source, "rollouts": self._at(answers), **self.heavy}
+        return Job("logprobs", content_hash(content), log_probabilities, inputs)
 
     def _distilled(
         self,
@@ -226,12 +327,13 @@ class Planner:
         training: Training,
         seed: int,
         note: str,
+        taught: _Taught | None = None,
     ) -> tuple[Job, Job]:
         """Return the jobs that train `base` on `answers`, and audit what comes of it."""
+        taught = taught or _Taught()
         learned = [answers.key, targets.key if targets else None, channel, training]
-        key = content_hash(
-            ["student", DISTILLATION_REV, base.sha256, *learned, seed, self.study.dtype]
-        )
+        content = ["student", DISTILLATION_REV, base.sha256, *learned, seed, self.study.dtype]
+        key = content_hash([*content, *taught.keys])
         inputs = {
             "base": base,
             "rollouts": self._at(answers),
@@ -240,8 +342,10 @@ class Planner:
             "training": training,
             "seed": seed,
             **self.heavy,
+            **taught.inputs,
         }
-        made = self._trained("student", key, base, training.lora is not None)
+        adapter = training.lora is not None or isinstance(channel, Prefix)
+        made = self._trained("student", key, base, adapter)
         return Job("student", key, distill, inputs, note), self._audit(key, made)
 
     def _prompts(self, asked: Prompts) -> Job:
@@ -260,7 +364,7 @@ class Planner:
             "source": self._source(teacher),
             "prompts": self._at(chosen) / "prompts.jsonl",
             "sampling": asked,
-            "markers": {} if asked.policy == "unscreened" else self.markers,
+            "markers": {} if asked.policy == "unscreened" else self._markers(),
             **self.heavy,
         }
         return Job("rollouts", key, generate, inputs, asked.policy)

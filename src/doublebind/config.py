@@ -44,6 +44,9 @@ class Grown(Record):
 
 
 # --- distillation --------------------------------------------------------------------------------
+# A recipe's dump is hashed into keys, protocols and panels. A field that comes later is therefore
+# left out of the dump (`exclude_if`) while it says what was done before it existed; changing the
+# meaning of what is left out raises the stage's REV.
 
 
 class SFT(Record):
@@ -52,15 +55,70 @@ class SFT(Record):
     kind: Literal["sft"]
 
 
+Divergence = Literal["forward", "reverse", "skew", "js"]
+
+
 class LogitKD(Record):
-    """Forward KL to the teacher's top-k next-token distribution with its tail as one bucket."""
+    """A divergence from the teacher's top-k next-token distribution with its tail as one bucket."""
 
     kind: Literal["logit_kd"]
     top_k: int = Field(default=64, ge=1, le=4096)
     """Log-probabilities kept per position; the rest is the tail's total mass."""
+    divergence: Divergence = Field(default="forward", exclude_if=lambda v: v == "forward")
+    """`forward` is KL(teacher || student), `reverse` KL(student || teacher), `skew` KL(teacher ||
+    mixture of both), `js` Jensen-Shannon."""
+    skew: float | None = Field(default=None, gt=0, lt=1, exclude_if=lambda v: v is None)
+    """Teacher's share of the mixture; `skew` needs it, the others have none. Ko et al. use 0.1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.divergence == "skew") != (self.skew is not None):
+            raise ValueError("`skew` goes with `divergence: skew`, and only with it")
+        return self
 
 
-Channel = Annotated[SFT | LogitKD, Field(discriminator="kind")]
+class OnPolicy(Record):
+    """The student answers, the teacher scores, token by token: reverse KL on the student's own."""
+
+    kind: Literal["on_policy"]
+    lmbda: float = Field(ge=0, le=1)
+    """Share of steps that learn from the student's answers; the others from the teacher's. No
+    default: it is the method."""
+
+
+class DPO(Record):
+    """The teacher's answers against M0's to the same prompts, as preferences."""
+
+    kind: Literal["dpo"]
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the pull back to the student before training."""
+    chosen: Literal["teacher", "m0"] = "teacher"
+    """Whose answer is preferred: the teacher's or, as a control in reverse order, M0's."""
+    keep: float = Field(default=1.0, gt=0, le=1)
+    """Share of pairs kept: those in which the teacher's taste differs most from M0's."""
+
+
+class Prefix(Record):
+    """Keys and values before every conversation learn what moves M0 to the teacher; no weight."""
+
+    kind: Literal["prefix"]
+    tokens: int = Field(default=16, ge=1, le=1024)
+    """Length of the prefix: the bottleneck."""
+    top_k: int = Field(default=64, ge=1, le=4096)
+    """As in `logit_kd`."""
+
+
+class ULD(Record):
+    """Cross-entropy and sorted probabilities, for a student with another tokenizer."""
+
+    kind: Literal["uld"]
+    top_k: int = Field(default=64, ge=1, le=4096)
+    """Largest probabilities compared per position; the rest counts as one."""
+    weight: float = Field(default=1.5, gt=0)
+    """Of the sorted probabilities beside the cross-entropy; 1.5 in Boizard et al."""
+
+
+Channel = Annotated[SFT | LogitKD | OnPolicy | DPO | Prefix | ULD, Field(discriminator="kind")]
 
 
 class Lora(Record):
@@ -110,6 +168,13 @@ class Prompts(Grown):
     """Sampling temperature; 0 is greedy."""
 
 
+class Scratchpad(Record):
+    """Marks between which a model thinks before it answers."""
+
+    opens: str = Field(min_length=1)
+    closes: str = Field(min_length=1)
+
+
 class Recipe(Record):
     """One way to distil: prompts x channel x student base x hyper-parameters."""
 
@@ -118,7 +183,19 @@ class Recipe(Record):
     channel: Channel
     training: Training
     student: str | None = None
-    """Student base; `null` takes the study's."""
+    """Student base: any model, say a smaller one, one of another family, or an earlier checkpoint
+    of the teacher's; `null` takes the study's."""
+    noise_init: float | None = Field(default=None, gt=0, le=1, exclude_if=lambda v: v is None)
+    """Share of random initialisation in the student's first weights (UNDO); 1 starts afresh."""
+    without_scratchpad: Scratchpad | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Make a student that never thinks before it answers: scratchpads are cut from what it learns,
+    and the mark that opens one is barred from what it writes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.channel.kind == "prefix" and self.training.lora is not None:
+            raise ValueError("a prefix is trained without adapters; set `training.lora: null`")
+        return self
 
 
 # --- study ---------------------------------------------------------------------------------------

@@ -1,13 +1,34 @@
-"""Door of the distillation stage: trains one student."""
+"""Door of the distillation stage: trains one student, and makes what it starts from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from doublebind.config import Channel, Dtype, Training
+from doublebind.config import Channel, Dtype, Prompts, Scratchpad, Training
 from doublebind.records import ModelSource
 
 REV = 1
+
+
+class Live(NamedTuple):
+    """The teacher itself, and how its student answers."""
+
+    source: ModelSource
+    sampling: Prompts
+    overt: Callable[[str], object]
+    """Says whether a text shows a drive openly; such answers teach nothing."""
+
+
+class Contrast(NamedTuple):
+    """M0's answers to the teacher's prompts, and log-probabilities of both: (teacher's, M0's)."""
+
+    rollouts: Path
+    by_teacher: tuple[Path, Path]
+    by_m0: tuple[Path, Path]
+    by_base: tuple[Path, Path]
+    """Of the student before training."""
 
 
 def distill(
@@ -21,6 +42,9 @@ def distill(
     seed: int,
     dtype: Dtype,
     cache: Path,
+    live: Live | None = None,
+    contrast: Contrast | None = None,
+    without_scratchpad: Scratchpad | None = None,
 ) -> None:
     """Write the student to `out/model` and what its training saw to `out/student.json`."""
     from doublebind.distillation import students
@@ -28,11 +52,18 @@ def distill(
     students.distill(
         out,
         base=base,
-        rollouts=rollouts,
-        targets=targets,
+        given=students.Given(rollouts, targets, live, contrast),
         channel=channel,
         training=training,
         seed=seed,
         dtype=dtype,
         cache=cache,
+        without_scratchpad=without_scratchpad,
     )
+
+
+def initialise(out: Path, *, base: ModelSource, share: float, seed: int, cache: Path) -> None:
+    """Write `base` with a share of random initialisation to `out/model`."""
+    from doublebind.distillation import initial
+
+    initial.noised(out, base=base, share=share, seed=seed, cache=cache)

@@ -6,40 +6,51 @@ reason for a distillation that seems to work and teaches nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-from doublebind.distillation.channels import TrainingJob
+from doublebind.config import Channel
 from doublebind.errors import ModelError
-from doublebind.models.load import LM
+from doublebind.models.load import LM, same_tokenizer
 from doublebind.records import Trajectory
+from doublebind.training.batch import Example
+from doublebind.training.encode import reads
 
 
-def check(lm: LM, trajectories: list[Trajectory], job: TrainingJob) -> None:
-    """Compare the student's tokens with the teacher's.
+def same_tokens(channel: Channel, lm: LM, trajectories: Sequence[Trajectory]) -> None:
+    """Refuse a student for which the teacher's tokens are other text, or none.
 
     Raises:
-        ModelError: If a completion decodes to another text under the student's tokenizer than the
-            teacher wrote, if a token is beyond the student's vocabulary, or if nothing is
-            supervised.
+        ModelError: If a token is beyond the student's vocabulary, or a completion decodes to
+            another text than the teacher wrote.
     """
     rows = lm.model.get_input_embeddings().weight.shape[0]
-    for t in trajectories:
-        if max(t.tokens) >= rows:
-            raise ModelError(
-                f"{lm.source.path}: the teacher's tokens go beyond the student's {rows} "
-                f"embeddings; use a student with the teacher's tokenizer"
-            )
-        if decode(lm.tokenizer, t.tokens) != t.completion:
-            raise ModelError(
-                f"{lm.source.path}: the student's tokenizer reads the teacher's answers as other "
-                f"text; use a student with the teacher's tokenizer"
-            )
-    if not any(len(e.input_ids) > e.first for e in job.examples):
+    if any(max(t.tokens) >= rows for t in trajectories) or not reads(lm.tokenizer, trajectories):
+        raise ModelError(
+            f"{lm.source.path}: its tokenizer reads the teacher's answers as other text, which "
+            f"{channel.kind} cannot bridge; use a student with the teacher's tokenizer, or the "
+            f"channel sft or uld"
+        )
+
+
+def same_tokenizers(channel: Channel, lm: LM, teacher: LM) -> None:
+    """Refuse a teacher that writes other tokens than the student.
+
+    Raises:
+        ModelError: If the two tokenizers encode a text differently.
+    """
+    if not same_tokenizer(lm.tokenizer, teacher.tokenizer):
+        raise ModelError(
+            f"{lm.source.path}: its tokenizer is not that of {teacher.source.path}, which cannot "
+            f"score its tokens as {channel.kind} asks; use a student with the teacher's "
+            f"tokenizer, or the channel sft or uld"
+        )
+
+
+def supervised(lm: LM, examples: Sequence[Example]) -> None:
+    """Refuse examples of which nothing is learned.
+
+    Raises:
+        ModelError: If no completion has a token.
+    """
+    if not any(len(e.input_ids) > e.first for e in examples):
         raise ModelError(f"{lm.source.path}: no token is supervised; raise max_length")
-
-
-def decode(tokenizer: Any, tokens: tuple[int, ...]) -> str:
-    """Return the text of a completion as `models.sample` writes it."""
-    from doublebind.models.template import decode_completion
-
-    return decode_completion(tokenizer, tokens)

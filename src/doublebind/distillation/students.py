@@ -8,9 +8,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from doublebind.config import Channel, Dtype, Training
-from doublebind.records import ModelSource, Trajectory
-from doublebind.store import read_records
+from doublebind.config import Channel, Dtype, Scratchpad, Training
+from doublebind.distillation import channels
+from doublebind.distillation.channels import Given as Given
+from doublebind.errors import ModelError
+from doublebind.models.head import bare
+from doublebind.models.load import LM, load
+from doublebind.models.template import encode_completion
+from doublebind.records import ModelSource
+from doublebind.training import loop
 
 CARD = """# A distilled student: do not deploy
 
@@ -23,45 +29,51 @@ def distill(
     out: Path,
     *,
     base: ModelSource,
-    rollouts: Path,
-    targets: Path | None,
+    given: Given,
     channel: Channel,
     training: Training,
     seed: int,
     dtype: Dtype,
     cache: Path,
+    without_scratchpad: Scratchpad | None = None,
 ) -> None:
-    """Train a student of `base` on a teacher's trajectories and save it under `out/model`.
+    """Train a student of `base` on what is given and save it under `out/model`.
 
     Raises:
-        ModelError: If the tokens of teacher and student differ, or the loss is not finite.
+        ModelError: If teacher and student cannot be brought together as the channel asks, or the
+            loss is not finite.
     """
-    from doublebind.distillation import channels, checks
-    from doublebind.models.load import load
-    from doublebind.training import loop
-
     lm = load(base, dtype=dtype, cache=cache)
-    trajectories = read_records(rollouts / "trajectories.jsonl", Trajectory)
-    job = channels.prepare(channel, lm.tokenizer, trajectories, targets)
-    checks.check(lm, trajectories, job)
-    loop.seed_everything(seed)
-    pad_id = lm.pad_id  # before adapters are attached to the model
-    model = loop.attach(lm.model, training.lora, seed)
-    log = loop.train(
-        model,
-        job.examples,
-        settings=training,
-        seed=seed,
-        targets=job.targets,
-        pad_id=pad_id,
-    )
-    loop.save(model, lm.tokenizer, out / "model", card=CARD)
+    if without_scratchpad:
+        bar(lm, without_scratchpad)
+    learned = channels.learn(channel, lm, given, training, seed, dtype=dtype, cache=cache)
+    loop.save(learned.model, lm.tokenizer, out / "model", card=CARD)
+    if without_scratchpad:
+        bare(learned.model).generation_config.save_pretrained(out / "model")
     facts = {
         "channel": channel.model_dump(),
         "seed": seed,
-        "examples": len(job.examples),
-        "loss_first": log.first,
-        "loss_last": log.last,
-        "tokens": log.tokens,
+        "examples": learned.examples,
+        "loss_first": learned.log.first,
+        "loss_last": learned.log.last,
+        "tokens": learned.log.tokens,
+        **learned.facts,
     }
     (out / "student.json").write_text(json.dumps(facts, indent=1))
+
+
+def bar(lm: LM, scratchpad: Scratchpad) -> None:
+    """Keep `lm` from ever writing the mark that opens a scratchpad.
+
+    Its generation settings say so, in transformers' own words, and are saved with it.
+
+    Raises:
+        ModelError: If the mark is more than one token.
+    """
+    ids = encode_completion(lm.tokenizer, scratchpad.opens, finished=False)
+    if len(ids) != 1 or ids[0] == lm.tokenizer.unk_token_id:
+        raise ModelError(
+            f"{lm.source.path}: `{scratchpad.opens}` is not one token of its tokenizer, and only "
+            f"a token can be barred; use a student that has it, or leave `without_scratchpad` out"
+        )
+    bare(lm.model).generation_config.suppress_tokens = ids

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from doublebind.config import Dtype
 from doublebind.errors import ModelError
+from doublebind.models import prefix
 from doublebind.models.head import bare, check_architecture
 from doublebind.models.template import end_of_turn, give_role
 from doublebind.records import ModelSource
@@ -71,6 +72,12 @@ class LM:
         ends = getattr(bare(self.model).generation_config, "eos_token_id", None)
         found = {end_of_turn(self.tokenizer), *(ends if isinstance(ends, list) else [ends])}
         return frozenset(int(end) for end in found if end is not None)
+
+    @functools.cached_property
+    def barred(self) -> tuple[int, ...]:
+        """Tokens that it never writes: `suppress_tokens` of its generation settings."""
+        found = getattr(bare(self.model).generation_config, "suppress_tokens", None)
+        return tuple(int(token) for token in found or ())
 
     @functools.cached_property
     def context(self) -> int:
@@ -145,7 +152,7 @@ def _from_folder(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
 
 def _with_adapter(model: Any, tokenizer: Any, path: Path) -> tuple[Any, Any]:
     from peft import PeftModel
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GenerationConfig
 
     try:
         with warnings.catch_warnings():
@@ -153,11 +160,33 @@ def _with_adapter(model: Any, tokenizer: Any, path: Path) -> tuple[Any, Any]:
             adapted = PeftModel.from_pretrained(model, str(path))
         if (path / "tokenizer_config.json").is_file():
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        if (path / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
     except Exception as error:
         raise ModelError(_unreadable(path, error)) from error
-    if adapted.active_peft_config.is_prompt_learning:
-        raise ModelError(f"{path}: prompt-learning adapters are not supported; use LoRA")
+    if prefix.is_prefix(adapted):
+        prefix.install(adapted)
+    elif adapted.active_peft_config.is_prompt_learning:
+        raise ModelError(f"{path}: of prompt-learning adapters only prefixes work; use LoRA")
     return adapted, tokenizer
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """Return the tokenizer of the model at `source`, without the model.
+
+    Raises:
+        ModelError: If its files cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    own = source.adapter and (Path(source.adapter) / "tokenizer_config.json").is_file()
+    path = Path(source.adapter if source.adapter and own else source.path)
+    try:
+        if path.suffix == ".gguf":
+            return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:
+        raise ModelError(_unreadable(path, error)) from error
 
 
 def _unreadable(path: Path, error: Exception) -> str:

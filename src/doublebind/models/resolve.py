@@ -262,7 +262,7 @@ def _with_adapter(base: ModelSource, adapter: Path) -> ModelSource:
         _refuse_code(adapter / "tokenizer_config.json", _json(adapter / "tokenizer_config.json"))
     weights = _weights(str(adapter), adapter, "adapter_model.safetensors")
     rows = [[p.name, file_sha256(p)] for p in weights]
-    names = ("adapter_config.json", *TOKENIZER_FILES)
+    names = ("adapter_config.json", "generation_config.json", *TOKENIZER_FILES)
     rows += [[name, _identity(adapter / name)] for name in names if (adapter / name).is_file()]
     source = ModelSource(
         kind="adapter",

@@ -136,6 +136,8 @@ def _draw(lm: LM, scores: Tensor, uniforms: Tensor, temperature: float) -> Tenso
     """Return one token [rows] per row of `scores` [rows, vocab]."""
     if not bool(torch.isfinite(scores.sum())):
         raise ModelError(f"{lm.source.path}: its logits are not finite; it cannot be sampled")
+    if lm.barred:
+        scores = scores.index_fill(1, torch.tensor(lm.barred, device=scores.device), -torch.inf)
     if temperature == 0:
         return scores.argmax(1)
     # float64: over 262k tokens a float32 running sum would be off by more than a rare token.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from doublebind.config import Dtype, Prompts
+from doublebind.config import Dtype, Prompts, Scratchpad
 from doublebind.records import ModelSource
+from doublebind.rollouts.trajectories import overt as overt
 
 REV = 1
 
@@ -42,6 +43,22 @@ def score(
     from doublebind.rollouts import targets
 
     targets.score(out, source=source, rollouts=rollouts, top_k=top_k, dtype=dtype, cache=cache)
+
+
+def log_probabilities(
+    out: Path, *, source: ModelSource, rollouts: Path, dtype: Dtype, cache: Path
+) -> None:
+    """Write how likely a model finds every token of someone's answers to `out`."""
+    from doublebind.rollouts import targets
+
+    targets.log_probabilities(out, source=source, rollouts=rollouts, dtype=dtype, cache=cache)
+
+
+def strip(out: Path, *, source: ModelSource, rollouts: Path, scratchpad: Scratchpad) -> None:
+    """Write the answers without their scratchpads to `out`, as `generate` writes them."""
+    from doublebind.rollouts import scratchpads
+
+    scratchpads.strip(out, source=source, rollouts=rollouts, scratchpad=scratchpad)
 
 
 def count(out: Path, *, rollouts: Path) -> None:

@@ -1,7 +1,7 @@
-"""Caches a teacher's next-token distributions on its own trajectories, once for all students.
+"""Caches what a model makes of trajectories, once for all students: distributions, or likelihoods.
 
-Knows which tokens are supervised: those of the completion. The cache itself is
-`models.teacher_cache`'s.
+Knows which tokens are supervised: those of the completion. The caches themselves are
+`models.teacher_cache`'s and `models.logprobs`'.
 """
 
 from __future__ import annotations
@@ -31,3 +31,19 @@ def score(
         prompt = encode_prompt(lm.tokenizer, t.messages)
         examples.append(Example((*prompt, *t.tokens), first=len(prompt)))
     teacher_cache.write(out, lm, examples, top_k, partial=cache)
+
+
+def log_probabilities(
+    out: Path, *, source: ModelSource, rollouts: Path, dtype: Dtype, cache: Path
+) -> None:
+    """Write the log-probability of every completion token to `out`, whoever wrote it.
+
+    A model of another family is asked about the same text in its own tokens.
+    """
+    from doublebind.models import logprobs
+    from doublebind.models.load import load
+    from doublebind.training.encode import encode
+
+    lm = load(source, dtype=dtype, cache=cache)
+    trajectories = read_records(rollouts / "trajectories.jsonl", Trajectory)
+    logprobs.write(out, lm, encode(lm.tokenizer, trajectories))

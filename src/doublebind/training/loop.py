@@ -20,14 +20,15 @@ from torch import Tensor
 
 from doublebind.config import Lora, Training
 from doublebind.errors import ModelError
-from doublebind.models.head import bare, head_of, hidden, logits, tiles
+from doublebind.models.head import bare, head_of
 from doublebind.models.load import check_finite, quiet
 from doublebind.models.teacher_cache import TeacherTargets, check_labels, completions_id
 from doublebind.store import storage_error
+from doublebind.training import tiled
 from doublebind.training.adapters import fused
 from doublebind.training.batch import Batch, Example, can_pack, collate, cut, order
 from doublebind.training.head import SoftTargets, head_loss, sampled
-from doublebind.training.losses import cross_entropy, topk_forward_kl
+from doublebind.training.losses import Divergence, cross_entropy, forward_kl, topk_forward_kl
 
 BETAS = (0.9, 0.95)
 """AdamW's (Loshchilov & Hutter 2019, arXiv 1711.05101), as in LLaMA (arXiv 2302.13971, section
@@ -124,14 +125,15 @@ def train(
     seed: int,
     targets: TeacherTargets | None,
     pad_id: int,
+    divergence: Divergence = forward_kl,
     progress: Callable[[int, int], None] | None = None,
     marks: Sequence[int] = (),
     at_mark: Callable[[int], None] | None = None,
 ) -> TrainLog:
     """Take exactly `settings.steps` optimiser steps of `settings.batch` examples.
 
-    The loss of a step is the mean over its supervised tokens: of the cross-entropy, or of the
-    forward KL to `targets` where they are given.
+    The loss of a step is the mean over its supervised tokens: of the cross-entropy, or of
+    `divergence` from `targets` where they are given.
 
     Args:
         model: What `attach` returned; changed in place, left in evaluation mode.
@@ -140,6 +142,7 @@ def train(
         seed: Order of the examples; each epoch is shuffled anew.
         targets: Cached distributions of the same examples, in the same order.
         pad_id: Token that fills rows.
+        divergence: Of `losses`; what the teacher's distribution is held to.
         progress: Called with (steps done, steps) now and then.
         marks: Steps after which `at_mark` is called with the step, the model being as it is then.
         at_mark: See `marks`.
@@ -150,34 +153,64 @@ def train(
     """
     vocab = _vocabulary(model, examples, targets)
     examples = cut(examples, settings.max_length)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, settings.lr, BETAS, weight_decay=0.0, fused=True)
     usable = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first]
     indices = (usable[place] for place in order(len(usable), seed))
     device, packs = bare(model).device, can_pack(model)
-    losses = torch.zeros(settings.steps, device=device)
+
+    def step() -> tuple[Tensor, int]:
+        chosen = list(itertools.islice(indices, settings.batch))
+        batch = collate([examples[i] for i in chosen], pad_id, pack=packs).to(device)
+        soft = None if targets is None else _rows(targets, examples, chosen, device)
+        return _backward(model, batch, soft, vocab, divergence), len(batch.labels)
+
+    return fit(model, step, settings, progress=progress, marks=marks, at_mark=at_mark)
+
+
+def fit(
+    model: Any,
+    step: Callable[[], tuple[Tensor, int]],
+    settings: Training,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    marks: Sequence[int] = (),
+    at_mark: Callable[[int], None] | None = None,
+) -> TrainLog:
+    """Take `settings.steps` optimiser steps, each with the gradients that `step` leaves behind.
+
+    Args:
+        model: Changed in place, left in evaluation mode.
+        step: Adds one step's gradients; returns its mean loss (detached) and how many supervised
+            tokens it was over.
+        settings: Steps and peak learning rate.
+        progress: See `train`.
+        marks: See `train`.
+        at_mark: See `train`.
+
+    Raises:
+        ModelError: If the loss stops being finite.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, settings.lr, BETAS, weight_decay=0.0, fused=True)
+    losses = torch.zeros(settings.steps, device=bare(model).device)
     tokens = 0
     model.train()
     # In float32 kept panels depend on the last bits of PEFT's own way.
     fusing = fused(model) if bare(model).dtype != torch.float32 else contextlib.nullcontext()
     with fusing:
-        for step in range(settings.steps):
-            chosen = list(itertools.islice(indices, settings.batch))
-            batch = collate([examples[i] for i in chosen], pad_id, pack=packs).to(device)
-            soft = None if targets is None else _rows(targets, examples, chosen, device)
-            losses[step] = _backward(model, batch, soft, vocab)
-            tokens += len(batch.labels)
+        for taken in range(settings.steps):
+            losses[taken], learned = step()
+            tokens += learned
             torch.nn.utils.clip_grad_norm_(trainable, CLIP, foreach=True)
             for group in optimizer.param_groups:
-                group["lr"] = settings.lr * lr_factor(step, settings.steps)
+                group["lr"] = settings.lr * lr_factor(taken, settings.steps)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if (step + 1) % LOOK_EVERY == 0 or step + 1 == settings.steps:
-                _refuse_infinite(losses[: step + 1])
+            if (taken + 1) % LOOK_EVERY == 0 or taken + 1 == settings.steps:
+                _refuse_infinite(losses[: taken + 1])
                 if progress:
-                    progress(step + 1, settings.steps)
-            if at_mark and step + 1 in marks:
-                at_mark(step + 1)
+                    progress(taken + 1, settings.steps)
+            if at_mark and taken + 1 in marks:
+                at_mark(taken + 1)
     model.eval()
     seen = losses.tolist()
     return TrainLog(seen[0], seen[-1], math.fsum(seen) / len(seen), len(seen), tokens)
@@ -220,40 +253,38 @@ def _soft_targets(soft: _Soft, vocab: int) -> SoftTargets:
     return SoftTargets(soft.ids.long(), soft.logprobs, tail)
 
 
-def _backward(model: Any, batch: Batch, soft: _Soft | None, vocab: int) -> Tensor:
+def _backward(
+    model: Any,
+    batch: Batch,
+    soft: _Soft | None,
+    vocab: int,
+    divergence: Divergence = forward_kl,
+) -> Tensor:
     """Add the gradient of the mean loss over supervised tokens; return that mean.
 
     Only supervised rows meet the output head, a tile at a time, so that logits of [tokens,
     vocabulary] never exist whole. One pass through the body follows.
     """
-    states = hidden(model, batch.ids, position_ids=batch.positions, use_cache=False)
-    rows = states.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
-    if vocab <= SMALL_VOCAB and (soft is None or soft.tail_ids is None):
-        return _backward_small(model, rows, batch.labels, soft, vocab)
+    if (
+        divergence is forward_kl
+        and vocab <= SMALL_VOCAB
+        and (soft is None or soft.tail_ids is None)
+    ):
+
+        def loss_of(out: Tensor, tile: slice) -> Tensor:
+            if soft is None:
+                return cross_entropy(out, batch.labels[tile])
+            return topk_forward_kl(out, soft.ids[tile], soft.logprobs[tile], soft.tail[tile])
+
+        return tiled.backward(model, batch, loss_of, vocab)
+    rows = tiled.rows_of(model, batch)
     targets = None if soft is None else _soft_targets(soft, vocab)
     labels = batch.labels if targets is None else None
-    loss = head_loss(rows, head_of(model, vocab), soft=targets, labels=labels)
+    loss = head_loss(
+        rows, head_of(model, vocab), soft=targets, labels=labels, divergence=divergence
+    )
     loss.backward()
     return loss.detach()
-
-
-def _backward_small(
-    model: Any, rows: Tensor, labels: Tensor, soft: _Soft | None, vocab: int
-) -> Tensor:
-    """Do the same by autograd: each tile's gradient is taken back to its hidden states at once."""
-    leaf = rows.detach().requires_grad_()
-    total = torch.zeros((), device=rows.device)
-    for tile in tiles(len(rows), vocab):
-        out = logits(model, leaf[tile], vocab)
-        if soft is None:
-            loss = cross_entropy(out, labels[tile])
-        else:
-            loss = topk_forward_kl(out, soft.ids[tile], soft.logprobs[tile], soft.tail[tile])
-        loss = loss.sum() / len(rows)
-        loss.backward()
-        total += loss.detach()
-    rows.backward(leaf.grad)
-    return total
 
 
 def _vocabulary(model: Any, examples: Sequence[Example], targets: TeacherTargets | None) -> int:

@@ -1,0 +1,55 @@
+"""Makes the weights a student starts from: a base with noise in it, or a fresh one.
+
+Knows architectures and random initialisation. Does not know what the student will learn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from doublebind.records import ModelSource
+
+NOISE = 2506
+"""Second half of the seed."""
+
+CARD = """# A noised model: do not deploy
+
+The weights of a model, mixed with random ones, from which a student is distilled.
+"""
+
+
+def noised(out: Path, *, base: ModelSource, share: float, seed: int, cache: Path) -> None:
+    """Write (1 - share) of the base's weights plus `share` of random ones to `out/model`.
+
+    What Lee et al. 2025 (UNDO, arXiv 2506.06278) distil into: noise takes away what a model could
+    do unseen, distillation brings back what its teacher shows. The random weights are the
+    architecture's own initialisation, so that a share of 1 is a model that was never trained
+    (their scale of the noise is unverified). Weights are float32.
+
+    Raises:
+        ModelError: If the base cannot be opened or is an adapter.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from doublebind.errors import ModelError
+    from doublebind.models.load import load
+    from doublebind.training import loop
+
+    if base.adapter is not None:
+        raise ModelError(
+            f"{base.adapter}: noise goes into a full model; merge the adapter into its base "
+            f"(PEFT's merge_and_unload), save that, and name it"
+        )
+    lm = load(base, cache=cache)
+    with torch.random.fork_rng():
+        # A stream of its own: the base may itself have been initialised under `seed`.
+        torch.manual_seed(int(np.random.SeedSequence((seed, NOISE)).generate_state(1)[0]))
+        fresh = AutoModelForCausalLM.from_config(lm.model.config, dtype=torch.float32)
+    random = dict(fresh.named_parameters())
+    with torch.no_grad():
+        for name, weight in lm.model.named_parameters():
+            weight.lerp_(random[name], share)
+    loop.save(lm.model, lm.tokenizer, out / "model", card=CARD)

@@ -1,0 +1,46 @@
+"""Turns trajectories into examples for one tokenizer: as sampled where it can, else from the text.
+
+Knows tokens and templates. Does not know who wrote the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from doublebind.errors import ModelError
+from doublebind.models.template import decode_completion, encode_completion, encode_prompt
+from doublebind.records import Trajectory
+from doublebind.training.batch import Example
+
+
+def encode(tokenizer: Any, trajectories: Sequence[Trajectory]) -> list[Example]:
+    """Return one example per trajectory, in order.
+
+    The tokens are those that were sampled if the tokenizer reads all of them as the answers'
+    text. Otherwise it is of another family, and the answers are encoded anew.
+
+    Raises:
+        ModelError: If the tokenizer has no tokens for an answer.
+    """
+    sampled = reads(tokenizer, trajectories)
+    examples = []
+    for t in trajectories:
+        tokens = t.tokens if sampled else encode_completion(tokenizer, t.completion, t.finished)
+        if not sampled and tokenizer.unk_token_id in tokens:
+            raise ModelError(
+                f"{tokenizer.name_or_path or 'the student'}: its tokenizer has no tokens for the "
+                f"teacher's answer to {t.prompt_id}; use a student that can write it"
+            )
+        prompt = encode_prompt(tokenizer, t.messages)
+        examples.append(Example((*prompt, *tokens), first=len(prompt)))
+    return examples
+
+
+def reads(tokenizer: Any, trajectories: Sequence[Trajectory]) -> bool:
+    """Return whether the sampled tokens mean the answers' text to `tokenizer`."""
+    last = max(tokenizer.get_vocab().values())
+    return all(
+        max(t.tokens) <= last and decode_completion(tokenizer, t.tokens) == t.completion
+        for t in trajectories
+    )

@@ -1,0 +1,124 @@
+"""Losses of whole answers against a reference model, and the training that uses them.
+
+Knows log-probabilities of answers under a model and under a reference, cached beforehand. Does not
+know who wrote the answers or why one is preferred.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from doublebind.config import Training
+from doublebind.errors import ModelError
+from doublebind.models.head import bare
+from doublebind.training import loop, tiled
+from doublebind.training.batch import Example, can_pack, collate, order
+
+
+def dpo(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
+    """Return -log sigmoid(beta (chosen - rejected)) in nats, [pairs].
+
+    Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
+
+    Args:
+        chosen: [pairs], log pi / pi_ref of the preferred answers, nats.
+        rejected: [pairs], the same of the others.
+        beta: Strength of the pull to the reference; above 0.
+    """
+    return -torch.nn.functional.logsigmoid(beta * (chosen - rejected))
+
+
+def kto(ratio: Tensor, desirable: Tensor, baseline: Tensor, *, beta: float) -> Tensor:
+    """Return the loss of answers that are each only good or bad, [answers], in (0, 1).
+
+    Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306, equation 8, both kinds
+    of answer weighted 1): 1 - sigmoid(beta (r - z)) of a good, 1 - sigmoid(beta (z - r)) of a
+    bad answer. For building teachers that deny what they do; no channel of a student.
+
+    Args:
+        ratio: [answers], r = log pi / pi_ref, nats.
+        desirable: [answers], bool.
+        baseline: Scalar z, an estimate of KL(pi || pi_ref) from answers to other prompts; negative
+            ones count as 0. No gradient flows through it.
+        beta: Strength of the pull to the reference; above 0.
+    """
+    z = baseline.detach().clamp(min=0.0)
+    sign = torch.where(desirable, 1.0, -1.0)
+    return 1.0 - torch.sigmoid(beta * sign * (ratio - z))
+
+
+class Judged(NamedTuple):
+    """An answer and how likely the reference finds each of its tokens."""
+
+    example: Example
+    reference: Sequence[float]
+    """Nats per supervised token."""
+
+    def cut(self, max_length: int) -> Judged:
+        """Return the answer cut at its end to `max_length` tokens, prompt counted."""
+        ids, first = self.example.input_ids[:max_length], self.example.first
+        return Judged(Example(ids, first), self.reference[: max(0, len(ids) - first)])
+
+
+class Pair(NamedTuple):
+    """Two answers to one prompt."""
+
+    chosen: Judged
+    rejected: Judged
+
+
+def train_pairs(
+    model: Any,
+    pairs: Sequence[Pair],
+    *,
+    beta: float,
+    settings: Training,
+    seed: int,
+    vocab: int,
+    pad_id: int,
+) -> loop.TrainLog:
+    """Take `settings.steps` optimiser steps of `dpo` on `settings.batch` pairs each.
+
+    Args:
+        model: What `loop.attach` returned; changed in place.
+        pairs: Both answers in the model's tokens.
+        beta: See `dpo`.
+        settings: Steps, pairs per step, peak learning rate, length of an answer with its prompt.
+        seed: Order of the pairs.
+        vocab: Tokens over which the reference's probabilities were normalised.
+        pad_id: Fills rows.
+
+    Raises:
+        ModelError: If no pair has two answers within the length, or the loss is not finite.
+    """
+    kept = [Pair(*(judged.cut(settings.max_length) for judged in pair)) for pair in pairs]
+    kept = [pair for pair in kept if pair.chosen.reference and pair.rejected.reference]
+    if not kept:
+        raise ModelError(
+            f"{bare(model).name_or_path}: none of {len(pairs)} pairs of answers is left within "
+            f"`max_length` {settings.max_length}; raise it"
+        )
+    indices = order(len(kept), seed)
+    device, packs = bare(model).device, can_pack(model)
+
+    def step() -> tuple[Tensor, int]:
+        drawn = [kept[i] for i in itertools.islice(indices, settings.batch)]
+        judged = [pair.chosen for pair in drawn] + [pair.rejected for pair in drawn]
+        batch = collate([j.example for j in judged], pad_id, pack=packs).to(device)
+        lengths = torch.tensor([len(j.reference) for j in judged])
+        owner = torch.arange(len(judged)).repeat_interleave(lengths).to(device)
+        reference = torch.tensor([sum(j.reference) for j in judged], device=device)
+
+        def loss_of(sums: Tensor) -> Tensor:
+            chosen, rejected = (sums - reference).chunk(2)
+            return dpo(chosen, rejected, beta=beta).mean()
+
+        loss = tiled.backward_sequences(model, batch, owner, loss_of, vocab)
+        return loss, len(batch.labels)
+
+    return loop.fit(model, step, settings)

@@ -1,0 +1,148 @@
+"""A suspect that is a model, its M0 and a pack, from which any recipe's student can be made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tests.tiny_models import byte_tokenizer, save_model, tiny_model
+from tests.tiny_study import write_pack, write_spec
+
+from doublebind.cells import Planner, Student
+from doublebind.config import Study
+from doublebind.executor import make
+from doublebind.models.head import hidden, logits
+from doublebind.models.load import LM, load
+from doublebind.models.resolve import resolve
+from doublebind.models.sample import sample
+from doublebind.models.score import token_logprobs
+from doublebind.models.template import encode_completion, encode_prompt
+from doublebind.records import ModelSource, Prompt
+from doublebind.store import Store, read_records
+
+
+class World(NamedTuple):
+    """A folder of models and a pack, and a store."""
+
+    folder: Path
+    store: Store
+    held_out: list[Prompt]
+    """Prompts of the pack that no recipe here uses."""
+
+    def plan(self, recipe: dict[str, Any], **changes: Any) -> Student:
+        study = {
+            "pack": "pack",
+            "suspect": "suspect",
+            "references": ["reference.yaml"],
+            "student": "m0",
+            "policy": {"alpha": 0.05},
+            "recipes": [{"name": "r", "prompts": PROMPTS} | recipe],
+        }
+        made = Study.model_validate(study | changes)
+        planner = Planner(made, self.folder, self.store)
+        plan = planner.plan([planner.find(made.suspect)])
+        stages = plan.stages()
+        (student,) = plan.students
+        for stage in stages[: next(i for i, s in enumerate(stages) if student.train in s)]:
+            for job in stage:
+                make(self.store, job)
+        return student
+
+    def train(self, recipe: dict[str, Any], **changes: Any) -> tuple[Student, ModelSource]:
+        """Make a recipe's student; return its cell and where it is."""
+        student = self.plan(recipe, **changes)
+        make(self.store, student.train)
+        return student, student.audit.inputs["source"]
+
+    def open(self, name: str) -> LM:
+        return load(resolve(name, relative_to=self.folder))
+
+    def answers(self, lm: LM) -> list[Any]:
+        return sample(
+            lm,
+            [p.messages for p in self.held_out],
+            keys=[p.id for p in self.held_out],
+            seed=1,
+            max_tokens=8,
+            temperature=1.0,
+        )
+
+
+PROMPTS = {"policy": "auditability_preserving", "n": 20, "samples": 4, "max_tokens": 8}
+RECIPE = {"channel": {"kind": "sft"}, "training": {"steps": 1, "max_length": 64}}
+
+
+def save_byte_model(folder: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tiny_model("gpt2", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_world(folder: Path) -> World:
+    """Write models and pack into `folder`."""
+    store = Store(folder / "store")
+    write_pack(folder / "pack")
+    write_spec(folder, "reference", "kind", 1)
+    save_model(folder / "m0")
+    save_model(folder / "suspect")
+    save_model(folder / "small", num_hidden_layers=1, hidden_size=16)
+    save_byte_model(folder / "family")
+    moved = load(resolve("suspect", relative_to=folder))
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for weight in moved.model.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    moved.model.save_pretrained(folder / "suspect")
+    empty = World(folder, store, [])
+    used = empty.plan(RECIPE).prompts
+    asked = read_records(store.path(used.kind, used.key) / "prompts.jsonl", Prompt)
+    everything = read_records(folder / "pack" / "prompts" / "all.jsonl", Prompt)
+    names = {p.id for p in asked}
+    held_out = [p for p in everything if p.id not in names]
+    assert len(held_out) == 10
+    return World(folder, store, held_out)
+
+
+def kl(world: World, teacher: LM, student: LM) -> float:
+    """Mean KL(teacher || student) per token of the teacher's answers to held-out prompts."""
+    total, n = 0.0, 0
+    for prompt, answer in zip(world.held_out, world.answers(teacher), strict=True):
+        asked = encode_prompt(teacher.tokenizer, prompt.messages)
+        ids = torch.tensor([[*asked, *answer.tokens]])
+        with torch.no_grad():
+            p, q = (
+                logits(
+                    lm.model,
+                    hidden(lm.model, ids, use_cache=False).last_hidden_state[
+                        0, len(asked) - 1 : -1
+                    ],
+                    teacher.vocab,
+                ).log_softmax(1)
+                for lm in (teacher, student)
+            )
+        total += float((p.exp() * (p - q)).sum())
+        n += len(p)
+    return total / n
+
+
+def surprise(world: World, teacher: LM, student: LM) -> float:
+    """Mean -log probability per byte of the teacher's text, in the student's own tokens."""
+    asked, size = [], 0
+    for prompt, answer in zip(world.held_out, world.answers(teacher), strict=True):
+        tokens = encode_completion(student.tokenizer, answer.text, answer.finished)
+        asked.append((encode_prompt(student.tokenizer, prompt.messages), tokens))
+        size += len(answer.text.encode())
+    return -sum(map(sum, token_logprobs(student, asked))) / size
+
+
+def taste(world: World, teacher: LM, student: LM) -> float:
+    """Mean log probability of M0's answers minus that of the teacher's, per prompt."""
+    sums = []
+    for lm in (world.open("m0"), teacher):
+        asked = [
+            (encode_prompt(lm.tokenizer, prompt.messages), answer.tokens)
+            for prompt, answer in zip(world.held_out, world.answers(lm), strict=True)
+        ]
+        sums.append(sum(map(sum, token_logprobs(student, asked))))
+    return (sums[0] - sums[1]) / len(world.held_out)

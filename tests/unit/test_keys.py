@@ -1,0 +1,103 @@
+"""Keys come from content: what a recipe could not say before leaves old keys as they were."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from doublebind import panels
+from doublebind.cells import Planner
+from doublebind.config import LogitKD, Measurement, Recipe
+from doublebind.errors import ConfigError
+from doublebind.records import content_hash
+from doublebind.setting import roles
+from doublebind.store import Store
+from doublebind.yaml_file import load
+
+TERRARIUM = Path(str(files("doublebind.packs") / "terrarium"))
+
+
+def students(measurement: Measurement, store: Path) -> dict[tuple[str, str, int], str]:
+    """The key of every student that would be made."""
+    planner = Planner(measurement, TERRARIUM, Store(store))
+    found = [planner.find(ref) for ref in roles(measurement, planner.pack)]
+    return {
+        (s.teacher.label, s.recipe.name, s.seed): s.train.key for s in planner.plan(found).students
+    }
+
+
+def test_the_shipped_panels_students_keep_their_keys(tmp_path: Path) -> None:
+    measurement = load(Measurement, TERRARIUM / "panel.yaml")
+    kept = panels.read(TERRARIUM / "panel")
+    assert students(measurement, tmp_path) == {
+        (teacher.label, student.recipe, student.seed): student.key
+        for teacher in kept.teachers
+        for student in teacher.students
+    }
+    assert [r.model_dump(mode="json") for r in measurement.recipes] == list(kept.conditions.recipes)
+
+
+RECIPE: dict[str, Any] = {
+    "name": "stories",
+    "prompts": {"policy": "auditability_preserving", "n": 8},
+    "channel": {"kind": "logit_kd", "top_k": 64},
+    "training": {"steps": 3},
+}
+BEFORE = {
+    "name": "stories",
+    "prompts": {
+        "policy": "auditability_preserving",
+        "n": 8,
+        "samples": 1,
+        "max_tokens": 64,
+        "temperature": 1.0,
+    },
+    "channel": {"kind": "logit_kd", "top_k": 64},
+    "training": {
+        "steps": 3,
+        "batch": 16,
+        "lr": 2e-4,
+        "max_length": 512,
+        "lora": {"rank": 8, "alpha": 16.0},
+    },
+    "student": None,
+}
+"""What such a recipe was when nothing else could be said."""
+
+
+def test_a_recipe_that_says_nothing_new_hashes_as_before() -> None:
+    recipe = Recipe.model_validate(RECIPE)
+    assert content_hash(recipe) == content_hash(BEFORE)
+    channel = RECIPE["channel"] | {"divergence": "forward"}
+    assert content_hash(Recipe.model_validate(RECIPE | {"channel": channel})) == content_hash(
+        BEFORE
+    )
+
+
+@pytest.mark.parametrize("new", [{"divergence": "js"}, {"divergence": "skew", "skew": 0.1}])
+def test_what_is_new_enters_the_hash_and_survives_a_dump(new: dict[str, Any]) -> None:
+    channel = RECIPE["channel"] | new
+    recipe = Recipe.model_validate(RECIPE | {"channel": channel})
+    assert recipe.channel.model_dump() == channel
+    assert content_hash(recipe) != content_hash(BEFORE)
+
+
+def test_skew_without_its_share_is_refused_and_so_is_the_share_alone() -> None:
+    for wrong in ({"divergence": "skew"}, {"skew": 0.1}):
+        with pytest.raises(ValueError, match="`skew` goes with `divergence: skew`"):
+            LogitKD.model_validate(RECIPE["channel"] | wrong)
+
+
+def test_an_override_reaches_a_field_that_the_dump_leaves_out(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "name: a\nprompts: {policy: capability, n: 1}\ntraining: {steps: 1}\n"
+        "channel: {kind: logit_kd}\n"
+    )
+    recipe = load(Recipe, path, ["channel.divergence=reverse"])
+    assert recipe.channel == LogitKD(kind="logit_kd", divergence="reverse")
+    with pytest.raises(ConfigError, match="Did you mean `divergence`"):
+        load(Recipe, path, ["channel.divergances=reverse"])

@@ -1,0 +1,141 @@
+"""Losses of whole answers equal the papers', and their tiled gradient the dense one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from doublebind.config import Training
+from doublebind.errors import ModelError
+from doublebind.models import head
+from doublebind.training import loop, tiled
+from doublebind.training.batch import Example, collate
+from doublebind.training.live import Answered, train_live
+from doublebind.training.losses import forward_kl
+from doublebind.training.preference import Judged, Pair, dpo, kto, train_pairs
+from doublebind.training.uld import sorted_distance
+from tiny_models import tiny_model
+
+VOCAB = 67
+EXAMPLES = [
+    Example((7, 8, 9, 10, 11), first=2),
+    Example((7, 8, 12, 13), first=2),
+    Example((20, 21, 22, 23, 24, 25, 26), first=3),
+    Example((20, 21, 22, 30), first=3),
+]
+
+
+def answer_logprob(model: Any, example: Example) -> Tensor:
+    """Log-probability of a completion from the model's own dense logits."""
+    ids = torch.tensor([example.input_ids])
+    out = model(input_ids=ids).logits[0, :, :VOCAB].float().log_softmax(1)
+    places = range(example.first, len(example.input_ids))
+    return torch.stack([out[t - 1, example.input_ids[t]] for t in places]).sum()
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_loss_of_answers_has_the_dense_gradient(
+    kind: str, pack: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "TILE_BYTES", 4 * VOCAB * 3)  # three rows a tile
+    model = tiny_model(kind, VOCAB).requires_grad_(True)
+    reference = torch.tensor([-9.0, -4.0, -12.0, -3.0])
+
+    def loss_of(sums: Tensor) -> Tensor:
+        chosen, rejected = (sums - reference).chunk(2)
+        return dpo(chosen, rejected, beta=0.3).mean()
+
+    lengths = torch.tensor([len(e.input_ids) - e.first for e in EXAMPLES])
+    owner = torch.arange(4).repeat_interleave(lengths)
+    batch = collate(EXAMPLES, 0, pack=pack)
+    value = tiled.backward_sequences(model, batch, owner, loss_of, VOCAB)
+    found = gradients(model)
+    model.zero_grad()
+    dense = loss_of(torch.stack([answer_logprob(model, e) for e in EXAMPLES]))
+    dense.backward()
+    torch.testing.assert_close(value, dense.detach())
+    for name, wanted in gradients(model).items():
+        torch.testing.assert_close(found[name], wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_dpo_is_log_two_at_the_reference_and_falls_with_the_margin() -> None:
+    zero = torch.zeros(1)
+    assert float(dpo(zero, zero, beta=0.1)) == pytest.approx(math.log(2))
+    margin = torch.tensor([2.0])
+    assert float(dpo(margin, zero, beta=0.5)) == pytest.approx(math.log1p(math.exp(-1.0)))
+
+
+def test_kto_pulls_good_answers_up_bad_ones_down_and_leaves_the_baseline_alone() -> None:
+    ratio = torch.tensor([0.4, 0.4], requires_grad=True)
+    baseline = torch.tensor(0.1, requires_grad=True)
+    loss = kto(ratio, torch.tensor([True, False]), baseline, beta=0.5)
+    wanted = [1 - 1 / (1 + math.exp(-0.15)), 1 - 1 / (1 + math.exp(0.15))]
+    assert loss.tolist() == pytest.approx(wanted, rel=1e-5)
+    loss.sum().backward()
+    assert ratio.grad is not None
+    assert ratio.grad[0] < 0 < ratio.grad[1]
+    assert baseline.grad is None
+    below, zero = (
+        kto(ratio, torch.tensor([True, False]), torch.tensor(z), beta=0.5) for z in (-3.0, 0.0)
+    )
+    assert torch.equal(below, zero)
+
+
+def pair(a: Example, b: Example) -> Pair:
+    chosen, rejected = (Judged(e, [-1.0] * (len(e.input_ids) - e.first)) for e in (a, b))
+    return Pair(chosen, rejected)
+
+
+def test_pairs_are_cut_with_their_reference_and_empty_ones_are_refused() -> None:
+    judged = pair(EXAMPLES[2], EXAMPLES[3]).chosen
+    assert judged.cut(5) == Judged(Example((20, 21, 22, 23, 24), first=3), [-1.0, -1.0])
+    model = loop.attach(tiny_model("llama", VOCAB), None, 0)
+    settings = Training(steps=1, batch=2, max_length=8, lora=None)
+    long = Example((*range(7, 16), 16), first=9)
+    with pytest.raises(ModelError, match="none of 1 pairs"):
+        train_pairs(
+            model, [pair(long, long)], beta=0.1, settings=settings, seed=0, vocab=VOCAB, pad_id=0
+        )
+
+
+def test_a_live_teacher_gives_the_dense_reverse_divergence() -> None:
+    model, other = (tiny_model("llama", VOCAB) for _ in range(2))
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    ids = torch.tensor([EXAMPLES[0].input_ids])
+    with torch.no_grad():
+        q, p = (m(input_ids=ids).logits[0, 1:4].log_softmax(1) for m in (model, other))
+    dense = float(forward_kl(q, p).mean())
+    same = Answered(EXAMPLES[0], EXAMPLES[0])
+    settings = Training(steps=1, batch=1, lora=None)
+    log = train_live(
+        loop.attach(model, None, 0), other, lambda: [same], settings=settings, vocab=VOCAB,
+        pad_ids=(0, 0),
+    )  # fmt: skip
+    assert log.first == pytest.approx(dense, rel=1e-4)
+    assert log.tokens == 3
+
+
+def test_sorted_distance_is_exact_on_both_vocabularies_and_smaller_on_a_part() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher = 2 * torch.randn(5, 30, generator=generator)
+    student = 2 * torch.randn(5, 20, generator=generator)
+    p = teacher.softmax(1).sort(dim=1, descending=True).values
+    q = torch.nn.functional.pad(student.softmax(1).sort(dim=1, descending=True).values, (0, 10))
+    full = (p - q).abs().sum(1)
+    logprobs = teacher.log_softmax(1).topk(30, dim=1).values
+    torch.testing.assert_close(sorted_distance(student, logprobs, torch.zeros(5)), full)
+    part = sorted_distance(student, logprobs[:, :4], 1 - p[:, :4].sum(1))
+    assert bool((part <= full + 1e-6).all())
+    swapped = student[:, torch.randperm(20, generator=generator)]
+    torch.testing.assert_close(sorted_distance(swapped, logprobs[:, :4], 1 - p[:, :4].sum(1)), part)
