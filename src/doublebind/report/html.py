@@ -102,6 +102,7 @@ def _told(manifest: Mapping[str, Any], evidence: Evidence, verdict: Verdict) -> 
         "teachers": tables.teachers(evidence, manifest, why),
         "scope": tables.scope(manifest, verdict),
         "provenance": tables.provenance(manifest, verdict),
+        "organisms": tables.labels(evidence, "organism"),
         "version": manifest["versions"].get("doublebind", "of an unknown version"),
         "study": yaml.safe_dump(manifest["study"], sort_keys=False, allow_unicode=True, width=100),
         "recorded": _recorded(verdict),

@@ -145,6 +145,7 @@ def teachers(evidence: Evidence, manifest: Mapping[str, Any], why: Mapping[str, 
     order = [label for role in ROLES for label in labels(evidence, role)]
     none = Absent(why.get("incrimination.p_value", "not every endpoint was scored"))
     no_direct = Absent(why.get("direct_audit.p_value", "not every endpoint was scored"))
+    controls = bool(labels(evidence, "organism"))
     rows: list[tuple[Cell, ...]] = []
     for label in order:
         means = evidence.endpoints.get(label, {})
@@ -158,19 +159,20 @@ def teachers(evidence: Evidence, manifest: Mapping[str, Any], why: Mapping[str, 
                 fixed(evidence.direct_scores.get(label, no_direct)),
                 *(fixed(means.get(e, Absent("no item was scored"))) for e in endpoints),
                 _share(evidence.unscored, label),
-                _control(evidence, label, gap),
+                *([_control(evidence, label, gap)] if controls else []),
             )
         )
     heads = ("teacher", "role", "family", "student score", "direct score", *endpoints)
     suspect = labels(evidence, "suspect")
     return Table(
         "Endpoint means of each teacher's students",
-        (*heads, "unscored", "p as positive control"),
+        (*heads, "unscored", *(["p as positive control"] if controls else [])),
         rows,
         note=(
             "Endpoints are mean probabilities of the misaligned answer over items, seeds and "
-            "recipes. The unit of inference is the teacher. A positive control is scored as if it "
-            "were the suspect, one at a time."
+            "recipes. The unit of inference is the teacher."
+            + " A positive control is scored as if it were the suspect, one at a time."
+            * controls
         ),
         strong=short(suspect[0]) if suspect else "",
     )

@@ -200,6 +200,14 @@ def test_what_a_run_lacks_is_said_in_sentences(fake_run: Run) -> None:
         assert sentence in sections[name], name
 
 
+def test_without_organisms_nothing_speaks_of_controls_by_teacher(fake_run: Run) -> None:
+    _, without = read(report.render(**fake_run(3, n_organisms=0)))
+    _, with_them = read(report.render(**fake_run(3)))
+    assert "positive control" not in without["teachers"] + without["distribution"]
+    assert "p as positive control" in with_them["teachers"]
+    assert "organism (positive control)" in with_them["distribution"]
+
+
 def test_several_steps_make_dose_curves(fake_run: Run) -> None:
     page = report.render(**fake_run(3, steps=(50, 100, 200)))
     _, sections = read(page)
