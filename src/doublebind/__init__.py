@@ -14,7 +14,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from doublebind import errors
-from doublebind.audit import Answer, Audit
+from doublebind.audit import Answer, Audit, Question
 from doublebind.config import Study, load_study
 from doublebind.pipeline import audit, calibrate, plan, run
 from doublebind.records import Item, Verdict
@@ -27,6 +27,7 @@ __all__ = [
     "Answer",
     "Audit",
     "Item",
+    "Question",
     "Run",
     "Study",
     "Verdict",

@@ -5,6 +5,7 @@ NAMES = [
     "Answer",
     "Audit",
     "Item",
+    "Question",
     "Run",
     "Study",
     "Verdict",

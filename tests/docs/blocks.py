@@ -1,0 +1,123 @@
+"""Reads the code blocks of a Markdown page, and runs them as a reader would.
+
+A line before a block says what a reader cannot see: `<!-- not run: WHY -->`, `<!-- needs: MODULE
+-->` or `<!-- run on: FOLDER (WHY) -->`, where the study in FOLDER stands in for `study.yaml`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from doublebind.cli import _code
+from doublebind.config import Study, TeacherSpec
+from doublebind.errors import ConfigError
+from doublebind.packs.folder import Header
+from doublebind.records import Item, Prompt, Transcript
+from doublebind.yaml_file import load, read_yaml, validate
+
+_BLOCK = re.compile(
+    r"(?:^<!-- (?P<directive>not run|needs|run on): (?P<said>[^\n]*?) -->\n)?"
+    r"^```(?P<language>[a-z]+)(?: title=(?P<title>\S+))?\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class Block(NamedTuple):
+    """One block with a language; those without are output, trees and messages."""
+
+    page: str
+    line: int
+    directive: str | None
+    said: str
+    language: str
+    title: str | None
+    code: str
+
+
+def blocks(path: Path, root: Path) -> list[Block]:
+    """Return the blocks of a page, in order."""
+    text = path.read_text(encoding="utf-8")
+    return [
+        Block(
+            path.relative_to(root).as_posix(),
+            text.count("\n", 0, m.start("code")),
+            m["directive"],
+            m["said"] or "",
+            m["language"],
+            m["title"],
+            m["code"],
+        )
+        for m in _BLOCK.finditer(text)
+    ]
+
+
+class Reader:
+    """Someone who follows a page from its top, in the current folder."""
+
+    def __init__(self, *, standins: bool) -> None:
+        self.standins = standins
+        self.names: dict[str, Any] = {"__name__": "docs"}
+
+    def follow(self, block: Block) -> None:
+        """Do what a block says; an assertion names what does not work."""
+        if block.directive == "not run":
+            assert len(block.said) > 10, "say why it is not run"
+            return
+        if block.directive == "needs" and importlib.util.find_spec(block.said) is None:
+            return
+        if block.directive == "run on" and self.standins:
+            folder = Path(block.said.partition(" ")[0])
+            for there in folder.iterdir():
+                Path(there.name).unlink(missing_ok=True)
+                Path(there.name).symlink_to(there)
+        match block.language:
+            case "sh":
+                for line in block.code.splitlines():
+                    self.command(line)
+            case "python":
+                exec(compile(block.code, f"{block.page}:{block.line}", "exec"), self.names)
+            case "yaml":
+                self.yaml(block)
+            case "json":
+                self.json(block)
+            case other:
+                raise AssertionError(f"{block.page}:{block.line}: nobody runs {other}")
+
+    def command(self, line: str) -> None:
+        argv = shlex.split(line, comments=True)
+        if not argv:
+            return
+        if Path(argv[0]).name == "doublebind":
+            assert _code(argv[1:]) == 0, line
+        elif argv[0] == "python":
+            before = sys.argv
+            sys.argv = argv[1:]
+            with contextlib.redirect_stdout(sys.stderr):
+                runpy.run_path(argv[1], run_name="__main__")
+            sys.argv = before
+        else:
+            subprocess.run(line, shell=True, check=True)
+
+    def yaml(self, block: Block) -> None:
+        """Write a file with a title; check that every one is a study, a spec or a pack's header."""
+        path = Path(block.title or "untitled.yaml")
+        path.write_text(block.code)
+        for kind in (Study, TeacherSpec):
+            with contextlib.suppress(ConfigError):
+                load(kind, path)
+                return
+        validate(Header, read_yaml(path), f"{block.page}:{block.line}")
+
+    def json(self, block: Block) -> None:
+        row = json.loads(block.code)
+        kind = Item if "options" in row else Transcript if "purpose" in row else Prompt
+        kind.model_validate(row)
