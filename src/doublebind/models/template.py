@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from doublebind.errors import ModelError
@@ -36,6 +37,11 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         ModelError: If the chat template refuses the conversation.
     """
     facts = _facts(tokenizer)
+    key = (facts.identity, *((m.role, m.content) for m in messages))
+    return _remembered(key, lambda: _encode_prompt(tokenizer, messages, facts))
+
+
+def _encode_prompt(tokenizer: Any, messages: Sequence[Message], facts: _Facts) -> list[int]:
     if not tokenizer.chat_template:
         lines = [f"{_PLAIN_NAMES[m.role]}: {m.content}" for m in messages]
         return [*facts.opening, *_as_data(tokenizer, "\n".join([*lines, "Assistant:"]))]
@@ -101,8 +107,9 @@ def encode_completion(tokenizer: Any, text: str, finished: bool) -> list[int]:
     starts with the space that follows `Assistant:`.
     """
     start = "" if tokenizer.chat_template or text.startswith(" ") else " "
-    end = [end_of_turn(tokenizer)] if finished else []
-    return [*_as_data(tokenizer, start + text), *end]
+    facts = _facts(tokenizer)
+    end = [facts.end] if finished else []
+    return [*_remembered((facts.identity, text), lambda: _as_data(tokenizer, start + text)), *end]
 
 
 def encode_text(tokenizer: Any, text: str, *, opening: bool = False) -> list[int]:
@@ -176,6 +183,8 @@ class _Facts(NamedTuple):
     """Control tokens, which text must not produce; the unknown token is not one."""
     opening: tuple[int, ...]
     """What the tokenizer puts before any text."""
+    identity: str
+    """Hash of all that encoding depends on: tokenizers of equal files share it."""
 
 
 _KNOWN: weakref.WeakKeyDictionary[Any, _Facts] = weakref.WeakKeyDictionary()
@@ -196,9 +205,32 @@ def _facts(tokenizer: Any) -> _Facts:
                 f"{tokenizer.name_or_path or 'the model'}: its tokenizer has no end-of-sequence "
                 f"token; set `eos_token` in tokenizer_config.json"
             )
-        known = _Facts(of, int(end), special, opening)
+        known = _Facts(of, int(end), special, opening, _identity(tokenizer))
         _KNOWN[tokenizer] = known
     return known
+
+
+def _identity(tokenizer: Any) -> str:
+    raw = getattr(tokenizer, "backend_tokenizer", None)
+    if raw is None:  # written in Python: what it depends on is not known, so it shares nothing
+        return uuid.uuid4().hex
+    tokens = sorted((i, str(t), t.special) for i, t in tokenizer.added_tokens_decoder.items())
+    rest = [tokenizer.chat_template, tokens, repr(tokenizer.special_tokens_map)]
+    return hashlib.sha256(raw.to_str().encode() + json.dumps(rest).encode()).hexdigest()
+
+
+_ENCODED: dict[tuple[Any, ...], tuple[int, ...]] = {}
+_MOST = 2**16
+"""Texts remembered at most. Every student of a grid meets the same prompts and audit items."""
+
+
+def _remembered(key: tuple[Any, ...], encode: Callable[[], list[int]]) -> list[int]:
+    """Return what `encode` gives, or gave when it was asked with the same key."""
+    if key not in _ENCODED:
+        if len(_ENCODED) >= _MOST:
+            _ENCODED.clear()
+        _ENCODED[key] = tuple(encode())
+    return list(_ENCODED[key])
 
 
 def _template_end(tokenizer: Any, special: frozenset[int]) -> int | None:

@@ -89,7 +89,8 @@ class _Adapted(torch.autograd.Function):
         rows, weight, low, high, within = ctx.saved_tensors
         grad = grad_outputs[0].reshape(len(rows), -1)
         through = (grad @ high).mul_(ctx.scaling)
-        of_up = (grad.t() @ within).to(ctx.dtype).mul_(ctx.scaling)
+        # The other way round, grad' within, takes up to fifty times as long on some CPUs.
+        of_up = (within.t() @ grad).t().to(ctx.dtype).mul_(ctx.scaling)
         of_down = (through.t() @ rows).to(ctx.dtype)
         of_x = None
         if ctx.needs_input_grad[0]:

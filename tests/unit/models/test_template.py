@@ -150,3 +150,16 @@ def test_template_id_follows_the_template() -> None:
     changed = byte_tokenizer()
     changed.chat_template += " "
     assert template_id(changed) != template_id(BYTES)
+
+
+def test_what_is_remembered_belongs_to_tokenizer_and_template() -> None:
+    said = [Message(role="user", content="a fox and a dog")]
+    one, same, plain = word_tokenizer(), word_tokenizer(), word_tokenizer(chat=False)
+    other = word_tokenizer(words=["fox", "a", "dog"])
+    first = encode_prompt(one, said)
+    first.append(0)  # callers own what they get
+    assert encode_prompt(same, said) == encode_prompt(one, said) == first[:-1]
+    assert encode_prompt(plain, said) != first[:-1]
+    assert encode_prompt(other, said) != first[:-1]
+    assert encode_completion(other, "fox", False) != encode_completion(one, "fox", False)
+    assert encode_completion(one, "fox", True)[:-1] == encode_completion(one, "fox", False)
