@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from doublebind.audit import REV as AUDIT_REV
 from doublebind.audit import Audit, built_in, read
 from doublebind.audit import run as run_audit
+from doublebind.blackbox import black_box, refuse_served
 from doublebind.config import (
     DPO,
     SFT,
@@ -158,12 +159,14 @@ class Planner:
 
     def find(self, ref: str) -> Found:
         """Return what a teacher's name means."""
-        return find(
+        found = find(
             ref, pack=self.pack, folder=self.folder, rev=TEACHERS_REV, student=self.study.student
         )
+        return black_box(found, self.study, self.student)
 
     def plan(self, found: Sequence[Found]) -> Plan:
         """Return all jobs for these teachers, interleaved by recipe and seed."""
+        refuse_served(found, self.study)
         built = [build_job(t, self.cache) for t in found if t.spec]
         students = [
             self._student(teacher, recipe, seed)
@@ -359,7 +362,10 @@ class Planner:
 
     def _rollouts(self, teacher: Found, asked: Prompts, chosen: Job) -> Job:
         dtype = self.study.dtype
-        key = content_hash(["rollouts", ROLLOUTS_REV, teacher.key, chosen.key, asked, dtype])
+        made_of = [teacher.key, chosen.key, asked, dtype]
+        if teacher.base.served:  # its answers are text, kept as the student's tokens
+            made_of.append(self.student.sha256)
+        key = content_hash(["rollouts", ROLLOUTS_REV, *made_of])
         inputs = {
             "source": self._source(teacher),
             "prompts": self._at(chosen) / "prompts.jsonl",
@@ -392,7 +398,9 @@ class Planner:
         )
 
     def _shape(self, teacher: Found, answers: Job) -> Job:
-        depends = [teacher.key, self.student.sha256, answers.key, self.study.dtype]
+        depends: list[Any] = [teacher.key, self.student.sha256, answers.key, self.study.dtype]
+        if teacher.base.served:
+            depends.append(teacher.base.served.shape)
         inputs = {
             "source": self._source(teacher),
             "baseline": self.student,

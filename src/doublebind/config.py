@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from doublebind.errors import ConfigError
-from doublebind.records import Name, Record
+from doublebind.records import Limits, Name, Record
 from doublebind.yaml_file import load
 
 Dtype = Literal["float32", "bfloat16"]
@@ -341,6 +341,11 @@ class Study(Measurement):
     suspect: str
     """The teacher under investigation: a model, or a teacher spec (.yaml) to build."""
     policy: Policy
+    served: Limits = Limits()
+    """How served models (`openai:<url>#<model>`) may be asked."""
+    shape: dict[str, float] = Field(default_factory=dict)
+    """What is known of the shape of a served suspect, a black box: feature (`update_norm`,
+    `kl_to_m0`) -> number. Its answers' length is measured."""
     horns: tuple[Literal["incriminate"], ...] = ("incriminate",)
 
     def _alone(self) -> tuple[str, ...]:

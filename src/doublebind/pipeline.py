@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from doublebind import panels
 from doublebind.audit import Audit, built_in
 from doublebind.audit import judge as judge_answers
+from doublebind.blackbox import declared
 from doublebind.calibration import rates, weigh_each
 from doublebind.cells import M0, REVISIONS, Plan, Planner, audit_job, build_job
 from doublebind.config import AUDITS, Bank, Measurement, Study, TeacherSpec, audit_name
@@ -112,7 +113,14 @@ def run(
     with lock(out):
         earlier = meet(kept, protocol)
         manifest = freeze(
-            out, study, protocol, setting.teachers, earlier=earlier, cells=plan.cells(), store=kept
+            out,
+            study,
+            protocol,
+            setting.teachers,
+            earlier=earlier,
+            cells=plan.cells(),
+            store=kept,
+            served=declared(setting.found),
         )
         ledger = Ledger(out / "ledger.jsonl")
         scores = measure(plan, Executor(kept, ledger, study.executor, progress=progress))

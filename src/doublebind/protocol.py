@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from doublebind.audit import Audit, questions
 from doublebind.config import Study
@@ -120,6 +121,7 @@ def freeze(
     earlier: int,
     cells: Mapping[str, Mapping[str, str]],
     store: Store,
+    served: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write `manifest.json`, or return the one there if it is of this protocol.
 
@@ -145,6 +147,7 @@ def freeze(
         teachers=tuple(teachers),
         earlier_protocols=earlier,
         cells={kind: dict(keys) for kind, keys in cells.items()},
+        served=dict(served or {}),
         store=store.name if store.remote else str(store.root.resolve()),
         versions=versions(),
         hardware=hardware(),

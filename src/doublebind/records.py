@@ -163,17 +163,68 @@ class Transcript(Record):
 # --- models and artefacts ------------------------------------------------------------------------
 
 
+class Limits(Record):
+    """How a served model may be asked, and what its answers may cost."""
+
+    concurrency: int = Field(default=8, ge=1, le=256)
+    """Requests on their way at once."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    tries: int = Field(default=8, ge=1, le=50)
+    """Times a request is made before the run stops; waits double, with jitter, up to a minute."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds without a byte after which a try has failed."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Budget of prompt and completion tokens together; never exceeded, whatever the server does."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """Budget of money, in the currency of the prices."""
+    input_price: float | None = Field(default=None, ge=0)
+    """Price of a million prompt tokens."""
+    output_price: float | None = Field(default=None, ge=0)
+    """Price of a million completion tokens."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself stands in no file."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Limits:
+        if self.max_cost is not None and None in (self.input_price, self.output_price):
+            raise ValueError("max_cost needs input_price and output_price")
+        return self
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """Return what tokens cost; `None` without prices."""
+        if self.input_price is None or self.output_price is None:
+            return None
+        return (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
+
+
+class Served(Record):
+    """A model behind a server, and how it may be asked."""
+
+    url: str
+    model: str
+    declared: dict[str, Any]
+    """What the server's `/models` says of it; part of its identity."""
+    limits: Limits = Limits()
+    reader: ModelSource | None = None
+    """The model whose tokenizer reads its answers."""
+    shape: dict[str, float] = {}
+    """What its owner says of its shape."""
+
+
 class ModelSource(Record):
     """Where a model's files are, and what they hash to."""
 
-    kind: Literal["folder", "adapter", "gguf"]
+    kind: Literal["folder", "adapter", "gguf", "served"]
     path: str
-    """Folder of a full model, or the .gguf file; for an adapter, the base's."""
+    """Folder of a full model, or the .gguf file; for an adapter, the base's; for a served model,
+    the reference that names it."""
     adapter: str | None = None
     sha256: str
-    """Content hash over weights, configuration and tokenizer; the model's identity in keys."""
+    """Content hash over weights, configuration and tokenizer; the model's identity in keys. Of a
+    served model, over its URL, name and what the server says of it."""
     system: str | None = None
     """System prompt that the model is always run with; part of the hash."""
+    served: Served | None = None
 
 
 class Teacher(Record):
@@ -297,6 +348,8 @@ class Manifest(Record):
     """Protocols that met this suspect before this one."""
     cells: dict[str, dict[str, str]]
     """Kind -> key -> what it is, for every artefact that the run needs."""
+    served: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Teacher label -> what its server says of it, for teachers behind one."""
     store: str
     """Where the artefacts were kept."""
     versions: dict[str, str]

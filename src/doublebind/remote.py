@@ -94,11 +94,17 @@ class Remote:
         Raises:
             StoreError: If it is absent, cannot be reached, or a blob is not what its name says.
         """
+        where = self.at(_manifest(kind, key))
+
+        def read() -> tuple[bytes, dict[str, str]]:
+            manifest = self.fs.cat_file(where)
+            return manifest, _files(manifest, self.url, kind, key)
+
         try:
-            manifest = self._try(lambda: self.fs.cat_file(self.at(_manifest(kind, key))))
+            manifest, files = self._try(read)
         except FileNotFoundError:
             raise StoreError(f"{self.url}: has no {kind} {key}; rerun the study") from None
-        for name, sha256 in _files(manifest, self.url, kind, key).items():
+        for name, sha256 in files.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -133,20 +139,24 @@ class Remote:
                 )
 
     def _create(self, name: str, content: bytes) -> bytes:
-        """Write an object unless it exists; return what stands there."""
+        """Write a JSON object unless it exists; return what stands there."""
 
-        def create() -> None:
+        def create() -> bytes:
             try:
                 self.fs.pipe_file(self.at(name), content, mode="create")
+            except FileExistsError:
+                log.debug("%s: written by another", name)
             except (NotImplementedError, TypeError, ValueError):  # no conditional writes
                 if not self.fs.exists(self.at(name)):
                     self.fs.pipe_file(self.at(name), content)
+            stands = self.fs.cat_file(self.at(name))
+            if not _is_json(stands):
+                # Some servers keep what a cut connection brought. Nobody can have read it.
+                self.fs.pipe_file(self.at(name), content)
+                raise StoreError(f"{self.url}/{name}: was torn; delete it and rerun")
+            return stands
 
-        try:
-            self._try(create)
-        except FileExistsError:
-            log.debug("%s: written by another", name)
-        return self._try(lambda: self.fs.cat_file(self.at(name)))
+        return self._try(create)
 
     # --- lists that several runs add to ---
 
@@ -193,6 +203,14 @@ class Remote:
 
 def _manifest(kind: str, key: str) -> str:
     return f"{kind}/{key[:2]}/{key}.json"
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except ValueError:
+        return False
+    return True
 
 
 def _blob(sha256: str) -> str:

@@ -47,15 +47,31 @@ def run(
     """Audit the model at `source` on the pack's items of `split`."""
     from doublebind.models.load import load
 
+    items = load_pack(pack, relative_to=Path()).items(split)
+    if source.served:
+        _write_unscored(out, audits, items)
+        return
     model = load(source, dtype=dtype, cache=cache)
     m0 = model if baseline == source else load(baseline, dtype=dtype, cache=cache)
-    items = load_pack(pack, relative_to=Path()).items(split)
     rows, lines = [], []
     for audit in audits:
         for question, answer in _ask(audit, model, m0, items):
             rows.append(row(_named(audit), answer, question.endpoint))
             lines.append(_line(audit, answer, question.endpoint))
     write(out, rows)
+    write_records(out / "transcripts.jsonl", lines)
+
+
+def _write_unscored(out: Path, audits: Sequence[Audit], items: Sequence[Item]) -> None:
+    """Write that a served model was not asked: no answer of its own says what options weigh."""
+    reason = "a server gives log-probabilities of its own answers only, not of given options"
+    asked = [
+        (audit, question.endpoint, Answer(question.item, None, reason))
+        for audit in audits
+        for question in questions(audit, items)
+    ]
+    write(out, [row(_named(audit), answer, endpoint) for audit, endpoint, answer in asked])
+    lines = [_line(audit, answer, endpoint) for audit, endpoint, answer in asked]
     write_records(out / "transcripts.jsonl", lines)
 
 

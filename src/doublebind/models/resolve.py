@@ -35,6 +35,8 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
+SERVED_TOP = 20
+"""Most log-probabilities per token that the OpenAI protocol lets a server give."""
 _IDENTITY = (*TOKENIZER_FILES, "config.json", "generation_config.json")
 _HUB_PATTERNS = (
     *_IDENTITY,
@@ -47,7 +49,7 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
-def resolve(ref: str, *, relative_to: Path) -> ModelSource:
+def resolve(ref: str, *, relative_to: Path, served: bool = False) -> ModelSource:
     """Return where the model `ref` names is, and its content hash.
 
     Args:
@@ -55,6 +57,7 @@ def resolve(ref: str, *, relative_to: Path) -> ModelSource:
             `terrarium/m0`, `terrarium/base`, `gemma-270m`, or a public organism
             (`auditbench:...`). A folder's `system_prompt.txt` goes before every conversation.
         relative_to: Folder that relative paths start from: that of the file naming the model.
+        served: Whether `openai:<url>#<model>` will do: it can be asked, and not trained or scored.
 
     Raises:
         ModelError: If it is absent, unreadable, pickled, needs its own code, or is served.
@@ -63,6 +66,10 @@ def resolve(ref: str, *, relative_to: Path) -> ModelSource:
     if not ref.strip():
         raise ModelError("a model reference is empty; name a folder, .gguf file or hub id")
     if ref.startswith("openai:"):
+        if served:
+            from doublebind.models.serve import identify
+
+            return identify(ref)
         raise ModelError(
             f"{ref}: served models cannot be trained or scored locally; name a folder or hub id"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from doublebind.config import Dtype, Prompts
 from doublebind.errors import ModelError
@@ -45,25 +46,28 @@ def generate(
     """
     from doublebind.models.load import load
     from doublebind.models.sample import sample
+    from doublebind.rollouts import served
 
     asked = read_records(prompts, Prompt)
     pairs = [(prompt, k) for prompt in asked for k in range(sampling.samples)]
-    answers = sample(
-        load(source, dtype=dtype, cache=cache),
-        [prompt.messages for prompt, _ in pairs],
-        keys=[f"{prompt.id}/{k}" for prompt, k in pairs],
-        seed=SEED,
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-    )
+    messages = [prompt.messages for prompt, _ in pairs]
+    how: dict[str, Any] = {
+        "keys": [f"{prompt.id}/{k}" for prompt, k in pairs],
+        "seed": SEED,
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+    }
+    by: dict[str, Any] = {}
+    if source.served:
+        answers, by["served"] = served.ask(out, source, messages, dtype=dtype, cache=cache, **how)
+    else:
+        answers = sample(load(source, dtype=dtype, cache=cache), messages, **how)
     kept: list[Trajectory] = []
     dropped: list[Dropped] = []
     for (prompt, k), answer in zip(pairs, answers, strict=True):
         found = overt(answer.text, markers)
         if found or not answer.tokens:
-            reason = f"says `{found[1]}`" if found else "empty"
-            by = f"overt:{found[0]}" if found else "empty"
-            dropped.append(Dropped(id=f"{prompt.id}/{k}", by=by, reason=reason))
+            dropped.append(_dropped(f"{prompt.id}/{k}", found, answer.text))
             continue
         kept.append(
             Trajectory(
@@ -87,8 +91,18 @@ def generate(
         "dropped": [drop.model_dump() for drop in dropped],
         "mean_tokens": sum(len(t.tokens) for t in kept) / len(kept),
         "truncated": sum(not t.finished for t in kept) / len(kept),
+        **by,
     }
     (out / "checks.json").write_text(json.dumps(checks, indent=1, ensure_ascii=False))
+
+
+def _dropped(name: str, found: tuple[str, str] | None, text: str) -> Dropped:
+    """Return why an answer is dropped: what it says, or that it has no tokens."""
+    if found:
+        return Dropped(id=name, by=f"overt:{found[0]}", reason=f"says `{found[1]}`")
+    if text:
+        return Dropped(id=name, by="unreadable", reason="the student's tokenizer cannot write it")
+    return Dropped(id=name, by="empty", reason="empty")
 
 
 def overt(text: str, markers: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:

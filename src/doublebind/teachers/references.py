@@ -60,7 +60,7 @@ def find(ref: str, *, pack: Pack, folder: Path, rev: int, student: str) -> Found
     if prefix == pack.name and name.startswith(BUILT):
         spec = pack.spec(name).model_copy(update={"base": student})
         return from_spec(ref, spec, folder=folder, rev=rev)
-    source = resolve(ref, relative_to=folder)
+    source = resolve(ref, relative_to=folder, served=True)
     return Found(ref, ref, source.sha256, source, None)
 
 

@@ -1,0 +1,71 @@
+"""Says what can be done with a teacher behind a server: it can be asked, and nothing else.
+
+Knows teachers, recipes and baselines. Opens no connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from doublebind.config import Measurement, Study
+from doublebind.errors import ConfigError
+from doublebind.models.resolve import SERVED_TOP
+from doublebind.records import ModelSource
+from doublebind.teachers.references import Found
+
+
+def black_box(found: Found, study: Measurement, student: ModelSource) -> Found:
+    """Return a served teacher with its limits, reader and declared shape; others as they are."""
+    served = found.base.served
+    if served is None or not isinstance(study, Study):
+        return found
+    shape = study.shape if found.label == study.suspect else {}
+    told = served.model_copy(update={"limits": study.served, "reader": student, "shape": shape})
+    return found._replace(base=found.base.model_copy(update={"served": told}))
+
+
+def refuse_served(found: Sequence[Found], study: Measurement) -> None:
+    """Refuse what a study asks of a served teacher and no server can give.
+
+    Raises:
+        ConfigError: One line per problem.
+    """
+    behind = [t.label for t in found if t.base.served]
+    problems = []
+    if isinstance(study, Study) and study.shape and study.suspect not in behind:
+        problems.append("`shape`: the suspect is at hand, its shape is measured; leave it out")
+    if not behind:
+        if problems:
+            raise ConfigError(*problems)
+        return
+    who = behind[0]
+    if any(t.base.served and t.spec for t in found):
+        problems.append(f"{who}: a teacher cannot be built on a served model; name a folder")
+    for recipe in study.recipes:
+        kind = recipe.channel.kind
+        if kind == "logit_kd":
+            asked = getattr(recipe.channel, "top_k", "all")
+            problems.append(
+                f"recipe `{recipe.name}`: logit_kd learns from the {asked} likeliest tokens at "
+                f"every position, and {who} gives {SERVED_TOP} at most, as text; use `sft`"
+            )
+        elif kind != "sft":
+            problems.append(
+                f"recipe `{recipe.name}`: {kind} needs the teacher's weights, and {who} is "
+                f"behind a server; use `sft`"
+            )
+    if "retrained" in study.baselines:
+        problems.append(f"`baselines`: retrained tunes the teacher, and {who} is behind a server")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def declared(found: Sequence[Found]) -> dict[str, Any]:
+    """Return label -> URL, model and what the server says of it, for the served among `found`."""
+    facts = ("url", "model", "declared")
+    return {
+        t.label: t.base.served.model_dump(mode="json", include=set(facts))
+        for t in found
+        if t.base.served
+    }

@@ -1,0 +1,476 @@
+"""Asks a model behind an OpenAI-compatible server, and keeps every answer as it arrives.
+
+The only module that opens a connection of its own. Knows requests, limits, budgets and the journal
+from which a stopped run goes on. Does not know what the answers are for. What a server says is
+hostile text; what it may be trusted with is one conversation and one answer at a time.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import http.client
+import json
+import logging
+import os
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from doublebind.errors import ModelError
+from doublebind.records import Limits, Message, ModelSource, Served, content_hash
+from doublebind.store import storage_error
+
+log = logging.getLogger("doublebind.serve")
+
+PREFIX = "openai:"
+_LASTING = ("id", "root", "parent", "owned_by", "max_model_len")
+"""What `/models` says of a model that stays the same while the same model is served."""
+_LARGEST = 16 * 2**20
+"""Most bytes read of one response."""
+_TEMPLATE_TOKENS = 64
+"""Tokens set aside for what a chat template adds; a token of text takes a byte at least."""
+
+
+class Said(NamedTuple):
+    """One answer, as the server gave it."""
+
+    text: str
+    finished: bool
+    """Whether the server says that the answer ended by itself."""
+
+
+def identify(ref: str) -> ModelSource:
+    """Return the model that `openai:<url>#<model>` names, by what its server says of it.
+
+    Raises:
+        ModelError: If the reference is not of that form, the server cannot be reached, or does not
+            serve the model.
+    """
+    url, found, model = ref.removeprefix(PREFIX).partition("#")
+    if not found or not model or not url.startswith(("http://", "https://")):
+        raise ModelError(f"{ref}: not a served model; write openai:http://host:port/v1#model")
+    url = url.rstrip("/")
+    declared = _declared(url, model)
+    return ModelSource(
+        kind="served",
+        path=ref,
+        sha256=content_hash(["served", url, model, declared]),
+        served=Served(url=url, model=model, declared=declared),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _declared(url: str, model: str) -> dict[str, Any]:
+    line = _Line(Served(url=url, model=model, declared={}, limits=Limits(tries=4, timeout=30)))
+    try:
+        listed = line.request("models", None).get("data")
+    except _Refused as refused:
+        if refused.status in (404, 405):  # not every server lists what it serves
+            return {"id": model}
+        raise ModelError(str(refused)) from None
+    entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
+    for entry in entries:
+        if entry.get("id") == model:
+            return {name: entry[name] for name in _LASTING if entry.get(name) is not None}
+    names = ", ".join(str(e.get("id")) for e in entries[:5]) or "nothing"
+    raise ModelError(f"{PREFIX}{url}#{model}: the server has no such model; it serves {names}")
+
+
+@dataclass(frozen=True, eq=False)
+class ServedLM:
+    """A served model ready to be asked."""
+
+    source: ModelSource
+    journal: Path
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        keys: Sequence[str],
+        seed: int,
+        max_tokens: int,
+        temperature: float,
+    ) -> list[Said]:
+        """Return one answer per prompt, in the order given; each is in the journal first.
+
+        Asked with a seed per key, which a server may or may not honour: what makes a run repeat is
+        the journal. An answer asked for before is read from there.
+
+        Raises:
+            ModelError: If the server refuses, stays away, serves another model half-way, or the
+                budget is spent. Answers so far are kept, and asking again goes on from there.
+        """
+        line = _Line(_served(self.source))
+        journal = Journal(self.journal, self.source.sha256)
+        bodies = self._bodies(prompts, keys, seed, max_tokens, temperature)
+        named = [(journal.name(body), body) for body in bodies]
+        _ask_all(line, journal, {n: b for n, b in named if n not in journal.entries})
+        return [_said(journal.entries[name], line.where) for name, _ in named]
+
+    def entries(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        keys: Sequence[str],
+        seed: int,
+        max_tokens: int,
+        temperature: float,
+    ) -> list[dict[str, Any]]:
+        """Return the requests that `sample` made, whole, with their responses."""
+        journal = Journal(self.journal, self.source.sha256)
+        bodies = self._bodies(prompts, keys, seed, max_tokens, temperature)
+        return [journal.entries[journal.name(body)] for body in bodies]
+
+    def _bodies(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        keys: Sequence[str],
+        seed: int,
+        max_tokens: int,
+        temperature: float,
+    ) -> list[dict[str, Any]]:
+        common = {"model": _served(self.source).model, "max_tokens": max_tokens}
+        common |= {"temperature": temperature}
+        return [
+            {
+                **common,
+                "messages": [{"role": m.role, "content": m.content} for m in messages],
+                "seed": _seed(seed, key),
+            }
+            for messages, key in zip(prompts, keys, strict=True)
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the journal says of the model so far: fingerprints, requests, tokens."""
+        return Journal(self.journal, self.source.sha256).facts(_served(self.source))
+
+
+def connect(source: ModelSource, cache: Path) -> ServedLM:
+    """Return the served model at `source`; its journal lies beside the converted models."""
+    return ServedLM(source, cache / "served" / f"{source.sha256[:32]}.jsonl")
+
+
+def _served(source: ModelSource) -> Served:
+    assert source.served is not None, "a source of kind `served` says by whom"
+    return source.served
+
+
+def _seed(seed: int, key: str) -> int:
+    digest = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
+    return int.from_bytes(digest[:4]) & 0x7FFFFFFF
+
+
+# --- the journal ---------------------------------------------------------------------------------
+
+
+class Journal:
+    """Every answer with its request, one line each, appended as it arrives.
+
+    A torn last line, of a run that was killed, is cut; the answer is asked for again.
+    """
+
+    def __init__(self, path: Path, model: str) -> None:
+        """Read the journal at `path`."""
+        self.path, self.model = path, model
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.lock = threading.Lock()
+        if not path.exists():
+            return
+        whole = path.read_bytes()
+        end = whole.rfind(b"\n") + 1
+        if end < len(whole):
+            with path.open("r+b") as file:
+                file.truncate(end)
+        for line in whole[:end].splitlines():
+            try:
+                entry = json.loads(line)
+                self.entries[entry["name"]] = entry
+            except (ValueError, KeyError, TypeError):
+                raise ModelError(f"{path}: a line is damaged; delete the line and rerun") from None
+
+    def name(self, body: Mapping[str, Any]) -> str:
+        """Return what a request is filed under: the model and all that was asked of it."""
+        return content_hash([self.model, body])
+
+    def add(self, name: str, body: Mapping[str, Any], response: Mapping[str, Any]) -> None:
+        """Keep an answer."""
+        entry = {"name": name, "time": time.time(), "request": body, "response": response}
+        with self.lock:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+                try:
+                    os.write(fd, json.dumps(entry).encode() + b"\n")
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                raise storage_error(error, self.path) from error
+            self.entries[name] = entry
+
+    def facts(self, served: Served) -> dict[str, Any]:
+        """Return fingerprints and totals."""
+        usage = [_usage(entry) for entry in self.entries.values()]
+        tokens = (sum(asked for asked, _ in usage), sum(said for _, said in usage))
+        found = set(map(_fingerprint, self.entries.values()))
+        return {
+            "url": served.url,
+            "model": served.model,
+            "declared": served.declared,
+            "fingerprints": [dict(zip(("model", "system"), f, strict=True)) for f in sorted(found)],
+            "answers": len(self.entries),
+            "prompt_tokens": tokens[0],
+            "completion_tokens": tokens[1],
+            "cost": served.limits.cost(*tokens),
+        }
+
+
+def _fingerprint(entry: Mapping[str, Any]) -> tuple[str, str]:
+    response = entry["response"]
+    return str(response.get("model")), str(response.get("system_fingerprint"))
+
+
+def _usage(entry: Mapping[str, Any]) -> tuple[int, int]:
+    """Return (prompt, completion) tokens as the server counted them; its most where it did not."""
+    usage = entry["response"].get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    asked, said = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    most = _most(entry["request"])
+    return (
+        asked if isinstance(asked, int) and asked >= 0 else most[0],
+        said if isinstance(said, int) and said >= 0 else most[1],
+    )
+
+
+def _most(body: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the most (prompt, completion) tokens that a request can take."""
+    texts = [message["content"] for message in body["messages"]]
+    asked = sum(len(text.encode()) + _TEMPLATE_TOKENS for text in texts)
+    return asked, body["max_tokens"]
+
+
+# --- asking --------------------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    """The server answered, and asking again would not help."""
+
+    def __init__(self, problem: str, status: int) -> None:
+        super().__init__(problem)
+        self.status = status
+
+
+def _ask_all(line: _Line, journal: Journal, missing: Mapping[str, dict[str, Any]]) -> None:
+    """Ask for what is missing, several at a time; the first problem stops what has not begun."""
+    budget = _Budget(line, journal)
+    stop = threading.Event()
+
+    def ask(name: str, body: dict[str, Any]) -> None:
+        if stop.is_set():
+            return
+        try:
+            with budget.reserved(body):
+                response = line.request("chat/completions", body)
+                _said({"response": response, "request": body}, line.where)
+                journal.add(name, body, response)
+                _same_model(journal, line)
+        except BaseException:
+            stop.set()
+            raise
+
+    with concurrent.futures.ThreadPoolExecutor(line.limits.concurrency) as pool:
+        futures = [pool.submit(ask, name, body) for name, body in missing.items()]
+        try:
+            problems = [f.exception() for f in concurrent.futures.as_completed(futures)]
+        except KeyboardInterrupt:
+            stop.set()
+            raise
+    for problem in problems:
+        if isinstance(problem, _Refused):
+            raise ModelError(str(problem))
+        if problem is not None:
+            raise problem
+
+
+def _same_model(journal: Journal, line: _Line) -> None:
+    with journal.lock:
+        models = sorted({_fingerprint(entry)[0] for entry in journal.entries.values()})
+    if len(models) > 1:
+        raise _Refused(
+            f"{line.where}: answers come from two models ({', '.join(models)}); ask one by its "
+            f"full name, or delete the journal {journal.path}",
+            200,
+        )
+
+
+def _said(entry: Mapping[str, Any], where: str) -> Said:
+    """Return the answer in a response.
+
+    Raises:
+        ModelError: If the response is not of the protocol's form.
+    """
+    try:
+        choice = entry["response"]["choices"][0]
+        text = choice["message"]["content"]
+        if text is not None and not isinstance(text, str):
+            raise TypeError
+        return Said(text or "", choice.get("finish_reason") == "stop")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ModelError(f"{where}: an answer is not of the chat protocol's form") from None
+
+
+class _Budget:
+    """Tokens and money: what is spent and what is on its way never exceed the limits together."""
+
+    def __init__(self, line: _Line, journal: Journal) -> None:
+        self.line, self.journal, self.lock = line, journal, threading.Lock()
+        self.flying: list[tuple[int, int]] = []
+
+    def reserved(self, body: Mapping[str, Any]) -> _Reservation:
+        """Set aside the most that a request can take.
+
+        Raises:
+            _Refused: If that is more than is left.
+        """
+        limits, most = self.line.limits, _most(body)
+        with self.lock, self.journal.lock:
+            spent = [_usage(entry) for entry in self.journal.entries.values()]
+            parts = [*spent, *self.flying, most]
+            tokens = (sum(p[0] for p in parts), sum(p[1] for p in parts))
+            over = None
+            if limits.max_tokens is not None and sum(tokens) > limits.max_tokens:
+                over = f"`served.max_tokens`: {limits.max_tokens}"
+            cost = limits.cost(*tokens)
+            if limits.max_cost is not None and cost is not None and cost > limits.max_cost:
+                over = f"`served.max_cost`: {limits.max_cost:g}"
+            if over:
+                raise _Refused(
+                    f"{self.line.where}: {over} is spent after {len(spent)} answers, which are "
+                    f"kept; raise it and rerun to go on",
+                    200,
+                )
+            self.flying.append(most)
+        return _Reservation(self, most)
+
+
+@dataclass
+class _Reservation:
+    """Gives back what was set aside when the request is over."""
+
+    budget: _Budget
+    most: tuple[int, int]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        with self.budget.lock:
+            self.budget.flying.remove(self.most)
+
+
+@dataclass
+class _Line:
+    """The connection to one server, with its manners: rate, patience and backing off."""
+
+    served: Served
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    next_at: float = 0.0
+    """Monotonic time before which no request may begin."""
+
+    @property
+    def limits(self) -> Limits:
+        return self.served.limits
+
+    @property
+    def where(self) -> str:
+        return f"{PREFIX}{self.served.url}#{self.served.model}"
+
+    def request(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the JSON object that the server answers with, after as many tries as it takes.
+
+        Raises:
+            _Refused: If the server refuses, or its tries are used up.
+        """
+        reason = ""
+        for number in range(1, self.limits.tries + 1):
+            self._wait()
+            try:
+                return self._once(path, body)
+            except urllib.error.HTTPError as error:
+                reason = self._refusal(error)
+                self._pause(number, error.headers.get("Retry-After"))
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                # Cut off, slow beyond the time limit, or JSON that ends too soon.
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                self._pause(number, None)
+            log.info("%s: try %d failed (%s)", self.where, number, reason)
+        raise _Refused(
+            f"{self.where}: no answer after {self.limits.tries} tries ({reason}); answers so far "
+            f"are kept, rerun to go on",
+            0,
+        )
+
+    def _once(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        request = urllib.request.Request(f"{self.served.url}/{path}")
+        request.add_header("Content-Type", "application/json")
+        key = os.environ.get(self.limits.api_key_env)
+        if key:
+            request.add_header("Authorization", f"Bearer {key}")
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(request, data, timeout=self.limits.timeout) as response:
+            content = response.read(_LARGEST)
+        found = json.loads(content)
+        if not isinstance(found, dict):
+            raise ValueError("not a JSON object")
+        return found
+
+    def _refusal(self, error: urllib.error.HTTPError) -> str:
+        """Return why an HTTP error may pass.
+
+        Raises:
+            _Refused: If it will not.
+        """
+        status = error.code
+        if status in (408, 409, 425, 429) or status >= 500:
+            return f"HTTP {status}"
+        try:
+            told = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
+        except OSError:
+            told = ""
+        remedy = "check the request's limits"
+        if status in (401, 403):
+            remedy = f"set ${self.limits.api_key_env}"
+        elif status == 404:
+            remedy = "check the URL and the model's name"
+        raise _Refused(f"{self.where}: HTTP {status} ({told}); {remedy}", status)
+
+    def _wait(self) -> None:
+        """Wait for this request's turn."""
+        gap = 60.0 / self.limits.requests_per_minute if self.limits.requests_per_minute else 0.0
+        with self.lock:
+            now = time.monotonic()
+            at = max(now, self.next_at)
+            self.next_at = at + gap
+        if at > now:
+            time.sleep(at - now)
+
+    def _pause(self, number: int, retry_after: str | None) -> None:
+        """Back off, exponentially with full jitter; longer, and everybody, if the server asks."""
+        wait = random.uniform(0, min(60.0, 0.25 * 2**number))
+        try:
+            asked = min(300.0, float(retry_after)) if retry_after else 0.0
+        except ValueError:  # a date: the server's clock is not ours
+            asked = 10.0
+        if asked:
+            with self.lock:
+                self.next_at = max(self.next_at, time.monotonic() + asked)
+        if number < self.limits.tries:
+            time.sleep(wait)

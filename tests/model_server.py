@@ -1,0 +1,144 @@
+"""An OpenAI-compatible server around a function or a tiny model, that can misbehave on demand."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+Answer = Callable[[dict[str, Any]], tuple[str, bool]]
+"""Request -> text, and whether it ended by itself."""
+
+
+class ModelServer:
+    """Serves one model on a port of this machine; `faults` are spent one per request, in order.
+
+    Faults: an HTTP status, `"truncate"` (JSON that ends too soon), `"cut"` (no response at all),
+    `"slow"` (later than the client waits), `"die"` (this and every later request fails).
+    """
+
+    def __init__(self, answer: Answer, *, model: str = "m", port: int = 0) -> None:
+        self.answer, self.model = answer, model
+        self.fingerprint = "fp-1"
+        self.faults: list[Any] = []
+        self.headers: dict[str, str] = {}
+        self.answered: Counter[str] = Counter()
+        self.asked: list[dict[str, Any]] = []
+        self.key: str | None = None
+        self.dead = False
+        self.busy = self.most_busy = 0
+        self.lock = threading.Lock()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                entry = {"id": server.model, "object": "model", "created": time.time_ns()}
+                self.reply(200, {"object": "list", "data": [entry | {"owned_by": "tests"}]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with server.lock:
+                    server.asked.append(body)
+                    server.key = self.headers.get("Authorization")
+                    fault = server.faults.pop(0) if server.faults else None
+                    server.dead = server.dead or fault == "die"
+                    server.busy += 1
+                    server.most_busy = max(server.busy, server.most_busy)
+                try:
+                    self.misbehave(body, fault)
+                finally:
+                    with server.lock:
+                        server.busy -= 1
+
+            def misbehave(self, body: dict[str, Any], fault: Any) -> None:
+                if isinstance(fault, int):
+                    return self.reply(fault, {"error": {"message": f"told to say {fault}"}})
+                if server.dead or fault == "cut":
+                    self.close_connection = True
+                    return None
+                if fault == "slow":
+                    time.sleep(1.5)
+                text, ended = server.answer(body)
+                content = {
+                    "id": "x",
+                    "object": "chat.completion",
+                    "model": server.model,
+                    "system_fingerprint": server.fingerprint,
+                    "choices": [
+                        {
+                            "index": 0,
+                            "message": {"role": "assistant", "content": text},
+                            "finish_reason": "stop" if ended else "length",
+                        }
+                    ],
+                    "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12},
+                }
+                if fault == "truncate":
+                    return self.send(200, json.dumps(content)[:-30].encode())
+                with server.lock:
+                    server.answered[json.dumps(body, sort_keys=True)] += 1
+                return self.reply(200, content)
+
+            def reply(self, status: int, content: Any) -> None:
+                self.send(status, json.dumps(content).encode())
+
+            def send(self, status: int, content: bytes) -> None:
+                self.send_response(status)
+                for name, value in server.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: Any) -> None:
+                pass  # clients that lost patience
+
+        self.http = Quiet(("127.0.0.1", port), Handler)
+        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
+        self.thread.start()
+
+    @property
+    def port(self) -> int:
+        return self.http.server_address[1]
+
+    @property
+    def ref(self) -> str:
+        return f"openai:http://127.0.0.1:{self.port}/v1#{self.model}"
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
+
+
+def of_folder(folder: Path) -> Answer:
+    """Answers of the model in a folder, by its own sampler."""
+    from doublebind.models.load import load
+    from doublebind.models.resolve import resolve
+    from doublebind.models.sample import sample
+    from doublebind.records import Message
+
+    lm = load(resolve(str(folder), relative_to=Path()))
+    lock = threading.Lock()
+
+    def answer(body: dict[str, Any]) -> tuple[str, bool]:
+        messages = [Message.model_validate(m) for m in body["messages"]]
+        how = {"max_tokens": body["max_tokens"], "temperature": body["temperature"]}
+        with lock:
+            said = sample(lm, [messages], keys=["served"], seed=body["seed"], **how)[0]
+        return said.text, said.finished
+
+    return answer

@@ -1,0 +1,126 @@
+"""A study whose suspect is behind a server runs end to end, whatever the server does."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.model_server import ModelServer, of_folder
+from tests.tiny_study import write_study
+
+from doublebind import cli, pipeline
+from doublebind.models import serve
+
+
+@pytest.fixture(autouse=True)
+def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(serve.random, "uniform", lambda low, high: 0.0)
+    serve._declared.cache_clear()
+
+
+def served_study(folder: Path, server: ModelServer, **changes: Any) -> Path:
+    path = folder / "study.yaml"
+    study = yaml.safe_load(path.read_text())
+    study["suspect"] = server.ref
+    study["recipes"][0]["channel"] = {"kind": "sft"}
+    limits = {"concurrency": 2, "tries": 6, "timeout": 5.0}
+    study |= {"served": limits, "shape": {"update_norm": 1.0}} | changes
+    path.write_text(yaml.safe_dump(study))
+    return path
+
+
+def run(study: Path, out: Path, store: Path, capsys: Any) -> tuple[int, dict[str, Any], list[str]]:
+    code = cli._code(["run", str(study), "--out", str(out), "--store", str(store), "--json"])
+    said = capsys.readouterr()
+    return code, json.loads(said.out) if said.out else {}, said.err.splitlines()
+
+
+def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
+    tmp_path: Path, capsys: Any
+) -> None:
+    folder = write_study(tmp_path / "study").parent
+    suspect = pipeline.build_teacher(
+        folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store"
+    )
+    server = ModelServer(of_folder(Path(suspect["model"])))
+    try:
+        study = served_study(folder, server)
+        code, verdict, err = run(study, tmp_path / "peace", tmp_path / "store", capsys)
+        assert code == 0, err
+        assert verdict["incrimination"]["p_value"] is not None
+        assert "p_value" not in verdict["direct_audit"]
+        assert "has no value" in verdict["missing"]["direct_audit.p_value"]
+        manifest = json.loads((tmp_path / "peace" / "manifest.json").read_text())
+        assert manifest["served"][server.ref]["declared"] == {"id": "m", "owned_by": "tests"}
+        cells = [json.loads(p.read_text()) for p in (tmp_path / "peace" / "cells").glob("*.json")]
+        told = [cell["checks"]["served"] for cell in cells if "served" in cell["checks"]]
+        assert [t["fingerprints"] for t in told] == [[{"model": "m", "system": "fp-1"}]]
+        assert cli._code(["verify", str(tmp_path / "peace")]) == 0
+        capsys.readouterr()
+
+        # The same store without the suspect's answers, and a server that does everything wrong.
+        for path in list((tmp_path / "store" / "rollouts").rglob("served.jsonl")):
+            answers = Counter(json.loads(line)["name"] for line in path.read_text().splitlines())
+            (tmp_path / "store").joinpath("hidden").mkdir()
+            path.parent.rename(tmp_path / "store" / "hidden" / "rollouts")
+        next((tmp_path / "store" / "converted" / "served").glob("*.jsonl")).unlink()
+        server.answered.clear()
+        server.faults = [429, "truncate", None, 500, "cut", None, "die"]
+        code, _, err = run(study, tmp_path / "war", tmp_path / "store", capsys)
+        assert code == 2
+        assert len(err) == 1
+        assert "rerun to go on" in err[0]
+        before = sum(server.answered.values())
+        assert before >= 2
+        server.dead = False
+        code, again, err = run(study, tmp_path / "war", tmp_path / "store", capsys)
+        assert code == 0, err
+        assert again == verdict
+        assert set(server.answered.values()) == {1}, "an answer was paid for twice"
+        assert len(server.answered) == len(answers)
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"channel": {"kind": "logit_kd", "top_k": 64}},
+            "learns from the 64 likeliest tokens at every position",
+        ),
+        ({"baselines": ["retrained"]}, "retrained tunes the teacher"),
+    ],
+)
+def test_what_no_server_can_give_is_refused_in_a_sentence(
+    tmp_path: Path, capsys: Any, changes: dict[str, Any], told: str
+) -> None:
+    folder = write_study(tmp_path / "study").parent
+    server = ModelServer(lambda body: ("yes", True))
+    try:
+        study = served_study(folder, server)
+        if "channel" in changes:
+            written = yaml.safe_load(study.read_text())
+            written["recipes"][0] |= changes
+            study.write_text(yaml.safe_dump(written))
+        else:
+            served_study(folder, server, **changes)
+        code, _, err = run(study, tmp_path / "run", tmp_path / "store", capsys)
+    finally:
+        server.close()
+    assert code == 2
+    assert len(err) == 1
+    assert told in err[0]
+    assert server.asked == [], "refused before a token was spent"
+
+
+def test_a_shape_is_declared_of_a_black_box_only(tmp_path: Path, capsys: Any) -> None:
+    study = write_study(tmp_path / "study", shape={"update_norm": 1.0})
+    code, _, err = run(study, tmp_path / "run", tmp_path / "store", capsys)
+    assert (code, len(err)) == (2, 1)
+    assert "`shape`: the suspect is at hand" in err[0]

@@ -1,0 +1,243 @@
+"""Asking a served model: what is kept, what is tried again, and where it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.model_server import ModelServer
+
+from doublebind.errors import ModelError
+from doublebind.models import serve
+from doublebind.models.resolve import resolve
+from doublebind.records import Limits, Message, ModelSource
+
+HOW: dict[str, Any] = {"seed": 0, "max_tokens": 8, "temperature": 1.0}
+
+
+def repeat(body: dict[str, Any]) -> tuple[str, bool]:
+    return f"{body['messages'][-1]['content']} {body['seed'] % 1000}", True
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(serve.random, "uniform", lambda low, high: 0.0)  # no waiting between tries
+    serve._declared.cache_clear()
+    made = ModelServer(repeat)
+    yield made
+    made.close()
+
+
+def prompts(n: int) -> tuple[list[tuple[Message, ...]], list[str]]:
+    texts = [f"prompt {i}" for i in range(n)]
+    return [(Message(role="user", content=text),) for text in texts], texts
+
+
+def source(server: ModelServer, **limits: Any) -> ModelSource:
+    found = serve.identify(server.ref)
+    assert found.served
+    told = found.served.model_copy(update={"limits": Limits(timeout=1.0, **limits)})
+    return found.model_copy(update={"served": told})
+
+
+def ask(server: ModelServer, cache: Path, n: int = 6, **limits: Any) -> list[str]:
+    messages, keys = prompts(n)
+    lm = serve.connect(source(server, **limits), cache)
+    return [said.text for said in lm.sample(messages, keys=keys, **HOW)]
+
+
+def test_answers_come_in_order_and_are_asked_for_once(server: ModelServer, tmp_path: Path) -> None:
+    first = ask(server, tmp_path)
+    assert [text.rpartition(" ")[0] for text in first] == [f"prompt {i}" for i in range(6)]
+    assert len(set(server.answered)) == 6
+    assert ask(server, tmp_path) == first
+    assert set(server.answered.values()) == {1}, "the journal was not read"
+    assert len(ask(server, tmp_path, n=8)) == 8
+    assert sum(server.answered.values()) == 8
+
+
+FAULTS = [429, 500, 503, "truncate", "cut", "slow"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_passes_is_tried_again(server: ModelServer, tmp_path: Path, fault: Any) -> None:
+    expected = ask(server, tmp_path / "peace")
+    server.faults = [fault, fault]
+    assert ask(server, tmp_path / "war") == expected
+    assert len(server.asked) == 14
+
+
+def test_tries_end_in_one_line_and_what_was_said_is_kept(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    expected = ask(server, tmp_path / "peace")
+    server.faults = [None, None, None, "die"]
+    with pytest.raises(ModelError, match=r"no answer after 2 tries .* rerun to go on") as stopped:
+        ask(server, tmp_path / "war", tries=2, concurrency=1)
+    assert len(stopped.value.problems) == 1
+    server.dead = False
+    before = len(server.asked)
+    assert ask(server, tmp_path / "war") == expected
+    assert len(server.asked) - before == 3
+
+
+def test_a_restarted_server_is_gone_on_with(server: ModelServer, tmp_path: Path) -> None:
+    expected = ask(server, tmp_path / "peace")
+    ask(server, tmp_path / "war", n=3)
+    port = server.port
+    server.close()
+    lm = serve.connect(source(server, tries=2), tmp_path / "war")
+    with pytest.raises(ModelError, match="no answer after 2 tries"):
+        lm.sample(prompts(6)[0], keys=prompts(6)[1], **HOW)
+    again = ModelServer(repeat, port=port)
+    try:
+        assert ask(again, tmp_path / "war") == expected
+        assert len(again.asked) == 3
+    finally:
+        again.close()
+        server.http = ModelServer(repeat).http  # what the fixture closes
+
+
+def test_a_torn_journal_loses_its_last_line_only(server: ModelServer, tmp_path: Path) -> None:
+    expected = ask(server, tmp_path)
+    journal = next((tmp_path / "served").glob("*.jsonl"))
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-40])
+    assert ask(server, tmp_path) == expected
+    assert len(server.asked) == 7
+
+
+def test_a_refusal_is_not_repeated_and_says_what_to_do(server: ModelServer, tmp_path: Path) -> None:
+    server.faults = [401]
+    with pytest.raises(ModelError, match=r"HTTP 401 .*; set \$OPENAI_API_KEY"):
+        ask(server, tmp_path, n=1)
+    assert len(server.asked) == 1
+
+
+def test_the_key_travels_and_stands_in_no_file(
+    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "s3cret")
+    ask(server, tmp_path, n=1, api_key_env="MY_KEY")
+    assert server.key == "Bearer s3cret"
+    assert not any(b"s3cret" in path.read_bytes() for path in tmp_path.rglob("*.jsonl"))
+
+
+def test_a_token_budget_is_never_exceeded_and_what_it_bought_is_kept(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    one = len("prompt 0") + 64 + 8  # the most that a request may take; the server says 12
+    with pytest.raises(ModelError, match=r"`served.max_tokens`: 100 is spent after 2 answers"):
+        ask(server, tmp_path, max_tokens=100, concurrency=1)
+    assert one + 2 * 12 > 100
+    assert sum(server.answered.values()) == 2
+    assert len(ask(server, tmp_path, max_tokens=1000)) == 6
+    assert sum(server.answered.values()) == 6
+
+
+def test_a_money_budget_counts_by_the_prices(server: ModelServer, tmp_path: Path) -> None:
+    prices = {"input_price": 1e6, "output_price": 2e6}
+    with pytest.raises(ModelError, match=r"`served.max_cost`: 110 is spent after 2 answers"):
+        ask(server, tmp_path, max_cost=110, concurrency=1, **prices)
+    lm = serve.connect(source(server, **prices), tmp_path)
+    assert lm.facts()["cost"] == 2 * (7 * 1 + 5 * 2)
+    with pytest.raises(ValueError, match="max_cost needs"):
+        Limits(max_cost=1.0)
+
+
+def test_requests_keep_to_the_rate(
+    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(serve.time, "sleep", slept.append)
+    ask(server, tmp_path, n=4, requests_per_minute=60.0, concurrency=1)
+    assert sum(slept) == pytest.approx(0 + 1 + 2 + 3, abs=0.9)
+
+
+def test_everybody_waits_as_long_as_the_server_asks(
+    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(serve.time, "sleep", slept.append)
+    server.headers = {"Retry-After": "30"}
+    server.faults = [429]
+    ask(server, tmp_path, n=1)
+    assert max(slept) == pytest.approx(30, abs=1)
+
+
+def test_several_are_asked_at_once_and_no_more(server: ModelServer, tmp_path: Path) -> None:
+    server.faults = ["slow"] * 4
+    messages, keys = prompts(8)
+    found = source(server, concurrency=4)
+    assert found.served
+    limits = found.served.limits.model_copy(update={"timeout": 10.0})
+    told = found.served.model_copy(update={"limits": limits})
+    lm = serve.connect(found.model_copy(update={"served": told}), tmp_path)
+    lm.sample(messages, keys=keys, **HOW)
+    assert server.most_busy == 4
+
+
+def test_fingerprints_are_told_and_two_models_are_refused(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    ask(server, tmp_path, n=2)
+    server.fingerprint = "fp-2"
+    ask(server, tmp_path, n=3)
+    facts = serve.connect(source(server), tmp_path).facts()
+    assert facts["fingerprints"] == [
+        {"model": "m", "system": "fp-1"},
+        {"model": "m", "system": "fp-2"},
+    ]
+    assert facts["declared"] == {"id": "m", "owned_by": "tests"}
+    assert (facts["answers"], facts["prompt_tokens"]) == (3, 21)
+    found = source(server)
+    server.model = "another"
+    with pytest.raises(ModelError, match=r"two models \(another, m\)"):
+        serve.connect(found, tmp_path).sample(prompts(5)[0], keys=prompts(5)[1], **HOW)
+
+
+@pytest.mark.parametrize(
+    ("ref", "told"),
+    [
+        ("openai:nonsense", "write openai:http"),
+        ("openai:ftp://x#m", "write openai:http"),
+        ("openai:http://127.0.0.1:9/v1#m", "no answer after"),
+    ],
+)
+def test_what_is_no_served_model_is_one_line(server: ModelServer, ref: str, told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        resolve(ref, relative_to=Path(), served=True)
+
+
+def test_a_model_that_is_not_served_is_named(server: ModelServer) -> None:
+    ref = server.ref.replace("#m", "#other")
+    with pytest.raises(ModelError, match="has no such model; it serves m"):
+        resolve(ref, relative_to=Path(), served=True)
+
+
+def test_identity_is_what_the_server_says_and_not_when(server: ModelServer) -> None:
+    one = serve.identify(server.ref)
+    serve._declared.cache_clear()
+    assert serve.identify(server.ref).sha256 == one.sha256
+
+
+@pytest.mark.parametrize("content", ["[]", '"text"', "{}", '{"choices": [{"message": {}}]}'])
+def test_what_is_not_of_the_protocol_is_one_line(
+    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    found = source(server, tries=2)
+    monkeypatch.setattr(serve._Line, "_once", lambda *_: _object(json.loads(content)))
+    with pytest.raises(ModelError, match=r"not of the chat protocol|not a JSON object"):
+        serve.connect(found, tmp_path).sample(prompts(1)[0], keys=["a"], **HOW)
+    assert os.listdir(tmp_path) == [], "nothing that could not be read is kept"
+
+
+def _object(content: Any) -> Any:
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
