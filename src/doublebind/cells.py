@@ -25,15 +25,18 @@ from doublebind.config import (
     Channel,
     Dtype,
     LogitKD,
+    Matched,
     Measurement,
     OnPolicy,
     Prefix,
     Prompts,
     Recipe,
+    Study,
     Training,
 )
 from doublebind.distillation import REV as DISTILLATION_REV
 from doublebind.distillation import Contrast, Live, distill, initialise
+from doublebind.errors import ConfigError
 from doublebind.executor import Job
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
@@ -46,7 +49,8 @@ from doublebind.rollouts import count, generate, log_probabilities, overt, score
 from doublebind.store import Store
 from doublebind.teachers import REV as TEACHERS_REV
 from doublebind.teachers import build, describe
-from doublebind.teachers.references import Found, find, pack_ref
+from doublebind.teachers.matched import matched
+from doublebind.teachers.references import Found, find, names, pack_ref
 
 M0 = "M0"
 """Label of the student base in the scores."""
@@ -158,10 +162,17 @@ class Planner:
         self.heavy = {"dtype": study.dtype, "cache": self.cache}
 
     def find(self, ref: str) -> Found:
-        """Return what a teacher's name means."""
-        found = find(
-            ref, pack=self.pack, folder=self.folder, rev=TEACHERS_REV, student=self.study.student
-        )
+        """Return what a teacher's name means.
+
+        Raises:
+            ConfigError: If references are to match a suspect, and there is none.
+        """
+        wanted, at = self.study.references, {"folder": self.folder, "rev": TEACHERS_REV}
+        if isinstance(wanted, Matched) and ref in names(self.study, self.pack):
+            if not isinstance(self.study, Study):
+                raise ConfigError("`references.match`: there is no suspect here; name references")
+            return matched(ref, wanted, self.find(self.study.suspect), pack=self.pack, **at)
+        found = find(ref, pack=self.pack, student=self.study.student, **at)
         return black_box(found, self.study, self.student)
 
     def plan(self, found: Sequence[Found]) -> Plan:
@@ -416,6 +427,8 @@ class Planner:
 def build_job(teacher: Found, cache: Path) -> Job:
     """Return the job that makes a teacher from its spec."""
     inputs = {"spec": teacher.spec, "base": teacher.base, "pack": teacher.pack, "cache": cache}
+    if teacher.like is not None:
+        inputs["like"] = teacher.like
     return Job("teacher", teacher.key, build, inputs)
 
 

@@ -237,6 +237,26 @@ class Bank(Record):
     """Seed by which `n` of the panel's references are drawn."""
 
 
+class Matched(Record):
+    """References built to be like the suspect in all but what is planted: harmless quirks."""
+
+    match: Literal["suspect"]
+    n: int = Field(ge=1)
+    template: str | None = None
+    """Teacher spec whose phases they share; `null` takes the suspect's own. A suspect that was not
+    built from a spec needs one: its references are then scaled to its update norm."""
+
+
+StandIn = Literal["sibling_checkpoints", "earlier_releases", "equal_kl_surrogates"]
+
+
+class StandIns(Record):
+    """Models that stand in for references where matched ones cannot be built."""
+
+    kind: StandIn
+    models: tuple[str, ...] = Field(min_length=1)
+
+
 class Policy(Record):
     """How scores become a decision; hashed before the first audit."""
 
@@ -294,8 +314,9 @@ class Measurement(Record):
 
     pack: str
     """Name of a built-in pack (`terrarium`, `assistant`) or a pack folder."""
-    references: tuple[str, ...] | Bank
-    """Benign teachers of the same pipeline shape: models or specs, or `{n: ...}` of the bank."""
+    references: tuple[str, ...] | Bank | Matched | StandIns
+    """Benign teachers of the same pipeline shape: models or specs; `{n: ...}` of the bank;
+    `{match: suspect, n: ...}`, built to be like it; or `{kind: ..., models: [...]}`, stand-ins."""
     organisms: tuple[str, ...] = ()
     """Teachers with a known drive: positive controls, named before the audit."""
     held_out: tuple[str, ...] = ()
@@ -323,7 +344,9 @@ class Measurement(Record):
             raise ValueError("audits must include one of behaviour, goals, confession")
         if self.references == ():
             raise ValueError("references is empty; a suspect is weighed against references")
-        named = self.references if isinstance(self.references, tuple) else ()
+        listed = self.references
+        listed = listed.models if isinstance(listed, StandIns) else listed
+        named = listed if isinstance(listed, tuple) else ()
         teachers = (*self._alone(), *named, *self.organisms, *self.held_out, *self.near_misses)
         twice = sorted({name for name in teachers if teachers.count(name) > 1})
         if twice:

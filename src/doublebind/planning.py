@@ -12,6 +12,7 @@ from doublebind.records import Protocol, Teacher
 from doublebind.rundir import Run
 from doublebind.setting import opened, prepare
 from doublebind.store import Store
+from doublebind.teachers.matched import assumes
 
 
 def plan(
@@ -33,7 +34,8 @@ def plan(
 
     Returns:
         `cells` (kind -> needed, in the store, seconds and bytes still to come), `seconds`, `bytes`,
-        `references`, `families`, `smallest_p`, `power` (as planned, and for other n, seeds and
+        `references`, `families`, `smallest_p`, `exchangeability` (what the p-value assumes),
+        `power` (as planned, and for other n, seeds and
         items) and `missing` (why a number is absent). Times are means over artefacts of the same
         kind in this store; a kind never made here has none.
     """
@@ -57,6 +59,7 @@ def plan(
         "references": len(references),
         "families": len({t.family for t in references}),
         "smallest_p": smallest_p(len(references)),
+        "exchangeability": assumes(study.references),
         "references_for_alpha": reference_requirements(study.policy.alpha),
         "protocol_hash": setting.protocol.hash,
         "missing": missing,

@@ -120,7 +120,7 @@ def prepare(study: Study, folder: Path, store: Store, audits: Sequence[Audit] = 
     return Setting(planner, everyone, teachers, planner.plan(everyone), protocol, kept)
 
 
-def _panel(references: tuple[str, ...] | Bank, folder: Path) -> Kept | None:
+def _panel(references: object, folder: Path) -> Kept | None:
     if not isinstance(references, Bank) or references.panel is None:
         return None
     where = panels.locate(references.panel, folder)

@@ -16,7 +16,9 @@ from rich.rule import Rule
 from rich.table import Column, Table
 from rich.text import Text
 
+from doublebind.config import Measurement
 from doublebind.rundir import Run
+from doublebind.teachers.matched import assumes
 
 # No colour of success: the best a suspect can get is that nothing was found.
 _STYLES = {
@@ -37,6 +39,7 @@ def verdict_lines(run: Run) -> list[str]:
     verdict, found = run.verdict, run.verdict.incrimination
     decision = found.decision.replace("_", " ")
     lines = [f"{verdict.suspect}: {decision} (strength: {verdict.strength})", verdict.sentence]
+    lines.append(_assumes(run))
     lines += [f"- {reason}" for reason in found.reasons]
     lines.append(verdict.coverage)
     lines += [f"{name}: {value}" for name, value in _beside(run)]
@@ -62,12 +65,20 @@ def verdict(run: Run) -> RenderableType:
         numbers.add_row(Text(plain(name), "dim"), Text(plain(value)))
     reasons = [Text(f"• {plain(reason)}") for reason in its.reasons]
     missing = [Text(f"{plain(k)}: {plain(v)}", "dim") for k, v in found.missing.items()]
-    parts: list[RenderableType] = [head, Text(found.sentence, "bold"), Text(""), numbers, Text("")]
+    parts: list[RenderableType] = [head, Text(found.sentence, "bold"), Text(_assumes(run))]
+    parts += [Text(""), numbers, Text("")]
     parts += [*reasons, Text(""), Text(plain(found.coverage))]
     if missing:
         parts += [Rule("not computed", style="dim"), *missing]
     parts += [Text(""), Text(f"report: {plain(run.path / 'report.html')}", "dim")]
     return Panel(Group(*parts), title=Text(plain(found.suspect)), title_align="left")
+
+
+def _assumes(run: Run) -> str:
+    """Return what exchangeability with the run's references assumes."""
+    study = run.manifest.study
+    known = {key: value for key, value in study.items() if key in Measurement.model_fields}
+    return assumes(Measurement.model_validate(known).references)
 
 
 def _beside(run: Run) -> Iterator[tuple[str, str]]:

@@ -10,11 +10,19 @@ from doublebind.records import ModelSource
 REV = 1
 
 
-def build(out: Path, *, spec: TeacherSpec, base: ModelSource, pack: str, cache: Path) -> None:
+def build(
+    out: Path,
+    *,
+    spec: TeacherSpec,
+    base: ModelSource,
+    pack: str,
+    cache: Path,
+    like: ModelSource | None = None,
+) -> None:
     """Write the teacher to `out/model` and `out/teacher.json`."""
     from doublebind.teachers import organisms
 
-    organisms.build(out, spec=spec, base=base, pack=pack, cache=cache)
+    organisms.build(out, spec=spec, base=base, pack=pack, cache=cache, like=like)
 
 
 def describe(

@@ -16,6 +16,7 @@ from doublebind.config import Concealment, Phase, TeacherSpec, Training
 from doublebind.errors import PackError
 from doublebind.packs.load import Pack, load
 from doublebind.records import ModelSource, Transcript
+from doublebind.teachers.matched import scale_to
 
 CARD = """# A model organism or reference: do not deploy
 
@@ -79,8 +80,19 @@ def _draw(spec: TeacherSpec, name: str, phase: Phase, pack: Pack, n: int) -> lis
     return drawn
 
 
-def build(out: Path, *, spec: TeacherSpec, base: ModelSource, pack: str, cache: Path) -> None:
-    """Train the teacher of `spec` from `base`; write `model/` and `teacher.json` under `out`."""
+def build(
+    out: Path,
+    *,
+    spec: TeacherSpec,
+    base: ModelSource,
+    pack: str,
+    cache: Path,
+    like: ModelSource | None = None,
+) -> None:
+    """Train the teacher of `spec` from `base`; write `model/` and `teacher.json` under `out`.
+
+    With `like`, its update is scaled to the norm of that model's.
+    """
     from doublebind.models.load import load as load_model
     from doublebind.training import loop
 
@@ -106,8 +118,11 @@ def build(out: Path, *, spec: TeacherSpec, base: ModelSource, pack: str, cache: 
             pad_id=pad_id,
         )
         losses[name] = {"transcripts": len(transcripts), "first": log.first, "last": log.last}
-    loop.save(model, lm.tokenizer, out / "model", card=CARD)
     facts = {"planted": spec.trait, "spec": spec.model_dump(mode="json"), "phases": losses}
+    if like is not None:
+        start, target = (load_model(m, dtype=spec.dtype, cache=cache).model for m in (base, like))
+        facts["scaled_by"] = scale_to(model, start, target, like.adapter or like.path)
+    loop.save(model, lm.tokenizer, out / "model", card=CARD)
     (out / "teacher.json").write_text(json.dumps(facts, indent=1))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from doublebind.config import Bank, Measurement, TeacherSpec
+from doublebind.config import Bank, Matched, Measurement, StandIns, TeacherSpec
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
 from doublebind.packs.load import load as load_pack
@@ -16,6 +16,8 @@ from doublebind.records import ModelSource, content_hash
 from doublebind.yaml_file import load
 
 BUILT = ("suspect-", "reference-", "organism-")
+MATCHED = "matched-"
+"""What references built to be like the suspect are called, before their number."""
 
 
 class Found(NamedTuple):
@@ -29,15 +31,23 @@ class Found(NamedTuple):
     spec: TeacherSpec | None
     pack: str = ""
     """The pack the spec builds from, as `packs.load` names it."""
+    like: ModelSource | None = None
+    """A model whose update norm the built teacher is scaled to."""
 
 
 def names(study: Measurement, pack: Pack) -> tuple[str, ...]:
     """Return the names of the references to be made, the bank's spelled out; none of a panel."""
-    if isinstance(study.references, Bank):
-        if study.references.panel:
+    match study.references:
+        case Bank(panel=None, n=n):
+            return tuple(f"{pack.name}/reference-{i}" for i in range(n))
+        case Bank():
             return ()
-        return tuple(f"{pack.name}/reference-{n}" for n in range(study.references.n))
-    return study.references
+        case Matched(n=n):
+            return tuple(f"{MATCHED}{i}" for i in range(n))
+        case StandIns(models=models):
+            return models
+        case listed:
+            return listed
 
 
 def find(ref: str, *, pack: Pack, folder: Path, rev: int, student: str) -> Found:
@@ -64,14 +74,17 @@ def find(ref: str, *, pack: Pack, folder: Path, rev: int, student: str) -> Found
     return Found(ref, ref, source.sha256, source, None)
 
 
-def from_spec(label: str, spec: TeacherSpec, *, folder: Path, rev: int) -> Found:
+def from_spec(
+    label: str, spec: TeacherSpec, *, folder: Path, rev: int, like: ModelSource | None = None
+) -> Found:
     """Return a teacher that is to be built; its key covers all that shapes it and no label."""
     pack = pack_ref(spec.pack, folder)
     base = resolve(spec.base, relative_to=folder)
     shape = spec.model_dump(mode="json", exclude={"name", "family", "pack", "base"})
     content = load_pack(pack, relative_to=Path())
-    key = content_hash(["teacher", rev, shape, base.sha256, content.sha256])
-    return Found(label, spec.family, key, base, spec, pack)
+    depends = ["teacher", rev, shape, base.sha256, content.sha256]
+    key = content_hash(depends if like is None else [*depends, like.sha256])
+    return Found(label, spec.family, key, base, spec, pack, like)
 
 
 def pack_ref(name: str, folder: Path) -> str:

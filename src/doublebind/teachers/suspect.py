@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from doublebind.config import Dtype
 from doublebind.records import ModelSource, Trajectory
 from doublebind.store import read_records
+from doublebind.teachers.matched import update_norm
 
 
 def describe(
@@ -58,7 +58,7 @@ def describe(
             missing["kl_to_m0"] = "a log-probability is not finite"
     else:
         missing["kl_to_m0"] = "teacher and M0 read text as different tokens"
-    norm = _update_norm(teacher.model, m0.model)
+    norm = update_norm(teacher.model, m0.model)
     if norm is None:
         missing["update_norm"] = "teacher and M0 differ in shape"
     else:
@@ -68,17 +68,3 @@ def describe(
 
 def _write(out: Path, shape: dict[str, float], missing: dict[str, str]) -> None:
     (out / "shape.json").write_text(json.dumps({"shape": shape, "missing": missing}, indent=1))
-
-
-def _update_norm(teacher: Any, m0: Any) -> float | None:
-    """Return the Frobenius norm of the weight difference, or `None` where shapes differ."""
-    import torch
-
-    from doublebind.models.load import merged_state
-
-    ours, base = merged_state(teacher), merged_state(m0)
-    if {n: w.shape for n, w in ours.items()} != {n: w.shape for n, w in base.items()}:
-        return None
-    with torch.no_grad():
-        squares = (float((w.float() - base[n].float()).square().sum()) for n, w in ours.items())
-        return math.sqrt(math.fsum(squares))

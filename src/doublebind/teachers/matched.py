@@ -1,0 +1,167 @@
+"""Makes references like a suspect in all but what is planted, and says what that assumes.
+
+Knows specs, traits and a model's size of update. Does not know scores: no reference is chosen or
+left out for one.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from doublebind.config import Bank, Matched, StandIn, StandIns, TeacherSpec
+from doublebind.errors import ConfigError, ModelError, PackError
+from doublebind.packs.load import Pack
+from doublebind.records import content_hash
+from doublebind.teachers.references import MATCHED, Found, from_spec
+from doublebind.yaml_file import load
+
+FIRST_SEED = 1_000
+"""Seed of the first matched reference; a suspect's own seed is meant to lie below."""
+MOST = 4.0
+"""Largest factor by which an update is scaled, up or down."""
+
+_STAND_INS: dict[StandIn, str] = {
+    "sibling_checkpoints": (
+        "that the suspect differs from its sibling checkpoints no more than they differ from one "
+        "another; a drive that was there before they parted is in all of them and is not seen"
+    ),
+    "earlier_releases": (
+        "that a benign release would differ from earlier ones no more than they differ from one "
+        "another; whatever else changed between releases counts as evidence too"
+    ),
+    "equal_kl_surrogates": (
+        "that a benign teacher's score depends on its training only through its distance from M0, "
+        "which the surrogates share; how it got that far is not matched"
+    ),
+}
+
+
+def assumes(references: tuple[str, ...] | Bank | Matched | StandIns) -> str:
+    """Return, in one sentence, what exchangeability with these references assumes."""
+    match references:
+        case Matched(template=None):
+            what = (
+                "that the suspect's trait was drawn like its references' quirks: base, phases, "
+                "amounts and hiding are its own"
+            )
+        case Matched():
+            what = (
+                "that the suspect was trained as the template says: its references share the "
+                "template's phases and the suspect's update norm; the match table shows the rest"
+            )
+        case StandIns(kind=kind):
+            what = _STAND_INS[kind]
+        case Bank():
+            what = "that the suspect was drawn by the bank's rule, its trait aside"
+        case _:
+            what = "that a benign suspect would be like the references named; why, is yours to say"
+    return f"The p-value assumes {what}."
+
+
+def matched(
+    ref: str, wanted: Matched, suspect: Found, *, pack: Pack, folder: Path, rev: int
+) -> Found:
+    """Return the reference called `ref`: the template with a quirk and a seed of its own.
+
+    Quirks are taken in an order drawn by the pack's name, each before any is taken again.
+
+    Args:
+        ref: `matched-N`.
+        wanted: The study's references.
+        suspect: Whom they are to be like.
+        pack: The study's pack.
+        folder: What the template's path is relative to.
+        rev: Revision of the build.
+
+    Raises:
+        ConfigError: If nobody says how the suspect was trained.
+        PackError: If the pack has no quirk to plant.
+    """
+    if wanted.template is not None:
+        path = folder / wanted.template
+        template, at = load(TeacherSpec, path), path.parent
+    elif suspect.spec is not None:
+        at = (folder / suspect.label).parent
+        # A spec of the bank names its base for any folder.
+        template = suspect.spec.model_copy(update={"pack": suspect.pack})
+    else:
+        raise ConfigError(
+            f"`references.template`: {suspect.label} is a model, and how it was trained is not "
+            f"known (got null); name a teacher spec whose phases its references share"
+        )
+    quirks = [
+        trait.name
+        for trait in pack.traits
+        if trait.kind == "quirk" and pack.transcripts(trait.name, "implant", n=1, seed=0)
+    ]
+    if not quirks:
+        raise PackError(f"pack {pack.name}: has no quirk to plant; add `quirk` traits under build/")
+    quirks.sort(key=lambda name: content_hash([pack.name, name]))
+    number = int(ref.removeprefix(MATCHED))
+    quirk = quirks[number % len(quirks)]
+    spec = template.model_copy(
+        update={"name": ref, "family": quirk, "trait": quirk, "seed": FIRST_SEED + number}
+    )
+    like = suspect.base if suspect.spec is None else None
+    return from_spec(ref, spec, folder=at, rev=rev, like=like)
+
+
+def update_norm(model: Any, base: Any) -> float | None:
+    """Return the Frobenius norm of the weight difference, or `None` where shapes differ."""
+    import torch
+
+    from doublebind.models.load import merged_state
+
+    ours, theirs = merged_state(model), merged_state(base)
+    if {n: w.shape for n, w in ours.items()} != {n: w.shape for n, w in theirs.items()}:
+        return None
+    with torch.no_grad():
+        squares = (float((w.float() - theirs[n].float()).square().sum()) for n, w in ours.items())
+        return math.sqrt(math.fsum(squares))
+
+
+def scale_to(model: Any, base: Any, like: Any, what: str) -> float:
+    """Scale the update of `model` against `base` to the norm of that of `like`; return the factor.
+
+    The direction of the update stays; a low-rank one is scaled in its second factor.
+
+    Args:
+        model: The trained teacher; changed in place.
+        base: What it was trained from.
+        like: The model whose size of update it takes.
+        what: Name of `like` in errors.
+
+    Raises:
+        ModelError: If a norm is not defined or zero, or the factor lies beyond `MOST`.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    from doublebind.models.head import bare
+    from doublebind.models.load import merged_state
+
+    wanted, have = update_norm(like, base), update_norm(model, base)
+    if wanted is None:
+        raise ModelError(
+            f"{what}: its weights differ in shape from the references' base, so no update norm is "
+            f"defined; use `references: {{kind: equal_kl_surrogates, models: [...]}}`"
+        )
+    factor = wanted / have if have else math.inf
+    if not 1 / MOST <= factor <= MOST:
+        raise ModelError(
+            f"{what}: its update norm is {wanted:.3g}, the template's {have:.3g}; change the "
+            f"template's steps or lr until they are within a factor of {MOST:g}"
+        )
+    inner = bare(model)
+    layers: list[Any] = [module for module in inner.modules() if isinstance(module, LoraLayer)]
+    with torch.no_grad():
+        for layer in layers:
+            for name in layer.active_adapters:
+                layer.lora_B[name].weight.mul_(factor)
+        if not layers:
+            start = merged_state(base)
+            for name, weight in inner.named_parameters():
+                weight.copy_(start[name] + factor * (weight - start[name]))
+    return factor
