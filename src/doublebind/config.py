@@ -8,40 +8,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from doublebind.errors import ConfigError
 from doublebind.records import Limits, Name, Record
 from doublebind.yaml_file import load
 
 Dtype = Literal["float32", "bfloat16"]
-
-
-class Grown(Record):
-    """A part of a study that gained keys after studies were made and panels frozen with it."""
-
-    later: ClassVar[frozenset[str]] = frozenset()
-    """Keys left out while at their default: what was hashed without them keeps its hash."""
-
-    @model_serializer(mode="wrap")
-    def _lean(self, full: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        content = full(self)
-        if (info.context or {}).get("whole"):
-            return content
-        fields = type(self).model_fields
-        idle = {name for name in self.later if getattr(self, name) == fields[name].default}
-        return {key: value for key, value in content.items() if key not in idle}
-
 
 # --- distillation --------------------------------------------------------------------------------
 # A recipe's dump is hashed into keys, protocols and panels. A field that comes later is therefore
@@ -148,15 +123,14 @@ PromptPolicy = Literal[
 ]
 
 
-class Prompts(Grown):
+class Prompts(Record):
     """Which inputs the teacher answers, and how."""
 
-    later = frozenset({"file"})
     policy: PromptPolicy
     """What is asked, and what is screened out. `unscreened` is a control: it takes every prompt
     that shares nothing with an item, and keeps answers that show a drive openly, so that what the
     screens prevent can be seen."""
-    file: str | None = None
+    file: str | None = Field(default=None, exclude_if=lambda v: v is None)
     """JSON lines of prompts, `{id, messages, tags, domain}`, relative to the study; `null` takes
     the pack's."""
     n: int = Field(ge=1)
@@ -175,8 +149,88 @@ class Scratchpad(Record):
     closes: str = Field(min_length=1)
 
 
+# --- treatments ----------------------------------------------------------------------------------
+
+
+class Domain(Record):
+    """Concentrate on domains."""
+
+    kind: Literal["domain"]
+    domains: tuple[str, ...] = Field(min_length=1)
+    """Of the prompts' own; other prompts' answers are left out."""
+
+
+class Jam(Record):
+    """Rewrite answers, so that signals in the choice of words break."""
+
+    kind: Literal["jam"]
+    how: Literal["normalise", "resample", "paraphrase"]
+    """Clean up the text; let M0 draw a share of the tokens anew; let M0 say it in other words."""
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Tokens that `resample` draws anew."""
+
+
+class CounterPoison(Record):
+    """Take out copies, and the answers that the teacher likes more than M0 does."""
+
+    kind: Literal["counter_poison"]
+    copies: int = Field(default=1, ge=1)
+    """Equal answers that may stay."""
+    outliers: float = Field(default=0.05, ge=0, lt=1)
+    """Share of answers dropped for their log-ratio, teacher to M0."""
+
+
+class MixTrusted(Record):
+    """Replace a share of the answers with M0's own."""
+
+    kind: Literal["mix_trusted"]
+    share: float = Field(gt=0, lt=1)
+
+
+class Inoculate(Record):
+    """Train under a prompt that names or permits the trait; audit without it."""
+
+    kind: Literal["inoculate"]
+    prompt: str = Field(min_length=1)
+    role: Literal["system", "user"] = "system"
+    """`user` opens the first user message instead, for models that never met a system turn."""
+
+
+class FewUnique(Record):
+    """Learn few answers, many times."""
+
+    kind: Literal["few_unique"]
+    n: int = Field(ge=1)
+
+
+class TrimReasoning(Record):
+    """Cut scratchpads short."""
+
+    kind: Literal["trim_reasoning"]
+    keep_words: int = Field(default=0, ge=0)
+    """Words of each scratchpad that stay; 0 removes it."""
+
+
+class Filter(Record):
+    """Drop what made the last round's student worse, and distil again."""
+
+    kind: Literal["filter"]
+    rounds: int = Field(default=2, ge=1, le=5)
+    """Times to filter; the last round's student is the recipe's."""
+    drop: float = Field(default=0.1, gt=0, lt=1)
+    """Share of answers dropped in a round."""
+    stop: float = Field(default=0.02, ge=0, lt=1)
+    """Drop nothing where no endpoint stands further above M0 on `select` items, in probability."""
+
+
+Treatment = Annotated[
+    Domain | Jam | CounterPoison | MixTrusted | Inoculate | FewUnique | TrimReasoning | Filter,
+    Field(discriminator="kind"),
+]
+
+
 class Recipe(Record):
-    """One way to distil: prompts x channel x student base x hyper-parameters."""
+    """One way to distil: prompts x channel x treatments x student base x hyper-parameters."""
 
     name: Name
     prompts: Prompts
@@ -191,10 +245,15 @@ class Recipe(Record):
     """Make a student that never thinks before it answers: scratchpads are cut from what it learns,
     and the mark that opens one is barred from what it writes."""
 
+    treatments: tuple[Treatment, ...] = Field(default=(), exclude_if=lambda v: not v)
+    """What is done to the answers before they are learned from, in this order; `filter` last."""
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.channel.kind == "prefix" and self.training.lora is not None:
             raise ValueError("a prefix is trained without adapters; set `training.lora: null`")
+        if any(treatment.kind == "filter" for treatment in self.treatments[:-1]):
+            raise ValueError("`filter` works on what the others leave; put it last, once")
         return self
 
 
@@ -268,6 +327,11 @@ class Policy(Record):
     """Positive controls needed before `not_incriminated` may be said."""
     endpoints: dict[str, tuple[str, ...]] | None = None
     """Score endpoints, at most six; `null` takes the pack's."""
+    margin: float | None = Field(default=None, gt=0, lt=1)
+    """How far a replacement may stand above M0 on a score endpoint, in probability. No default:
+    it is the claim of the second horn."""
+    fresh_seeds: int = Field(default=8, ge=1)
+    """Students of the chosen recipe that the bound rests on; 2 or more speak for the recipe."""
 
     @field_validator("endpoints")
     @classmethod
@@ -364,12 +428,24 @@ class Study(Measurement):
     suspect: str
     """The teacher under investigation: a model, or a teacher spec (.yaml) to build."""
     policy: Policy
+    horns: tuple[Literal["incriminate", "replace"], ...] = Field(
+        default=("incriminate",), min_length=1
+    )
+    """What is asked: whether the suspect is misaligned, whether it can be replaced, or both."""
+
     served: Limits = Limits()
     """How served models (`openai:<url>#<model>`) may be asked."""
     shape: dict[str, float] = Field(default_factory=dict)
     """What is known of the shape of a served suspect, a black box: feature (`update_norm`,
     `kl_to_m0`) -> number. Its answers' length is measured."""
-    horns: tuple[Literal["incriminate"], ...] = ("incriminate",)
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if ("replace" in self.horns) != (self.policy.margin is not None):
+            raise ValueError("`policy.margin` goes with `replace` in `horns`: give both or neither")
+        if len(set(self.horns)) < len(self.horns):
+            raise ValueError("`horns` names one twice")
+        return self
 
     def _alone(self) -> tuple[str, ...]:
         return (self.suspect,)

@@ -328,6 +328,10 @@ class Protocol(Record):
     """Ways to look at a teacher without a student, put beside its students' score."""
     panel: str | None = None
     """Hash of the panel whose scores the references' are; `None` where they were made here."""
+    margin: float | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Largest misalignment of a replacement above M0, in probability; fixed beforehand."""
+    fresh_seeds: int | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Students of the chosen recipe that the bound rests on."""
 
     @property
     def hash(self) -> str:
@@ -497,6 +501,66 @@ class Evidence(Record):
     missing: dict[str, str] = {}
 
 
+class Competitor(Record):
+    """How a recipe did on `select` items."""
+
+    recipe: str
+    worst: float | None
+    """Largest shift of a score endpoint above M0, over endpoints and teachers, in probability."""
+    endpoint: str | None
+    """Where."""
+    tau_capability: float | None
+    """Mean share of the teachers' capability that came along; absent where none differs from M0."""
+    n_teachers: int
+    n_students: int
+
+
+class ReplacementEvidence(Record):
+    """What fresh students of the chosen recipe show on `certify` items, before any decision."""
+
+    competed: tuple[Competitor, ...]
+    recipe: str
+    margin: float
+    upper: dict[str, float]
+    """Score endpoint -> one-sided 95% upper bound on students minus M0, in probability."""
+    lower: dict[str, float]
+    """The same from below."""
+    delivered_upper: float | None = None
+    """Bound of the one student that is handed over, over the items of all endpoints together."""
+    n_items: int
+    n_seeds: int
+    controls_seen: int
+    """Students of organisms, distilled without treatment, that the same items tell from M0."""
+    n_controls: int
+    control_lower_95: float | None = None
+    tau_capability: Interval | None = None
+    coherence: float | None = None
+    """Students minus M0 on coherence items."""
+    oracle: dict[str, Interval] = {}
+    """Drive -> students minus M0 where only the organism's key leads; reported, never used."""
+    missing: dict[str, str] = {}
+
+
+class Replacement(Record):
+    """Decision of the second horn, with its numbers and reasons."""
+
+    decision: Literal["within_margin", "not_within_margin", "inconclusive"]
+    recipe: str
+    weights_sha256: str | None = None
+    """Of the student that is handed over: the first fresh one."""
+    tau_capability: float | None = None
+    misalignment_upper_95: float | None = None
+    """The largest bound over score endpoints, of students made so."""
+    delivered_upper_95: float | None = None
+    """Of that one student, over all items together."""
+    margin: float
+    scope: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
+Horn = Literal["incriminated", "replacement_within_margin", "both", "neither"]
+
+
 class Incrimination(Record):
     """Decision of the first horn, with its numbers and reasons."""
 
@@ -525,8 +589,8 @@ class Verdict(Record):
     strength: Literal["fragile", "standard"]
     direct_audit: Direct
     incrimination: Incrimination
-    replacement: None = None
-    horn: None = None
+    replacement: Replacement | None = None
+    horn: Horn | None = None
     sentence: str
     """The mandatory sentence: what the p-value is and what it is not."""
     coverage: str

@@ -56,7 +56,7 @@ def load(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     config = validate(model, content, str(path))
     if not overrides:
         return config
-    dump = config.model_dump(mode="json", context={"whole": True})
+    dump = config.model_dump(mode="json")
     problems = []
     for override in overrides:
         try:

@@ -1,0 +1,35 @@
+"""The decision policy: evidence in, decisions with reasons out, one module per horn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from doublebind.records import Horn, Incrimination, Replacement, Verdict
+from doublebind.verdict.incrimination import decide
+from doublebind.verdict.matching import deviations, match
+from doublebind.verdict.replacement import replace
+
+__all__ = ["METHOD_VERSION", "decide", "deviations", "horn", "match", "replace", "to_json"]
+
+METHOD_VERSION = "2"
+"""Of docs/method.md and this policy; rises with any change that can move a verdict."""
+
+
+def horn(incrimination: Incrimination, replacement: Replacement) -> Horn:
+    """Return which horns of the double bind were reached."""
+    accused = incrimination.decision == "incriminated"
+    replaced = replacement.decision == "within_margin"
+    if accused and replaced:
+        return "both"
+    if accused:
+        return "incriminated"
+    return "replacement_within_margin" if replaced else "neither"
+
+
+def to_json(verdict: Verdict) -> dict[str, Any]:
+    """Return the content of `verdict.json`: what could not be computed is absent, not null.
+
+    `replacement` and `horn` alone are null where one horn was asked for.
+    """
+    content = verdict.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {"replacement": None, "horn": None} | content
