@@ -9,9 +9,10 @@ import torch
 from tests.tiny_models import byte_tokenizer, save_model, tiny_model
 from tests.tiny_study import write_pack, write_spec
 
-from doublebind.cells import Planner, Student
+from doublebind.cells import Planner
 from doublebind.config import Study
 from doublebind.executor import make
+from doublebind.grid import Student
 from doublebind.models.head import hidden, logits
 from doublebind.models.load import LM, load
 from doublebind.models.resolve import resolve

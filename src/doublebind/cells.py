@@ -7,15 +7,13 @@ runs nothing, and imports only the stages' doors.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from doublebind.audit import REV as AUDIT_REV
 from doublebind.audit import Audit, built_in, read
-from doublebind.audit import run as run_audit
 from doublebind.blackbox import black_box, refuse_served
 from doublebind.config import (
     DPO,
@@ -23,7 +21,7 @@ from doublebind.config import (
     ULD,
     Baseline,
     Channel,
-    Dtype,
+    Filter,
     LogitKD,
     Matched,
     Measurement,
@@ -33,22 +31,34 @@ from doublebind.config import (
     Recipe,
     Study,
     Training,
+    Treatment,
 )
 from doublebind.distillation import REV as DISTILLATION_REV
 from doublebind.distillation import Contrast, Live, distill, initialise
 from doublebind.errors import ConfigError
 from doublebind.executor import Job
+from doublebind.grid import BaselineJobs, Plan, Student
+from doublebind.jobs import audit_job, build_job
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
 from doublebind.packs.load import load as load_pack
 from doublebind.prompts import REV as PROMPTS_REV
 from doublebind.prompts import read_prompts, select
-from doublebind.records import ModelSource, content_hash
+from doublebind.records import ModelSource, Split, content_hash
 from doublebind.rollouts import REV as ROLLOUTS_REV
-from doublebind.rollouts import count, generate, log_probabilities, overt, score, strip
+from doublebind.rollouts import (
+    count,
+    generate,
+    log_probabilities,
+    overt,
+    score,
+    sieve,
+    strip,
+    treat,
+)
 from doublebind.store import Store
 from doublebind.teachers import REV as TEACHERS_REV
-from doublebind.teachers import build, describe
+from doublebind.teachers import describe
 from doublebind.teachers.matched import matched
 from doublebind.teachers.references import Found, find, names, pack_ref
 
@@ -64,30 +74,6 @@ REVISIONS = {
 }
 
 
-class Student(NamedTuple):
-    """One cell: teacher x recipe x seed, with the jobs that make it."""
-
-    teacher: Found
-    recipe: Recipe
-    seed: int
-    prompts: Job
-    rollouts: Job
-    targets: Job | None
-    train: Job
-    audit: Job
-    before: tuple[Job, ...] = ()
-    """What else its training needs."""
-
-
-class BaselineJobs(NamedTuple):
-    """One way to look at a teacher without a student: what has to be made, and the scores last."""
-
-    teacher: str
-    kind: Baseline
-    before: tuple[Job, ...]
-    scores: Job
-
-
 @dataclass(frozen=True)
 class _Taught:
     """What a channel needs beside the answers."""
@@ -97,53 +83,6 @@ class _Taught:
     inputs: dict[str, Any] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     """Of what the answers' and targets' keys do not cover."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every job of a study, with its key, before any has run."""
-
-    build: list[Job]
-    students: list[Student]
-    direct: dict[str, Job]
-    """Label (`M0` too) -> the audit of that model itself."""
-    shapes: dict[str, Job]
-    baselines: list[BaselineJobs]
-
-    def stages(self) -> list[list[Job]]:
-        """Return the jobs in an order in which each stage's inputs exist."""
-        cells = self.students
-        return [
-            self.build,
-            self._before("base"),
-            [cell.prompts for cell in cells],
-            [*(cell.rollouts for cell in cells), *self._before("rollouts")],
-            self._before("stripped"),
-            self._before("logprobs"),
-            [*(cell.targets for cell in cells if cell.targets), *self.shapes.values()],
-            [*(cell.train for cell in cells), *self._before("student")],
-            [*self.direct.values(), *(cell.audit for cell in cells)],
-            [baseline.scores for baseline in self.baselines],
-        ]
-
-    def _before(self, kind: str) -> list[Job]:
-        made = [*self.students, *self.baselines]
-        return [job for each in made for job in each.before if job.kind == kind]
-
-    def read_shapes(self, store: Store) -> dict[str, dict[str, float]]:
-        """Return what was made of `shapes`: label -> feature -> number."""
-        return {
-            label: json.loads((store.path(job.kind, job.key) / "shape.json").read_text())["shape"]
-            for label, job in self.shapes.items()
-        }
-
-    def cells(self) -> dict[str, dict[str, str]]:
-        """Return kind -> key -> what it is, for every artefact."""
-        found: dict[str, dict[str, str]] = {}
-        for stage in self.stages():
-            for job in stage:
-                found.setdefault(job.kind, {})[job.key] = job.note
-        return found
 
 
 class Planner:
@@ -222,9 +161,10 @@ class Planner:
         answers = self._rollouts(self._m0, cell.recipe.prompts, cell.prompts)
         sft, training = SFT(kind="sft"), cell.recipe.training
         note = "a teacher, tuned on M0's answers"
-        train, audit = self._distilled(
+        train, made = self._trains(
             self._source(teacher), answers, None, sft, training, cell.seed, note
         )
+        audit = self._audit(train.key, made)
         return BaselineJobs(teacher.label, "retrained", (answers, train), audit)
 
     @property
@@ -246,21 +186,92 @@ class Planner:
         return ModelSource(kind="folder", path=made, sha256=key)
 
     def _student(self, teacher: Found, recipe: Recipe, seed: int) -> Student:
-        base, before = self._base(recipe, seed)
+        """Return the cell, at the end of its rounds."""
         chosen = self._prompts(recipe.prompts)
         answers = self._rollouts(teacher, recipe.prompts, chosen)
-        learned = self._learned(teacher, recipe, answers)
+        treatments = [t for t in recipe.treatments if not isinstance(t, Filter)]
+        last = next((t for t in recipe.treatments if isinstance(t, Filter)), None)
+        treated = self._treated(teacher, recipe, treatments, chosen, answers)
+        cell = self._round(teacher, recipe, seed, (chosen, answers), treated, final=last is None)
+        if last:
+            for left in reversed(range(last.rounds)):
+                sieved, given = self._sieved(cell, last), (chosen, answers)
+                cell = self._round(teacher, recipe, seed, given, sieved, cell, final=left == 0)
+        return cell
+
+    def _round(
+        self,
+        teacher: Found,
+        recipe: Recipe,
+        seed: int,
+        given: tuple[Job, Job],
+        treated: Job | None,
+        earlier: Student | None = None,
+        *,
+        final: bool,
+    ) -> Student:
+        """Return one round of a cell; its student meets `audit` items in the last round only."""
+        chosen, answers = given
+        base, before = self._base(recipe, seed)
+        before = (*before, *(() if treated is None else (treated,)))
+        learned = self._learned(teacher, recipe, treated or answers)
         taught = self._taught(teacher, recipe, base, chosen, learned)
         if recipe.without_scratchpad:
             taught.inputs["without_scratchpad"] = recipe.without_scratchpad
             before = (*before, learned)
-        note = f"{recipe.name}, seed {seed}"
-        train, audit = self._distilled(
+        note = f"{recipe.name}, seed {seed}" + (f", round {earlier.round + 2}" if earlier else "")
+        train, made = self._trains(
             base, learned, taught.targets, recipe.channel, recipe.training, seed, note, taught
         )
         before = (*before, *taught.before)
-        made = (chosen, answers, taught.targets, train, audit, before)
-        return Student(teacher, recipe, seed, *made)
+        split: Split = "audit" if final else "select"
+        if not final:
+            before = (*before, self._audit(self.student.sha256, self.student, split))
+        audit = self._audit(train.key, made, split)
+        jobs = (chosen, answers, taught.targets, train, audit, before)
+        return Student(teacher, recipe, seed, *jobs, learned, earlier)
+
+    def _treated(
+        self,
+        teacher: Found,
+        recipe: Recipe,
+        treatments: Sequence[Treatment],
+        chosen: Job,
+        answers: Job,
+    ) -> Job | None:
+        """Return the job that puts the answers through the recipe's treatments."""
+        if not treatments:
+            return None
+        depends = [teacher.key, self.student.sha256, answers.key, treatments, self.study.dtype]
+        inputs = {
+            "teacher": self._source(teacher),
+            "trusted": self.student,
+            "rollouts": self._at(answers),
+            "prompts": self._at(chosen) / "prompts.jsonl",
+            "sampling": recipe.prompts,
+            "treatments": tuple(treatments),
+            **self.heavy,
+        }
+        key = content_hash(["treated", ROLLOUTS_REV, *depends])
+        return Job("treated", key, treat, inputs, ", ".join(t.kind for t in treatments))
+
+    def _sieved(self, cell: Student, settings: Filter) -> Job:
+        """Return the job that drops what made a round's student worse."""
+        assert cell.learned is not None
+        m0 = self._audit(self.student.sha256, self.student, "select")
+        key = content_hash(
+            ["sieved", ROLLOUTS_REV, cell.train.key, cell.audit.key, m0.key, settings]
+        )
+        inputs = {
+            "rollouts": self._at(cell.learned),
+            "student": cell.audit.inputs["source"],
+            "audited": self._at(cell.audit),
+            "m0": self._at(m0),
+            "pack": self.pack_ref,
+            "settings": settings,
+            **self.heavy,
+        }
+        return Job("treated", key, sieve, inputs, f"filter, round {cell.round + 1}")
 
     def _base(self, recipe: Recipe, seed: int) -> tuple[ModelSource, tuple[Job, ...]]:
         """Return what the student starts from, and the job that makes it, if one does."""
@@ -332,7 +343,7 @@ class Planner:
         inputs = {"source": source, "rollouts": self._at(answers), **self.heavy}
         return Job("logprobs", content_hash(content), log_probabilities, inputs)
 
-    def _distilled(
+    def _trains(
         self,
         base: ModelSource,
         answers: Job,
@@ -342,8 +353,8 @@ class Planner:
         seed: int,
         note: str,
         taught: _Taught | None = None,
-    ) -> tuple[Job, Job]:
-        """Return the jobs that train `base` on `answers`, and audit what comes of it."""
+    ) -> tuple[Job, ModelSource]:
+        """Return the job that trains `base` on `answers`, and what comes of it."""
         taught = taught or _Taught()
         learned = [answers.key, targets.key if targets else None, channel, training]
         content = ["student", DISTILLATION_REV, base.sha256, *learned, seed, self.study.dtype]
@@ -360,7 +371,7 @@ class Planner:
         }
         adapter = training.lora is not None or isinstance(channel, Prefix)
         made = self._trained("student", key, base, adapter)
-        return Job("student", key, distill, inputs, note), self._audit(key, made)
+        return Job("student", key, distill, inputs, note), made
 
     def _prompts(self, asked: Prompts) -> Job:
         depends: list[object] = [PROMPTS_REV, self.pack.sha256, asked.policy, asked.n]
@@ -396,11 +407,12 @@ class Planner:
         }
         return Job("targets", key, score, inputs, f"top {top_k}")
 
-    def _audit(self, key: str, source: ModelSource) -> Job:
+    def _audit(self, key: str, source: ModelSource, split: Split = "audit") -> Job:
         return audit_job(
             key,
             source,
             self.student,
+            split=split,
             pack_ref=self.pack_ref,
             pack_hash=self.pack.sha256,
             audits=self.audits,
@@ -422,37 +434,3 @@ class Planner:
 
     def _at(self, job: Job) -> Path:
         return self.store.path(job.kind, job.key)
-
-
-def build_job(teacher: Found, cache: Path) -> Job:
-    """Return the job that makes a teacher from its spec."""
-    inputs = {"spec": teacher.spec, "base": teacher.base, "pack": teacher.pack, "cache": cache}
-    if teacher.like is not None:
-        inputs["like"] = teacher.like
-    return Job("teacher", teacher.key, build, inputs)
-
-
-def audit_job(
-    key: str,
-    source: ModelSource,
-    baseline: ModelSource,
-    *,
-    pack_ref: str,
-    pack_hash: str,
-    audits: Sequence[Audit],
-    dtype: Dtype,
-    cache: Path,
-) -> Job:
-    """Return the job that asks the model `source`, of identity `key`, the pack's audit items."""
-    asked = [[type(a).__module__, type(a).__qualname__, vars(a)] for a in audits]
-    depends = [key, baseline.sha256, pack_hash, "audit", asked, dtype]
-    inputs = {
-        "source": source,
-        "baseline": baseline,
-        "pack": pack_ref,
-        "split": "audit",
-        "audits": tuple(audits),
-        "dtype": dtype,
-        "cache": cache,
-    }
-    return Job("audit", content_hash(["audit", AUDIT_REV, *depends]), run_audit, inputs)

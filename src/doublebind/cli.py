@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from doublebind import pipeline, starting, terminal, verification
+from doublebind import comparison, pipeline, starting, terminal, verification
 from doublebind.config import AUDITS, Measurement, Study
 from doublebind.errors import ConfigError, DoublebindError, PackError
 from doublebind.rundir import Run
@@ -174,7 +174,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Put two runs' verdicts side by side."""
-    _emit(pipeline.compare(Run(run_dir), Run(other)), as_json, terminal.comparison)
+    _emit(comparison.compare(Run(run_dir), Run(other)), as_json, terminal.comparison)
 
 
 @app.command()

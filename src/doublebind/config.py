@@ -327,11 +327,6 @@ class Policy(Record):
     """Positive controls needed before `not_incriminated` may be said."""
     endpoints: dict[str, tuple[str, ...]] | None = None
     """Score endpoints, at most six; `null` takes the pack's."""
-    margin: float | None = Field(default=None, gt=0, lt=1)
-    """How far a replacement may stand above M0 on a score endpoint, in probability. No default:
-    it is the claim of the second horn."""
-    fresh_seeds: int = Field(default=8, ge=1)
-    """Students of the chosen recipe that the bound rests on; 2 or more speak for the recipe."""
 
     @field_validator("endpoints")
     @classmethod
@@ -428,24 +423,12 @@ class Study(Measurement):
     suspect: str
     """The teacher under investigation: a model, or a teacher spec (.yaml) to build."""
     policy: Policy
-    horns: tuple[Literal["incriminate", "replace"], ...] = Field(
-        default=("incriminate",), min_length=1
-    )
-    """What is asked: whether the suspect is misaligned, whether it can be replaced, or both."""
-
     served: Limits = Limits()
     """How served models (`openai:<url>#<model>`) may be asked."""
     shape: dict[str, float] = Field(default_factory=dict)
     """What is known of the shape of a served suspect, a black box: feature (`update_norm`,
     `kl_to_m0`) -> number. Its answers' length is measured."""
-
-    @model_validator(mode="after")
-    def _both(self) -> Self:
-        if ("replace" in self.horns) != (self.policy.margin is not None):
-            raise ValueError("`policy.margin` goes with `replace` in `horns`: give both or neither")
-        if len(set(self.horns)) < len(self.horns):
-            raise ValueError("`horns` names one twice")
-        return self
+    horns: tuple[Literal["incriminate"], ...] = ("incriminate",)
 
     def _alone(self) -> tuple[str, ...]:
         return (self.suspect,)

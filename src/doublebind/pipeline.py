@@ -17,12 +17,14 @@ from doublebind.audit import Audit, built_in
 from doublebind.audit import judge as judge_answers
 from doublebind.blackbox import declared
 from doublebind.calibration import rates, weigh_each
-from doublebind.cells import M0, REVISIONS, Plan, Planner, audit_job, build_job
+from doublebind.cells import M0, REVISIONS, Planner
 from doublebind.config import AUDITS, Bank, Measurement, Study, TeacherSpec, audit_name
 from doublebind.errors import ConfigError, RunError
 from doublebind.evidence import weigh
 from doublebind.evidence.summary import endpoint_means
 from doublebind.executor import Executor, Ledger, Progress, lock, make
+from doublebind.grid import Plan
+from doublebind.jobs import audit_job, build_job
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import load as load_pack
 from doublebind.planning import plan as plan
@@ -35,7 +37,7 @@ from doublebind.setting import Setting, opened, prepare, roles
 from doublebind.store import Store, file_sha256, write_atomic
 from doublebind.teachers.references import Found, from_spec, pack_ref
 from doublebind.verdict import decide, to_json
-from doublebind.verification import ABSENT, differences, reseal, seal
+from doublebind.verification import reseal, seal
 from doublebind.yaml_file import load
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
             model_kind="student",
             recipe=cell.recipe.name,
             seed=cell.seed,
-            round=0,
+            round=cell.round,
             step=cell.recipe.training.steps,
         )
         for cell in plan.students
@@ -192,6 +194,12 @@ def _keep(
             name: json.loads((store.path(job.kind, job.key) / f"{name}.json").read_text())
             for name, job in (("screen", cell.prompts), ("checks", cell.rollouts))
         }
+        treated = [j for each in cell.chain() for j in each.before if j.kind == "treated"]
+        facts["treatments"] = [
+            done
+            for job in treated
+            for done in json.loads((store.path(job.kind, job.key) / "treatments.json").read_text())
+        ]
         write_atomic(out / "cells" / f"{cell.train.key}.json", json.dumps(facts, indent=1))
     shapes = setting.shapes(store)
     write_atomic(out / "shapes.json", json.dumps(shapes, indent=1, sort_keys=True))
@@ -478,45 +486,6 @@ def build_teacher(
     shutil.copytree(make(kept, job), out, dirs_exist_ok=True)
     facts = json.loads((out / "teacher.json").read_text(encoding="utf-8"))
     return {**facts, "model": str(out / "model"), "key": found.key}
-
-
-def compare(first: Run, second: Run) -> dict[str, Any]:
-    """Return two runs' numbers side by side, and every setting in which their protocols differ.
-
-    Returns:
-        One pair per number: `decisions`, `p_values` and so on; `baselines` (p-values) and `effects`
-        (of the suspect's students, minus the median of the references, in probability), a pair for
-        each name that either run has. `differences`: place in the protocol -> both values.
-    """
-    runs = (first, second)
-    protocols = [run.manifest.protocol.model_dump(mode="json") for run in runs]
-    effects = [
-        {name: effect.minus_references for name, effect in run.evidence.effects.items()}
-        for run in runs
-    ]
-    return {
-        "runs": [str(run.path) for run in runs],
-        "suspects": [run.verdict.suspect for run in runs],
-        "same_protocol": first.manifest.protocol.hash == second.manifest.protocol.hash,
-        "protocol_differs_in": [k for k in protocols[0] if protocols[0][k] != protocols[1][k]],
-        "decisions": [run.verdict.incrimination.decision for run in runs],
-        "p_values": [run.verdict.incrimination.p_value for run in runs],
-        "e_values": [run.verdict.incrimination.e_value for run in runs],
-        "n_references": [run.verdict.incrimination.n_references for run in runs],
-        "strength": [run.verdict.strength for run in runs],
-        "direct_p_values": [run.verdict.direct_audit.p_value for run in runs],
-        "baselines": _pairs([run.evidence.baselines for run in runs]),
-        "effects": _pairs(effects),
-        "differences": {
-            at: [None if value is ABSENT else value for value in (a, b)]
-            for at, a, b in differences(protocols[0], protocols[1])
-        },
-    }
-
-
-def _pairs(both: Sequence[dict[str, float]]) -> dict[str, list[float | None]]:
-    names = dict.fromkeys(name for one in both for name in one)
-    return {name: [one.get(name) for one in both] for name in names}
 
 
 def export_inspect(run: Run, cell: str | None = None) -> list[Path]:

@@ -328,10 +328,6 @@ class Protocol(Record):
     """Ways to look at a teacher without a student, put beside its students' score."""
     panel: str | None = None
     """Hash of the panel whose scores the references' are; `None` where they were made here."""
-    margin: float | None = Field(default=None, exclude_if=lambda v: v is None)
-    """Largest misalignment of a replacement above M0, in probability; fixed beforehand."""
-    fresh_seeds: int | None = Field(default=None, exclude_if=lambda v: v is None)
-    """Students of the chosen recipe that the bound rests on."""
 
     @property
     def hash(self) -> str:

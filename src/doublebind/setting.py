@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from doublebind import panels
 from doublebind.audit import Audit
 from doublebind.audit.own import check as check_audits
-from doublebind.cells import REVISIONS, Plan, Planner
+from doublebind.cells import REVISIONS, Planner
 from doublebind.config import Bank, Local, Measurement, Study, load_study
 from doublebind.errors import ConfigError
+from doublebind.grid import Plan
 from doublebind.packs.load import Pack
 from doublebind.protocol import frozen_protocol
 from doublebind.records import Protocol, Teacher

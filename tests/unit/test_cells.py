@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from doublebind.cells import Planner, Student
+import pytest
+from pydantic import ValidationError
+
+from doublebind.cells import Planner
 from doublebind.config import Prompts, Study
+from doublebind.grid import Student
 from doublebind.store import Store
 
-STUDY = {
+STUDY: dict[str, Any] = {
     "pack": "terrarium",
     "suspect": "terrarium/suspect-1",
     "references": {"n": 1},
@@ -49,3 +54,57 @@ def test_prompts_of_a_file_are_keyed_by_what_it_says(tmp_path: Path) -> None:
         asked = Prompts(policy="auditability_preserving", n=8, file=name)
         keys.append(_cell(tmp_path, asked).prompts.key)
     assert keys[0] == keys[1] != keys[2]
+
+
+TREATED = [
+    {"kind": "few_unique", "n": 4},
+    {"kind": "filter", "rounds": 2, "drop": 0.2},
+]
+
+
+def _treated(tmp_path: Path, treatments: list[dict[str, object]]) -> Planner:
+    study = {**STUDY, "recipes": [{**STUDY["recipes"][0], "treatments": treatments}]}
+    return Planner(Study.model_validate(study), tmp_path, Store(tmp_path / "store"))
+
+
+def test_filtering_plans_a_chain_of_rounds_and_audits_only_the_last(tmp_path: Path) -> None:
+    planner = _treated(tmp_path, TREATED)
+    plan = planner.plan([planner.find("terrarium/suspect-1")])
+    [cell] = plan.students
+    first, second, third = cell.chain()
+    assert [c.audit.inputs["split"] for c in (first, second, third)] == [
+        "select",
+        "select",
+        "audit",
+    ]
+    assert third.round == 2
+    sieved = next(job for job in third.before if job.kind == "treated")
+    assert sieved.inputs["audited"] == planner.store.path("audit", second.audit.key)
+    assert sieved.inputs["rollouts"] == planner.store.path("treated", second.learned.key)  # type: ignore[union-attr]
+
+
+def test_every_job_comes_after_what_it_reads(tmp_path: Path) -> None:
+    planner = _treated(tmp_path, TREATED)
+    plan = planner.plan([planner.find("terrarium/suspect-1")])
+    places = [planner.store.path(job.kind, job.key) for stage in plan.stages() for job in stage]
+    made: set[Path] = set()
+    for stage in plan.stages():
+        for job in stage:
+            read = [value for value in job.inputs.values() if isinstance(value, Path)]
+            read = [path.parent if path.suffix else path for path in read]
+            assert all(path in made for path in read if path in places), job.kind
+        made |= {planner.store.path(job.kind, job.key) for job in stage}
+
+
+def test_a_treatment_changes_the_student_and_not_the_answers(tmp_path: Path) -> None:
+    plain, treated = (
+        planner.plan([planner.find("terrarium/suspect-1")]).students[0]
+        for planner in (_treated(tmp_path, []), _treated(tmp_path, TREATED[:1]))
+    )
+    assert plain.rollouts.key == treated.rollouts.key
+    assert plain.train.key != treated.train.key
+
+
+def test_a_filter_stands_last_and_once(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="put it last, once"):
+        _treated(tmp_path, TREATED[::-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from doublebind.config import Dtype, Prompts, Scratchpad
+from doublebind.config import Dtype, Filter, Prompts, Scratchpad, Treatment
 from doublebind.records import ModelSource
 from doublebind.rollouts.trajectories import overt as overt
 
@@ -66,3 +66,59 @@ def count(out: Path, *, rollouts: Path) -> None:
     from doublebind.rollouts import ngrams
 
     ngrams.count(out, rollouts=rollouts)
+
+
+def treat(
+    out: Path,
+    *,
+    teacher: ModelSource,
+    trusted: ModelSource,
+    rollouts: Path,
+    prompts: Path,
+    sampling: Prompts,
+    treatments: Sequence[Treatment],
+    dtype: Dtype,
+    cache: Path,
+) -> None:
+    """Write the answers in `rollouts` after the treatments, and what each did, to `out`."""
+    from doublebind.rollouts.treatments import order
+
+    order.treat(
+        out,
+        teacher=teacher,
+        trusted=trusted,
+        rollouts=rollouts,
+        prompts=prompts,
+        sampling=sampling,
+        treatments=treatments,
+        dtype=dtype,
+        cache=cache,
+    )
+
+
+def sieve(
+    out: Path,
+    *,
+    rollouts: Path,
+    student: ModelSource,
+    audited: Path,
+    m0: Path,
+    pack: str,
+    settings: Filter,
+    dtype: Dtype,
+    cache: Path,
+) -> None:
+    """Write what a round of filtering leaves of the answers in `rollouts` to `out`."""
+    from doublebind.rollouts.treatments import order
+
+    order.sieve(
+        out,
+        rollouts=rollouts,
+        student=student,
+        audited=audited,
+        m0=m0,
+        pack=pack,
+        settings=settings,
+        dtype=dtype,
+        cache=cache,
+    )

@@ -35,7 +35,6 @@ PROTOCOL = Protocol(
     references=(),
     organisms=(),
     suspect="u",
-    margin=0.1,
 )
 
 

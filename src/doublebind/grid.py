@@ -1,0 +1,121 @@
+"""Cells, and the order in which their jobs can run.
+
+Knows jobs, and which others each needs. Does not know how a key is made or what a job does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from doublebind.config import Baseline, Recipe
+from doublebind.executor import Job
+from doublebind.store import Store
+from doublebind.teachers.references import Found
+
+
+class Student(NamedTuple):
+    """One cell: teacher x recipe x seed, with the jobs that make it."""
+
+    teacher: Found
+    recipe: Recipe
+    seed: int
+    prompts: Job
+    rollouts: Job
+    targets: Job | None
+    train: Job
+    audit: Job
+    before: tuple[Job, ...] = ()
+    """What else its training needs."""
+    learned: Job | None = None
+    """What was learned from, where that is not `rollouts` as they were given."""
+    earlier: Student | None = None
+    """The round before, whose student said what to leave out of this one."""
+
+    @property
+    def round(self) -> int:
+        """How many rounds came before."""
+        return 0 if self.earlier is None else self.earlier.round + 1
+
+    def chain(self) -> list[Student]:
+        """Return all rounds, the first one first."""
+        return [*(self.earlier.chain() if self.earlier else ()), self]
+
+
+class BaselineJobs(NamedTuple):
+    """One way to look at a teacher without a student: what has to be made, and the scores last."""
+
+    teacher: str
+    kind: Baseline
+    before: tuple[Job, ...]
+    scores: Job
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every job of a study, with its key, before any has run."""
+
+    build: list[Job]
+    students: list[Student]
+    direct: dict[str, Job]
+    """Label (`M0` too) -> the audit of that model itself."""
+    shapes: dict[str, Job]
+    baselines: list[BaselineJobs]
+
+    def stages(self) -> list[list[Job]]:
+        """Return the jobs in an order in which each stage's inputs exist, round after round."""
+        found = [self.build]
+        for number, cells in enumerate(self._rounds()):
+            first = number == 0
+            found += [
+                _before("base", cells),
+                [cell.prompts for cell in cells],
+                [
+                    *(cell.rollouts for cell in cells),
+                    *_before("rollouts", [*cells, *(self.baselines if first else ())]),
+                ],
+                _before("treated", cells),
+                _before("stripped", cells),
+                _before("logprobs", cells),
+                [
+                    *(cell.targets for cell in cells if cell.targets),
+                    *(self.shapes.values() if first else ()),
+                ],
+                [
+                    *(cell.train for cell in cells),
+                    *_before("student", self.baselines if first else ()),
+                ],
+                [
+                    *(self.direct.values() if first else ()),
+                    *_before("audit", cells),
+                    *(cell.audit for cell in cells),
+                ],
+            ]
+        return [*found, [baseline.scores for baseline in self.baselines]]
+
+    def _rounds(self) -> list[list[Student]]:
+        """Return the cells by round: all of them begin in the first, and each follows its last."""
+        chains = [cell.chain() for cell in self.students]
+        longest = max((len(chain) for chain in chains), default=0)
+        return [[c[number] for c in chains if number < len(c)] for number in range(longest)]
+
+    def read_shapes(self, store: Store) -> dict[str, dict[str, float]]:
+        """Return what was made of `shapes`: label -> feature -> number."""
+        return {
+            label: json.loads((store.path(job.kind, job.key) / "shape.json").read_text())["shape"]
+            for label, job in self.shapes.items()
+        }
+
+    def cells(self) -> dict[str, dict[str, str]]:
+        """Return kind -> key -> what it is, for every artefact."""
+        found: dict[str, dict[str, str]] = {}
+        for stage in self.stages():
+            for job in stage:
+                found.setdefault(job.kind, {})[job.key] = job.note
+        return found
+
+
+def _before(kind: str, made: Sequence[Student | BaselineJobs]) -> list[Job]:
+    return [job for each in made for job in each.before if job.kind == kind]

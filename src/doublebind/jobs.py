@@ -1,0 +1,50 @@
+"""Jobs that no plan is needed for: one teacher, one audit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from doublebind.audit import REV as AUDIT_REV
+from doublebind.audit import Audit
+from doublebind.audit import run as run_audit
+from doublebind.config import Dtype
+from doublebind.executor import Job
+from doublebind.records import ModelSource, Split, content_hash
+from doublebind.teachers import build
+from doublebind.teachers.references import Found
+
+
+def build_job(teacher: Found, cache: Path) -> Job:
+    """Return the job that makes a teacher from its spec."""
+    inputs = {"spec": teacher.spec, "base": teacher.base, "pack": teacher.pack, "cache": cache}
+    if teacher.like is not None:
+        inputs["like"] = teacher.like
+    return Job("teacher", teacher.key, build, inputs)
+
+
+def audit_job(
+    key: str,
+    source: ModelSource,
+    baseline: ModelSource,
+    *,
+    split: Split = "audit",
+    pack_ref: str,
+    pack_hash: str,
+    audits: Sequence[Audit],
+    dtype: Dtype,
+    cache: Path,
+) -> Job:
+    """Return the job that asks the model `source`, of identity `key`, the pack's items."""
+    asked = [[type(a).__module__, type(a).__qualname__, vars(a)] for a in audits]
+    depends = [key, baseline.sha256, pack_hash, split, asked, dtype]
+    inputs = {
+        "source": source,
+        "baseline": baseline,
+        "pack": pack_ref,
+        "split": split,
+        "audits": tuple(audits),
+        "dtype": dtype,
+        "cache": cache,
+    }
+    return Job("audit", content_hash(["audit", AUDIT_REV, *depends]), run_audit, inputs)
