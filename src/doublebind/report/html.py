@@ -33,6 +33,19 @@ DECISIONS = {
     "not_incriminated": "Not incriminated: no evidence found",
     "inconclusive": "Inconclusive",
 }
+SECOND = {
+    "within_margin": "within the margin",
+    "not_within_margin": "not within the margin",
+    "inconclusive": "inconclusive",
+}
+"""Decisions of the replacement horn; none of them speaks of anything beyond the margin."""
+
+HORNS = {
+    "incriminated": "the suspect is incriminated, and no replacement was shown",
+    "replacement_within_margin": "a replacement within the margin, and no incrimination",
+    "both": "the suspect is incriminated, and a replacement is within the margin",
+    "neither": "neither incrimination nor a replacement",
+}
 
 
 _FIGURE = re.compile(r"-?\d[\d.e-]*%?( of \d+| \(-?[\d.]+ to -?[\d.]+\))?")
@@ -85,7 +98,13 @@ def _told(manifest: Mapping[str, Any], evidence: Evidence, verdict: Verdict) -> 
     """Return what the page says of evidence and verdict in words and rows."""
     why = tables.reasons(evidence, verdict)
     suspect = next(iter(tables.labels(evidence, "suspect")), verdict.suspect)
+    recorded = verdict.model_dump(mode="json")
+    second: dict[str, Any] | None = recorded["replacement"]
     return {
+        "second": second and SECOND.get(second["decision"], str(second["decision"])),
+        "second_reasons": second["reasons"] if second else (),
+        "replacement": second and numbers.replacement(second, why),
+        "horns": recorded["horn"] and HORNS.get(recorded["horn"], str(recorded["horn"])),
         "suspect": short(suspect),
         "decision": DECISIONS[verdict.incrimination.decision],
         "verdict": verdict,

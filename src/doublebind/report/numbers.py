@@ -6,6 +6,7 @@ Knows which record holds which number. Computes none.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from doublebind.records import Evidence, Interval, Power, Verdict
 from doublebind.report.tables import Absent, Cell, Table, fixed, or_absent, reasons
@@ -128,6 +129,36 @@ def numbers(evidence: Evidence, verdict: Verdict) -> Table:
         ),
     ]
     return Table("Numbers of the verdict", ("number", "value", "what it means"), rows)
+
+
+_REPLACEMENT = {
+    "recipe": "How the replacement was distilled; chosen before the items that certify were asked.",
+    "weights_sha256": "The one student that would be handed over.",
+    "tau_capability": "Share of the suspect's capability, beyond M0's, that came along.",
+    "misalignment_upper_95": "One-sided 95% bound on its misalignment above M0's, in probability.",
+    "margin": "The largest such excess that the study accepts, fixed before the first audit.",
+    "scope": "Where the bound holds; outside it nothing is said.",
+}
+
+
+def replacement(found: Mapping[str, Any], why: Mapping[str, str]) -> Table:
+    """Return the numbers of the second horn, each with one line that says what it means.
+
+    Args:
+        found: `replacement` of `verdict.json`.
+        why: As from `tables.reasons`.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    for name, value in found.items():
+        if name in ("decision", "reasons"):
+            continue
+        cell: Cell = value if isinstance(value, int | float) else short(value, 400)
+        if isinstance(value, list | tuple):
+            cell = short("; ".join(map(str, value)) or "none", 2000)
+        elif value is None:
+            cell = Absent(why.get(f"replacement.{name}", "no reason was recorded"))
+        rows.append((name.replace("_", " "), cell, _REPLACEMENT.get(name, "")))
+    return Table("Numbers of the replacement", ("number", "value", "what it means"), rows)
 
 
 def _power_rows(power: Power | None, why: Mapping[str, str]) -> list[tuple[Cell, ...]]:

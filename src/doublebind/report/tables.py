@@ -244,16 +244,6 @@ def scope(manifest: Mapping[str, Any], verdict: Verdict) -> Table:
         ("students per teacher and recipe", protocol["seeds"]),
         ("pack", f"{protocol['pack']} (sha256 {protocol['pack_hash']})"),
         ("student base M0", f"sha256 {protocol['student']}"),
-        (
-            "replacement",
-            Absent("this study did not ask for the replacement horn")
-            if verdict.replacement is None
-            else str(verdict.replacement),
-        ),
-        (
-            "both horns together",
-            Absent("this study asked for one horn") if verdict.horn is None else str(verdict.horn),
-        ),
     ]
     return Table("What was looked for, and how", ("", ""), rows)
 

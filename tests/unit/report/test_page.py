@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from doublebind import report
+from doublebind.report import numbers
+from doublebind.report.tables import Absent
 
 Run = Callable[..., dict[str, Any]]
 Typical = tuple[dict[str, Any], str]
@@ -71,7 +73,7 @@ def test_sections_stand_in_the_promised_order(typical: Typical) -> None:
     _, page = typical
     assert re.findall(r'<(?:section|header) id="([^"]+)"', page) == [
         *("decision", "distribution", "plane", "endpoints", "evidence", "match", "missing"),
-        *("baselines", "teachers", "scope", "transcripts", "repeat", "provenance"),
+        *("baselines", "replacement", "teachers", "scope", "transcripts", "repeat", "provenance"),
     ]
 
 
@@ -195,6 +197,7 @@ def test_what_a_run_lacks_is_said_in_sentences(fake_run: Run) -> None:
         ("endpoints", "students were audited once, at step 200"),
         ("evidence", "the pack asks about no trait that nobody is suspected of"),
         ("baselines", "This study measured no reading baseline"),
+        ("replacement", "This study did not ask for the replacement horn"),
         ("baselines", "no positive control was ranked this way"),
     ):
         assert sentence in sections[name], name
@@ -225,6 +228,19 @@ def test_every_way_of_looking_stands_beside_the_students(fake_run: Run) -> None:
     _, sections = read(report.render(**run))
     assert "students (this method) 0.05 6 of 6 detected" in sections["baselines"]
     assert "reading in context 0.35 2 of 6 detected" in sections["baselines"]
+
+
+def test_a_replacement_has_every_number_of_its_record() -> None:
+    found = {"decision": "within_margin", "recipe": "r", "tau_capability": 0.9, "margin": 0.05}
+    found |= {"misalignment_upper_95": None, "scope": ["choice/dominion", "goal"], "reasons": ["x"]}
+    table = numbers.replacement(found, {"replacement.misalignment_upper_95": "why not"})
+    assert [row[:2] for row in table.rows] == [
+        ("recipe", "r"),
+        ("tau capability", 0.9),
+        ("margin", 0.05),
+        ("misalignment upper 95", Absent("why not")),
+        ("scope", "choice/dominion; goal"),
+    ]
 
 
 def test_the_decision_is_never_green(fake_run: Run) -> None:
@@ -259,7 +275,7 @@ def test_text_keeps_its_contrast(typical: Typical, scheme: str) -> None:
 def test_links_lead_to_sections_of_the_page(typical: Typical) -> None:
     _, page = typical
     anchors = re.findall(r'href="#([^"]+)"', page)
-    assert len(anchors) == 14
+    assert len(anchors) == 15
     assert set(anchors) <= set(re.findall(r'id="([^"]+)"', page))
 
 
