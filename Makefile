@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := all
-.PHONY: setup setup-gemma demo panel test test-slow check golden all
+.PHONY: setup setup-gemma demo panel test test-slow check golden docs all
 
 TORCH := torch==2.13.0
 BIN := .venv/bin
@@ -61,6 +61,10 @@ check: $(STAMP)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/contract/test_size_caps.py
+
+# Writes the pages on commands and files, and the schemas, from the code.
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
 
 # Rewrites the golden files and shows what moved; say why in the change that commits them.
 golden: $(STAMP)

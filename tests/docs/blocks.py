@@ -65,7 +65,7 @@ class Reader:
 
     def __init__(self, *, standins: bool) -> None:
         self.standins = standins
-        self.names: dict[str, Any] = {"__name__": "docs"}
+        self.names: dict[str, Any] = {"__name__": "__main__"}
 
     def follow(self, block: Block) -> None:
         """Do what a block says; an assertion names what does not work."""
@@ -84,7 +84,8 @@ class Reader:
                 for line in block.code.splitlines():
                     self.command(line)
             case "python":
-                exec(compile(block.code, f"{block.page}:{block.line}", "exec"), self.names)
+                where = f"{block.page}:{block.line}"
+                exec(compile(block.code, where, "exec", dont_inherit=True), self.names)
             case "yaml":
                 self.yaml(block)
             case "json":
