@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from doublebind.config import AUDITS, Measurement, Study
 from doublebind.errors import ConfigError, DoublebindError, PackError
 from doublebind.rundir import Run
 from doublebind.store import is_disk_full
+from doublebind.verdict import METHOD_VERSION
 from doublebind.yaml_file import load
 
 app = typer.Typer(
@@ -37,6 +39,22 @@ pack_app = typer.Typer(help="Work with packs of content.", no_args_is_help=True)
 teacher_app = typer.Typer(help="Work with teachers.", no_args_is_help=True)
 app.add_typer(pack_app, name="pack")
 app.add_typer(teacher_app, name="teacher")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"doublebind {version('doublebind')}, method version {METHOD_VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions.")
+    ] = False,
+) -> None:
+    pass
+
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.")]
 Overrides = Annotated[
@@ -216,7 +234,8 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Ask one model every audit item of a pack."""
-    _emit(pipeline.audit(model, pack, audits=audits or AUDITS, out=out, store=store), as_json)
+    found = pipeline.audit(model, pack, audits=audits or AUDITS, out=out, store=store)
+    _emit(found, as_json, terminal.endpoints)
 
 
 @app.command()
@@ -354,7 +373,9 @@ def _code(argv: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())
             return 2
-        print(f"error: {terminal.plain(error.format_message())}", file=sys.stderr)
+        said, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
+        help_ = f"{context.command_path if context else 'doublebind'} --help"
+        print(f"error: {terminal.plain(said)}; see `{help_}`", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         result = 130

@@ -115,6 +115,20 @@ def status(found: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def endpoints(found: Mapping[str, Any]) -> RenderableType:
+    """Return a direct audit's endpoints, with their intervals."""
+    table = Table("endpoint", "role", "value", "95%", "items", "unscored", header_style="dim")
+    table.title = Text(plain(f"{found['model']} on {found['pack']}"))
+    for its in found["endpoints"]:
+        low, high = its.get("interval") or (None, None)
+        value = its.get("value")
+        span = "-" if low is None else f"{low:.3f} to {high:.3f}"
+        shown = "-" if value is None else f"{value:.3f}"
+        row = (its["name"], its["role"], shown, span, its["n"], its["unscored"])
+        table.add_row(*(Text(plain(x)) for x in row))
+    return table
+
+
 def comparison(found: Mapping[str, Any]) -> RenderableType:
     """Return two runs side by side."""
     runs = (Column(Text(plain(run))) for run in found["runs"])

@@ -74,11 +74,13 @@ def verify(path: str | Path, *, store: str | Path | None = None) -> Verification
             f"{run / 'manifest.json'}: missing; not a run directory, name what "
             "`doublebind run` was given as --out"
         )
-    if not (run / SEAL).exists() and not (run / "verdict.json").exists():
-        raise RunError(f"{run / SEAL}: missing; the run has not ended, rerun it to resume")
     found = _Findings(run)
-    found.files()
     manifest = found.json("manifest.json", Manifest)
+    if not (run / SEAL).exists() and not (run / "verdict.json").exists():
+        if manifest is None:
+            raise RunError(f"{found.problems[0]}; restore it or choose another --out")
+        raise RunError(f"{run / SEAL}: missing; the run has not ended, rerun it to resume")
+    found.files()
     if manifest is not None:
         _refuse_other_method(run, manifest)
         scores = found.scores()

@@ -132,3 +132,25 @@ def test_cells_say_whose_they_are(folder: Path) -> None:
     assert run.cells[0]["checks"]["sampled"] > 0
     assert set(run.columns) == set(run.scores.columns)
     assert "inconclusive" in repr(run)
+
+
+def test_version_names_the_method_too(capsys: Capture) -> None:
+    assert _code(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("doublebind 0.")
+
+
+def test_a_wrong_command_line_says_where_help_is(capsys: Capture) -> None:
+    for argv, said in ((["show"], "show --help"), (["shwo"], "--help")):
+        assert _code(argv) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_direct_audit_is_a_table_on_a_terminal(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    argv = ["audit", "m0", "--pack", "pack", "--store", "store"]
+    assert ask_on_a_terminal(argv, monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "choice/ruler" in shown
+    assert "auditable" in shown
