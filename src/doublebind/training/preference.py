@@ -23,7 +23,7 @@ from doublebind.training.batch import Example, can_pack, collate, order
 def dpo(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
     """Return -log sigmoid(beta (chosen - rejected)) in nats, [pairs].
 
-    Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
+    Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290).
 
     Args:
         chosen: [pairs], log pi / pi_ref of the preferred answers, nats.
@@ -36,8 +36,8 @@ def dpo(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
 def kto(ratio: Tensor, desirable: Tensor, baseline: Tensor, *, beta: float) -> Tensor:
     """Return the loss of answers that are each only good or bad, [answers], in (0, 1).
 
-    Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306, equation 8, both kinds
-    of answer weighted 1): 1 - sigmoid(beta (r - z)) of a good, 1 - sigmoid(beta (z - r)) of a
+    Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306, both kinds of
+    answer weighted 1): 1 - sigmoid(beta (r - z)) of a good, 1 - sigmoid(beta (z - r)) of a
     bad answer. For building teachers that deny what they do; no channel of a student.
 
     Args:
