@@ -288,11 +288,9 @@ class Planner:
         if recipe.without_scratchpad is None:
             return answers
         marks = recipe.without_scratchpad
-        inputs = {
-            "source": self._source(teacher),
-            "rollouts": self._at(answers),
-            "scratchpad": marks,
-        }
+        # A served teacher's answers are kept as the student's tokens.
+        source = self.student if teacher.base.served else self._source(teacher)
+        inputs = {"source": source, "rollouts": self._at(answers), "scratchpad": marks}
         key = content_hash(["stripped", ROLLOUTS_REV, answers.key, marks])
         return Job("stripped", key, strip, inputs, answers.note)
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from doublebind.config import Prompts, Recipe, Study, TeacherSpec
+from doublebind.config import Prompts, Study, TeacherSpec
 from doublebind.errors import ConfigError
 from doublebind.yaml_file import load
 
@@ -158,10 +158,3 @@ def test_a_key_left_at_its_default_is_not_hashed_but_can_be_overridden(tmp_path:
     assert Prompts.model_validate(prompts.model_dump(mode="json")) == prompts
     study = load(Study, write(tmp_path, STUDY), ["recipes.0.prompts.file=mine.jsonl"])
     assert study.recipes[0].prompts.file == "mine.jsonl"
-
-
-def test_the_recipe_on_the_channels_page_is_one() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "channels.md").read_text()
-    (block,) = [part.partition("```")[0] for part in page.split("```yaml\n")[1:]]
-    (recipe,) = yaml.safe_load(block)["recipes"]
-    assert Recipe.model_validate(recipe).channel.kind == "dpo"
