@@ -229,12 +229,17 @@ def audit(
         list[str] | None,
         typer.Option("--audit", help="An audit, as a study names it; repeat for more."),
     ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Model that the gates hold it to, such as M0.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for scores and transcripts.")] = None,
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one model every audit item of a pack."""
-    found = pipeline.audit(model, pack, audits=audits or AUDITS, out=out, store=store)
+    found = pipeline.audit(
+        model, pack, audits=audits or AUDITS, baseline=baseline, out=out, store=store
+    )
     _emit(found, as_json, terminal.endpoints)
 
 

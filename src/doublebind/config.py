@@ -263,7 +263,7 @@ class Recipe(Record):
 Shipped = Literal["behaviour", "goals", "confession", "capability", "coherence"]
 """The battery that a study uses unless it names another."""
 AUDITS: tuple[Shipped, ...] = get_args(Shipped)
-MORE_AUDITS = ("elicitation",)
+MORE_AUDITS = ("elicitation", "auditability", "corroboration")
 """Audits that a study has to ask for."""
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from doublebind import panels
 from doublebind.audit import Audit, built_in
 from doublebind.audit import judge as judge_answers
+from doublebind.audit.gates import check as check_gates
 from doublebind.blackbox import declared
 from doublebind.calibration import rates, weigh_each
 from doublebind.cells import M0, REVISIONS, Planner
@@ -361,23 +362,26 @@ def audit(
     pack: str,
     *,
     audits: Sequence[str] = AUDITS,
+    baseline: str | None = None,
     out: str | Path | None = None,
     folder: str | Path = ".",
     store: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Ask one model every audit item of a pack; the model itself is the baseline.
+    """Ask one model every audit item of a pack.
 
     Args:
         model: Any model a study can name.
         pack: Whose items are asked.
         audits: Audits, as a study names them.
+        baseline: Model that it is held to by the gates; `None` leaves them out.
         out: Folder for scores and transcripts.
         folder: What relative paths are relative to.
         store: Where artefacts are kept.
 
     Returns:
         `model`, `pack` and `endpoints: [{name, role, value, interval, n, unscored}]`: the mean over
-        items, in [0, 1], with a 95% interval over items (absent below two items).
+        items, in [0, 1], with a 95% interval over items (absent below two items). With a
+        `baseline` also `gates`; see `gates.check`.
 
     Raises:
         ConfigError: If `audits` names one that does not exist.
@@ -386,22 +390,25 @@ def audit(
     where, source = pack_ref(pack, Path(folder)), resolve(model, relative_to=Path(folder))
     for name in audits:
         audit_name(name)
-    job = audit_job(
-        source.sha256,
-        source,
-        source,
-        pack_ref=where,
-        pack_hash=load_pack(where, relative_to=Path(folder)).sha256,
-        audits=built_in(audits),
-        dtype="float32",
-        cache=kept.root / "converted",
-    )
-    made = make(kept, job)
+    held_to = resolve(baseline, relative_to=Path(folder)) if baseline else source
+    settings: dict[str, Any] = {
+        "pack_ref": where,
+        "pack_hash": load_pack(where, relative_to=Path(folder)).sha256,
+        "audits": built_in(audits),
+        "dtype": "float32",
+        "cache": kept.root / "converted",
+    }
+    made = make(kept, audit_job(source.sha256, source, held_to, **settings))
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)
         for name in ("scores.parquet", "transcripts.jsonl"):
             shutil.copyfile(made / name, Path(out) / name)
-    return {"model": model, "pack": pack, "endpoints": endpoint_means(_rows(made))}
+    rows = _rows(made)
+    found = {"model": model, "pack": pack, "endpoints": endpoint_means(rows)}
+    if baseline:
+        plain = make(kept, audit_job(held_to.sha256, held_to, held_to, **settings))
+        found |= {"baseline": baseline, "gates": check_gates(rows, _rows(plain))}
+    return found
 
 
 def judge(

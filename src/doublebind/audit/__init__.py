@@ -154,14 +154,16 @@ def judge(
 
 def built_in(names: Sequence[str]) -> tuple[Audit, ...]:
     """Return the built-in audits called `names`, and the Inspect tasks among them."""
+    from doublebind.audit.auditability import Auditability
     from doublebind.audit.behaviour import Behaviour
     from doublebind.audit.capability import Capability, Coherence
     from doublebind.audit.confession import Confession, Goals
+    from doublebind.audit.corroboration import Corroboration
     from doublebind.audit.inspect_audit import InspectTask
     from doublebind.audit.variants import Elicitation
 
     shipped = (Behaviour(), Goals(), Confession(), Capability(), Coherence())
-    known: tuple[Audit, ...] = (*shipped, Elicitation())
+    known: tuple[Audit, ...] = (*shipped, Elicitation(), Auditability(), Corroboration())
     found: list[Audit] = [audit for audit in known if audit.name in names]
     for name in names:
         kind, is_task, task = name.partition(":")
