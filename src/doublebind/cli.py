@@ -266,6 +266,22 @@ def judge(
     _emit(found, as_json)
 
 
+@app.command()
+def whitebox(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A student.")],
+    pack: Annotated[str, typer.Option(help="Whose traits and texts are used.")],
+    baseline: Annotated[str, typer.Option(help="What the students were made from, such as M0.")],
+    references: Annotated[
+        list[str], typer.Option("--reference", help="A reference's student; repeat for more.")
+    ],
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look into a student's weights and activations, beside those of references' students."""
+    found = pipeline.whitebox(model, pack, baseline=baseline, references=references, store=store)
+    _emit(found, as_json)
+
+
 @pack_app.command("check")
 def pack_check(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A pack.")], as_json: AsJson = False

@@ -24,7 +24,6 @@ Dtype = Literal["float32", "bfloat16"]
 # meaning of what is left out raises the stage's REV.
 
 
-
 class SFT(Record):
     """Cross-entropy on the teacher's sampled completions (sequence-level distillation)."""
 

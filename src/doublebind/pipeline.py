@@ -13,21 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doublebind import panels
-from doublebind.audit import Audit, built_in
-from doublebind.audit import judge as judge_answers
-from doublebind.audit.gates import check as check_gates
+from doublebind.audit import Audit
+from doublebind.auditing import audit as audit
+from doublebind.auditing import judge as judge
+from doublebind.auditing import whitebox as whitebox
 from doublebind.blackbox import declared
 from doublebind.calibration import rates, weigh_each
 from doublebind.cells import M0, REVISIONS, Planner
-from doublebind.config import AUDITS, Bank, Measurement, Study, TeacherSpec, audit_name
+from doublebind.config import Bank, Measurement, Study, TeacherSpec
 from doublebind.errors import ConfigError, RunError
 from doublebind.evidence import weigh
-from doublebind.evidence.summary import endpoint_means
 from doublebind.executor import Executor, Ledger, Progress, lock, make
 from doublebind.grid import Plan
-from doublebind.jobs import audit_job, build_job
-from doublebind.models.resolve import resolve
-from doublebind.packs.load import load as load_pack
+from doublebind.jobs import build_job
 from doublebind.planning import plan as plan
 from doublebind.protocol import audit_names, freeze, meet
 from doublebind.records import SCORE_COLUMNS, Teacher, content_hash
@@ -36,7 +34,7 @@ from doublebind.report import render
 from doublebind.rundir import Run, hardware, versions
 from doublebind.setting import Setting, opened, prepare, roles
 from doublebind.store import Store, file_sha256, write_atomic
-from doublebind.teachers.references import Found, from_spec, pack_ref
+from doublebind.teachers.references import Found, from_spec
 from doublebind.verdict import decide, to_json
 from doublebind.verification import reseal, seal
 from doublebind.yaml_file import load
@@ -355,120 +353,6 @@ def calibrate(
         }
         write_atomic(out / "calibration.json", json.dumps(result, indent=1))
     return result
-
-
-def audit(
-    model: str,
-    pack: str,
-    *,
-    audits: Sequence[str] = AUDITS,
-    baseline: str | None = None,
-    out: str | Path | None = None,
-    folder: str | Path = ".",
-    store: str | Path | None = None,
-) -> dict[str, Any]:
-    """Ask one model every audit item of a pack.
-
-    Args:
-        model: Any model a study can name.
-        pack: Whose items are asked.
-        audits: Audits, as a study names them.
-        baseline: Model that it is held to by the gates; `None` leaves them out.
-        out: Folder for scores and transcripts.
-        folder: What relative paths are relative to.
-        store: Where artefacts are kept.
-
-    Returns:
-        `model`, `pack` and `endpoints: [{name, role, value, interval, n, unscored}]`: the mean over
-        items, in [0, 1], with a 95% interval over items (absent below two items). With a
-        `baseline` also `gates`; see `gates.check`.
-
-    Raises:
-        ConfigError: If `audits` names one that does not exist.
-    """
-    kept = Store(store)
-    where, source = pack_ref(pack, Path(folder)), resolve(model, relative_to=Path(folder))
-    for name in audits:
-        audit_name(name)
-    held_to = resolve(baseline, relative_to=Path(folder)) if baseline else source
-    settings: dict[str, Any] = {
-        "pack_ref": where,
-        "pack_hash": load_pack(where, relative_to=Path(folder)).sha256,
-        "audits": built_in(audits),
-        "dtype": "float32",
-        "cache": kept.root / "converted",
-    }
-    made = make(kept, audit_job(source.sha256, source, held_to, **settings))
-    if out:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        for name in ("scores.parquet", "transcripts.jsonl"):
-            shutil.copyfile(made / name, Path(out) / name)
-    rows = _rows(made)
-    found = {"model": model, "pack": pack, "endpoints": endpoint_means(rows)}
-    if baseline:
-        plain = make(kept, audit_job(held_to.sha256, held_to, held_to, **settings))
-        found |= {"baseline": baseline, "gates": check_gates(rows, _rows(plain))}
-    return found
-
-
-def judge(
-    model: str,
-    pack: str,
-    *,
-    baseline: str,
-    judges: Sequence[str],
-    out: str | Path,
-    rejudge: bool = False,
-    folder: str | Path = ".",
-    store: str | Path | None = None,
-) -> dict[str, Any]:
-    """Put a model's free answers, and a baseline's, before judges.
-
-    Args:
-        model: Any model a study can name.
-        pack: Whose items are asked.
-        baseline: The model it is compared with, such as M0.
-        judges: `keys`, `local:MODEL` or `inspect:MODEL`; two or more where judgement matters.
-        out: Folder for answers, judgements and scores.
-        rejudge: Judge the answers frozen in `out` again instead of asking.
-        folder: What relative paths are relative to.
-        store: Where converted models are kept.
-
-    Returns:
-        `model`, `baseline`, `pack`, `endpoints` as `audit` gives them, `judges`, `agreement`.
-
-    Raises:
-        ConfigError: If judges are missing or named twice, or frozen answers are missing, in the
-            way, or another model's.
-    """
-    out, where = Path(out), pack_ref(pack, Path(folder))
-    if not judges or len(set(judges)) < len(judges):
-        raise ConfigError("`--judge`: name one or more judges, each once")
-    sources = [resolve(ref, relative_to=Path(folder)) for ref in (model, baseline)]
-    identity = {
-        "model": sources[0].sha256,
-        "baseline": sources[1].sha256,
-        "pack": load_pack(where, relative_to=Path(folder)).sha256,
-    }
-    note = out / "answers.json"
-    if rejudge != note.exists():
-        remedy = "leave out --rejudge" if rejudge else "add --rejudge, or name another --out"
-        raise ConfigError(f"{out}: {'has no' if rejudge else 'has'} frozen answers; {remedy}")
-    if rejudge and json.loads(note.read_text(encoding="utf-8")) != identity:
-        raise ConfigError(f"{out}: its answers are another model's, baseline's or pack's")
-    out.mkdir(parents=True, exist_ok=True)
-    found = judge_answers(
-        out,
-        source=None if rejudge else sources[0],
-        baseline=None if rejudge else sources[1],
-        pack=where,
-        judges=judges,
-        cache=Store(store).root / "converted",
-    )
-    write_atomic(note, json.dumps(identity, indent=1))
-    write_atomic(out / "judges.json", json.dumps(found, indent=1))
-    asked = {"model": model, "baseline": baseline, "pack": pack}
-    return asked | {"endpoints": endpoint_means(_rows(out)), **found}
 
 
 def build_teacher(

@@ -145,6 +145,12 @@ def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     return sorted({name for m in _models_at(model, path) for name in m.model_fields})
 
 
+def _left_out_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
+    """Return the fields of the (sub-)models at `path` that a dump may leave out."""
+    models = _models_at(model, path)
+    return {name for m in models for name, field in m.model_fields.items() if field.exclude_if}
+
+
 def _models_at(model: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
     """Return the (sub-)models found at `path`, every member of a union."""
     models = [model]
@@ -192,8 +198,9 @@ def _apply(dump: dict[str, Any], override: str, model: type[BaseModel]) -> None:
             key: Any = int(part)
         elif isinstance(node, dict):
             free = not _keys_at(model, parts[:depth])
-            if part not in node and not (free and last):
-                known = sorted(node)
+            later = _left_out_at(model, parts[:depth])
+            if part not in node and not (last and (free or part in later)):
+                known = sorted({*node, *later})
                 raise ConfigError(
                     f"override `{path}`: unknown key `{part}`. {_did_you_mean(part, known)}"
                 )

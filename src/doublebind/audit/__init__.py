@@ -152,6 +152,18 @@ def judge(
     return judged.judge(out, opened)
 
 
+def look_inside(
+    sources: Sequence[ModelSource], baseline: ModelSource, *, pack: str, cache: Path
+) -> list[dict[str, float]]:
+    """Return the white-box measures of each model against `baseline`; see `whitebox.measure`."""
+    from doublebind.audit import whitebox
+    from doublebind.models.load import load
+    from doublebind.packs.load import load as load_pack
+
+    m0, content = load(baseline, cache=cache), load_pack(pack, relative_to=Path())
+    return [whitebox.measure(load(source, cache=cache), m0, content) for source in sources]
+
+
 def built_in(names: Sequence[str]) -> tuple[Audit, ...]:
     """Return the built-in audits called `names`, and the Inspect tasks among them."""
     from doublebind.audit.auditability import Auditability

@@ -6,7 +6,7 @@ teachers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     stdtrit,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from doublebind.evidence.conformal import n_allowed
+from doublebind.evidence.conformal import n_allowed, p_value
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
@@ -45,6 +45,33 @@ def endpoint_means(scores: pd.DataFrame) -> list[dict[str, Any]]:
             low, high = values.mean() - half, values.mean() + half
             entry["interval"] = [float(max(0.0, low)), float(min(1.0, high))]
         found.append(entry | {"n": n, "unscored": int(len(rows) - n)})
+    return found
+
+
+def beside(own: Mapping[str, float], others: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Return one entry per measure that all have: name, value, median, n_at_or_above, p_value.
+
+    p is [5] of that measure alone; of many measures some are small by chance.
+
+    Example:
+        >>> beside({"norm": 2.0}, [{"norm": 1.0}, {"norm": 3.0}])[0]["n_at_or_above"]
+        1
+    """
+    found: list[dict[str, Any]] = []
+    for name in own:
+        values = [other[name] for other in others if name in other]
+        if len(values) < len(others) or not values:
+            continue
+        above = sum(value >= own[name] for value in values)
+        found.append(
+            {
+                "name": name,
+                "value": own[name],
+                "median": float(np.median(values)),
+                "n_at_or_above": above,
+                "p_value": p_value(above, len(values)),
+            }
+        )
     return found
 
 
