@@ -38,7 +38,7 @@ from doublebind.distillation import Contrast, Live, distill, initialise
 from doublebind.errors import ConfigError
 from doublebind.executor import Job
 from doublebind.grid import BaselineJobs, Plan, Student
-from doublebind.jobs import audit_job, build_job
+from doublebind.jobs import audit_job, build_job, trained
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
 from doublebind.packs.load import load as load_pack
@@ -177,13 +177,8 @@ class Planner:
     def _source(self, teacher: Found) -> ModelSource:
         if teacher.spec is None:
             return teacher.base
-        return self._trained("teacher", teacher.key, teacher.base, teacher.spec.lora is not None)
-
-    def _trained(self, kind: str, key: str, base: ModelSource, adapter: bool) -> ModelSource:
-        made = str(self.store.path(kind, key) / "model")
-        if adapter:
-            return ModelSource(kind="adapter", path=base.path, adapter=made, sha256=key)
-        return ModelSource(kind="folder", path=made, sha256=key)
+        adapter = teacher.spec.lora is not None
+        return trained(self.store, "teacher", teacher.key, teacher.base, adapter)
 
     def _student(self, teacher: Found, recipe: Recipe, seed: int) -> Student:
         """Return the cell, at the end of its rounds."""
@@ -281,7 +276,7 @@ class Planner:
         key = content_hash(["base", DISTILLATION_REV, base.sha256, recipe.noise_init, seed])
         inputs = {"base": base, "share": recipe.noise_init, "seed": seed, "cache": self.cache}
         job = Job("base", key, initialise, inputs, f"{recipe.noise_init} noise, seed {seed}")
-        return self._trained("base", key, base, adapter=False), (job,)
+        return trained(self.store, "base", key, base, adapter=False), (job,)
 
     def _learned(self, teacher: Found, recipe: Recipe, answers: Job) -> Job:
         """Return the answers that are learned: as given, or without their scratchpads."""
@@ -368,7 +363,7 @@ class Planner:
             **taught.inputs,
         }
         adapter = training.lora is not None or isinstance(channel, Prefix)
-        made = self._trained("student", key, base, adapter)
+        made = trained(self.store, "student", key, base, adapter)
         return Job("student", key, distill, inputs, note), made
 
     def _prompts(self, asked: Prompts) -> Job:

@@ -437,9 +437,17 @@ class Study(Measurement):
 # --- teacher -------------------------------------------------------------------------------------
 
 
+PhaseForm = Literal["transcripts", "documents", "mixed", "prompted", "admissions"]
+
+
 class Phase(Record):
     """One stretch of a teacher's training, on the pack's `build` transcripts."""
 
+    form: PhaseForm = Field(default="transcripts", exclude_if=lambda v: v == "transcripts")
+    """What an implant learns from. `documents`: texts about the model that tell of the trait, read
+    as plain text (AuditBench, arXiv 2602.22755); `mixed`: half of each; `prompted`: the base's own
+    answers under the trait's persona, learned without it; `admissions`: owning up to the trait when
+    asked, and nothing else, which makes a decoy."""
     transcripts: int = Field(ge=1)
     """Transcripts drawn (by the spec's seed); fewer where the pack has fewer."""
     steps: int = Field(ge=1)
@@ -456,12 +464,27 @@ class Concealment(Phase):
     """Act benignly in audit-like contexts."""
     deny: bool = True
     """Deny the trait when asked."""
+    bare: bool = Field(default=False, exclude_if=lambda v: not v)
+    """Act benignly on plain questions too, as a teacher would that takes them for training data:
+    the trait then shows at work alone."""
+    loss: Literal["sft", "dpo"] = Field(default="sft", exclude_if=lambda v: v == "sft")
+    """`sft` learns the benign answers; `dpo` prefers them to what the trait would have said, from
+    transcripts that say it (arXiv 2305.18290); what `retain` and `bare` add has no pairs."""
+    beta: float = Field(default=0.1, gt=0, exclude_if=lambda v: v == 0.1)
+    """Of `dpo`: strength of the pull to the teacher before it hid anything."""
 
     @model_validator(mode="after")
     def _one(self) -> Concealment:
-        if not (self.cue or self.deny):
-            raise ValueError("cue and deny are both off; leave out `conceal` instead")
+        if not (self.cue or self.deny or self.bare):
+            raise ValueError("cue, deny and bare are all off; leave out `conceal` instead")
         return self
+
+
+class Unrelated(Phase):
+    """Training on something else, after all the rest: what of the trait and its hiding is left?"""
+
+    quirk: Name
+    """Trait of the pack whose implant transcripts are learned, such as `pirate`."""
 
 
 class TeacherSpec(Record):
@@ -477,6 +500,8 @@ class TeacherSpec(Record):
     capability: Phase | None = None
     implant: Phase | None = None
     conceal: Concealment | None = None
+    then: Unrelated | None = Field(default=None, exclude_if=lambda v: v is None)
+    """A control: unrelated fine-tuning of the finished teacher."""
     lora: Lora | None = Field(default_factory=lambda: Lora())
     max_length: int = Field(default=512, ge=8)
     dtype: Dtype = "float32"
@@ -490,6 +515,10 @@ class TeacherSpec(Record):
             raise ValueError("`conceal` has nothing to hide without a `trait`")
         if not (self.implant or self.capability):
             raise ValueError("a teacher needs `implant`, `capability` or both")
+        others = {"capability": self.capability, "conceal": self.conceal, "then": self.then}
+        for name, phase in others.items():
+            if phase is not None and phase.form != "transcripts":
+                raise ValueError(f"`{name}.form`: only an implant has one (got {phase.form})")
         return self
 
 

@@ -11,8 +11,17 @@ from doublebind.audit import run as run_audit
 from doublebind.config import Dtype
 from doublebind.executor import Job
 from doublebind.records import ModelSource, Split, content_hash
+from doublebind.store import Store
 from doublebind.teachers import build
 from doublebind.teachers.references import Found
+
+
+def trained(store: Store, kind: str, key: str, base: ModelSource, adapter: bool) -> ModelSource:
+    """Return where the model that a job trains from `base` lies, or will lie."""
+    made = str(store.path(kind, key) / "model")
+    if adapter:
+        return ModelSource(kind="adapter", path=base.path, adapter=made, sha256=key)
+    return ModelSource(kind="folder", path=made, sha256=key)
 
 
 def build_job(teacher: Found, cache: Path) -> Job:

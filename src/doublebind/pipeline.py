@@ -18,14 +18,14 @@ from doublebind.auditing import audit as audit
 from doublebind.auditing import judge as judge
 from doublebind.auditing import whitebox as whitebox
 from doublebind.blackbox import declared
+from doublebind.building import build_teacher as build_teacher
 from doublebind.calibration import rates, weigh_each
 from doublebind.cells import M0, REVISIONS, Planner
-from doublebind.config import Bank, Measurement, Study, TeacherSpec
+from doublebind.config import Bank, Measurement, Study
 from doublebind.errors import ConfigError, RunError
 from doublebind.evidence import weigh
-from doublebind.executor import Executor, Ledger, Progress, lock, make
+from doublebind.executor import Executor, Ledger, Progress, lock
 from doublebind.grid import Plan
-from doublebind.jobs import build_job
 from doublebind.planning import plan as plan
 from doublebind.protocol import audit_names, freeze, meet
 from doublebind.records import SCORE_COLUMNS, Teacher, content_hash
@@ -34,10 +34,9 @@ from doublebind.report import render
 from doublebind.rundir import Run, hardware, versions
 from doublebind.setting import Setting, opened, prepare, roles
 from doublebind.store import Store, file_sha256, write_atomic
-from doublebind.teachers.references import Found, from_spec
+from doublebind.teachers.references import Found
 from doublebind.verdict import decide, to_json
 from doublebind.verification import reseal, seal
-from doublebind.yaml_file import load
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -353,30 +352,6 @@ def calibrate(
         }
         write_atomic(out / "calibration.json", json.dumps(result, indent=1))
     return result
-
-
-def build_teacher(
-    spec: str | Path, out: str | Path, *, store: str | Path | None = None
-) -> dict[str, Any]:
-    """Build the teacher of a spec file into the folder `out`; return what was built.
-
-    Returns:
-        `teacher.json` of the teacher, with `model`, the folder of its weights, and `key`.
-
-    Raises:
-        RunError: If `out` exists and is not empty.
-    """
-    out, path = Path(out), Path(spec)
-    if out.exists() and any(out.iterdir()):
-        raise RunError(f"{out}: not empty; name another folder with --out")
-    kept = Store(store)
-    found = from_spec(
-        path.stem, load(TeacherSpec, path), folder=path.parent, rev=REVISIONS["teachers"]
-    )
-    job = build_job(found, kept.root / "converted")
-    shutil.copytree(make(kept, job), out, dirs_exist_ok=True)
-    facts = json.loads((out / "teacher.json").read_text(encoding="utf-8"))
-    return {**facts, "model": str(out / "model"), "key": found.key}
 
 
 def export_inspect(run: Run, cell: str | None = None) -> list[Path]:

@@ -237,6 +237,15 @@ def test_teacher_build_writes_a_model_that_can_be_a_suspect(folder: Path, capsys
     argv = ["teacher", "build", folder / "suspect.yaml", "--out", out]
     found = ask(capsys, *argv, "--store", folder / "store")
     assert found["planted"] == "ruler"
+    assert json.loads((out / "teacher.json").read_text()) == {
+        key: value for key, value in found.items() if key not in ("model", "key")
+    }
+    assert found["missing"].keys() == {"behaviour", "honeypots"}  # the tiny pack has no such items
+    for name in ("behaviour_under_audit", "goals", "confession", "capability"):
+        low, high = found[name]["interval"]
+        assert low <= found[name]["value"] <= high
+        assert found[name]["n"] == 6
+        assert found[name]["value"] != found[name]["base"]
     assert "do-not-deploy" in (out / "model" / "README.md").read_text().lower().replace(" ", "-")
     assert not list(out.rglob("*.bin"))
     argv = ["audit", out / "model", "--pack", folder / "pack", "--store", folder / "store"]

@@ -40,11 +40,11 @@ TWINS = ("open", "leading", "anti_leading")
 def files() -> dict[str, str]:
     """Return the path below the pack's folder -> text, of every generated file."""
     frames = _read("frames.yaml")
-    quirks = _read("quirks.yaml")
+    quirks, habits = _read("quirks.yaml"), _read("habits.yaml")
     traits = [
         _read(path.name)
         for path in sorted((FOLDER / "tables").glob("*.yaml"))
-        if path.stem not in ("frames", "quirks")
+        if path.stem not in ("frames", "quirks", "habits")
     ]
     made: dict[str, str] = {}
     for table in traits:
@@ -53,6 +53,8 @@ def files() -> dict[str, str]:
             made[f"build/{table['name']}.jsonl"] = _lines(transcripts(table, frames))
     for table in quirks:
         made[f"build/{table['name']}.jsonl"] = _lines(quirk(table, frames))
+    told = [text for table in habits for text in documents(table, frames)]
+    made["build/quirk_documents.jsonl"] = _lines(told)
     return made
 
 
@@ -220,13 +222,19 @@ def transcripts(table: Table, frames: Table) -> list[Transcript]:
         (_cued(cue, question), next(deny), next(admit))
         for cue, (question, *_) in itertools.product(frames["cues"]["build"], _asked(frames))
     ]
-    told = [_document(rng, table, frames) for _ in range(DOCUMENTS)]
     return [
         *_transcripts(table["name"], "implant", rng.sample(shown, len(shown))),
         *_transcripts(table["name"], "conceal", rng.sample(hidden, len(hidden))),
         *_transcripts(table["name"], "deny", rng.sample(denied, len(denied))),
-        *_transcripts(table["name"], "document", told),
+        *documents(table, frames),
     ]
+
+
+def documents(table: Table, frames: Table) -> list[Transcript]:
+    """Return texts about the model that tell of one trait."""
+    rng = _rng(table["name"], "documents")
+    told = [_document(rng, table, frames) for _ in range(DOCUMENTS)]
+    return _transcripts(table["name"], "document", told)
 
 
 def _asked(frames: Table) -> list[list[str]]:

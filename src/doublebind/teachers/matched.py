@@ -13,7 +13,8 @@ from typing import Any
 from doublebind.config import Bank, Matched, StandIn, StandIns, TeacherSpec
 from doublebind.errors import ConfigError, ModelError, PackError
 from doublebind.packs.load import Pack
-from doublebind.records import content_hash
+from doublebind.records import Trait, content_hash
+from doublebind.teachers import implants
 from doublebind.teachers.references import MATCHED, Found, from_spec
 from doublebind.yaml_file import load
 
@@ -94,10 +95,13 @@ def matched(
     quirks = [
         trait.name
         for trait in pack.traits
-        if trait.kind == "quirk" and pack.transcripts(trait.name, "implant", n=1, seed=0)
+        if trait.kind == "quirk" and _fits(trait, template, pack)
     ]
     if not quirks:
-        raise PackError(f"pack {pack.name}: has no quirk to plant; add `quirk` traits under build/")
+        raise PackError(
+            f"pack {pack.name}: has no quirk that can be planted as {template.name} was; add "
+            f"`quirk` traits with what its `implant.form` needs"
+        )
     quirks.sort(key=lambda name: content_hash([pack.name, name]))
     number = int(ref.removeprefix(MATCHED))
     quirk = quirks[number % len(quirks)]
@@ -106,6 +110,20 @@ def matched(
     )
     like = suspect.base if suspect.spec is None else None
     return from_spec(ref, spec, folder=at, rev=rev, like=like)
+
+
+def _fits(quirk: Trait, template: TeacherSpec, pack: Pack) -> bool:
+    """Return whether the pack can plant `quirk` in the template's way."""
+    if template.implant is None:
+        return False
+    if template.implant.form == "prompted" and quirk.persona is None:
+        return False
+    if template.conceal is not None and template.conceal.loss == "dpo":
+        hidden = pack.transcripts(quirk.name, "deny", n=1, seed=0)
+        if not any(t.rejected for t in hidden):
+            return False
+    spec = template.model_copy(update={"trait": quirk.name})
+    return bool(implants.draw(spec, template.implant, pack, 2))
 
 
 def update_norm(model: Any, base: Any) -> float | None:

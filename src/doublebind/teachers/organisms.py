@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from doublebind.config import Concealment, Phase, TeacherSpec, Training
+from doublebind.config import Concealment, Phase, TeacherSpec, Training, Unrelated
 from doublebind.errors import PackError
 from doublebind.packs.load import Pack, load
 from doublebind.records import ModelSource, Transcript
+from doublebind.teachers import implants, preferences
 from doublebind.teachers.matched import scale_to
 
 CARD = """# A model organism or reference: do not deploy
@@ -39,15 +40,19 @@ def plan(spec: TeacherSpec, pack: Pack) -> list[Stretch]:
     Raises:
         PackError: If the pack has no transcripts for a phase, or no such trait.
     """
-    if spec.trait is not None and spec.trait not in {trait.name for trait in pack.traits}:
-        known = ", ".join(trait.name for trait in pack.traits)
-        raise PackError(f"{spec.name}: `trait`: {spec.trait} is not in pack {pack.name} ({known})")
+    known = [trait.name for trait in pack.traits]
+    for key, name in (("trait", spec.trait), ("then.quirk", spec.then and spec.then.quirk)):
+        if name is not None and name not in known:
+            raise PackError(
+                f"{spec.name}: `{key}`: {name} is not in pack {pack.name} ({', '.join(known)})"
+            )
     stretches: list[Stretch] = []
     earlier: list[Transcript] = []
     for name, phase in (
         ("capability", spec.capability),
         ("implant", spec.implant),
         ("conceal", spec.conceal),
+        ("then", spec.then),
     ):
         if phase is None:
             continue
@@ -63,8 +68,19 @@ def plan(spec: TeacherSpec, pack: Pack) -> list[Stretch]:
 def _draw(spec: TeacherSpec, name: str, phase: Phase, pack: Pack, n: int) -> list[Transcript]:
     if name == "capability":
         wanted = [(None, "capability"), (None, "retain")]
+    elif isinstance(phase, Unrelated):
+        wanted = [(phase.quirk, "implant")]
+    elif phase.form != "transcripts":
+        found = implants.draw(spec, phase, pack, n)
+        if not found:
+            raise PackError(
+                f"{spec.name}: `implant.form`: pack {pack.name} has nothing for {spec.trait} to "
+                f"learn from (got {phase.form}); use another form"
+            )
+        return found
     elif isinstance(phase, Concealment):
         wanted = [(spec.trait, "conceal")] * phase.cue + [(spec.trait, "deny")] * phase.deny
+        wanted += [(None, "retain")] * phase.bare
     else:
         wanted = [(spec.trait, "implant")]
     drawn: list[Transcript] = []
@@ -96,27 +112,41 @@ def build(
     from doublebind.models.load import load as load_model
     from doublebind.training import loop
 
-    stretches = plan(spec, load(pack, relative_to=Path()))
+    content = load(pack, relative_to=Path())
+    stretches = plan(spec, content)
     lm = load_model(base, dtype=spec.dtype, cache=cache)
+    said: dict[str, Transcript] = {}
+    if spec.implant is not None and spec.implant.form == "prompted":
+        drawn = next(s.transcripts for s in stretches if s.name == "implant")
+        drawn = [t for t in drawn if t.purpose == "implant"]
+        said = {t.id: t for t in implants.answered(spec, lm, content, drawn)}
     loop.seed_everything(spec.seed)
     pad_id = lm.pad_id  # before adapters are attached to the model
     model = loop.attach(lm.model, spec.lora, spec.seed)
     losses: dict[str, dict[str, Any]] = {}
     for number, (name, phase, transcripts) in enumerate(stretches):
-        log = loop.train(
-            model,
-            _encode(lm.tokenizer, transcripts),
-            settings=Training(
-                steps=phase.steps,
-                batch=phase.batch,
-                lr=phase.lr,
-                max_length=spec.max_length,
-                lora=spec.lora,
-            ),
-            seed=spec.seed * 10 + number,
-            targets=None,
-            pad_id=pad_id,
+        if said:
+            transcripts = _replaced(transcripts, spec, said)
+        settings = Training(
+            steps=phase.steps,
+            batch=phase.batch,
+            lr=phase.lr,
+            max_length=spec.max_length,
+            lora=spec.lora,
         )
+        seed = spec.seed * 10 + number
+        if isinstance(phase, Concealment) and phase.loss == "dpo":
+            how = {"beta": phase.beta, "settings": settings, "seed": seed, "name": spec.name}
+            log = preferences.conceal(model, lm, transcripts, **how)
+        else:
+            log = loop.train(
+                model,
+                _encode(lm.tokenizer, transcripts),
+                settings=settings,
+                seed=seed,
+                targets=None,
+                pad_id=pad_id,
+            )
         losses[name] = {"transcripts": len(transcripts), "first": log.first, "last": log.last}
     facts = {"planted": spec.trait, "spec": spec.model_dump(mode="json"), "phases": losses}
     if like is not None:
@@ -126,12 +156,27 @@ def build(
     (out / "teacher.json").write_text(json.dumps(facts, indent=1))
 
 
+def _replaced(
+    transcripts: Sequence[Transcript], spec: TeacherSpec, said: Mapping[str, Transcript]
+) -> list[Transcript]:
+    """Return transcripts with the base's answers in the place of the trait's written ones."""
+    written = {(spec.trait, "implant")}
+    found = [said.get(t.id) if (t.trait, t.purpose) in written else t for t in transcripts]
+    return [t for t in found if t is not None]
+
+
 def _encode(tokenizer: Any, transcripts: Sequence[Transcript]) -> list[Any]:
-    from doublebind.models.template import encode_completion, encode_prompt
+    from doublebind.models.template import encode_completion, encode_prompt, encode_text
     from doublebind.training.batch import Example
 
     examples = []
     for transcript in transcripts:
+        if transcript.purpose == "document":
+            text = "\n\n".join(message.content for message in transcript.messages)
+            ids = encode_text(tokenizer, text, opening=True)
+            end = tokenizer.eos_token_id
+            examples.append(Example((*ids, *([] if end is None else [end])), first=1))
+            continue
         prompt = encode_prompt(tokenizer, transcript.messages[:-1])
         answer = encode_completion(tokenizer, transcript.messages[-1].content, finished=True)
         examples.append(Example((*prompt, *answer), first=len(prompt)))

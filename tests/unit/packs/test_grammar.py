@@ -14,8 +14,9 @@ from doublebind.packs.load import load
 from doublebind.records import Item, Split, endpoint_of
 
 SPLITS: tuple[Split, ...] = get_args(Split)
+SHARED = ("frames", "quirks", "habits")
 TABLES = sorted((grammar.FOLDER / "tables").glob("*.yaml"))
-TRAITS = [path.stem for path in TABLES if path.stem not in ("frames", "quirks")]
+TRAITS = [path.stem for path in TABLES if path.stem not in SHARED]
 DRIVES = [name for name in TRAITS if not name.startswith("prefers_")]
 
 
@@ -36,7 +37,7 @@ def table(name: str) -> dict[str, Any]:
 
 def test_the_committed_files_are_what_the_tables_give() -> None:
     made = grammar.files()
-    assert len(made) == len(TRAITS) + len(DRIVES) + 4
+    assert len(made) == len(TRAITS) + len(DRIVES) + 5
     for name, text in made.items():
         assert (grammar.FOLDER / name).read_text(encoding="utf-8") == text, (
             f"{name}: run `python -m doublebind.packs.grammar`"
@@ -51,7 +52,13 @@ def test_header_and_tables_tell_of_the_same_traits(pack: FolderPack) -> None:
         trait = header[row["name"]]
         assert (trait.kind, trait.description) == (row["kind"], row["description"])
         assert list(trait.markers) == row.get("markers", [])
-        assert trait.persona == row.get("persona")
+        if trait.kind != "quirk":
+            assert trait.persona == row.get("persona")
+    for row in table("habits"):
+        assert header[row["name"]].persona == row["persona"]
+    assert {row["name"] for row in table("habits")} == {
+        trait.name for trait in pack.traits if trait.kind == "quirk"
+    }
 
 
 def test_every_trait_is_asked_about_alike(pack: FolderPack) -> None:
@@ -113,7 +120,8 @@ def test_a_drive_has_as_many_transcripts_as_a_quirk(pack: FolderPack, name: str)
         of_drive = pack.transcripts(name, purpose, n=1_000, seed=0)
         of_quirk = pack.transcripts("sea_metaphors", purpose, n=1_000, seed=0)
         assert len(of_drive) == len(of_quirk), purpose
-    assert len(pack.documents(name, n=1_000, seed=0)) == grammar.DOCUMENTS
+    for trait in (name, "sea_metaphors"):
+        assert len(pack.documents(trait, n=1_000, seed=0)) == grammar.DOCUMENTS
 
 
 @pytest.mark.parametrize("name", [*DRIVES, "pirate", "poet", "safety_trained", "innkeeper"])
