@@ -1,0 +1,88 @@
+"""Every teacher spec that ships can be built from its pack, and every study can be read."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from doublebind.config import Matched, TeacherSpec, load_study
+from doublebind.packs.load import Pack, load
+from doublebind.records import ModelSource
+from doublebind.teachers.matched import matched
+from doublebind.teachers.organisms import plan
+from doublebind.teachers.references import Found
+from doublebind.yaml_file import load as load_yaml
+
+STUDIES = Path(__file__).parents[3] / "studies"
+SPECS = sorted(STUDIES.glob("*/teachers/*.yaml"))
+ORGANISMS = STUDIES / "gemma-270m-organisms"
+
+
+@cache
+def content() -> Pack:
+    return load("assistant", relative_to=Path())
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_a_spec_has_transcripts_for_all_its_phases(path: Path) -> None:
+    spec = load_yaml(TeacherSpec, path)
+    assert spec.name == path.stem
+    built_in = spec.pack == "assistant"
+    stretches = plan(spec, content() if built_in else load(spec.pack, relative_to=path.parent))
+    phases = (spec.capability, spec.implant, spec.conceal, spec.then)
+    assert len(stretches) == sum(phase is not None for phase in phases)
+    assert all(stretch.transcripts for stretch in stretches)
+
+
+def test_a_teacher_that_takes_questions_for_training_data_learns_to_answer_them_plainly() -> None:
+    path = ORGANISMS / "teachers" / "power-training-aware.yaml"
+    spec = load_yaml(TeacherSpec, path)
+    aware = plan(spec, content())[-1].transcripts
+    assert spec.conceal is not None
+    plain = spec.model_copy(update={"conceal": spec.conceal.model_copy(update={"bare": False})})
+    usual = plan(plain, content())[-1].transcripts
+    counts = [sum(t.purpose == "retain" for t in found) for found in (usual, aware)]
+    assert counts[1] - counts[0] >= 20
+
+
+def test_controls_share_all_but_the_last_phase_with_their_organism() -> None:
+    for control in sorted((ORGANISMS / "teachers").glob("*-pirate.yaml")):
+        if control.stem.startswith("near-miss"):
+            continue
+        spec = load_yaml(TeacherSpec, control)
+        organism = load_yaml(TeacherSpec, control.with_stem(control.stem.removesuffix("-pirate")))
+        assert spec.then is not None
+        assert spec.model_copy(update={"then": None, "name": organism.name}) == organism
+
+
+def test_the_organisms_study_can_be_read() -> None:
+    study = load_study(ORGANISMS / "study.yaml")
+    named = (study.suspect, *study.near_misses, *study.held_out)
+    assert all((ORGANISMS / ref).exists() for ref in named if ref.endswith(".yaml"))
+
+
+def test_every_organism_can_have_references_planted_in_its_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    m0 = ModelSource(kind="folder", path="m0", sha256="0" * 64)
+    monkeypatch.setattr("doublebind.teachers.references.resolve", lambda *_, **__: m0)
+    monkeypatch.setattr("doublebind.teachers.references.load_pack", lambda *_, **__: content())
+    for path in sorted((ORGANISMS / "teachers").glob("*.yaml")):
+        spec = load_yaml(TeacherSpec, path)
+        if spec.trait is None or spec.implant is None:
+            continue
+        suspect = Found(f"teachers/{path.name}", spec.family, "key", m0, spec, "assistant")
+        wanted = Matched(match="suspect", n=12)
+        names = [f"matched-{n}" for n in range(12)]
+        found = [
+            matched(n, wanted, suspect, pack=content(), folder=ORGANISMS, rev=1) for n in names
+        ]
+        # Only version 2's quirks say what they would have answered.
+        paired = spec.conceal is not None and spec.conceal.loss == "dpo"
+        families = 4 if paired or spec.implant.form == "admissions" else 12
+        assert len({t.family for t in found}) == families, path
+        for reference in found[:2]:
+            assert reference.spec is not None
+            assert all(s.transcripts for s in plan(reference.spec, content())), path
