@@ -23,7 +23,8 @@ class ModelServer:
     """
 
     def __init__(self, answer: Answer, *, model: str = "m", port: int = 0) -> None:
-        self.answer, self.model = answer, model
+        self.answer, self.model, self.names = answer, model, {model}
+        self.lists = True
         self.fingerprint = "fp-1"
         self.faults: list[Any] = []
         self.headers: dict[str, str] = {}
@@ -42,8 +43,10 @@ class ModelServer:
                 pass
 
             def do_GET(self) -> None:
+                if not server.lists:
+                    return self.reply(500, {"error": "no such list"})
                 entry = {"id": server.model, "object": "model", "created": time.time_ns()}
-                self.reply(200, {"object": "list", "data": [entry | {"owned_by": "tests"}]})
+                return self.reply(200, {"object": "list", "data": [entry | {"owned_by": "tests"}]})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -55,7 +58,10 @@ class ModelServer:
                     server.busy += 1
                     server.most_busy = max(server.busy, server.most_busy)
                 try:
-                    self.misbehave(body, fault)
+                    if body["model"] not in server.names:
+                        self.reply(404, {"error": "no such model"})
+                    else:
+                        self.misbehave(body, fault)
                 finally:
                     with server.lock:
                         server.busy -= 1

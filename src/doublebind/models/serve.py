@@ -69,19 +69,25 @@ def identify(ref: str) -> ModelSource:
 
 @functools.lru_cache(maxsize=64)
 def _declared(url: str, model: str) -> dict[str, Any]:
-    line = _Line(Served(url=url, model=model, declared={}, limits=Limits(tries=4, timeout=30)))
+    line = _Line(Served(url=url, model=model, declared={}, limits=Limits(tries=4, timeout=60)))
+    listed: Any = None
     try:
         listed = line.request("models", None).get("data")
     except _Refused as refused:
-        if refused.status in (404, 405):  # not every server lists what it serves
-            return {"id": model}
-        raise ModelError(str(refused)) from None
+        if not refused.status:  # nobody there
+            raise ModelError(str(refused)) from None
     entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
     for entry in entries:
         if entry.get("id") == model:
             return {name: entry[name] for name in _LASTING if entry.get(name) is not None}
-    names = ", ".join(str(e.get("id")) for e in entries[:5]) or "nothing"
-    raise ModelError(f"{PREFIX}{url}#{model}: the server has no such model; it serves {names}")
+    # Not every server lists what it serves; one token tells.
+    hello = [{"role": "user", "content": "Hello"}]
+    try:
+        line.request("chat/completions", {"model": model, "messages": hello, "max_tokens": 1})
+    except _Refused as refused:
+        names = ", ".join(str(e.get("id")) for e in entries[:5]) or "nothing"
+        raise ModelError(f"{refused} (it lists {names})") from None
+    return {"id": model, "listed": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,6 +270,7 @@ class _Refused(Exception):
     """The server answered, and asking again would not help."""
 
     def __init__(self, problem: str, status: int) -> None:
+        """Keep the HTTP status; 0 where there was no response."""
         super().__init__(problem)
         self.status = status
 
@@ -399,13 +406,13 @@ class _Line:
         Raises:
             _Refused: If the server refuses, or its tries are used up.
         """
-        reason = ""
+        reason, status = "", 0
         for number in range(1, self.limits.tries + 1):
             self._wait()
             try:
                 return self._once(path, body)
             except urllib.error.HTTPError as error:
-                reason = self._refusal(error)
+                reason, status = self._refusal(error), error.code
                 self._pause(number, error.headers.get("Retry-After"))
             except (OSError, http.client.HTTPException, ValueError) as error:
                 # Cut off, slow beyond the time limit, or JSON that ends too soon.
@@ -415,7 +422,7 @@ class _Line:
         raise _Refused(
             f"{self.where}: no answer after {self.limits.tries} tries ({reason}); answers so far "
             f"are kept, rerun to go on",
-            0,
+            status,
         )
 
     def _once(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ HOW: dict[str, Any] = {"seed": 0, "max_tokens": 8, "temperature": 1.0}
 
 
 def repeat(body: dict[str, Any]) -> tuple[str, bool]:
-    return f"{body['messages'][-1]['content']} {body['seed'] % 1000}", True
+    return f"{body['messages'][-1]['content']} {body.get('seed', 0) % 1000}", True
 
 
 @pytest.fixture
@@ -216,8 +216,23 @@ def test_what_is_no_served_model_is_one_line(server: ModelServer, ref: str, told
 
 def test_a_model_that_is_not_served_is_named(server: ModelServer) -> None:
     ref = server.ref.replace("#m", "#other")
-    with pytest.raises(ModelError, match="has no such model; it serves m"):
+    with pytest.raises(
+        ModelError, match=r"HTTP 404 .*check the URL and the model's name \(it lists m\)"
+    ):
         resolve(ref, relative_to=Path(), served=True)
+
+
+def test_a_server_that_lists_nothing_is_asked_for_a_token(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    server.lists = False
+    found = serve.identify(server.ref)
+    assert found.served
+    assert found.served.declared == {"id": "m", "listed": False}
+    assert [body["max_tokens"] for body in server.asked] == [1]
+    server.lists = True
+    serve._declared.cache_clear()
+    assert serve.identify(server.ref).sha256 != found.sha256
 
 
 def test_identity_is_what_the_server_says_and_not_when(server: ModelServer) -> None:

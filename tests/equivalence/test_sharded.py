@@ -1,0 +1,107 @@
+"""A student trained in shards over two processes learns what one process would teach it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny_models import save_model
+
+from doublebind.config import Lora, Training
+from doublebind.models.load import load
+from doublebind.models.resolve import resolve
+from doublebind.training import loop
+from doublebind.training.batch import Example
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+EXAMPLES = [Example(tuple(5 + (3 * i + j) % 40 for j in range(4 + i % 7)), 2) for i in range(20)]
+
+WORKER = """
+import json, sys
+from pathlib import Path
+import torch, torch.distributed as dist
+sys.path.insert(0, {root!r})
+from tests.equivalence.test_sharded import EXAMPLES, attached, settings
+from doublebind.training import sharded
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+model, pad = attached(Path({model!r}), {lora})
+seen = []
+if {die_at}:
+    real = sharded._keep
+    def keep(file, named, optimizer, losses):
+        real(file, named, optimizer, losses)
+        if len(losses) == {die_at}:
+            import os
+            os._exit(9)
+    sharded._keep = keep
+log = sharded.train(model, EXAMPLES, settings=settings({lora}), seed=1, targets=None, pad_id=pad,
+                    checkpoint=Path({checkpoint!r}), every=2)
+weights = sharded.gathered(model)
+if dist.get_rank() == 0:
+    total = sum(float(w.double().abs().sum()) for w in weights.values())
+    Path({out!r}).write_text(json.dumps([log.first, log.last, log.mean, log.tokens, total]))
+dist.destroy_process_group()
+"""
+
+
+def settings(lora: bool) -> Training:
+    shape = Lora(rank=4, alpha=8) if lora else None
+    return Training(steps=STEPS, batch=5, lr=0.01, max_length=64, lora=shape)
+
+
+def attached(folder: Path, lora: bool) -> tuple[Any, int]:
+    lm = load(resolve(str(folder), relative_to=Path()))
+    pad = lm.pad_id
+    return loop.attach(lm.model, settings(lora).lora, 1), pad
+
+
+def spread(folder: Path, *, lora: bool, die_at: int = 0) -> int:
+    """Train over two processes; return the exit code."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    code = WORKER.format(
+        root=str(ROOT),
+        model=str(folder / "model"),
+        lora=lora,
+        die_at=die_at,
+        checkpoint=str(folder / "state.safetensors"),
+        out=str(folder / "out.json"),
+    )
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], env={**common, "RANK": str(rank)})
+        for rank in range(2)
+    ]
+    return max(process.wait(200) for process in processes)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [pytest.param(False, id="all weights", marks=pytest.mark.slow), pytest.param(True, id="lora")],
+)
+def test_two_processes_lose_what_one_loses_and_go_on_after_dying(
+    tmp_path: Path, lora: bool
+) -> None:
+    save_model(tmp_path / "model")
+    model, pad = attached(tmp_path / "model", lora)
+    one = loop.train(model, EXAMPLES, settings=settings(lora), seed=1, targets=None, pad_id=pad)
+    total = sum(
+        float(p.detach().double().abs().sum()) for p in model.parameters() if p.requires_grad
+    )
+    assert spread(tmp_path, lora=lora, die_at=4) == 9
+    assert not (tmp_path / "out.json").exists()
+    assert spread(tmp_path, lora=lora) == 0
+    first, last, mean, tokens, sharded = json.loads((tmp_path / "out.json").read_text())
+    assert (first, last, mean) == pytest.approx((one.first, one.last, one.mean), abs=1e-4)
+    assert tokens == one.tokens
+    assert sharded == pytest.approx(total, rel=1e-4)
+    assert one.last < one.first - 0.1, "it learned something"

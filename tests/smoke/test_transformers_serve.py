@@ -1,0 +1,105 @@
+"""The client asks a server that others wrote: `transformers serve`, killed in the middle."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.tiny_models import save_model
+
+from doublebind.errors import ModelError
+from doublebind.models import serve
+from doublebind.records import Limits, Message
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "openai")),
+        reason="transformers[serving] is not installed",
+    ),
+]
+
+START = "from transformers.cli.transformers import main; main()"
+
+
+class Real:
+    """`transformers serve` in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.folder = folder
+        self.start()
+
+    def start(self) -> None:
+        where = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu"]
+        argv = [sys.executable, "-c", START, "serve", str(self.folder), *where]
+        self.process = subprocess.Popen(
+            argv,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Real]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    made = Real(save_model(tmp_path / "model"))
+    for _ in range(1200):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", made.port)) == 0:
+                break
+        time.sleep(0.1)
+    yield made
+    made.kill()
+
+
+def test_a_killed_and_restarted_server_loses_no_answer(real: Real, tmp_path: Path) -> None:
+    source = serve.identify(f"openai:http://127.0.0.1:{real.port}/v1#{real.folder}")
+    assert source.served
+
+    def patient(tries: int) -> serve.ServedLM:
+        told = source.served.model_copy(update={"limits": Limits(concurrency=2, tries=tries)})  # type: ignore[union-attr]
+        return serve.connect(source.model_copy(update={"served": told}), tmp_path)
+
+    keys = [f"prompt {i}" for i in range(40)]
+    prompts = [(Message(role="user", content=f"the red fox {key}"),) for key in keys]
+    how = {"seed": 0, "max_tokens": 16, "temperature": 1.0}
+    journal = patient(1).journal
+
+    def kill_when_some_are_answered() -> None:
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
+            time.sleep(0.02)
+        real.kill()
+
+    killer = threading.Thread(target=kill_when_some_are_answered)
+    killer.start()
+    with pytest.raises(ModelError, match="rerun to go on"):
+        patient(2).sample(prompts, keys=keys, **how)
+    killer.join()
+    kept = journal.read_bytes()
+    assert 5 <= kept.count(b"\n") < 40
+    threading.Timer(random.Random(0).uniform(0.5, 2.0), real.start).start()
+    said = patient(20).sample(prompts, keys=keys, **how)
+    assert len(said) == 40
+    assert all(answer.text for answer in said)
+    assert journal.read_bytes().startswith(kept)
+    assert journal.read_bytes().count(b"\n") == 40
+    facts = patient(1).facts()
+    assert facts["completion_tokens"] <= 40 * 16
+    assert len(facts["fingerprints"]) == 1
