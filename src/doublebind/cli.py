@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from doublebind import comparison, pipeline, starting, terminal, verification
-from doublebind.config import AUDITS, Measurement, Study
+from doublebind.config import AUDITS, Cluster, Measurement, Study
 from doublebind.errors import ConfigError, DoublebindError, PackError
 from doublebind.rundir import Run
 from doublebind.store import is_disk_full
@@ -104,6 +104,10 @@ def plan(
     study: StudyFile,
     overrides: Overrides = None,
     store: StoreDir = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(metavar="SPEC.yaml", help="Machines to schedule the study on, on paper."),
+    ] = None,
     pilot: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Finished run whose references give the power."),
@@ -112,7 +116,8 @@ def plan(
 ) -> None:
     """Say what a study would take and what it could show, without running it."""
     loaded = load(Study, study, overrides or [])
-    found = pipeline.plan(loaded, folder=study.parent, store=store, pilot=pilot)
+    described = load(Cluster, cluster) if cluster else None
+    found = pipeline.plan(loaded, folder=study.parent, store=store, pilot=pilot, cluster=described)
     _emit(found, as_json)
 
 

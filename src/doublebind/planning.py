@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from doublebind.config import Study
+from doublebind.config import Cluster, Ray, Study
 from doublebind.evidence import reference_requirements, smallest_p
+from doublebind.executor import Job
 from doublebind.records import Protocol, Teacher
 from doublebind.rundir import Run
+from doublebind.schedule import Ask, Need, simulate
 from doublebind.setting import opened, prepare
 from doublebind.store import Store
 from doublebind.teachers.matched import assumes
@@ -21,6 +23,7 @@ def plan(
     folder: str | Path | None = None,
     store: str | Path | None = None,
     pilot: str | Path | None = None,
+    cluster: Cluster | None = None,
 ) -> dict[str, Any]:
     """Return what a study would take, without running anything.
 
@@ -31,13 +34,14 @@ def plan(
         store: Where artefacts are kept.
         pilot: Run directory whose references, benign by assumption, give the variance components
             from which power is simulated.
+        cluster: Machines on which the study's cells still to be made are scheduled by simulation.
 
     Returns:
         `cells` (kind -> needed, in the store, seconds and bytes still to come), `seconds`, `bytes`,
         `references`, `families`, `smallest_p`, `exchangeability` (what the p-value assumes),
-        `power` (as planned, and for other n, seeds and
-        items) and `missing` (why a number is absent). Times are means over artefacts of the same
-        kind in this store; a kind never made here has none.
+        `power` (as planned, and for other n, seeds and items), `cluster` (as `schedule.simulate`
+        returns it) and `missing` (why a number is absent). Times are means over artefacts of the
+        same kind in this store; a kind never made here has none.
     """
     study, folder = opened(study, folder)
     kept = Store(store)
@@ -67,11 +71,33 @@ def plan(
     if not any(key.startswith("cells.") for key in missing):
         found["seconds"] = sum(cell.get("seconds", 0.0) for cell in cells.values())
         found["bytes"] = sum(cell.get("bytes", 0) for cell in cells.values())
+    if cluster is not None:
+        needs = [_needs(stage, kept) for stage in setting.plan.stages()]
+        if None in needs:
+            missing["cluster"] = "cells of some kind were never made in this store"
+        else:
+            asked = [stage for stage in needs if stage is not None]
+            found["cluster"] = simulate(asked, cluster, _ask(study))
     if pilot is None:
         missing["power"] = "no benign pilot; name a finished run with --pilot"
     else:
         found |= _planned_power(study, setting.protocol, references, Run(pilot), missing)
     return found
+
+
+def _needs(stage: Sequence[Job], store: Store) -> list[Need] | None:
+    """Return what each cell of a stage still to be made takes; `None` where nobody knows."""
+    todo = {(job.kind, job.key) for job in stage if not store.has(job.kind, job.key)}
+    costs = {kind: store.cost(kind) for kind, _ in todo}
+    if None in costs.values():
+        return None
+    known = {kind: Need(kind, *cost) for kind, cost in costs.items() if cost}
+    return [known[kind] for kind, _ in sorted(todo)]
+
+
+def _ask(study: Study) -> Ask:
+    on = study.executor
+    return Ask(on.cpus, on.gpus, on.memory_gib) if isinstance(on, Ray) else Ask(1, 0.0, None)
 
 
 def _planned_power(
