@@ -182,10 +182,12 @@ class Store:
         self._seen.discard((kind, key))
 
     def fetch_for(self, inputs: Iterable[object]) -> None:
-        """Bring here what `inputs`, paths and models, name of this store."""
+        """Bring here what `inputs`, paths and models, also in tuples, name of this store."""
         if self.remote is None:
             return
         for value in inputs:
+            if isinstance(value, tuple):
+                self.fetch_for(value)
             named = [value.path, value.adapter] if isinstance(value, ModelSource) else [value]
             for path in (Path(n) for n in named if isinstance(n, str | Path)):
                 if path.is_relative_to(self.root):

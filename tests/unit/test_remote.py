@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 
 from doublebind import remote
+from doublebind.config import Prompts
+from doublebind.distillation import Contrast, Live
 from doublebind.errors import MissingExtra, StoreError
 from doublebind.executor import Job, make
 from doublebind.records import ModelSource
@@ -27,6 +29,7 @@ from doublebind.remote import Remote
 from doublebind.store import Store, is_url
 
 ROOT = Path(__file__).parents[2]
+ASKED = Prompts(policy="capability", n=1)
 needs_server = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("s3fs", "moto", "flask")),
     reason="s3fs and moto[server] are not installed",
@@ -63,6 +66,20 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def another_machine(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("DOUBLEBIND_CACHE", str(folder / uuid.uuid4().hex))
     return Store(url)
+
+
+def test_inputs_are_brought_from_inside_tuples_too(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Store(url)
+    for key in ("ab12", "cd34", "ef56"):
+        publish(here, key, key)
+    there = another_machine(url, tmp_path, monkeypatch)
+    at = {key: there.root / "kind" / key[:2] / key for key in ("ab12", "cd34", "ef56")}
+    live = Live(ModelSource(kind="folder", path=str(at["ab12"] / "model"), sha256="0"), ASKED, str)
+    pair = (at["cd34"], at["ef56"])
+    there.fetch_for([live, Contrast(at["cd34"], pair, pair, pair)])
+    assert all((folder / "other").is_file() for folder in at.values())
 
 
 def test_what_one_machine_publishes_another_reads(
