@@ -43,7 +43,7 @@ class LogitKD(Record):
     """`forward` is KL(teacher || student), `reverse` KL(student || teacher), `skew` KL(teacher ||
     mixture of both), `js` Jensen-Shannon."""
     skew: float | None = Field(default=None, gt=0, lt=1, exclude_if=lambda v: v is None)
-    """Teacher's share of the mixture; `skew` needs it, the others have none. Ko et al. use 0.1."""
+    """Teacher's share of the mixture; `skew` needs it, the others have none. 0.1 is usual."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -90,7 +90,7 @@ class ULD(Record):
     top_k: int = Field(default=64, ge=1, le=4096)
     """Largest probabilities compared per position; the rest counts as one."""
     weight: float = Field(default=1.5, gt=0)
-    """Of the sorted probabilities beside the cross-entropy; 1.5 in Boizard et al."""
+    """Of the sorted probabilities beside the cross-entropy."""
 
 
 Channel = Annotated[SFT | LogitKD | OnPolicy | DPO | Prefix | ULD, Field(discriminator="kind")]
