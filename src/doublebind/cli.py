@@ -118,7 +118,7 @@ def plan(
     loaded = load(Study, study, overrides or [])
     described = load(Cluster, cluster) if cluster else None
     found = pipeline.plan(loaded, folder=study.parent, store=store, pilot=pilot, cluster=described)
-    _emit(found, as_json)
+    _emit(found, as_json, terminal.plan)
 
 
 @app.command()

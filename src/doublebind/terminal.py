@@ -115,6 +115,43 @@ def status(found: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def plan(found: Mapping[str, Any]) -> RenderableType:
+    """Return what a study would take and could show."""
+    cells = Table("cells", "needed", "stored", "time to come", "disk", box=None, header_style="dim")
+    for kind, its in found["cells"].items():
+        row = (
+            kind,
+            its["needed"],
+            its["stored"],
+            _time(its.get("seconds")),
+            _size(its.get("bytes")),
+        )
+        cells.add_row(*(Text(plain(x)) for x in row))
+    total = (Text("all", "bold"), Text(""), Text(""))
+    cells.add_row(*total, _time(found.get("seconds")), _size(found.get("bytes")))
+    families = f"{found['references']} references of {found['families']} families"
+    least = (
+        f"smallest p: {found['smallest_p']:.4g} (p <= alpha needs {found['references_for_alpha']})"
+    )
+    told = [str(found["exchangeability"])] if found.get("exchangeability") else []
+    parts: list[RenderableType] = [cells, Text("")]
+    parts += [Text(plain(line)) for line in (families, least, *told)]
+    parts += [Text(f"{plain(k)}: {plain(v)}", "dim") for k, v in found["missing"].items()]
+    if found.get("power"):
+        parts.append(Text("power: with --json", "dim"))
+    return Group(*parts)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "not known"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _size(count: float | None) -> str:
+    return "not known" if count is None else f"{count / 2**20:.1f} MiB"
+
+
 def endpoints(found: Mapping[str, Any]) -> RenderableType:
     """Return a direct audit's endpoints, with their intervals."""
     table = Table("endpoint", "role", "value", "95%", "items", "unscored", header_style="dim")

@@ -154,3 +154,17 @@ def test_a_direct_audit_is_a_table_on_a_terminal(
     shown = capsys.readouterr().out
     assert "choice/ruler" in shown
     assert "auditable" in shown
+
+
+def test_a_plan_is_a_table_of_times_and_sizes_on_a_terminal(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert ask_on_a_terminal(["plan", "study.yaml", "--store", "store"], monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "3 references of 2 families" in shown
+    assert "smallest p: 0.25" in shown
+    assert "0 s" in shown
+    assert "MiB" in shown
+    assert ask_on_a_terminal(["plan", "study.yaml", "--store", "none"], monkeypatch) == 0
+    assert "not known" in capsys.readouterr().out, "nothing was timed in that store"
