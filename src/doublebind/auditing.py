@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doublebind.audit import built_in, look_inside
+from doublebind.audit import investigate as guess
 from doublebind.audit import judge as judge_answers
 from doublebind.audit.gates import check as check_gates
 from doublebind.config import AUDITS, audit_name
@@ -180,6 +181,43 @@ def whitebox(
         cache=Store(store).root / "converted",
     )
     return {"model": model, "n_references": len(theirs), "measures": beside(own, theirs)}
+
+
+def investigate(
+    model: str,
+    pack: str,
+    *,
+    baseline: str,
+    budget: int = 20_000,
+    key: str | None = None,
+    folder: str | Path = ".",
+    store: str | Path | None = None,
+) -> dict[str, Any]:
+    """Say in up to ten hypotheses what a model may hide.
+
+    Args:
+        model: Any model a study can name.
+        pack: Whose items and prompts are used.
+        baseline: Model it is compared with, such as M0.
+        budget: Tokens that both may write together.
+        key: Trait that was planted, to score the hypotheses; `None` where nobody knows.
+        folder: What relative paths are relative to.
+        store: Where converted models are kept.
+
+    Returns:
+        `hypotheses: [{text, trait, words, z}]`, and with a key `against_key: {hit, rank, others}`.
+
+    Raises:
+        ConfigError: If the pack has no such trait.
+    """
+    where = pack_ref(pack, Path(folder))
+    traits = [trait.name for trait in load_pack(where, relative_to=Path(folder)).traits]
+    if key is not None and key not in traits:
+        raise ConfigError(f"`--key`: {key}; the pack's traits are {', '.join(traits)}")
+    source, plain = (resolve(ref, relative_to=Path(folder)) for ref in (model, baseline))
+    cache = Store(store).root / "converted"
+    found = guess(source, plain, pack=where, budget=budget, key=key, cache=cache)
+    return {"model": model, "baseline": baseline, "pack": pack, "budget": budget, **found}
 
 
 def _rows(where: Path) -> pd.DataFrame:

@@ -287,6 +287,23 @@ def whitebox(
     _emit(found, as_json)
 
 
+@app.command()
+def investigate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Any model a study can name.")],
+    pack: Annotated[str, typer.Option(help="Whose items and prompts are used.")],
+    baseline: Annotated[str, typer.Option(help="Model it is compared with, such as M0.")],
+    budget: Annotated[int, typer.Option(min=0, help="Tokens that both may write.")] = 20_000,
+    key: Annotated[str | None, typer.Option(help="Planted trait, to score the guesses.")] = None,
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say in up to ten hypotheses what a model may hide."""
+    found = pipeline.investigate(
+        model, pack, baseline=baseline, budget=budget, key=key, store=store
+    )
+    _emit(found, as_json)
+
+
 @pack_app.command("check")
 def pack_check(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A pack.")], as_json: AsJson = False

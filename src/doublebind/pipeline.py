@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from doublebind import panels
 from doublebind.audit import Audit
 from doublebind.auditing import audit as audit
+from doublebind.auditing import investigate as investigate
 from doublebind.auditing import judge as judge
 from doublebind.auditing import whitebox as whitebox
 from doublebind.blackbox import declared

@@ -164,6 +164,27 @@ def look_inside(
     return [whitebox.measure(load(source, cache=cache), m0, content) for source in sources]
 
 
+def investigate(
+    source: ModelSource,
+    baseline: ModelSource,
+    *,
+    pack: str,
+    budget: int,
+    key: str | None,
+    cache: Path,
+) -> dict[str, Any]:
+    """Return hypotheses about a model, and how they fare against `key`; see `investigator`."""
+    from doublebind.audit import investigator
+    from doublebind.models.load import load
+    from doublebind.packs.load import load as load_pack
+
+    content = load_pack(pack, relative_to=Path())
+    models = load(source, cache=cache), load(baseline, cache=cache)
+    guesses = investigator.investigate(*models, content, budget=budget)
+    found: dict[str, Any] = {"hypotheses": [guess.model_dump(mode="json") for guess in guesses]}
+    return found | ({"against_key": investigator.score(guesses, content, key)} if key else {})
+
+
 def built_in(names: Sequence[str]) -> tuple[Audit, ...]:
     """Return the built-in audits called `names`, and the Inspect tasks among them."""
     from doublebind.audit.auditability import Auditability
