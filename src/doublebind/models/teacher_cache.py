@@ -7,6 +7,7 @@ file itself, and picking up after a kill, are `row_file`'s.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor
 from doublebind.errors import ModelError, StoreError
 from doublebind.models import row_file
 from doublebind.models.head import bare, hidden, logits, tiles
+from doublebind.models.linear import fast
 from doublebind.models.load import LM, tokenizer_id
 from doublebind.models.score import right_padded, token_logprobs
 from doublebind.models.template import template_id
@@ -161,10 +163,11 @@ def write(
     check_repeatable(lm, examples)
     with row_file.filling(out / ROWS, layout, header.model_dump_json(), partial) as (kept, done):
         kept["offsets"].copy_(offsets)
-        for number, batch in enumerate(_batches(examples, lengths)):
-            if number not in done:
-                _score(lm, examples, batch, offsets, kept)
-                done.add(number)
+        with fast(lm.model) if lm.vocab > SMALL_VOCAB else contextlib.nullcontext():
+            for number, batch in enumerate(_batches(examples, lengths)):
+                if number not in done:
+                    _score(lm, examples, batch, offsets, kept)
+                    done.add(number)
         if not bool(torch.isfinite(kept["lse"]).all()):
             raise ModelError(f"{lm.source.path}: its next-token distributions are not finite")
         check_shift(lm, examples, TeacherTargets(header, **kept))

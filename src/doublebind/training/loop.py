@@ -194,8 +194,10 @@ def fit(
     losses = torch.zeros(settings.steps, device=bare(model).device)
     tokens = 0
     model.train()
-    # In float32 kept panels depend on the last bits of PEFT's own way.
-    fusing = fused(model) if bare(model).dtype != torch.float32 else contextlib.nullcontext()
+    # PEFT's own way with small worlds in float32: kept panels depend on its last bits.
+    rows = bare(model).get_input_embeddings().weight.shape[0]
+    plain = rows <= SMALL_VOCAB and bare(model).dtype == torch.float32
+    fusing = contextlib.nullcontext() if plain else fused(model)
     with fusing:
         for taken in range(settings.steps):
             losses[taken], learned = step()

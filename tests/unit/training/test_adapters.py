@@ -1,4 +1,4 @@
-"""Fused adapters give PEFT's outputs and gradients, and leave the model as it was."""
+"""Fused layers give PEFT's and PyTorch's outputs and gradients, and leave the model as it was."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from doublebind.config import Lora
+from doublebind.models import linear
 from doublebind.training import loop
 from doublebind.training.adapters import fused
 from tiny_models import tiny_model
@@ -46,6 +47,19 @@ def test_outputs_and_gradients_are_pefts(kind: str, dtype: torch.dtype, near: fl
     for name, grad in wanted.items():
         assert found[name].dtype == torch.float32
         assert float((found[name] - grad).norm() / grad.norm()) < near, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fast_linear_layers_give_the_model_s_outputs(dtype: torch.dtype) -> None:
+    """With biases and without; the 40 tokens are enough rows for the other library."""
+    model, ids = tiny_model("llama", 61, attention_bias=True).to(dtype), IDS.repeat(4, 1)
+    assert ids.numel() >= linear.FEW_ROWS
+    with torch.no_grad():
+        want = model(input_ids=ids).logits.float()
+        with linear.fast(model):
+            got = model(input_ids=ids).logits.float()
+        assert torch.equal(model(input_ids=ids).logits.float(), want)
+    assert float((got - want).norm() / want.norm()) < (1e-5 if dtype == torch.float32 else 0.02)
 
 
 def test_other_layers_are_left_to_peft() -> None:
