@@ -137,8 +137,9 @@ def plan(found: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [cells, Text("")]
     parts += [Text(plain(line)) for line in (families, least, *told)]
     parts += [Text(f"{plain(k)}: {plain(v)}", "dim") for k, v in found["missing"].items()]
-    if found.get("power"):
-        parts.append(Text("power: with --json", "dim"))
+    parts += [
+        Text(f"{name}: with --json", "dim") for name in ("power", "cluster") if found.get(name)
+    ]
     return Group(*parts)
 
 
