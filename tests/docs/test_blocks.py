@@ -13,6 +13,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 STUDIES = sorted(ROOT.glob("studies/*/README.md"))
 LONG = {
     "gemma-270m-first-light": "an hour, and a model that is an extra",
+    "gemma-270m-organisms": "hours, and a model that is an extra",
     "terrarium-channels": "minutes; `smoke/test_channels.py` runs every channel in less",
     "terrarium-phenomenon": "hours",
 }
