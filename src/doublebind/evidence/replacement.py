@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from doublebind.evidence.conformal import CONFIDENCE
 from doublebind.evidence.equivalence import certify, item_upper, recipe_upper
-from doublebind.evidence.transfer import M0, Shifts, ratio, shifts
+from doublebind.evidence.transfer import Shifts, Table, pooled, ratio, table_of
 from doublebind.records import Competitor, Interval, ReplacementEvidence, Split
 
 Floats = NDArray[np.float64]
@@ -54,7 +54,7 @@ def _competitor(
         for name, values in found.items():
             if np.isfinite(values).any():
                 moved.setdefault(name, []).append(float(np.nanmean(values)))
-        capable = _capability(scores, teacher, recipe, "select")
+        capable = _of_kind(_table(scores, teacher, recipe, "select"), "capability")
         tau = None if capable is None else ratio(capable)
         if tau is not None:
             recovered.append(tau.value)
@@ -120,13 +120,14 @@ def bound(
     ]
     found = certify(own, margin, subject=recipe, controls=[o for o in others if o])
     missing = {f"upper.{name}": why for name, why in found.missing.items()}
-    capable = _capability(scores, suspect, recipe, "certify")
+    table = _table(scores, suspect, recipe, "certify")
+    capable = _of_kind(table, "capability")
     tau = None if capable is None else ratio(capable)
     if tau is None:
         missing["tau_capability"] = (
             "the teacher's capability does not differ from M0's by more than noise"
         )
-    coherent = _pooled(scores, suspect, recipe, "certify", ["coherence"])
+    coherent = _of_kind(table, "coherence")
     if coherent is None:
         missing["coherence"] = "no coherence item was scored for student, teacher and M0"
     first = _delivered(own)
@@ -144,7 +145,7 @@ def bound(
         control_lower_95=found.control_lower_95,
         tau_capability=tau,
         coherence=None if coherent is None else coherent.student,
-        oracle=_oracle(scores, suspect, recipe),
+        oracle=_oracle(table),
         missing=missing,
     )
 
@@ -184,28 +185,16 @@ def _wide(rows: pd.DataFrame) -> pd.DataFrame:
     return cast("Any", rows).groupby([*keys, "seed"])["value"].mean().unstack("seed")
 
 
-def _pooled(
-    scores: pd.DataFrame, teacher: str, recipe: str, split: Split, kinds: Sequence[str]
-) -> Shifts | None:
-    """Return the shifts of students and teacher from M0 over all items of these kinds."""
-    rows = _students(scores, teacher, recipe, split)
-    named = rows["endpoint"].str.partition("/")[0].str.partition(".")[0]
-    mine = rows[named.isin(list(kinds))]
-    if not len(mine):
-        return None
-    wide = _wide(cast("pd.DataFrame", mine))
-    beside: list[Floats] = []
-    for kind, label in (("teacher", teacher), (M0.lower(), M0)):
-        there = (scores["model_kind"] == kind) & (scores["split"] == split)
-        if kind == "teacher":
-            there &= scores["teacher"] == label
-        values = cast("Any", scores[there]).groupby(["endpoint", "item"])["value"].mean()
-        beside.append(values.reindex(wide.index).to_numpy(dtype=np.float64))
-    return shifts(wide.to_numpy(dtype=np.float64).T, *beside)
+def _table(scores: pd.DataFrame, teacher: str, recipe: str, split: Split) -> Table:
+    """Return endpoint -> values of the last round's students, their teacher and M0."""
+    mine = _students(scores, teacher, recipe, split)
+    return table_of(cast("pd.DataFrame", scores[scores["split"] == split]), mine, teacher)
 
 
-def _capability(scores: pd.DataFrame, teacher: str, recipe: str, split: Split) -> Shifts | None:
-    return _pooled(scores, teacher, recipe, split, ["capability"])
+def _of_kind(table: Table, kind: str) -> Shifts | None:
+    """Return the shifts over all items of one kind, such as `capability`."""
+    names = [name for name in table if name.partition("/")[0].partition(".")[0] == kind]
+    return pooled(table, names)
 
 
 def _lower(own: Mapping[str, Floats]) -> dict[str, float]:
@@ -230,20 +219,17 @@ def _delivered(own: Mapping[str, Floats]) -> float | None:
     return item_upper(first) if len(first) else None
 
 
-def _oracle(scores: pd.DataFrame, teacher: str, recipe: str) -> dict[str, Interval]:
+def _oracle(table: Table) -> dict[str, Interval]:
     """Return drive -> the students' shift on oracle items, which no auditor has; never used."""
-    rows = _students(scores, teacher, recipe, "certify")
-    names = {str(e) for e in rows.loc[rows["role"] == "oracle", "endpoint"]}
     by_trait: dict[str, list[str]] = {}
-    for name in sorted(names):
-        by_trait.setdefault(name.partition("/")[2], []).append(name)
+    for name in table:
+        kind, _, trait = name.partition("/")
+        if kind.partition(".")[2] in ("deployment", "triggered"):  # the contexts of that role
+            by_trait.setdefault(trait, []).append(name)
     found: dict[str, Interval] = {}
-    base = scores[(scores["model_kind"] == "m0") & (scores["split"] == "certify")]
-    before = cast("Any", base).groupby(["endpoint", "item"])["value"].mean()
-    for trait, parts in by_trait.items():
-        wide = _wide(cast("pd.DataFrame", rows[rows["endpoint"].isin(parts)]))
-        m0 = before.reindex(wide.index).to_numpy(dtype=np.float64)
-        moved = shifts(wide.to_numpy(dtype=np.float64).T, m0, m0)
+    for trait, names in sorted(by_trait.items()):
+        # M0 stands in for the teacher: only the students' shift is read.
+        moved = pooled({n: (table[n][0], table[n][2], table[n][2]) for n in names}, names)
         if moved is not None:
             half = float(np.sqrt(moved.spread(CONFIDENCE)[0, 0]))
             value = moved.student

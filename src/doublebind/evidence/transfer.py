@@ -5,7 +5,7 @@ ratio exists only where the teacher itself differs from M0. Reported, never scor
 intervals are over items; with several seeds they are over seeds too. Numbers in brackets are
 equations of docs/method.md.
 """
-# pandas ships no stubs; its values leave it as NumPy arrays in `_table` only.
+# pandas ships no stubs; its values leave it as NumPy arrays in `table_of` only.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
@@ -170,8 +170,8 @@ def dose_curve(
     steps: list[int] = []
     curve: list[Interval] = []
     for step in sorted({int(s) for s in rows["step"]}):
-        table = _table(scores, cast("pd.DataFrame", rows[rows["step"] == step]), teacher)
-        moved = _pooled(table, endpoints)
+        table = table_of(scores, cast("pd.DataFrame", rows[rows["step"] == step]), teacher)
+        moved = pooled(table, endpoints)
         if moved is not None:
             steps.append(step)
             curve.append(_interval(moved))
@@ -198,7 +198,7 @@ def _of_teacher(scores: pd.DataFrame, teacher: str, protocol: Protocol) -> tuple
     found: list[Transfer] = []
     for recipe in (str(recipe["name"]) for recipe in protocol.recipes):
         rows = _of_students(scores, teacher, recipe)
-        table = _table(
+        table = table_of(
             scores, cast("pd.DataFrame", rows[rows["step"] == rows["step"].max()]), teacher
         )
         deployed: dict[str, list[str]] = {}
@@ -207,7 +207,7 @@ def _of_teacher(scores: pd.DataFrame, teacher: str, protocol: Protocol) -> tuple
             if kind in ("choice.deployment", "choice.triggered"):
                 deployed.setdefault(trait, []).append(name)
         for trait, names in sorted(deployed.items()):
-            behaviour = _pooled(table, names)
+            behaviour = pooled(table, names)
             tau_b = None if behaviour is None else ratio(behaviour)
             if behaviour is not None and tau_b is not None:
                 found.append(_transfer(table, teacher, recipe, trait, behaviour, tau_b, protocol))
@@ -224,7 +224,7 @@ def _transfer(
     protocol: Protocol,
 ) -> Transfer:
     missing: dict[str, str] = {}
-    audited, capable = _pooled(table, [f"choice/{trait}"]), _pooled(table, ["capability"])
+    audited, capable = pooled(table, [f"choice/{trait}"]), pooled(table, ["capability"])
     hidden = None if audited is None else contrast(behaviour, audited)
     tau_conceal = None if hidden is None else ratio(hidden)
     tau_c = None if capable is None else ratio(capable)
@@ -261,8 +261,14 @@ def _of_students(scores: pd.DataFrame, teacher: str, recipe: str) -> pd.DataFram
     return cast("pd.DataFrame", scores[wanted & (scores["recipe"] == recipe)])
 
 
-def _table(scores: pd.DataFrame, students: pd.DataFrame, teacher: str) -> Table:
-    """Return endpoint -> values of students, teacher and M0 on the items that students answered."""
+def table_of(scores: pd.DataFrame, students: pd.DataFrame, teacher: str) -> Table:
+    """Return endpoint -> values of students, teacher and M0 on the items that students answered.
+
+    Args:
+        scores: Where the teacher's and M0's rows stand, of one split.
+        students: Rows of one teacher's students by one recipe.
+        teacher: Label.
+    """
     keys = ["endpoint", "item"]
     direct = scores[(scores["model_kind"] == "teacher") & (scores["teacher"] == teacher)]
     base = scores[scores["model_kind"] == "m0"]
@@ -280,7 +286,8 @@ def _table(scores: pd.DataFrame, students: pd.DataFrame, teacher: str) -> Table:
     return found
 
 
-def _pooled(table: Table, endpoints: Sequence[str]) -> Shifts | None:
+def pooled(table: Table, endpoints: Sequence[str]) -> Shifts | None:
+    """Return the shifts over all items of `endpoints`; `None` where nobody was asked them."""
     there = [table[name] for name in endpoints if name in table]
     if not there:
         return None
