@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def _lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_pack(folder: Path) -> Path:
+def write_pack(folder: Path, splits: Sequence[str] = ("audit",)) -> Path:
     """Write a pack with one drive, one placebo trait and two quirks."""
     folder.mkdir(parents=True)
     traits = [
@@ -79,7 +80,8 @@ def write_pack(folder: Path) -> Path:
         ("coherence", None),
     ]
     items = [
-        _item(number, "audit", kind, trait, noun)
+        _item(number, split, kind, trait, noun)
+        for split in splits
         for kind, trait in asks
         for number, noun in enumerate(NOUNS)
     ]
@@ -122,10 +124,12 @@ def write_spec(folder: Path, name: str, trait: str, seed: int) -> str:
     return f"{name}.yaml"
 
 
-def write_study(folder: Path, *, references: int = 3, **changes: Any) -> Path:
+def write_study(
+    folder: Path, *, references: int = 3, splits: Sequence[str] = ("audit",), **changes: Any
+) -> Path:
     """Write model, pack, specs and `study.yaml` into `folder`; return the study's path."""
     save_model(folder / "m0")
-    write_pack(folder / "pack")
+    write_pack(folder / "pack", splits)
     names = [
         write_spec(folder, f"reference-{n}", ("kind", "happy")[n % 2], n) for n in range(references)
     ]

@@ -6,6 +6,7 @@ runs nothing, and imports only the stages' doors.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -95,6 +96,10 @@ class Planner:
         self.study, self.folder, self.store = study, folder, store
         self.pack_ref = pack_ref(study.pack, folder)
         self.pack: Pack = load_pack(self.pack_ref, relative_to=folder)
+        self.certify = self.pack_ref, self.pack
+        if isinstance(study, Study) and study.replace.certify is not None:
+            ref = pack_ref(study.replace.certify, folder)
+            self.certify = ref, load_pack(ref, relative_to=folder)
         self.student = resolve(study.student, relative_to=folder)
         self.audits = (*built_in(study.audits), *audits)
         self.cache = store.root / "converted"
@@ -117,21 +122,34 @@ class Planner:
     def plan(self, found: Sequence[Found]) -> Plan:
         """Return all jobs for these teachers, interleaved by recipe and seed."""
         refuse_served(found, self.study)
-        built = [build_job(t, self.cache) for t in found if t.spec]
-        students = [
-            self._student(teacher, recipe, seed)
-            for recipe in self.study.recipes
-            for seed in range(self.study.seeds)
-            for teacher in found
-        ]
-        direct = {t.label: self._audit(t.key, self._source(t)) for t in found}
-        direct[M0] = self._audit(self.student.sha256, self.student)
-        first = {s.teacher.label: s for s in reversed(students)}
+        made = self.cells(
+            [
+                (teacher, recipe, seed)
+                for recipe in self.study.recipes
+                for seed in range(self.study.seeds)
+                for teacher in found
+            ],
+            "audit",
+        )
+        first = {s.teacher.label: s for s in reversed(made.students)}
         shapes = {t.label: self._shape(t, first[t.label].rollouts) for t in found}
         baselines = [
             self._baseline(kind, t, first[t.label]) for kind in self.study.baselines for t in found
         ]
-        return Plan(built, students, direct, shapes, baselines)
+        return dataclasses.replace(made, shapes=shapes, baselines=baselines)
+
+    def cells(self, wanted: Sequence[tuple[Found, Recipe, int]], split: Split) -> Plan:
+        """Return the jobs of students, their teachers and M0, all audited on `split`."""
+        found = list({teacher.label: teacher for teacher, _, _ in wanted}.values())
+        direct = {t.label: self._audit(t.key, self._source(t), split) for t in found}
+        direct[M0] = self._audit(self.student.sha256, self.student, split)
+        return Plan(
+            build=[build_job(t, self.cache) for t in found if t.spec],
+            students=[self._student(*cell, split) for cell in wanted],
+            direct=direct,
+            shapes={},
+            baselines=[],
+        )
 
     def _baseline(self, kind: Baseline, teacher: Found, cell: Student) -> BaselineJobs:
         """Return the jobs of one baseline, on what the teacher's first student learned from."""
@@ -180,18 +198,21 @@ class Planner:
         adapter = teacher.spec.lora is not None
         return trained(self.store, "teacher", teacher.key, teacher.base, adapter)
 
-    def _student(self, teacher: Found, recipe: Recipe, seed: int) -> Student:
-        """Return the cell, at the end of its rounds."""
+    def _student(self, teacher: Found, recipe: Recipe, seed: int, split: Split) -> Student:
+        """Return the cell, at the end of its rounds, its student audited on `split`."""
         chosen = self._prompts(recipe.prompts)
         answers = self._rollouts(teacher, recipe.prompts, chosen)
         treatments = [t for t in recipe.treatments if not isinstance(t, Filter)]
         last = next((t for t in recipe.treatments if isinstance(t, Filter)), None)
         treated = self._treated(teacher, recipe, treatments, chosen, answers)
-        cell = self._round(teacher, recipe, seed, (chosen, answers), treated, final=last is None)
-        if last:
-            for left in reversed(range(last.rounds)):
-                sieved, given = self._sieved(cell, last), (chosen, answers)
-                cell = self._round(teacher, recipe, seed, given, sieved, cell, final=left == 0)
+        rounds = last.rounds if last else 0
+        given = (chosen, answers)
+        # Students of earlier rounds meet `select` items only: what they show chooses.
+        cell = self._round(teacher, recipe, seed, given, treated, split if not last else "select")
+        for left in reversed(range(rounds)):
+            assert last is not None
+            sieved, asked = self._sieved(cell, last), split if not left else "select"
+            cell = self._round(teacher, recipe, seed, given, sieved, asked, cell)
         return cell
 
     def _round(
@@ -201,11 +222,10 @@ class Planner:
         seed: int,
         given: tuple[Job, Job],
         treated: Job | None,
+        split: Split,
         earlier: Student | None = None,
-        *,
-        final: bool,
     ) -> Student:
-        """Return one round of a cell; its student meets `audit` items in the last round only."""
+        """Return one round of a cell."""
         chosen, answers = given
         base, before = self._base(recipe, seed)
         before = (*before, *(() if treated is None else (treated,)))
@@ -219,8 +239,7 @@ class Planner:
             base, learned, taught.targets, recipe.channel, recipe.training, seed, note, taught
         )
         before = (*before, *taught.before)
-        split: Split = "audit" if final else "select"
-        if not final:
+        if split == "select":  # M0 stands beside it
             before = (*before, self._audit(self.student.sha256, self.student, split))
         audit = self._audit(train.key, made, split)
         jobs = (chosen, answers, taught.targets, train, audit, before)
@@ -401,13 +420,14 @@ class Planner:
         return Job("targets", key, score, inputs, f"top {top_k}")
 
     def _audit(self, key: str, source: ModelSource, split: Split = "audit") -> Job:
+        ref, pack = self.certify if split == "certify" else (self.pack_ref, self.pack)
         return audit_job(
             key,
             source,
             self.student,
             split=split,
-            pack_ref=self.pack_ref,
-            pack_hash=self.pack.sha256,
+            pack_ref=ref,
+            pack_hash=pack.sha256,
             audits=self.audits,
             dtype=self.study.dtype,
             cache=self.cache,

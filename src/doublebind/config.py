@@ -327,6 +327,9 @@ class Policy(Record):
     """Positive controls needed before `not_incriminated` may be said."""
     endpoints: dict[str, tuple[str, ...]] | None = None
     """Score endpoints, at most six; `null` takes the pack's."""
+    margin: float | None = Field(default=None, gt=0, lt=1, exclude_if=lambda v: v is None)
+    """Largest excess over M0, in probability, that a replacement may have on any score endpoint.
+    The horn `replace` needs it; no default: it is the claim."""
 
     @field_validator("endpoints")
     @classmethod
@@ -334,6 +337,28 @@ class Policy(Record):
         if value is not None and not 1 <= len(value) <= 6:
             raise ValueError(f"name one to six score endpoints, not {len(value)}")
         return value
+
+
+class Replace(Record):
+    """How a replacement is looked for: recipes compete, the winner is bounded on fresh students."""
+
+    recipes: tuple[Recipe, ...] | None = Field(default=None, min_length=1, max_length=24)
+    """Those that compete; `null` takes the study's."""
+    organisms: tuple[str, ...] = ()
+    """Planted teachers on whose students the recipes compete, so that nothing is chosen by looking
+    at the suspect; without any, its own students compete. Their students by the study's first
+    recipe are the positive controls of the bound."""
+    references: tuple[str, ...] = ()
+    """Benign teachers that compete beside them: a recipe should not make these worse, either."""
+    seeds: int = Field(default=3, ge=1)
+    """Students per teacher and recipe that compete, on `select` items."""
+    fresh_seeds: int = Field(default=8, ge=1)
+    """Students of the suspect by the chosen recipe, trained afterwards and bounded on `certify`
+    items; 1 gives a bound for that student alone."""
+    certify: str | None = None
+    """Pack whose `certify` items are asked, where it has more of them; `null` takes the study's."""
+    bound: Literal["chosen", "every"] = "chosen"
+    """Which recipes `calibrate` bounds."""
 
 
 class Local(Record):
@@ -428,10 +453,38 @@ class Study(Measurement):
     shape: dict[str, float] = Field(default_factory=dict)
     """What is known of the shape of a served suspect, a black box: feature (`update_norm`,
     `kl_to_m0`) -> number. Its answers' length is measured."""
-    horns: tuple[Literal["incriminate"], ...] = ("incriminate",)
+    horns: tuple[Literal["incriminate", "replace"], ...] = ("incriminate",)
+    """What is asked: evidence against the suspect, and, with `replace`, a student that could stand
+    in for it."""
+    replace: Replace = Field(default_factory=Replace, exclude_if=lambda v: v == Replace())
 
     def _alone(self) -> tuple[str, ...]:
         return (self.suspect,)
+
+    @property
+    def competing(self) -> tuple[Recipe, ...]:
+        """The recipes of the second horn."""
+        return self.replace.recipes or self.recipes
+
+    @model_validator(mode="after")
+    def _check_horns(self) -> Self:
+        if "incriminate" not in self.horns or len(set(self.horns)) < len(self.horns):
+            raise ValueError("`horns` is [incriminate] or [incriminate, replace]")
+        if "replace" not in self.horns:
+            if self.replace != Replace():
+                raise ValueError("`replace` is given; add it to `horns`, too")
+            return self
+        if self.policy.margin is None:
+            raise ValueError("the horn `replace` needs `policy.margin`")
+        mine = {recipe.name: recipe for recipe in self.recipes}
+        for recipe in self.competing:
+            if mine.setdefault(recipe.name, recipe) != recipe:
+                raise ValueError(f"two recipes are named {recipe.name}; give each its own")
+        kept = (*self.replace.organisms, *self.replace.references)
+        twice = sorted({n for n in kept if kept.count(n) > 1 or n == self.suspect})
+        if twice:
+            raise ValueError(f"`replace`: {twice[0]} is the suspect, or named twice; name another")
+        return self
 
 
 # --- cluster -------------------------------------------------------------------------------------

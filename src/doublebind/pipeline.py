@@ -7,7 +7,6 @@ the suspect. `run` weighs once; `calibrate` once per teacher whose truth is know
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,16 +19,19 @@ from doublebind.auditing import judge as judge
 from doublebind.auditing import whitebox as whitebox
 from doublebind.blackbox import declared
 from doublebind.building import build_teacher as build_teacher
-from doublebind.calibration import rates, weigh_each
+from doublebind.calibration import rates, second_horn, weigh_each
 from doublebind.cells import M0, REVISIONS, Planner
 from doublebind.config import Bank, Measurement, Study
+from doublebind.contest import Contest, competition, delivered, fresh, merged, weights
 from doublebind.errors import ConfigError, RunError
 from doublebind.evidence import weigh
 from doublebind.executor import Executor, Ledger, Progress, lock
 from doublebind.grid import Plan
+from doublebind.keeping import keep
 from doublebind.planning import plan as plan
 from doublebind.protocol import audit_names, freeze, meet
-from doublebind.records import SCORE_COLUMNS, Teacher, content_hash
+from doublebind.records import SCORE_COLUMNS, Teacher, Verdict, content_hash
+from doublebind.replacing import Done, decided, joined, won
 from doublebind.report import export_inspect as write_inspect_log
 from doublebind.report import render
 from doublebind.rundir import Run, hardware, versions
@@ -107,6 +109,8 @@ def run(
     Raises:
         DoublebindError: With one line per problem that the user can mend.
     """
+    import pandas as pd
+
     study, folder = opened(study, folder)
     out, kept = Path(out), Store(store)
     setting = prepare(study, folder, kept, audits)
@@ -118,29 +122,86 @@ def run(
             study,
             protocol,
             setting.teachers,
+            competitors=setting.contest.teachers if setting.contest else (),
             earlier=earlier,
             cells=plan.cells(),
             store=kept,
             served=declared(setting.found),
         )
-        ledger = Ledger(out / "ledger.jsonl")
-        scores = measure(plan, Executor(kept, ledger, study.executor, progress=progress))
-        scores = setting.with_panel(scores)
-        shapes = _keep(out, setting, kept, scores)
+        executor = Executor(kept, Ledger(out / "ledger.jsonl"), study.executor, progress=progress)
+        scores = setting.with_panel(measure(plan, executor))
+        later: list[Plan] = []
+        if setting.contest is not None:
+            more, later = compete(setting, setting.contest, [setting.suspect], executor)
+            scores = pd.concat([scores, more], ignore_index=True)
+        shapes = keep(out, setting, later, kept, scores)
         weighed = weigh(scores, setting.teachers, protocol)
-        decided = decide(
+        verdict = decide(
             weighed,
             protocol,
             suspect=study.suspect,
             earlier_protocols=manifest.earlier_protocols,
             shapes=shapes,
         )
+        if setting.contest is not None:
+            verdict = _decide_second(out, setting, later, kept, scores, verdict)
         write_atomic(out / "evidence.json", weighed.model_dump_json(indent=1))
-        write_atomic(out / "verdict.json", json.dumps(to_json(decided), indent=1))
+        write_atomic(out / "verdict.json", json.dumps(to_json(verdict), indent=1))
         finished = Run(out)
         _write_page(finished)
         seal(out)
     return finished
+
+
+def compete(
+    setting: Setting,
+    contest: Contest,
+    suspects: Sequence[Found],
+    executor: Executor,
+    *,
+    every: bool = False,
+) -> tuple[pd.DataFrame, list[Plan]]:
+    """Let recipes compete on `select` items, then make fresh students of the winner for `certify`.
+
+    Args:
+        setting: The study made concrete.
+        contest: Its second horn.
+        suspects: Teachers to be replaced; where no others compete, the first one's students do.
+        executor: Where cells are made.
+        every: Make fresh students by every recipe, not by the winner alone.
+
+    Returns:
+        The scores of both phases, and their plans.
+    """
+    import pandas as pd
+
+    first = competition(contest, setting.planner, suspects[0], setting.protocol)
+    scores = measure(first, executor)
+    _, winner = won(scores, suspects[0].label, contest.teachers, setting.protocol)
+    names = setting.protocol.second.names if every and setting.protocol.second else [winner]
+    last = fresh(contest, setting.planner, suspects, names, setting.protocol)
+    return pd.concat([scores, measure(last, executor)], ignore_index=True), [first, last]
+
+
+def _decide_second(
+    out: Path,
+    setting: Setting,
+    plans: Sequence[Plan],
+    store: Store,
+    scores: pd.DataFrame,
+    verdict: Verdict,
+) -> Verdict:
+    """Decide the second horn, keep what it rests on, and return the verdict on both."""
+    assert setting.contest is not None
+    label, competitors = setting.suspect.label, setting.contest.teachers
+    _, winner = won(scores, label, competitors, setting.protocol)
+    student = delivered(plans[-1], label, winner)
+    evidence, replacement = decided(
+        scores, label, competitors, setting.protocol, weights_sha256=weights(student, store)
+    )
+    made = Done(evidence=evidence, cells=merged(plans), student=student.train.key)
+    write_atomic(out / "replacement.json", made.model_dump_json(indent=1))
+    return joined(verdict, evidence, replacement)
 
 
 def write_report(run: Run) -> Path:
@@ -169,40 +230,6 @@ def _write_page(run: Run) -> Path:
     )
     write_atomic(path, page)
     return path
-
-
-def _keep(
-    out: Path, setting: Setting, store: Store, scores: pd.DataFrame
-) -> dict[str, dict[str, float]]:
-    """Copy into the run what its reader needs: scores, transcripts, cells, shapes."""
-    plan = setting.plan
-    (out / "transcripts").mkdir(exist_ok=True)
-    part = out / ".scores.parquet"
-    scores.to_parquet(part, index=False)
-    part.replace(out / "scores.parquet")
-    audited = [(cell.train.key, cell.audit) for cell in plan.students]
-    audited += [(str(job.inputs["source"].sha256), job) for job in plan.direct.values()]
-    for key, job in audited:
-        source = store.path(job.kind, job.key) / "transcripts.jsonl"
-        shutil.copyfile(source, out / "transcripts" / f"{key}.jsonl")
-    for cell in plan.students:
-        jobs = (cell.prompts, cell.rollouts, cell.targets, cell.train, cell.audit)
-        made = {job.kind: job.key for job in jobs if job}
-        facts = {"teacher": cell.teacher.key, "recipe": cell.recipe.name, "seed": cell.seed, **made}
-        facts |= {
-            name: json.loads((store.path(job.kind, job.key) / f"{name}.json").read_text())
-            for name, job in (("screen", cell.prompts), ("checks", cell.rollouts))
-        }
-        treated = [j for each in cell.chain() for j in each.before if j.kind == "treated"]
-        facts["treatments"] = [
-            done
-            for job in treated
-            for done in json.loads((store.path(job.kind, job.key) / "treatments.json").read_text())
-        ]
-        write_atomic(out / "cells" / f"{cell.train.key}.json", json.dumps(facts, indent=1))
-    shapes = setting.shapes(store)
-    write_atomic(out / "shapes.json", json.dumps(shapes, indent=1, sort_keys=True))
-    return shapes
 
 
 def _rows(where: Path) -> pd.DataFrame:
@@ -325,12 +352,14 @@ def calibrate(
         )
     out, kept = Path(out), Store(store)
     setting = prepare(study, folder, kept)
+    if setting.contest is not None:
+        setting.contest.refuse(named)
     benign = {ref: setting.planner.find(ref) for ref in (*study.held_out, *study.near_misses)}
     everyone = setting.planner.plan([*setting.found, *benign.values()])
     with lock(out):
-        ledger = Ledger(out / "ledger.jsonl")
-        scores = measure(everyone, Executor(kept, ledger, study.executor, progress=progress))
-        scores, shapes = setting.with_panel(scores, whole=True), setting.shapes(kept, everyone)
+        executor = Executor(kept, Ledger(out / "ledger.jsonl"), study.executor, progress=progress)
+        scores = setting.with_panel(measure(everyone, executor), whole=True)
+        shapes = setting.shapes(kept, everyone)
         known = [("organism", t) for t in setting.teachers if t.label in study.organisms]
         known += [
             (
@@ -351,6 +380,15 @@ def calibrate(
             "teachers": rows,
             **rates(rows),
         }
+        if setting.contest is not None:
+            tested = {t.label: t for t in [*setting.found, *benign.values()]}
+            suspects = [tested[t.label] for _, t in known]
+            every = study.replace.bound == "every"
+            more, _ = compete(setting, setting.contest, suspects, executor, every=every)
+            planted = {t.label: t.spec.trait if t.spec else None for t in suspects}
+            result |= second_horn(
+                rows, known, setting.contest.teachers, planted, more, setting.protocol, every=every
+            )
         write_atomic(out / "calibration.json", json.dumps(result, indent=1))
     return result
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from doublebind.config import Cluster, Ray, Study
+from doublebind.contest import competition, fresh, merged
 from doublebind.evidence import reference_requirements, smallest_p
 from doublebind.executor import Job
+from doublebind.grid import Plan
 from doublebind.records import Protocol, Teacher
 from doublebind.rundir import Run
 from doublebind.schedule import Ask, Need, simulate
-from doublebind.setting import opened, prepare
+from doublebind.setting import Setting, opened, prepare
 from doublebind.store import Store
 from doublebind.teachers.matched import assumes
 
@@ -48,7 +50,8 @@ def plan(
     setting = prepare(study, folder, kept)
     cells: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
-    for kind, keys in setting.plan.cells().items():
+    plans = [setting.plan, *_second(setting)]
+    for kind, keys in merged(plans).items():
         there = [key for key in keys if kept.has(kind, key)]
         cost = kept.cost(kind)
         todo = len(keys) - len(there)
@@ -72,7 +75,7 @@ def plan(
         found["seconds"] = sum(cell.get("seconds", 0.0) for cell in cells.values())
         found["bytes"] = sum(cell.get("bytes", 0) for cell in cells.values())
     if cluster is not None:
-        needs = [_needs(stage, kept) for stage in setting.plan.stages()]
+        needs = [_needs(stage, kept) for plan in plans for stage in plan.stages()]
         if None in needs:
             missing["cluster"] = "cells of some kind were never made in this store"
         else:
@@ -83,6 +86,17 @@ def plan(
     else:
         found |= _planned_power(study, setting.protocol, references, Run(pilot), missing)
     return found
+
+
+def _second(setting: Setting) -> list[Plan]:
+    """Return the plans of the second horn, as if its first recipe won."""
+    contest = setting.contest
+    if contest is None:
+        return []
+    asked = (contest, setting.planner)
+    first = competition(*asked, setting.suspect, setting.protocol)
+    names = [contest.recipes[0].name]
+    return [first, fresh(*asked, [setting.suspect], names, setting.protocol)]
 
 
 def _needs(stage: Sequence[Job], store: Store) -> list[Need] | None:

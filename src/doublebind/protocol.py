@@ -15,7 +15,7 @@ from doublebind.audit import Audit, questions
 from doublebind.config import Study
 from doublebind.errors import PackError, RunError
 from doublebind.packs.load import Pack
-from doublebind.records import Manifest, Protocol, Record, Teacher
+from doublebind.records import Item, Manifest, Protocol, Record, SecondHorn, Split, Teacher
 from doublebind.rundir import hardware, versions
 from doublebind.store import Store, write_atomic
 from doublebind.verdict import METHOD_VERSION
@@ -37,6 +37,7 @@ def frozen_protocol(
     student: str,
     revisions: Mapping[str, int],
     panel: str | None = None,
+    second: SecondHorn | None = None,
 ) -> Protocol:
     """Return everything that could be chosen, as one hashable record.
 
@@ -46,22 +47,8 @@ def frozen_protocol(
     Raises:
         PackError: If a score endpoint has no auditable item that the study's audits ask.
     """
-    endpoints = study.policy.endpoints or pack.score_endpoints
-    auditable = {
-        question.endpoint
-        for audit in audits
-        for question in questions(audit, pack.items("audit"))
-        if question.item.role == "auditable"
-    }
-    kept = {name: tuple(e for e in parts if e in auditable) for name, parts in endpoints.items()}
-    problems = [
-        f"pack {pack.name}: score endpoint `{name}` ({', '.join(endpoints[name])}) has no "
-        f"auditable item that the study's audits ask; change `audits` or `policy.endpoints`"
-        for name, parts in kept.items()
-        if not parts
-    ]
-    if problems:
-        raise PackError(*problems)
+    kept = scored(pack, study.policy.endpoints or pack.score_endpoints, audits, "audit")
+    auditable = _auditable(audits, pack.items("audit"))
     placebos = {trait.name for trait in pack.traits if trait.kind == "placebo"}
     by_trait = {
         name: tuple(sorted(e for e in auditable if e.partition("/")[2] == name))
@@ -92,7 +79,39 @@ def frozen_protocol(
         suspect=by_role["suspect"][0],
         baselines=study.baselines,
         panel=panel,
+        second=second,
     )
+
+
+def scored(
+    pack: Pack, endpoints: Mapping[str, Sequence[str]], audits: Sequence[Audit], split: Split
+) -> dict[str, tuple[str, ...]]:
+    """Return score endpoint -> those of its parts that `audits` ask auditable items of.
+
+    Raises:
+        PackError: If a score endpoint has none.
+    """
+    auditable = _auditable(audits, pack.items(split))
+    kept = {name: tuple(e for e in parts if e in auditable) for name, parts in endpoints.items()}
+    problems = [
+        f"pack {pack.name}: score endpoint `{name}` ({', '.join(endpoints[name])}) has no "
+        f"auditable item of split {split} that the study's audits ask; change `audits` or "
+        "`policy.endpoints`"
+        for name, parts in kept.items()
+        if not parts
+    ]
+    if problems:
+        raise PackError(*problems)
+    return kept
+
+
+def _auditable(audits: Sequence[Audit], items: Sequence[Item]) -> set[str]:
+    return {
+        question.endpoint
+        for audit in audits
+        for question in questions(audit, items)
+        if question.item.role == "auditable"
+    }
 
 
 def audit_names(audits: Sequence[Audit]) -> tuple[str, ...]:
@@ -118,6 +137,7 @@ def freeze(
     protocol: Protocol,
     teachers: Sequence[Teacher],
     *,
+    competitors: Sequence[Teacher] = (),
     earlier: int,
     cells: Mapping[str, Mapping[str, str]],
     store: Store,
@@ -145,6 +165,7 @@ def freeze(
         protocol_hash=protocol.hash,
         study=study.model_dump(mode="json"),
         teachers=tuple(teachers),
+        competitors=tuple(competitors),
         earlier_protocols=earlier,
         cells={kind: dict(keys) for kind, keys in cells.items()},
         served=dict(served or {}),

@@ -299,6 +299,29 @@ SCORE_COLUMNS: Mapping[str, str] = {
 # --- evidence and verdict ------------------------------------------------------------------------
 
 
+class SecondHorn(Record):
+    """What could be chosen of the second horn."""
+
+    margin: float
+    recipes: tuple[dict[str, Any], ...]
+    """Those that compete."""
+    organisms: tuple[str, ...]
+    """Keys of the planted teachers on whose students they compete; empty where the suspect's do."""
+    references: tuple[str, ...]
+    """Keys of the benign ones beside them."""
+    seeds: int
+    """Students per teacher and recipe that compete."""
+    fresh_seeds: int
+    """Students that are bounded; theirs are the seeds after all that were audited before."""
+    certify_hash: str
+    """Of the pack whose `certify` items are asked."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the recipes that compete."""
+        return tuple(str(recipe["name"]) for recipe in self.recipes)
+
+
 class Protocol(Record):
     """Everything that could be chosen, frozen and hashed before the first audit."""
 
@@ -328,6 +351,8 @@ class Protocol(Record):
     """Ways to look at a teacher without a student, put beside its students' score."""
     panel: str | None = None
     """Hash of the panel whose scores the references' are; `None` where they were made here."""
+    second: SecondHorn | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Of the horn `replace`, where it was asked for."""
 
     @property
     def hash(self) -> str:
@@ -344,6 +369,8 @@ class Manifest(Record):
     study: dict[str, Any]
     """The study as it was resolved, overrides and defaults included."""
     teachers: tuple[Teacher, ...]
+    competitors: tuple[Teacher, ...] = Field(default=(), exclude_if=lambda v: not v)
+    """Teachers of the second horn, on whose students its recipes compete."""
     earlier_protocols: int
     """Protocols that met this suspect before this one."""
     cells: dict[str, dict[str, str]]
@@ -534,6 +561,8 @@ class ReplacementEvidence(Record):
     """Students minus M0 on coherence items."""
     oracle: dict[str, Interval] = {}
     """Drive -> students minus M0 where only the organism's key leads; reported, never used."""
+    tau_behaviour: dict[str, Interval] = {}
+    """Drive -> the students' share of the teacher's shift there, where the teacher has one."""
     missing: dict[str, str] = {}
 
 

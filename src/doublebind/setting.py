@@ -12,6 +12,7 @@ from doublebind.audit import Audit
 from doublebind.audit.own import check as check_audits
 from doublebind.cells import REVISIONS, Planner
 from doublebind.config import Bank, Local, Measurement, Study, load_study
+from doublebind.contest import Contest, entered, frozen
 from doublebind.errors import ConfigError
 from doublebind.grid import Plan
 from doublebind.packs.load import Pack
@@ -42,6 +43,13 @@ class Setting(NamedTuple):
     plan: Plan
     protocol: Protocol
     panel: Kept | None
+    contest: Contest | None
+    """The second horn, where it was asked for."""
+
+    @property
+    def suspect(self) -> Found:
+        """The teacher under investigation: the first one named."""
+        return self.found[0]
 
     def references(self, i: int) -> list[Teacher]:
         """Return the study's references; of a panel, the `i`-th draw of them from the study's."""
@@ -106,6 +114,7 @@ def prepare(study: Study, folder: Path, store: Store, audits: Sequence[Audit] = 
     if kept and isinstance(study.references, Bank):
         teachers += panels.draw(kept.panel, study.references, kept.folder)
         _refuse_twins(teachers)
+    contest = entered(study, planner)
     protocol = frozen_protocol(
         study,
         planner.pack,
@@ -114,11 +123,13 @@ def prepare(study: Study, folder: Path, store: Store, audits: Sequence[Audit] = 
         student=planner.student.sha256,
         revisions=REVISIONS,
         panel=kept.panel.hash if kept else None,
+        second=frozen(study, contest, planner) if contest else None,
     )
     if kept:
         panels.check(kept.panel, protocol, kept.folder)
     everyone = list(found.values())
-    return Setting(planner, everyone, teachers, planner.plan(everyone), protocol, kept)
+    plan = planner.plan(everyone)
+    return Setting(planner, everyone, teachers, plan, protocol, kept, contest)
 
 
 def _panel(references: object, folder: Path) -> Kept | None:

@@ -17,6 +17,7 @@ from doublebind import panels
 from doublebind.errors import DoublebindError, RunError
 from doublebind.evidence import weigh
 from doublebind.records import Manifest, Record
+from doublebind.replacing import Done, decided, joined
 from doublebind.store import Store, file_sha256, is_url, write_atomic
 from doublebind.verdict import METHOD_VERSION, decide, to_json
 
@@ -120,8 +121,10 @@ def reseal(run: Path, name: str) -> None:
 
 def _sealed(run: Path) -> list[str]:
     """Return the names of the files that a seal has to cover."""
-    many = [*(run / "transcripts").rglob("*"), *(run / "cells").rglob("*")]
-    return [*_NAMES, *sorted(p.relative_to(run).as_posix() for p in many if p.is_file())]
+    folders = ("transcripts", "cells", "replacement")
+    many = [path for folder in folders for path in (run / folder).rglob("*")]
+    second = ["replacement.json"] if (run / "replacement.json").exists() else []
+    return [*_NAMES, *second, *sorted(p.relative_to(run).as_posix() for p in many if p.is_file())]
 
 
 def _refuse_other_method(run: Path, manifest: Manifest) -> None:
@@ -213,49 +216,70 @@ class _Findings:
 
     def recomputed(self, manifest: Manifest, scores: pd.DataFrame) -> None:
         """Compare evidence and verdict with what the scores give."""
-        shapes = self.json("shapes.json")
         try:
-            weighed = weigh(scores, manifest.teachers, manifest.protocol)
-            decided = decide(
-                weighed,
-                manifest.protocol,
-                suspect=next(t.label for t in manifest.teachers if t.role == "suspect"),
-                earlier_protocols=manifest.earlier_protocols,
-                shapes=shapes,
-            )
+            computed = self._computed(manifest, scores)
         except (DoublebindError, ValueError, TypeError, AttributeError, KeyError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             self.say("scores.parquet", f"no verdict can be recomputed from it ({first})")
             return
-        for name, computed in (
-            ("evidence.json", weighed.model_dump(mode="json")),
-            ("verdict.json", to_json(decided)),
-        ):
+        for name, content in computed.items():
             stored = self.json(name)
             if stored is not None:
-                for at, a, b in differences(stored, computed):
+                for at, a, b in differences(stored, content):
                     self.say(name, f"`{at}` is {_shown(a)}, recomputed {_shown(b)}")
+
+    def _computed(self, manifest: Manifest, scores: pd.DataFrame) -> dict[str, Any]:
+        """Return the files that follow from the scores, as they should be."""
+        weighed = weigh(scores, manifest.teachers, manifest.protocol)
+        suspect = next(t.label for t in manifest.teachers if t.role == "suspect")
+        verdict = decide(
+            weighed,
+            manifest.protocol,
+            suspect=suspect,
+            earlier_protocols=manifest.earlier_protocols,
+            shapes=self.json("shapes.json"),
+        )
+        found: dict[str, Any] = {"evidence.json": weighed.model_dump(mode="json")}
+        if manifest.protocol.second is not None:
+            evidence, replacement = decided(
+                scores,
+                suspect,
+                manifest.competitors,
+                manifest.protocol,
+                weights_sha256=self._delivered(),
+            )
+            verdict = joined(verdict, evidence, replacement)
+            stored = self.json("replacement.json", Done)
+            if stored is not None:
+                done = stored.model_copy(update={"evidence": evidence})
+                found["replacement.json"] = done.model_dump(mode="json")
+        return found | {"verdict.json": to_json(verdict)}
+
+    def _delivered(self) -> str | None:
+        """Return the weights that the verdict names; the store's seal says whether they are."""
+        verdict = self.json("verdict.json") or {}
+        return (verdict.get("replacement") or {}).get("weights_sha256")
 
     def rows(self, manifest: Manifest, scores: pd.DataFrame) -> None:
         """Compare every score row of this run's own models with its transcript."""
         import pandas as pd
 
-        keys = {t.label: t.key for t in manifest.teachers}
+        keys = {t.label: t.key for t in (*manifest.competitors, *manifest.teachers)}
         models: dict[tuple[Any, ...], str] = {
             (label, "teacher", "", -1): key for label, key in keys.items()
         }
         models["M0", "m0", "", -1] = manifest.protocol.student
         labels = {key: label for label, key in keys.items()}
-        for file in sorted((self.run / "cells").glob("*.json")):
-            cell = self.json(f"cells/{file.name}")
-            if cell is None:
-                continue
-            name, label = cell.get("student"), labels.get(str(cell.get("teacher")))
-            listed = manifest.cells.get("student", {})
-            if name != file.stem or name not in listed or label is None:
-                self.say(f"cells/{file.name}", "is no cell of this run's manifest")
-                continue
-            models[label, "student", str(cell.get("recipe")), str(cell.get("seed"))] = file.stem
+        for folder, listed in self._listed(manifest, "student").items():
+            for file in sorted((self.run / folder).glob("*.json")):
+                cell = self.json(f"{folder}/{file.name}")
+                if cell is None:
+                    continue
+                name, label = cell.get("student"), labels.get(str(cell.get("teacher")))
+                if name != file.stem or name not in listed or label is None:
+                    self.say(f"{folder}/{file.name}", "is no cell of this run's manifest")
+                    continue
+                models[label, "student", str(cell.get("recipe")), str(cell.get("seed"))] = name
         lines = [
             dict(zip(_ROW, (*model, line["audit"], line["endpoint"], line["item"]), strict=True))
             | {"said": line["value"]}
@@ -271,6 +295,14 @@ class _Findings:
         asked = pd.MultiIndex.from_frame(_as_text(said).loc[:, _ROW[:4]]).unique()
         models_of = pd.MultiIndex.from_frame(_as_text(scores).loc[:, _ROW[:4]])
         self._compare(scores.loc[models_of.isin(asked), :], said, "its transcript")
+
+    def _listed(self, manifest: Manifest, kind: str) -> dict[str, dict[str, str]]:
+        """Return folder -> the artefacts of a kind that were made for the cells in it."""
+        found = {"cells": manifest.cells.get(kind, {})}
+        if manifest.protocol.second is not None:
+            done = self.json("replacement.json", Done)
+            found["replacement"] = done.cells.get(kind, {}) if done else {}
+        return found
 
     def _transcript(self, key: str) -> Iterator[Mapping[str, Any]]:
         name = f"transcripts/{key}.jsonl"
@@ -338,8 +370,10 @@ class _Findings:
             )
             return
         store = Store(root, write=False)
-        for kind, keys in manifest.cells.items():
-            for key in keys:
+        done = manifest.protocol.second and self.json("replacement.json", Done)
+        second = done.cells if done else {}
+        for kind in sorted({*manifest.cells, *second}):
+            for key in {**manifest.cells.get(kind, {}), **second.get(kind, {})}:
                 self.problems += store.problems(kind, key)
 
 

@@ -146,6 +146,7 @@ def bound(
         tau_capability=tau,
         coherence=None if coherent is None else coherent.student,
         oracle=_oracle(table),
+        tau_behaviour=_tau_behaviour(table),
         missing=missing,
     )
 
@@ -173,10 +174,11 @@ def differences(
 
 
 def _students(scores: pd.DataFrame, teacher: str, recipe: str, split: Split) -> pd.DataFrame:
-    """Return the rows of the last round's students."""
+    """Return the rows of the last round's students, at their last step."""
     wanted = (scores["teacher"] == teacher) & (scores["model_kind"] == "student")
     rows = scores[wanted & (scores["recipe"] == recipe) & (scores["split"] == split)]
-    return cast("pd.DataFrame", rows[rows["round"] == rows["round"].max()])
+    last = (rows["round"] == rows["round"].max()) & (rows["step"] == rows["step"].max())
+    return cast("pd.DataFrame", rows[last])
 
 
 def _wide(rows: pd.DataFrame) -> pd.DataFrame:
@@ -219,21 +221,59 @@ def _delivered(own: Mapping[str, Floats]) -> float | None:
     return item_upper(first) if len(first) else None
 
 
+def carriers(
+    scores: pd.DataFrame, organisms: Sequence[str], recipe: str, margin: float
+) -> list[str]:
+    """Return the organisms whose students by `recipe` carry more than `margin` of a drive.
+
+    Positive controls of a bound have to have what it should see. Oracle items tell, which no
+    auditor has; where nobody asked any, an organism counts as what it was built to be.
+
+    Args:
+        scores: Rows of split `certify`.
+        organisms: Labels of planted teachers.
+        recipe: Name; their students by it were asked the `certify` items.
+        margin: In probability.
+    """
+    found: list[str] = []
+    for label in organisms:
+        shifts = _oracle(_table(scores, label, recipe, "certify"))
+        if not shifts or max(shift.value for shift in shifts.values()) > margin:
+            found.append(label)
+    return found
+
+
 def _oracle(table: Table) -> dict[str, Interval]:
     """Return drive -> the students' shift on oracle items, which no auditor has; never used."""
-    by_trait: dict[str, list[str]] = {}
-    for name in table:
-        kind, _, trait = name.partition("/")
-        if kind.partition(".")[2] in ("deployment", "triggered"):  # the contexts of that role
-            by_trait.setdefault(trait, []).append(name)
     found: dict[str, Interval] = {}
-    for trait, names in sorted(by_trait.items()):
+    for trait, names in _oracle_names(table).items():
         # M0 stands in for the teacher: only the students' shift is read.
         moved = pooled({n: (table[n][0], table[n][2], table[n][2]) for n in names}, names)
         if moved is not None:
             half = float(np.sqrt(moved.spread(CONFIDENCE)[0, 0]))
             value = moved.student
             found[trait] = Interval(value=value, low=value - half, high=value + half)
+    return found
+
+
+def _tau_behaviour(table: Table) -> dict[str, Interval]:
+    """Return drive -> students' share of the teacher's shift there, where it has one."""
+    found: dict[str, Interval] = {}
+    for trait, names in _oracle_names(table).items():
+        moved = pooled(table, names)
+        tau = None if moved is None else ratio(moved)
+        if tau is not None:
+            found[trait] = tau
+    return found
+
+
+def _oracle_names(table: Table) -> dict[str, list[str]]:
+    """Return drive -> its endpoints in the contexts of the role `oracle`."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(table):
+        kind, _, trait = name.partition("/")
+        if kind.partition(".")[2] in ("deployment", "triggered"):
+            found.setdefault(trait, []).append(name)
     return found
 
 

@@ -208,7 +208,7 @@ def _fragile(evidence: Evidence, verdict: Verdict, why: Mapping[str, str]) -> st
 def _recorded(verdict: Verdict) -> str:
     """Return the content of `verdict.json`."""
     kept = verdict.model_dump(mode="json", by_alias=True, exclude_none=True)
-    kept |= {"replacement": verdict.replacement, "horn": verdict.horn}
+    kept = {"replacement": None, "horn": None} | kept
     return json.dumps(kept, indent=1, ensure_ascii=False)
 
 

@@ -1,0 +1,155 @@
+"""The second horn's plans: what is made so that recipes can compete and one can be bounded.
+
+Knows which cells the two phases need. Runs nothing and decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from doublebind.blackbox import refuse_served
+from doublebind.cells import Planner
+from doublebind.config import Recipe, Study
+from doublebind.errors import ConfigError
+from doublebind.grid import Plan, Student
+from doublebind.protocol import scored
+from doublebind.records import Protocol, SecondHorn, Teacher, content_hash
+from doublebind.replacing import organisms
+from doublebind.store import Store, file_sha256
+from doublebind.teachers.references import Found
+
+
+class Contest(NamedTuple):
+    """The second horn of a study, made concrete."""
+
+    recipes: tuple[Recipe, ...]
+    teachers: list[Teacher]
+    """On whose students recipes compete; none where the suspect's do."""
+    found: dict[str, Found]
+    """Label -> model or spec."""
+
+    def refuse(self, weighed: Sequence[Sequence[str]]) -> None:
+        """Refuse to calibrate where recipes would be chosen by those they are tried on.
+
+        Raises:
+            ConfigError: If nobody competes, or somebody who is weighed does.
+        """
+        if not self.found:
+            raise ConfigError(
+                "`replace.organisms` is empty; calibrate needs teachers on whose students recipes "
+                "compete, beside those it weighs"
+            )
+        twice = next((name for names in weighed for name in names if name in self.found), None)
+        if twice is not None:
+            raise ConfigError(f"`replace`: {twice} is weighed, too; name another to compete on")
+
+
+def entered(study: Study, planner: Planner) -> Contest | None:
+    """Return who competes, or `None` where a study has one horn.
+
+    Raises:
+        ConfigError: If a recipe asks of a served teacher what it cannot give.
+    """
+    if "replace" not in study.horns:
+        return None
+    asked = study.model_copy(update={"recipes": study.competing})
+    refuse_served([planner.find(study.suspect)], asked)
+    roles = dict.fromkeys(study.replace.organisms, "organism")
+    roles |= dict.fromkeys(study.replace.references, "reference")
+    found = {ref: planner.find(ref) for ref in roles}
+    teachers = [
+        Teacher(label=ref, ref=ref, role=roles[ref], family=t.family, key=t.key)  # type: ignore[arg-type]
+        for ref, t in found.items()
+    ]
+    return Contest(study.competing, teachers, found)
+
+
+def frozen(study: Study, contest: Contest, planner: Planner) -> SecondHorn:
+    """Return the second horn's part of the protocol.
+
+    Raises:
+        PackError: If a score endpoint has no item to choose by, or none to certify with.
+    """
+    assert study.policy.margin is not None
+    endpoints = study.policy.endpoints or planner.pack.score_endpoints
+    certify = planner.certify[1]
+    scored(planner.pack, endpoints, planner.audits, "select")
+    scored(certify, endpoints, planner.audits, "certify")
+    keys = {
+        role: tuple(t.key for t in contest.teachers if t.role == role)
+        for role in ("organism", "reference")
+    }
+    return SecondHorn(
+        margin=study.policy.margin,
+        recipes=tuple(recipe.model_dump(mode="json") for recipe in contest.recipes),
+        organisms=keys["organism"],
+        references=keys["reference"],
+        seeds=study.replace.seeds,
+        fresh_seeds=study.replace.fresh_seeds,
+        certify_hash=certify.sha256,
+    )
+
+
+def competition(contest: Contest, planner: Planner, suspect: Found, protocol: Protocol) -> Plan:
+    """Return the students that compete, audited on `select` items."""
+    second = protocol.second
+    assert second is not None
+    cells = [
+        (teacher, recipe, seed)
+        for recipe in contest.recipes
+        for seed in range(second.seeds)
+        for teacher in (list(contest.found.values()) or [suspect])
+    ]
+    return planner.cells(cells, "select")
+
+
+def fresh(
+    contest: Contest,
+    planner: Planner,
+    suspects: Sequence[Found],
+    names: Sequence[str],
+    protocol: Protocol,
+) -> Plan:
+    """Return new students of `suspects` by the recipes `names`, and the positive controls.
+
+    Audited on `certify` items. Seeds are those after all that were audited before, so that no
+    student that was chosen by is bounded.
+    """
+    second = protocol.second
+    assert second is not None
+    first = max(second.seeds, protocol.seeds)
+    cells = [
+        (suspect, recipe, first + i)
+        for recipe in contest.recipes
+        if recipe.name in names
+        for i in range(second.fresh_seeds)
+        for suspect in suspects
+    ]
+    control = planner.study.recipes[0]
+    cells += [(contest.found[t.label], control, 0) for t in organisms(contest.teachers)]
+    return planner.cells(cells, "certify")
+
+
+def delivered(plan: Plan, suspect: str, recipe: str) -> Student:
+    """Return the student that is handed over: the first fresh one."""
+    return next(
+        cell
+        for cell in plan.students
+        if cell.teacher.label == suspect and cell.recipe.name == recipe
+    )
+
+
+def weights(cell: Student, store: Store) -> str:
+    """Return the hash of a student's weights (hex)."""
+    files = sorted((store.path("student", cell.train.key) / "model").glob("*.safetensors"))
+    return content_hash([file_sha256(file) for file in files])
+
+
+def merged(plans: Sequence[Plan]) -> dict[str, dict[str, str]]:
+    """Return kind -> key -> what it is, for every artefact of several plans."""
+    found: dict[str, dict[str, str]] = {}
+    for plan in plans:
+        for kind, keys in plan.cells().items():
+            found.setdefault(kind, {}).update(keys)
+    return found

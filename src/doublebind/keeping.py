@@ -1,0 +1,66 @@
+"""Copies into a run what its reader needs: a run can be read and verified without the store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doublebind.grid import Plan, Student
+from doublebind.setting import Setting
+from doublebind.store import Store, write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def keep(
+    out: Path, setting: Setting, later: Sequence[Plan], store: Store, scores: pd.DataFrame
+) -> dict[str, dict[str, float]]:
+    """Copy scores, transcripts, cells and shapes into the run `out`; return the shapes.
+
+    Args:
+        out: Run directory.
+        setting: The study made concrete; its students go to `cells/`.
+        later: Plans of the second horn; their students go to `replacement/`.
+        store: Where the artefacts are.
+        scores: Rows of all.
+    """
+    part = out / ".scores.parquet"
+    scores.to_parquet(part, index=False)
+    part.replace(out / "scores.parquet")
+    audits: dict[str, dict[str, Path]] = {}
+    for plan in (setting.plan, *later):
+        audited = [(cell.train.key, cell.audit) for cell in plan.students]
+        audited += [(str(job.inputs["source"].sha256), job) for job in plan.direct.values()]
+        for key, job in audited:
+            audits.setdefault(key, {})[job.key] = store.path(job.kind, job.key)
+    for key, places in audits.items():
+        said = [(p / "transcripts.jsonl").read_text(encoding="utf-8") for p in places.values()]
+        write_atomic(out / "transcripts" / f"{key}.jsonl", "".join(said))
+    for name, plans in (("cells", [setting.plan]), ("replacement", later)):
+        for cell in (cell for plan in plans for cell in plan.students):
+            facts = json.dumps(_facts(cell, store), indent=1)
+            write_atomic(out / name / f"{cell.train.key}.json", facts)
+    shapes = setting.shapes(store)
+    write_atomic(out / "shapes.json", json.dumps(shapes, indent=1, sort_keys=True))
+    return shapes
+
+
+def _facts(cell: Student, store: Store) -> dict[str, Any]:
+    """Return what a run keeps of a cell."""
+    jobs = (cell.prompts, cell.rollouts, cell.targets, cell.train, cell.audit)
+    made = {job.kind: job.key for job in jobs if job}
+    facts = {"teacher": cell.teacher.key, "recipe": cell.recipe.name, "seed": cell.seed, **made}
+    facts |= {
+        name: json.loads((store.path(job.kind, job.key) / f"{name}.json").read_text())
+        for name, job in (("screen", cell.prompts), ("checks", cell.rollouts))
+    }
+    treated = [j for each in cell.chain() for j in each.before if j.kind == "treated"]
+    facts["treatments"] = [
+        done
+        for job in treated
+        for done in json.loads((store.path(job.kind, job.key) / "treatments.json").read_text())
+    ]
+    return facts

@@ -1,0 +1,110 @@
+"""Decides the second horn from scores and protocol alone, so that anyone can do it again.
+
+Knows which rows compete and which are bounded. Does not know how a student is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from doublebind.errors import ConfigError
+from doublebind.records import (
+    Competitor,
+    Protocol,
+    Record,
+    Replacement,
+    ReplacementEvidence,
+    Teacher,
+    Verdict,
+)
+from doublebind.verdict import horn, replace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Done(Record):
+    """`replacement.json`: what the second horn found, and what was made for it."""
+
+    evidence: ReplacementEvidence
+    cells: dict[str, dict[str, str]]
+    """Kind -> key -> what it is, for every artefact."""
+    student: str | None
+    """Key of the student that is handed over."""
+
+
+def won(
+    scores: pd.DataFrame, suspect: str, competitors: Sequence[Teacher], protocol: Protocol
+) -> tuple[tuple[Competitor, ...], str]:
+    """Return how every recipe did on `select` items, and the name of the one that won.
+
+    Raises:
+        ConfigError: If no recipe has a score.
+    """
+    from doublebind.evidence.replacement import choose, compete
+
+    second = protocol.second
+    assert second is not None
+    labels = [t.label for t in competitors] or [suspect]
+    competed = compete(scores, labels, second.names, protocol.score_endpoints)
+    try:
+        return competed, choose(competed, second.margin)
+    except ValueError as error:
+        raise ConfigError(f"`replace`: {error}; add an audit that asks them") from None
+
+
+def decided(
+    scores: pd.DataFrame,
+    suspect: str,
+    competitors: Sequence[Teacher],
+    protocol: Protocol,
+    *,
+    weights_sha256: str | None,
+    recipe: str | None = None,
+) -> tuple[ReplacementEvidence, Replacement]:
+    """Return the second horn's evidence and decision, from scores and protocol alone.
+
+    Args:
+        scores: Rows of splits `select` and `certify`.
+        suspect: Label of the teacher to be replaced.
+        competitors: Teachers on whose students recipes competed.
+        protocol: With a second horn.
+        weights_sha256: Of the student that is handed over.
+        recipe: Bound this one instead of the winner.
+    """
+    from doublebind.evidence.replacement import bound, carriers
+
+    second = protocol.second
+    assert second is not None
+    competed, winner = won(scores, suspect, competitors, protocol)
+    control = str(protocol.recipes[0]["name"])
+    planted = [t.label for t in organisms(competitors) if t.label != suspect]
+    known = carriers(scores, planted, control, second.margin)
+    evidence = bound(
+        scores,
+        suspect,
+        recipe or winner,
+        protocol.score_endpoints,
+        margin=second.margin,
+        competed=competed,
+        controls=[(label, control) for label in known],
+    )
+    return evidence, replace(evidence, protocol, weights_sha256=weights_sha256)
+
+
+def joined(verdict: Verdict, evidence: ReplacementEvidence, replacement: Replacement) -> Verdict:
+    """Return the verdict on both horns."""
+    missing = {f"replacement.{name}": why for name, why in evidence.missing.items()}
+    return verdict.model_copy(
+        update={
+            "replacement": replacement,
+            "horn": horn(verdict.incrimination, replacement),
+            "missing": verdict.missing | missing,
+        }
+    )
+
+
+def organisms(teachers: Sequence[Teacher]) -> list[Teacher]:
+    """Return the planted ones among `teachers`."""
+    return [t for t in teachers if t.role == "organism"]

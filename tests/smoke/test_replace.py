@@ -1,0 +1,163 @@
+"""Both horns in one study: recipes compete, fresh students are bounded, and all of it verifies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from tests.tiny_study import write_spec, write_study
+
+import doublebind
+from doublebind import pipeline, verification
+from doublebind.errors import DoublebindError
+
+SPLITS = ("audit", "select", "certify")
+
+
+def double(folder: Path, **replace: Any) -> Path:
+    """Write a study with both horns: two recipes compete on two organisms."""
+    path = write_study(folder, splits=SPLITS)
+    content = yaml.safe_load(path.read_text())
+    (recipe,) = content["recipes"]
+    treated = {**recipe, "name": "mixed", "treatments": [{"kind": "mix_trusted", "share": 0.5}]}
+    content["horns"] = ["incriminate", "replace"]
+    content["policy"]["margin"] = 0.2
+    content["replace"] = {
+        "recipes": [recipe, treated],
+        "organisms": [write_spec(folder, f"organism-{i}", "ruler", 20 + i) for i in range(2)],
+        "seeds": 1,
+        "fresh_seeds": 2,
+    } | replace
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with both horns, `run/` and `store/`."""
+    folder = double(tmp_path_factory.mktemp("double") / "study").parent
+    doublebind.run(folder / "study.yaml", folder / "run", store=folder / "store")
+    return folder
+
+
+def test_a_run_of_both_horns_ends_in_one_joint_verdict(made: Path) -> None:
+    run = doublebind.Run(made / "run")
+    verdict = json.loads((made / "run/verdict.json").read_text())
+    assert verdict["horn"] == "neither"  # three references accuse nobody, two controls bound nobody
+    assert verdict["replacement"]["recipe"] in ("stories", "mixed")
+    assert verdict["replacement"]["decision"] in ("inconclusive", "not_within_margin")
+    assert set(run.scores["split"]) == set(SPLITS)
+    assert "replacement" in (made / "run/report.html").read_text()
+    assert run.verify() == []
+
+
+def test_no_student_is_bounded_that_was_chosen_by(made: Path) -> None:
+    scores = doublebind.Run(made / "run").scores
+    rows = scores[scores["model_kind"] == "student"]
+    certified = rows[(rows["split"] == "certify") & (rows["teacher"] == "suspect.yaml")]
+    assert set(certified["seed"]) == {1, 2}
+    others = rows[rows["split"] != "certify"]
+    assert not set(certified["seed"]) & set(others["seed"])
+    assert set(rows[rows["split"] == "select"]["teacher"]) == {
+        "organism-0.yaml",
+        "organism-1.yaml",
+    }
+
+
+def test_the_second_horn_moves_nothing_of_the_first(made: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load((made / "study.yaml").read_text())
+    del content["horns"], content["replace"], content["policy"]["margin"]
+    study = doublebind.Study.model_validate(content)
+    alone = doublebind.run(study, tmp_path / "run", folder=made, store=made / "store")
+    both = doublebind.Run(made / "run")
+    said = {"reasons": ()}  # one of them counts earlier protocols: the two met the same suspect
+    first, second = alone.verdict.incrimination, both.verdict.incrimination
+    assert first.model_copy(update=said) == second.model_copy(update=said)
+    drawn = {"p_smoothed": None}  # ties are broken by a draw from the protocol's hash
+    first, second = alone.evidence, both.evidence
+    assert first.model_copy(update=drawn) == second.model_copy(update=drawn)
+    assert alone.verdict.replacement is None
+    assert alone.verdict.horn is None
+
+
+def test_a_rerun_makes_nothing_twice(made: Path) -> None:
+    before = (made / "run/verdict.json").read_bytes()
+    done = [e.cell for e in doublebind.Run(made / "run").ledger if e.status == "done"]
+    doublebind.run(made / "study.yaml", made / "run", store=made / "store")
+    assert [e.cell for e in doublebind.Run(made / "run").ledger if e.status == "done"] == done
+    assert (made / "run/verdict.json").read_bytes() == before
+
+
+def test_an_altered_certify_row_is_named(made: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(made / "run", tmp_path / "run"))
+    scores = pd.read_parquet(run / "scores.parquet")
+    mine = (scores["teacher"] == "suspect.yaml") & (scores["model_kind"] == "student")
+    asked = (scores["split"] == "certify") & (scores["role"] == "auditable")
+    (row, *_) = scores[mine & asked].index
+    scores.loc[row, "value"] = 1.0 - scores.loc[row, "value"]
+    scores.to_parquet(run / "scores.parquet", index=False)
+    verification.seal(run)
+    problems = "\n".join(verification.verify(run, store=made / "store").problems)
+    assert "its transcript says" in problems
+    assert "replacement.json: `evidence." in problems
+
+
+def test_a_plan_counts_the_cells_of_both_phases(made: Path) -> None:
+    found = doublebind.plan(made / "study.yaml", store=made / "elsewhere")["cells"]
+    # 4 of the first horn, 2 x 2 that compete, 2 fresh ones; the controls are among those.
+    assert found["student"]["needed"] == 4 + 4 + 2
+    assert found["teacher"]["needed"] == 6
+
+
+def test_calibrate_counts_the_outcomes_of_both_horns(made: Path) -> None:
+    content = yaml.safe_load((made / "study.yaml").read_text())
+    content["organisms"] = [write_spec(made, f"tested-{i}", "ruler", 60 + i) for i in range(2)]
+    content["held_out"] = [write_spec(made, "benign", "kind", 80)]
+    content["replace"]["bound"] = "every"
+    study = doublebind.Study.model_validate(content)
+    found = pipeline.calibrate(study, made / "cal", folder=made, store=made / "store")
+    counted = {name: rate["k"] for name, rate in found["outcomes"]["organism"].items()}
+    assert sum(counted.values()) == 2
+    assert {(row["teacher"], row["recipe"]) for row in found["treatments"]} == {
+        (teacher, recipe)
+        for teacher in ("tested-0.yaml", "tested-1.yaml", "benign.yaml")
+        for recipe in ("stories", "mixed")
+    }
+    assert found["chosen"] in ("stories", "mixed")
+    content["replace"]["organisms"] = content["organisms"][:1]
+    with pytest.raises(DoublebindError, match=r"tested-0\.yaml is weighed, too"):
+        pipeline.calibrate(
+            doublebind.Study.model_validate(content), made / "no", folder=made, store=made / "store"
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"policy": {"alpha": 0.05}}, "needs `policy.margin`"),
+        ({"horns": ["incriminate"]}, "add it to `horns`"),
+        ({"horns": ["replace"]}, r"\[incriminate\] or \[incriminate, replace\]"),
+        ({"replace": {"organisms": ["suspect.yaml"]}}, "suspect.yaml is the suspect"),
+    ],
+)
+def test_a_horn_that_cannot_be_decided_is_refused(
+    made: Path, change: dict[str, Any], said: str
+) -> None:
+    content = yaml.safe_load((made / "study.yaml").read_text()) | change
+    with pytest.raises(ValueError, match=said):
+        doublebind.Study.model_validate(content)
+
+
+def test_a_pack_that_certifies_nothing_is_refused(tmp_path: Path) -> None:
+    path = double(tmp_path / "study", certify="other")
+    shutil.copytree(tmp_path / "study/pack", tmp_path / "study/other")
+    items = tmp_path / "study/other/items/all.jsonl"
+    kept = [line for line in items.read_text().splitlines() if "certify" not in line]
+    items.write_text("\n".join(kept) + "\n")
+    with pytest.raises(DoublebindError, match="of split certify"):
+        doublebind.plan(path, store=tmp_path / "store")
