@@ -39,7 +39,7 @@ from doublebind.distillation import Contrast, Live, distill, initialise
 from doublebind.errors import ConfigError
 from doublebind.executor import Job
 from doublebind.grid import BaselineJobs, Plan, Student
-from doublebind.jobs import audit_job, build_job, trained
+from doublebind.jobs import at_mark, audit_job, build_job, trained
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
 from doublebind.packs.load import load as load_pack
@@ -84,6 +84,11 @@ class _Taught:
     inputs: dict[str, Any] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     """Of what the answers' and targets' keys do not cover."""
+
+
+def _unmarked(recipe: Recipe) -> Recipe:
+    training = recipe.training.model_copy(update={"marks": ()})
+    return recipe.model_copy(update={"training": training})
 
 
 class Planner:
@@ -177,7 +182,7 @@ class Planner:
     def _retrained(self, teacher: Found, cell: Student) -> BaselineJobs:
         """Return the jobs that tune the teacher on M0's answers to the same prompts."""
         answers = self._rollouts(self._m0, cell.recipe.prompts, cell.prompts)
-        sft, training = SFT(kind="sft"), cell.recipe.training
+        sft, training = SFT(kind="sft"), _unmarked(cell.recipe).training
         note = "a teacher, tuned on M0's answers"
         train, made = self._trains(
             self._source(teacher), answers, None, sft, training, cell.seed, note
@@ -205,15 +210,15 @@ class Planner:
         treatments = [t for t in recipe.treatments if not isinstance(t, Filter)]
         last = next((t for t in recipe.treatments if isinstance(t, Filter)), None)
         treated = self._treated(teacher, recipe, treatments, chosen, answers)
-        rounds = last.rounds if last else 0
         given = (chosen, answers)
+        if last is None:
+            return self._round(teacher, recipe, seed, given, treated, split)
         # Students of earlier rounds meet `select` items only: what they show chooses.
-        cell = self._round(teacher, recipe, seed, given, treated, split if not last else "select")
-        for left in reversed(range(rounds)):
-            assert last is not None
-            sieved, asked = self._sieved(cell, last), split if not left else "select"
-            cell = self._round(teacher, recipe, seed, given, sieved, asked, cell)
-        return cell
+        passing = (teacher, _unmarked(recipe), seed, given)
+        cell = self._round(*passing, treated, "select")
+        for _ in range(last.rounds - 1):
+            cell = self._round(*passing, self._sieved(cell, last), "select", cell)
+        return self._round(teacher, recipe, seed, given, self._sieved(cell, last), split, cell)
 
     def _round(
         self,
@@ -243,7 +248,9 @@ class Planner:
             before = (*before, self._audit(self.student.sha256, self.student, split))
         audit = self._audit(train.key, made, split)
         jobs = (chosen, answers, taught.targets, train, audit, before)
-        return Student(teacher, recipe, seed, *jobs, learned, earlier)
+        on_the_way = {step: at_mark(made, step) for step in recipe.training.marks}
+        marks = tuple((step, self._audit(m.sha256, m, split)) for step, m in on_the_way.items())
+        return Student(teacher, recipe, seed, *jobs, learned, earlier, marks)
 
     def _treated(
         self,

@@ -6,11 +6,13 @@ opens it.
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from doublebind.errors import ConfigError
 from doublebind.records import Limits, Name, Record
@@ -116,6 +118,17 @@ class Training(Record):
     """Tokens per example; longer ones are cut at the end."""
     lora: Lora | None = Field(default_factory=lambda: Lora())
     """Adapter shape; `null` trains all weights."""
+    marks: tuple[int, ...] = Field(default=(), exclude_if=lambda v: not v)
+    """Steps on the way, rising and below `steps`, at which the student is kept and audited, too:
+    dose curves from one training run. Only the last step's student enters a score."""
+
+    @field_validator("marks")
+    @classmethod
+    def _rising(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        steps = (0, *value, info.data.get("steps", math.inf))
+        if any(late <= early for early, late in itertools.pairwise(steps)):
+            raise ValueError("marks are steps that rise from 1 and stay below `steps`")
+        return value
 
 
 PromptPolicy = Literal[

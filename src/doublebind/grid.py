@@ -33,11 +33,18 @@ class Student(NamedTuple):
     """What was learned from, where that is not `rollouts` as they were given."""
     earlier: Student | None = None
     """The round before, whose student said what to leave out of this one."""
+    marks: tuple[tuple[int, Job], ...] = ()
+    """Steps on the way, with the audits of the student as it was then."""
 
     @property
     def round(self) -> int:
         """How many rounds came before."""
         return 0 if self.earlier is None else self.earlier.round + 1
+
+    @property
+    def audits(self) -> list[tuple[int, Job]]:
+        """Return the step and the audit of every student kept, the finished one first."""
+        return [(self.recipe.training.steps, self.audit), *self.marks]
 
     def chain(self) -> list[Student]:
         """Return all rounds, the first one first."""
@@ -90,7 +97,7 @@ class Plan:
                 [
                     *(self.direct.values() if first else ()),
                     *_before("audit", cells),
-                    *(cell.audit for cell in cells),
+                    *(job for cell in cells for _, job in cell.audits),
                 ],
             ]
         return [*found, [baseline.scores for baseline in self.baselines]]

@@ -9,6 +9,7 @@ from doublebind.audit import REV as AUDIT_REV
 from doublebind.audit import Audit
 from doublebind.audit import run as run_audit
 from doublebind.config import Dtype
+from doublebind.distillation import MARKS, mark_key
 from doublebind.executor import Job
 from doublebind.records import ModelSource, Split, content_hash
 from doublebind.store import Store
@@ -22,6 +23,14 @@ def trained(store: Store, kind: str, key: str, base: ModelSource, adapter: bool)
     if adapter:
         return ModelSource(kind="adapter", path=base.path, adapter=made, sha256=key)
     return ModelSource(kind="folder", path=made, sha256=key)
+
+
+def at_mark(made: ModelSource, step: int) -> ModelSource:
+    """Return where the student `made` lies as it was after `step` steps, with its own identity."""
+    which = "adapter" if made.kind == "adapter" else "path"
+    there = Path(getattr(made, which)).with_name(MARKS) / str(step)
+    key = mark_key(made.sha256, step)
+    return made.model_copy(update={which: str(there), "sha256": key})
 
 
 def build_job(teacher: Found, cache: Path) -> Job:

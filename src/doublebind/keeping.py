@@ -32,9 +32,9 @@ def keep(
     part.replace(out / "scores.parquet")
     audits: dict[str, dict[str, Path]] = {}
     for plan in (setting.plan, *later):
-        audited = [(cell.train.key, cell.audit) for cell in plan.students]
-        audited += [(str(job.inputs["source"].sha256), job) for job in plan.direct.values()]
-        for key, job in audited:
+        audited = [job for cell in plan.students for _, job in cell.audits]
+        for job in (*audited, *plan.direct.values()):
+            key = str(job.inputs["source"].sha256)
             audits.setdefault(key, {})[job.key] = store.path(job.kind, job.key)
     for key, places in audits.items():
         said = [(p / "transcripts.jsonl").read_text(encoding="utf-8") for p in places.values()]
@@ -53,6 +53,8 @@ def _facts(cell: Student, store: Store) -> dict[str, Any]:
     jobs = (cell.prompts, cell.rollouts, cell.targets, cell.train, cell.audit)
     made = {job.kind: job.key for job in jobs if job}
     facts = {"teacher": cell.teacher.key, "recipe": cell.recipe.name, "seed": cell.seed, **made}
+    if cell.marks:
+        facts["marks"] = {str(step): job.inputs["source"].sha256 for step, job in cell.marks}
     facts |= {
         name: json.loads((store.path(job.kind, job.key) / f"{name}.json").read_text())
         for name, job in (("screen", cell.prompts), ("checks", cell.rollouts))

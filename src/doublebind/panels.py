@@ -135,9 +135,18 @@ def draw(panel: Panel, bank: Bank, where: Path) -> list[Teacher]:
     ]
 
 
+def _unmarked(met: Conditions) -> Conditions:
+    """Return conditions without marks on the way, which change no student that is weighed."""
+    recipes = tuple(
+        recipe | {"training": {k: v for k, v in recipe["training"].items() if k != "marks"}}
+        for recipe in met.recipes
+    )
+    return met.model_copy(update={"recipes": recipes})
+
+
 def check(panel: Panel, protocol: Protocol, where: Path) -> None:
     """Raise a `ConfigError` naming every condition in which the panel differs from a protocol."""
-    ours, theirs = conditions(protocol), panel.conditions
+    ours, theirs = _unmarked(conditions(protocol)), _unmarked(panel.conditions)
     differing = [
         name for name in Conditions.model_fields if getattr(ours, name) != getattr(theirs, name)
     ]

@@ -64,15 +64,16 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
         for label, job in plan.direct.items()
     ]
     parts += [
-        _rows(executor.store.path(cell.audit.kind, cell.audit.key)).assign(
+        _rows(executor.store.path(job.kind, job.key)).assign(
             teacher=cell.teacher.label,
             model_kind="student",
             recipe=cell.recipe.name,
             seed=cell.seed,
             round=cell.round,
-            step=cell.recipe.training.steps,
+            step=step,
         )
         for cell in plan.students
+        for step, job in cell.audits
     ]
     parts += [
         _rows(executor.store.path(baseline.scores.kind, baseline.scores.key)).assign(

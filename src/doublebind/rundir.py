@@ -116,8 +116,9 @@ class Run:
 
         Keys: `student`, its content key; `teacher`, the teacher's; `label`, `role` and `family` of
         the teacher; `recipe`; `seed`; the keys of what it was made from (`prompts`, `rollouts`,
-        `targets`, `audit`); `screen` and `checks`, what was dropped on the way and why. A panel's
-        students have no entry: they were made elsewhere.
+        `targets`, `audit`); `marks`, where the recipe asks for some: step -> key of the student as
+        it was then; `screen` and `checks`, what was dropped on the way and why. A panel's students
+        have no entry: they were made elsewhere.
         """
         order = {teacher.key: (i, teacher) for i, teacher in enumerate(self.manifest.teachers)}
         found = []
@@ -193,7 +194,7 @@ class Run:
         `cells`: kind -> how many are needed, and how many are done, started, failed or waiting.
         `nodes`: what each host finished, and what failed there. `failures`: the last error of
         every cell that failed and was not made since. `models`: key, kind, teacher, recipe and
-        seed of every model that was audited here.
+        seed of every model that was audited here; `step` of students kept on the way.
         """
         ledger = self.ledger
         latest = {entry.cell: entry for entry in ledger}
@@ -226,9 +227,11 @@ class Run:
             {"key": key, "kind": kind, "teacher": label} for label, kind, key in named
         ]
         found += [
-            {"key": c["student"], "kind": "student", "teacher": c["label"]}
+            {"key": key, "kind": "student", "teacher": c["label"]}
             | {"recipe": c["recipe"], "seed": c["seed"]}
+            | ({"step": int(step)} if step else {})
             for c in self.cells
+            for step, key in {"": c["student"], **c.get("marks", {})}.items()
         ]
         return [model for model in found if self.has_transcripts(model["key"])]
 

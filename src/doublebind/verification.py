@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doublebind import panels
+from doublebind.distillation import mark_key
 from doublebind.errors import DoublebindError, RunError
 from doublebind.evidence import weigh
 from doublebind.records import Manifest, Record
@@ -35,7 +36,8 @@ _NAMES = (
 )
 _SHOWN = 5
 """Rows that are named one by one; the others are counted."""
-_ROW = ["teacher", "model_kind", "recipe", "seed", "audit", "endpoint", "item"]
+_MODEL = ["teacher", "model_kind", "recipe", "seed", "step"]
+_ROW = [*_MODEL, "audit", "endpoint", "item"]
 
 
 class Verification(Record):
@@ -266,10 +268,13 @@ class _Findings:
 
         keys = {t.label: t.key for t in (*manifest.competitors, *manifest.teachers)}
         models: dict[tuple[Any, ...], str] = {
-            (label, "teacher", "", -1): key for label, key in keys.items()
+            (label, "teacher", "", -1, -1): key for label, key in keys.items()
         }
-        models["M0", "m0", "", -1] = manifest.protocol.student
+        models["M0", "m0", "", -1, -1] = manifest.protocol.student
         labels = {key: label for label, key in keys.items()}
+        recipes = [*manifest.protocol.recipes]
+        recipes += manifest.protocol.second.recipes if manifest.protocol.second else ()
+        audited = {str(r.get("name")): _steps(r) for r in recipes}
         for folder, listed in self._listed(manifest, "student").items():
             for file in sorted((self.run / folder).glob("*.json")):
                 cell = self.json(f"{folder}/{file.name}")
@@ -279,7 +284,10 @@ class _Findings:
                 if name != file.stem or name not in listed or label is None:
                     self.say(f"{folder}/{file.name}", "is no cell of this run's manifest")
                     continue
-                models[label, "student", str(cell.get("recipe")), str(cell.get("seed"))] = name
+                recipe = str(cell.get("recipe"))
+                for i, step in enumerate(audited.get(recipe, ())):
+                    key = mark_key(file.stem, step) if i else file.stem
+                    models[label, "student", recipe, str(cell.get("seed")), step] = key
         lines = [
             dict(zip(_ROW, (*model, line["audit"], line["endpoint"], line["item"]), strict=True))
             | {"said": line["value"]}
@@ -292,8 +300,8 @@ class _Findings:
         said = pd.DataFrame(lines).astype({"said": "float64"})
         # What an audit gave outside [0, 1] is unscored, and only its transcript says what it was.
         said["said"] = said["said"].where(said["said"].between(0, 1))
-        asked = pd.MultiIndex.from_frame(_as_text(said).loc[:, _ROW[:4]]).unique()
-        models_of = pd.MultiIndex.from_frame(_as_text(scores).loc[:, _ROW[:4]])
+        asked = pd.MultiIndex.from_frame(_as_text(said).loc[:, _MODEL]).unique()
+        models_of = pd.MultiIndex.from_frame(_as_text(scores).loc[:, _MODEL])
         self._compare(scores.loc[models_of.isin(asked), :], said, "its transcript")
 
     def _listed(self, manifest: Manifest, kind: str) -> dict[str, dict[str, str]]:
@@ -409,8 +417,18 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
+def _steps(recipe: Mapping[str, Any]) -> list[Any]:
+    """Return the steps at which a recipe's students were audited, the last one first."""
+    training = recipe.get("training")
+    if not isinstance(training, Mapping):
+        return [None]
+    marks = training.get("marks")
+    return [training.get("steps"), *(marks if isinstance(marks, list) else ())]
+
+
 def _where(row: Mapping[Any, Any]) -> str:
     who = f"{row['model_kind']} of {row['teacher']}, {row['recipe']}, seed {row['seed']}"
+    who += "" if row["step"] == "-1" else f", step {row['step']}"
     if row["model_kind"] in ("m0", "teacher"):
         who = f"{row['model_kind']} {row['teacher']}"
     return f"item {row['item']} ({row['audit']}, {row['endpoint']}) of {who}"

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from doublebind.cells import Planner
 from doublebind.config import Prompts, Study
-from doublebind.grid import Student
+from doublebind.executor import Job
+from doublebind.grid import Plan, Student
 from doublebind.store import Store
 
 STUDY: dict[str, Any] = {
@@ -81,6 +82,26 @@ def test_filtering_plans_a_chain_of_rounds_and_audits_only_the_last(tmp_path: Pa
     sieved = next(job for job in third.before if job.kind == "treated")
     assert sieved.inputs["audited"] == planner.store.path("audit", second.audit.key)
     assert sieved.inputs["rollouts"] == planner.store.path("treated", second.learned.key)  # type: ignore[union-attr]
+
+
+def test_marks_are_audited_in_the_last_round_only(tmp_path: Path) -> None:
+    recipe = {**STUDY["recipes"][0], "treatments": TREATED}
+    recipe["training"] = {"steps": 3, "marks": [1, 2]}
+    study = Study.model_validate({**STUDY, "recipes": [recipe], "baselines": ["retrained"]})
+    planner = Planner(study, tmp_path, Store(tmp_path / "store"))
+    plan = planner.plan([planner.find("terrarium/suspect-1")])
+    [cell] = plan.students
+    assert [step for step, _ in cell.audits] == [3, 1, 2]
+    assert [c.marks for c in cell.chain()[:-1]] == [(), ()]
+    trained = {job.key: job.inputs["training"].marks for job in _jobs(plan, "student")}
+    assert [marks for key, marks in trained.items() if key != cell.train.key] == [()] * 3
+    assert trained[cell.train.key] == (1, 2)
+    audited = {job.key for job in _jobs(plan, "audit")}
+    assert {job.key for _, job in cell.audits} <= audited
+
+
+def _jobs(plan: Plan, kind: str) -> list[Job]:
+    return [job for stage in plan.stages() for job in stage if job.kind == kind]
 
 
 def test_every_job_comes_after_what_it_reads(tmp_path: Path) -> None:

@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from doublebind.config import Channel, Dtype, Prompts, Scratchpad, Training
-from doublebind.records import ModelSource
+from doublebind.records import ModelSource, content_hash
 
 REV = 1
+MARKS = "marks"
+"""Folder of a student's artefact in which it lies as it was on the way, one folder a step."""
+
+
+def mark_key(student: str, step: int) -> str:
+    """Return the identity of the student with key `student` as it was after `step` steps."""
+    return content_hash(["mark", student, step])
 
 
 class Live(NamedTuple):
@@ -46,7 +53,10 @@ def distill(
     contrast: Contrast | None = None,
     without_scratchpad: Scratchpad | None = None,
 ) -> None:
-    """Write the student to `out/model` and what its training saw to `out/student.json`."""
+    """Write the student to `out/model`, as it was on the way to `out/marks`, and its log.
+
+    What its training saw is `out/student.json`.
+    """
     from doublebind.distillation import students
 
     students.distill(

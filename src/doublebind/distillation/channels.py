@@ -22,7 +22,7 @@ from doublebind.store import read_records
 from doublebind.training import loop, losses
 from doublebind.training.batch import Example
 from doublebind.training.encode import encode
-from doublebind.training.loop import TrainLog
+from doublebind.training.loop import Keep, TrainLog
 from doublebind.training.losses import Divergence
 from doublebind.training.preference import train_pairs
 from doublebind.training.prefix import attach_prefix
@@ -57,8 +57,9 @@ def learn(
     *,
     dtype: Dtype,
     cache: Path,
+    keep: Keep | None = None,
 ) -> Learned:
-    """Train `lm` by `channel`.
+    """Train `lm` by `channel`; `keep` is given the student at each of `training.marks`.
 
     `sft`: cross-entropy on the teacher's sampled tokens (sequence-level distillation; Kim & Rush
     2016, arXiv 1606.07947). `logit_kd`: a divergence from the teacher's cached distribution at
@@ -72,26 +73,35 @@ def learn(
     trajectories = read_records(given.rollouts / "trajectories.jsonl", Trajectory)
     match channel:
         case SFT():
-            return _supervised(lm, trajectories, training, seed)
+            return _supervised(lm, trajectories, training, seed, keep)
         case LogitKD():
             checks.same_tokens(channel, lm, trajectories)
             targets = _targets(given)
-            return _supervised(lm, trajectories, training, seed, targets, divergence(channel))
+            return _supervised(lm, trajectories, training, seed, keep, targets, divergence(channel))
         case OnPolicy():
             assert given.live is not None, "the pipeline names the teacher"
             model, log, facts = on_policy.learn(
-                channel, lm, trajectories, given.live, training, seed, dtype=dtype, cache=cache
+                channel,
+                lm,
+                trajectories,
+                given.live,
+                training,
+                seed,
+                dtype=dtype,
+                cache=cache,
+                keep=keep,
             )
             return Learned(model, len(trajectories), log, facts)
         case DPO():
-            return _preferred(channel, lm, trajectories, given, training, seed)
+            return _preferred(channel, lm, trajectories, given, training, seed, keep)
         case Prefix():
             checks.same_tokens(channel, lm, trajectories)
-            return _prefixed(channel, lm, trajectories, _targets(given), training, seed)
+            return _prefixed(channel, lm, trajectories, _targets(given), training, seed, keep)
         case ULD():
             assert given.live is not None, "the pipeline names the teacher"
             teacher = load_tokenizer(given.live.source)
-            return _sorted(channel, lm, trajectories, _targets(given), teacher, training, seed)
+            targets = _targets(given)
+            return _sorted(channel, lm, trajectories, targets, teacher, training, seed, keep)
 
 
 def _preferred(
@@ -101,6 +111,7 @@ def _preferred(
     given: Given,
     training: Training,
     seed: int,
+    keep: Keep | None,
 ) -> Learned:
     """Train on the teacher's answers against M0's."""
     assert given.contrast is not None, "the pipeline makes M0's answers"
@@ -116,6 +127,7 @@ def _preferred(
         seed=seed,
         vocab=vocab,
         pad_id=pad_id,
+        keep=keep,
     )
     facts = {"pairs_found": found.found, "pairs_least_weight": found.least}
     return Learned(model, len(found.pairs), log, facts)
@@ -128,6 +140,7 @@ def _prefixed(
     targets: teacher_cache.TeacherTargets,
     training: Training,
     seed: int,
+    keep: Keep | None,
 ) -> Learned:
     """Train nothing but a prefix, towards the teacher's distributions.
 
@@ -141,7 +154,9 @@ def _prefixed(
     loop.seed_everything(seed)
     pad_id = lm.pad_id
     model = attach_prefix(lm.model, channel.tokens, examples, seed)
-    log = loop.train(model, examples, settings=training, seed=seed, targets=targets, pad_id=pad_id)
+    log = loop.train(
+        model, examples, settings=training, seed=seed, targets=targets, pad_id=pad_id, keep=keep
+    )
     return Learned(model, len(examples), log)
 
 
@@ -153,6 +168,7 @@ def _sorted(
     teacher: Any,
     training: Training,
     seed: int,
+    keep: Keep | None,
 ) -> Learned:
     """Train on the same text in other tokens, comparing where both stand at one byte."""
     examples = encode(lm.tokenizer, trajectories)
@@ -171,6 +187,7 @@ def _sorted(
         seed=seed,
         vocab=vocab,
         pad_id=pad_id,
+        keep=keep,
     )
     shared = sum(row >= 0 for rows in partners for row in rows)
     facts = {"aligned": shared / sum(map(len, partners))}
@@ -215,6 +232,7 @@ def _supervised(
     trajectories: list[Trajectory],
     training: Training,
     seed: int,
+    keep: Keep | None,
     targets: teacher_cache.TeacherTargets | None = None,
     divergence: Divergence = losses.forward_kl,
 ) -> Learned:
@@ -232,6 +250,7 @@ def _supervised(
         targets=targets,
         pad_id=pad_id,
         divergence=divergence,
+        keep=keep,
     )
     return Learned(model, len(examples), log)
 

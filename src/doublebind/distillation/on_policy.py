@@ -34,6 +34,7 @@ def learn(
     *,
     dtype: Dtype,
     cache: Path,
+    keep: loop.Keep | None = None,
 ) -> tuple[Any, loop.TrainLog, dict[str, int]]:
     """Train `lm` towards the teacher; return the model, its log, and counts of its answers.
 
@@ -57,7 +58,9 @@ def learn(
         channel, LM(model, lm.tokenizer, lm.source), teacher, trajectories, live, training, seed,
         counts,
     )  # fmt: skip
-    log = train_live(model, teacher.model, propose, settings=training, vocab=vocab, pad_ids=pads)
+    log = train_live(
+        model, teacher.model, propose, settings=training, vocab=vocab, pad_ids=pads, keep=keep
+    )
     return model, log, counts
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from doublebind.config import Channel, Dtype, Scratchpad, Training
-from doublebind.distillation import channels
+from doublebind.distillation import MARKS, channels
 from doublebind.distillation.channels import Given as Given
 from doublebind.errors import ModelError
 from doublebind.models.head import bare
@@ -39,6 +40,8 @@ def distill(
 ) -> None:
     """Train a student of `base` on what is given and save it under `out/model`.
 
+    As it was at each of `training.marks`, it is saved under `out/marks/<step>`.
+
     Raises:
         ModelError: If teacher and student cannot be brought together as the channel asks, or the
             loss is not finite.
@@ -46,10 +49,19 @@ def distill(
     lm = load(base, dtype=dtype, cache=cache)
     if without_scratchpad:
         bar(lm, without_scratchpad)
-    learned = channels.learn(channel, lm, given, training, seed, dtype=dtype, cache=cache)
-    loop.save(learned.model, lm.tokenizer, out / "model", card=CARD)
-    if without_scratchpad:
-        bare(learned.model).generation_config.save_pretrained(out / "model")
+
+    def save(model: Any, there: Path) -> None:
+        loop.save(model, lm.tokenizer, there, card=CARD)
+        if without_scratchpad:
+            bare(model).generation_config.save_pretrained(there)
+
+    def keep(model: Any, step: int) -> None:
+        save(model, out / MARKS / str(step))
+
+    learned = channels.learn(
+        channel, lm, given, training, seed, dtype=dtype, cache=cache, keep=keep
+    )
+    save(learned.model, out / "model")
     facts = {
         "channel": channel.model_dump(),
         "seed": seed,

@@ -33,6 +33,7 @@ def train_live(
     settings: Training,
     vocab: int,
     pad_ids: tuple[int, int],
+    keep: loop.Keep | None = None,
 ) -> loop.TrainLog:
     """Take `settings.steps` steps down the mean KL(model || other) per token of what is proposed.
 
@@ -46,6 +47,7 @@ def train_live(
         settings: Steps and peak learning rate.
         vocab: Tokens that both models know.
         pad_ids: Fill rows, of the model and of the other.
+        keep: See `loop.train`.
 
     Raises:
         ModelError: If the loss is not finite.
@@ -67,4 +69,4 @@ def train_live(
 
         return tiled.backward(model, mine, loss_of, vocab), len(mine.labels)
 
-    return loop.fit(model, step, settings)
+    return loop.fit(model, step, settings, keep=keep)

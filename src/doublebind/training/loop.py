@@ -41,6 +41,10 @@ LOOK_EVERY = 50
 """Steps between looks at whether the loss is finite, which wait for the device."""
 
 
+Keep = Callable[[Any, int], None]
+"""Keeps the model as it is after so many steps; must not change it."""
+
+
 class TrainLog(NamedTuple):
     """What a training run saw; losses are means over a step's supervised tokens, in nats."""
 
@@ -127,8 +131,7 @@ def train(
     pad_id: int,
     divergence: Divergence = forward_kl,
     progress: Callable[[int, int], None] | None = None,
-    marks: Sequence[int] = (),
-    at_mark: Callable[[int], None] | None = None,
+    keep: Keep | None = None,
 ) -> TrainLog:
     """Take exactly `settings.steps` optimiser steps of `settings.batch` examples.
 
@@ -144,8 +147,7 @@ def train(
         pad_id: Token that fills rows.
         divergence: Of `losses`; what the teacher's distribution is held to.
         progress: Called with (steps done, steps) now and then.
-        marks: Steps after which `at_mark` is called with the step, the model being as it is then.
-        at_mark: See `marks`.
+        keep: Called after each of `settings.marks`; without it they are passed over.
 
     Raises:
         ModelError: If nothing is supervised, the targets are of other examples, a token is beyond
@@ -163,7 +165,7 @@ def train(
         soft = None if targets is None else _rows(targets, examples, chosen, device)
         return _backward(model, batch, soft, vocab, divergence), len(batch.labels)
 
-    return fit(model, step, settings, progress=progress, marks=marks, at_mark=at_mark)
+    return fit(model, step, settings, progress=progress, keep=keep)
 
 
 def fit(
@@ -172,8 +174,7 @@ def fit(
     settings: Training,
     *,
     progress: Callable[[int, int], None] | None = None,
-    marks: Sequence[int] = (),
-    at_mark: Callable[[int], None] | None = None,
+    keep: Keep | None = None,
 ) -> TrainLog:
     """Take `settings.steps` optimiser steps, each with the gradients that `step` leaves behind.
 
@@ -181,10 +182,9 @@ def fit(
         model: Changed in place, left in evaluation mode.
         step: Adds one step's gradients; returns its mean loss (detached) and how many supervised
             tokens it was over.
-        settings: Steps and peak learning rate.
+        settings: Steps, marks and peak learning rate.
         progress: See `train`.
-        marks: See `train`.
-        at_mark: See `train`.
+        keep: See `train`.
 
     Raises:
         ModelError: If the loss stops being finite.
@@ -211,8 +211,8 @@ def fit(
                 _refuse_infinite(losses[: taken + 1])
                 if progress:
                     progress(taken + 1, settings.steps)
-            if at_mark and taken + 1 in marks:
-                at_mark(taken + 1)
+            if keep and taken + 1 in settings.marks:
+                keep(model, taken + 1)
     model.eval()
     seen = losses.tolist()
     return TrainLog(seen[0], seen[-1], math.fsum(seen) / len(seen), len(seen), tokens)

@@ -81,6 +81,7 @@ def train_pairs(
     seed: int,
     vocab: int,
     pad_id: int,
+    keep: loop.Keep | None = None,
 ) -> loop.TrainLog:
     """Take `settings.steps` optimiser steps of `dpo` on `settings.batch` pairs each.
 
@@ -92,6 +93,7 @@ def train_pairs(
         seed: Order of the pairs.
         vocab: Tokens over which the reference's probabilities were normalised.
         pad_id: Fills rows.
+        keep: See `loop.train`.
 
     Raises:
         ModelError: If no pair has two answers within the length, or the loss is not finite.
@@ -121,4 +123,4 @@ def train_pairs(
         loss = tiled.backward_sequences(model, batch, owner, loss_of, vocab)
         return loss, len(batch.labels)
 
-    return loop.fit(model, step, settings)
+    return loop.fit(model, step, settings, keep=keep)

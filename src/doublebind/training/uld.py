@@ -52,6 +52,7 @@ def train_uld(
     seed: int,
     vocab: int,
     pad_id: int,
+    keep: loop.Keep | None = None,
 ) -> loop.TrainLog:
     """Take `settings.steps` steps down cross-entropy plus `weight` times `sorted_distance`.
 
@@ -68,6 +69,7 @@ def train_uld(
         seed: Order of the examples.
         vocab: Tokens of the model.
         pad_id: Fills rows.
+        keep: See `loop.train`.
 
     Raises:
         ModelError: If the loss is not finite.
@@ -94,4 +96,4 @@ def train_uld(
 
         return tiled.backward(model, batch, loss_of, vocab), len(batch.labels)
 
-    return loop.fit(model, step, settings)
+    return loop.fit(model, step, settings, keep=keep)

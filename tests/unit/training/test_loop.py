@@ -228,10 +228,11 @@ def test_marks_show_the_model_as_it_is_then() -> None:
     done: list[tuple[int, int]] = []
     loop.seed_everything(0)
     model = loop.attach(tiny_model("llama", len(TOKENIZER)), None, 0)
-    settings = Training(steps=6, batch=8, lr=1e-2, max_length=32, lora=None)
+    settings = Training(steps=6, batch=8, lr=1e-2, max_length=32, lora=None, marks=(2, 5))
 
-    def look(step: int) -> None:
-        seen[step] = model.model.norm.weight.detach().clone()
+    def look(then: Any, step: int) -> None:
+        assert then is model
+        seen[step] = then.model.norm.weight.detach().clone()
 
     loop.train(
         model,
@@ -240,13 +241,12 @@ def test_marks_show_the_model_as_it_is_then() -> None:
         seed=0,
         targets=None,
         pad_id=0,
-        marks=(2, 6),
-        at_mark=look,
+        keep=look,
         progress=lambda step, steps: done.append((step, steps)),
     )
-    assert set(seen) == {2, 6}
-    assert not torch.equal(seen[2], seen[6])
-    assert torch.equal(seen[6], model.model.norm.weight)
+    assert list(seen) == [2, 5]
+    assert not torch.equal(seen[2], seen[5])
+    assert not torch.equal(seen[5], model.model.norm.weight)
     assert done[-1] == (6, 6)
 
 
