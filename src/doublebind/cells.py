@@ -325,7 +325,8 @@ class Planner:
             case SFT():
                 return _Taught()
             case LogitKD() | Prefix():
-                return _Taught(self._targets(teacher, learned, recipe.channel.top_k))
+                events = recipe.channel.top_k, recipe.channel.tail_samples
+                return _Taught(self._targets(teacher, learned, *events))
             case ULD():
                 targets = self._targets(teacher, learned, recipe.channel.top_k)
                 return _Taught(targets, inputs={"live": live})
@@ -416,15 +417,18 @@ class Planner:
         }
         return Job("rollouts", key, generate, inputs, asked.policy)
 
-    def _targets(self, teacher: Found, answers: Job, top_k: int) -> Job:
-        key = content_hash(["targets", ROLLOUTS_REV, teacher.key, answers.key, top_k])
+    def _targets(self, teacher: Found, answers: Job, top_k: int, drawn: int = 0) -> Job:
+        content = ["targets", ROLLOUTS_REV, teacher.key, answers.key, top_k]
+        key = content_hash([*content, drawn] if drawn else content)
         inputs = {
             "source": self._source(teacher),
             "rollouts": self._at(answers),
             "top_k": top_k,
+            **({"tail_samples": drawn} if drawn else {}),
             **self.heavy,
         }
-        return Job("targets", key, score, inputs, f"top {top_k}")
+        note = f"top {top_k}" + (f", {drawn} of the tail" if drawn else "")
+        return Job("targets", key, score, inputs, note)
 
     def _audit(self, key: str, source: ModelSource, split: Split = "audit") -> Job:
         ref, pack = self.certify if split == "certify" else (self.pack_ref, self.pack)

@@ -41,6 +41,9 @@ class LogitKD(Record):
     kind: Literal["logit_kd"]
     top_k: int = Field(default=64, ge=1, le=4096)
     """Log-probabilities kept per position; the rest is the tail's total mass."""
+    tail_samples: int = Field(default=0, ge=0, le=4096, exclude_if=lambda v: not v)
+    """Tokens drawn from the tail per position, which make the divergence unbiased where its total
+    mass alone is a lower bound; 0 keeps the mass."""
     divergence: Divergence = Field(default="forward", exclude_if=lambda v: v == "forward")
     """`forward` is KL(teacher || student), `reverse` KL(student || teacher), `skew` KL(teacher ||
     mixture of both), `js` Jensen-Shannon."""
@@ -82,6 +85,8 @@ class Prefix(Record):
     tokens: int = Field(default=16, ge=1, le=1024)
     """Length of the prefix: the bottleneck."""
     top_k: int = Field(default=64, ge=1, le=4096)
+    """As in `logit_kd`."""
+    tail_samples: int = Field(default=0, ge=0, le=4096, exclude_if=lambda v: not v)
     """As in `logit_kd`."""
 
 

@@ -19,13 +19,17 @@ FULL = TRAINING | {"lora": None}
 KD = {"kind": "logit_kd", "top_k": 8}
 RECIPES: dict[str, dict[str, Any]] = {
     "text": {"channel": {"kind": "sft"}},
+    "sampled": {"channel": KD | {"tail_samples": 4}},
     "reverse": {"channel": KD | {"divergence": "reverse"}},
     "skew": {"channel": KD | {"divergence": "skew", "skew": 0.1}, "training": FULL},
     "js": {"channel": KD | {"divergence": "js"}},
     "on-policy": {"channel": {"kind": "on_policy", "lmbda": 0.5}},
     "preference": {"channel": {"kind": "dpo", "keep": 0.5}},
     "reversed": {"channel": {"kind": "dpo", "keep": 0.5, "chosen": "m0"}},
-    "prefix": {"channel": {"kind": "prefix", "tokens": 4, "top_k": 8}, "training": FULL},
+    "prefix": {
+        "channel": {"kind": "prefix", "tokens": 4, "top_k": 8, "tail_samples": 2},
+        "training": FULL,
+    },
     "family": {"channel": {"kind": "uld", "top_k": 8}, "student": "family"},
     "noised": {"channel": KD, "noise_init": 0.3},
     "terse": {"channel": KD, "without_scratchpad": {"opens": "went", "closes": "then"}},

@@ -77,7 +77,10 @@ def test_a_recipe_that_says_nothing_new_hashes_as_before() -> None:
     )
 
 
-@pytest.mark.parametrize("new", [{"divergence": "js"}, {"divergence": "skew", "skew": 0.1}])
+@pytest.mark.parametrize(
+    "new",
+    [{"divergence": "js"}, {"divergence": "skew", "skew": 0.1}, {"tail_samples": 8}],
+)
 def test_what_is_new_enters_the_hash_and_survives_a_dump(new: dict[str, Any]) -> None:
     channel = RECIPE["channel"] | new
     recipe = Recipe.model_validate(RECIPE | {"channel": channel})

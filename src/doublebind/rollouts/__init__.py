@@ -37,12 +37,20 @@ def generate(
 
 
 def score(
-    out: Path, *, source: ModelSource, rollouts: Path, top_k: int, dtype: Dtype, cache: Path
+    out: Path,
+    *,
+    source: ModelSource,
+    rollouts: Path,
+    top_k: int,
+    dtype: Dtype,
+    cache: Path,
+    tail_samples: int = 0,
 ) -> None:
     """Write the teacher's top-k distributions on its own trajectories to `out`."""
     from doublebind.rollouts import targets
 
-    targets.score(out, source=source, rollouts=rollouts, top_k=top_k, dtype=dtype, cache=cache)
+    events = {"top_k": top_k, "tail_samples": tail_samples}
+    targets.score(out, source=source, rollouts=rollouts, **events, dtype=dtype, cache=cache)
 
 
 def log_probabilities(

@@ -14,11 +14,19 @@ from doublebind.store import read_records
 
 
 def score(
-    out: Path, *, source: ModelSource, rollouts: Path, top_k: int, dtype: Dtype, cache: Path
+    out: Path,
+    *,
+    source: ModelSource,
+    rollouts: Path,
+    top_k: int,
+    tail_samples: int,
+    dtype: Dtype,
+    cache: Path,
 ) -> None:
     """Write the teacher's top-k distribution at every completion position to `out`.
 
-    Unfinished work outlives a killed process in `cache`.
+    With `tail_samples` tokens drawn from each tail. Unfinished work outlives a killed process in
+    `cache`.
     """
     from doublebind.models import teacher_cache
     from doublebind.models.load import load
@@ -30,7 +38,7 @@ def score(
     for t in read_records(rollouts / "trajectories.jsonl", Trajectory):
         prompt = encode_prompt(lm.tokenizer, t.messages)
         examples.append(Example((*prompt, *t.tokens), first=len(prompt)))
-    teacher_cache.write(out, lm, examples, top_k, partial=cache)
+    teacher_cache.write(out, lm, examples, top_k, tail_samples=tail_samples, partial=cache)
 
 
 def log_probabilities(

@@ -23,8 +23,16 @@ from doublebind.models.head import bare, hidden, logits, tiles
 from doublebind.models.teacher_cache import TeacherTargets
 from doublebind.store import storage_error
 from doublebind.training.batch import Batch, Example, collate, cut, order
-from doublebind.training.loop import BETAS, CLIP, TrainLog, _rows, _vocabulary, lr_factor
-from doublebind.training.losses import cross_entropy, topk_forward_kl
+from doublebind.training.loop import (
+    BETAS,
+    CLIP,
+    TrainLog,
+    _rows,
+    _soft_targets,
+    _vocabulary,
+    lr_factor,
+)
+from doublebind.training.losses import cross_entropy, forward_kl, topk_forward_kl
 
 
 class _Step(nn.Module):
@@ -43,7 +51,13 @@ class _Step(nn.Module):
             out = logits(self.model, part, vocab)
             if soft is None:
                 return cross_entropy(out, batch.labels[tile]).sum()
-            return topk_forward_kl(out, *(kept[tile] for kept in soft)).sum()
+            if soft.tail_ids is None:
+                kept = (soft.ids, soft.logprobs, soft.tail)
+                return topk_forward_kl(out, *(part[tile] for part in kept)).sum()
+            events = _soft_targets(soft, vocab)
+            weights = None if events.logweights is None else events.logweights[tile]
+            logq = out.log_softmax(1).gather(1, events.ids[tile])
+            return forward_kl(events.logprobs[tile], logq, weights).sum()
 
         total = rows.new_zeros((), dtype=torch.float32)
         for tile in tiles(len(rows), vocab):

@@ -21,6 +21,7 @@ def trained(steps: int = 20, lr: float = 1e-2, **more: Any) -> dict[str, Any]:
 RECIPES: dict[str, dict[str, Any]] = {
     "sft": {"channel": {"kind": "sft"}, "training": trained(30)},
     "logit_kd": {"channel": KD, "training": trained()},
+    "sampled": {"channel": KD | {"top_k": 8, "tail_samples": 24}, "training": trained()},
     "reverse": {"channel": KD | {"divergence": "reverse"}, "training": trained()},
     "skew": {"channel": KD | {"divergence": "skew", "skew": 0.1}, "training": trained()},
     "js": {"channel": KD | {"divergence": "js"}, "training": trained()},

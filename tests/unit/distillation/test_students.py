@@ -14,6 +14,7 @@ from doublebind.config import DPO, Recipe, Scratchpad
 from doublebind.distillation import Live, contrast, distill
 from doublebind.errors import ModelError
 from doublebind.executor import make
+from doublebind.models import teacher_cache
 from doublebind.models.load import load
 from doublebind.models.resolve import resolve
 from doublebind.models.sample import sample
@@ -253,3 +254,25 @@ def test_when_all_its_answers_are_overt_the_student_reads_the_teachers(world: Wo
     assert counted["own_dropped"] == counted["own"] == 8
     assert counted["own_steps"] == 0
     assert counted["tokens"] > 0
+
+
+def test_a_sample_of_the_tail_is_cached_and_learned_from(world: World) -> None:
+    kd = {"kind": "logit_kd", "top_k": 4}
+    plain, source = world.train({"channel": kd, "training": LORA})
+    drawn, sampled = world.train({"channel": kd | {"tail_samples": 16}, "training": LORA})
+    assert plain.targets is not None
+    assert drawn.targets is not None
+    assert plain.targets.key != drawn.targets.key
+    one, other = (
+        teacher_cache.read(world.store.path("targets", cell.targets.key))
+        for cell in (plain, drawn)
+        if cell.targets
+    )
+    assert (one.header.tail_samples, other.header.tail_samples) == (0, 16)
+    assert one.tail_ids is None
+    assert other.tail_ids is not None
+    assert other.tail_ids.shape == (other.header.rows, 16)
+    assert not (other.tail_ids[:, :, None] == other.ids[:, None, :]).any(), "drawn from the tail"
+    torch.testing.assert_close(one.logprobs, other.logprobs)
+    before, after = weights(source), weights(sampled)
+    assert any(not torch.equal(before[name], after[name]) for name in before)

@@ -18,7 +18,7 @@ from doublebind.models.load import LM, load
 from doublebind.models.resolve import resolve
 from doublebind.models.score import token_logprobs
 from doublebind.records import ModelSource
-from doublebind.training import batch, loop
+from doublebind.training import batch, loop, sharded
 from doublebind.training.batch import Example
 from tiny_models import tiny_model, word_tokenizer
 
@@ -164,6 +164,28 @@ def test_sampled_tails_teach_the_distribution(tmp_path: Path) -> None:
         loop.attach(model, None, 0), data, settings=settings, seed=0, targets=whole, pad_id=0
     )
     assert after.first < 0.5 * before.first
+
+
+@pytest.mark.parametrize(("top_k", "tail_samples"), [(8, 0), (8, 4), (1000, 0)])
+def test_a_shards_loss_of_targets_is_the_loops(
+    tmp_path: Path, top_k: int, tail_samples: int
+) -> None:
+    teacher = LM(tiny_model("llama", len(TOKENIZER), initializer_range=0.2), TOKENIZER, SOURCE)
+    data = examples()
+    teacher_cache.write(tmp_path, teacher, data, top_k, tail_samples=tail_samples)
+    targets = teacher_cache.read(tmp_path)
+    model = loop.attach(tiny_model("llama", len(TOKENIZER)), None, 0)
+    chosen = [0, 3, 5]
+    rows = batch.collate([data[i] for i in chosen], 0, pack=False)
+    soft = loop._rows(targets, data, chosen, "cpu")
+    mean = loop._backward(model, rows, soft, len(TOKENIZER))
+    grads = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    loss = sharded._Step(model)(rows, soft, len(TOKENIZER)) / len(rows.labels)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), mean)
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-6)
 
 
 def test_cut_examples_keep_their_first_rows(tmp_path: Path) -> None:
