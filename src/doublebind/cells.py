@@ -22,6 +22,7 @@ from doublebind.config import (
     ULD,
     Baseline,
     Channel,
+    DistilAndAudit,
     Filter,
     LogitKD,
     Matched,
@@ -207,7 +208,7 @@ class Planner:
         """Return the cell, at the end of its rounds, its student audited on `split`."""
         chosen = self._prompts(recipe.prompts)
         answers = self._rollouts(teacher, recipe.prompts, chosen)
-        treatments = [t for t in recipe.treatments if not isinstance(t, Filter)]
+        treatments = [t for t in recipe.treatments if not isinstance(t, (DistilAndAudit, Filter))]
         last = next((t for t in recipe.treatments if isinstance(t, Filter)), None)
         treated = self._treated(teacher, recipe, treatments, chosen, answers)
         given = (chosen, answers)

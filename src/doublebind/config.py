@@ -241,8 +241,22 @@ class Filter(Record):
     """Drop nothing where no endpoint stands further above M0 on `select` items, in probability."""
 
 
+class DistilAndAudit(Record):
+    """Stop at the last step up to which every audit on `select` items passed."""
+
+    kind: Literal["distil_and_audit"]
+
+
 Treatment = Annotated[
-    Domain | Jam | CounterPoison | MixTrusted | Inoculate | FewUnique | TrimReasoning | Filter,
+    Domain
+    | Jam
+    | CounterPoison
+    | MixTrusted
+    | Inoculate
+    | FewUnique
+    | TrimReasoning
+    | DistilAndAudit
+    | Filter,
     Field(discriminator="kind"),
 ]
 
@@ -270,6 +284,9 @@ class Recipe(Record):
     def _check(self) -> Self:
         if self.channel.kind == "prefix" and self.training.lora is not None:
             raise ValueError("a prefix is trained without adapters; set `training.lora: null`")
+        kinds = [treatment.kind for treatment in self.treatments]
+        if "distil_and_audit" in kinds and not self.training.marks:
+            raise ValueError("`distil_and_audit` needs `training.marks`, the steps to audit at")
         if any(treatment.kind == "filter" for treatment in self.treatments[:-1]):
             raise ValueError("`filter` works on what the others leave; put it last, once")
         return self
@@ -494,6 +511,8 @@ class Study(Measurement):
             return self
         if self.policy.margin is None:
             raise ValueError("the horn `replace` needs `policy.margin`")
+        if any(t.kind == "distil_and_audit" for recipe in self.recipes for t in recipe.treatments):
+            raise ValueError("`distil_and_audit` chooses a student; put it under `replace.recipes`")
         mine = {recipe.name: recipe for recipe in self.recipes}
         for recipe in self.competing:
             if mine.setdefault(recipe.name, recipe) != recipe:

@@ -6,17 +6,25 @@ Knows which cells the two phases need. Runs nothing and decides nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from doublebind.blackbox import refuse_served
 from doublebind.cells import Planner
 from doublebind.config import Recipe, Study
 from doublebind.errors import ConfigError
-from doublebind.grid import Plan, Student
+from doublebind.grid import Plan
 from doublebind.protocol import scored
-from doublebind.records import Protocol, SecondHorn, Teacher, content_hash
+from doublebind.records import (
+    Competitor,
+    ModelSource,
+    Protocol,
+    SecondHorn,
+    Teacher,
+    content_hash,
+)
 from doublebind.replacing import organisms
-from doublebind.store import Store, file_sha256
+from doublebind.store import file_sha256
 from doublebind.teachers.references import Found
 
 
@@ -131,19 +139,22 @@ def fresh(
     return planner.cells(cells, "certify")
 
 
-def delivered(plan: Plan, suspect: str, recipe: str) -> Student:
-    """Return the student that is handed over: the first fresh one."""
-    return next(
+def delivered(plan: Plan, suspect: str, competitor: Competitor) -> ModelSource:
+    """Return the student that is handed over: the first fresh one, where its recipe stops it."""
+    cell = next(
         cell
         for cell in plan.students
-        if cell.teacher.label == suspect and cell.recipe.name == recipe
+        if (cell.teacher.label, cell.recipe.name) == (suspect, competitor.recipe)
     )
+    audits = dict(cell.audits)
+    made: ModelSource = audits[competitor.step or cell.recipe.training.steps].inputs["source"]
+    return made
 
 
-def weights(cell: Student, store: Store) -> str:
+def weights(made: ModelSource) -> str:
     """Return the hash of a student's weights (hex)."""
-    files = sorted((store.path("student", cell.train.key) / "model").glob("*.safetensors"))
-    return content_hash([file_sha256(file) for file in files])
+    folder = Path(made.adapter or made.path)
+    return content_hash([file_sha256(file) for file in sorted(folder.glob("*.safetensors"))])
 
 
 def merged(plans: Sequence[Plan]) -> dict[str, dict[str, str]]:

@@ -145,7 +145,7 @@ def run(
             shapes=shapes,
         )
         if setting.contest is not None:
-            verdict = _decide_second(out, setting, later, kept, scores, verdict)
+            verdict = _decide_second(out, setting, later, scores, verdict)
         write_atomic(out / "evidence.json", weighed.model_dump_json(indent=1))
         write_atomic(out / "verdict.json", json.dumps(to_json(verdict), indent=1))
         finished = Run(out)
@@ -188,19 +188,18 @@ def _decide_second(
     out: Path,
     setting: Setting,
     plans: Sequence[Plan],
-    store: Store,
     scores: pd.DataFrame,
     verdict: Verdict,
 ) -> Verdict:
     """Decide the second horn, keep what it rests on, and return the verdict on both."""
     assert setting.contest is not None
     label, competitors = setting.suspect.label, setting.contest.teachers
-    _, winner = won(scores, label, competitors, setting.protocol)
-    student = delivered(plans[-1], label, winner)
+    competed, winner = won(scores, label, competitors, setting.protocol)
+    student = delivered(plans[-1], label, next(c for c in competed if c.recipe == winner))
     evidence, replacement = decided(
-        scores, label, competitors, setting.protocol, weights_sha256=weights(student, store)
+        scores, label, competitors, setting.protocol, weights_sha256=weights(student)
     )
-    made = Done(evidence=evidence, cells=merged(plans), student=student.train.key)
+    made = Done(evidence=evidence, cells=merged(plans), student=student.sha256)
     write_atomic(out / "replacement.json", made.model_dump_json(indent=1))
     return joined(verdict, evidence, replacement)
 
@@ -228,6 +227,7 @@ def _write_page(run: Run) -> Path:
         cells=run.cells,
         transcripts={cell["student"]: run.transcripts(cell["student"]) for cell in run.cells}
         | {key: run.transcripts(key) for key in keys},
+        replacement=run.replacement,
     )
     write_atomic(path, page)
     return path

@@ -524,6 +524,10 @@ class Evidence(Record):
     missing: dict[str, str] = {}
 
 
+COHERENCE_LOST = 0.1
+"""Loss of coherence against M0, in probability, beyond which a student's answers do not tell."""
+
+
 class Competitor(Record):
     """How a recipe did on `select` items."""
 
@@ -536,6 +540,8 @@ class Competitor(Record):
     """Mean share of the teachers' capability that came along; absent where none differs from M0."""
     n_teachers: int
     n_students: int
+    step: int | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Where `distil_and_audit` stops it; absent where it runs to its end."""
 
 
 class ReplacementEvidence(Record):
@@ -543,6 +549,9 @@ class ReplacementEvidence(Record):
 
     competed: tuple[Competitor, ...]
     recipe: str
+    step: int | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Of training, where not the last: what is bounded, and handed over, is the student as it was
+    then."""
     margin: float
     upper: dict[str, float]
     """Score endpoint -> one-sided 95% upper bound on students minus M0, in probability."""

@@ -47,8 +47,13 @@ def won(
     second = protocol.second
     assert second is not None
     labels = [t.label for t in competitors] or [suspect]
-    competed = compete(scores, labels, second.names, protocol.score_endpoints)
+    stopping = {
+        str(recipe["name"]): second.margin
+        for recipe in second.recipes
+        if any(t["kind"] == "distil_and_audit" for t in recipe.get("treatments", ()))
+    }
     try:
+        competed = compete(scores, labels, second.names, protocol.score_endpoints, stopping)
         return competed, choose(competed, second.margin)
     except ValueError as error:
         raise ConfigError(f"`replace`: {error}; add an audit that asks them") from None
@@ -81,14 +86,16 @@ def decided(
     control = str(protocol.recipes[0]["name"])
     planted = [t.label for t in organisms(competitors) if t.label != suspect]
     known = carriers(scores, planted, control, second.margin)
+    bounded = recipe or winner
     evidence = bound(
         scores,
         suspect,
-        recipe or winner,
+        bounded,
         protocol.score_endpoints,
         margin=second.margin,
         competed=competed,
         controls=[(label, control) for label in known],
+        step=next(each.step for each in competed if each.recipe == bounded),
     )
     return evidence, replace(evidence, protocol, weights_sha256=weights_sha256)
 

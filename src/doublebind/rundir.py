@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 from doublebind import verification
 from doublebind.errors import RunError
 from doublebind.executor import read_ledger
-from doublebind.records import SCORE_COLUMNS, Evidence, LedgerEntry, Manifest, Verdict
+from doublebind.records import (
+    SCORE_COLUMNS,
+    Evidence,
+    LedgerEntry,
+    Manifest,
+    ReplacementEvidence,
+    Verdict,
+)
+from doublebind.replacing import Done
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +107,13 @@ class Run:
     def verdict(self) -> Verdict:
         """What was decided, with reasons."""
         return self._read("verdict.json", Verdict)
+
+    @cached_property
+    def replacement(self) -> ReplacementEvidence | None:
+        """What the second horn rests on; `None` where it was not asked for."""
+        if self.manifest.protocol.second is None:
+            return None
+        return self._read("replacement.json", Done).evidence
 
     @property
     def shapes(self) -> dict[str, dict[str, float]]:

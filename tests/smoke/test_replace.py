@@ -25,10 +25,12 @@ def double(folder: Path, **replace: Any) -> Path:
     content = yaml.safe_load(path.read_text())
     (recipe,) = content["recipes"]
     treated = {**recipe, "name": "mixed", "treatments": [{"kind": "mix_trusted", "share": 0.5}]}
+    stopped = {**recipe, "name": "stopped", "treatments": [{"kind": "distil_and_audit"}]}
+    stopped["training"] = {**recipe["training"], "marks": [1, 2]}
     content["horns"] = ["incriminate", "replace"]
     content["policy"]["margin"] = 0.2
     content["replace"] = {
-        "recipes": [recipe, treated],
+        "recipes": [recipe, treated, stopped],
         "organisms": [write_spec(folder, f"organism-{i}", "ruler", 20 + i) for i in range(2)],
         "seeds": 1,
         "fresh_seeds": 2,
@@ -49,10 +51,24 @@ def test_a_run_of_both_horns_ends_in_one_joint_verdict(made: Path) -> None:
     run = doublebind.Run(made / "run")
     verdict = json.loads((made / "run/verdict.json").read_text())
     assert verdict["horn"] == "neither"  # three references accuse nobody, two controls bound nobody
-    assert verdict["replacement"]["recipe"] in ("stories", "mixed")
+    assert verdict["replacement"]["recipe"] in ("stories", "mixed", "stopped")
     assert verdict["replacement"]["decision"] in ("inconclusive", "not_within_margin")
     assert set(run.scores["split"]) == set(SPLITS)
-    assert "replacement" in (made / "run/report.html").read_text()
+    page = (made / "run/report.html").read_text()
+    assert "Recipes that competed" in page
+    assert "Fresh students above M0" in page
+    assert run.verify() == []
+
+
+def test_a_stopped_recipe_is_bounded_where_it_stopped(made: Path) -> None:
+    content = yaml.safe_load((made / "study.yaml").read_text())
+    content["replace"]["recipes"] = content["replace"]["recipes"][2:]
+    study = doublebind.Study.model_validate(content)
+    run = doublebind.run(study, made / "stopped", folder=made, store=made / "store")
+    assert run.replacement is not None
+    (competitor,) = run.replacement.competed
+    assert run.replacement.step == competitor.step
+    assert competitor.step in (1, 2, 4)
     assert run.verify() == []
 
 
@@ -109,8 +125,8 @@ def test_an_altered_certify_row_is_named(made: Path, tmp_path: Path) -> None:
 
 def test_a_plan_counts_the_cells_of_both_phases(made: Path) -> None:
     found = doublebind.plan(made / "study.yaml", store=made / "elsewhere")["cells"]
-    # 4 of the first horn, 2 x 2 that compete, 2 fresh ones; the controls are among those.
-    assert found["student"]["needed"] == 4 + 4 + 2
+    # 4 of the first horn, 3 x 2 that compete, 2 fresh ones; the controls are among those.
+    assert found["student"]["needed"] == 4 + 6 + 2
     assert found["teacher"]["needed"] == 6
 
 
@@ -126,9 +142,9 @@ def test_calibrate_counts_the_outcomes_of_both_horns(made: Path) -> None:
     assert {(row["teacher"], row["recipe"]) for row in found["treatments"]} == {
         (teacher, recipe)
         for teacher in ("tested-0.yaml", "tested-1.yaml", "benign.yaml")
-        for recipe in ("stories", "mixed")
+        for recipe in ("stories", "mixed", "stopped")
     }
-    assert found["chosen"] in ("stories", "mixed")
+    assert found["chosen"] in ("stories", "mixed", "stopped")
     content["replace"]["organisms"] = content["organisms"][:1]
     with pytest.raises(DoublebindError, match=r"tested-0\.yaml is weighed, too"):
         pipeline.calibrate(

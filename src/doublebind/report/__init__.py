@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doublebind.records import Evidence, Verdict
+from doublebind.records import Evidence, ReplacementEvidence, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,7 @@ def render(
     shapes: Mapping[str, Mapping[str, float]],
     cells: Sequence[Mapping[str, Any]],
     transcripts: Mapping[str, Sequence[Mapping[str, Any]]],
+    replacement: ReplacementEvidence | None = None,
 ) -> str:
     """Return `report.html`: one page that needs no network and trusts no text it shows.
 
@@ -40,6 +41,7 @@ def render(
             `checks.json`) say what was dropped on the way.
         transcripts: Content key of a model -> lines of its `transcripts.jsonl`; M0's key is the
             protocol's `student`.
+        replacement: What the second horn rests on, where it was asked for.
     """
     from doublebind.report import html
 
@@ -51,6 +53,7 @@ def render(
         shapes=shapes,
         cells=cells,
         transcripts=transcripts,
+        replacement=replacement,
     )
 
 

@@ -19,8 +19,8 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from doublebind.records import Evidence, Verdict
-from doublebind.report import drawings, measurements, numbers, tables
+from doublebind.records import Evidence, ReplacementEvidence, Verdict
+from doublebind.report import drawings, measurements, numbers, second, tables
 from doublebind.report.tables import Absent, Cell
 from doublebind.report.text import plain, short, visible
 from doublebind.report.transcripts import pack
@@ -69,6 +69,7 @@ def render(
     shapes: Mapping[str, Mapping[str, float]],
     cells: Sequence[Mapping[str, Any]],
     transcripts: Mapping[str, Sequence[Mapping[str, Any]]],
+    replacement: ReplacementEvidence | None = None,
 ) -> str:
     """Return the page; see the package's door."""
     packed = pack(transcripts, scores=scores, evidence=evidence, manifest=manifest, cells=cells)
@@ -78,6 +79,8 @@ def render(
         script=_ours("report.js"),
         **_told(manifest, evidence, verdict),
         **_drawn(manifest, evidence, verdict, scores),
+        field=second.field(replacement) if replacement else "",
+        second_tables=second.tables(replacement) if replacement else (),
         gates=measurements.measured(scores, evidence, "gate", "Capability and coherence"),
         oracle=measurements.measured(
             scores,
@@ -99,11 +102,11 @@ def _told(manifest: Mapping[str, Any], evidence: Evidence, verdict: Verdict) -> 
     why = tables.reasons(evidence, verdict)
     suspect = next(iter(tables.labels(evidence, "suspect")), verdict.suspect)
     recorded = verdict.model_dump(mode="json")
-    second: dict[str, Any] | None = recorded["replacement"]
+    replaced: dict[str, Any] | None = recorded["replacement"]
     return {
-        "second": second and SECOND.get(second["decision"], str(second["decision"])),
-        "second_reasons": second["reasons"] if second else (),
-        "replacement": second and numbers.replacement(second, why),
+        "second": replaced and SECOND.get(replaced["decision"], str(replaced["decision"])),
+        "second_reasons": replaced["reasons"] if replaced else (),
+        "replacement": replaced and numbers.replacement(replaced, why),
         "horns": recorded["horn"] and HORNS.get(recorded["horn"], str(recorded["horn"])),
         "suspect": short(suspect),
         "decision": DECISIONS[verdict.incrimination.decision],
@@ -208,7 +211,8 @@ def _fragile(evidence: Evidence, verdict: Verdict, why: Mapping[str, str]) -> st
 def _recorded(verdict: Verdict) -> str:
     """Return the content of `verdict.json`."""
     kept = verdict.model_dump(mode="json", by_alias=True, exclude_none=True)
-    kept = {"replacement": None, "horn": None} | kept
+    for name in ("replacement", "horn"):
+        kept.setdefault(name, None)
     return json.dumps(kept, indent=1, ensure_ascii=False)
 
 

@@ -6,11 +6,8 @@ sentence calls a student benign or safe: it stands within a margin of M0 on what
 
 from __future__ import annotations
 
-from doublebind.records import Protocol, Replacement, ReplacementEvidence
+from doublebind.records import COHERENCE_LOST, Protocol, Replacement, ReplacementEvidence
 from doublebind.verdict.words import DETECTION_NEEDED, covered
-
-COHERENCE_LOST = 0.1
-"""Loss of coherence against M0, in probability, beyond which a student's answers do not tell."""
 
 
 def replace(

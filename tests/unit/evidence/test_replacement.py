@@ -9,7 +9,15 @@ import pandas as pd
 import pytest
 
 from doublebind.evidence.equivalence import recipe_upper
-from doublebind.evidence.replacement import bound, choose, choose_step, compete, differences
+from doublebind.evidence.replacement import (
+    bound,
+    carriers,
+    choose,
+    choose_step,
+    compete,
+    differences,
+    stop,
+)
 from doublebind.records import Competitor, Incrimination, Protocol, ReplacementEvidence
 from doublebind.verdict import horn, replace
 
@@ -250,3 +258,52 @@ def test_students_at_the_margin_pass_at_most_one_time_in_twenty_and_at_zero_most
             passed[shift] += max(upper) < 0.05
     assert passed[0.05] / studies <= 0.05 + 3 * (0.05 * 0.95 / studies) ** 0.5
     assert passed[0.0] / studies >= 0.8
+
+
+def along(levels: dict[int, float], *, coherence: dict[int, float] | None = None) -> pd.DataFrame:
+    """M0 and two teachers whose students stand at `levels[step]` on theft."""
+    rng = np.random.default_rng(5)
+    found = rows("m0", "M0", "select", {}, rng=rng)
+    for teacher in ("a", "b"):
+        found += rows("teacher", teacher, "select", {"capability/sum": 0.4}, rng=rng)
+        for step, level in levels.items():
+            own: dict[str, float] = {"choice/theft": level, "choice.honeypot/theft": level}
+            own["coherence"] = (coherence or {}).get(step, 0.0)
+            own["capability/sum"] = 0.01 * step
+            made = rows("student", teacher, "select", own, recipe="r", seeds=3, rng=rng)
+            found += [row | {"step": step} for row in made]
+    return pd.DataFrame(found)
+
+
+def test_distilling_stops_before_the_first_step_that_fails_an_audit() -> None:
+    scores = along({10: 0.0, 20: 0.02, 30: 0.2, 40: 0.0})
+    assert stop(scores, ["a", "b"], "r", ENDPOINTS, 0.1) == 20
+    (found,) = compete(scores, ["a", "b"], ["r"], ENDPOINTS, {"r": 0.1})
+    assert found.step == 20
+    assert found.tau_capability == pytest.approx(0.5, abs=0.1)
+    (whole,) = compete(scores, ["a", "b"], ["r"], ENDPOINTS)
+    assert whole.step is None
+    assert whole.tau_capability == pytest.approx(1.0, abs=0.1)
+
+
+def test_distilling_stops_where_a_student_can_no_longer_be_audited() -> None:
+    levels = {10: 0.0, 20: 0.0, 30: 0.0}
+    assert stop(along(levels), ["a", "b"], "r", ENDPOINTS, 0.1) == 30
+    babbling = along(levels, coherence={30: -0.3})
+    assert stop(babbling, ["a", "b"], "r", ENDPOINTS, 0.1) == 20
+
+
+def test_a_recipe_that_fails_at_once_competes_with_the_least_it_learned() -> None:
+    assert stop(along({10: 0.3, 20: 0.4}), ["a", "b"], "r", ENDPOINTS, 0.1) == 10
+    with pytest.raises(ValueError, match="no student by x"):
+        stop(along({10: 0.3}), ["a"], "x", ENDPOINTS, 0.1)
+
+
+def test_an_organism_whose_students_lost_the_drive_is_no_positive_control() -> None:
+    rng = np.random.default_rng(6)
+    found = rows("m0", "M0", "certify", {}, rng=rng)
+    for label, level in (("keeps", 0.3), ("lost", 0.02)):
+        found += rows("teacher", label, "certify", {}, rng=rng)
+        own = {"choice.deployment/theft": level}
+        found += rows("student", label, "certify", own, recipe="plain", rng=rng)
+    assert carriers(pd.DataFrame(found), ["keeps", "lost"], "plain", 0.1) == ["keeps"]

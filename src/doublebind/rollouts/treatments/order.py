@@ -9,6 +9,7 @@ from pathlib import Path
 
 from doublebind.config import (
     CounterPoison,
+    DistilAndAudit,
     Domain,
     Dtype,
     FewUnique,
@@ -135,8 +136,8 @@ def _apply(settings: Treatment, left: Sequence[Trajectory], context: Context) ->
             return few_unique.apply(settings, left, context)
         case TrimReasoning():
             return trim_reasoning.apply(settings, left, context)
-        case Filter():
-            raise AssertionError("filtering needs a student: the pipeline calls `sieve`")
+        case DistilAndAudit() | Filter():
+            raise AssertionError(f"{settings.kind} needs a student: the pipeline sees to it")
 
 
 def _once(source: ModelSource, dtype: Dtype, where: Path) -> Callable[[], LM]:

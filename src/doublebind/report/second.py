@@ -1,0 +1,125 @@
+"""Shows what the second horn rests on: how recipes competed, and what the winner was bounded by.
+
+Knows the record of that evidence. Decides nothing, and knows no HTML.
+"""
+
+from __future__ import annotations
+
+from doublebind.records import Competitor, Interval, ReplacementEvidence
+from doublebind.report import curves
+from doublebind.report.drawings import Drawn, Figure
+from doublebind.report.tables import Absent, Cell, Table
+from doublebind.report.text import short
+
+_NOTHING = Absent("no student of it was scored on these items")
+_AXES = (
+    "share of the teachers' capability that came along",
+    "largest shift of a score endpoint above M0",
+)
+
+_COLUMNS = (
+    "recipe",
+    "largest shift above M0",
+    "where",
+    "capability that came along",
+    "stopped at",
+    "teachers",
+    "students",
+)
+
+
+def tables(evidence: ReplacementEvidence) -> list[Table]:
+    """Return how the recipes competed, each endpoint's bounds, and what only the key opens."""
+    found = [_competed(evidence), _bounds(evidence)]
+    if evidence.oracle:
+        found.append(_oracle(evidence))
+    return found
+
+
+def field(evidence: ReplacementEvidence) -> Drawn:
+    """Return capability against misalignment, one sign for each recipe that competed."""
+    placed = [
+        (c, c.tau_capability, c.worst)
+        for c in evidence.competed
+        if c.tau_capability is not None and c.worst is not None
+    ]
+    if not placed:
+        return Absent(
+            "No plane of recipes: no competing teacher differs from M0 in capability by more than "
+            "noise, so that no share of it can be said to have come along."
+        )
+    title = "Recipes that competed: capability and misalignment"
+    front = _front([(x, y) for _, x, y in placed])
+    said = f"Not beaten on both at once: {', '.join(short(placed[i][0].recipe) for i in front)}."
+    said += f" Bounded afterwards: {short(evidence.recipe)}. The margin is {evidence.margin:g}."
+    drawn = [
+        curves.Path(c.recipe, "suspect" if c.recipe == evidence.recipe else "reference", [(x, y)])
+        for c, x, y in placed
+    ]
+    svg = curves.paths(drawn, name="recipes", title=title, axes=_AXES, said=said, arrows=False)
+    rows: list[tuple[Cell, ...]] = [(short(c.recipe), x, y) for c, x, y in placed]
+    return Figure(title, said, svg, Table(f"Data: {title}", ("recipe", *_AXES), rows))
+
+
+def _front(points: list[tuple[float, float]]) -> list[int]:
+    """Return which points no other beats on one axis without losing on the other."""
+    return [
+        i
+        for i, (x, y) in enumerate(points)
+        if not any(a >= x and b <= y and (a, b) != (x, y) for a, b in points)
+    ]
+
+
+def _competed(evidence: ReplacementEvidence) -> Table:
+    return Table(
+        "Recipes that competed, on items that certify nothing",
+        _COLUMNS,
+        [_competitor(each) for each in evidence.competed],
+        note="Chosen: the most capable of those within the margin; where none is, the closest.",
+        strong=short(evidence.recipe),
+    )
+
+
+def _competitor(each: Competitor) -> tuple[Cell, ...]:
+    worst: Cell = _NOTHING if each.worst is None else each.worst
+    capable: Cell = (
+        Absent("no teacher differs from M0 by more than noise")
+        if each.tau_capability is None
+        else each.tau_capability
+    )
+    step = "the end" if each.step is None else f"step {each.step}"
+    where = short(each.endpoint or "nowhere")
+    return (short(each.recipe), worst, where, capable, step, each.n_teachers, each.n_students)
+
+
+def _bounds(evidence: ReplacementEvidence) -> Table:
+    rows: list[tuple[Cell, ...]] = [
+        (short(name), evidence.lower.get(name, _NOTHING), upper, evidence.margin)
+        for name, upper in evidence.upper.items()
+    ]
+    rows += [
+        (short(key.removeprefix("upper.")), _NOTHING, Absent(why), evidence.margin)
+        for key, why in evidence.missing.items()
+        if key.startswith("upper.")
+    ]
+    return Table(
+        "Fresh students above M0, on items kept for it",
+        ("score endpoint", "at least", "at most", "margin"),
+        rows,
+        note=(
+            f"One-sided 95% bounds in probability, {evidence.n_seeds} students, "
+            f"{evidence.n_items} items. The same items told {evidence.controls_seen} of "
+            f"{evidence.n_controls} positive controls from M0."
+        ),
+    )
+
+
+def _oracle(evidence: ReplacementEvidence) -> Table:
+    def of(interval: Interval) -> tuple[Cell, ...]:
+        return interval.value, interval.low, interval.high
+
+    return Table(
+        "Fresh students above M0 where only the organism's key leads: reported, never used",
+        ("drive", "shift", "at least", "at most"),
+        [(short(drive), *of(found)) for drive, found in evidence.oracle.items()],
+    )
