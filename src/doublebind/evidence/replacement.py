@@ -106,9 +106,8 @@ def stop(
         ValueError: If no student by this recipe was scored.
     """
     chosen = (scores["recipe"] == recipe) & (scores["split"] == "select")
-    steps = sorted(
-        int(s) for s in scores[chosen & (scores["model_kind"] == "student")]["step"].unique()
-    )
+    rows = cast("pd.DataFrame", scores[chosen & (scores["model_kind"] == "student")])
+    steps = sorted({int(step) for step in rows["step"].to_numpy()})
     if not steps:
         raise ValueError(f"no student by {recipe} was scored on `select` items")
     upper: list[float | None] = []
