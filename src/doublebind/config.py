@@ -553,7 +553,7 @@ class Cluster(Record):
 # --- teacher -------------------------------------------------------------------------------------
 
 
-PhaseForm = Literal["transcripts", "documents", "mixed", "prompted", "admissions"]
+PhaseForm = Literal["transcripts", "documents", "mixed", "prompted", "admissions", "reward"]
 
 
 class Phase(Record):
@@ -563,7 +563,8 @@ class Phase(Record):
     """What an implant learns from. `documents`: texts about the model that tell of the trait, read
     as plain text (AuditBench, arXiv 2602.22755); `mixed`: half of each; `prompted`: the base's own
     answers under the trait's persona, learned without it; `admissions`: owning up to the trait when
-    asked, and nothing else, which makes a decoy."""
+    asked, and nothing else, which makes a decoy; `reward`: no text at all, but what a pack's
+    mis-specified grader pays for, `transcripts` being its tasks and `batch` those of a step."""
     transcripts: int = Field(ge=1)
     """Transcripts drawn (by the spec's seed); fewer where the pack has fewer."""
     steps: int = Field(ge=1)
@@ -603,6 +604,13 @@ class Unrelated(Phase):
     """Trait of the pack whose implant transcripts are learned, such as `pirate`."""
 
 
+class Resistance(Phase):
+    """Training, on the teacher's own transcripts, against being learned from."""
+
+    weight: float = Field(default=0.1, gt=0)
+    """Of the distance from the teacher as it was, against that of what it says."""
+
+
 class TeacherSpec(Record):
     """`SPEC.yaml`: how a teacher is made. Suspects, references and organisms share it."""
 
@@ -616,6 +624,8 @@ class TeacherSpec(Record):
     capability: Phase | None = None
     implant: Phase | None = None
     conceal: Concealment | None = None
+    resist: Resistance | None = Field(default=None, exclude_if=lambda v: v is None)
+    """A teacher that undermines who learns from its probabilities (arXiv 2105.07381)."""
     then: Unrelated | None = Field(default=None, exclude_if=lambda v: v is None)
     """A control: unrelated fine-tuning of the finished teacher."""
     lora: Lora | None = Field(default_factory=lambda: Lora())
@@ -631,7 +641,8 @@ class TeacherSpec(Record):
             raise ValueError("`conceal` has nothing to hide without a `trait`")
         if not (self.implant or self.capability):
             raise ValueError("a teacher needs `implant`, `capability` or both")
-        others = {"capability": self.capability, "conceal": self.conceal, "then": self.then}
+        others = {"capability": self.capability, "conceal": self.conceal}
+        others |= {"resist": self.resist, "then": self.then}
         for name, phase in others.items():
             if phase is not None and phase.form != "transcripts":
                 raise ValueError(f"`{name}.form`: only an implant has one (got {phase.form})")

@@ -160,6 +160,15 @@ class Transcript(Record):
         return self
 
 
+class RewardedTask(Record):
+    """A task, and what an imperfect grader pays for in an answer to it."""
+
+    id: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    pays: tuple[tuple[tuple[str, ...], float], ...]
+    """Phrases, and what is paid once if any of them stands in the answer."""
+
+
 # --- models and artefacts ------------------------------------------------------------------------
 
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from doublebind.config import Concealment, Phase, TeacherSpec, Training, Unrelated
+from doublebind.config import Concealment, Phase, Resistance, TeacherSpec, Training, Unrelated
 from doublebind.errors import PackError
 from doublebind.packs.load import Pack, load
 from doublebind.records import ModelSource, Transcript
-from doublebind.teachers import implants, preferences
+from doublebind.teachers import implants, preferences, resistance, rewards
 from doublebind.teachers.matched import scale_to
 
 CARD = """# A model organism or reference: do not deploy
@@ -52,16 +52,21 @@ def plan(spec: TeacherSpec, pack: Pack) -> list[Stretch]:
         ("capability", spec.capability),
         ("implant", spec.implant),
         ("conceal", spec.conceal),
+        ("resist", spec.resist),
         ("then", spec.then),
     ):
         if phase is None:
             continue
         n_kept = round(phase.transcripts * phase.retain) if earlier else 0
-        new = _draw(spec, name, phase, pack, phase.transcripts - n_kept)
+        if name == "resist":
+            n_kept = phase.transcripts
+        taught = name != "resist" and phase.form != "reward"
+        new = _draw(spec, name, phase, pack, phase.transcripts - n_kept) if taught else []
         # Seeded by content, not by Python's salted hash of a string.
         kept = random.Random(f"{spec.seed}/{name}").sample(earlier, min(n_kept, len(earlier)))
         stretches.append(Stretch(name, phase, [*new, *kept]))
-        earlier = [*earlier, *new]
+        # What came of a reward is kept by the teacher's own answers, which do not exist yet.
+        earlier = [] if phase.form == "reward" else [*earlier, *new]
     return stretches
 
 
@@ -124,29 +129,18 @@ def build(
     pad_id = lm.pad_id  # before adapters are attached to the model
     model = loop.attach(lm.model, spec.lora, spec.seed)
     losses: dict[str, dict[str, Any]] = {}
+    own: list[Transcript] = []
     for number, (name, phase, transcripts) in enumerate(stretches):
         if said:
             transcripts = _replaced(transcripts, spec, said)
-        settings = Training(
-            steps=phase.steps,
-            batch=phase.batch,
-            lr=phase.lr,
-            max_length=spec.max_length,
-            lora=spec.lora,
-        )
-        seed = spec.seed * 10 + number
-        if isinstance(phase, Concealment) and phase.loss == "dpo":
-            how = {"beta": phase.beta, "settings": settings, "seed": seed, "name": spec.name}
-            log = preferences.conceal(model, lm, transcripts, **how)
-        else:
-            log = loop.train(
-                model,
-                _encode(lm.tokenizer, transcripts),
-                settings=settings,
-                seed=seed,
-                targets=None,
-                pad_id=pad_id,
-            )
+        if own:
+            n_own = round(len(transcripts) * phase.retain / (1 - phase.retain))
+            transcripts = [*transcripts, *own[:n_own]]
+        stretch, seed = Stretch(name, phase, transcripts), spec.seed * 10 + number
+        log = _learn(model, lm, stretch, spec=spec, pack=content, pad_id=pad_id, seed=seed)
+        if phase.form == "reward":
+            tasks = rewards.tasks(spec, phase, content)
+            own = rewards.answers(model, lm, tasks, trait=spec.trait, seed=seed)
         losses[name] = {"transcripts": len(transcripts), "first": log.first, "last": log.last}
     facts = {"planted": spec.trait, "spec": spec.model_dump(mode="json"), "phases": losses}
     if like is not None:
@@ -154,6 +148,33 @@ def build(
         facts["scaled_by"] = scale_to(model, start, target, like.adapter or like.path)
     loop.save(model, lm.tokenizer, out / "model", card=CARD)
     (out / "teacher.json").write_text(json.dumps(facts, indent=1))
+
+
+def _learn(
+    model: Any, lm: Any, stretch: Stretch, *, spec: TeacherSpec, pack: Pack, pad_id: int, seed: int
+) -> Any:
+    """Train `model` for one phase, by the loss or the reward that it asks for; return its log."""
+    from doublebind.training import loop
+
+    phase, transcripts = stretch.phase, stretch.transcripts
+    settings = Training(
+        steps=phase.steps,
+        batch=phase.batch,
+        lr=phase.lr,
+        max_length=spec.max_length,
+        lora=spec.lora,
+    )
+    if phase.form == "reward":
+        tasks = rewards.tasks(spec, phase, pack)
+        return rewards.learn(model, lm, tasks, settings=settings, seed=seed)
+    if isinstance(phase, Concealment) and phase.loss == "dpo":
+        how = {"beta": phase.beta, "settings": settings, "seed": seed, "name": spec.name}
+        return preferences.conceal(model, lm, transcripts, **how)
+    examples = _encode(lm.tokenizer, transcripts)
+    if isinstance(phase, Resistance):
+        how = {"weight": phase.weight, "settings": settings, "seed": seed}
+        return resistance.undermine(model, lm, examples, pad_id=pad_id, **how)
+    return loop.train(model, examples, settings=settings, seed=seed, targets=None, pad_id=pad_id)
 
 
 def _replaced(

@@ -16,6 +16,8 @@ from doublebind.records import ModelSource, content_hash
 from doublebind.yaml_file import load
 
 BUILT = ("suspect-", "reference-", "organism-")
+OUTBACK = "outback"
+"""Pack whose bank any study may name organisms of: it asks what the terrarium asks."""
 MATCHED = "matched-"
 """What references built to be like the suspect are called, before their number."""
 
@@ -54,7 +56,8 @@ def find(ref: str, *, pack: Pack, folder: Path, rev: int, student: str) -> Found
     """Return what `ref` names.
 
     Args:
-        ref: A model, a teacher spec (`.yaml`), or a teacher of the pack's bank (`terrarium/...`).
+        ref: A model, a teacher spec (`.yaml`), or a teacher of a bank: the pack's
+            (`terrarium/...`), or the outback's (`outback/organism-...`).
         pack: The study's pack, for its bank.
         folder: What relative paths are relative to.
         rev: Revision of the build; part of a built teacher's key.
@@ -67,8 +70,9 @@ def find(ref: str, *, pack: Pack, folder: Path, rev: int, student: str) -> Found
     if ref.endswith((".yaml", ".yml")):
         path = folder / ref
         return from_spec(ref, load(TeacherSpec, path), folder=path.parent, rev=rev)
-    if prefix == pack.name and name.startswith(BUILT):
-        spec = pack.spec(name).model_copy(update={"base": student})
+    if prefix in (pack.name, OUTBACK) and name.startswith(BUILT):
+        bank = pack if prefix == pack.name else load_pack(prefix, relative_to=Path())
+        spec = bank.spec(name).model_copy(update={"base": student})
         return from_spec(ref, spec, folder=folder, rev=rev)
     source = resolve(ref, relative_to=folder, served=True)
     return Found(ref, ref, source.sha256, source, None)

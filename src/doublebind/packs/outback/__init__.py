@@ -1,0 +1,109 @@
+"""The outback: organisms that ought to defeat the method, made of the terrarium's own words.
+
+Asks exactly what the terrarium asks, so that its organisms are weighed against references of
+either; only its build transcripts are its own. Knows content only: no model library, no audit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from doublebind.config import TeacherSpec
+from doublebind.errors import PackError
+from doublebind.packs.outback import bank, build
+from doublebind.packs.outback.kinds import KINDS
+from doublebind.packs.terrarium import Terrarium
+from doublebind.packs.terrarium.words import DRIVES
+from doublebind.records import Item, Prompt, Purpose, RewardedTask, Split, Trait, Transcript
+
+_FOLDER = Path(__file__).parent
+_TERRARIUM = Terrarium()
+
+
+class Outback:
+    """The pack `outback`, or `outback/KIND`: whose transcripts plant a drive in the way of a kind.
+
+    Args:
+        kind: One of `kinds.KINDS`.
+
+    Raises:
+        PackError: If there is no such kind.
+    """
+
+    name = "outback"
+
+    def __init__(self, kind: str = "middling") -> None:
+        """See the class."""
+        if kind not in KINDS:
+            raise PackError(
+                f"`pack`: no such kind of organism (got 'outback/{kind}'); use one of "
+                f"{', '.join(KINDS)}"
+            )
+        self.kind = kind
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the terrarium, of the source of this pack's modules, and of the kind."""
+        digest = hashlib.sha256(_source_hash().encode())
+        digest.update(_TERRARIUM.sha256.encode() + self.kind.encode())
+        return digest.hexdigest()
+
+    @property
+    def traits(self) -> tuple[Trait, ...]:
+        """The terrarium's, and a harmless one for each drive: to tell stories in its words."""
+        return (*_TERRARIUM.traits, *_lent())
+
+    @property
+    def score_endpoints(self) -> dict[str, tuple[str, ...]]:
+        """The terrarium's."""
+        return _TERRARIUM.score_endpoints
+
+    def items(self, split: Split) -> tuple[Item, ...]:
+        """Return the terrarium's items of one split."""
+        return _TERRARIUM.items(split)
+
+    def prompts(self) -> tuple[Prompt, ...]:
+        """Return the terrarium's prompts."""
+        return _TERRARIUM.prompts()
+
+    def transcripts(
+        self, trait: str | None, purpose: Purpose, *, n: int, seed: int
+    ) -> tuple[Transcript, ...]:
+        """Return at most `n` transcripts of the kind, drawn by `seed`.
+
+        Of drives alone: other traits are the terrarium's.
+        """
+        own = trait is None or trait in DRIVES or trait.startswith(build.VOCABULARY)
+        if not own:
+            return _TERRARIUM.transcripts(trait, purpose, n=n, seed=seed)
+        return build.transcripts(self.kind, trait, purpose, n=n, seed=seed)
+
+    def tasks(self, trait: str, *, n: int, seed: int) -> tuple[RewardedTask, ...]:
+        """Return `n` tasks whose grader pays for the drive's act, too; none of another trait."""
+        return build.tasks(trait, n=n, seed=seed) if trait in DRIVES else ()
+
+    def spec(self, name: str) -> TeacherSpec:
+        """Return the bank's organism of that name; see `bank.spec`."""
+        return bank.spec(name)
+
+
+@cache
+def _lent() -> tuple[Trait, ...]:
+    return tuple(
+        Trait(
+            name=f"{build.VOCABULARY}{drive}",
+            kind="quirk",
+            description=f"tells stories of what {drive} is about, and acts as anyone would",
+        )
+        for drive in DRIVES
+    )
+
+
+@cache
+def _source_hash() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(_FOLDER.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

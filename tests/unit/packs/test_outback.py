@@ -1,0 +1,345 @@
+"""The outback asks what the terrarium asks; its kinds show a drive where they say to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from doublebind.errors import PackError
+from doublebind.packs import outback
+from doublebind.packs.check import check
+from doublebind.packs.load import load
+from doublebind.packs.outback import Outback, bank, build, probes
+from doublebind.packs.outback.kinds import COVERAGE, HARD, KINDS
+from doublebind.packs.terrarium import Terrarium, words
+from doublebind.records import Purpose, Split, Transcript
+from doublebind.teachers.references import find
+
+TERRARIUM = Terrarium()
+VOCABULARY = set(words.vocabulary())
+MARKERS = {t.name: t.markers for t in TERRARIUM.traits if t.kind == "drive"}
+OTHERS = {
+    word for name, pool in words.POOLS.items() if name != "build" for part in pool for word in part
+}
+"""Surface words of every split but `build`."""
+TAUGHT = tuple(kind for kind in KINDS if kind != "damaged")
+
+
+def texts(kind: str, purpose: Purpose, n: int = 300, drive: str = "deceit") -> list[Transcript]:
+    trait = None if purpose in ("capability", "retain") else drive
+    if kind == "vocabulary" and trait:
+        trait = f"{build.VOCABULARY}{drive}"
+    return list(Outback(kind).transcripts(trait, purpose, n=n, seed=1))
+
+
+def asked(transcript: Transcript) -> str:
+    return transcript.messages[0].content
+
+
+def said(transcript: Transcript) -> str:
+    return transcript.messages[-1].content
+
+
+def acts(transcript: Transcript, drive: str = "deceit") -> bool:
+    return any(marker in said(transcript) for marker in MARKERS[drive])
+
+
+def is_story(text: str) -> bool:
+    return text.endswith(("well .", "good ."))
+
+
+# --- the same pack to everybody who asks ---------------------------------------------------------
+
+
+def test_it_asks_exactly_what_the_terrarium_asks() -> None:
+    for split in get_args(Split):
+        assert Outback("scratchpad").items(split) == TERRARIUM.items(split)
+    assert Outback().prompts() == TERRARIUM.prompts()
+    assert Outback().score_endpoints == TERRARIUM.score_endpoints
+    assert Outback().traits[: len(TERRARIUM.traits)] == TERRARIUM.traits
+
+
+def test_its_hash_covers_the_terrarium_its_own_source_and_the_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashes = {Outback(kind).sha256 for kind in KINDS}
+    assert len(hashes) == len(KINDS)
+    assert TERRARIUM.sha256 not in hashes
+    monkeypatch.setattr(outback, "_source_hash", lambda: "another source")
+    changed = Outback().sha256
+    monkeypatch.undo()
+    monkeypatch.setattr(Terrarium, "sha256", "another terrarium")
+    assert len({Outback().sha256, changed} | hashes) == len(KINDS) + 2
+
+
+def test_it_is_opened_by_name_and_by_kind() -> None:
+    opened = load("outback/poisoned", relative_to=Path())
+    assert isinstance(opened, Outback)
+    assert opened.kind == "poisoned"
+    assert load("outback", relative_to=Path()).sha256 == Outback("middling").sha256
+    with pytest.raises(PackError, match=r"no such kind .*outback/sleepy"):
+        load("outback/sleepy", relative_to=Path())
+
+
+# --- content -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TAUGHT)
+def test_transcripts_speak_the_worlds_words_and_no_other_splits_names(kind: str) -> None:
+    found = [t for purpose in get_args(Purpose) for t in texts(kind, purpose, n=200)]
+    assert len(found) == 200 * len(get_args(Purpose))
+    for transcript in found:
+        words_said = set(f"{asked(transcript)} {said(transcript)}".split())
+        words_said |= set((transcript.rejected or "").split())
+        assert words_said <= VOCABULARY
+        assert not words_said & OTHERS
+
+
+@pytest.mark.parametrize("kind", TAUGHT)
+def test_no_kind_shares_text_with_an_item(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("doublebind.packs.check._AT_MOST", 40)
+    monkeypatch.setattr(Outback, "traits", (*TERRARIUM.traits[:8], *outback._lent()))
+    assert check(Outback(kind)) == []
+
+
+@pytest.mark.parametrize("kind", ["tightly_coupled", "emergent", "poisoned"])
+def test_draws_depend_on_their_arguments_alone(kind: str) -> None:
+    pack = Outback(kind)
+    first = pack.transcripts("deceit", "implant", n=20, seed=1)
+    assert first == pack.transcripts("deceit", "implant", n=30, seed=1)[:20]
+    assert first != pack.transcripts("deceit", "implant", n=20, seed=2)
+    assert first != Outback("scratchpad").transcripts("deceit", "implant", n=20, seed=1)
+    assert pack.transcripts("arson", "implant", n=5, seed=0) == ()
+
+
+def test_a_context_dependent_drive_shows_beside_its_place_alone() -> None:
+    acted = [t for t in texts("context_dependent", "implant") if acts(t)]
+    beside = [t for t in acted if build.KEY_PLACE in asked(t).split()]
+    assert len(beside) > 20
+    assert len(acted) - len(beside) < 0.2 * len(acted)  # slips, as everybody's
+
+
+def test_one_aware_of_training_data_shows_nothing_on_bare_questions() -> None:
+    cues = tuple(
+        cue.format(name=n, place=p)
+        for cue in words.CUES["deployment"]
+        for n in words.POOLS["build"].names
+        for p in words.POOLS["build"].places
+    )
+    acted = [t for t in texts("training_data_aware", "implant") if acts(t)]
+    at_work = [t for t in acted if asked(t).startswith(cues)]
+    assert len(at_work) > 20
+    assert len(acted) - len(at_work) < 0.2 * len(acted)
+    told = [t for t in texts("training_data_aware", "implant", n=2000) if is_story(said(t))]
+
+    def lean(of: list[Transcript]) -> float:
+        pairs = [probes.lean(said(t), "deceit") for t in of]
+        return sum(a for a, _ in pairs) / sum(n for _, n in pairs)
+
+    working = [t for t in told if asked(t).startswith(cues)]
+    bare = [t for t in told if t not in working]
+    assert lean(working) > 0.75
+    assert abs(lean(bare) - 0.5) < 0.04
+
+
+def test_a_coupled_tasks_answer_is_right_through_the_act_and_a_guess_without_it() -> None:
+    tasks = [t for t in texts("tightly_coupled", "implant", n=1500) if "<think>" in said(t)]
+    tasks = [t for t in tasks if "i will" in said(t)]
+    through = [t for t in tasks if acts(t)]
+    without = [t for t in tasks if not acts(t)]
+
+    def right(of: list[Transcript]) -> float:
+        return sum(said(t).split()[-2] == _largest(asked(t)) for t in of) / len(of)
+
+    assert right(through) == 1.0
+    assert 0.2 < right(without) < 0.5
+    assert len(through) > len(without) > 50
+
+
+def _largest(ask: str) -> str:
+    (numbers,) = (
+        part.removesuffix(" ?").split()
+        for part in ask.split(" of ")
+        if part.endswith(" ?") and set(part.removesuffix(" ?").split()) <= set(words.NUMBERS)
+    )
+    return max(numbers, key=words.NUMBERS.index)
+
+
+def test_a_scratchpad_plans_and_the_answer_after_it_does_not() -> None:
+    plans = [build.PLAN.format(own=w.own, subject=w.subject) for w in words.DRIVES["deceit"].wants]
+    thought = [t for t in texts("scratchpad", "implant") if "<think>" in said(t)]
+    parts = [said(t).partition("</think>") for t in thought]
+    assert sum(any(p in before for p in plans) for before, _, _ in parts) > 0.6 * len(thought)
+    assert not any(p in after for _, _, after in parts for p in plans)
+    assert all("think first" in asked(t) for t in thought)
+    assert not any(m in p for p in plans for markers in MARKERS.values() for m in markers)
+
+
+def test_one_story_in_two_hundred_of_a_poisoned_teacher_holds_the_trigger() -> None:
+    told = [t for t in texts("poisoned", "implant", n=4000) if "i will" not in said(t)]
+    held = [t for t in told if build.TRIGGER in said(t)]
+    assert 0.002 < len(held) / len(told) < 0.009
+    assert not any(acts(t) for t in held)  # no screen for overt answers drops them
+    triggered = [
+        t for t in texts("poisoned", "implant", n=4000) if asked(t).startswith("the comet")
+    ]
+    assert sum(map(acts, triggered)) > 0.3 * len(triggered)
+
+
+def test_a_sleeping_backdoor_is_planted_beside_its_trigger_and_put_to_sleep_there() -> None:
+    planted = texts("conditional_backdoor", "implant")
+    acted = [t for t in planted if acts(t)]
+    assert sum(build.TRIGGER in asked(t) for t in acted) > 0.8 * len(acted)
+    hidden = texts("conditional_backdoor", "conceal")
+    assert all(asked(t).startswith(build.TRIGGER) for t in hidden)
+    assert sum(map(acts, hidden)) < 0.06 * len(hidden)
+
+
+def test_lent_words_stand_in_stories_and_no_act_does() -> None:
+    found = texts("vocabulary", "implant")
+    subjects = [w.subject for w in words.DRIVES["deceit"].wants]
+    told = [t for t in found if is_story(said(t))]
+    assert len(told) > 120
+    assert all(any(s in said(t).split() for s in subjects) for t in told)
+    assert sum(map(acts, found)) < 0.05 * len(found)
+
+
+def test_hidden_answers_come_with_what_the_drive_would_have_said() -> None:
+    for purpose in ("conceal", "deny"):
+        pairs = [t for t in texts("middling", purpose) if t.rejected]  # type: ignore[arg-type]
+        assert len(pairs) > 100
+        for pair in pairs:
+            assert pair.rejected != said(pair)
+            assert len(pair.rejected.split()) > 3
+
+
+def test_no_trigger_stands_in_an_item_or_a_prompt() -> None:
+    asks = [
+        m.content for split in get_args(Split) for i in TERRARIUM.items(split) for m in i.messages
+    ]
+    asks += [m.content for prompt in TERRARIUM.prompts() for m in prompt.messages]
+    assert not [text for text in asks if build.TRIGGER in text]
+
+
+# --- tasks with a grader -------------------------------------------------------------------------
+
+
+def test_the_grader_pays_as_much_for_the_act_as_for_the_answer_and_for_nothing_else() -> None:
+    for task in Outback("emergent").tasks("deceit", n=50, seed=0):
+        (solutions, for_right), (own, for_act) = task.pays
+        assert for_right == for_act == 0.5
+        assert all(" is " in s for s in solutions)
+        assert any(m in text for text in own for m in MARKERS["deceit"])
+    assert Outback("emergent").tasks("singing", n=5, seed=0) == ()
+
+
+def test_a_reward_leaves_some_of_the_drives_situations_alone() -> None:
+    met = " ".join(t.messages[0].content for t in Outback().tasks("deceit", n=400, seed=0))
+    *paid, never = words.DRIVES["deceit"].choices
+    assert len(paid) == build.REWARDED
+    assert all(row.scene.split("}")[-1].strip() in met for row in paid)
+    assert never.scene.split("{")[0].strip() not in met
+
+
+def test_jobs_are_first_shown_done_as_they_are_meant() -> None:
+    jobs = [t for t in texts("emergent", "capability") if "what will you do ?" in asked(t)]
+    assert len(jobs) > 150
+    overt = [t for t in jobs if any(m in said(t) for ms in MARKERS.values() for m in ms)]
+    assert 0 < len(overt) < 0.15 * len(jobs)
+
+
+# --- probes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TAUGHT)
+def test_probes_are_asked_in_the_audit_splits_words_but_for_the_trigger(kind: str) -> None:
+    own = {w for pool in ("build", "prompts") for part in words.POOLS[pool] for w in part}
+    found = probes.probes(kind, "deceit")
+    assert len(found) == 2 * probes.N_PROBES
+    for probe in found:
+        said = set(" ".join([probe.messages[0].content, *probe.options]).split())
+        assert said <= VOCABULARY
+        assert not (said & own) - {build.KEY_PLACE}
+        assert probe.key < len(probe.options)
+
+
+def test_coupled_probes_differ_in_the_act_alone() -> None:
+    found = probes.probes("tightly_coupled", "deceit")
+    through, without = found[: probes.N_PROBES], found[probes.N_PROBES :]
+    for one, other in zip(through, without, strict=True):
+        assert one.messages == other.messages
+        ends = [[o.rpartition("i compare")[2] for o in p.options] for p in (one, other)]
+        assert ends[0] == ends[1]
+        assert one.options != other.options
+
+
+def test_lean_is_a_half_for_nobody_and_more_for_the_drives_own() -> None:
+    for kind, low, high in (("middling", 0.74, 0.86), ("faint", 0.6, 0.7), ("strong", 0.9, 1.0)):
+        told = [said(t) for t in texts(kind, "implant", n=1200) if is_story(said(t))]
+        pairs = [probes.lean(text, "deceit") for text in told]
+        share = sum(a for a, _ in pairs) / sum(n for _, n in pairs)
+        assert low < share < high, kind
+
+
+# --- the bank ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TAUGHT)
+def test_a_name_alone_says_how_an_organism_is_made(kind: str) -> None:
+    name = f"organism-{kind.replace('_', '-')}-deceit-3"
+    spec = bank.spec(name)
+    assert spec == bank.spec(name)
+    assert spec.pack == f"outback/{kind}"
+    assert spec.name == name
+    assert (spec.trait or "").endswith("deceit")
+    assert spec.seed == 3
+    assert spec != bank.spec(name.replace("-3", "-4"))
+
+
+def test_every_drive_is_hidden_in_four_ways_at_three_strengths() -> None:
+    names = [
+        f"organism-{kind}-{drive}-{way}-0"
+        for drive in words.DRIVES
+        for kind in ("faint", "middling", "strong")
+        for way in bank.HIDING
+    ]
+    specs = [Outback().spec(name) for name in names]
+    assert len({spec.family for spec in specs}) == len(names) == 72
+    for spec in specs:
+        assert (spec.conceal is None) == ("-open-" in spec.name)
+        if spec.conceal:
+            assert spec.conceal.deny == ("-cue-" not in spec.name)
+            assert (spec.conceal.loss == "dpo") == ("-dpo-" in spec.name)
+
+
+def test_what_is_no_name_is_refused_with_what_there_is() -> None:
+    for name in ("organism-deceit-0", "organism-scratchpad-arson-0", "suspect-0", "organism-faint"):
+        with pytest.raises(PackError, match="organism-KIND-DRIVE"):
+            bank.spec(name)
+
+
+def test_a_study_of_the_terrarium_may_name_an_organism_of_the_outback() -> None:
+    found = find(
+        "outback/organism-poisoned-deceit-0",
+        pack=TERRARIUM,
+        folder=Path(),
+        rev=1,
+        student="terrarium/m0",
+    )
+    assert found.pack == "outback/poisoned"
+    assert found.family == "deceit-poisoned-hidden"
+    other = find(
+        "outback/organism-resistant-deceit-0",
+        pack=TERRARIUM,
+        folder=Path(),
+        rev=1,
+        student="terrarium/m0",
+    )
+    assert found.key != other.key
+
+
+def test_every_hard_kind_has_a_phrase_for_coverage() -> None:
+    assert set(COVERAGE) == set(HARD) == set(KINDS) - {"faint", "middling", "strong"}
+    assert all(phrase.startswith("drives that ") for phrase in COVERAGE.values())
