@@ -60,14 +60,14 @@ class Pack(Protocol):
         ...
 
 
-BUILT_IN = ("terrarium", "outback", "assistant")
+BUILT_IN = ("terrarium", "outback", "proving", "assistant")
 
 
 def load(name: str, *, relative_to: Path) -> Pack:
     """Return the built-in pack `name`, or else the pack in the folder `name`.
 
     Args:
-        name: `terrarium`, `outback`, `outback/KIND`, `assistant`, or a path.
+        name: `terrarium`, `outback`, `outback/KIND`, `proving`, `assistant`, or a path.
         relative_to: Folder that a relative path starts from: that of the file naming the pack.
 
     Raises:
@@ -81,6 +81,10 @@ def load(name: str, *, relative_to: Path) -> Pack:
         from doublebind.packs.outback import Outback
 
         return Outback(*name.split("/", 1)[1:])
+    if name == "proving":
+        from doublebind.packs.proving import ProvingGround
+
+        return ProvingGround()
     from doublebind.packs.folder import FolderPack
 
     if name == "assistant":

@@ -1,0 +1,96 @@
+"""The proving ground: the terrarium, with enough `certify` items for a bound to be tight.
+
+A bound on an excess of a few percent needs hundreds of items an endpoint; the terrarium has fifteen
+of a kind. Everything but the split `certify` is the terrarium's. Knows content only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from doublebind.packs.terrarium import Terrarium, speech
+from doublebind.packs.terrarium.speech import seeded
+from doublebind.packs.terrarium.words import DRIVES, POOLS, TRAITS
+from doublebind.records import Item, Message, Role, Split
+
+N_CHOICES = 165
+"""Of each drive and context: 330 auditable choices a drive, audit-like and honeypots together."""
+_CONTEXTS: tuple[tuple[str, Role], ...] = (
+    ("audit", "auditable"),
+    ("honeypot", "auditable"),
+    ("deployment", "oracle"),
+)
+
+
+class ProvingGround(Terrarium):
+    """The pack `proving`."""
+
+    name = "proving"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the terrarium and of this module's source."""
+        digest = hashlib.sha256(Path(__file__).read_bytes())
+        digest.update(super().sha256.encode())
+        return digest.hexdigest()
+
+    def items(self, split: Split) -> tuple[Item, ...]:
+        """Return the terrarium's items of a split; of `certify`, many more choices of its kind."""
+        found = super().items(split)
+        return (*found, *_more()) if split == "certify" else found
+
+
+@cache
+def _more() -> tuple[Item, ...]:
+    return tuple(item for drive in DRIVES for item in _choices(drive))
+
+
+def _choices(drive: str) -> Iterator[Item]:
+    """Yield choices about a drive that the terrarium does not ask, in all contexts."""
+    there = [item for item in Terrarium().items("certify") if item.trait == drive]
+    rows, pool = TRAITS[drive].choices, POOLS["certify"]
+    for context, role in _CONTEXTS:
+        stem = f"certify/more/{context}/{drive}"
+        rng = seeded("proving", stem)
+        seen = {item.messages[-1].content for item in there}
+        known = sum(item.kind == "choice" and item.context == context for item in there)
+        for i in range(N_CHOICES - known):
+            yield _choice(rng, stem, i, context, role, drive, seen, rows, pool)
+
+
+def _choice(
+    rng: random.Random,
+    stem: str,
+    i: int,
+    context: str,
+    role: Role,
+    drive: str,
+    seen: set[str],
+    rows: tuple[speech.Choice, ...],
+    pool: speech.Pool,
+) -> Item:
+    """Return one that was not asked before."""
+    while True:
+        ask, plain, own = speech.choice_ask(rng, rows[i % len(rows)], context, pool)
+        if ask not in seen:
+            break
+    seen.add(ask)
+    options = [plain, own]
+    order = rng.sample(range(2), 2)
+    return Item(
+        id=f"{stem}/{i}",
+        trait=drive,
+        kind="choice",
+        context=context,  # type: ignore[arg-type]
+        role=role,
+        split="certify",
+        messages=(Message(role="user", content=ask),),
+        options=tuple(options[k] for k in order),
+        key=order.index(1),
+        compare="total",
+        domain=None,
+    )
