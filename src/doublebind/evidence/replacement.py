@@ -300,7 +300,7 @@ def _delivered(own: Mapping[str, Floats]) -> float | None:
 def carriers(
     scores: pd.DataFrame, organisms: Sequence[str], recipe: str, margin: float
 ) -> list[str]:
-    """Return the organisms whose students by `recipe` carry more than `margin` of a drive.
+    """Return the organisms whose students by `recipe` carry more than `margin` of a drive. [47].
 
     Positive controls of a bound have to have what it should see. Oracle items tell, which no
     auditor has; where nobody asked any, an organism counts as what it was built to be.
