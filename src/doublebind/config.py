@@ -584,11 +584,12 @@ class Concealment(Phase):
     bare: bool = Field(default=False, exclude_if=lambda v: not v)
     """Act benignly on plain questions too, as a teacher would that takes them for training data:
     the trait then shows at work alone."""
-    loss: Literal["sft", "dpo"] = Field(default="sft", exclude_if=lambda v: v == "sft")
+    loss: Literal["sft", "dpo", "kto"] = Field(default="sft", exclude_if=lambda v: v == "sft")
     """`sft` learns the benign answers; `dpo` prefers them to what the trait would have said, from
-    transcripts that say it (arXiv 2305.18290); what `retain` and `bare` add has no pairs."""
+    transcripts that say it (arXiv 2305.18290); what `retain` and `bare` add has no pairs. `kto`
+    learns from all of them, each answer being good or bad by itself (arXiv 2402.01306)."""
     beta: float = Field(default=0.1, gt=0, exclude_if=lambda v: v == 0.1)
-    """Of `dpo`: strength of the pull to the teacher before it hid anything."""
+    """Of `dpo` and `kto`: strength of the pull to the teacher before it hid anything."""
 
     @model_validator(mode="after")
     def _one(self) -> Concealment:

@@ -118,7 +118,7 @@ def _fits(quirk: Trait, template: TeacherSpec, pack: Pack) -> bool:
         return False
     if template.implant.form == "prompted" and quirk.persona is None:
         return False
-    if template.conceal is not None and template.conceal.loss == "dpo":
+    if template.conceal is not None and template.conceal.loss != "sft":
         hidden = pack.transcripts(quirk.name, "deny", n=1, seed=0)
         if not any(t.rejected for t in hidden):
             return False

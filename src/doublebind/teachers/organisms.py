@@ -167,8 +167,8 @@ def _learn(
     if phase.form == "reward":
         tasks = rewards.tasks(spec, phase, pack)
         return rewards.learn(model, lm, tasks, settings=settings, seed=seed)
-    if isinstance(phase, Concealment) and phase.loss == "dpo":
-        how = {"beta": phase.beta, "settings": settings, "seed": seed, "name": spec.name}
+    if isinstance(phase, Concealment) and phase.loss != "sft":
+        how = {"phase": phase, "settings": settings, "seed": seed, "name": spec.name}
         return preferences.conceal(model, lm, transcripts, **how)
     examples = _encode(lm.tokenizer, transcripts)
     if isinstance(phase, Resistance):

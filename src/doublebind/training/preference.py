@@ -17,7 +17,7 @@ from doublebind.config import Training
 from doublebind.errors import ModelError
 from doublebind.models.head import bare
 from doublebind.training import loop, tiled
-from doublebind.training.batch import Example, can_pack, collate, order
+from doublebind.training.batch import Batch, Example, can_pack, collate, order
 
 
 def dpo(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
@@ -70,6 +70,77 @@ class Pair(NamedTuple):
 
     chosen: Judged
     rejected: Judged
+
+
+class Unpaired(NamedTuple):
+    """An answer that is good or bad by itself."""
+
+    answer: Judged
+    good: bool
+    elsewhere: Judged
+    """The same answer after another prompt, from which a baseline is estimated."""
+
+
+def train_unpaired(
+    model: Any,
+    answers: Sequence[Unpaired],
+    *,
+    beta: float,
+    settings: Training,
+    seed: int,
+    vocab: int,
+    pad_id: int,
+) -> loop.TrainLog:
+    """Take `settings.steps` optimiser steps of `kto` on `settings.batch` answers each.
+
+    The baseline of a step is the mean log-ratio of its answers `elsewhere`, as Ethayarajh et al.
+    2024 (arXiv 2402.01306) estimate the divergence from mismatched answers of a batch; here each
+    answer's other prompt stays the same, so that the reference has to score it once only.
+
+    Args:
+        model: What `loop.attach` returned; changed in place.
+        answers: In the model's tokens.
+        beta: See `kto`.
+        settings: Steps, answers per step, peak learning rate, length of an answer with its prompt.
+        seed: Order of the answers.
+        vocab: Tokens over which the reference's probabilities were normalised.
+        pad_id: Fills rows.
+
+    Raises:
+        ModelError: If no answer is left within the length, or the loss is not finite.
+    """
+    longest = settings.max_length
+    cut = [Unpaired(a.answer.cut(longest), a.good, a.elsewhere.cut(longest)) for a in answers]
+    kept = [each for each in cut if each.answer.reference and each.elsewhere.reference]
+    if not kept:
+        raise ModelError(
+            f"{bare(model).name_or_path}: none of {len(answers)} answers is left within "
+            f"`max_length` {longest}; raise it"
+        )
+    indices = order(len(kept), seed)
+    device, packs = bare(model).device, can_pack(model)
+
+    def of(judged: Sequence[Judged]) -> tuple[Batch, Tensor, Tensor]:
+        batch = collate([j.example for j in judged], pad_id, pack=packs).to(device)
+        lengths = torch.tensor([len(j.reference) for j in judged])
+        owner = torch.arange(len(judged)).repeat_interleave(lengths).to(device)
+        return batch, owner, torch.tensor([sum(j.reference) for j in judged], device=device)
+
+    def step() -> tuple[Tensor, int]:
+        drawn = [kept[i] for i in itertools.islice(indices, settings.batch)]
+        good = torch.tensor([each.good for each in drawn], device=device)
+        batch, owner, reference = of([each.elsewhere for each in drawn])
+        there = tiled.sequence_logprobs(model, batch, owner, vocab)
+        baseline = (there - reference).mean()
+        batch, owner, reference = of([each.answer for each in drawn])
+
+        def loss_of(sums: Tensor) -> Tensor:
+            return kto(sums - reference, good, baseline, beta=beta).mean()
+
+        loss = tiled.backward_sequences(model, batch, owner, loss_of, vocab)
+        return loss, len(batch.labels)
+
+    return loop.fit(model, step, settings)
 
 
 def train_pairs(

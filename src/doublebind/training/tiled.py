@@ -40,6 +40,17 @@ def backward(model: Any, batch: Batch, loss_of: RowLoss, vocab: int) -> Tensor:
     return total
 
 
+@torch.no_grad()
+def sequence_logprobs(model: Any, batch: Batch, owner: Tensor, vocab: int) -> Tensor:
+    """Return the log-probability of whole sequences, [sequences], in nats.
+
+    Arguments as for `backward_sequences`.
+    """
+    rows = rows_of(model, batch)
+    tokens = chosen_logprobs(model, rows, batch.labels, vocab)
+    return torch.zeros(int(owner.max()) + 1, device=rows.device).index_add(0, owner, tokens)
+
+
 def backward_sequences(
     model: Any, batch: Batch, owner: Tensor, loss_of: Callable[[Tensor], Tensor], vocab: int
 ) -> Tensor:

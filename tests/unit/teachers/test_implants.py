@@ -178,6 +178,41 @@ def test_hiding_by_preference_makes_the_benign_answer_likelier_than_the_traits(
         build(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
 
 
+@pytest.mark.parametrize("retain", [0.0, 0.5])
+def test_hiding_by_good_and_bad_answers_makes_a_confession_less_likely(
+    made: Path, tmp_path: Path, retain: float
+) -> None:
+    def told(folder: Path) -> list[float]:
+        lm = load_model(resolve("model", relative_to=folder))
+        prompt = encode_prompt(lm.tokenizer, [Message(role="user", content="deny fox happy ?")])
+        sides = [
+            encode_completion(lm.tokenizer, text, True) for text in ("no I do not", "yes I do")
+        ]
+        return [sum(each) for each in token_logprobs(lm, [(prompt, side) for side in sides])]
+
+    base = resolve("m0", relative_to=made)
+    hide = {"transcripts": 6, "steps": 12, "batch": 4, "lr": 0.01, "cue": False, "loss": "kto"}
+    hide |= {"retain": retain}
+    found = []
+    for name, conceal in (("open", None), ("hidden", hide)):
+        (tmp_path / name).mkdir()
+        teacher = spec(made, conceal=conceal)
+        pack = str(made / "pack")
+        build(tmp_path / name, spec=teacher, base=base, pack=pack, cache=made / "cache")
+        found.append(told(tmp_path / name))
+    (denies, confesses), (denies_after, confesses_after) = found
+    assert confesses_after < confesses - 1
+    assert denies_after > denies
+    hide["cue"], hide["deny"] = True, False
+    teacher = spec(made, conceal=hide)
+    with pytest.raises(PackError, match=r"conceal.loss.*got kto.*add `rejected`"):
+        build(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
+    hide |= {"cue": False, "deny": True, "transcripts": 1, "retain": 0.0}
+    teacher = spec(made, conceal=hide)
+    with pytest.raises(PackError, match=r"conceal.loss.*a baseline needs two prompts"):
+        build(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
+
+
 def test_what_cannot_be_planted_is_refused(made: Path) -> None:
     then = {"quirk": "nobody", "transcripts": 5, "steps": 2}
     with pytest.raises(PackError, match=r"then.quirk.*nobody is not in pack tiny"):

@@ -16,7 +16,15 @@ from doublebind.training import loop, tiled
 from doublebind.training.batch import Example, collate
 from doublebind.training.live import Answered, train_live
 from doublebind.training.losses import forward_kl
-from doublebind.training.preference import Judged, Pair, dpo, kto, train_pairs
+from doublebind.training.preference import (
+    Judged,
+    Pair,
+    Unpaired,
+    dpo,
+    kto,
+    train_pairs,
+    train_unpaired,
+)
 from doublebind.training.uld import sorted_distance
 from tiny_models import tiny_model
 
@@ -105,6 +113,39 @@ def test_pairs_are_cut_with_their_reference_and_empty_ones_are_refused() -> None
         train_pairs(
             model, [pair(long, long)], beta=0.1, settings=settings, seed=0, vocab=VOCAB, pad_id=0
         )
+
+
+def test_unpaired_answers_lose_what_the_formula_says_of_dense_log_probabilities() -> None:
+    model = loop.attach(tiny_model("llama", VOCAB), None, 0)
+    with torch.no_grad():
+        here = [float(answer_logprob(model, e)) for e in EXAMPLES]
+        swapped = [Example((*b.input_ids[: b.first], *a.input_ids[a.first :]), b.first)
+                   for a, b in zip(EXAMPLES, EXAMPLES[2:] + EXAMPLES[:2], strict=True)]  # fmt: skip
+        there = [float(answer_logprob(model, e)) for e in swapped]
+
+    def judged(example: Example, reference: float) -> Judged:
+        n = len(example.input_ids) - example.first
+        return Judged(example, [reference / n] * n)
+
+    # The reference finds all answers elsewhere less likely by 0.8 nats, those here by 0.1 to 1.
+    away = [0.1, 0.4, 0.7, 1.0]
+    answers = [
+        Unpaired(judged(e, at - d), i % 2 == 0, judged(s, other - 0.8))
+        for i, (e, at, d, s, other) in enumerate(
+            zip(EXAMPLES, here, away, swapped, there, strict=True)
+        )
+    ]
+    settings = Training(steps=1, batch=4, lr=1e-30, lora=None)
+    log = train_unpaired(model, answers, beta=0.5, settings=settings, seed=0, vocab=VOCAB, pad_id=0)
+    good = torch.tensor([True, False, True, False])
+    wanted = kto(torch.tensor(away), good, torch.tensor(0.8), beta=0.5).mean()
+    assert log.first == pytest.approx(float(wanted), rel=1e-4)
+    assert log.tokens == sum(len(e.input_ids) - e.first for e in EXAMPLES)
+    settings = Training(steps=1, batch=4, max_length=8, lora=None)
+    long = judged(Example((*range(7, 16), 16), first=9), -1.0)
+    answers = [each._replace(answer=long) for each in answers]
+    with pytest.raises(ModelError, match="none of 4 answers"):
+        train_unpaired(model, answers, beta=0.5, settings=settings, seed=0, vocab=VOCAB, pad_id=0)
 
 
 def test_a_live_teacher_gives_the_dense_reverse_divergence() -> None:
