@@ -7,6 +7,9 @@ is: that is a formula over events (`losses`).
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import importlib.util
+import os
 import threading
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -258,8 +261,19 @@ def _shape(z: Tensor, head: Head, temperature: float) -> Tensor | None:
     return slope
 
 
+def _kernels(z: Tensor) -> Any:
+    """Return the module of kernels that may take `z`, on GPUs or interpreted; else `None`."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton itself reads it
+    if not (z.is_cuda or interpreted) or importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("doublebind.training.head_triton")
+
+
 def _differentiate(z: Tensor, terms: _Terms) -> Tensor:
     """Replace logits `z` by the gradient of the weighted loss; return that loss."""
+    kernels = _kernels(z)
+    if kernels is not None:
+        return _differentiate_by(kernels, z, terms)
     soft, labels = terms.soft, terms.labels if terms.hard else None
     events = [] if soft is None else [z.gather(1, soft.ids)]
     label = None if labels is None else z.gather(1, labels[:, None])
@@ -275,12 +289,7 @@ def _differentiate(z: Tensor, terms: _Terms) -> Tensor:
         others = z.scatter_(1, soft.ids, 0.0).sum(1, keepdim=True).clamp_min_(1e-37)
         z.scatter_(1, soft.ids, kept)
         events.append(others.log())
-    with torch.enable_grad():
-        leaf = torch.cat(events, dim=1).requires_grad_() if events else None
-        wanted = None if label is None else (label - lse).requires_grad_()
-        loss = (terms.weights * _row_losses(leaf, wanted, terms)).sum()
-        parts = [part for part in (leaf, wanted) if part is not None]
-        slopes = list(torch.autograd.grad(loss, parts))
+    loss, slopes = _slopes(events, None if label is None else label - lse, terms)
     spread = -sum(slope.sum(1, keepdim=True) for slope in slopes)
     if soft is not None:
         g = slopes[0][:, : soft.ids.shape[1]]
@@ -293,7 +302,48 @@ def _differentiate(z: Tensor, terms: _Terms) -> Tensor:
         z.mul_(spread)
     if labels is not None:
         z.scatter_add_(1, labels[:, None], slopes[-1])
-    return loss.detach()
+    return loss
+
+
+def _differentiate_by(kernels: Any, z: Tensor, terms: _Terms) -> Tensor:
+    """Do the same with `head_triton`: one pass for the softmax, one for the gradient."""
+    soft, labels = terms.soft, terms.labels if terms.hard else None
+    label = None if labels is None else z.gather(1, labels[:, None])
+    kept = None if soft is None else z.gather(1, soft.ids)
+    if soft is None or kept is None or soft.tail is None:
+        lse = kernels.logsumexp(z)[:, None]
+        events, others = [] if kept is None else [kept - lse], None
+    else:
+        # The others' own sum, not what the events leave of 1, which cancels where that is little.
+        rest = kernels.logsumexp(z.scatter_(1, soft.ids, -torch.inf))[:, None]
+        lse = torch.logaddexp(rest, kept.logsumexp(1, keepdim=True))
+        others = (rest - lse).exp().clamp_min(1e-37)
+        events = [kept - lse, others.log()]
+    loss, slopes = _slopes(events, None if label is None else label - lse, terms)
+    spread = -torch.stack([slope.sum(1, keepdim=True) for slope in slopes]).sum(0)
+    factor = spread if others is None else slopes[0][:, -1:] / others + spread
+    kernels.scaled_softmax_(z, lse[:, 0], factor[:, 0])
+    if soft is not None:
+        g = slopes[0][:, : soft.ids.shape[1]]
+        if others is None:
+            z.scatter_add_(1, soft.ids, g)
+        else:
+            z.scatter_(1, soft.ids, events[0].exp() * spread + g)
+    if labels is not None:
+        z.scatter_add_(1, labels[:, None], slopes[-1])
+    return loss
+
+
+def _slopes(
+    events: list[Tensor], wanted: Tensor | None, terms: _Terms
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the weighted loss, and its slope in log q of the events and of the labels."""
+    with torch.enable_grad():
+        leaf = torch.cat(events, dim=1).requires_grad_() if events else None
+        wanted = None if wanted is None else wanted.requires_grad_()
+        loss = (terms.weights * _row_losses(leaf, wanted, terms)).sum()
+        parts = [part for part in (leaf, wanted) if part is not None]
+        return loss.detach(), list(torch.autograd.grad(loss, parts))
 
 
 def _row_losses(leaf: Tensor | None, wanted: Tensor | None, terms: _Terms) -> Tensor:

@@ -1,0 +1,66 @@
+"""The two passes over a tile of logits that the loss head takes, as Triton kernels for GPUs.
+
+PyTorch reads and writes a tile eight times between logits and their gradient; these read it twice
+and write it once. `head` does all else, which is over events and small. Knows rows of numbers.
+Does not know tokens, targets or divergences. Held to the PyTorch path under Triton's interpreter
+(`TRITON_INTERPRET=1`); not yet run on a GPU.
+"""
+# Triton is an extra (`gpu`); where it is absent `head` never imports this module.
+# pyright: reportMissingImports=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 4096
+"""Columns that one program reads: enough to keep its memory busy, few enough for registers."""
+
+
+@triton.jit
+def _part(z, out, columns, stride, parts, BLOCK: tl.constexpr):
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at = part * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(z + row * stride + at, mask=at < columns, other=-float("inf"))
+    highest = tl.max(x, axis=0)
+    # Of nothing but -inf the maximum is no number to subtract.
+    origin = tl.where(highest == -float("inf"), 0.0, highest)
+    tl.store(out + row * parts + part, origin + tl.log(tl.sum(tl.exp(x - origin), axis=0)))
+
+
+@triton.jit
+def _scale(z, lse, factor, columns, stride, BLOCK: tl.constexpr):
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at = part * BLOCK + tl.arange(0, BLOCK)
+    here = z + row * stride + at
+    x = tl.load(here, mask=at < columns, other=-float("inf"))
+    p = tl.exp(x - tl.load(lse + row))
+    tl.store(here, p * tl.load(factor + row), mask=at < columns)
+
+
+def logsumexp(z: Tensor) -> Tensor:
+    """Return log sum_j exp z_j, [rows], of float32 `z` [rows, columns]; columns lie side by side.
+
+    Each part of a row gives its own, and the parts are summed by `torch.logsumexp`.
+    """
+    rows, columns = z.shape
+    parts = triton.cdiv(columns, BLOCK)
+    out = torch.empty(rows, parts, device=z.device)
+    _part[(rows, parts)](z, out, columns, z.stride(0), parts, BLOCK=BLOCK)  # pyright: ignore
+    return torch.logsumexp(out, dim=1)
+
+
+def scaled_softmax_(z: Tensor, lse: Tensor, factor: Tensor) -> Tensor:
+    """Replace `z` [rows, columns], float32, by factor_i exp(z_ij - lse_i); return it.
+
+    Args:
+        z: As for `logsumexp`; -inf becomes 0.
+        lse: [rows], finite.
+        factor: [rows].
+    """
+    rows, columns = z.shape
+    grid = (rows, triton.cdiv(columns, BLOCK))
+    _scale[grid](z, lse.contiguous(), factor.contiguous(), columns, z.stride(0), BLOCK=BLOCK)  # pyright: ignore
+    return z
