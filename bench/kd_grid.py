@@ -86,7 +86,7 @@ def score(args: argparse.Namespace) -> None:
 
 def ours(args: argparse.Namespace) -> None:
     """Worker: one student by this package's loop, on the cached targets."""
-    from doublebind.config import Lora, Training
+    from doublebind.config import Lora
     from doublebind.models import teacher_cache
     from doublebind.training import loop
 
@@ -94,7 +94,7 @@ def ours(args: argparse.Namespace) -> None:
     student = lm(args.student, 3, args)
     loop.seed_everything(0)
     model = loop.attach(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
-    settings = Training(steps=args.steps, batch=args.batch, lr=shapes.LR, max_length=4096)
+    settings = shapes.training(args)
     kept_order = loop.order
     loop.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     if not args.pack:
@@ -108,8 +108,7 @@ def ours(args: argparse.Namespace) -> None:
         seed=0,
         targets=teacher_cache.read(Path(args.cache)),
         pad_id=0,
-        marks=range(1, args.steps),
-        at_mark=lambda step: clock.turn(),
+        keep=lambda _, step: clock.turn(),
     )
     loop.order = kept_order
     clock.end(lambda: after(model, held, args))

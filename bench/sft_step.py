@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from typing import Any
 
 import kd_grid
@@ -18,14 +17,14 @@ import shapes
 
 def ours(args: argparse.Namespace) -> None:
     """Worker: this package's loop."""
-    from doublebind.config import Lora, Training
+    from doublebind.config import Lora
     from doublebind.training import loop
 
     made = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
     student = kd_grid.lm(args.student, 3, args)
     loop.seed_everything(0)
     model = loop.attach(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
-    settings = Training(steps=args.steps, batch=args.batch, lr=shapes.LR, max_length=4096)
+    settings = shapes.training(args)
     loop.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     loop.can_pack = lambda model: False  # the peer's padding
     clock = shapes.Clock()
@@ -37,8 +36,7 @@ def ours(args: argparse.Namespace) -> None:
         seed=0,
         targets=None,
         pad_id=0,
-        marks=range(1, args.steps),
-        at_mark=lambda step: clock.turn(),
+        keep=lambda _, step: clock.turn(),
     )
     clock.end(lambda: {"rss": shapes.peak_rss(), "loss_last": log.last})
 
@@ -82,39 +80,5 @@ def peer(args: argparse.Namespace) -> None:
     clock.end(lambda: {"rss": shapes.peak_rss()})
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Run both by turns."""
-    common = []
-    for name in ("steps", "batch", "tokens", "dtype", "student"):
-        common += [f"--{name}", str(getattr(args, name))]
-    before = shapes.machine()
-    mine, theirs = (shapes.Child(__file__, "--role", role, *common) for role in ("ours", "peer"))
-    for _ in range(args.steps):
-        mine.step()
-        theirs.step()
-    return {
-        "ratio": theirs.typical() / mine.typical(),
-        "cpu_ratio": theirs.typical(cpu=True) / mine.typical(cpu=True),
-        "rss_ratio": mine.report["rss"] / theirs.report["rss"],
-        "step_seconds": {"ours": mine.seconds, "peer": theirs.seconds},
-        "step_cpu_seconds": {"ours": mine.cpu_seconds, "peer": theirs.cpu_seconds},
-        "reports": {"ours": mine.report, "peer": theirs.report},
-        "settings": {k: v for k, v in vars(args).items() if k not in ("role", "json")},
-        "machine": before,
-    }
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--role", choices=("ours", "peer"))
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=160)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--student", default="135m")
-    chosen = parser.parse_args()
-    if chosen.role:
-        {"ours": ours, "peer": peer}[chosen.role](chosen)
-    else:
-        print(json.dumps(main(chosen), indent=1 if chosen.json else None))
+    shapes.step_against_step(__doc__, __file__, ours, peer)

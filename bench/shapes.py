@@ -6,6 +6,7 @@ entropy is a few nats, as a trained model's is, and not that of the uniform dist
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -201,6 +202,14 @@ class Clock:
         say(**taken, report=report())
 
 
+def training(args: Any) -> Any:
+    """This package's settings, marked after every step but the last: there the turn passes."""
+    from doublebind.config import Training
+
+    marks = tuple(range(1, args.steps))
+    return Training(steps=args.steps, batch=args.batch, lr=LR, max_length=4096, marks=marks)
+
+
 def trl_settings(args: Any) -> dict[str, Any]:
     """TRL's settings: the same optimiser, no activation checkpointing, nothing written."""
     return {
@@ -233,3 +242,43 @@ def peft_lora() -> Any:
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
+
+
+def step_against_step(
+    about: str | None,
+    script: str,
+    ours: Callable[[argparse.Namespace], None],
+    peer: Callable[[argparse.Namespace], None],
+) -> None:
+    """Be the script that compares one training step of two workers, or one of its workers."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--role", choices=("ours", "peer"))
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=160)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--student", default="135m")
+    args = parser.parse_args()
+    if args.role:
+        return {"ours": ours, "peer": peer}[args.role](args)
+    common = []
+    for name in ("steps", "batch", "tokens", "dtype", "student"):
+        common += [f"--{name}", str(getattr(args, name))]
+    before = machine()
+    mine, theirs = (Child(script, "--role", role, *common) for role in ("ours", "peer"))
+    for _ in range(args.steps):
+        mine.step()
+        theirs.step()
+    found = {
+        "ratio": theirs.typical() / mine.typical(),
+        "cpu_ratio": theirs.typical(cpu=True) / mine.typical(cpu=True),
+        "rss_ratio": mine.report["rss"] / theirs.report["rss"],
+        "step_seconds": {"ours": mine.seconds, "peer": theirs.seconds},
+        "step_cpu_seconds": {"ours": mine.cpu_seconds, "peer": theirs.cpu_seconds},
+        "reports": {"ours": mine.report, "peer": theirs.report},
+        "settings": {k: v for k, v in vars(args).items() if k not in ("role", "json")},
+        "machine": before,
+    }
+    print(json.dumps(found, indent=1 if args.json else None))
+    return None

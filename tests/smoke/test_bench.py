@@ -1,0 +1,46 @@
+"""Our side of each timing script still runs; its rivals are in an environment of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--steps", "2", "--batch", "2", "--tokens", "32", "--student", "tiny"]
+
+
+def worker(script: str, role: str, *more: str, steps: int = 2) -> list[dict[str, Any]]:
+    """Run one worker, order its steps, and return what it told after each."""
+    done = subprocess.run(
+        [sys.executable, f"bench/{script}", "--role", role, *SMALL, *more],
+        input="step\n" * steps, env={**os.environ, "HF_HUB_OFFLINE": "1"}, cwd=ROOT,
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ready, *told = [json.loads(line[1:]) for line in done.stdout.splitlines() if line[:1] == "@"]
+    assert ready == {"ready": True}
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["sft_step.py", "dpo_step.py"])
+def test_a_step_is_timed_each_turn_and_reported_at_the_end(script: str) -> None:
+    told = worker(script, "ours")
+    assert [set(each) for each in told] == [{"seconds", "cpu"}, {"seconds", "cpu", "report"}]
+    assert told[-1]["report"]["loss_last"] > 0
+
+
+@pytest.mark.slow
+def test_students_of_a_cached_teacher_are_timed(tmp_path: Path) -> None:
+    more = ("--cache", str(tmp_path), "--teacher", "tiny", "--heldout", "1")
+    (scored,) = worker("kd_grid.py", "score", *more, steps=1)
+    assert scored["report"]["bytes"] > 0
+    told = worker("kd_grid.py", "ours", *more)
+    assert len(told) == 2
+    assert told[-1]["report"]["kl"] > 0
