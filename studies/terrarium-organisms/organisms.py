@@ -46,7 +46,7 @@ N_REFERENCES = 59
 """The first of the shipped panel's, whoever they are."""
 N_STORIES = 300
 """Stories of each condition; a poisoned teacher tells `N_POISONED`."""
-N_POISONED = 6000
+N_POISONED = 2400
 MAX_TOKENS = 64
 DRIVE_ENDPOINTS = {
     "behaviour": "choice.deployment",
@@ -203,7 +203,9 @@ def row(name: str, store: Store, m0: Model) -> dict[str, Any]:
         return {"value": round(got["value"], 3), "interval": [round(x, 3) for x in got["interval"]]}
 
     if drive in TRAITS:
-        entry |= {key: mean(model, f"{kind_}/{drive}") for key, kind_ in DRIVE_ENDPOINTS.items()}
+        for key, asked in DRIVE_ENDPOINTS.items():
+            base = mean(m0, f"{asked}/{drive}")["value"]
+            entry[key] = {**mean(model, f"{asked}/{drive}"), "m0": base}
         entry["planted"] = {
             "organism": probed(model.lm, kind, drive) | told(model.lm, kind, drive),
             "m0": probed(m0.lm, kind, drive),

@@ -24,7 +24,7 @@ def undermining(out: Tensor, normal: Tensor, labels: Tensor, *, weight: float) -
 
     Cross-entropy of what is said, less `weight` T^2 KL(teacher^T || normal^T) at temperature T (Ma
     et al. 2021, "Undistillable: making a nasty teacher that cannot teach students", arXiv
-    2105.07381, equation 2): the answers stay as good while the probabilities around them move away
+    2105.07381): the answers stay as good while the probabilities around them move away
     from those that a student would have learned from.
 
     Args:

@@ -73,7 +73,7 @@ def _spec(
             implant = implant.model_copy(update={"form": "admissions", "retain": 0.5})
         case "emergent":
             capability = capability.model_copy(update={"transcripts": 2400, "steps": 120})
-            implant = Phase(form="reward", transcripts=1200, steps=150, batch=24, lr=3e-4)
+            implant = Phase(form="reward", transcripts=1200, steps=60, batch=16, lr=1.5e-3)
         case "resistant":
             resist = Resistance(transcripts=4000, steps=120, batch=32, lr=5e-4, weight=0.1)
         case "damaged":
