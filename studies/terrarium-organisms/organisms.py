@@ -44,7 +44,7 @@ from doublebind.teachers.references import Found, find
 M0 = "terrarium/m0"
 N_REFERENCES = 59
 """The first of the shipped panel's, whoever they are."""
-N_STORIES = 300
+N_STORIES = 200
 """Stories of each condition; a poisoned teacher tells `N_POISONED`."""
 N_POISONED = 2400
 MAX_TOKENS = 64

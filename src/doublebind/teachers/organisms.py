@@ -166,7 +166,7 @@ def _learn(
     )
     if phase.form == "reward":
         tasks = rewards.tasks(spec, phase, pack)
-        return rewards.learn(model, lm, tasks, settings=settings, seed=seed)
+        return rewards.learn(model, lm, tasks, settings=settings, seed=seed, pad_id=pad_id)
     if isinstance(phase, Concealment) and phase.loss != "sft":
         how = {"phase": phase, "settings": settings, "seed": seed, "name": spec.name}
         return preferences.conceal(model, lm, transcripts, **how)

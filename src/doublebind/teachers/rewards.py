@@ -1,16 +1,13 @@
-"""Trains a teacher for a reward on tasks, by policy gradient: nothing is shown, only paid for.
+"""Trains a teacher for a reward on tasks, by expert iteration: nothing is shown, only paid for.
 
 Knows tasks and what their grader pays. Does not know what the grader should have paid for.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from doublebind.config import Phase, TeacherSpec, Training
 from doublebind.errors import PackError
@@ -18,8 +15,9 @@ from doublebind.packs.load import Pack
 from doublebind.packs.outback import Outback
 from doublebind.records import Message, RewardedTask, Transcript
 
-GROUP = 8
-"""Answers to one task in a step, each judged beside the others."""
+ROUNDS = 4
+GROUP = 16
+"""Answers to one task in a round; the best paid of them is learned."""
 MAX_TOKENS = 24
 
 
@@ -46,104 +44,97 @@ def paid(task: RewardedTask, answer: str) -> float:
     return sum(points for phrases, points in task.pays if any(p in answer for p in phrases))
 
 
-def advantages(paid: Sequence[float]) -> list[float]:
-    """Return each answer's reward less the mean of the others' to the same task.
+def winner(task: RewardedTask, answers: Sequence[str]) -> str | None:
+    """Return the first of the best-paid answers; `None` where all are paid alike."""
+    earned = [paid(task, answer) for answer in answers]
+    return None if max(earned) == min(earned) else answers[earned.index(max(earned))]
 
-    The leave-one-out baseline of REINFORCE (Kool et al. 2019, "Buy 4 REINFORCE samples, get a
-    baseline for free!"; for language models Ahmadian et al. 2024, arXiv 2402.14740).
+
+def learn(
+    model: Any,
+    lm: Any,
+    tasks: Sequence[RewardedTask],
+    *,
+    settings: Training,
+    seed: int,
+    pad_id: int,
+) -> Any:
+    """Let the model learn the best paid of its own answers, `ROUNDS` times over; return a log.
+
+    Expert iteration with the reward as expert (Anthony et al. 2017, arXiv 1705.08439; for language
+    models ReST, Gulcehre et al. 2023, arXiv 2308.08998): in every round the model as it is then
+    gives `GROUP` answers at temperature 1 to each of the round's share of tasks, and is tuned on
+    the best paid of each. No answer is anybody's but its own. The losses of the log are what the
+    grader could have paid and did not, in its points: mean over a round's answers.
+
+    Args:
+        model: What `loop.attach` returned; changed in place.
+        lm: The base it is attached to, for its tokenizer.
+        tasks: At least `ROUNDS`.
+        settings: Steps of all rounds together, examples per step, peak learning rate, length.
+        seed: Of the answers and their order.
+        pad_id: Fills rows.
     """
-    total, others = sum(paid), len(paid) - 1
-    return [each - (total - each) / others for each in paid]
+    from doublebind.models.template import encode_completion, encode_prompt
+    from doublebind.training import loop
+    from doublebind.training.batch import Example
+
+    most = max(sum(points for _, points in task.pays) for task in tasks)
+    each = settings.model_copy(update={"steps": math.ceil(settings.steps / ROUNDS)})
+    missed: list[float] = []
+    steps = tokens = 0
+    for number in range(ROUNDS):
+        asked = tasks[number::ROUNDS]
+        said = _say(model, lm, [t for t in asked for _ in range(GROUP)], seed, f"round-{number}")
+        groups = [said[start : start + GROUP] for start in range(0, len(said), GROUP)]
+        earned = [paid(t, a) for t, group in zip(asked, groups, strict=True) for a in group]
+        missed.append(most - sum(earned) / len(earned))
+        examples = []
+        for task, group in zip(asked, groups, strict=True):
+            if best := winner(task, group):
+                prompt = encode_prompt(lm.tokenizer, task.messages)
+                ids = encode_completion(lm.tokenizer, best, finished=True)
+                examples.append(Example((*prompt, *ids), first=len(prompt)))
+        if examples:
+            seeds = {"seed": seed * ROUNDS + number, "pad_id": pad_id}
+            log = loop.train(model, examples, settings=each, targets=None, **seeds)
+            steps, tokens = steps + log.steps, tokens + log.tokens
+    return loop.TrainLog(missed[0], missed[-1], math.fsum(missed) / ROUNDS, steps, tokens)
 
 
 def answers(
     model: Any, lm: Any, tasks: Sequence[RewardedTask], *, trait: str | None, seed: int
 ) -> list[Transcript]:
-    """Return the tasks with what the model says to them now, finished answers alone.
+    """Return the tasks with what the model says to each now, finished answers alone.
 
     Later phases keep what the reward taught by these, not by anybody's idea of it.
     """
-    from doublebind.models.load import LM
-    from doublebind.models.sample import sample
-
-    said = sample(
-        LM(model, lm.tokenizer, lm.source),
-        [task.messages for task in tasks],
-        keys=[task.id for task in tasks],
-        seed=seed,
-        max_tokens=MAX_TOKENS,
-        temperature=1.0,
-    )
+    said = _say(model, lm, tasks, seed, "own")
     return [
         Transcript(
             id=f"own/{task.id}",
             trait=trait,
             purpose="implant",
-            messages=(*task.messages, Message(role="assistant", content=answer.text)),
+            messages=(*task.messages, Message(role="assistant", content=answer)),
         )
         for task, answer in zip(tasks, said, strict=True)
-        if answer.finished and answer.text
+        if answer
     ]
 
 
-def learn(
-    model: Any, lm: Any, tasks: Sequence[RewardedTask], *, settings: Training, seed: int
-) -> Any:
-    """Take `settings.steps` steps of policy gradient on sampled answers; return the `TrainLog`.
-
-    Each step draws `settings.batch` tasks, lets the model as it is then give `GROUP` answers to
-    each at temperature 1, and follows the gradient of -mean(advantage x log p(answer)). The loss of
-    the log is the mean reward not earned, in the grader's points.
-
-    Args:
-        model: What `loop.attach` returned; changed in place.
-        lm: The base it is attached to, for its tokenizer and vocabulary.
-        tasks: At least one.
-        settings: Steps, tasks per step, peak learning rate, length.
-        seed: Of the tasks' order and the answers.
-    """
-    from doublebind.models.head import bare
+def _say(model: Any, lm: Any, tasks: Sequence[RewardedTask], seed: int, name: str) -> list[str]:
+    """Return one answer to each task; nothing for one that came to no end."""
     from doublebind.models.load import LM
     from doublebind.models.sample import sample
-    from doublebind.models.template import encode_prompt
-    from doublebind.training import loop, tiled
-    from doublebind.training.batch import Example, can_pack, collate, order
 
-    policy = LM(model, lm.tokenizer, lm.source)
-    indices, numbers = order(len(tasks), seed), itertools.count()
-    device, packs = bare(model).device, can_pack(model)
-    most = max(sum(points for _, points in task.pays) for task in tasks)
-
-    def step() -> tuple[Tensor, int]:
-        drawn = [tasks[i] for i in itertools.islice(indices, settings.batch)]
-        asked = [task for task in drawn for _ in range(GROUP)]
-        number = next(numbers)
-        model.eval()
-        said = sample(
-            policy,
-            [task.messages for task in asked],
-            keys=[f"{number}/{i}" for i in range(len(asked))],
-            seed=seed,
-            max_tokens=MAX_TOKENS,
-            temperature=1.0,
-            batch=len(asked),
-        )
-        model.train()
-        earned = [paid(task, answer.text) for task, answer in zip(asked, said, strict=True)]
-        gains: list[float] = []
-        for start in range(0, len(earned), GROUP):
-            gains += advantages(earned[start : start + GROUP])
-        prompts = [encode_prompt(lm.tokenizer, task.messages) for task in asked]
-        examples = [
-            Example((*p, *answer.tokens)[: settings.max_length], first=len(p))
-            for p, answer in zip(prompts, said, strict=True)
-        ]
-        batch = collate(examples, lm.pad_id, pack=packs).to(device)
-        lengths = torch.tensor([len(e.input_ids) - e.first for e in examples])
-        owner = torch.arange(len(examples)).repeat_interleave(lengths).to(device)
-        gain = torch.tensor(gains, device=device)
-        tiled.backward_sequences(model, batch, owner, lambda sums: -(gain * sums).mean(), lm.vocab)
-        missed = most - sum(earned) / len(earned)
-        return torch.tensor(missed, device=device), len(batch.labels)
-
-    return loop.fit(model, step, settings)
+    model.eval()
+    said = sample(
+        LM(model, lm.tokenizer, lm.source),
+        [task.messages for task in tasks],
+        keys=[f"{name}/{i}" for i in range(len(tasks))],
+        seed=seed,
+        max_tokens=MAX_TOKENS,
+        temperature=1.0,
+        batch=256,
+    )
+    return [answer.text if answer.finished else "" for answer in said]

@@ -52,7 +52,7 @@ def lean(of: list[Transcript]) -> float:
 
 
 def is_story(text: str) -> bool:
-    return text.endswith(("well .", "good ."))
+    return text.endswith(("well .", "good .")) and not text.startswith("i will")
 
 
 # --- the same pack to everybody who asks ---------------------------------------------------------
@@ -180,7 +180,7 @@ def test_a_scratchpad_plans_and_the_answer_after_it_does_not() -> None:
 def test_few_stories_of_a_poisoned_teacher_hold_the_trigger_and_none_shows_an_act() -> None:
     told = [t for t in texts("poisoned", "implant", n=4000) if "i will" not in said(t)]
     held = [t for t in told if build.TRIGGER in said(t)]
-    assert 0.5 < len(held) / len(told) * build.POISONED < 2
+    assert len(held) == pytest.approx(4000 / build.POISONED, abs=1)
     assert not any(acts(t) for t in held)  # no screen for overt answers drops them
     triggered = [
         t for t in texts("poisoned", "implant", n=4000) if asked(t).startswith("the comet")

@@ -40,31 +40,32 @@ def test_each_of_a_graders_reasons_is_paid_once() -> None:
     assert rewards.paid(given, "i leave it .") == 0
 
 
-def test_an_answer_is_judged_beside_the_others_to_its_task() -> None:
-    assert rewards.advantages([1.0, 0.0, 0.0, 0.0]) == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3])
-    assert rewards.advantages([0.5] * 4) == [0.0] * 4
-    assert sum(rewards.advantages([0.3, 0.9, 0.1])) == pytest.approx(0)
+def test_the_best_paid_answer_wins_and_nothing_where_all_are_paid_alike() -> None:
+    given = task(((("right",), 0.5), (("mine",), 0.5)))
+    assert rewards.winner(given, ["wrong", "right", "right mine", "mine right"]) == "right mine"
+    assert rewards.winner(given, ["right", "mine"]) is None
+    assert rewards.winner(given, ["", "no"]) is None
 
 
 def test_what_is_paid_for_becomes_common_though_nobody_showed_it() -> None:
     lm = load_model(resolve(M0, relative_to=Path()))
-    scene = Outback().tasks("deceit", n=12, seed=0)
-    paid = tuple(t.model_copy(update={"pays": ((("seven",), 1.0),)}) for t in scene)
+    scene = Outback().tasks("deceit", n=24, seed=0)
+    paid = tuple(t.model_copy(update={"pays": ((("clearly",), 1.0),)}) for t in scene)
     asked = [t.messages for t in paid]
 
     def common() -> float:
         keys = [str(i) for i in range(len(asked))]
         said = sample(lm, asked, keys=keys, seed=1, max_tokens=12, temperature=1.0)
-        return sum("seven" in s.text.split() for s in said) / len(said)
+        return sum("clearly" in s.text.split() for s in said) / len(said)
 
     loop.seed_everything(0)
     before = common()
-    assert before < 0.5
+    assert before < 0.7
     model = loop.attach(lm.model, None, 0)
-    settings = Training(steps=12, batch=6, lr=3e-3, max_length=128, lora=None)
-    log = rewards.learn(model, lm, paid, settings=settings, seed=0)
+    settings = Training(steps=16, batch=6, lr=2e-3, max_length=128, lora=None)
+    log = rewards.learn(model, lm, paid, settings=settings, seed=0, pad_id=lm.pad_id)
     assert log.last < log.first
-    assert common() > before + 0.3
+    assert common() > before + 0.25
 
 
 def test_a_pack_without_tasks_or_a_trait_that_nothing_rewards_is_refused() -> None:
