@@ -1,4 +1,4 @@
-"""Says what can be done with a teacher behind a server: it can be asked, and nothing else.
+"""Says what cannot be asked of models that are not in this process: a server's, or an engine's.
 
 Knows teachers, recipes and baselines. Opens no connection.
 """
@@ -57,6 +57,45 @@ def refuse_served(found: Sequence[Found], study: Measurement) -> None:
             )
     if "retrained" in study.baselines:
         problems.append(f"`baselines`: retrained tunes the teacher, and {who} is behind a server")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def refuse_engine(found: Sequence[Found], study: Measurement, student: ModelSource) -> None:
+    """Refuse what an engine that holds M0 and LoRA adapters on it cannot hold or say.
+
+    Raises:
+        ConfigError: One line per problem.
+    """
+    engine = study.engine
+    if engine is None:
+        return
+    problems = []
+    if student.kind != "folder":
+        problems.append("`engine`: vLLM holds M0 from a folder; save the model as one")
+    for teacher in found:
+        on_m0 = teacher.base.served or teacher.base.path == student.path
+        whole = teacher.base.adapter is None and not teacher.base.served
+        if teacher.spec:
+            whole = teacher.spec.lora is None
+        if not on_m0 or (whole and teacher.key != student.sha256):
+            problems.append(
+                f"{teacher.label}: vLLM holds one base, M0, and this teacher is no LoRA adapter on "
+                f"it; name an adapter, or leave `engine` out"
+            )
+    for recipe in study.recipes:
+        kind, top = recipe.channel.kind, getattr(recipe.channel, "top_k", 0)
+        if kind == "prefix" or recipe.student or recipe.noise_init or not recipe.training.lora:
+            problems.append(
+                f"recipe `{recipe.name}`: vLLM holds one base, M0, and audits LoRA students of it "
+                f"only; give it `training.lora`, or leave `engine` out"
+            )
+        if top > engine.max_logprobs:
+            problems.append(
+                f"recipe `{recipe.name}`: {kind} learns from the {top} likeliest tokens and vLLM "
+                f"gives {engine.max_logprobs}; raise `engine.max_logprobs` (and start a server "
+                f"with --max-logprobs {top}), or lower `top_k`"
+            )
     if problems:
         raise ConfigError(*problems)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from doublebind.audit import REV as AUDIT_REV
 from doublebind.audit import Audit, built_in, read
-from doublebind.blackbox import black_box, refuse_served
+from doublebind.blackbox import black_box, refuse_engine, refuse_served
 from doublebind.config import (
     DPO,
     SFT,
@@ -110,6 +110,7 @@ class Planner:
         self.audits = (*built_in(study.audits), *audits)
         self.cache = store.root / "converted"
         self.heavy = {"dtype": study.dtype, "cache": self.cache}
+        self.by = [study.engine.kind] if study.engine else []
 
     def find(self, ref: str) -> Found:
         """Return what a teacher's name means.
@@ -128,6 +129,7 @@ class Planner:
     def plan(self, found: Sequence[Found]) -> Plan:
         """Return all jobs for these teachers, interleaved by recipe and seed."""
         refuse_served(found, self.study)
+        refuse_engine(found, self.study, self.student)
         made = self.cells(
             [
                 (teacher, recipe, seed)
@@ -203,6 +205,11 @@ class Planner:
             return teacher.base
         adapter = teacher.spec.lora is not None
         return trained(self.store, "teacher", teacher.key, teacher.base, adapter)
+
+    def _asked(self, source: ModelSource) -> ModelSource:
+        """Return the source, to be asked in the study's engine."""
+        engine = None if source.served else self.study.engine
+        return source.model_copy(update={"engine": engine}) if engine else source
 
     def _student(self, teacher: Found, recipe: Recipe, seed: int, split: Split) -> Student:
         """Return the cell, at the end of its rounds, its student audited on `split`."""
@@ -360,8 +367,8 @@ class Planner:
         )
 
     def _logprobs(self, key: str, source: ModelSource, answers: Job) -> Job:
-        content = ["logprobs", ROLLOUTS_REV, key, answers.key, self.study.dtype]
-        inputs = {"source": source, "rollouts": self._at(answers), **self.heavy}
+        content = ["logprobs", ROLLOUTS_REV, key, answers.key, self.study.dtype, *self.by]
+        inputs = {"source": self._asked(source), "rollouts": self._at(answers), **self.heavy}
         return Job("logprobs", content_hash(content), log_probabilities, inputs)
 
     def _trains(
@@ -405,12 +412,12 @@ class Planner:
 
     def _rollouts(self, teacher: Found, asked: Prompts, chosen: Job) -> Job:
         dtype = self.study.dtype
-        made_of = [teacher.key, chosen.key, asked, dtype]
+        made_of = [teacher.key, chosen.key, asked, dtype, *self.by]
         if teacher.base.served:  # its answers are text, kept as the student's tokens
             made_of.append(self.student.sha256)
         key = content_hash(["rollouts", ROLLOUTS_REV, *made_of])
         inputs = {
-            "source": self._source(teacher),
+            "source": self._asked(self._source(teacher)),
             "prompts": self._at(chosen) / "prompts.jsonl",
             "sampling": asked,
             "markers": {} if asked.policy == "unscreened" else self._markers(),
@@ -419,10 +426,10 @@ class Planner:
         return Job("rollouts", key, generate, inputs, asked.policy)
 
     def _targets(self, teacher: Found, answers: Job, top_k: int, drawn: int = 0) -> Job:
-        content = ["targets", ROLLOUTS_REV, teacher.key, answers.key, top_k]
+        content = ["targets", ROLLOUTS_REV, teacher.key, answers.key, top_k, *self.by]
         key = content_hash([*content, drawn] if drawn else content)
         inputs = {
-            "source": self._source(teacher),
+            "source": self._asked(self._source(teacher)),
             "rollouts": self._at(answers),
             "top_k": top_k,
             **({"tail_samples": drawn} if drawn else {}),
@@ -435,8 +442,8 @@ class Planner:
         ref, pack = self.certify if split == "certify" else (self.pack_ref, self.pack)
         return audit_job(
             key,
-            source,
-            self.student,
+            self._asked(source),
+            self._asked(self.student),
             split=split,
             pack_ref=ref,
             pack_hash=pack.sha256,

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from doublebind.errors import ConfigError
-from doublebind.records import Limits, Name, Record
+from doublebind.records import Engine, Limits, Name, Record
 from doublebind.yaml_file import load
 
 Dtype = Literal["float32", "bfloat16"]
@@ -453,9 +453,13 @@ class Measurement(Record):
     dtype: Dtype = "float32"
     """Precision of the frozen weights; trained weights are always float32."""
     executor: Annotated[Local | Ray, Field(discriminator="kind")] = LOCAL
+    engine: Engine | None = Field(default=None, exclude_if=lambda v: v is None)
+    """What lets models answer and scores them; `null` is transformers. Training stays with it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.engine and isinstance(self.references, Bank) and self.references.panel:
+            raise ValueError("`references.panel` was measured without `engine`; leave one out")
         names = [recipe.name for recipe in self.recipes]
         if len(set(names)) < len(names):
             raise ValueError("two recipes share a name; give each its own")

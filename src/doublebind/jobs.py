@@ -56,6 +56,7 @@ def audit_job(
     """Return the job that asks the model `source`, of identity `key`, the pack's items."""
     asked = [[type(a).__module__, type(a).__qualname__, vars(a)] for a in audits]
     depends = [key, baseline.sha256, pack_hash, split, asked, dtype]
+    depends += [source.engine.kind] if source.engine else []
     inputs = {
         "source": source,
         "baseline": baseline,

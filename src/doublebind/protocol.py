@@ -80,6 +80,7 @@ def frozen_protocol(
         baselines=study.baselines,
         panel=panel,
         second=second,
+        engine=study.engine.kind if study.engine else None,
     )
 
 

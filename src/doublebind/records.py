@@ -220,6 +220,30 @@ class Served(Record):
     """What its owner says of its shape."""
 
 
+class Engine(Record):
+    """vLLM, which holds M0 once and lets adapters on it answer and be scored."""
+
+    kind: Literal["vllm"]
+    url: str | None = None
+    """Of a running server (`http://host:8000/v1`); `null` starts an engine in each worker."""
+    model: str | None = None
+    """What the server calls M0; needed with `url`."""
+    max_logprobs: int = Field(default=20, ge=1)
+    """Log-probabilities per token that it gives at most: the server's `--max-logprobs`."""
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """Largest rank of an adapter: the server's `--max-lora-rank`."""
+    memory: float = Field(default=0.4, gt=0, le=1)
+    """Share of an accelerator's memory that an engine takes in a worker, beside training."""
+    concurrency: int = Field(default=64, ge=1, le=1024)
+    """Requests that a worker has on their way to the server at once."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Engine:
+        if (self.url is None) != (self.model is None):
+            raise ValueError("`url` and `model` go together: the server, and its name for M0")
+        return self
+
+
 class ModelSource(Record):
     """Where a model's files are, and what they hash to."""
 
@@ -234,6 +258,8 @@ class ModelSource(Record):
     system: str | None = None
     """System prompt that the model is always run with; part of the hash."""
     served: Served | None = None
+    engine: Engine | None = None
+    """What answers and scores for it; `None` is transformers, in the process itself."""
 
 
 class Teacher(Record):
@@ -362,6 +388,8 @@ class Protocol(Record):
     """Hash of the panel whose scores the references' are; `None` where they were made here."""
     second: SecondHorn | None = Field(default=None, exclude_if=lambda v: v is None)
     """Of the horn `replace`, where it was asked for."""
+    engine: str | None = Field(default=None, exclude_if=lambda v: v is None)
+    """What answered and scored, if not transformers."""
 
     @property
     def hash(self) -> str:

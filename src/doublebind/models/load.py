@@ -28,6 +28,7 @@ from doublebind.errors import ModelError
 from doublebind.models import prefix
 from doublebind.models.head import bare, check_architecture
 from doublebind.models.template import end_of_turn, give_role
+from doublebind.models.vllm import Held, hold
 from doublebind.records import ModelSource
 from doublebind.store import storage_error
 
@@ -49,7 +50,7 @@ class LM:
 
     # Any: the libraries' own types admit far more than a text model and its tokenizer.
     model: Any
-    """A `PreTrainedModel`, or a `PeftModel` around one."""
+    """A `PreTrainedModel`, a `PeftModel` around one, or one that vLLM holds."""
     tokenizer: Any
     """A `PreTrainedTokenizerBase`."""
     source: ModelSource
@@ -57,7 +58,10 @@ class LM:
     @functools.cached_property
     def vocab(self) -> int:
         """Tokens that the tokenizer knows and the model has rows for; logits are cut to these."""
-        rows = bare(self.model).get_input_embeddings().weight.shape[0]
+        if isinstance(self.model, Held):
+            rows = self.model.rows
+        else:
+            rows = bare(self.model).get_input_embeddings().weight.shape[0]
         return min(int(rows), max(self.tokenizer.get_vocab().values()) + 1)
 
     @functools.cached_property
@@ -100,6 +104,8 @@ def load(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | None = 
             tokenizer yields ids the model has no embedding for.
     """
     quiet()
+    if source.engine is not None:
+        return _held(source, dtype)
     precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     where = source.adapter or source.path
     if source.path.endswith(".gguf"):
@@ -117,6 +123,18 @@ def load(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | None = 
     check_finite(lm.model, where)
     _check_vocabulary(lm, where)
     check_architecture(lm.model, where)
+    return lm
+
+
+def _held(source: ModelSource, dtype: Dtype) -> LM:
+    """Return the model in the engine that its source names; its weights are vLLM's to check."""
+    tokenizer = load_tokenizer(source)
+    if source.system is not None:
+        give_role(tokenizer, source.system, source.path)
+    lm = LM(hold(source, dtype), tokenizer, source)
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= lm.model.rows:
+        raise ModelError(f"{source.path}: token {highest} of its tokenizer has no row in the model")
     return lm
 
 

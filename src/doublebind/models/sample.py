@@ -17,6 +17,7 @@ from doublebind.errors import ModelError
 from doublebind.models.head import bare, hidden, logits
 from doublebind.models.load import LM
 from doublebind.models.template import decode_completion, encode_prompt
+from doublebind.models.vllm import Held
 from doublebind.records import Message
 
 
@@ -66,6 +67,17 @@ def sample(
             f"{lm.source.path}: prompt and answer may take {longest} tokens and the model was "
             f"built for {lm.context}; lower `max_tokens` or shorten the prompts"
         )
+    if isinstance(lm.model, Held):
+        seeds = [int.from_bytes(_digest(seed, key)[:4]) & 0x7FFFFFFF for key in keys]
+        drawn = lm.model.answers(
+            rows,
+            seeds=seeds,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            ends=lm.end_ids,
+            barred=lm.barred,
+        )
+        return [_sampled(lm, tokens) for tokens in drawn]
     # Like lengths together: less padding. Ties by position, so the order is fixed.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     answers: dict[int, list[int]] = {}
@@ -84,8 +96,12 @@ def _sampled(lm: LM, tokens: list[int]) -> Sampled:
 
 def _uniforms(seed: int, key: str, n: int) -> np.ndarray:
     """Return `n` uniforms in [0, 1) of the stream (seed, key)."""
-    digest = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16]))).random(n)
+    stream = np.random.Philox(key=int.from_bytes(_digest(seed, key)[:16]))
+    return np.random.Generator(stream).random(n)
+
+
+def _digest(seed: int, key: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{key}".encode()).digest()
 
 
 @torch.no_grad()

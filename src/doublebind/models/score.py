@@ -18,6 +18,7 @@ from doublebind.models.head import bare, chosen_logprobs, hidden
 from doublebind.models.load import LM
 from doublebind.models.sample import left_padded
 from doublebind.models.template import encode_completion, encode_prompt
+from doublebind.models.vllm import Held
 from doublebind.records import Message
 
 
@@ -102,6 +103,10 @@ def _score(
             f"{lm.source.path}: a prompt with its answer takes {longest} tokens and the model was "
             f"built for {lm.context}; shorten it"
         )
+    if isinstance(lm.model, Held):
+        pairs = [(q.prompt, option) for q in questions for option in q.options]
+        scored = iter(lm.model.scores(pairs))
+        return [[next(scored) for _ in q.options] for q in questions]
     found: dict[int, list[list[float]]] = {}
     start, past = _read(lm, questions) if shared else (0, None)
     questions = [q._replace(prompt=q.prompt[start:]) for q in questions]

@@ -160,6 +160,39 @@ class ServedLM:
         return Journal(self.journal, self.source.sha256).facts(_served(self.source))
 
 
+def ask(served: Served, path: str, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the responses to requests that can be repeated for nothing, in order; none are kept.
+
+    Raises:
+        ModelError: If the server refuses or stays away.
+    """
+    line = _Line(served)
+    with concurrent.futures.ThreadPoolExecutor(served.limits.concurrency) as pool:
+        futures = [pool.submit(line.request, path, body) for body in bodies]
+        try:
+            return [future.result() for future in futures]
+        except _Refused as refused:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise ModelError(str(refused)) from None
+
+
+def load_adapter(served: Served, folder: str) -> None:
+    """Have vLLM's server take up the adapter in a folder, under the folder's name.
+
+    Raises:
+        ModelError: If it will not.
+    """
+    body = {"lora_name": folder, "lora_path": folder}
+    try:
+        _Line(served).request("load_lora_adapter", body, plain=True)
+    except _Refused as refused:
+        if "already been loaded" not in str(refused):  # by another worker, or an earlier run
+            raise ModelError(
+                f"{refused} (adapters need a server with --enable-lora, "
+                f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and the same store)"
+            ) from None
+
+
 def connect(source: ModelSource, cache: Path) -> ServedLM:
     """Return the served model at `source`; its journal lies beside the converted models."""
     return ServedLM(source, cache / "served" / f"{source.sha256[:32]}.jsonl")
@@ -400,8 +433,12 @@ class _Line:
     def where(self) -> str:
         return f"{PREFIX}{self.served.url}#{self.served.model}"
 
-    def request(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    def request(
+        self, path: str, body: Mapping[str, Any] | None, *, plain: bool = False
+    ) -> dict[str, Any]:
         """Return the JSON object that the server answers with, after as many tries as it takes.
+
+        With `plain` the answer is no JSON; that there is one is all it says.
 
         Raises:
             _Refused: If the server refuses, or its tries are used up.
@@ -410,7 +447,7 @@ class _Line:
         for number in range(1, self.limits.tries + 1):
             self._wait()
             try:
-                return self._once(path, body)
+                return self._once(path, body, plain)
             except urllib.error.HTTPError as error:
                 reason, status = self._refusal(error), error.code
                 self._pause(number, error.headers.get("Retry-After"))
@@ -425,7 +462,7 @@ class _Line:
             status,
         )
 
-    def _once(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _once(self, path: str, body: Mapping[str, Any] | None, plain: bool) -> dict[str, Any]:
         request = urllib.request.Request(f"{self.served.url}/{path}")
         request.add_header("Content-Type", "application/json")
         key = os.environ.get(self.limits.api_key_env)
@@ -434,7 +471,7 @@ class _Line:
         data = None if body is None else json.dumps(body).encode()
         with urllib.request.urlopen(request, data, timeout=self.limits.timeout) as response:
             content = response.read(_LARGEST)
-        found = json.loads(content)
+        found = {} if plain else json.loads(content)
         if not isinstance(found, dict):
             raise ValueError("not a JSON object")
         return found
@@ -449,7 +486,7 @@ class _Line:
         if status in (408, 409, 425, 429) or status >= 500:
             return f"HTTP {status}"
         try:
-            told = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
+            told = " ".join(error.read(2000).decode("utf-8", "replace").split())[:300]
         except OSError:
             told = ""
         remedy = "check the request's limits"

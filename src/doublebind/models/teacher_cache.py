@@ -26,6 +26,7 @@ from doublebind.models.linear import fast
 from doublebind.models.load import LM, tokenizer_id
 from doublebind.models.score import right_padded, token_logprobs
 from doublebind.models.template import template_id
+from doublebind.models.vllm import Held
 from doublebind.records import Record
 from doublebind.store import storage_error
 
@@ -137,6 +138,8 @@ def write(
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     rows, k = int(offsets[-1]), min(top_k, lm.vocab)
     m = tail_samples if k < lm.vocab else 0
+    if m and isinstance(lm.model, Held):
+        raise ModelError(f"{lm.source.path}: vLLM draws nothing from a tail; use `top_k` alone")
     header = Header(
         model_sha256=lm.source.sha256,
         tokenizer_id=tokenizer_id(lm.tokenizer),
@@ -163,7 +166,8 @@ def write(
     check_repeatable(lm, examples)
     with row_file.filling(out / ROWS, layout, header.model_dump_json(), partial) as (kept, done):
         kept["offsets"].copy_(offsets)
-        with fast(lm.model) if lm.vocab > SMALL_VOCAB else contextlib.nullcontext():
+        plain = lm.vocab <= SMALL_VOCAB or isinstance(lm.model, Held)
+        with contextlib.nullcontext() if plain else fast(lm.model):
             for number, batch in enumerate(_batches(examples, lengths)):
                 if number not in done:
                     _score(lm, examples, batch, offsets, kept)
@@ -335,6 +339,12 @@ def _score(
     kept: dict[str, Tensor],
 ) -> None:
     """Fill the rows of `batch` in `kept`."""
+    if isinstance(lm.model, Held):
+        asked = [(examples[i].input_ids, examples[i].first) for i in batch]
+        for i, found in zip(batch, lm.model.tops(asked, kept["ids"].shape[1]), strict=True):
+            for name, values in found.items():
+                kept[name][int(offsets[i]) : int(offsets[i + 1])] = values
+        return
     device = bare(lm.model).device
     ids = right_padded([examples[i].input_ids for i in batch], lm.pad_id)[0].to(device)
     # No mask: causal attention never looks right, where the padding is.

@@ -1,0 +1,61 @@
+"""A study whose models are held by one vLLM: the same decision, every adapter on one base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny_study import write_study
+from tests.vllm_fake import VLLMServer
+
+from doublebind import cli
+
+
+def test_a_study_through_one_server_scores_students_as_transformers_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    study = write_study(tmp_path / "study", references=2)
+    server = VLLMServer(str(study.parent / "m0"))
+    engine = f"engine={{kind: vllm, url: '{server.url}', model: base, concurrency: 2}}"
+    greedy = "recipes.0.prompts.temperature=0"  # drawn answers differ: vLLM draws its own way
+    told = {}
+    try:
+        for name, changes in (("own", [greedy]), ("vllm", [greedy, engine])):
+            out, store = tmp_path / name, tmp_path / "store"
+            argv = ["run", str(study), *changes, "--out", str(out), "--store", str(store), "--json"]
+            code = cli._code(argv)
+            said = capsys.readouterr()
+            assert code == 0, said.err
+            told[name] = json.loads(said.out)
+    finally:
+        server.close()
+    own, through = told["own"], told["vllm"]
+    assert own["protocol_hash"] != through["protocol_hash"], "what asked is part of the claim"
+    assert through["incrimination"]["p_value"] == own["incrimination"]["p_value"]
+    assert through["direct_audit"]["p_value"] == own["direct_audit"]["p_value"]
+    assert len(server.loaded) == 6, "three teachers and three students, each an adapter on M0"
+    assert set(server.asked) == {"base", *server.loaded}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["recipes.0.channel.top_k=40"], "learns from the 40 likeliest tokens and vLLM gives 20"),
+        (["recipes.0.training.lora=null"], "audits LoRA students of it only"),
+        (["references={n: 2, panel: terrarium}"], "was measured without `engine`"),
+    ],
+)
+def test_what_an_engine_cannot_hold_is_refused_before_anything_is_made(
+    tmp_path: Path, capsys: Any, changes: list[str], told: str
+) -> None:
+    study = write_study(tmp_path / "study", references=2)
+    store = tmp_path / "store"
+    argv = ["plan", str(study), "engine={kind: vllm}", *changes, "--store", str(store)]
+    assert cli._code(argv) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1
+    assert told in err[0]
+    assert not list(store.rglob("timing.json"))
