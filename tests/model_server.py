@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+Score = Callable[[list[int]], list[float | None]]
+"""Token ids -> log-probability of each; the first has none."""
 Answer = Callable[[dict[str, Any]], tuple[str, bool]]
 """Request -> text, and whether it ended by itself."""
 
@@ -22,8 +24,11 @@ class ModelServer:
     `"slow"` (later than the client waits), `"die"` (this and every later request fails).
     """
 
-    def __init__(self, answer: Answer, *, model: str = "m", port: int = 0) -> None:
+    def __init__(
+        self, answer: Answer, *, model: str = "m", port: int = 0, score: Score | None = None
+    ) -> None:
         self.answer, self.model, self.names = answer, model, {model}
+        self.score = score
         self.lists = True
         self.fingerprint = "fp-1"
         self.faults: list[Any] = []
@@ -74,8 +79,28 @@ class ModelServer:
                     return None
                 if fault == "slow":
                     time.sleep(1.5)
+                if self.path.endswith("/v1/completions"):
+                    content = self.scored(body)
+                else:
+                    content = self.chat(body)
+                if fault == "truncate":
+                    return self.send(200, json.dumps(content)[:-30].encode())
+                with server.lock:
+                    server.answered[json.dumps(body, sort_keys=True)] += 1
+                return self.reply(200, content)
+
+            def scored(self, body: dict[str, Any]) -> dict[str, Any]:
+                choice: dict[str, Any] = {"index": 0, "text": "x", "finish_reason": "length"}
+                if server.score:  # what is sent and one new token; servers that do not, leave it
+                    row = [*server.score(body["prompt"]), -1.0]
+                    choice["logprobs"] = {"token_logprobs": row, "tokens": ["x"] * len(row)}
+                usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 1}
+                kept = {"model": server.model, "choices": [choice], "usage": usage}
+                return {"id": "x", "object": "text_completion", **kept}
+
+            def chat(self, body: dict[str, Any]) -> dict[str, Any]:
                 text, ended = server.answer(body)
-                content = {
+                return {
                     "id": "x",
                     "object": "chat.completion",
                     "model": server.model,
@@ -89,11 +114,6 @@ class ModelServer:
                     ],
                     "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12},
                 }
-                if fault == "truncate":
-                    return self.send(200, json.dumps(content)[:-30].encode())
-                with server.lock:
-                    server.answered[json.dumps(body, sort_keys=True)] += 1
-                return self.reply(200, content)
 
             def reply(self, status: int, content: Any) -> None:
                 self.send(status, json.dumps(content).encode())
@@ -148,3 +168,19 @@ def of_folder(folder: Path) -> Answer:
         return said.text, said.finished
 
     return answer
+
+
+def scores_of_folder(folder: Path) -> Score:
+    """How likely the model in a folder finds the tokens it is sent."""
+    from doublebind.models.load import load
+    from doublebind.models.resolve import resolve
+    from doublebind.models.score import token_logprobs
+
+    lm = load(resolve(str(folder), relative_to=Path()))
+    lock = threading.Lock()
+
+    def score(ids: list[int]) -> list[float | None]:
+        with lock:
+            return [None, *token_logprobs(lm, [(ids[:1], ids[1:])])[0]]
+
+    return score

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from doublebind.config import Measurement, Study
+from doublebind.config import DPO, SFT, LogitKD, Measurement, OnPolicy, Recipe, Study
 from doublebind.errors import ConfigError
 from doublebind.models.resolve import SERVED_TOP
-from doublebind.records import ModelSource
+from doublebind.records import Limits, ModelSource
 from doublebind.teachers.references import Found
 
 
@@ -42,23 +42,50 @@ def refuse_served(found: Sequence[Found], study: Measurement) -> None:
     who = behind[0]
     if any(t.base.served and t.spec for t in found):
         problems.append(f"{who}: a teacher cannot be built on a served model; name a folder")
-    for recipe in study.recipes:
-        kind = recipe.channel.kind
-        if kind == "logit_kd":
-            asked = getattr(recipe.channel, "top_k", "all")
-            problems.append(
-                f"recipe `{recipe.name}`: logit_kd learns from the {asked} likeliest tokens at "
-                f"every position, and {who} gives {SERVED_TOP} at most, as text; use `sft`"
-            )
-        elif kind != "sft":
-            problems.append(
-                f"recipe `{recipe.name}`: {kind} needs the teacher's weights, and {who} is "
-                f"behind a server; use `sft`"
-            )
+    limits = study.served if isinstance(study, Study) else Limits()
+    refused = (_refused(recipe, who, limits) for recipe in study.recipes)
+    problems += [f"recipe `{name}`: {why}" for name, why in refused if why]
     if "retrained" in study.baselines:
         problems.append(f"`baselines`: retrained tunes the teacher, and {who} is behind a server")
     if problems:
         raise ConfigError(*problems)
+
+
+def _refused(recipe: Recipe, who: str, limits: Limits) -> tuple[str, str]:
+    """Return the recipe's name, and why it cannot learn from a served teacher, or nothing."""
+    channel, why = recipe.channel, ""
+    match channel:
+        case SFT():
+            pass
+        case LogitKD():
+            why = (
+                f"logit_kd learns from the {channel.top_k} likeliest tokens at every position, and "
+                f"{who} gives {SERVED_TOP} at most, as text; use `sft`"
+            )
+        case DPO():
+            if channel.keep < 1:
+                why = (
+                    f"dpo with `keep` {channel.keep:g} chooses pairs by how likely the teacher "
+                    f"finds M0's answers, and {who} does not say; set `keep: 1`"
+                )
+        case OnPolicy():
+            if not limits.scores:
+                why = (
+                    f"on_policy asks how likely the teacher finds the student's tokens; set "
+                    f"`served.scores: true` if {who} tells (/completions with `echo` and "
+                    f"`logprobs`), or use `sft` or `dpo`"
+                )
+            elif recipe.prompts.temperature != 1:
+                why = (
+                    f"on_policy from scores of drawn tokens holds for tokens drawn at "
+                    f"`temperature: 1`, not {recipe.prompts.temperature:g}"
+                )
+        case _:
+            why = (
+                f"{channel.kind} needs the teacher's weights, and {who} is behind a server; use "
+                f"`sft`, `dpo` or, if it scores, `on_policy`"
+            )
+    return recipe.name, why
 
 
 def refuse_engine(found: Sequence[Found], study: Measurement, student: ModelSource) -> None:

@@ -354,6 +354,8 @@ class Planner:
             "by_m0": (self.student.sha256, self.student),
             "by_base": (base.sha256, base),
         }
+        if teacher.base.served:  # it does not say how likely it finds M0's answers
+            models = {"by_base": models["by_base"]}
         scored = {
             who: (self._logprobs(key, source, learned), self._logprobs(key, source, theirs))
             for who, (key, source) in models.items()

@@ -190,6 +190,9 @@ class Limits(Record):
     """Price of a million prompt tokens."""
     output_price: float | None = Field(default=None, ge=0)
     """Price of a million completion tokens."""
+    scores: bool = Field(default=False, exclude_if=lambda v: not v)
+    """Whether the server says how likely it finds given tokens, those of the student's tokenizer:
+    `/completions` with `echo` and `logprobs`. `on_policy` needs it."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; the key itself stands in no file."""
 

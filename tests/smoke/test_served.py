@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.model_server import ModelServer, of_folder
+from tests.model_server import ModelServer, of_folder, scores_of_folder
 from tests.tiny_study import write_study
 
 from doublebind import cli, pipeline
+from doublebind.errors import ModelError
 from doublebind.models import serve
 
 
@@ -87,9 +88,69 @@ def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
         server.close()
 
 
+def test_a_black_box_teaches_by_preferences_and_by_its_scores_and_pays_once(
+    tmp_path: Path, capsys: Any
+) -> None:
+    folder = write_study(tmp_path / "study", references=2).parent
+    suspect = pipeline.build_teacher(
+        folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store"
+    )
+    model = Path(suspect["model"])
+    server = ModelServer(of_folder(model), score=scores_of_folder(model))
+    try:
+        study = served_study(folder, server)
+        written = yaml.safe_load(study.read_text())
+        (recipe,) = written["recipes"]
+        by = {"dpo": {"kind": "dpo"}, "own": {"kind": "on_policy", "lmbda": 1.0}}
+        written["recipes"] = [recipe | {"name": n, "channel": c} for n, c in by.items()]
+        written["served"] |= {"scores": True}
+        study.write_text(yaml.safe_dump(written))
+        capsys.readouterr()
+        server.faults = [None] * 13 + [503, "truncate", None, "die"]
+        code, _, err = run(study, tmp_path / "run", tmp_path / "store", capsys)
+        assert (code, len(err)) == (2, 1), err
+        assert "rerun to go on" in err[0]
+        server.dead = False
+        code, verdict, err = run(study, tmp_path / "run", tmp_path / "store", capsys)
+        assert code == 0, err
+        assert verdict["incrimination"]["p_value"] is not None
+        assert set(server.answered.values()) == {1}, "an answer or a score was paid for twice"
+    finally:
+        server.close()
+    students = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "store" / "student").rglob("student.json")
+    ]
+    own = [s for s in students if s["channel"]["kind"] == "on_policy"]
+    (through,) = [s for s in own if "served" in s]
+    assert through["own_steps"] >= 1
+    assert through["served"]["answers"] == len(server.answered)
+    pairs = [s for s in students if s["channel"]["kind"] == "dpo"]
+    assert sorted("pairs_least_weight" in s for s in pairs) == [False, True, True]
+
+
+def test_a_server_that_scores_nothing_is_told_apart(tmp_path: Path) -> None:
+    server = ModelServer(lambda body: ("yes", True))
+    try:
+        lm = serve.connect(serve.identify(server.ref), tmp_path)
+        with pytest.raises(ModelError, match=r"set `served.scores: false` and use `sft` or `dpo`"):
+            lm.scores([((1, 2), (3,))])
+    finally:
+        server.close()
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        (
+            {"channel": {"kind": "dpo", "keep": 0.5}},
+            "chooses pairs by how likely the teacher finds M0's answers",
+        ),
+        ({"channel": {"kind": "on_policy", "lmbda": 1.0}}, "set `served.scores: true` if"),
+        (
+            {"channel": {"kind": "prefix"}, "training": {"steps": 2, "lora": None}},
+            "use `sft`, `dpo`",
+        ),
         (
             {"channel": {"kind": "logit_kd", "top_k": 64}},
             "learns from the 64 likeliest tokens at every position",

@@ -32,10 +32,11 @@ class Contrast(NamedTuple):
     """M0's answers to the teacher's prompts, and log-probabilities of both: (teacher's, M0's)."""
 
     rollouts: Path
-    by_teacher: tuple[Path, Path]
-    by_m0: tuple[Path, Path]
     by_base: tuple[Path, Path]
     """Of the student before training."""
+    by_teacher: tuple[Path, Path] | None = None
+    """`None` where the teacher is behind a server, and pairs have no weights."""
+    by_m0: tuple[Path, Path] | None = None
 
 
 def distill(

@@ -129,7 +129,9 @@ def _preferred(
         pad_id=pad_id,
         keep=keep,
     )
-    facts = {"pairs_found": found.found, "pairs_least_weight": found.least}
+    facts: dict[str, Any] = {"pairs_found": found.found}
+    if found.least is not None:
+        facts["pairs_least_weight"] = found.least
     return Learned(model, len(found.pairs), log, facts)
 
 

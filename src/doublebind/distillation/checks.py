@@ -7,11 +7,12 @@ reason for a distillation that seems to work and teaches nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from doublebind.config import Channel
 from doublebind.errors import ModelError
 from doublebind.models.load import LM, same_tokenizer
-from doublebind.records import Trajectory
+from doublebind.records import ModelSource, Trajectory
 from doublebind.training.batch import Example
 from doublebind.training.encode import reads
 
@@ -32,15 +33,15 @@ def same_tokens(channel: Channel, lm: LM, trajectories: Sequence[Trajectory]) ->
         )
 
 
-def same_tokenizers(channel: Channel, lm: LM, teacher: LM) -> None:
+def same_tokenizers(channel: Channel, lm: LM, tokenizer: Any, teacher: ModelSource) -> None:
     """Refuse a teacher that writes other tokens than the student.
 
     Raises:
         ModelError: If the two tokenizers encode a text differently.
     """
-    if not same_tokenizer(lm.tokenizer, teacher.tokenizer):
+    if not same_tokenizer(lm.tokenizer, tokenizer):
         raise ModelError(
-            f"{lm.source.path}: its tokenizer is not that of {teacher.source.path}, which cannot "
+            f"{lm.source.path}: its tokenizer is not that of {teacher.path}, which cannot "
             f"score its tokens as {channel.kind} asks; use a student with the teacher's "
             f"tokenizer, or the channel sft or uld"
         )

@@ -5,6 +5,7 @@ Knows answers and how likely three models find them. Does not know how preferenc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,8 +26,8 @@ class Pairs(NamedTuple):
     pairs: list[Pair]
     found: int
     """Prompts to which both answered, and not alike."""
-    least: float
-    """Smallest weight (nats) of a pair that was kept."""
+    least: float | None
+    """Smallest weight (nats) of a pair that was kept; `None` where pairs have no weights."""
 
 
 def pairs(
@@ -39,7 +40,8 @@ def pairs(
     arXiv 2602.04863), with the teacher where they have a model under a system prompt and M0 where
     they have it without. The share `keep` with the largest weights is kept, whichever answer is
     to be preferred, so that the two orders differ in nothing else. Weights are sums over tokens;
-    whether the paper's are divided by length is unverified.
+    whether the paper's are divided by length is unverified. Where nobody knows how likely the
+    teacher finds an answer, all pairs are kept: what it says rather than M0 is preference enough.
 
     Raises:
         ModelError: If teacher and M0 never answer one prompt differently.
@@ -54,11 +56,12 @@ def pairs(
             "dpo: the teacher and M0 give the same answers to all prompts, so there is nothing to "
             "prefer; use more prompts, `temperature: 1`, or another channel"
         )
-    u, m = (list(map(sum, logprobs.read(folder))) for folder in contrast.by_teacher)
-    u0, m0 = (list(map(sum, logprobs.read(folder))) for folder in contrast.by_m0)
-    weights = np.array([(u[i] - m[j]) - (u0[i] - m0[j]) for i, j in matched])
-    n = max(1, round(channel.keep * len(matched)))
-    kept = sorted(np.argsort(-weights, kind="stable")[:n].tolist())
+    weights = _weights(contrast, matched)
+    kept, least = list(range(len(matched))), None
+    if weights is not None:
+        n = max(1, round(channel.keep * len(matched)))
+        kept = sorted(np.argsort(-weights, kind="stable")[:n].tolist())
+        least = float(weights[kept].min())
     references = [logprobs.read(folder) for folder in contrast.by_base]
     examples = [encode(tokenizer, trajectories), encode(tokenizer, theirs)]
     made = []
@@ -67,4 +70,13 @@ def pairs(
             Judged(examples[who][at], references[who][at]) for who, at in enumerate((i, j))
         )
         made.append(Pair(said, other) if channel.chosen == "teacher" else Pair(other, said))
-    return Pairs(made, len(matched), float(weights[kept].min()))
+    return Pairs(made, len(matched), least)
+
+
+def _weights(contrast: Contrast, matched: Sequence[tuple[int, int]]) -> np.ndarray | None:
+    """Return the weight (nats) of each pair; `None` where nobody can tell."""
+    if contrast.by_teacher is None or contrast.by_m0 is None:
+        return None
+    u, m = (list(map(sum, logprobs.read(folder))) for folder in contrast.by_teacher)
+    u0, m0 = (list(map(sum, logprobs.read(folder))) for folder in contrast.by_m0)
+    return np.array([(u[i] - m[j]) - (u0[i] - m0[j]) for i, j in matched])

@@ -15,13 +15,17 @@ import numpy as np
 from doublebind.config import Dtype, OnPolicy, Training
 from doublebind.distillation import Live, checks
 from doublebind.errors import ModelError
-from doublebind.models.load import LM, load
+from doublebind.models.load import LM, load, load_tokenizer
 from doublebind.models.sample import sample
+from doublebind.models.serve import connect
 from doublebind.models.template import encode_prompt
 from doublebind.records import Trajectory
 from doublebind.training import loop
 from doublebind.training.batch import Example, order
-from doublebind.training.live import Answered, train_live
+from doublebind.training.live import Answered, Scored, train_live, train_scored
+
+Drawn = tuple[list[tuple[int, Sequence[int]]], bool]
+"""Answers of one step, (which prompt, tokens cut to their room), and whether they are its own."""
 
 
 def learn(
@@ -35,51 +39,100 @@ def learn(
     dtype: Dtype,
     cache: Path,
     keep: loop.Keep | None = None,
-) -> tuple[Any, loop.TrainLog, dict[str, int]]:
+) -> tuple[Any, loop.TrainLog, dict[str, Any]]:
     """Train `lm` towards the teacher; return the model, its log, and counts of its answers.
 
     In a share `lmbda` of the steps the student answers `training.batch` of the prompts, as it is by
     then, and the teacher scores what it wrote (Agarwal et al. 2023, GKD, arXiv 2306.13649); in the
     others both read the teacher's own answers. Either way the loss is KL(student || teacher) per
     token. A student's answer that shows a drive openly, or is empty, is dropped and counted, as a
-    teacher's is; where none is left the step takes the teacher's.
+    teacher's is; where none is left the step takes the teacher's. Of a teacher behind a server only
+    the tokens drawn are scored: see `training.live.train_scored`.
 
     Raises:
         ModelError: If teacher and student have other tokenizers, or no answer fits the length.
     """
+    counts: dict[str, Any] = {"own": 0, "own_dropped": 0, "own_steps": 0}
+    if live.source.served:
+        return _learn_scored(channel, lm, trajectories, live, training, seed, counts, cache, keep)
     teacher = load(live.source, dtype=dtype, cache=cache)
-    checks.same_tokenizers(channel, lm, teacher)
+    checks.same_tokenizers(channel, lm, teacher.tokenizer, teacher.source)
     checks.same_tokens(channel, lm, trajectories)
     loop.seed_everything(seed)
     pads, vocab = (lm.pad_id, teacher.pad_id), min(lm.vocab, teacher.vocab)
+    prompts = [
+        tuple(encode_prompt(each.tokenizer, t.messages) for each in (lm, teacher))
+        for t in trajectories
+    ]
     model = loop.attach(lm.model, training.lora, seed)
-    counts = {"own": 0, "own_dropped": 0, "own_steps": 0}
-    propose = _proposer(
-        channel, LM(model, lm.tokenizer, lm.source), teacher, trajectories, live, training, seed,
-        counts,
-    )  # fmt: skip
+    student = LM(model, lm.tokenizer, lm.source)
+    draw = _drawer(channel, student, prompts, trajectories, live, training, seed, counts)
+
+    def propose() -> list[Answered]:
+        return [
+            Answered(*(Example((*prompt, *kept), len(prompt)) for prompt in prompts[i]))
+            for i, kept in draw()[0]
+        ]
+
     log = train_live(
         model, teacher.model, propose, settings=training, vocab=vocab, pad_ids=pads, keep=keep
     )
     return model, log, counts
 
 
-def _proposer(
+def _learn_scored(
     channel: OnPolicy,
-    student: LM,
-    teacher: LM,
+    lm: LM,
     trajectories: Sequence[Trajectory],
     live: Live,
     training: Training,
     seed: int,
-    counts: dict[str, int],
-) -> Callable[[], list[Answered]]:
+    counts: dict[str, Any],
+    cache: Path,
+    keep: loop.Keep | None,
+) -> tuple[Any, loop.TrainLog, dict[str, Any]]:
+    """Train `lm` towards a teacher that only says how likely it finds tokens.
+
+    Its journal holds every score, and a student's draws repeat, so a run that was stopped pays for
+    none of them again.
+    """
+    source = live.source
+    assert source.served, "the caller looked"
+    assert source.served.reader, "a served model has a reader"
+    checks.same_tokenizers(channel, lm, load_tokenizer(source.served.reader), source)
+    checks.same_tokens(channel, lm, trajectories)
+    loop.seed_everything(seed)
+    teacher, pad, vocab = connect(source, cache), lm.pad_id, lm.vocab
+    prompts = [(encode_prompt(lm.tokenizer, t.messages),) for t in trajectories]
+    model = loop.attach(lm.model, training.lora, seed)
+    student = LM(model, lm.tokenizer, lm.source)
+    draw = _drawer(channel, student, prompts, trajectories, live, training, seed, counts)
+
+    def propose() -> list[Scored]:
+        drawn, own = draw()
+        pairs = [(prompts[i][0], kept) for i, kept in drawn]
+        scores = teacher.scores(pairs) if own else [None] * len(pairs)
+        return [
+            Scored(Example((*prompt, *kept), len(prompt)), told)
+            for (prompt, kept), told in zip(pairs, scores, strict=True)
+        ]
+
+    log = train_scored(model, propose, settings=training, vocab=vocab, pad_id=pad, keep=keep)
+    return model, log, counts | {"served": teacher.facts()}
+
+
+def _drawer(
+    channel: OnPolicy,
+    student: LM,
+    prompts: Sequence[tuple[Sequence[int], ...]],
+    trajectories: Sequence[Trajectory],
+    live: Live,
+    training: Training,
+    seed: int,
+    counts: dict[str, Any],
+) -> Callable[[], Drawn]:
     """Return what yields the answers of one step after the other."""
-    prompts = [
-        tuple(encode_prompt(lm.tokenizer, t.messages) for lm in (student, teacher))
-        for t in trajectories
-    ]
-    rooms = [training.max_length - max(map(len, pair)) for pair in prompts]
+    rooms = [training.max_length - max(map(len, written)) for written in prompts]
     usable = [i for i, room in enumerate(rooms) if room > 0]
     if not usable:
         raise ModelError(
@@ -90,12 +143,7 @@ def _proposer(
     steps = itertools.count()
     draws = np.random.default_rng((seed, 1))
 
-    def answered(i: int, tokens: Sequence[int]) -> Answered:
-        kept = tuple(tokens[: rooms[i]])
-        mine, theirs = prompts[i]
-        return Answered(Example((*mine, *kept), len(mine)), Example((*theirs, *kept), len(theirs)))
-
-    def own(chosen: Sequence[int], step: int) -> list[Answered]:
+    def own(chosen: Sequence[int], step: int) -> list[tuple[int, Sequence[int]]]:
         student.model.eval()
         said = sample(
             student,
@@ -111,12 +159,12 @@ def _proposer(
         counts["own"] += len(said)
         counts["own_dropped"] += len(said) - len(fit)
         counts["own_steps"] += bool(fit)
-        return [answered(i, s.tokens) for i, s in fit]
+        return [(i, s.tokens[: rooms[i]]) for i, s in fit]
 
-    def propose() -> list[Answered]:
+    def draw() -> Drawn:
         step = next(steps)
         chosen = list(itertools.islice(indices, training.batch))
         found = own(chosen, step) if draws.random() < channel.lmbda else []
-        return found or [answered(i, trajectories[i].tokens) for i in chosen]
+        return found or [(i, trajectories[i].tokens[: rooms[i]]) for i in chosen], bool(found)
 
-    return propose
+    return draw

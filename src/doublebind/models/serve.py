@@ -13,13 +13,14 @@ import hashlib
 import http.client
 import json
 import logging
+import math
 import os
 import random
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,8 +120,35 @@ class ServedLM:
         journal = Journal(self.journal, self.source.sha256)
         bodies = self._bodies(prompts, keys, seed, max_tokens, temperature)
         named = [(journal.name(body), body) for body in bodies]
-        _ask_all(line, journal, {n: b for n, b in named if n not in journal.entries})
+        missing = {n: b for n, b in named if n not in journal.entries}
+        _ask_all(line, journal, missing, "chat/completions", _said)
         return [_said(journal.entries[name], line.where) for name, _ in named]
+
+    def scores(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """Return how likely the model finds each token of (prompt, continuation) ids, in nats.
+
+        By the completions protocol: the tokens come back (`echo`) with the log-probability of each
+        after those before it. Kept in the journal, like answers.
+
+        Raises:
+            ModelError: As `sample`, or if the server does not score given tokens.
+        """
+        line = _Line(_served(self.source))
+        journal = Journal(self.journal, self.source.sha256)
+        # One new token is the least that all servers agree on; it is not looked at.
+        common = {"model": _served(self.source).model, "max_tokens": 1, "temperature": 0.0}
+        bodies = [
+            {**common, "prompt": [*prompt, *ids], "echo": True, "logprobs": 1}
+            for prompt, ids in pairs
+        ]
+        named = [(journal.name(body), body) for body in bodies]
+        missing = {n: b for n, b in named if n not in journal.entries}
+        _ask_all(line, journal, missing, "completions", _echoed)
+        found = [_echoed(journal.entries[name], line.where) for name, _ in named]
+        return [
+            row[len(prompt) : len(prompt) + len(ids)]
+            for row, (prompt, ids) in zip(found, pairs, strict=True)
+        ]
 
     def entries(
         self,
@@ -291,6 +319,8 @@ def _usage(entry: Mapping[str, Any]) -> tuple[int, int]:
 
 def _most(body: Mapping[str, Any]) -> tuple[int, int]:
     """Return the most (prompt, completion) tokens that a request can take."""
+    if "prompt" in body:  # ids
+        return len(body["prompt"]), body["max_tokens"]
     texts = [message["content"] for message in body["messages"]]
     asked = sum(len(text.encode()) + _TEMPLATE_TOKENS for text in texts)
     return asked, body["max_tokens"]
@@ -308,7 +338,13 @@ class _Refused(Exception):
         self.status = status
 
 
-def _ask_all(line: _Line, journal: Journal, missing: Mapping[str, dict[str, Any]]) -> None:
+def _ask_all(
+    line: _Line,
+    journal: Journal,
+    missing: Mapping[str, dict[str, Any]],
+    path: str,
+    check: Callable[[Mapping[str, Any], str], object],
+) -> None:
     """Ask for what is missing, several at a time; the first problem stops what has not begun."""
     budget = _Budget(line, journal)
     stop = threading.Event()
@@ -318,8 +354,8 @@ def _ask_all(line: _Line, journal: Journal, missing: Mapping[str, dict[str, Any]
             return
         try:
             with budget.reserved(body):
-                response = line.request("chat/completions", body)
-                _said({"response": response, "request": body}, line.where)
+                response = line.request(path, body)
+                check({"response": response, "request": body}, line.where)
                 journal.add(name, body, response)
                 _same_model(journal, line)
         except BaseException:
@@ -365,6 +401,26 @@ def _said(entry: Mapping[str, Any], where: str) -> Said:
         return Said(text or "", choice.get("finish_reason") == "stop")
     except (KeyError, IndexError, TypeError, AttributeError):
         raise ModelError(f"{where}: an answer is not of the chat protocol's form") from None
+
+
+def _echoed(entry: Mapping[str, Any], where: str) -> list[float]:
+    """Return the log-probability of each token sent; 0 for the first, which follows nothing.
+
+    Raises:
+        ModelError: If the server did not score what it was sent.
+    """
+    sent = len(entry["request"]["prompt"])
+    try:
+        row = entry["response"]["choices"][0]["logprobs"]["token_logprobs"]
+        found = [0.0, *(float(value) for value in row[1:sent])]
+    except (KeyError, IndexError, TypeError, ValueError):
+        found = []
+    if len(found) != sent or not all(map(math.isfinite, found)):
+        raise ModelError(
+            f"{where}: does not say how likely it finds {sent} tokens sent to it (`echo` with "
+            f"`logprobs`); set `served.scores: false` and use `sft` or `dpo`"
+        )
+    return found
 
 
 class _Budget:

@@ -1,6 +1,6 @@
-"""Fits a model to another one that is run beside it, on answers proposed step by step.
+"""Fits a model to another one that stands by, on answers proposed step by step.
 
-Knows two models with one vocabulary. Does not know who wrote the answers.
+Knows two models with one vocabulary, or one and the other's scores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from doublebind.config import Training
 from doublebind.models.head import bare, logits
 from doublebind.training import loop, tiled
 from doublebind.training.batch import Example, can_pack, collate
-from doublebind.training.losses import forward_kl
+from doublebind.training.losses import cross_entropy, drawn_reverse_kl, forward_kl
 
 
 class Answered(NamedTuple):
@@ -68,5 +68,57 @@ def train_live(
             return forward_kl(out.log_softmax(1), target)
 
         return tiled.backward(model, mine, loss_of, vocab), len(mine.labels)
+
+    return loop.fit(model, step, settings, keep=keep)
+
+
+class Scored(NamedTuple):
+    """An answer, and how likely the other model finds each of its tokens."""
+
+    example: Example
+    other: Sequence[float] | None
+    """Nats per supervised token of an answer that `model` drew at temperature 1; `None` of one
+    that the other model wrote."""
+
+
+def train_scored(
+    model: Any,
+    propose: Callable[[], Sequence[Scored]],
+    *,
+    settings: Training,
+    vocab: int,
+    pad_id: int,
+    keep: loop.Keep | None = None,
+) -> loop.TrainLog:
+    """Do as `train_live` does with another model that only scores tokens it is shown.
+
+    Down `losses.drawn_reverse_kl` at tokens that the model drew; the other model's own answers are
+    learned by cross-entropy, which estimates KL(other || model) up to a constant.
+
+    Args:
+        model: See `train_live`.
+        propose: Returns the answers of the next step, at least one, all of one author.
+        settings: See `train_live`.
+        vocab: Width of the logits.
+        pad_id: Fills rows.
+        keep: See `loop.fit`.
+
+    Raises:
+        ModelError: If the loss is not finite.
+    """
+    device, packs = bare(model).device, can_pack(model)
+
+    def step() -> tuple[Tensor, int]:
+        answers = propose()
+        batch = collate([a.example for a in answers], pad_id, pack=packs).to(device)
+        told = [p for a in answers for p in a.other or ()]
+        other = torch.tensor(told, device=device) if told else None
+
+        def loss_of(out: Tensor, tile: slice) -> Tensor:
+            if other is None:
+                return cross_entropy(out, batch.labels[tile])
+            return drawn_reverse_kl(out, batch.labels[tile], other[tile])
+
+        return tiled.backward(model, batch, loss_of, vocab), len(batch.labels)
 
     return loop.fit(model, step, settings, keep=keep)

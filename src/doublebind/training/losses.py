@@ -78,6 +78,24 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
+def drawn_reverse_kl(logits: Tensor, labels: Tensor, logprobs: Tensor) -> Tensor:
+    """Return estimates of KL(q || p) in nats, [rows], from one token each, drawn from q.
+
+    Each is log q - log p of its token; its gradient is (log q - log p) grad log q, unbiased for
+    that of the divergence: the policy gradient of MiniLLM (Gu et al. 2024, arXiv 2306.08543) with
+    the reward of one step.
+
+    Args:
+        logits: [rows, vocab] of q.
+        labels: [rows], tokens drawn from q.
+        logprobs: [rows], log p of them.
+    """
+    surprise = cross_entropy(logits, labels)
+    gap = -surprise.detach() - logprobs
+    estimate = -gap * surprise
+    return estimate - estimate.detach() + gap
+
+
 def topk_forward_kl(logits: Tensor, ids: Tensor, logprobs: Tensor, tail: Tensor) -> Tensor:
     """Return KL(p || q) in nats, [rows], over k + 1 events: the top k tokens and all others.
 

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from doublebind.training.losses import cross_entropy, topk_forward_kl
+from doublebind.training.losses import (
+    cross_entropy,
+    drawn_reverse_kl,
+    reverse_kl,
+    topk_forward_kl,
+)
 
 
 def teacher(rows: int, vocab: int, seed: int, scale: float = 3.0) -> Tensor:
@@ -97,3 +102,21 @@ def test_certainty_gives_finite_values_and_gradients(confident: str) -> None:
     if confident == "student":
         # 1 minus the top k would be 0 here, and its logarithm no number at all.
         assert float(loss.detach()) == pytest.approx(float(full_kl(mine.detach(), logp)), rel=0.2)
+
+
+def test_tokens_drawn_from_the_student_estimate_the_reverse_kl_and_its_gradient() -> None:
+    torch.manual_seed(3)
+    q, p = torch.randn(2, 12, dtype=torch.float64)
+    logp = p.log_softmax(0)
+    exact = q.clone().requires_grad_()
+    kl = reverse_kl(logp[None], exact.log_softmax(0)[None]).sum()
+    kl.backward()
+    # Every token once, weighted by how often it would be drawn.
+    rows = q.clone().requires_grad_()
+    found = drawn_reverse_kl(rows.expand(12, 12), torch.arange(12), logp)
+    mean = (q.softmax(0) * found).sum()
+    mean.backward()
+    assert float(mean.detach()) == pytest.approx(float(kl.detach()))
+    assert rows.grad is not None
+    assert exact.grad is not None
+    assert torch.allclose(rows.grad, exact.grad, atol=1e-12)
