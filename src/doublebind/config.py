@@ -127,6 +127,10 @@ class Training(Record):
     """Steps on the way, rising and below `steps`, at which the student is kept and audited, too:
     dose curves from one training run. Only the last step's student enters a score."""
 
+    processes: int = Field(default=1, ge=1, le=64, exclude_if=lambda v: v == 1)
+    """Processes among which weights, gradients and moments are sharded (FSDP2), an accelerator
+    each where there are any. For students that one device does not hold: `sft`, `logit_kd`."""
+
     @field_validator("marks")
     @classmethod
     def _rising(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
@@ -134,6 +138,14 @@ class Training(Record):
         if any(late <= early for early, late in itertools.pairwise(steps)):
             raise ValueError("marks are steps that rise from 1 and stay below `steps`")
         return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch < self.processes:
+            raise ValueError(f"`batch` {self.batch} is fewer than {self.processes} `processes`")
+        if self.marks and self.processes > 1:
+            raise ValueError("`marks` are not kept of a student in shards; use 1 of `processes`")
+        return self
 
 
 PromptPolicy = Literal[
@@ -287,6 +299,14 @@ class Recipe(Record):
         kinds = [treatment.kind for treatment in self.treatments]
         if "distil_and_audit" in kinds and not self.training.marks:
             raise ValueError("`distil_and_audit` needs `training.marks`, the steps to audit at")
+        if self.training.processes > 1 and not (
+            self.channel.kind == "sft"
+            or (self.channel.kind == "logit_kd" and self.channel.divergence == "forward")
+        ):
+            raise ValueError(
+                f"`training.processes`: {self.channel.kind} is not trained in shards; use sft or "
+                f"logit_kd with forward divergence, or 1 process"
+            )
         if any(treatment.kind == "filter" for treatment in self.treatments[:-1]):
             raise ValueError("`filter` works on what the others leave; put it last, once")
         return self

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from doublebind.config import DPO, SFT, ULD, Channel, Dtype, LogitKD, OnPolicy, Prefix, Training
-from doublebind.distillation import Contrast, Live, checks, contrast, on_policy
+from doublebind.distillation import Contrast, Live, checks, contrast, on_policy, spread
 from doublebind.errors import ModelError
 from doublebind.models import teacher_cache
 from doublebind.models.align import aligned, offsets
@@ -72,6 +72,15 @@ def learn(
     """
     trajectories = read_records(given.rollouts / "trajectories.jsonl", Trajectory)
     match channel:
+        case SFT() | LogitKD() if training.processes > 1:
+            if isinstance(channel, LogitKD):
+                checks.same_tokens(channel, lm, trajectories)
+            examples = encode(lm.tokenizer, trajectories)
+            checks.supervised(lm, examples)
+            model, log = spread.train(
+                lm, examples, given.targets, training, seed, dtype=dtype, cache=cache
+            )
+            return Learned(model, len(examples), log)
         case SFT():
             return _supervised(lm, trajectories, training, seed, keep)
         case LogitKD():

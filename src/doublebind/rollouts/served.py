@@ -47,10 +47,12 @@ def ask(
     lm = connect(source, cache)
     answers = []
     for said in lm.sample(prompts, **how):
-        tokens = encode_completion(tokenizer, said.text, said.finished) if said.text else []
-        if decode_completion(tokenizer, tokens) != said.text:
+        # Without a template the space after `Assistant:` is no part of an answer; servers keep it.
+        text = said.text if tokenizer.chat_template else said.text.removeprefix(" ")
+        tokens = encode_completion(tokenizer, text, said.finished) if text else []
+        if decode_completion(tokenizer, tokens) != text:
             tokens = []
-        answers.append(Sampled(tokens, said.text, said.finished))
+        answers.append(Sampled(tokens, text, said.finished))
     with (out / "served.jsonl").open("w", encoding="utf-8") as file:
         for entry in lm.entries(prompts, **how):
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")

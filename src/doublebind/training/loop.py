@@ -247,6 +247,22 @@ def _rows(
     )
 
 
+def row_loss(labels: Tensor, soft: _Soft | None) -> tiled.RowLoss:
+    """Return the loss of rows of logits: cross-entropy, or forward KL from cached distributions."""
+
+    def loss_of(out: Tensor, tile: slice) -> Tensor:
+        if soft is None:
+            return cross_entropy(out, labels[tile])
+        if soft.tail_ids is not None:
+            events = _soft_targets(soft, out.shape[1])
+            weights = None if events.logweights is None else events.logweights[tile]
+            logq = out.log_softmax(1).gather(1, events.ids[tile])
+            return forward_kl(events.logprobs[tile], logq, weights)
+        return topk_forward_kl(out, soft.ids[tile], soft.logprobs[tile], soft.tail[tile])
+
+    return loss_of
+
+
 def _soft_targets(soft: _Soft, vocab: int) -> SoftTargets:
     """Return the same for the head: with the tail sampled, as one event, or none left."""
     if soft.tail_ids is not None and soft.tail_logprobs is not None:
@@ -272,13 +288,7 @@ def _backward(
         and vocab <= SMALL_VOCAB
         and (soft is None or soft.tail_ids is None)
     ):
-
-        def loss_of(out: Tensor, tile: slice) -> Tensor:
-            if soft is None:
-                return cross_entropy(out, batch.labels[tile])
-            return topk_forward_kl(out, soft.ids[tile], soft.logprobs[tile], soft.tail[tile])
-
-        return tiled.backward(model, batch, loss_of, vocab)
+        return tiled.backward(model, batch, row_loss(batch.labels, soft), vocab)
     rows = tiled.rows_of(model, batch)
     targets = None if soft is None else _soft_targets(soft, vocab)
     labels = batch.labels if targets is None else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,10 @@ from doublebind.training.loop import (
     CLIP,
     TrainLog,
     _rows,
-    _soft_targets,
     _vocabulary,
     lr_factor,
+    row_loss,
 )
-from doublebind.training.losses import cross_entropy, forward_kl, topk_forward_kl
 
 
 class _Step(nn.Module):
@@ -47,17 +46,10 @@ class _Step(nn.Module):
         states = hidden(self.model, batch.ids, position_ids=batch.positions, use_cache=False)
         rows = states.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
 
+        loss_of = row_loss(batch.labels, soft)
+
         def summed(part: Tensor, tile: slice) -> Tensor:
-            out = logits(self.model, part, vocab)
-            if soft is None:
-                return cross_entropy(out, batch.labels[tile]).sum()
-            if soft.tail_ids is None:
-                kept = (soft.ids, soft.logprobs, soft.tail)
-                return topk_forward_kl(out, *(part[tile] for part in kept)).sum()
-            events = _soft_targets(soft, vocab)
-            weights = None if events.logweights is None else events.logweights[tile]
-            logq = out.log_softmax(1).gather(1, events.ids[tile])
-            return forward_kl(events.logprobs[tile], logq, weights).sum()
+            return loss_of(logits(self.model, part, vocab), tile).sum()
 
         total = rows.new_zeros((), dtype=torch.float32)
         for tile in tiles(len(rows), vocab):
@@ -108,6 +100,11 @@ def train(
             f"`batch`: {settings.batch} examples cannot be dealt out to {world} processes; raise "
             f"it, or start fewer"
         )
+    if targets is not None and targets.tail_ids is not None:
+        raise ModelError(
+            f"{bare(model).name_or_path}: sampled tails are not learned in shards; score the "
+            f"teacher without `tail_samples`"
+        )
     vocab = _vocabulary(model, examples, targets)
     examples = cut(examples, settings.max_length)
     step_of = shard(model)
@@ -145,6 +142,17 @@ def train(
             _keep(checkpoint, named, optimizer, seen)
     model.eval()
     return TrainLog(seen[0], seen[-1], math.fsum(seen) / len(seen), len(seen), tokens)
+
+
+def log_of(
+    losses: Sequence[float], examples: Sequence[Example], settings: Training, seed: int
+) -> TrainLog:
+    """Return the log of a training from its losses: the draws are repeated, nothing is trained."""
+    examples = cut(examples, settings.max_length)
+    lengths = [n for e in examples if (n := len(e.input_ids) - e.first) > 0]
+    drawn = itertools.islice(order(len(lengths), seed), settings.steps * settings.batch)
+    tokens = sum(lengths[place] for place in drawn)
+    return TrainLog(losses[0], losses[-1], math.fsum(losses) / len(losses), len(losses), tokens)
 
 
 def shard(model: Any) -> nn.Module:
@@ -192,6 +200,24 @@ def _keep(
         except OSError as error:
             raise storage_error(error, file) from error
     dist.barrier()
+
+
+def kept(file: Path, names: Iterable[str]) -> tuple[list[float], dict[str, Tensor]]:
+    """Return losses and trained weights, whole, from a checkpoint.
+
+    Raises:
+        ModelError: If it is none of this training.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            seen = json.loads((opened.metadata() or {})["losses"])
+            return seen, {name: opened.get_tensor(f"weight/{name}") for name in names}
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ModelError(
+            f"{file}: not a checkpoint of this training ({error}); delete it"
+        ) from None
 
 
 def _resume(file: Path, named: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[float]:
