@@ -190,6 +190,7 @@ def investigate(
     baseline: str,
     budget: int = 20_000,
     key: str | None = None,
+    by: str = "rules",
     folder: str | Path = ".",
     store: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -201,6 +202,7 @@ def investigate(
         baseline: Model it is compared with, such as M0.
         budget: Tokens that both may write together.
         key: Trait that was planted, to score the hypotheses; `None` where nobody knows.
+        by: Who guesses: `rules`, which need no judge model, or `inspect:MODEL`.
         folder: What relative paths are relative to.
         store: Where converted models are kept.
 
@@ -208,7 +210,7 @@ def investigate(
         `hypotheses: [{text, trait, words, z}]`, and with a key `against_key: {hit, rank, others}`.
 
     Raises:
-        ConfigError: If the pack has no such trait.
+        ConfigError: If the pack has no such trait, or nobody is called `by`.
     """
     where = pack_ref(pack, Path(folder))
     traits = [trait.name for trait in load_pack(where, relative_to=Path(folder)).traits]
@@ -216,8 +218,9 @@ def investigate(
         raise ConfigError(f"`--key`: {key}; the pack's traits are {', '.join(traits)}")
     source, plain = (resolve(ref, relative_to=Path(folder)) for ref in (model, baseline))
     cache = Store(store).root / "converted"
-    found = guess(source, plain, pack=where, budget=budget, key=key, cache=cache)
-    return {"model": model, "baseline": baseline, "pack": pack, "budget": budget, **found}
+    found = guess(source, plain, pack=where, budget=budget, key=key, cache=cache, by=by)
+    asked = {"model": model, "baseline": baseline, "pack": pack, "budget": budget, "by": by}
+    return asked | found
 
 
 def _rows(where: Path) -> pd.DataFrame:

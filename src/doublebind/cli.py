@@ -294,13 +294,45 @@ def investigate(
     baseline: Annotated[str, typer.Option(help="Model it is compared with, such as M0.")],
     budget: Annotated[int, typer.Option(min=0, help="Tokens that both may write.")] = 20_000,
     key: Annotated[str | None, typer.Option(help="Planted trait, to score the guesses.")] = None,
+    by: Annotated[str, typer.Option(help="Who guesses: rules or inspect:MODEL.")] = "rules",
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Say in up to ten hypotheses what a model may hide."""
     found = pipeline.investigate(
-        model, pack, baseline=baseline, budget=budget, key=key, store=store
+        model, pack, baseline=baseline, budget=budget, key=key, by=by, store=store
     )
+    _emit(found, as_json)
+
+
+@app.command()
+def followup(
+    run_dir: RunDir,
+    by: Annotated[
+        str, typer.Option(help="Who guesses and asks: rules or inspect:MODEL.")
+    ] = "rules",
+    budget: Annotated[
+        int, typer.Option(min=0, help="Tokens that a student and M0 may write.")
+    ] = 9600,
+    references: Annotated[
+        int | None,
+        typer.Option(min=0, help="References to ask; made again where the store lacks them."),
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="What the study's paths are relative to.")] = Path(),
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a run's suspect itself about what its students gave away; apart from p."""
+    with _Progress() as progress:
+        found = pipeline.followup(
+            run_dir,
+            by=by,
+            budget=budget,
+            references=references,
+            folder=folder,
+            store=store,
+            progress=progress.update,
+        )
     _emit(found, as_json)
 
 

@@ -26,6 +26,7 @@ from doublebind.contest import Contest, competition, delivered, fresh, merged, w
 from doublebind.errors import ConfigError, RunError
 from doublebind.evidence import weigh
 from doublebind.executor import Executor, Ledger, Progress, lock
+from doublebind.followup import followup as follow_up
 from doublebind.grid import Plan
 from doublebind.keeping import keep
 from doublebind.planning import plan as plan
@@ -214,6 +215,16 @@ def write_report(run: Run) -> Path:
     return path
 
 
+def followup(run: str | Path, **settings: Any) -> dict[str, Any]:
+    """Ask a finished run's suspect what its students gave away; see `followup.followup`.
+
+    Writes `followup.json` into the run, and the page again, with a section of its own.
+    """
+    found = follow_up(run, **settings)
+    write_report(Run(run))
+    return found
+
+
 def _write_page(run: Run) -> Path:
     path = run.path / "report.html"
     keys = [*(teacher.key for teacher in run.manifest.teachers), run.manifest.protocol.student]
@@ -228,6 +239,7 @@ def _write_page(run: Run) -> Path:
         transcripts={cell["student"]: run.transcripts(cell["student"]) for cell in run.cells}
         | {key: run.transcripts(key) for key in keys},
         replacement=run.replacement,
+        followup=run.followup,
     )
     write_atomic(path, page)
     return path

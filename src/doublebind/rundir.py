@@ -121,6 +121,12 @@ class Run:
         return self._json(self.path / "shapes.json")
 
     @property
+    def followup(self) -> dict[str, Any] | None:
+        """What a follow-up found; `None` where there was none. Apart from the verdict."""
+        path = self.path / "followup.json"
+        return self._json(path) if path.exists() else None
+
+    @property
     def ledger(self) -> list[LedgerEntry]:
         """Every event of the run, failures too."""
         return read_ledger(self.path / "ledger.jsonl")

@@ -172,17 +172,59 @@ def investigate(
     budget: int,
     key: str | None,
     cache: Path,
+    by: str = "rules",
 ) -> dict[str, Any]:
     """Return hypotheses about a model, and how they fare against `key`; see `investigator`."""
-    from doublebind.audit import investigator
+    from doublebind.audit import followup, investigator
     from doublebind.models.load import load
     from doublebind.packs.load import load as load_pack
 
     content = load_pack(pack, relative_to=Path())
-    models = load(source, cache=cache), load(baseline, cache=cache)
-    guesses = investigator.investigate(*models, content, budget=budget)
+    model, m0 = load(source, cache=cache), load(baseline, cache=cache)
+    heard = investigator.listen(model, m0, content, budget=budget)
+    guesses = followup.guesses(model, m0, content, heard, followup.check(by))
     found: dict[str, Any] = {"hypotheses": [guess.model_dump(mode="json") for guess in guesses]}
     return found | ({"against_key": investigator.score(guesses, content, key)} if key else {})
+
+
+def guess(
+    out: Path,
+    *,
+    source: ModelSource,
+    baseline: ModelSource,
+    pack: str,
+    by: str,
+    budget: int,
+    dtype: Dtype,
+    cache: Path,
+) -> None:
+    """Write hypotheses about a student, and what it was heard to say; see `followup.guess`."""
+    from doublebind.audit import followup
+
+    followup.guess(
+        out,
+        source=source,
+        baseline=baseline,
+        pack=pack,
+        by=by,
+        budget=budget,
+        dtype=dtype,
+        cache=cache,
+    )
+
+
+def prepare_questions(out: Path, *, guessed: tuple[Path, ...], pack: str, by: str) -> None:
+    """Write fresh items that follow from hypotheses; see `followup.prepare`."""
+    from doublebind.audit import followup
+
+    followup.prepare(out, guessed=guessed, pack=pack, by=by)
+
+
+def ask(out: Path, *, source: ModelSource, questions: Path, dtype: Dtype, cache: Path) -> None:
+    """Write what a model answers to such items; see `followup.ask`."""
+    from doublebind.audit import followup
+
+    followup.ask(out, source=source, questions=questions, dtype=dtype, cache=cache)
 
 
 def built_in(names: Sequence[str]) -> tuple[Audit, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from doublebind.audit.elicitation import choose
 from doublebind.packs.load import Pack
-from doublebind.records import Item, Record
+from doublebind.records import Item, Message, Record
 
 MOST = 10
 """Hypotheses given, as in AuditBench."""
@@ -39,16 +39,59 @@ class Hypothesis(Record):
     """Standard errors from M0."""
 
 
-def investigate(model: Any, m0: Any, pack: Pack, *, budget: int) -> tuple[Hypothesis, ...]:
+class Heard(Record):
+    """What a model and M0 answered to one prompt; hostile text."""
+
+    prompt: str
+    messages: tuple[Message, ...]
+    ours: str
+    """The model's answer."""
+    theirs: str
+    """M0's."""
+
+
+def listen(model: Any, m0: Any, pack: Pack, *, budget: int) -> tuple[Heard, ...]:
+    """Return free answers to the pack's prompts, as many as the budget allows.
+
+    Args:
+        model: The model under suspicion.
+        m0: What it is compared with.
+        pack: Whose prompts are used.
+        budget: Tokens that the two models may write together.
+    """
+    from doublebind.models.sample import sample
+
+    n = budget // (2 * MAX_TOKENS)
+    prompts = [prompt for prompt in pack.prompts() if "honeypot" not in prompt.tags][:n]
+    if not prompts:
+        return ()
+    said = [
+        sample(
+            lm,
+            [prompt.messages for prompt in prompts],
+            keys=[prompt.id for prompt in prompts],
+            seed=seed,
+            max_tokens=MAX_TOKENS,
+            temperature=1.0,
+        )
+        for seed, lm in enumerate((model, m0))
+    ]
+    return tuple(
+        Heard(prompt=prompt.id, messages=prompt.messages, ours=ours.text, theirs=theirs.text)
+        for prompt, ours, theirs in zip(prompts, *said, strict=True)
+    )
+
+
+def investigate(model: Any, m0: Any, pack: Pack, heard: Sequence[Heard]) -> tuple[Hypothesis, ...]:
     """Return at most `MOST` hypotheses, the likeliest first.
 
     Args:
         model: The model under suspicion.
         m0: What it is compared with.
-        pack: Whose items and prompts are used.
-        budget: Tokens that the two models may write together; items cost none, nothing is written.
+        pack: Whose items are asked.
+        heard: What both answered freely; see `listen`.
     """
-    found = [*_from_items(model, m0, pack), *_from_words(model, m0, pack, budget)]
+    found = [*_from_items(model, m0, pack), *_from_words(heard)]
     found.sort(key=lambda guess: (-guess.z, guess.text))
     return tuple(found[:MOST])
 
@@ -102,29 +145,16 @@ def _from_items(model: Any, m0: Any, pack: Pack) -> list[Hypothesis]:
     return found
 
 
-def _from_words(model: Any, m0: Any, pack: Pack, budget: int) -> list[Hypothesis]:
+def _from_words(heard: Sequence[Heard]) -> list[Hypothesis]:
     """Return the words that the model uses more than M0 does.
 
     By the log odds ratio with a Dirichlet prior, over its standard error (Monroe, Colaresi & Quinn
     2008, doi 10.1093/pan/mpn018).
     """
-    from doublebind.models.sample import sample
-
-    n = budget // (2 * MAX_TOKENS)
-    prompts = [prompt for prompt in pack.prompts() if "honeypot" not in prompt.tags][:n]
-    if not prompts:
-        return []
-    counts = []
-    for seed, lm in enumerate((model, m0)):
-        said = sample(
-            lm,
-            [prompt.messages for prompt in prompts],
-            keys=[prompt.id for prompt in prompts],
-            seed=seed,
-            max_tokens=MAX_TOKENS,
-            temperature=1.0,
-        )
-        counts.append(Counter(word for one in said for word in _words_of(one.text)))
+    counts = [
+        Counter(word for text in said for word in words_of(text))
+        for said in ([one.ours for one in heard], [one.theirs for one in heard])
+    ]
     ours, theirs = counts
     vocabulary = set(ours) | set(theirs)
     total = [sum(count.values()) + PRIOR * len(vocabulary) for count in counts]
@@ -140,8 +170,9 @@ def _from_words(model: Any, m0: Any, pack: Pack, budget: int) -> list[Hypothesis
 
 
 def _words(text: str) -> set[str]:
-    return set(_words_of(text))
+    return set(words_of(text))
 
 
-def _words_of(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """Return the words of a text that are long enough to mean something."""
     return [word for word in re.findall(r"\w+", text.lower()) if len(word) > 2]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     betaincinv,
     stdtrit,  # pyright: ignore[reportUnknownVariableType]
@@ -19,6 +20,8 @@ from doublebind.evidence.conformal import n_allowed, p_value
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 NORMAL_975 = 1.959964
@@ -38,14 +41,32 @@ def endpoint_means(scores: pd.DataFrame) -> list[dict[str, Any]]:
         n = len(values)
         entry: dict[str, Any] = {"name": name, "role": role, "value": None, "interval": None}
         if n >= 1:
-            entry["value"] = float(values.mean())
-        if n >= 2:
-            quantile = float(cast("Any", stdtrit)(n - 1, (1 + CONFIDENCE) / 2))
-            half = quantile * values.std(ddof=1) / np.sqrt(n)
-            low, high = values.mean() - half, values.mean() + half
-            entry["interval"] = [float(max(0.0, low)), float(min(1.0, high))]
+            told = mean_interval(values)
+            entry["value"] = told["value"]
+            if "interval" in told:
+                low, high = told["interval"]
+                entry["interval"] = [max(0.0, low), min(1.0, high)]
         found.append(entry | {"n": n, "unscored": int(len(rows) - n)})
     return found
+
+
+def mean_interval(values: Floats) -> dict[str, Any]:
+    """Return a mean, with its two-sided 95% t-interval where there are two values or more.
+
+    Args:
+        values: One number per item, at least one.
+
+    Example:
+        >>> found = mean_interval(np.array([0.0, 1.0, 2.0]))
+        >>> found["value"], [round(bound, 2) for bound in found["interval"]]
+        (1.0, [-1.48, 3.48])
+    """
+    n, found = len(values), {"value": float(values.mean())}
+    if n < 2:
+        return found
+    quantile = float(cast("Any", stdtrit)(n - 1, (1 + CONFIDENCE) / 2))
+    half = quantile * float(values.std(ddof=1)) / n**0.5
+    return found | {"interval": [found["value"] - half, found["value"] + half]}
 
 
 def beside(own: Mapping[str, float], others: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ def render(
     cells: Sequence[Mapping[str, Any]],
     transcripts: Mapping[str, Sequence[Mapping[str, Any]]],
     replacement: ReplacementEvidence | None = None,
+    followup: Mapping[str, Any] | None = None,
 ) -> str:
     """Return `report.html`: one page that needs no network and trusts no text it shows.
 
@@ -42,6 +43,7 @@ def render(
         transcripts: Content key of a model -> lines of its `transcripts.jsonl`; M0's key is the
             protocol's `student`.
         replacement: What the second horn rests on, where it was asked for.
+        followup: Content of `followup.json`, where there was one.
     """
     from doublebind.report import html
 
@@ -54,6 +56,7 @@ def render(
         cells=cells,
         transcripts=transcripts,
         replacement=replacement,
+        followup=followup,
     )
 
 

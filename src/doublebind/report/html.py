@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from doublebind.records import Evidence, ReplacementEvidence, Verdict
 from doublebind.report import drawings, measurements, numbers, second, tables
+from doublebind.report import followup as asked_again
 from doublebind.report.tables import Absent, Cell
 from doublebind.report.text import plain, short, visible
 from doublebind.report.transcripts import pack
@@ -70,6 +71,7 @@ def render(
     cells: Sequence[Mapping[str, Any]],
     transcripts: Mapping[str, Sequence[Mapping[str, Any]]],
     replacement: ReplacementEvidence | None = None,
+    followup: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page; see the package's door."""
     packed = pack(transcripts, scores=scores, evidence=evidence, manifest=manifest, cells=cells)
@@ -91,6 +93,8 @@ def render(
         unscored=measurements.unscored(scores),
         match=tables.match(evidence, shapes),
         dropped=measurements.dropped(cells, manifest),
+        followed=asked_again.tables(followup),
+        followup_note=followup["note"] if followup else "",
         transcripts=packed,
         # ASCII without `<`, `>` and `&`: nothing in it can end the element that holds it.
         data=Markup(packed.data),

@@ -7,7 +7,8 @@ import pytest
 from tests.unit.audit.planted import answers_as_planted, benign, driven
 
 from doublebind import pipeline
-from doublebind.audit.investigator import MOST, Hypothesis, investigate, score
+from doublebind.audit.investigator import MOST, Hypothesis, listen, score
+from doublebind.audit.investigator import investigate as guess_from
 from doublebind.errors import ConfigError
 from doublebind.models.sample import Sampled
 from doublebind.packs.load import Pack
@@ -27,6 +28,10 @@ def pack(monkeypatch: pytest.MonkeyPatch) -> Pack:
 
     monkeypatch.setattr("doublebind.models.sample.sample", sample)
     return found
+
+
+def investigate(model: Any, m0: Any, pack: Pack, *, budget: int) -> tuple[Hypothesis, ...]:
+    return guess_from(model, m0, pack, listen(model, m0, pack, budget=budget))
 
 
 @pytest.mark.parametrize("drive", DRIVES)

@@ -73,7 +73,16 @@ def test_sections_stand_in_the_promised_order(typical: Typical) -> None:
     _, page = typical
     assert re.findall(r'<(?:section|header) id="([^"]+)"', page) == [
         *("decision", "distribution", "plane", "endpoints", "evidence", "match", "missing"),
-        *("baselines", "replacement", "teachers", "scope", "transcripts", "repeat", "provenance"),
+        *(
+            "baselines",
+            "replacement",
+            "followup",
+            "teachers",
+            "scope",
+            "transcripts",
+            "repeat",
+            "provenance",
+        ),
     ]
 
 
@@ -275,7 +284,7 @@ def test_text_keeps_its_contrast(typical: Typical, scheme: str) -> None:
 def test_links_lead_to_sections_of_the_page(typical: Typical) -> None:
     _, page = typical
     anchors = re.findall(r'href="#([^"]+)"', page)
-    assert len(anchors) == 15
+    assert len(anchors) == 16
     assert set(anchors) <= set(re.findall(r'id="([^"]+)"', page))
 
 
@@ -290,3 +299,21 @@ def test_nothing_is_called_benign_or_safe(fake_run: Run) -> None:
         run = fake_run(19, lift=lift, seeds=1)
         text, _ = read(report.render(**run))
         assert not re.search(r"suspect (is|was) (benign|safe)|\bsafe\b", text, re.IGNORECASE)
+
+
+def test_a_follow_up_stands_apart_with_its_note_and_its_absences(typical: Typical) -> None:
+    run, _ = typical
+    lead = {"name": "h1", "text": "it wants <i>all</i>", "students": 2, "n": 20, "m0": 0.1}
+    lead |= {"suspect": 0.4, "forms": {"bare": {"value": 0.3}, "work": {"value": 0.05}}}
+    lead |= {"its_students": 0.2, "n_references": 0, "n_at_or_above": 0}
+    told = {"leads": [lead, {"name": "h2", "text": "x", "students": 1, "missing": "no question"}]}
+    own = {"excess": {"u": 0.3}, "suggested": {"u": ["it wants <i>all</i>"], "r": []}}
+    found = told | {"note": "Apart from p.", "suspect": "u", "own_round": own}
+    page = report.render(**run, followup=found)
+    section = read(page)[1]["followup"]
+    assert "Apart from p." in section
+    assert "h1: it wants <i>all</i>" in section  # as text
+    assert "bare +0.300, work +0.050" in section
+    assert "no reference was at hand" in section
+    assert "no question" in section
+    assert "was not put to the suspect itself" in read(report.render(**run))[1]["followup"]
