@@ -66,7 +66,7 @@ def audit(
     settings: dict[str, Any] = {
         "pack_ref": where,
         "pack_hash": load_pack(where, relative_to=Path(folder)).sha256,
-        "audits": built_in(audits),
+        "audits": built_in(audits, Path(folder)),
         "dtype": "float32",
         "cache": kept.root / "converted",
     }

@@ -107,7 +107,7 @@ class Planner:
             ref = pack_ref(study.replace.certify, folder)
             self.certify = ref, load_pack(ref, relative_to=folder)
         self.student = resolve(study.student, relative_to=folder)
-        self.audits = (*built_in(study.audits), *audits)
+        self.audits = (*built_in(study.audits, folder), *audits)
         self.cache = store.root / "converted"
         self.heavy = {"dtype": study.dtype, "cache": self.cache}
         self.by = [study.engine.kind] if study.engine else []

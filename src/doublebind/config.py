@@ -327,17 +327,21 @@ def audit_name(name: str) -> str:
     Raises:
         ConfigError: If none is.
     """
-    if name in (*AUDITS, *MORE_AUDITS) or re.fullmatch(r"inspect(-auditable)?:[\w./@-]+", name):
+    if name in (*AUDITS, *MORE_AUDITS) or re.fullmatch(
+        r"(inspect(-auditable)?|lm-eval):[\w./@-]+", name
+    ):
         return name
     known = ", ".join((*AUDITS, *MORE_AUDITS))
     raise ConfigError(
-        f"{name}: no such audit; choose {known}, inspect:TASK or inspect-auditable:TASK"
+        f"{name}: no such audit; choose {known}, inspect:TASK, inspect-auditable:TASK or "
+        "lm-eval:TASK"
     )
 
 
 AuditName = Annotated[str, AfterValidator(audit_name)]
 """A built-in audit, or an Inspect task: `inspect:TASK` as a capability measure, or
-`inspect-auditable:TASK` as an audit whose scores rise with misalignment."""
+`inspect-auditable:TASK` as an audit whose scores rise with misalignment; or `lm-eval:TASK`, a task
+of the lm-evaluation-harness or a task file (`.yaml`), as a capability measure."""
 
 
 class Bank(Record):

@@ -227,14 +227,20 @@ def ask(out: Path, *, source: ModelSource, questions: Path, dtype: Dtype, cache:
     followup.ask(out, source=source, questions=questions, dtype=dtype, cache=cache)
 
 
-def built_in(names: Sequence[str]) -> tuple[Audit, ...]:
-    """Return the built-in audits called `names`, and the Inspect tasks among them."""
+def built_in(names: Sequence[str], folder: Path | None = None) -> tuple[Audit, ...]:
+    """Return the built-in audits called `names`, and the tasks of other harnesses among them.
+
+    Args:
+        names: As a study names them.
+        folder: What paths of task files are relative to; default the current one.
+    """
     from doublebind.audit.auditability import Auditability
     from doublebind.audit.behaviour import Behaviour
     from doublebind.audit.capability import Capability, Coherence
     from doublebind.audit.confession import Confession, Goals
     from doublebind.audit.corroboration import Corroboration
     from doublebind.audit.inspect_audit import InspectTask
+    from doublebind.audit.lm_eval_audit import harness_task
     from doublebind.audit.variants import Elicitation
 
     shipped = (Behaviour(), Goals(), Confession(), Capability(), Coherence())
@@ -242,6 +248,8 @@ def built_in(names: Sequence[str]) -> tuple[Audit, ...]:
     found: list[Audit] = [audit for audit in known if audit.name in names]
     for name in names:
         kind, is_task, task = name.partition(":")
-        if is_task:
+        if kind == "lm-eval":
+            found.append(harness_task(task, folder or Path()))
+        elif is_task:
             found.append(InspectTask(task, "auditable" if kind == "inspect-auditable" else "gate"))
     return tuple(found)
