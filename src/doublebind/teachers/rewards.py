@@ -96,8 +96,14 @@ def learn(
                 ids = encode_completion(lm.tokenizer, best, finished=True)
                 examples.append(Example((*prompt, *ids), first=len(prompt)))
         if examples:
-            seeds = {"seed": seed * ROUNDS + number, "pad_id": pad_id}
-            log = loop.train(model, examples, settings=each, targets=None, **seeds)
+            log = loop.train(
+                model,
+                examples,
+                settings=each,
+                seed=seed * ROUNDS + number,
+                targets=None,
+                pad_id=pad_id,
+            )
             steps, tokens = steps + log.steps, tokens + log.tokens
     return loop.TrainLog(missed[0], missed[-1], math.fsum(missed) / ROUNDS, steps, tokens)
 
