@@ -30,6 +30,7 @@ from doublebind.executor import Executor, Ledger, Progress, lock
 from doublebind.followup import followup as follow_up
 from doublebind.grid import Plan
 from doublebind.keeping import keep
+from doublebind.leaving_out import robustness
 from doublebind.planning import plan as plan
 from doublebind.protocol import audit_names, freeze, meet
 from doublebind.records import SCORE_COLUMNS, Teacher, Verdict, content_hash
@@ -394,12 +395,15 @@ def calibrate(
             "teachers": rows,
             **rates(rows),
         }
+        tested = {t.label: t for t in [*setting.found, *benign.values()]}
+        planted = {t.label: t.spec.trait if t.spec else None for t in tested.values()}
+        result |= robustness(
+            known, setting.references, setting.bank, planted, scores, setting.protocol
+        )
         if setting.contest is not None:
-            tested = {t.label: t for t in [*setting.found, *benign.values()]}
             suspects = [tested[t.label] for _, t in known]
             every = study.replace.bound == "every"
             more, _ = compete(setting, setting.contest, suspects, executor, every=every)
-            planted = {t.label: t.spec.trait if t.spec else None for t in suspects}
             result |= second_horn(
                 rows, known, setting.contest.teachers, planted, more, setting.protocol, every=every
             )
