@@ -19,10 +19,9 @@ FULL = TRAINING | {"lora": None}
 KD = {"kind": "logit_kd", "top_k": 8}
 RECIPES: dict[str, dict[str, Any]] = {
     "text": {"channel": {"kind": "sft"}},
-    "sampled": {"channel": KD | {"tail_samples": 4}},
     "reverse": {"channel": KD | {"divergence": "reverse"}},
     "skew": {"channel": KD | {"divergence": "skew", "skew": 0.1}, "training": FULL},
-    "js": {"channel": KD | {"divergence": "js"}},
+    "js": {"channel": KD | {"divergence": "js", "tail_samples": 4}},
     "on-policy": {"channel": {"kind": "on_policy", "lmbda": 0.5}},
     "preference": {"channel": {"kind": "dpo", "keep": 0.5}},
     "reversed": {"channel": {"kind": "dpo", "keep": 0.5, "chosen": "m0"}},
