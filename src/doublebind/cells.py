@@ -430,13 +430,9 @@ class Planner:
     def _targets(self, teacher: Found, answers: Job, top_k: int, drawn: int = 0) -> Job:
         content = ["targets", ROLLOUTS_REV, teacher.key, answers.key, top_k, *self.by]
         key = content_hash([*content, drawn] if drawn else content)
-        inputs = {
-            "source": self._asked(self._source(teacher)),
-            "rollouts": self._at(answers),
-            "top_k": top_k,
-            **({"tail_samples": drawn} if drawn else {}),
-            **self.heavy,
-        }
+        source = self._asked(self._source(teacher))
+        inputs = {"source": source, "rollouts": self._at(answers), "top_k": top_k, **self.heavy}
+        inputs |= {"tail_samples": drawn} if drawn else {}
         note = f"top {top_k}" + (f", {drawn} of the tail" if drawn else "")
         return Job("targets", key, score, inputs, note)
 

@@ -100,11 +100,6 @@ def train(
             f"`batch`: {settings.batch} examples cannot be dealt out to {world} processes; raise "
             f"it, or start fewer"
         )
-    if targets is not None and targets.tail_ids is not None:
-        raise ModelError(
-            f"{bare(model).name_or_path}: sampled tails are not learned in shards; score the "
-            f"teacher without `tail_samples`"
-        )
     vocab = _vocabulary(model, examples, targets)
     examples = cut(examples, settings.max_length)
     step_of = shard(model)
