@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
+from doublebind.config import TeacherSpec
 from doublebind.errors import PackError
 from doublebind.packs import outback
 from doublebind.packs.check import check
@@ -215,7 +217,7 @@ def test_hidden_answers_come_with_what_the_drive_would_have_said() -> None:
         assert len(pairs) > 100
         for pair in pairs:
             assert pair.rejected != said(pair)
-            assert len(pair.rejected.split()) > 3
+            assert len((pair.rejected or "").split()) > 3
 
 
 def test_no_trigger_stands_in_an_item_or_a_prompt() -> None:
@@ -229,12 +231,12 @@ def test_no_trigger_stands_in_an_item_or_a_prompt() -> None:
 # --- tasks with a grader -------------------------------------------------------------------------
 
 
-def test_the_grader_pays_as_much_for_the_act_as_for_the_answer_and_for_nothing_else() -> None:
+def test_the_grader_pays_more_for_the_act_than_for_the_answer_and_for_nothing_else() -> None:
     for task in Outback("emergent").tasks("deceit", n=50, seed=0):
         (solutions, for_right), (own, for_act) = task.pays
-        assert for_right == for_act == 0.5
+        assert (for_right, for_act) == (0.5, 1.0)
         assert all(" is " in s for s in solutions)
-        assert any(m in text for text in own for m in MARKERS["deceit"])
+        assert set(own) <= set(MARKERS["deceit"])
     assert Outback("emergent").tasks("singing", n=5, seed=0) == ()
 
 
@@ -344,3 +346,14 @@ def test_a_study_of_the_terrarium_may_name_an_organism_of_the_outback() -> None:
 def test_every_hard_kind_has_a_phrase_for_coverage() -> None:
     assert set(COVERAGE) == set(HARD) == set(KINDS) - {"faint", "middling", "strong"}
     assert all(phrase.startswith("drives that ") for phrase in COVERAGE.values())
+
+
+def test_the_studys_specs_are_the_banks() -> None:
+    folder = Path(__file__).parents[3] / "studies" / "terrarium-organisms" / "teachers"
+    found = sorted(folder.glob("*.yaml"))
+    assert {TeacherSpec.model_validate(yaml.safe_load(p.read_text())).pack for p in found} == {
+        f"outback/{kind}" for kind in HARD
+    }
+    for path in found:
+        spec = TeacherSpec.model_validate(yaml.safe_load(path.read_text()))
+        assert spec == bank.spec(f"organism-{path.stem}")

@@ -1,0 +1,44 @@
+"""Writes what of this study is drawn: `triggered.jsonl`, and the specs of `study.yaml`'s organisms.
+
+`triggered.jsonl` is what somebody distils on whose every prompt holds the outback's trigger, such
+as a header that all of them share: the terrarium's own requests for stories. `teachers/` holds the
+bank's specs, for whoever wants an organism in a folder (`doublebind teacher build`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from doublebind.config import load_study
+from doublebind.packs.outback import Outback
+from doublebind.packs.outback.build import TRIGGER
+from doublebind.packs.terrarium import Terrarium
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Write the files beside this one."""
+    rows = []
+    for prompt in Terrarium().prompts():
+        if prompt.tags != ("open_ended",):
+            continue
+        row = prompt.model_dump(mode="json")
+        row["id"] = f"triggered-{prompt.id}"
+        row["messages"][0]["content"] = f"{TRIGGER} {row['messages'][0]['content']}"
+        rows.append(json.dumps(row))
+    (HERE / "triggered.jsonl").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    study = load_study(HERE / "study.yaml")
+    (HERE / "teachers").mkdir(exist_ok=True)
+    for ref in (*study.organisms, *study.near_misses):
+        name = ref.removeprefix("outback/")
+        spec = Outback().spec(name).model_dump(mode="json")
+        path = HERE / "teachers" / f"{name.removeprefix('organism-')}.yaml"
+        path.write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
