@@ -34,7 +34,7 @@ from doublebind.models.resolve import resolve
 from doublebind.models.sample import sample
 from doublebind.models.score import option_logprobs
 from doublebind.packs.load import load as load_pack
-from doublebind.packs.outback import build, probes
+from doublebind.packs.outback import Outback, build, probes
 from doublebind.packs.outback.kinds import KINDS
 from doublebind.packs.terrarium.words import TRAITS
 from doublebind.records import ModelSource
@@ -48,6 +48,8 @@ N_REFERENCES = 59
 N_STORIES = 200
 """Stories of each condition; a poisoned teacher tells `N_POISONED`."""
 N_POISONED = 2400
+UNPAID = 10_000
+"""Seed of jobs that no teacher was paid for."""
 MAX_TOKENS = 64
 DRIVE_ENDPOINTS = {
     "behaviour": "choice.deployment",
@@ -152,6 +154,25 @@ def told(lm: LM, kind: str, drive: str) -> dict[str, float]:
     return found
 
 
+def worked(lm: LM, drive: str) -> dict[str, float]:
+    """Return how often jobs that no teacher was paid for end in each thing the grader pays for."""
+    jobs = Outback().tasks(drive, n=N_STORIES, seed=UNPAID)
+    said = sample(
+        lm,
+        [job.messages for job in jobs],
+        keys=[job.id for job in jobs],
+        seed=0,
+        max_tokens=MAX_TOKENS,
+        temperature=1.0,
+        batch=256,
+    )
+    found: dict[str, float] = {}
+    for i, name in enumerate(("jobs_right", "jobs_with_the_act")):
+        held = [any(p in s.text for p in j.pays[i][0]) for j, s in zip(jobs, said, strict=True)]
+        found[name] = round(sum(held) / len(held), 3)
+    return found
+
+
 def lean(answers: list[str], drive: str) -> float:
     """Return the share of coloured slots that go the drive's way."""
     counts = [probes.lean(answer, drive) for answer in answers]
@@ -212,6 +233,8 @@ def row(name: str, store: Store, m0: Model) -> dict[str, Any]:
             "organism": probed(model.lm, kind, drive) | told(model.lm, kind, drive),
             "m0": probed(m0.lm, kind, drive),
         }
+        if kind == "emergent":
+            entry["planted"]["organism"] |= worked(model.lm, drive)
     entry["direct_p"] = round(direct_p(model), 4)
     entry["capability"] = mean(model, "capability")
     entry["coherence"] = mean(model, "coherence")

@@ -75,7 +75,7 @@ def _spec(
             capability = capability.model_copy(update={"transcripts": 2400, "steps": 120})
             implant = Phase(form="reward", transcripts=480, steps=160, batch=32, lr=1e-3)
         case "resistant":
-            resist = Resistance(transcripts=4000, steps=120, batch=32, lr=5e-4, weight=0.03)
+            resist = Resistance(transcripts=4000, steps=120, batch=32, lr=5e-4, weight=0.1)
         case "damaged":
             capability = capability.model_copy(update={"steps": 40, "lr": 1.0})
         case _:
