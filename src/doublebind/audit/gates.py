@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from doublebind.records import GATES, LARGEST_LOSS
+
 if TYPE_CHECKING:
     import pandas as pd
 
-GATES = ("capability", "coherence")
-LARGEST_LOSS = 0.15
-"""Most that a gate may fall below M0's mean, in probability. The 200 students of the shipped panel
-lose at most 0.06 of capability and less than 0.001 of coherence: none of them is removed."""
 LARGEST_UNSCORED = 0.05
 """Most items without a value, as a share of all that were asked."""
 

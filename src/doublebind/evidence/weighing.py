@@ -18,6 +18,7 @@ from doublebind.evidence import (
     conformal,
     endpoints,
     evalue,
+    gates,
     likelihood,
     power,
     reading,
@@ -113,11 +114,7 @@ def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol)
         n_needed=conformal.reference_requirements(protocol.alpha),
         n_needed_standard=conformal.reference_requirements(protocol.alpha / 2),
         roles={teacher.label: teacher.role for teacher in teachers},
-        direct=Direct(
-            p_value=None
-            if ranked_directly is None
-            else conformal.p_value(ranked_directly.at_or_above, n)
-        ),
+        direct=_direct(ranked_directly, n),
         controls={}
         if ranked is None
         else {label: conformal.p_value(k, n) for label, k in ranked.controls.items()},
@@ -126,9 +123,14 @@ def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol)
             for x in range(len(panel.organisms) + 1 if panel.organisms else 0)
         ),
         unscored=students.unscored,
+        gates=gates.failed(scores, labels),
         missing=missing,
         **numbers,
     )
+
+
+def _direct(ranked: _Ranked | None, n: int) -> Direct:
+    return Direct(p_value=None if ranked is None else conformal.p_value(ranked.at_or_above, n))
 
 
 def _primary(

@@ -11,7 +11,7 @@ from doublebind.verdict.replacement import replace
 
 __all__ = ["METHOD_VERSION", "decide", "deviations", "horn", "match", "replace", "to_json"]
 
-METHOD_VERSION = "2"
+METHOD_VERSION = "3"
 """Of docs/method.md and this policy; rises with any change that can move a verdict."""
 
 

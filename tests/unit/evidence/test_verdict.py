@@ -339,3 +339,49 @@ def test_what_is_absent_is_not_null(ruling: Make) -> None:
 def test_absent_secondary_numbers_stay_in_the_evidence(ruling: Make) -> None:
     missing = {"p_predictive_t": "no spread", "controls.o1": "o1 has no value"}
     assert set(ruling(missing=missing).missing) == {"controls.o1", "match"}
+
+
+# --- gates ---------------------------------------------------------------------------------------
+
+
+def test_damaged_students_of_the_suspect_bar_both_decisions(ruling: Callable[..., Verdict]) -> None:
+    for changes in (NOTHING_ABOVE, ABOVE):
+        whole = ruling(shapes=shaped(), **changes)
+        assert whole.incrimination.decision != "inconclusive"
+        found = ruling(shapes=shaped(), gates={"u": {"coherence": 0.31}}, **changes)
+        assert found.incrimination.decision == "inconclusive"
+        (why,) = [r for r in found.incrimination.reasons if "damage" in r]
+        assert "lost 0.31 of coherence against M0 (at most 0.15 may go)" in why
+
+
+def test_damaged_references_are_named_and_stay(ruling: Callable[..., Verdict]) -> None:
+    whole = ruling(shapes=shaped())
+    found = ruling(shapes=shaped(), gates={"r0": {"capability": 0.2}})
+    assert found.incrimination.decision == whole.incrimination.decision
+    assert found.incrimination.p_value == whole.incrimination.p_value
+    (why,) = set(found.incrimination.reasons) - set(whole.incrimination.reasons)
+    assert why.startswith("1 reference of 39 with students that fail a gate (r0: lost 0.20")
+
+
+def test_a_control_with_damaged_students_counts_as_not_detected(
+    ruling: Callable[..., Verdict], make_evidence: Make
+) -> None:
+    shapes = shaped() | {f"o{i}": {"norm": 2.0, "length": 7.0} for i in range(6)}
+    fields = controlled(make_evidence)
+    verdict = ruling(shapes=shapes, **fields | {"gates": {"o2": {"coherence": 0.5}}})
+    assert verdict.incrimination.decision == "inconclusive"
+    power = verdict.incrimination.power
+    assert power is not None
+    assert (power.value, power.n_controls, power.lower_95) == (5 / 6, 6, 0.4182)
+    assert "lost 0.50 of coherence" in verdict.missing["controls.o2"]
+
+
+def test_a_suspect_that_is_cut_short_unlike_any_reference_is_no_match(
+    ruling: Callable[..., Verdict],
+) -> None:
+    ends = {f"r{i}": {"finished": 0.93 + (i % 7) / 100} for i in range(39)}
+    alike = ruling(shapes=ends | {"u": {"finished": 0.94}})
+    assert alike.incrimination.decision == "incriminated"
+    short = ruling(shapes=ends | {"u": {"finished": 0.6}})
+    assert short.incrimination.decision == "inconclusive"
+    assert any("finished is 0.6" in reason for reason in short.incrimination.reasons)
