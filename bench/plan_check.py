@@ -1,9 +1,11 @@
-"""Runs a study from an empty store, and compares its wall-clock time with the simulated one.
+"""Compares what `plan` foresees of a study with what running it takes: time and memory.
 
-The costs of cells are those of this very run, so what is checked is the schedule: slots, stages and
-overheads, not whether one machine is as fast as another.
+A pilot, the study with other overrides, is run first in the same store, so that `plan` knows what
+cells of each kind cost; then `plan` is asked about the study, and the study is run.
 
-Run: python bench/plan_check.py STUDY.yaml [key.sub=value]...
+Run: python bench/plan_check.py STUDY.yaml PILOT_OVERRIDES [key.sub=value]...
+
+PILOT_OVERRIDES: overrides of the pilot alone, joined by `;`, such as `references=[a.yaml,b.yaml]`.
 """
 
 from __future__ import annotations
@@ -13,41 +15,52 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import doublebind
-from doublebind.config import Cluster, Local, Nodes, load_study
-from doublebind.schedule import Ask, Need, simulate
-from doublebind.setting import prepare
-from doublebind.store import Store
+from doublebind.config import Local, load_study
+from doublebind.planning import plan
 
 
-def check(path: Path, *overrides: str) -> dict[str, float]:
-    """Return seconds measured and simulated, and their ratio."""
+def check(path: Path, pilot: list[str], overrides: list[str]) -> dict[str, Any]:
+    """Return what was foreseen and measured, and the ratios."""
     study = load_study(path, *overrides)
+    small = load_study(path, *overrides, *pilot)
     workers = study.executor.workers if isinstance(study.executor, Local) else 1
+    at = {"folder": path.parent}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        run = doublebind.run(study, root / "run", folder=path.parent, store=root / "store")
-        times = [(entry.started, entry.ended or entry.started) for entry in run.ledger]
-        measured = max(end for _, end in times) - min(start for start, _ in times)
-        store = Store(root / "store")
-        stages = []
-        for stage in prepare(study, path.parent, store).plan.stages():
-            costs = {kind: store.cost(kind) for kind in {job.kind for job in stage}}
-            known = {kind: Need(kind, *cost) for kind, cost in costs.items() if cost}
-            stages.append([known[kind] for kind, _ in sorted({(j.kind, j.key) for j in stage})])
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    nodes = Nodes(count=1, cpus=workers, memory_gib=memory)
-    here = Cluster(nodes=(nodes,), store_mib_per_second=500, driver_seconds=0.005)
-    simulated = simulate(stages, here, Ask(1, 0.0, None))["seconds"]
+        doublebind.run(small, root / "pilot", store=root / "store", **at)
+        before = set((root / "store").glob("*/*/*/timing.json"))
+        foreseen = plan(study, store=root / "store", **at)
+        run = doublebind.run(study, root / "run", store=root / "store", **at)
+        own = [e for e in run.ledger if e.status == "done" and not e.cached]
+        began = [e.started for e in run.ledger if e.status == "started"]
+        wall = max(e.ended or e.started for e in own) - min(began)
+        made = set((root / "store").glob("*/*/*/timing.json")) - before
+        told = [json.loads(file.read_text()) for file in made]
+        top = sorted((facts["peak_bytes"] for facts in told), reverse=True)
+        peak = sum(top[:workers])
+        per_kind = {
+            kind: max(json.loads(f.read_text())["peak_bytes"] for f in made if f.parts[-4] == kind)
+            for kind in {file.parts[-4] for file in made}
+        }
+        cost = {kind: cell.get("peak_bytes", 0) for kind, cell in foreseen["cells"].items()}
+    ratios = [per_kind[kind] / cost[kind] for kind in per_kind if cost.get(kind)]
     return {
-        "cells": sum(map(len, stages)),
+        "cells": len(made),
         "workers": workers,
-        "measured_seconds": round(measured, 1),
-        "simulated_seconds": round(simulated, 1),
-        "ratio": round(measured / simulated, 2),
+        "foreseen_seconds": round(foreseen["wall_seconds"], 1),
+        "measured_seconds": round(wall, 1),
+        "time_ratio": round(wall / foreseen["wall_seconds"], 2),
+        "foreseen_gib": round(foreseen["peak_bytes"] / 2**30, 2),
+        "measured_gib": round(peak / 2**30, 2),
+        "memory_ratio": round(peak / foreseen["peak_bytes"], 2),
+        "memory_ratio_by_kind": [round(min(ratios), 2), round(max(ratios), 2)],
+        "load": round(os.getloadavg()[1], 1),
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(check(Path(sys.argv[1]), *sys.argv[2:])))
+    arguments = [argument for argument in sys.argv[2].split(";") if argument]
+    print(json.dumps(check(Path(sys.argv[1]), arguments, sys.argv[3:])))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from doublebind.config import Cluster, Ray, Study
+from doublebind.config import Cluster, Local, Nodes, Ray, Study
 from doublebind.contest import competition, fresh, merged
 from doublebind.evidence import reference_requirements, smallest_p
 from doublebind.executor import Job
@@ -43,7 +43,9 @@ def plan(
         `references`, `families`, `smallest_p`, `exchangeability` (what the p-value assumes),
         `power` (as planned, and for other n, seeds and items), `cluster` (as `schedule.simulate`
         returns it) and `missing` (why a number is absent). Times are means over artefacts of the
-        same kind in this store; a kind never made here has none.
+        same kind in this store; a kind never made here has none. With `executor: local` also
+        `wall_seconds`, from start to end, and `peak_bytes`, held by all workers together if the
+        largest cells meet.
     """
     study, folder = opened(study, folder)
     kept = Store(store)
@@ -58,6 +60,7 @@ def plan(
         cells[kind] = {"needed": len(keys), "stored": len(there)}
         if cost is not None:
             cells[kind] |= {"seconds": todo * cost.seconds, "bytes": todo * cost.bytes}
+            cells[kind] |= {"peak_bytes": cost.peak_bytes} if todo else {}
         elif todo:
             missing[f"cells.{kind}.seconds"] = "no such cell was ever made in this store"
     references = [t for t in setting.teachers if t.role == "reference"]
@@ -74,13 +77,15 @@ def plan(
     if not any(key.startswith("cells.") for key in missing):
         found["seconds"] = sum(cell.get("seconds", 0.0) for cell in cells.values())
         found["bytes"] = sum(cell.get("bytes", 0) for cell in cells.values())
+    needs = [_needs(stage, kept) for plan in plans for stage in plan.stages()]
+    asked = [stage for stage in needs if stage is not None]
+    if len(asked) == len(needs):
+        found |= _here(study, asked)
     if cluster is not None:
-        needs = [_needs(stage, kept) for plan in plans for stage in plan.stages()]
-        if None in needs:
-            missing["cluster"] = "cells of some kind were never made in this store"
-        else:
-            asked = [stage for stage in needs if stage is not None]
+        if len(asked) == len(needs):
             found["cluster"] = simulate(asked, cluster, _ask(study))
+        else:
+            missing["cluster"] = "cells of some kind were never made in this store"
     if pilot is None:
         missing["power"] = "no benign pilot; name a finished run with --pilot"
     else:
@@ -107,6 +112,21 @@ def _needs(stage: Sequence[Job], store: Store) -> list[Need] | None:
         return None
     known = {kind: Need(kind, *cost) for kind, cost in costs.items() if cost}
     return [known[kind] for kind, _ in sorted(todo)]
+
+
+def _here(study: Study, stages: Sequence[Sequence[Need]]) -> dict[str, float]:
+    """Return how long the local executor would take, and how much memory at most."""
+    on = study.executor
+    if not isinstance(on, Local) or not any(stages):
+        return {}
+    machine = Nodes(count=1, cpus=on.workers, memory_gib=2**20)  # it starts its workers regardless
+    # A local disk, and what `bench/scheduler.py` measured for a cell of one small file.
+    here = Cluster(nodes=(machine,), store_mib_per_second=500, driver_seconds=0.004)
+    at_once = min(on.workers, max(map(len, stages)))
+    return {
+        "wall_seconds": simulate(stages, here, Ask(1, 0.0, None))["seconds"],
+        "peak_bytes": at_once * max(need.memory for stage in stages for need in stage),
+    }
 
 
 def _ask(study: Study) -> Ask:

@@ -134,6 +134,9 @@ def plan(found: Mapping[str, Any]) -> RenderableType:
         f"smallest p: {found['smallest_p']:.4g} (p <= alpha needs {found['references_for_alpha']})"
     )
     told = [str(found["exchangeability"])] if found.get("exchangeability") else []
+    if "wall_seconds" in found:
+        wall, peak = _time(found["wall_seconds"]), _size(found["peak_bytes"])
+        told.append(f"with this executor: {wall}, {peak} of memory at most")
     parts: list[RenderableType] = [cells, Text("")]
     parts += [Text(plain(line)) for line in (families, least, *told)]
     parts += [Text(f"{plain(k)}: {plain(v)}", "dim") for k, v in found["missing"].items()]

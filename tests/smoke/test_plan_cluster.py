@@ -56,6 +56,11 @@ def test_a_study_is_scheduled_at_the_costs_seen(tmp_path: Path, cluster: str, ca
     assert scheduled["seconds"] == pytest.approx(20 + 10 + 20 + 40 + 20 + 50, abs=0.1)
     assert scheduled["cost"] == pytest.approx(2 * 1.8 * 160 / 3600, rel=1e-2)
     assert scheduled["bottleneck"] == "cells"
+    assert found["wall_seconds"] == pytest.approx(30 * 10, abs=0.2)
+    assert found["peak_bytes"] == 2**30
+    _, beside, _ = plan([*argv[:1], "executor.workers=2", *argv[1:]], capsys)
+    assert beside["wall_seconds"] == pytest.approx(160, abs=0.2)
+    assert beside["peak_bytes"] == 2 * 2**30, "two cells at once"
     code, _, err = plan([*argv[:1], "executor={kind: ray, cpus: 2}", *argv[1:]], capsys)
     assert code == 2
     assert err.count("\n") == 1

@@ -71,7 +71,7 @@ def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
             path.parent.rename(tmp_path / "store" / "hidden" / "rollouts")
         next((tmp_path / "store" / "converted" / "served").glob("*.jsonl")).unlink()
         server.answered.clear()
-        server.faults = [429, "truncate", None, 500, "cut", None, "die"]
+        server.faults = [429, "truncate", "slow", 500, "cut", None, "die"]
         code, _, err = run(study, tmp_path / "war", tmp_path / "store", capsys)
         assert code == 2
         assert len(err) == 1
