@@ -77,7 +77,8 @@ def plan(
     if not any(key.startswith("cells.") for key in missing):
         found["seconds"] = sum(cell.get("seconds", 0.0) for cell in cells.values())
         found["bytes"] = sum(cell.get("bytes", 0) for cell in cells.values())
-    needs = [_needs(stage, kept) for plan in plans for stage in plan.stages()]
+    seen: set[tuple[str, str]] = set()  # plans share cells
+    needs = [_needs(stage, kept, seen) for plan in plans for stage in plan.stages()]
     asked = [stage for stage in needs if stage is not None]
     if len(asked) == len(needs):
         found |= _here(study, asked)
@@ -104,9 +105,13 @@ def _second(setting: Setting) -> list[Plan]:
     return [first, fresh(*asked, [setting.suspect], names, setting.protocol)]
 
 
-def _needs(stage: Sequence[Job], store: Store) -> list[Need] | None:
-    """Return what each cell of a stage still to be made takes; `None` where nobody knows."""
-    todo = {(job.kind, job.key) for job in stage if not store.has(job.kind, job.key)}
+def _needs(stage: Sequence[Job], store: Store, seen: set[tuple[str, str]]) -> list[Need] | None:
+    """Return what each cell of a stage still to be made takes; `None` where nobody knows.
+
+    Cells in `seen` are left out, and those of this stage are added to it.
+    """
+    todo = {(job.kind, job.key) for job in stage if not store.has(job.kind, job.key)} - seen
+    seen |= todo
     costs = {kind: store.cost(kind) for kind, _ in todo}
     if None in costs.values():
         return None
