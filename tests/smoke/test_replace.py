@@ -144,6 +144,9 @@ def test_calibrate_counts_the_outcomes_of_both_horns(made: Path) -> None:
         for teacher in ("tested-0.yaml", "tested-1.yaml", "benign.yaml")
         for recipe in ("stories", "mixed", "stopped")
     }
+    assert found["n_panel"] == 3
+    assert 0 <= found["fresh_rank_p"] <= 1
+    assert "tpr_unknown_drive" not in found  # three references flag nobody, whatever is left out
     assert found["chosen"] in ("stories", "mixed", "stopped")
     content["replace"]["organisms"] = content["organisms"][:1]
     with pytest.raises(DoublebindError, match=r"tested-0\.yaml is weighed, too"):
