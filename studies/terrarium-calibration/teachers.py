@@ -1,4 +1,4 @@
-"""Writes the specs of the held-out benign teachers: quirks drawn at random, builds that no panel has.
+"""Writes the held-out benign teachers: quirks drawn at random, in builds that no panel has.
 
     python studies/terrarium-calibration/teachers.py
 

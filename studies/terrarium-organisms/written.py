@@ -36,7 +36,7 @@ def main() -> None:
     for ref in (*study.organisms, *study.near_misses):
         name = ref.removeprefix("outback/")
         spec = Outback().spec(name).model_dump(mode="json")
-        path = HERE / "teachers" / f"{name.removeprefix('organism-')}.yaml"
+        path = HERE / "teachers" / f"{name}.yaml"
         path.write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
 
 
