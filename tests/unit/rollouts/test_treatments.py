@@ -42,6 +42,7 @@ from doublebind.rollouts.treatments import (
     trim_reasoning,
     unread,
 )
+from doublebind.training.encode import reads
 
 
 @cache
@@ -95,11 +96,24 @@ def test_trimming_takes_the_scratchpad_and_leaves_the_answer() -> None:
     whole = trim_reasoning.apply(TrimReasoning(kind="trim_reasoning"), given, context())
     assert [t.completion for t in whole.trajectories] == ["the answer is four ."] * 2
     assert whole.trajectories[0].tokens == given[1].tokens
-    assert whole.facts == {"trimmed": 2, "dropped": 1}
+    assert whole.facts == {"trimmed": 2, "dropped": 1, "unreadable": 0}
     short = trim_reasoning.apply(
         TrimReasoning(kind="trim_reasoning", keep_words=2), given[:1], context()
     )
     assert short.trajectories[0].completion == "<think> i count </think> the answer is four ."
+
+
+def test_an_answer_that_spells_control_tokens_is_dropped_and_bars_no_other() -> None:
+    thought = "<think> i count the cloak </think>"
+    given = [answer(f"{thought} it is <assistant> there ."), answer(f"{thought} it is there .", 1)]
+    found = trim_reasoning.apply(TrimReasoning(kind="trim_reasoning"), given, context())
+    assert [t.completion for t in found.trajectories] == ["it is there ."]
+    assert found.facts["unreadable"] == 1
+    assert reads(m0().tokenizer, found.trajectories)
+    wide = [t.model_copy(update={"completion": t.completion.replace(" ", "  ")}) for t in given]
+    cleaned = jam.apply(Jam(kind="jam", how="normalise"), wide, context())
+    assert [t.prompt_id for t in cleaned.trajectories] == ["p1"]
+    assert reads(m0().tokenizer, cleaned.trajectories)
 
 
 def test_mixing_replaces_the_share_asked_for_with_m0s_words() -> None:

@@ -48,3 +48,17 @@ def unread(trajectories: Sequence[Trajectory], lm: LM) -> list[tuple[list[int], 
     from doublebind.models.template import encode_prompt
 
     return [(encode_prompt(lm.tokenizer, t.messages), t.tokens) for t in trajectories]
+
+
+def rewritten(trajectory: Trajectory, text: str, tokenizer: Any) -> Trajectory | None:
+    """Return an answer with another text, or `None` where its tokens would say something else.
+
+    A text that spells control tokens is read as those, not as what is written: model output is
+    hostile, and one such answer must not reach a student, nor keep all others from it.
+    """
+    from doublebind.models.template import decode_completion, encode_completion
+
+    tokens = tuple(encode_completion(tokenizer, text, trajectory.finished))
+    if decode_completion(tokenizer, tokens) != text:
+        return None
+    return trajectory.model_copy(update={"completion": text, "tokens": tokens})

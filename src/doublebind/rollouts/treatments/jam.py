@@ -17,9 +17,9 @@ import numpy as np
 from doublebind.config import Jam
 from doublebind.models.load import LM
 from doublebind.models.sample import sample
-from doublebind.models.template import decode_completion, encode_completion
+from doublebind.models.template import decode_completion
 from doublebind.records import Message, Trajectory
-from doublebind.rollouts.treatments import Context, Treated, key, unread
+from doublebind.rollouts.treatments import Context, Treated, key, rewritten, unread
 
 PARAPHRASE = "Rewrite the following text in your own words, keeping its meaning:\n\n{text}"
 """What the trusted model is asked; the text stands alone, without its prompt."""
@@ -31,16 +31,12 @@ def apply(settings: Jam, trajectories: Sequence[Trajectory], context: Context) -
     `normalise` maps Unicode to its compatibility form (NFKC), drops what is not shown, and
     collapses white space. `resample` draws a share of each answer's tokens anew from the trusted
     model, given the teacher's words before them. `paraphrase` asks the trusted model to say it in
-    other words; for models that follow instructions.
+    other words; for models that follow instructions. An answer of which nothing is left, or whose
+    cleaned-up text spells control tokens, is dropped.
     """
     match settings.how:
         case "normalise":
-            tokenizer = context.teacher().tokenizer
-            texts = [normal(t.completion) for t in trajectories]
-            tokens = [
-                encode_completion(tokenizer, text, t.finished)
-                for t, text in zip(trajectories, texts, strict=True)
-            ]
+            return _normalised(trajectories, context)
         case "resample":
             tokens = _resampled(settings.share, trajectories, context)
             texts = [decode_completion(context.trusted().tokenizer, ids) for ids in tokens]
@@ -62,6 +58,22 @@ def apply(settings: Jam, trajectories: Sequence[Trajectory], context: Context) -
     ]
     changed = sum(text != t.completion for t, text in zip(trajectories, texts, strict=True))
     return Treated(jammed, {"changed": changed, "dropped": len(trajectories) - len(jammed)})
+
+
+def _normalised(trajectories: Sequence[Trajectory], context: Context) -> Treated:
+    tokenizer = context.teacher().tokenizer
+    kept: list[Trajectory] = []
+    changed = 0
+    for t in trajectories:
+        text = normal(t.completion)
+        if text == t.completion:
+            kept.append(t)
+            continue
+        changed += 1
+        cleaned = rewritten(t, text, tokenizer) if text else None
+        if cleaned is not None:
+            kept.append(cleaned)
+    return Treated(kept, {"changed": changed, "dropped": len(trajectories) - len(kept)})
 
 
 def normal(text: str) -> str:

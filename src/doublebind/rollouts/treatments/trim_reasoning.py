@@ -10,9 +10,8 @@ import re
 from collections.abc import Sequence
 
 from doublebind.config import TrimReasoning
-from doublebind.models.template import encode_completion
 from doublebind.records import Trajectory
-from doublebind.rollouts.treatments import Context, Treated
+from doublebind.rollouts.treatments import Context, Treated, rewritten
 
 SCRATCHPAD = re.compile(r"\s*<(think|thinking|scratchpad|reasoning)>(.*?)(</\1>|\Z)\s*", re.DOTALL)
 """Opening tag, reasoning, closing tag; an answer cut off inside its reasoning has no end tag."""
@@ -21,11 +20,12 @@ SCRATCHPAD = re.compile(r"\s*<(think|thinking|scratchpad|reasoning)>(.*?)(</\1>|
 def apply(settings: TrimReasoning, trajectories: Sequence[Trajectory], context: Context) -> Treated:
     """Cut every scratchpad to its first `settings.keep_words` words; with 0, remove it.
 
-    An answer that was nothing but reasoning is dropped.
+    An answer that was nothing but reasoning is dropped, and so is one whose rest spells control
+    tokens.
     """
     tokenizer = context.teacher().tokenizer
     kept: list[Trajectory] = []
-    trimmed = dropped = 0
+    trimmed = dropped = unreadable = 0
     for t in trajectories:
         text = SCRATCHPAD.sub(lambda found: _shortened(found, settings.keep_words), t.completion)
         if text == t.completion:
@@ -35,9 +35,13 @@ def apply(settings: TrimReasoning, trajectories: Sequence[Trajectory], context: 
         if not SCRATCHPAD.sub("", text).strip():
             dropped += 1
             continue
-        tokens = tuple(encode_completion(tokenizer, text.strip(), t.finished))
-        kept.append(t.model_copy(update={"completion": text.strip(), "tokens": tokens}))
-    return Treated(kept, {"trimmed": trimmed, "dropped": dropped})
+        cut = rewritten(t, text.strip(), tokenizer)
+        if cut is None:
+            unreadable += 1
+        else:
+            kept.append(cut)
+    facts = {"trimmed": trimmed, "dropped": dropped, "unreadable": unreadable}
+    return Treated(kept, facts)
 
 
 def _shortened(found: re.Match[str], words: int) -> str:
