@@ -49,6 +49,7 @@ from doublebind.prompts import read_prompts, select
 from doublebind.records import ModelSource, Split, content_hash
 from doublebind.rollouts import REV as ROLLOUTS_REV
 from doublebind.rollouts import (
+    TREATMENTS_REV,
     count,
     generate,
     log_probabilities,
@@ -281,7 +282,7 @@ class Planner:
             "treatments": tuple(treatments),
             **self.heavy,
         }
-        key = content_hash(["treated", ROLLOUTS_REV, *depends])
+        key = content_hash(["treated", ROLLOUTS_REV, TREATMENTS_REV, *depends])
         return Job("treated", key, treat, inputs, ", ".join(t.kind for t in treatments))
 
     def _sieved(self, cell: Student, settings: Filter) -> Job:
@@ -289,7 +290,15 @@ class Planner:
         assert cell.learned is not None
         m0 = self._audit(self.student.sha256, self.student, "select")
         key = content_hash(
-            ["sieved", ROLLOUTS_REV, cell.train.key, cell.audit.key, m0.key, settings]
+            [
+                "sieved",
+                ROLLOUTS_REV,
+                TREATMENTS_REV,
+                cell.train.key,
+                cell.audit.key,
+                m0.key,
+                settings,
+            ]
         )
         inputs = {
             "rollouts": self._at(cell.learned),

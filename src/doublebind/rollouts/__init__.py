@@ -10,6 +10,8 @@ from doublebind.records import ModelSource
 from doublebind.rollouts.trajectories import overt as overt
 
 REV = 1
+TREATMENTS_REV = 2
+"""Of what is done to answers, in the keys of treated ones beside `REV`, on which panels depend."""
 
 
 def generate(
