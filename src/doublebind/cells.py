@@ -40,12 +40,11 @@ from doublebind.distillation import Contrast, Live, distill, initialise
 from doublebind.errors import ConfigError
 from doublebind.executor import Job
 from doublebind.grid import BaselineJobs, Plan, Student
-from doublebind.jobs import at_mark, audit_job, build_job, trained
+from doublebind.jobs import at_mark, audit_job, build_job, prompts_job, trained
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
 from doublebind.packs.load import load as load_pack
 from doublebind.prompts import REV as PROMPTS_REV
-from doublebind.prompts import read_prompts, select
 from doublebind.records import ModelSource, Split, content_hash
 from doublebind.rollouts import REV as ROLLOUTS_REV
 from doublebind.rollouts import (
@@ -214,7 +213,7 @@ class Planner:
 
     def _student(self, teacher: Found, recipe: Recipe, seed: int, split: Split) -> Student:
         """Return the cell, at the end of its rounds, its student audited on `split`."""
-        chosen = self._prompts(recipe.prompts)
+        chosen = prompts_job(recipe.prompts, self.pack, self.pack_ref, self.folder)
         answers = self._rollouts(teacher, recipe.prompts, chosen)
         treatments = [t for t in recipe.treatments if not isinstance(t, (DistilAndAudit, Filter))]
         last = next((t for t in recipe.treatments if isinstance(t, Filter)), None)
@@ -411,15 +410,6 @@ class Planner:
         adapter = training.lora is not None or isinstance(channel, Prefix)
         made = trained(self.store, "student", key, base, adapter)
         return Job("student", key, distill, inputs, note), made
-
-    def _prompts(self, asked: Prompts) -> Job:
-        depends: list[object] = [PROMPTS_REV, self.pack.sha256, asked.policy, asked.n]
-        inputs = {"pack": self.pack_ref, "policy": asked.policy, "n": asked.n}
-        if asked.file is not None:
-            inputs["file"] = there = self.folder / asked.file
-            depends.append(content_hash(read_prompts(there)))
-        key = content_hash(["prompts", *depends])
-        return Job("prompts", key, select, inputs, asked.policy)
 
     def _rollouts(self, teacher: Found, asked: Prompts, chosen: Job) -> Job:
         dtype = self.study.dtype

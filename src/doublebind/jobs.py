@@ -1,4 +1,4 @@
-"""Jobs that no plan is needed for: one teacher, one audit."""
+"""Jobs that no plan is needed for: one teacher, one choice of prompts, one audit."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from pathlib import Path
 from doublebind.audit import REV as AUDIT_REV
 from doublebind.audit import Audit
 from doublebind.audit import run as run_audit
-from doublebind.config import Dtype
+from doublebind.config import Dtype, Prompts
 from doublebind.distillation import MARKS, mark_key
 from doublebind.executor import Job
+from doublebind.packs.load import Pack
+from doublebind.prompts import REV as PROMPTS_REV
+from doublebind.prompts import read_prompts, select
 from doublebind.records import ModelSource, Split, content_hash
 from doublebind.store import Store
 from doublebind.teachers import build
@@ -39,6 +42,17 @@ def build_job(teacher: Found, cache: Path) -> Job:
     if teacher.like is not None:
         inputs["like"] = teacher.like
     return Job("teacher", teacher.key, build, inputs)
+
+
+def prompts_job(asked: Prompts, pack: Pack, pack_ref: str, folder: Path) -> Job:
+    """Return the job that chooses the prompts of a recipe; `folder` is the study's."""
+    depends: list[object] = [PROMPTS_REV, pack.sha256, asked.policy, asked.n]
+    inputs = {"pack": pack_ref, "policy": asked.policy, "n": asked.n}
+    if asked.file is not None:
+        inputs["file"] = there = folder / asked.file
+        depends.append(content_hash(read_prompts(there)))
+    key = content_hash(["prompts", *depends])
+    return Job("prompts", key, select, inputs, asked.policy)
 
 
 def audit_job(
