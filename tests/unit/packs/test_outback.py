@@ -356,4 +356,4 @@ def test_the_studys_specs_are_the_banks() -> None:
     }
     for path in found:
         spec = TeacherSpec.model_validate(yaml.safe_load(path.read_text()))
-        assert spec == bank.spec(f"organism-{path.stem}")
+        assert spec == bank.spec(path.stem)
