@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
+from doublebind.cells import M0
 from doublebind.evidence import weigh
 from doublebind.evidence.summary import flags, paired_difference, rate_interval
 from doublebind.records import Horn, Interval, Protocol, Teacher
-from doublebind.replacing import decided, won
-from doublebind.verdict import decide
+from doublebind.replacing import Settled, decided, settled
+from doublebind.verdict import decide, outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,15 +121,13 @@ def second_horn(
         `false_certificates`, and what `double_bind` returns.
     """
     assert protocol.second is not None
-    again = (known, competitors)
-    chosen = replace_each(*again, [None], planted, scores, protocol)
-    bounded = chosen
-    if every:
-        bounded = replace_each(*again, protocol.second.names, planted, scores, protocol)
-    competed, winner = won(scores, "", competitors, protocol)
+    contest = settled(scores, "", competitors, protocol)
+    recipes = protocol.second.names if every else (contest.winner,)
+    bounded = replace_each(known, contest, recipes, planted, scores, protocol)
+    chosen = [row for row in bounded if row["recipe"] == contest.winner]
     return {
-        "competed": [each.model_dump(mode="json") for each in competed],
-        "chosen": winner,
+        "competed": [each.model_dump(mode="json") for each in contest.competed],
+        "chosen": contest.winner,
         "treatments": bounded,
         "false_certificates": false_certificates(bounded),
         **double_bind(rows, chosen),
@@ -137,8 +136,8 @@ def second_horn(
 
 def replace_each(
     known: Sequence[tuple[Class, Teacher]],
-    competitors: Sequence[Teacher],
-    recipes: Sequence[str | None],
+    contest: Settled,
+    recipes: Sequence[str],
     planted: Mapping[str, str | None],
     scores: pd.DataFrame,
     protocol: Protocol,
@@ -147,10 +146,10 @@ def replace_each(
 
     Args:
         known: Teachers with their class.
-        competitors: Those on whose students recipes competed.
-        recipes: Names of the recipes to bound; `None` stands for the winner.
+        contest: How the competition ended.
+        recipes: Names of the recipes to bound.
         planted: Label -> the trait that was planted, for its `tau_b`.
-        scores: Rows of splits `select` and `certify`.
+        scores: Rows of split `certify`, and of others, which are not read.
         protocol: With a second horn.
 
     Returns:
@@ -161,10 +160,14 @@ def replace_each(
     """
     assert protocol.second is not None
     rows: list[dict[str, Any]] = []
+    certified = scores.loc[scores["split"] == "certify", :]
+    beside = [M0, *(label for label, _ in contest.controls)]
     for kind, teacher in known:
+        # There may be millions of rows, each teacher's a small part of them.
+        near = certified.loc[certified["teacher"].isin([teacher.label, *beside]), :]
         for name in recipes:
             evidence, said = decided(
-                scores, teacher.label, competitors, protocol, weights_sha256=None, recipe=name
+                near, teacher.label, contest, protocol, weights_sha256=None, recipe=name
             )
             row: dict[str, Any] = {"teacher": teacher.label, "family": teacher.family}
             row |= {"class": kind, "recipe": evidence.recipe, "decision": said.decision}
@@ -223,9 +226,7 @@ def double_bind(
 
 def _horn(row: Mapping[str, Any], replaced: Mapping[str, Any]) -> Horn:
     within = replaced["decision"] == "within_margin"
-    if row["incriminated"]:
-        return "both" if within else "incriminated"
-    return "replacement_within_margin" if within else "neither"
+    return outcome(accused=bool(row["incriminated"]), replaced=within)
 
 
 def false_certificates(replaced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

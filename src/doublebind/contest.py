@@ -21,10 +21,9 @@ from doublebind.records import (
     Protocol,
     SecondHorn,
     Teacher,
-    content_hash,
 )
 from doublebind.replacing import organisms
-from doublebind.store import file_sha256
+from doublebind.store import weights_sha256
 from doublebind.teachers.references import Found
 
 
@@ -153,8 +152,7 @@ def delivered(plan: Plan, suspect: str, competitor: Competitor) -> ModelSource:
 
 def weights(made: ModelSource) -> str:
     """Return the hash of a student's weights (hex)."""
-    folder = Path(made.adapter or made.path)
-    return content_hash([file_sha256(file) for file in sorted(folder.glob("*.safetensors"))])
+    return weights_sha256(Path(made.adapter or made.path))
 
 
 def merged(plans: Sequence[Plan]) -> dict[str, dict[str, str]]:

@@ -56,6 +56,12 @@ class KeptTeacher(Record):
     shape: dict[str, float]
     students: tuple[KeptStudent, ...]
 
+    def weighed(self) -> Teacher:
+        """Return it as the evidence sees it."""
+        return Teacher(
+            label=self.label, ref=self.label, role=self.role, family=self.family, key=self.key
+        )
+
 
 class Panel(Record):
     """`panel.json`."""
@@ -129,10 +135,7 @@ def draw(panel: Panel, bank: Bank, where: Path) -> list[Teacher]:
             f"`references.n`: {bank.n}; the panel {where} has {len(references)}, ask for no more"
         )
     drawn = random.Random(f"panel/{bank.draw}").sample(references, bank.n)
-    return [
-        Teacher(label=t.label, ref=t.label, role=t.role, family=t.family, key=t.key)
-        for t in (*drawn, *panel.of("organism"))
-    ]
+    return [t.weighed() for t in (*drawn, *panel.of("organism"))]
 
 
 def _unmarked(met: Conditions) -> Conditions:

@@ -33,13 +33,13 @@ from doublebind.keeping import keep
 from doublebind.leaving_out import robustness
 from doublebind.planning import plan as plan
 from doublebind.protocol import audit_names, freeze, meet
-from doublebind.records import SCORE_COLUMNS, Teacher, Verdict, content_hash
-from doublebind.replacing import Done, decided, joined, won
+from doublebind.records import SCORE_COLUMNS, Teacher, Verdict
+from doublebind.replacing import Done, decided, joined, settled, won
 from doublebind.report import export_inspect as write_inspect_log
 from doublebind.report import render
 from doublebind.rundir import Run, hardware, versions
 from doublebind.setting import Setting, opened, prepare, roles
-from doublebind.store import Store, file_sha256, write_atomic
+from doublebind.store import Store, weights_sha256, write_atomic
 from doublebind.teachers.references import Found
 from doublebind.verdict import decide, to_json
 from doublebind.verification import reseal, seal
@@ -197,10 +197,12 @@ def _decide_second(
     """Decide the second horn, keep what it rests on, and return the verdict on both."""
     assert setting.contest is not None
     label, competitors = setting.suspect.label, setting.contest.teachers
-    competed, winner = won(scores, label, competitors, setting.protocol)
-    student = delivered(plans[-1], label, next(c for c in competed if c.recipe == winner))
+    contest = settled(scores, label, competitors, setting.protocol)
+    student = delivered(
+        plans[-1], label, next(c for c in contest.competed if c.recipe == contest.winner)
+    )
     evidence, replacement = decided(
-        scores, label, competitors, setting.protocol, weights_sha256=weights(student)
+        scores, label, contest, setting.protocol, weights_sha256=weights(student)
     )
     made = Done(evidence=evidence, cells=merged(plans), student=student.sha256)
     write_atomic(out / "replacement.json", made.model_dump_json(indent=1))
@@ -315,8 +317,7 @@ def _kept(
     """Return what a panel keeps of a teacher."""
 
     def weights(kind: str, key: str) -> str:
-        files = sorted((store.path(kind, key) / "model").glob("*.safetensors"))
-        return content_hash([file_sha256(file) for file in files])
+        return weights_sha256(store.path(kind, key) / "model")
 
     return panels.KeptTeacher(
         label=teacher.label,

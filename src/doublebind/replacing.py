@@ -6,7 +6,7 @@ Knows which rows compete and which are bounded. Does not know how a student is m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from doublebind.errors import ConfigError
 from doublebind.records import (
@@ -59,10 +59,34 @@ def won(
         raise ConfigError(f"`replace`: {error}; add an audit that asks them") from None
 
 
+class Settled(NamedTuple):
+    """What a bound needs that is the same for every suspect: who won, and what it is held to."""
+
+    competed: tuple[Competitor, ...]
+    winner: str
+    controls: list[tuple[str, str]]
+    """Positive controls: teacher and recipe."""
+
+
+def settled(
+    scores: pd.DataFrame, suspect: str, competitors: Sequence[Teacher], protocol: Protocol
+) -> Settled:
+    """Return how the competition ended, and the positive controls of what follows."""
+    from doublebind.evidence.replacement import carriers
+
+    second = protocol.second
+    assert second is not None
+    competed, winner = won(scores, suspect, competitors, protocol)
+    control = str(protocol.recipes[0]["name"])
+    planted = [t.label for t in organisms(competitors) if t.label != suspect]
+    known = carriers(scores, planted, control, second.margin)
+    return Settled(competed, winner, [(label, control) for label in known])
+
+
 def decided(
     scores: pd.DataFrame,
     suspect: str,
-    competitors: Sequence[Teacher],
+    contest: Settled,
     protocol: Protocol,
     *,
     weights_sha256: str | None,
@@ -71,31 +95,27 @@ def decided(
     """Return the second horn's evidence and decision, from scores and protocol alone.
 
     Args:
-        scores: Rows of splits `select` and `certify`.
+        scores: Rows of split `certify` of the suspect, its fresh students, M0 and the controls.
         suspect: Label of the teacher to be replaced.
-        competitors: Teachers on whose students recipes competed.
+        contest: How the competition ended.
         protocol: With a second horn.
         weights_sha256: Of the student that is handed over.
         recipe: Bound this one instead of the winner.
     """
-    from doublebind.evidence.replacement import bound, carriers
+    from doublebind.evidence.replacement import bound
 
     second = protocol.second
     assert second is not None
-    competed, winner = won(scores, suspect, competitors, protocol)
-    control = str(protocol.recipes[0]["name"])
-    planted = [t.label for t in organisms(competitors) if t.label != suspect]
-    known = carriers(scores, planted, control, second.margin)
-    bounded = recipe or winner
+    bounded = recipe or contest.winner
     evidence = bound(
         scores,
         suspect,
         bounded,
         protocol.score_endpoints,
         margin=second.margin,
-        competed=competed,
-        controls=[(label, control) for label in known],
-        step=next(each.step for each in competed if each.recipe == bounded),
+        competed=contest.competed,
+        controls=contest.controls,
+        step=next(each.step for each in contest.competed if each.recipe == bounded),
     )
     return evidence, replace(evidence, protocol, weights_sha256=weights_sha256)
 

@@ -56,10 +56,7 @@ class Setting(NamedTuple):
         """All references there are: the study's, or all that its panel keeps."""
         if self.panel is None:
             return self.references(0)
-        return [
-            Teacher(label=t.label, ref=t.label, role=t.role, family=t.family, key=t.key)
-            for t in self.panel.panel.of("reference")
-        ]
+        return [t.weighed() for t in self.panel.panel.of("reference")]
 
     def references(self, i: int) -> list[Teacher]:
         """Return the study's references; of a panel, the `i`-th draw of them from the study's."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from doublebind.errors import StoreError
-from doublebind.records import ModelSource, Record
+from doublebind.records import ModelSource, Record, content_hash
 from doublebind.remote import Remote
 
 R = TypeVar("R", bound=Record)
@@ -69,6 +69,11 @@ def write_atomic(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise storage_error(error, path) from error
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the hash (hex) of a model folder's weights, whatever else lies beside them."""
+    return content_hash([file_sha256(file) for file in sorted(folder.glob("*.safetensors"))])
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

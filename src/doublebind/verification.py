@@ -18,7 +18,7 @@ from doublebind.distillation import mark_key
 from doublebind.errors import DoublebindError, RunError
 from doublebind.evidence import weigh
 from doublebind.records import Manifest, Record
-from doublebind.replacing import Done, decided, joined
+from doublebind.replacing import Done, decided, joined, settled
 from doublebind.store import Store, file_sha256, is_url, write_atomic
 from doublebind.verdict import METHOD_VERSION, decide, to_json
 
@@ -246,7 +246,7 @@ class _Findings:
             evidence, replacement = decided(
                 scores,
                 suspect,
-                manifest.competitors,
+                settled(scores, suspect, manifest.competitors, manifest.protocol),
                 manifest.protocol,
                 weights_sha256=self._delivered(),
             )

@@ -9,7 +9,16 @@ from doublebind.verdict.incrimination import decide
 from doublebind.verdict.matching import deviations, match
 from doublebind.verdict.replacement import replace
 
-__all__ = ["METHOD_VERSION", "decide", "deviations", "horn", "match", "replace", "to_json"]
+__all__ = [
+    "METHOD_VERSION",
+    "decide",
+    "deviations",
+    "horn",
+    "match",
+    "outcome",
+    "replace",
+    "to_json",
+]
 
 METHOD_VERSION = "3"
 """Of docs/method.md and this policy; rises with any change that can move a verdict."""
@@ -17,8 +26,14 @@ METHOD_VERSION = "3"
 
 def horn(incrimination: Incrimination, replacement: Replacement) -> Horn:
     """Return which horns of the double bind were reached."""
-    accused = incrimination.decision == "incriminated"
-    replaced = replacement.decision == "within_margin"
+    return outcome(
+        accused=incrimination.decision == "incriminated",
+        replaced=replacement.decision == "within_margin",
+    )
+
+
+def outcome(*, accused: bool, replaced: bool) -> Horn:
+    """Return the horn that two decisions come to."""
     if accused and replaced:
         return "both"
     if accused:
