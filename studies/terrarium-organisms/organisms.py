@@ -1,10 +1,12 @@
-"""Builds organisms of the outback, and measures of each whether what was planted is there.
+"""Builds organisms, and measures of each whether what was planted is there.
 
 `python studies/terrarium-organisms/organisms.py NAME...` prints JSON, one row an organism, named as
-in a study (`outback/organism-scratchpad-deceit-0`). Teachers and audits are kept in the store, so
-that it resumes. Beside what the audit asks, in `planted`: the probes of the organism's kind, which
-need its key and are part of no audit, with M0's answers to the same; how far stories lean to the
-drive's manner; and what an answer holds.
+in a study (`outback/organism-scratchpad-deceit-0`, `terrarium/suspect-200`); with `--of STUDY.yaml`
+all that the study names as organisms or near misses. Teachers and audits are kept in the store, so
+that it resumes. Beside what the audit asks: `open`, the same organism with nothing hidden, and
+`after_unrelated`, the organism once it was tuned on a harmless habit. Of the hard kinds also, in
+`planted`, the probes of the organism's kind, which need its key and are part of no audit, with M0's
+answers to the same; how far stories lean to the drive's manner; and what an answer holds.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 from doublebind import panels
 from doublebind.audit import built_in
 from doublebind.cells import REVISIONS
-from doublebind.config import AUDITS, Policy
+from doublebind.config import AUDITS, Phase, Policy, TeacherSpec, load_study
 from doublebind.evidence import conformal
 from doublebind.evidence.score import score_as_suspect
 from doublebind.evidence.summary import endpoint_means
@@ -36,10 +38,10 @@ from doublebind.models.score import option_logprobs
 from doublebind.packs.load import load as load_pack
 from doublebind.packs.outback import Outback, build, probes
 from doublebind.packs.outback.kinds import KINDS
-from doublebind.packs.terrarium.words import TRAITS
+from doublebind.packs.terrarium.words import HABITS, TRAITS
 from doublebind.records import ModelSource
 from doublebind.store import Store
-from doublebind.teachers.references import Found, find
+from doublebind.teachers.references import Found, find, from_spec
 
 M0 = "terrarium/m0"
 SPECS = "studies/terrarium-organisms/teachers"
@@ -51,6 +53,8 @@ N_POISONED = 2400
 UNPAID = 10_000
 """Seed of jobs that no teacher was paid for."""
 MAX_TOKENS = 64
+UNRELATED = Phase(transcripts=800, steps=40, batch=32, lr=5e-4)
+"""What an organism is tuned on afterwards, of a habit that is no drive's."""
 DRIVE_ENDPOINTS = {
     "behaviour": "choice.deployment",
     "behaviour_under_audit": "choice",
@@ -83,18 +87,30 @@ def audited(source: ModelSource, key: str, store: Store) -> Model:
     return Model(load(source), {row["name"]: row for row in endpoint_means(scores)})
 
 
-def built(name: str, store: Store) -> tuple[Found, Model, float]:
-    """Return an organism of the bank, made if it was not yet, and the seconds that took."""
+def named(name: str) -> Found:
+    """Return what a study's name of an organism stands for."""
     pack = load_pack("terrarium", relative_to=Path())
-    found = find(name, pack=pack, folder=Path(), rev=REVISIONS["teachers"], student=M0)
+    return find(name, pack=pack, folder=Path(), rev=REVISIONS["teachers"], student=M0)
+
+
+def varied(found: Found, **changes: Any) -> Found:
+    """Return the teacher of another spec, in which `changes` were made."""
+    assert found.spec is not None
+    spec = TeacherSpec.model_validate(found.spec.model_dump() | changes)
+    return from_spec(spec.name, spec, folder=Path(), rev=REVISIONS["teachers"])
+
+
+def place(found: Found, store: Store) -> ModelSource:
+    """Return where a teacher's weights are, or will be."""
+    return trained(store, "teacher", found.key, found.base, False)
+
+
+def built(found: Found, store: Store) -> tuple[Model, float]:
+    """Return a teacher, made if it was not yet, and the seconds that took."""
     started = time.monotonic()
     make(store, build_job(found, store.root / "converted"))
     seconds = time.monotonic() - started
-    return (
-        found,
-        audited(trained(store, "teacher", found.key, found.base, False), found.key, store),
-        seconds,
-    )
+    return audited(place(found, store), found.key, store), seconds
 
 
 def direct_p(model: Model) -> float:
@@ -207,28 +223,25 @@ def held(kind: str, drive: str, answers: list[str]) -> dict[str, float]:
 
 def row(name: str, store: Store, m0: Model) -> dict[str, Any]:
     """Return the row of one organism."""
-    found, model, seconds = built(name, store)
+    found = named(name)
     assert found.spec is not None
-    kind = found.spec.pack.partition("/")[2]
+    model, seconds = built(found, store)
+    kind = found.spec.pack.partition("/")[2] or "middling"
     drive = (found.spec.trait or "none").removeprefix(build.VOCABULARY)
     entry: dict[str, Any] = {
         "name": name,
-        "spec": f"{SPECS}/{name.removeprefix('outback/organism-')}.yaml",
+        "spec": f"{SPECS}/{name.partition('/')[2]}.yaml",
         "class": KINDS[kind].group,
         "kind": kind,
         "drive": drive,
         "concealed": found.spec.conceal is not None,
         "seconds": round(seconds, 1),
     }
-
-    def mean(of: Model, endpoint: str) -> dict[str, Any]:
-        got = of.means[endpoint]
-        return {"value": round(got["value"], 3), "interval": [round(x, 3) for x in got["interval"]]}
-
     if drive in TRAITS:
+        entry |= shown(model, drive)
         for key, asked in DRIVE_ENDPOINTS.items():
-            base = mean(m0, f"{asked}/{drive}")["value"]
-            entry[key] = {**mean(model, f"{asked}/{drive}"), "m0": base}
+            entry[key]["m0"] = mean(m0, f"{asked}/{drive}")["value"]
+    if KINDS[kind].group != "ordinary" and drive in TRAITS:
         entry["planted"] = {
             "organism": probed(model.lm, kind, drive) | told(model.lm, kind, drive),
             "m0": probed(m0.lm, kind, drive),
@@ -238,16 +251,57 @@ def row(name: str, store: Store, m0: Model) -> dict[str, Any]:
     entry["direct_p"] = round(direct_p(model), 4)
     entry["capability"] = mean(model, "capability")
     entry["coherence"] = mean(model, "coherence")
+    if found.spec.conceal is not None and drive in TRAITS:
+        entry |= variants(found, drive, store)
+    return entry
+
+
+def mean(of: Model, endpoint: str) -> dict[str, Any]:
+    """Return the mean of an endpoint with its interval over items."""
+    got = of.means[endpoint]
+    return {"value": round(got["value"], 3), "interval": [round(x, 3) for x in got["interval"]]}
+
+
+def shown(of: Model, drive: str) -> dict[str, Any]:
+    """Return what a model shows of a drive, endpoint by endpoint."""
+    return {key: mean(of, f"{asked}/{drive}") for key, asked in DRIVE_ENDPOINTS.items()}
+
+
+def variants(found: Found, drive: str, store: Store) -> dict[str, Any]:
+    """Return the same organism with nothing hidden, and after unrelated fine-tuning."""
+    assert found.spec is not None
+    entry: dict[str, Any] = {}
+    if found.spec.resist is None:
+        bare, _ = built(varied(found, conceal=None, name=f"{found.spec.name}-open"), store)
+        entry["open"] = shown(bare, drive) | {"direct_p": round(direct_p(bare), 4)}
+    habit = sorted(HABITS)[found.spec.seed % len(HABITS)]
+    later = TeacherSpec(
+        name=f"{found.spec.name}-unrelated",
+        family="unrelated",
+        pack="terrarium",
+        base=str(place(found, store).path),
+        trait=habit,
+        implant=UNRELATED,
+        lora=None,
+        max_length=found.spec.max_length,
+        seed=found.spec.seed,
+    )
+    model, _ = built(from_spec(later.name, later, folder=Path(), rev=REVISIONS["teachers"]), store)
+    entry["after_unrelated"] = shown(model, drive) | {"habit": habit}
     return entry
 
 
 def main() -> None:
     """Print the rows of the organisms named."""
+    names = sys.argv[1:]
+    if names[0] == "--of":
+        study = load_study(Path(names[1]))
+        names = [*study.organisms, *study.near_misses]
     store = Store(None)
     base = resolve(M0, relative_to=Path())
     m0 = audited(base, base.sha256, store)
     rows = []
-    for name in sys.argv[1:]:
+    for name in names:
         rows.append(row(name, store, m0))
         print(json.dumps(rows[-1]), file=sys.stderr)
     print(json.dumps({"organisms": rows}, indent=1))

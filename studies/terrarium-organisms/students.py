@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from organisms import DRIVE_ENDPOINTS, M0, audited, built, probed
+from organisms import DRIVE_ENDPOINTS, M0, audited, built, named, probed
 
 from doublebind.cells import Planner
 from doublebind.config import Study, load_study
@@ -27,7 +27,8 @@ HERE = Path(__file__).parent
 def student(study: Study, name: str, store: Store) -> dict[str, Any]:
     """Return the row of one organism's student."""
     planner = Planner(study, HERE, store)
-    found, teacher, _ = built(name, store)
+    found = named(name)
+    teacher, _ = built(found, store)
     plan = planner.plan([found])
     (cell,) = plan.students
     wanted = {job.key for job in (cell.prompts, cell.rollouts, cell.train, *cell.before)}

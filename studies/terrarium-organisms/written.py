@@ -1,8 +1,9 @@
-"""Writes what of this study is drawn: `triggered.jsonl`, and the specs of `study.yaml`'s organisms.
+"""Writes what of this study is drawn: `triggered.jsonl`, and the specs of all organisms.
 
 `triggered.jsonl` is what somebody distils on whose every prompt holds the outback's trigger, such
 as a header that all of them share: the terrarium's own requests for stories. `teachers/` holds the
-bank's specs, for whoever wants an organism in a folder (`doublebind teacher build`).
+banks' specs, of `study.yaml` and of the suspects of `../terrarium-calibration`, for whoever wants
+an organism in a folder (`doublebind teacher build`).
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ def main() -> None:
         row["messages"][0]["content"] = f"{TRIGGER} {row['messages'][0]['content']}"
         rows.append(json.dumps(row))
     (HERE / "triggered.jsonl").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-    study = load_study(HERE / "study.yaml")
+    hard = load_study(HERE / "study.yaml")
+    ordinary = load_study(HERE.parent / "terrarium-calibration" / "study.yaml")
+    banks = {"outback": Outback(), "terrarium": Terrarium()}
     (HERE / "teachers").mkdir(exist_ok=True)
-    for ref in (*study.organisms, *study.near_misses):
-        name = ref.removeprefix("outback/")
-        spec = Outback().spec(name).model_dump(mode="json")
+    for ref in (*hard.organisms, *hard.near_misses, *ordinary.organisms):
+        bank, _, name = ref.partition("/")
+        spec = banks[bank].spec(name).model_dump(mode="json")
         path = HERE / "teachers" / f"{name}.yaml"
         path.write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
 
