@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--store", default=None)
     args = parser.parse_args()
     study, store = load_study(args.study), Store(args.store)
+    if not study.held_out:
+        parser.error(f"{args.study}: without `held_out` there is nobody to draw anew; name some")
     setting = prepare(study, args.study.parent, store)
     held = [setting.planner.find(ref) for ref in study.held_out]
     plan = setting.planner.plan([*setting.found, *held])
