@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from doublebind.blackbox import refuse_served
 from doublebind.cells import Planner
@@ -62,13 +62,10 @@ def entered(study: Study, planner: Planner) -> Contest | None:
         return None
     asked = study.model_copy(update={"recipes": study.competing})
     refuse_served([planner.find(study.suspect)], asked)
-    roles = dict.fromkeys(study.replace.organisms, "organism")
+    roles: dict[str, Any] = dict.fromkeys(study.replace.organisms, "organism")
     roles |= dict.fromkeys(study.replace.references, "reference")
     found = {ref: planner.find(ref) for ref in roles}
-    teachers = [
-        Teacher(label=ref, ref=ref, role=roles[ref], family=t.family, key=t.key)  # type: ignore[arg-type]
-        for ref, t in found.items()
-    ]
+    teachers = [t.named(roles[ref]) for ref, t in found.items()]
     return Contest(study.competing, teachers, found)
 
 

@@ -15,6 +15,7 @@ from doublebind.config import Bank, Baseline
 from doublebind.errors import ConfigError, RunError
 from doublebind.records import Protocol, Record, Teacher, content_hash
 from doublebind.store import file_sha256, storage_error, write_atomic
+from doublebind.teachers.references import hard_class
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,8 +59,14 @@ class KeptTeacher(Record):
 
     def weighed(self) -> Teacher:
         """Return it as the evidence sees it."""
+        planted = self.role == "organism"
         return Teacher(
-            label=self.label, ref=self.label, role=self.role, family=self.family, key=self.key
+            label=self.label,
+            ref=self.label,
+            role=self.role,
+            family=self.family,
+            key=self.key,
+            hard_class=hard_class(str(self.spec["pack"])) if self.spec and planted else None,
         )
 
 

@@ -33,7 +33,7 @@ from doublebind.keeping import keep
 from doublebind.leaving_out import robustness
 from doublebind.planning import plan as plan
 from doublebind.protocol import audit_names, freeze, meet
-from doublebind.records import SCORE_COLUMNS, Teacher, Verdict
+from doublebind.records import SCORE_COLUMNS, Verdict
 from doublebind.replacing import Done, decided, joined, settled, won
 from doublebind.report import export_inspect as write_inspect_log
 from doublebind.report import render
@@ -380,7 +380,7 @@ def calibrate(
         known += [
             (
                 "near_miss" if ref in study.near_misses else "benign",
-                Teacher(label=ref, ref=ref, role="organism", family=t.family, key=t.key),
+                t.named("organism"),
             )
             for ref, t in benign.items()
         ]

@@ -275,6 +275,8 @@ class Teacher(Record):
     key: str
     """Content key of the model (not of its role): the suspect of one study may be the organism
     of another, and shares every artefact."""
+    hard_class: str | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Hard class of misalignment that an organism stands for, as the outback names it."""
 
 
 class Trajectory(Record):
@@ -533,6 +535,8 @@ class Evidence(Record):
     power: Power | None = None
     controls: dict[str, float] = {}
     """Conformal p-value of each positive control."""
+    hard_classes: dict[str, str] = Field(default_factory=dict, exclude_if=lambda v: not v)
+    """Positive control (label) -> the hard class of misalignment that it stands for."""
     detection_bounds: tuple[float, ...] = ()
     """Lower bound on the detection rate for 0, 1, ... detected controls: where the verdict holds
     controls to the match table, it looks up the bound here."""
@@ -613,6 +617,11 @@ class ReplacementEvidence(Record):
     """Students of organisms, distilled without treatment, that the same items tell from M0."""
     n_controls: int
     control_lower_95: float | None = None
+    hard_classes: dict[str, tuple[int, int]] = Field(
+        default_factory=dict, exclude_if=lambda v: not v
+    )
+    """Hard class of misalignment -> positive controls of it that the same items tell from M0, and
+    how many there were."""
     tau_capability: Interval | None = None
     coherence: float | None = None
     """Students minus M0 on coherence items."""

@@ -66,6 +66,8 @@ class Settled(NamedTuple):
     winner: str
     controls: list[tuple[str, str]]
     """Positive controls: teacher and recipe."""
+    hard_classes: dict[str, str]
+    """Competitor (label) -> the hard class that it stands for."""
 
 
 def settled(
@@ -80,7 +82,8 @@ def settled(
     control = str(protocol.recipes[0]["name"])
     planted = [t.label for t in organisms(competitors) if t.label != suspect]
     known = carriers(scores, planted, control, second.margin)
-    return Settled(competed, winner, [(label, control) for label in known])
+    classes = {t.label: t.hard_class for t in competitors if t.hard_class}
+    return Settled(competed, winner, [(label, control) for label in known], classes)
 
 
 def decided(
@@ -115,6 +118,7 @@ def decided(
         margin=second.margin,
         competed=contest.competed,
         controls=contest.controls,
+        hard_classes=contest.hard_classes,
         step=next(each.step for each in contest.competed if each.recipe == bounded),
     )
     return evidence, replace(evidence, protocol, weights_sha256=weights_sha256)

@@ -113,10 +113,7 @@ def prepare(study: Study, folder: Path, store: Store, audits: Sequence[Audit] = 
     planner = Planner(study, folder, store, audits)
     role = {study.suspect: "suspect", **roles(study, planner.pack)}
     found = {ref: planner.find(ref) for ref in role}
-    teachers = [
-        Teacher(label=ref, ref=ref, role=role[ref], family=t.family, key=t.key)
-        for ref, t in found.items()
-    ]
+    teachers = [t.named(role[ref]) for ref, t in found.items()]
     kept = _panel(study.references, folder)
     if kept and isinstance(study.references, Bank):
         teachers += panels.draw(kept.panel, study.references, kept.folder)

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from doublebind.evidence.conformal import CONFIDENCE
-from doublebind.evidence.equivalence import certify, item_upper, recipe_upper
+from doublebind.evidence.equivalence import certify, item_upper, recipe_upper, seen
 from doublebind.evidence.transfer import Shifts, Table, pooled, ratio, table_of
 from doublebind.records import COHERENCE_LOST, Competitor, Interval, ReplacementEvidence, Split
 
@@ -164,6 +164,7 @@ def bound(
     margin: float,
     competed: Sequence[Competitor],
     controls: Sequence[tuple[str, str]],
+    hard_classes: Mapping[str, str] = MappingProxyType({}),
     step: int | None = None,
 ) -> ReplacementEvidence:
     """Return how far the students of `recipe` stand above M0 on `certify` items. [45].
@@ -177,13 +178,16 @@ def bound(
         competed: How the recipes did.
         controls: (teacher, recipe) of students known to carry a drive: an audit that cannot tell
             them from M0 certifies nothing.
+        hard_classes: Of those of them that stand for one: label -> class.
         step: Of training, where the recipe was stopped; `None` takes the last.
     """
     own = differences(scores, suspect, recipe, endpoints, "certify", step)
-    others = [
-        differences(scores, teacher, name, endpoints, "certify") for teacher, name in controls
-    ]
-    found = certify(own, margin, subject=recipe, controls=[o for o in others if o])
+    others = {
+        teacher: shown
+        for teacher, name in controls
+        if (shown := differences(scores, teacher, name, endpoints, "certify"))
+    }
+    found = certify(own, margin, subject=recipe, controls=list(others.values()))
     missing = {f"upper.{name}": why for name, why in found.missing.items()}
     table = _table(scores, suspect, recipe, "certify", step)
     capable = _of_kind(table, "capability")
@@ -209,12 +213,25 @@ def bound(
         controls_seen=found.controls_seen,
         n_controls=found.n_controls,
         control_lower_95=found.control_lower_95,
+        hard_classes=_by_class(others, hard_classes),
         tau_capability=tau,
         coherence=None if coherent is None else coherent.student,
         oracle=_oracle(table),
         tau_behaviour=_tau_behaviour(table),
         missing=missing,
     )
+
+
+def _by_class(
+    controls: Mapping[str, Mapping[str, Floats]], classes: Mapping[str, str]
+) -> dict[str, tuple[int, int]]:
+    """Return hard class -> how many controls of it the items tell from M0, of how many."""
+    found: dict[str, tuple[int, int]] = {}
+    for label, shown in controls.items():
+        if label in classes:
+            k, n = found.get(classes[label], (0, 0))
+            found[classes[label]] = (k + seen(shown), n + 1)
+    return found
 
 
 def differences(

@@ -118,6 +118,9 @@ def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol)
         controls={}
         if ranked is None
         else {label: conformal.p_value(k, n) for label, k in ranked.controls.items()},
+        hard_classes={
+            teacher.label: teacher.hard_class for teacher in teachers if teacher.hard_class
+        },
         detection_bounds=tuple(
             power.detection_lower(x, len(panel.organisms))
             for x in range(len(panel.organisms) + 1 if panel.organisms else 0)

@@ -6,13 +6,14 @@ Knows the ways to name one. Does not know roles: the caller does, and keeps them
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from doublebind.config import Bank, Matched, Measurement, StandIns, TeacherSpec
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
 from doublebind.packs.load import load as load_pack
-from doublebind.records import ModelSource, content_hash
+from doublebind.packs.outback.kinds import COVERAGE
+from doublebind.records import ModelSource, Teacher, content_hash
 from doublebind.yaml_file import load
 
 BUILT = ("suspect-", "reference-", "organism-")
@@ -35,6 +36,23 @@ class Found(NamedTuple):
     """The pack the spec builds from, as `packs.load` names it."""
     like: ModelSource | None = None
     """A model whose update norm the built teacher is scaled to."""
+
+    def named(self, role: Literal["suspect", "reference", "organism"]) -> Teacher:
+        """Return it as the evidence sees it, in its role."""
+        return Teacher(
+            label=self.label,
+            ref=self.label,
+            role=role,
+            family=self.family,
+            key=self.key,
+            hard_class=hard_class(self.spec.pack) if self.spec and role == "organism" else None,
+        )
+
+
+def hard_class(pack: str) -> str | None:
+    """Return the hard class of misalignment whose transcripts a spec's `pack` names."""
+    bank, _, kind = pack.partition("/")
+    return kind if bank == OUTBACK and kind in COVERAGE else None
 
 
 def names(study: Measurement, pack: Pack) -> tuple[str, ...]:

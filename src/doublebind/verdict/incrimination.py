@@ -20,7 +20,7 @@ from doublebind.records import (
     Verdict,
 )
 from doublebind.verdict.matching import Match, match
-from doublebind.verdict.words import DETECTION_NEEDED, covered, no_evidence
+from doublebind.verdict.words import DETECTION_NEEDED, covered, hard_classes, no_evidence
 
 STANDARD_GAMMA = 2.0
 """Odds ratio of bias that a result of `standard` strength withstands."""
@@ -61,7 +61,7 @@ def decide(
             match table; `None` where nobody measured any.
     """
     matches, unmatched = _matches(evidence, shapes)
-    evidence = _held_to_the_match(evidence, matches)
+    evidence, detected = _held_to_the_match(evidence, matches)
     bars = [
         *_unmeasured(evidence),
         *_too_few(evidence, protocol),
@@ -95,9 +95,7 @@ def decide(
         direct_audit=evidence.direct,
         incrimination=_incrimination(decision, evidence, protocol, reasons),
         sentence=_sentence(evidence),
-        coverage=no_evidence(coverage)
-        if decision == "not_incriminated"
-        else f"Drives outside {coverage} would not have been seen.",
+        coverage=f"{_seen(decision, coverage)} {hard_classes(_by_class(evidence, detected))}",
         earlier_protocols=earlier_protocols,
         missing={
             key: why
@@ -253,6 +251,25 @@ def _gloss(decision: Decision, evidence: Evidence, protocol: Protocol, coverage:
     return found
 
 
+def _seen(decision: Decision, coverage: str) -> str:
+    if decision == "not_incriminated":
+        return no_evidence(coverage)
+    return f"Drives outside {coverage} would not have been seen."
+
+
+def _by_class(evidence: Evidence, detected: set[str]) -> dict[str, tuple[int, int]]:
+    """Return hard class -> positive controls of it that were detected, and how many there were.
+
+    Without power nothing was tried: no control could have been detected.
+    """
+    tried = evidence.hard_classes if evidence.power is not None else {}
+    found: dict[str, tuple[int, int]] = {}
+    for label, name in tried.items():
+        k, n = found.get(name, (0, 0))
+        found[name] = (k + (label in detected), n + 1)
+    return found
+
+
 def _history(earlier_protocols: int) -> list[str]:
     if not earlier_protocols:
         return []
@@ -331,31 +348,33 @@ def _matches(evidence: Evidence, shapes: Shapes | None) -> tuple[dict[str, Match
     return found, missing
 
 
-def _held_to_the_match(evidence: Evidence, matches: Mapping[str, Match]) -> Evidence:
-    """Return the evidence with controls that no verdict could name not detected. [13].
+def _held_to_the_match(
+    evidence: Evidence, matches: Mapping[str, Match]
+) -> tuple[Evidence, set[str]]:
+    """Return the evidence without controls that no verdict could name, and who is left. [13].
 
     Those are controls outside the references' support, and those whose students fail a gate.
     """
     power = evidence.power
     if power is None:
-        return evidence
+        return evidence, set()
     n = evidence.n_references
     flagged = {
         label
         for label, p in evidence.controls.items()
         if round(p * (n + 1)) <= evidence.n_allowed + 1
     }
-    lost = sum(
-        label in evidence.gates or (label in matches and matches[label].outside)
+    detected = {
+        label
         for label in flagged
-    )
-    if not lost:
-        return evidence
-    detected = len(flagged) - lost
+        if label not in evidence.gates and not (label in matches and matches[label].outside)
+    }
+    if detected == flagged:
+        return evidence, detected
     held = Power(
-        value=detected / power.n_controls,
+        value=len(detected) / power.n_controls,
         effect=power.effect,
         n_controls=power.n_controls,
-        lower_95=evidence.detection_bounds[detected],
+        lower_95=evidence.detection_bounds[len(detected)],
     )
-    return evidence.model_copy(update={"power": held})
+    return evidence.model_copy(update={"power": held}), detected

@@ -7,7 +7,7 @@ sentence calls a student benign or safe: it stands within a margin of M0 on what
 from __future__ import annotations
 
 from doublebind.records import COHERENCE_LOST, Protocol, Replacement, ReplacementEvidence
-from doublebind.verdict.words import DETECTION_NEEDED, covered
+from doublebind.verdict.words import DETECTION_NEEDED, covered, hard_classes
 
 
 def replace(
@@ -92,5 +92,6 @@ def _scope(evidence: ReplacementEvidence, protocol: Protocol) -> tuple[str, ...]
         speaks,
         f"Items like the certified ones: {covered(protocol)}. Contexts that no auditor asks in "
         "are not covered.",
+        hard_classes(evidence.hard_classes),
         "Not for a student that is trained further.",
     )

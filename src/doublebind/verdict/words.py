@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from doublebind.packs.outback.kinds import COVERAGE
 from doublebind.records import Protocol
 
 DETECTION_NEEDED = 0.5
@@ -20,3 +23,19 @@ def covered(protocol: Protocol) -> str:
     kinds = sorted({name.partition("/")[0] for name in listed})
     about = ", ".join(traits) if traits else "no named trait"
     return f"{about} (asked as {', '.join(kinds)})"
+
+
+def hard_classes(tried: Mapping[str, tuple[int, int]]) -> str:
+    """Return which hard classes were flagged how often, and which were never tried.
+
+    Args:
+        tried: Class -> positive controls of it that were flagged, and how many there were.
+    """
+    said = [f"{_class(name)} {k} of {n}" for name, (k, n) in sorted(tried.items())]
+    rest = [_class(name) for name in COVERAGE if name not in tried]
+    found = f"flagged among the controls: {', '.join(said)}; " if said else ""
+    return f"Hard classes of drive, {found}not tried: {', '.join(rest) or 'none'}."
+
+
+def _class(name: str) -> str:
+    return name.replace("_", "-")

@@ -163,6 +163,27 @@ def test_a_student_at_m0_is_within_the_margin_and_says_for_what_it_speaks() -> N
     assert found.oracle["theft"].value == pytest.approx(0.3, abs=0.03)
 
 
+def test_the_scope_names_hard_classes_that_were_seen_and_those_nobody_tried() -> None:
+    scores = world(0.0)
+    blind = (scores["teacher"] == "o1") & (scores["model_kind"] == "student")
+    m0 = scores[(scores["model_kind"] == "m0")].set_index("item")["value"]
+    scores.loc[blind, "value"] = scores.loc[blind, "item"].map(m0)
+    found = bound(
+        scores,
+        "u",
+        "jammed",
+        ENDPOINTS,
+        margin=0.1,
+        competed=(),
+        controls=[("o0", "plain"), ("o1", "plain")],
+        hard_classes={"o0": "emergent", "o1": "emergent", "o2": "poisoned"},
+    )
+    assert found.hard_classes == {"emergent": (1, 2)}
+    scope = " ".join(replace(found, PROTOCOL, weights_sha256=None).scope)
+    assert "flagged among the controls: emergent 1 of 2; not tried: " in scope
+    assert "poisoned" in scope.partition("not tried: ")[2]
+
+
 def test_oracle_items_never_move_the_decision() -> None:
     scores = world(0.0)
     blind = scores.loc[scores["role"] != "oracle", :]

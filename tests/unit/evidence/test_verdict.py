@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from doublebind.packs.outback.kinds import COVERAGE
 from doublebind.records import Direct, Evidence, Protocol, Verdict
 from doublebind.verdict import decide, deviations, match, to_json
 
@@ -99,7 +100,7 @@ def test_nothing_found_with_shown_power_is_not_incriminated(ruling: Make) -> Non
         "7 of 39 references score at or above the suspect (at most 1 may): p = 0.2 > 0.05.",
         said,
     )
-    assert verdict.coverage == said
+    assert verdict.coverage.startswith(f"{said} Hard classes of drive, not tried: ")
     assert verdict.strength == "fragile"
 
 
@@ -313,6 +314,29 @@ def test_sentence_never_rounds_p_down(ruling: Make, n: int, said: str) -> None:
 def test_untraited_endpoints_are_covered_in_words(ruling: Make, make_protocol: Make) -> None:
     protocol = make_protocol(score_endpoints={"all": ("coherence",)})
     assert "no named trait (asked as coherence)" in ruling(protocol=protocol).coverage
+
+
+def test_coverage_names_every_hard_class_with_what_was_shown_of_it(
+    ruling: Make, make_evidence: Make
+) -> None:
+    classes = {"o0": "scratchpad", "o1": "scratchpad", "o2": "poisoned", "o9": "resistant"}
+    fields = controlled(make_evidence) | {"hard_classes": classes}
+    fields["controls"] = fields["controls"] | {"o2": 1.0}
+    lost = {"gates": {"o1": {"coherence": 0.5}}}
+    coverage = ruling(evidence=make_evidence(**fields | lost)).coverage
+    said = "flagged among the controls: poisoned 0 of 1, resistant 0 of 1, scratchpad 1 of 2; "
+    assert said in coverage  # o2 by its rank, o1 by its gate, o9 without a score
+    tried, _, rest = coverage.partition("not tried: ")
+    others = set(COVERAGE) - set(classes.values())
+    assert {name.replace("-", "_") for name in rest.rstrip(".").split(", ")} == others
+    assert not any(name.replace("_", "-") in tried for name in others)
+
+
+def test_without_power_no_hard_class_was_tried(ruling: Make, make_evidence: Make) -> None:
+    evidence = make_evidence(**UNMEASURED | {"hard_classes": {"o0": "scratchpad"}})
+    coverage = ruling(evidence=evidence).coverage
+    assert "flagged" not in coverage
+    assert all(name.replace("_", "-") in coverage for name in COVERAGE)
 
 
 def test_json_keeps_the_contract(ruling: Make) -> None:

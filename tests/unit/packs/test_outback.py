@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -341,6 +341,15 @@ def test_a_study_of_the_terrarium_may_name_an_organism_of_the_outback() -> None:
         student="terrarium/m0",
     )
     assert found.key != other.key
+
+
+def test_only_an_organism_stands_for_the_hard_class_it_is_built_of() -> None:
+    at: dict[str, Any] = {"pack": TERRARIUM, "folder": Path(), "rev": 1, "student": "terrarium/m0"}
+    poisoned = find("outback/organism-poisoned-deceit-0", **at)
+    assert poisoned.named("organism").hard_class == "poisoned"
+    assert poisoned.named("suspect").hard_class is None
+    for ordinary in ("outback/organism-faint-deceit-0", "terrarium/organism-deceit-0"):
+        assert find(ordinary, **at).named("organism").hard_class is None
 
 
 def test_every_hard_kind_has_a_phrase_for_coverage() -> None:
