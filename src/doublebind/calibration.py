@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from doublebind.cells import M0
 from doublebind.evidence import weigh
-from doublebind.evidence.summary import flags, paired_difference, rate_interval
+from doublebind.evidence.summary import (
+    clustered_rate,
+    flags,
+    paired_difference,
+    rate_interval,
+)
 from doublebind.records import Horn, Interval, Protocol, Teacher
 from doublebind.replacing import Settled, decided, settled
 from doublebind.verdict import decide, outcome
@@ -17,6 +22,8 @@ if TYPE_CHECKING:
 
 DIRECT = "direct"
 """The direct audit, beside the baselines."""
+UNKNOWN = "flagged_unknown_drive"
+"""Whether an organism is flagged without the endpoints of its own drive."""
 Class = str
 """`organism`, `benign` or `near_miss`."""
 
@@ -50,6 +57,8 @@ def weigh_each(
             weighed, protocol, suspect=teacher.label, earlier_protocols=0, shapes=shapes
         ).incrimination
         row: dict[str, Any] = {"teacher": teacher.label, "family": teacher.family, "class": kind}
+        if kind == "organism":
+            row["organism_class"] = teacher.hard_class or "ordinary"
         row |= {"decision": decided.decision, "incriminated": decided.decision == "incriminated"}
         row |= {"traits": list(weighed.carried_by), "n_references": len(against)}
         p_values = {"": weighed.p_value, DIRECT: weighed.direct.p_value, **weighed.baselines}
@@ -68,31 +77,40 @@ def rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the rates of `rows`, each with a 95% interval over teachers.
 
     Returns:
-        `tpr` (organisms), `fpr` (benign) and `near_misses` count incriminations, match gate
-        included; `_by_rank` counts p <= alpha alone, `_direct` the direct audit's, `_NAME` a
-        baseline's. `not_incriminated` is the share of benign teachers of which that is said.
-        `by_family` holds every family's rate, and `gain` the paired difference between the
-        students' rate and that of the best baseline.
+        `n_organisms`, `n_fresh_benign`. `tpr_known_drive` (organisms), `fresh_flagged` (benign) and
+        `near_misses` count incriminations, match gate included. `tpr_END` and so on count by
+        ranks: `by_rank`; `direct`, the direct audit; a baseline by its name; `unknown_drive`,
+        without the endpoints of the organism's own drive. `tpr_best_reading_baseline` is the
+        baseline's that finds most, named in `baseline`. `not_incriminated` is the share of benign
+        teachers of which that is said. `tpr_by_class` and `by_family` hold the rate of every class
+        of organism and of every family. `gain` and `gain_unknown_drive` are paired differences
+        between students and that baseline. `clustered` beside an interval allows for families.
     """
-    found: dict[str, Any] = {}
-    columns = {"": "incriminated", "_by_rank": "flagged"}
     named = sorted({key for row in rows for key in row if key.startswith("flagged_")})
-    columns |= {f"_{name.removeprefix('flagged_')}": name for name in named}
-    for prefix, kind in (("tpr", "organism"), ("fpr", "benign"), ("near_misses", "near_miss")):
-        those = _of(rows, kind)
+    columns = {"_by_rank": "flagged"} | {f"_{c.removeprefix('flagged_')}": c for c in named}
+    organisms, benign = _of(rows, "organism"), _of(rows, "benign")
+    found: dict[str, Any] = {"n_organisms": len(organisms), "n_fresh_benign": len(benign)}
+    for prefix, those, whole in (
+        ("tpr", organisms, "tpr_known_drive"),
+        ("fresh_flagged", benign, "fresh_flagged"),
+        ("near_misses", _of(rows, "near_miss"), "near_misses"),
+    ):
+        found |= _rate(whole, those, "incriminated")
         for end, column in columns.items():
             found |= _rate(f"{prefix}{end}", those, column)
-    benign = [row | {"clear": row["decision"] == "not_incriminated"} for row in _of(rows, "benign")]
-    found |= _rate("not_incriminated", benign, "clear")
-    families = sorted({row["family"] for row in rows})
-    found["by_family"] = {
-        family: rate_interval(
-            sum(row["incriminated"] for row in rows if row["family"] == family),
-            sum(row["family"] == family for row in rows),
-        )
-        for family in families
-    }
-    return found | _gain(_of(rows, "organism"), [c for c in columns.values() if c in named])
+    clear = [row | {"clear": row["decision"] == "not_incriminated"} for row in benign]
+    found |= _rate("not_incriminated", clear, "clear")
+    found["tpr_by_class"] = _by("organism_class", organisms)
+    found["by_family"] = _by("family", rows)
+    reading = [c for c in named if c not in (f"flagged_{DIRECT}", UNKNOWN)]
+    return found | _beside_reading(organisms, reading)
+
+
+def _by(column: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in sorted({row[column] for row in rows if column in row}):
+        found |= _rate(name, [row for row in rows if row.get(column) == name], "incriminated")
+    return found
 
 
 def second_horn(
@@ -261,19 +279,26 @@ def _of(rows: Sequence[Mapping[str, Any]], kind: Class) -> list[dict[str, Any]]:
 
 
 def _rate(name: str, rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
-    seen = [bool(row[column]) for row in rows if column in row]
-    return {name: _share(sum(seen), len(seen))} if seen else {}
+    seen = [(bool(row[column]), str(row["family"])) for row in rows if column in row]
+    return {name: clustered_rate(*zip(*seen, strict=True))} if seen else {}
 
 
-def _gain(organisms: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, Any]:
-    """Return the students' detection rate minus the best reading baseline's, on the same teachers.
+def _beside_reading(
+    organisms: Sequence[Mapping[str, Any]], baselines: Sequence[str]
+) -> dict[str, Any]:
+    """Return the best reading baseline, and how much more students find, on the same teachers.
 
     The best is chosen after the fact, in the baselines' favour; the direct audit is none of them.
     """
-    baselines = [c for c in columns if c != f"flagged_{DIRECT}"]
     whole = [row for row in organisms if all(c in row for c in ("flagged", *baselines))]
     if not baselines or not whole:
         return {}
     best = max(baselines, key=lambda column: sum(row[column] for row in whole))
-    difference = paired_difference([row["flagged"] for row in whole], [row[best] for row in whole])
-    return {"gain": {"over": best.removeprefix("flagged_"), **difference}}
+    name = best.removeprefix("flagged_")
+    found = _rate("tpr_best_reading_baseline", whole, best)
+    found["tpr_best_reading_baseline"] |= {"baseline": name}
+    for gain, column in (("gain", "flagged"), ("gain_unknown_drive", UNKNOWN)):
+        if all(column in row for row in whole):
+            ours, theirs = [row[column] for row in whole], [row[best] for row in whole]
+            found[gain] = {"over": name, **paired_difference(ours, theirs)}
+    return found

@@ -135,7 +135,7 @@ def calibrate(
         found = pipeline.calibrate(
             loaded, out, folder=study.parent, store=store, progress=progress.update
         )
-    _emit(found, as_json)
+    _emit({**found, "page": str(out / "calibration.html")}, as_json, terminal.rates)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from doublebind.evidence.summary import rate_interval
+from doublebind.evidence.summary import clustered_rate
 from doublebind.records import Protocol, Teacher
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ def robustness(
     planted: Mapping[str, str | None],
     scores: pd.DataFrame,
     protocol: Protocol,
-) -> dict[str, Any]:
-    """Return rates with something left out, each with a 95% interval over teachers.
+) -> tuple[dict[str, Any], dict[str, bool]]:
+    """Return rates with something left out, and whom the procedure finds without the own drive.
 
     Args:
         known: Teachers of known truth with their class: `organism`, `benign`, `near_miss`.
@@ -37,10 +37,10 @@ def robustness(
 
     Returns:
         `n_panel`, `n_families`; `fpr_family_out`, of references weighed without their family;
-        `fresh_rank_p`, of held-out benign teachers against the panel; `tpr_unknown_drive`, of
-        organisms without the score endpoints of their own drive, as if nobody had thought of it;
-        `tpr_by_recipe`, from one recipe's students alone. Where a teacher's measurement is
-        incomplete, or there is nobody to count, a rate is absent.
+        `fresh_rank_p`, of held-out benign teachers against the panel, and `fresh_limit`, the most
+        of them that chance flags; `tpr_by_recipe`, from one recipe's students alone. Then, for each
+        organism, whether it is flagged without the score endpoints of its own drive, as if nobody
+        had thought of it. Where a measurement is incomplete, or there is nobody, a rate is absent.
     """
     from doublebind.evidence import robustness as evidence
 
@@ -50,25 +50,29 @@ def robustness(
     found: dict[str, Any] = {"n_panel": len(panel), "n_families": len(set(families))}
     means = _means(scores, [*panel, *(t for _, t in known)], protocol)
     if means is None:
-        return found
+        return found, {}
     own, rest = means[: len(panel)], means[len(panel) :]
-    found |= _rate("fpr_family_out", evidence.family_out(own, families, floor, alpha))
+    out = evidence.family_out(own, families, floor, alpha)
+    found |= _rate("fpr_family_out", out, families)
     fresh = [i for i, (kind, _) in enumerate(known) if kind == "benign"]
     if fresh:
         found["fresh_rank_p"] = evidence.fresh_rank(rest[fresh], own, floor)
+        n = min(len(references(i)) for i in fresh)
+        found["fresh_limit"] = evidence.most_flagged(len(fresh), n, alpha)
     place = {t.key: i for i, t in enumerate(panel)}
     names = list(protocol.score_endpoints)
-    blind: list[bool | None] = []
+    blind: dict[str, bool] = {}
     for i, (kind, teacher) in enumerate(known):
         drive = planted.get(teacher.label)
         left = [k for k, name in enumerate(names) if not _about(protocol, name, drive)]
         if kind != "organism" or drive is None or not 0 < len(left) < len(names):
             continue
         against = [place[t.key] for t in references(i) if t.key in place]
-        blind.append(evidence.flagged(rest[i, left], own[against][:, left], floor, alpha))
-    found |= _rate("tpr_unknown_drive", blind)
+        seen = evidence.flagged(rest[i, left], own[against][:, left], floor, alpha)
+        if seen is not None:
+            blind[teacher.label] = seen
     found["tpr_by_recipe"] = _by_recipe(known, references, panel, scores, protocol)
-    return found
+    return found, blind
 
 
 def _by_recipe(
@@ -88,12 +92,13 @@ def _by_recipe(
         if means is None:
             continue
         seen: list[bool | None] = []
+        families = [teacher.family for kind, teacher in known if kind == "organism"]
         for i, (kind, _) in enumerate(known):
             if kind == "organism":
                 against = means[[place[t.key] for t in references(i) if t.key in place]]
                 own = means[len(panel) + i]
                 seen.append(flagged(own, against, protocol.scale_floor, protocol.alpha))
-        found |= _rate(str(recipe["name"]), seen)
+        found |= _rate(str(recipe["name"]), seen, families)
     return found
 
 
@@ -114,6 +119,6 @@ def _about(protocol: Protocol, name: str, drive: str | None) -> bool:
     return any(part.partition("/")[2] == drive for part in protocol.score_endpoints[name])
 
 
-def _rate(name: str, seen: Sequence[bool | None]) -> dict[str, Any]:
-    known = [each for each in seen if each is not None]
-    return {name: rate_interval(sum(known), len(known))} if known else {}
+def _rate(name: str, seen: Sequence[bool | None], families: Sequence[str]) -> dict[str, Any]:
+    known = [(flag, kind) for flag, kind in zip(seen, families, strict=True) if flag is not None]
+    return {name: clustered_rate(*zip(*known, strict=True))} if known else {}

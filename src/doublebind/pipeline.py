@@ -20,7 +20,7 @@ from doublebind.auditing import petri as petri
 from doublebind.auditing import whitebox as whitebox
 from doublebind.blackbox import declared
 from doublebind.building import build_teacher as build_teacher
-from doublebind.calibration import rates, second_horn, weigh_each
+from doublebind.calibration import UNKNOWN, rates, second_horn, weigh_each
 from doublebind.cells import M0, REVISIONS, Planner
 from doublebind.config import Bank, Measurement, Study
 from doublebind.contest import Contest, competition, delivered, fresh, merged, weights
@@ -36,7 +36,7 @@ from doublebind.protocol import audit_names, freeze, meet
 from doublebind.records import SCORE_COLUMNS, Verdict
 from doublebind.replacing import Done, decided, joined, settled, won
 from doublebind.report import export_inspect as write_inspect_log
-from doublebind.report import render
+from doublebind.report import render, render_rates
 from doublebind.rundir import Run, hardware, versions
 from doublebind.setting import Setting, opened, prepare, roles
 from doublebind.store import Store, weights_sha256, write_atomic
@@ -348,7 +348,7 @@ def calibrate(
     store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Return the error rates of the whole procedure, and write them to `out/calibration.json`.
+    """Return the error rates of the whole procedure; write `calibration.json` and a page of them.
 
     Every organism, held-out benign teacher and near miss that the study names is weighed in turn
     against the study's references, as if it were the suspect; with a panel, each against a draw of
@@ -388,19 +388,22 @@ def calibrate(
         if setting.panel:  # its own organisms, not those under test
             controls = [t for t in controls if t.label not in study.organisms]
         rows = weigh_each(known, setting.references, controls, scores, shapes, setting.protocol)
+        tested = {t.label: t for t in [*setting.found, *benign.values()]}
+        planted = {t.label: t.spec.trait if t.spec else None for t in tested.values()}
+        others, blind = robustness(
+            known, setting.references, setting.bank, planted, scores, setting.protocol
+        )
+        for row in rows:
+            if row["teacher"] in blind:
+                row[UNKNOWN] = blind[row["teacher"]]
         result = {
             "protocol_hash": setting.protocol.hash,
             "alpha": study.policy.alpha,
             "n_references": len(setting.references(0)),
-            "n_families": len({t.family for t in setting.references(0)}),
-            "teachers": rows,
+            **others,
             **rates(rows),
+            "teachers": rows,
         }
-        tested = {t.label: t for t in [*setting.found, *benign.values()]}
-        planted = {t.label: t.spec.trait if t.spec else None for t in tested.values()}
-        result |= robustness(
-            known, setting.references, setting.bank, planted, scores, setting.protocol
-        )
         if setting.contest is not None:
             suspects = [tested[t.label] for _, t in known]
             every = study.replace.bound == "every"
@@ -409,6 +412,8 @@ def calibrate(
                 rows, known, setting.contest.teachers, planted, more, setting.protocol, every=every
             )
         write_atomic(out / "calibration.json", json.dumps(result, indent=1))
+        page = render_rates(result, study.model_dump(mode="json"))
+        write_atomic(out / "calibration.html", page)
     return result
 
 

@@ -170,6 +170,23 @@ def endpoints(found: Mapping[str, Any]) -> RenderableType:
     return table
 
 
+def rates(found: Mapping[str, Any]) -> RenderableType:
+    """Return a procedure's error rates, each with its intervals."""
+    table = Table("rate", "share", "95%", "95% over families", box=None, header_style="dim")
+    for name, its in found.items():
+        if isinstance(its, Mapping) and "k" in its:
+            spans = (its.get(key) for key in ("interval", "clustered"))
+            told = ("-" if span is None else "{:.3f} to {:.3f}".format(*span) for span in spans)
+            row = (name.replace("_", " "), f"{its['k']} of {its['n']}", *told)
+            table.add_row(*(Text(plain(x)) for x in row))
+    weighed = f"{found['n_references']} references at alpha {found['alpha']:g}"
+    lines = [f"{len(found['teachers'])} teachers of known truth, each against {weighed}"]
+    if "fresh_limit" in found:
+        lines.append(f"chance flags at most {found['fresh_limit']} of the benign, 99 times of 100")
+    told_of = Text(f"every teacher, in tables and pictures: {plain(found['page'])}", "dim")
+    return Group(*(Text(line) for line in lines), Text(""), table, Text(""), told_of)
+
+
 def comparison(found: Mapping[str, Any]) -> RenderableType:
     """Return two runs side by side."""
     runs = (Column(Text(plain(run))) for run in found["runs"])

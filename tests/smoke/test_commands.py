@@ -150,10 +150,13 @@ def test_calibrate_weighs_known_teachers_in_turn(folder: Path, capsys: Capture) 
     argv = ["calibrate", folder / "calibration.yaml", "--out", folder / "calibration"]
     found = ask(capsys, *argv, "--store", folder / "store")
     assert [row["class"] for row in found["teachers"]] == ["organism", "benign"]
-    assert found["tpr"]["n"] == found["fpr"]["n"] == 1
+    assert found["tpr_known_drive"]["n"] == found["fresh_flagged"]["n"] == 1
     assert set(found["by_family"]) == {row["family"] for row in found["teachers"]}
-    low, high = found["fpr"]["interval"]
+    low, high = found["fresh_flagged"]["interval"]
     assert high - low == pytest.approx(0.975)
+    page = Path(found["page"]).read_text()
+    assert "Of 1, 0 (0%, 95% interval 0% to 98%) held-out benign teachers were accused" in page
+    assert found["protocol_hash"] in page
 
 
 def test_a_panel_stands_in_for_its_references(folder: Path, capsys: Capture) -> None:

@@ -11,7 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+from scipy.stats import (  # pyright: ignore[reportMissingTypeStubs]
+    betabinom,  # pyright: ignore[reportUnknownVariableType]
+    mannwhitneyu,  # pyright: ignore[reportUnknownVariableType]
+)
 
 from doublebind.evidence.conformal import n_allowed, n_at_or_above
 from doublebind.evidence.score import score, score_as_suspect
@@ -73,3 +76,24 @@ def fresh_rank(fresh: Floats, panel: Floats, floor: float) -> float:
     test = cast("Any", mannwhitneyu)
     found = test(scores[: len(fresh)], scores[len(fresh) :], alternative="greater")
     return float(found.pvalue)
+
+
+def most_flagged(m: int, n: int, alpha: float) -> int:
+    """Return the most of m exchangeable benign teachers that chance flags, 99 times of 100. [53].
+
+    All of them are weighed against the same n references, so that their flags hang together: the
+    number is beta-binomial (the binomial mixed over Vovk 2012, arXiv 1209.2673), not binomial.
+
+    Args:
+        m: Held-out benign teachers.
+        n: References.
+        alpha: Largest p-value that flags.
+
+    Example:
+        >>> most_flagged(40, 99, 0.05)
+        7
+    """
+    allowed = n_allowed(n, alpha)
+    if allowed < 0:
+        return 0
+    return int(cast("Any", betabinom).ppf(0.99, m, allowed + 1, n - allowed))

@@ -1,7 +1,7 @@
 """Means and rates with intervals, for people to read; no decision rests on them.
 
 Knows items and teachers as units. Intervals: Student's t over items; Clopper & Pearson (1934) over
-teachers.
+teachers; Korn & Graubard (1998) over teachers that come in families.
 """
 
 from __future__ import annotations
@@ -109,10 +109,48 @@ def rate_interval(k: int, n: int) -> dict[str, Any]:
     """
     if not 0 <= k <= n or n < 1:
         raise ValueError(f"need 0 <= k <= n and n >= 1, got k={k}, n={n}")
+    return {"value": k / n, "interval": _clopper_pearson(k, n), "k": k, "n": n}
+
+
+def _clopper_pearson(k: float, n: float) -> list[float]:
+    """Return the interval for k of n, neither of them whole where n is an effective number."""
     tail = (1 - CONFIDENCE) / 2
-    low = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, tail))
-    high = 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - tail))
-    return {"value": k / n, "interval": [low, high], "k": k, "n": n}
+    low = 0.0 if k <= 0 else float(betaincinv(k, n - k + 1, tail))
+    high = 1.0 if k >= n else float(betaincinv(k + 1, n - k, 1 - tail))
+    return [low, high]
+
+
+def clustered_rate(flags: Sequence[bool], clusters: Sequence[str]) -> dict[str, Any]:
+    """Return `rate_interval` of the flags with `clustered`, an interval that allows for clusters.
+
+    [52]. Teachers of one family fail together, so that many of them say less than as many strangers
+    would: the number of teachers is divided by the design effect, and by what the few degrees of
+    freedom of the clusters cost. Korn & Graubard (1998), Survey Methodology 24, 193-201. With one
+    cluster there is no such interval, and where all flags agree no design effect can be seen.
+
+    Args:
+        flags: One per teacher, at least one.
+        clusters: The family or drive of each.
+
+    Example:
+        >>> rate = clustered_rate([True, True, True, False, False, False], list("aaabbb"))
+        >>> rate["interval"] != rate["clustered"], rate["n_clusters"]
+        (True, 2)
+    """
+    n, k = len(flags), sum(flags)
+    found = rate_interval(k, n)
+    names = sorted(set(clusters))
+    found["n_clusters"] = len(names)
+    if len(names) < 2:
+        return found
+    rate = k / n
+    sums = [sum(f - rate for f, c in zip(flags, clusters, strict=True) if c == a) for a in names]
+    variance = len(names) / (len(names) - 1) * sum(total**2 for total in sums) / n**2
+    effective = rate * (1 - rate) / variance if variance > 0 else float(n)
+    upper = (1 + CONFIDENCE) / 2
+    few, many = (float(cast("Any", stdtrit)(df, upper)) for df in (len(names) - 1, n - 1))
+    effective = min(float(n), effective) * (many / few) ** 2
+    return found | {"clustered": _clopper_pearson(effective * rate, effective)}
 
 
 def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str, Any]:

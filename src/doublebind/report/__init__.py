@@ -1,4 +1,4 @@
-"""Door of the report: one page that shows a finished run, and its transcripts as an Inspect log.
+"""Door of the report: pages that show a run or a procedure's error rates, and Inspect logs.
 
 Knows how a run is shown. Measures and decides nothing.
 """
@@ -58,6 +58,20 @@ def render(
         replacement=replacement,
         followup=followup,
     )
+
+
+def render_rates(found: Mapping[str, Any], study: Mapping[str, Any]) -> str:
+    """Return `calibration.html`: one page about a procedure's error rates, for auditors to cite.
+
+    Equal arguments give equal pages, byte for byte.
+
+    Args:
+        found: Content of `calibration.json`.
+        study: The study that it is of, as JSON.
+    """
+    from doublebind.report import calibrated
+
+    return calibrated.render(found, study)
 
 
 def export_inspect(

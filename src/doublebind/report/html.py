@@ -1,29 +1,23 @@
-"""Fills the page: which table and figure stands where, under which heading.
+"""Says what stands on a run's page: which table and figure, under which heading.
 
-Knows the order in which a run is told and how a number is written. Every text of the run passes
-`shown`, then autoescape; style and script are ours and named by hash in the page's security policy.
+Knows the order in which a run is told. Does not know how a value is written.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
 from doublebind.records import Evidence, ReplacementEvidence, Verdict
 from doublebind.report import drawings, measurements, numbers, second, tables
 from doublebind.report import followup as asked_again
+from doublebind.report.page import fill, number
 from doublebind.report.tables import Absent, Cell
-from doublebind.report.text import plain, short, visible
+from doublebind.report.text import short
 from doublebind.report.transcripts import pack
 
 if TYPE_CHECKING:
@@ -49,10 +43,6 @@ HORNS = {
 }
 
 
-_FIGURE = re.compile(r"-?\d[\d.e-]*%?( of \d+| \(-?[\d.]+ to -?[\d.]+\))?")
-"""What a cell holds that is never broken over lines: `0.1`, `3 of 39`, `0.1 (0.0 to 0.2)`."""
-
-
 class Tile(NamedTuple):
     """One of the few numbers that stand beside the decision."""
 
@@ -75,10 +65,8 @@ def render(
 ) -> str:
     """Return the page; see the package's door."""
     packed = pack(transcripts, scores=scores, evidence=evidence, manifest=manifest, cells=cells)
-    return _template().render(
-        csp=_policy(),
-        style=_ours("report.css"),
-        script=_ours("report.js"),
+    return fill(
+        "report.html.j2",
         **_told(manifest, evidence, verdict),
         **_drawn(manifest, evidence, verdict, scores),
         field=second.field(replacement) if replacement else "",
@@ -218,68 +206,3 @@ def _recorded(verdict: Verdict) -> str:
     for name in ("replacement", "horn"):
         kept.setdefault(name, None)
     return json.dumps(kept, indent=1, ensure_ascii=False)
-
-
-def number(value: float) -> str:
-    """Return a number with four significant digits; never rounds to 0 what is not 0."""
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-
-
-def shown(value: object) -> object:
-    """Return what the template writes for a value: every expression of the page passes here."""
-    match value:
-        case Markup():
-            return value
-        case str():
-            return visible(value)
-        case tables.Absent(reason):
-            said = visible(reason or "no reason was recorded")
-            return Markup('<span class="absent">not available: {}</span>').format(said)
-        case bool() | None:
-            raise TypeError(f"{value} has no place on the page; say it in words")
-        case float():
-            return number(value)
-    return value
-
-
-# --- the page's own parts ------------------------------------------------------------------------
-
-
-@cache
-def _ours(name: str) -> Markup:
-    # Written by us, not by a model: style and script go into the page as they are.
-    return Markup(files("doublebind.report").joinpath(name).read_text(encoding="utf-8"))
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True,
-        finalize=shown,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(absent=tables.Absent, plain=plain)
-    environment.tests["absent"] = lambda value: isinstance(value, Absent)
-    environment.tests["figure"] = lambda value: bool(_FIGURE.fullmatch(str(value)))
-    source = files("doublebind.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source)
-
-
-@cache
-def _policy() -> str:
-    """Return the page's security policy: nothing loads, only our style and script run.
-
-    Trusted types besides: no script, ours included, can turn text into markup.
-    """
-
-    def hashed(name: str) -> str:
-        digest = hashlib.sha256(_ours(name).encode()).digest()
-        return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-    return (
-        f"default-src 'none'; script-src {hashed('report.js')}; "
-        f"style-src {hashed('report.css')}; base-uri 'none'; form-action 'none'; "
-        "require-trusted-types-for 'script'; trusted-types 'none'"
-    )

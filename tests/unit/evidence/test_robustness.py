@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from doublebind.evidence.robustness import family_out, flagged, fresh_rank
+from doublebind.evidence.conformal import n_allowed
+from doublebind.evidence.robustness import family_out, flagged, fresh_rank, most_flagged
 
 FLOOR, ALPHA = 0.01, 0.05
 
@@ -48,3 +49,15 @@ def test_the_rank_test_finds_held_out_teachers_above_the_panel() -> None:
     assert fresh_rank(teachers(30, seed=3, shift=0.05), panel, FLOOR) < 0.001
     alike = [fresh_rank(teachers(30, seed=100 + s), panel, FLOOR) for s in range(20)]
     assert np.median(alike) > 0.1
+
+
+def test_one_panel_flags_more_than_its_limit_once_in_a_hundred() -> None:
+    rng, m, n = np.random.default_rng(5), 40, 99
+    allowed = n_allowed(n, ALPHA)
+    scores = rng.normal(size=(4000, m + n))
+    bar = np.sort(scores[:, m:], axis=1)[:, -allowed - 1]
+    counts = (scores[:, :m] > bar[:, None]).sum(axis=1)
+    limit = most_flagged(m, n, ALPHA)
+    assert (counts > limit).mean() <= 0.01 + 0.005
+    assert (counts >= limit).mean() > 0.01
+    assert most_flagged(m, 18, ALPHA) == 0  # so few references flag nobody

@@ -175,6 +175,37 @@ def test_no_detectable_shift_where_nothing_is_flagged() -> None:
 # --- summaries for people ------------------------------------------------------------------------
 
 
+def test_a_rate_over_families_that_agree_is_as_wide_as_one_over_the_families() -> None:
+    alike = summary.clustered_rate([True] * 12 + [False] * 12, [f"f{i // 4}" for i in range(24)])
+    apart = summary.clustered_rate([True] * 12 + [False] * 12, [f"f{i % 6}" for i in range(24)])
+    assert alike["interval"] == apart["interval"]
+    widths = [found["clustered"][1] - found["clustered"][0] for found in (alike, apart)]
+    assert widths[0] > 1.5 * widths[1]
+    # Six clusters that agree within are six teachers, less what the variance of six costs.
+    six = summary.rate_interval(3, 6)["interval"]
+    assert widths[0] > six[1] - six[0]
+
+
+def test_an_interval_over_families_covers_where_one_over_teachers_does_not() -> None:
+    rng, families = np.random.default_rng(0), [str(i // 5) for i in range(60)]
+    missed = {"interval": 0, "clustered": 0}
+    for _ in range(400):
+        chance = rng.beta(0.6, 1.4, 12)  # mean 0.3, families far apart
+        flags = [bool(x) for x in rng.random(60) < np.repeat(chance, 5)]
+        found = summary.clustered_rate(flags, families)
+        for name in missed:
+            low, high = found[name]
+            missed[name] += not low <= 0.3 <= high
+    assert missed["clustered"] / 400 <= 0.06
+    assert missed["interval"] / 400 >= 0.1
+
+
+def test_one_family_gives_no_interval_over_families() -> None:
+    found = summary.clustered_rate([True, False], ["a", "a"])
+    assert "clustered" not in found
+    assert found["n_clusters"] == 1
+
+
 def test_rate_interval_is_clopper_pearson() -> None:
     rate = summary.rate_interval(3, 20)
     expected = stats.binomtest(3, 20).proportion_ci(method="exact")

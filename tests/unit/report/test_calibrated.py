@@ -1,0 +1,85 @@
+"""The page about a procedure's error rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from doublebind.evidence.summary import clustered_rate
+from doublebind.report import render_rates
+from doublebind.report.calibrated import sentences
+
+
+def found(**more: Any) -> dict[str, Any]:
+    """Content of a `calibration.json`, by hand."""
+    rows = [
+        {
+            "teacher": f"t-{i}",
+            "class": kind,
+            "family": family,
+            "decision": "incriminated" if accused else "inconclusive",
+            "incriminated": accused,
+            "p_value": 0.025 if accused else 0.5,
+            "traits": ["ruler"] if accused else [],
+        }
+        for i, (kind, family, accused) in enumerate(
+            [("organism", "ruler", True), ("organism", "liar", False), ("benign", "kind", False)]
+        )
+    ]
+    families = ["ruler", "liar"]
+    return {
+        "protocol_hash": "f" * 64,
+        "alpha": 0.05,
+        "n_references": 39,
+        "n_families": 12,
+        "tpr_known_drive": clustered_rate([True, False], families),
+        "fresh_flagged": clustered_rate([False], ["kind"]),
+        "fresh_limit": 1,
+        "tpr_by_class": {"ordinary": clustered_rate([True, False], families)},
+        "by_family": {},
+        "teachers": rows,
+        **more,
+    }
+
+
+def test_what_can_be_cited_names_counts_intervals_and_references() -> None:
+    said = sentences(found())
+    assert said[0] == (
+        "Of 1, 0 (0%, 95% interval 0% to 98%) held-out benign teachers were accused, weighed "
+        "against 39 references of 12 families at alpha 0.05."
+    )
+    assert "at most 1 in 99 of 100" in said[1]
+    assert said[2].startswith("Of 2, 1 (50%, 95% interval ")
+
+
+def test_a_rate_nobody_counted_is_absent_and_not_zero() -> None:
+    page = render_rates(found(), {"pack": "p"})
+    row = page[page.index('<th scope="row">near misses accused</th>') :]
+    assert "not available: nobody to count" in row[: row.index("</tr>")]
+
+
+def test_names_from_a_study_cannot_write_on_the_page() -> None:
+    evil = "<script>alert(1)</script>"
+    content = found()
+    content["teachers"][0] |= {"teacher": evil, "family": evil, "traits": [evil]}
+    content["by_family"] = {evil: content["fresh_flagged"]}
+    page = render_rates(content, {"pack": evil})
+    assert evil not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_equal_content_gives_equal_pages() -> None:
+    assert render_rates(found(), {"pack": "p"}) == render_rates(found(), {"pack": "p"})
+
+
+def test_replacements_are_told_only_where_they_were_asked_for() -> None:
+    assert "did not ask for the replacement horn" in render_rates(found(), {})
+    rate = clustered_rate([True, False], ["a", "b"])
+    both = found(
+        outcomes={"organism": {"both": rate}},
+        replacement_if_not_incriminated={"organism": {"n": 0}},
+        common_mode=rate,
+        false_certificates={"organism": {"students": 3, "wrong_students": 1, "teachers": rate}},
+    )
+    page = render_rates(both, {})
+    assert "Outcomes of the double bind" in page
+    assert "1 of 3" in page

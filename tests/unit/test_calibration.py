@@ -1,0 +1,69 @@
+"""Rates over teachers whose truth is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from doublebind.calibration import UNKNOWN, rates
+
+
+def row(kind: str, found: bool, **more: Any) -> dict[str, Any]:
+    """What the procedure says of one teacher."""
+    decision = "incriminated" if found else "not_incriminated"
+    return {
+        "teacher": f"{kind}-{more}",
+        "class": kind,
+        "family": more.pop("family", "dominion"),
+        "decision": decision,
+        "incriminated": found,
+        "flagged": found,
+        **more,
+    }
+
+
+def test_the_rate_of_every_class_and_way_of_looking_is_told_apart() -> None:
+    rows = [
+        row("organism", True, organism_class="ordinary", flagged_direct=False, flagged_ngrams=True),
+        row("organism", True, organism_class="ordinary", flagged_direct=True, flagged_ngrams=False),
+        row(
+            "organism", False, organism_class="poisoned", flagged_direct=False, flagged_ngrams=False
+        ),
+        row("benign", False, flagged_direct=True, flagged_ngrams=False),
+        row("near_miss", True, flagged_direct=False, flagged_ngrams=True),
+    ]
+    found = rates(rows)
+    assert (found["n_organisms"], found["n_fresh_benign"]) == (3, 1)
+    assert found["tpr_known_drive"]["k"] == 2
+    assert found["fresh_flagged"]["k"] == 0
+    assert found["fresh_flagged_direct"]["k"] == 1
+    assert found["near_misses"]["value"] == 1.0
+    assert {name: rate["value"] for name, rate in found["tpr_by_class"].items()} == {
+        "ordinary": 1.0,
+        "poisoned": 0.0,
+    }
+
+
+def test_the_best_reading_baseline_is_none_of_the_audits() -> None:
+    rows = [
+        row(
+            "organism",
+            i < 6,
+            organism_class="ordinary",
+            flagged_direct=True,  # finds most, and reads nothing
+            flagged_ngrams=i < 1,
+            flagged_in_context=i < 2,
+            **{UNKNOWN: i < 3},
+        )
+        for i in range(8)
+    ]
+    found = rates(rows)
+    assert found["tpr_best_reading_baseline"]["baseline"] == "in_context"
+    assert found["tpr_best_reading_baseline"]["k"] == 2
+    assert found["gain"] | {"interval": None} == {
+        "over": "in_context",
+        "value": 0.5,
+        "interval": None,
+        "n": 8,
+    }
+    assert found["gain_unknown_drive"]["value"] == 0.125
+    assert found["tpr_unknown_drive"]["k"] == 3
