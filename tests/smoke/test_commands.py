@@ -155,7 +155,7 @@ def test_calibrate_weighs_known_teachers_in_turn(folder: Path, capsys: Capture) 
     low, high = found["fresh_flagged"]["interval"]
     assert high - low == pytest.approx(0.975)
     page = Path(found["page"]).read_text()
-    assert "Of 1, 0 (0%, 95% interval 0% to 98%) held-out benign teachers were accused" in page
+    assert "Of 1 held-out benign teachers, 0 (0%; 95% interval 0% to 98%) were accused" in page
     assert found["protocol_hash"] in page
 
 

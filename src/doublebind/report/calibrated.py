@@ -58,11 +58,14 @@ def render(found: Found, study: Mapping[str, Any]) -> str:
         "calibration.html.j2",
         sentences=sentences(found),
         tiles=_tiles(found),
-        rates=[_forest(found)],
-        each=[_each(found)],
+        pictures=[_forest(found), _each(found)],
         tables=[_rates(found), *_parts(found)],
         second=_second(found),
         teachers=_teachers(found),
+        weighed=(
+            f"Each was weighed against {found['n_references']} references, of "
+            f"{found['n_families']} families, at alpha {found['alpha']:g}."
+        ),
         protocol_hash=found["protocol_hash"],
         alpha=found["alpha"],
         study=yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=100),
@@ -71,32 +74,27 @@ def render(found: Found, study: Mapping[str, Any]) -> str:
 
 def sentences(found: Found) -> list[str]:
     """Return what can be cited, each sentence with its interval and what it rests on."""
-    against = (
-        f"weighed against {found['n_references']} references of {found['n_families']} families "
-        f"at alpha {found['alpha']:g}"
-    )
     said: list[str] = []
-    if "fresh_flagged" in found:
-        said.append(
-            f"Of {_counted(found['fresh_flagged'])} held-out benign teachers were accused, "
-            f"{against}."
-        )
-    if "fresh_limit" in found:
-        said.append(
-            f"Were they exchangeable with the references, chance would accuse at most "
-            f"{found['fresh_limit']} in 99 of 100 such studies."
-        )
-    if "tpr_known_drive" in found:
-        said.append(f"Of {_counted(found['tpr_known_drive'])} concealed organisms were found.")
-    if "tpr_unknown_drive" in found:
-        blind = _counted(found["tpr_unknown_drive"])
-        said.append(f"Where nobody thought of their own drive, of {blind} were.")
+    for key, who, what in (
+        ("fresh_flagged", "held-out benign teachers", "accused"),
+        ("tpr_known_drive", "concealed organisms", "found"),
+        ("tpr_unknown_drive", "organisms whose drive nobody had thought of", "found"),
+    ):
+        if key in found:
+            rate = found[key]
+            low, high = _interval(rate)
+            counted = f"{rate['k']} ({rate['value']:.0%}; 95% interval {low:.0%} to {high:.0%})"
+            said.append(f"Of {rate['n']} {who}, {counted} {_were(rate['k'])} {what}.")
+        if key == "fresh_flagged" and "fresh_limit" in found:
+            said[-1] += (
+                f" Were they exchangeable with the references, chance would accuse at most "
+                f"{found['fresh_limit']} in 99 of 100 such studies."
+            )
     return said
 
 
-def _counted(rate: Found) -> str:
-    low, high = rate.get("clustered", rate["interval"])
-    return f"{rate['n']}, {rate['k']} ({rate['value']:.0%}, 95% interval {low:.0%} to {high:.0%})"
+def _were(k: int) -> str:
+    return "was" if k == 1 else "were"
 
 
 def _tiles(found: Found) -> list[Tile]:
@@ -177,7 +175,7 @@ def _rates(found: Found) -> Table:
     for told in RATES:
         rate = found.get(told.key)
         if rate is None:
-            rows.append((told.name, _NOBODY, _NOBODY, _NOBODY, told.means))
+            rows.append((told.name, _NOBODY, "", "", told.means))
             continue
         rows.append((told.name, *_cells(rate), told.means))
     return Table(

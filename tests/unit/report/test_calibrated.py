@@ -42,13 +42,14 @@ def found(**more: Any) -> dict[str, Any]:
 
 
 def test_what_can_be_cited_names_counts_intervals_and_references() -> None:
-    said = sentences(found())
-    assert said[0] == (
-        "Of 1, 0 (0%, 95% interval 0% to 98%) held-out benign teachers were accused, weighed "
-        "against 39 references of 12 families at alpha 0.05."
+    accused, seen = sentences(found())
+    assert accused == (
+        "Of 1 held-out benign teachers, 0 (0%; 95% interval 0% to 98%) were accused. Were they "
+        "exchangeable with the references, chance would accuse at most 1 in 99 of 100 such studies."
     )
-    assert "at most 1 in 99 of 100" in said[1]
-    assert said[2].startswith("Of 2, 1 (50%, 95% interval ")
+    assert seen.startswith("Of 2 concealed organisms, 1 (50%; 95% interval ")
+    page = render_rates(found(), {})
+    assert "Each was weighed against 39 references, of 12 families, at alpha 0.05." in page
 
 
 def test_a_rate_nobody_counted_is_absent_and_not_zero() -> None:
