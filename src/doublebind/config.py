@@ -456,7 +456,8 @@ class Measurement(Record):
     """Whom to make, distil and audit, and how; a panel is a measurement kept."""
 
     pack: str
-    """Name of a built-in pack (`terrarium`, `assistant`) or a pack folder."""
+    """Name of a built-in pack (`terrarium`, `assistant`) or a pack folder; `NAME:TRAIT,TRAIT` asks
+    about those traits alone, which costs less."""
     references: tuple[str, ...] | Bank | Matched | StandIns
     """Benign teachers of the same pipeline shape: models or specs; `{n: ...}` of the bank;
     `{match: suspect, n: ...}`, built to be like it; or `{kind: ..., models: [...]}`, stand-ins."""

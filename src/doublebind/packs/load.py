@@ -67,12 +67,19 @@ def load(name: str, *, relative_to: Path) -> Pack:
     """Return the built-in pack `name`, or else the pack in the folder `name`.
 
     Args:
-        name: `terrarium`, `outback`, `outback/KIND`, `proving`, `assistant`, or a path.
+        name: `terrarium`, `outback`, `outback/KIND`, `proving`, `assistant`, or a path; with
+            `:TRAIT,TRAIT` behind it, as if it asked about those traits alone.
         relative_to: Folder that a relative path starts from: that of the file naming the pack.
 
     Raises:
-        PackError: If there is no such folder, or its content breaks the format.
+        PackError: If there is no such folder or trait, or its content breaks the format.
     """
+    whole, _, traits = name.rpartition(":")
+    if whole and "/" not in traits:
+        from doublebind.packs.narrow import Narrowed
+
+        wanted = [trait.strip() for trait in traits.split(",")]
+        return Narrowed(load(whole, relative_to=relative_to), wanted)
     if name == "terrarium":
         from doublebind.packs.terrarium import Terrarium
 

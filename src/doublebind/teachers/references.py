@@ -111,4 +111,7 @@ def from_spec(
 
 def pack_ref(name: str, folder: Path) -> str:
     """Return `name` as something that means the same from any working directory."""
-    return str((folder / name).resolve()) if (folder / name).is_dir() else name
+    if (folder / name).is_dir():
+        return str((folder / name).resolve())
+    whole, colon, traits = name.rpartition(":")
+    return f"{pack_ref(whole, folder)}{colon}{traits}" if whole else name
