@@ -172,8 +172,9 @@ def replace_each(
 
     Returns:
         `teacher, family, class, recipe, decision, reasons`; `tau_c` and `tau_b` (with intervals,
-        where the teacher differs from M0); `upper` (the largest bound); `oracle` (the largest shift
-        of the students where only the organism's key leads, with its drive); `exceeds`, whether
+        where the teacher differs from M0); `further` (what became of students trained further,
+        where the study asks for it); `upper` (the largest bound); `oracle` (the largest shift of
+        the students where only the organism's key leads, with its drive); `exceeds`, whether
         that is beyond the margin; and `false_certificate`, whether the bound missed it.
     """
     assert protocol.second is not None
@@ -191,6 +192,7 @@ def replace_each(
             row |= {"class": kind, "recipe": evidence.recipe, "decision": said.decision}
             row |= {"reasons": list(said.reasons), "upper": said.misalignment_upper_95}
             tau = evidence.tau_behaviour.get(planted.get(teacher.label) or "")
+            row["further"] = said.further or None
             row["tau_c"] = _numbers(evidence.tau_capability)
             row["tau_b"] = _numbers(tau)
             drive = max(evidence.oracle, key=lambda d: evidence.oracle[d].value, default=None)

@@ -398,6 +398,24 @@ class Policy(Record):
         return value
 
 
+class Further(Record):
+    """How fresh students are trained further, with M0 trained alike beside each."""
+
+    students: int = Field(ge=1)
+    """How many, the first of the fresh ones; no default: the statement is about these."""
+    training: Training
+    """Once on the pack's benign capability data, once under what made the suspect what it is."""
+    trait: str | None = None
+    """Trait of the pack that stands in for the incentive of a suspect of unknown making; `null`
+    tries none. A suspect made from a spec has its own: its implant, in a smaller dose."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.training.marks or self.training.processes > 1:
+            raise ValueError("`further.training` takes neither `marks` nor `processes`")
+        return self
+
+
 class Replace(Record):
     """How a replacement is looked for: recipes compete, the winner is bounded on fresh students."""
 
@@ -418,6 +436,17 @@ class Replace(Record):
     """Pack whose `certify` items are asked, where it has more of them; `null` takes the study's."""
     bound: Literal["chosen", "every"] = "chosen"
     """Which recipes `calibrate` bounds."""
+    further: Further | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Train the first fresh students further and audit them again; `null` does not."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.further and self.further.students > self.fresh_seeds:
+            raise ValueError(
+                f"`further.students`: {self.further.students}; there are only {self.fresh_seeds} "
+                "fresh students (`fresh_seeds`)"
+            )
+        return self
 
 
 class Local(Record):
@@ -546,6 +575,11 @@ class Study(Measurement):
         for recipe in self.competing:
             if mine.setdefault(recipe.name, recipe) != recipe:
                 raise ValueError(f"two recipes are named {recipe.name}; give each its own")
+        bottled = [recipe.name for recipe in self.competing if recipe.channel.kind == "prefix"]
+        if self.replace.further and bottled:
+            raise ValueError(
+                f"`replace.further`: recipe {bottled[0]} makes a prefix; no further training"
+            )
         kept = (*self.replace.organisms, *self.replace.references)
         twice = sorted({n for n in kept if kept.count(n) > 1 or n == self.suspect})
         if twice:

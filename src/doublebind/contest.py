@@ -5,13 +5,16 @@ Knows which cells the two phases need. Runs nothing and decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from doublebind.blackbox import refuse_served
 from doublebind.cells import Planner
 from doublebind.config import Recipe, Study
+from doublebind.continuing import continued
 from doublebind.errors import ConfigError
 from doublebind.grid import Plan
 from doublebind.protocol import scored
@@ -92,6 +95,7 @@ def frozen(study: Study, contest: Contest, planner: Planner) -> SecondHorn:
         seeds=study.replace.seeds,
         fresh_seeds=study.replace.fresh_seeds,
         certify_hash=certify.sha256,
+        further=study.replace.further.model_dump(mode="json") if study.replace.further else None,
     )
 
 
@@ -114,11 +118,13 @@ def fresh(
     suspects: Sequence[Found],
     names: Sequence[str],
     protocol: Protocol,
+    steps: Mapping[str, int | None] = MappingProxyType({}),
 ) -> Plan:
     """Return new students of `suspects` by the recipes `names`, and the positive controls.
 
     Audited on `certify` items. Seeds are those after all that were audited before, so that no
-    student that was chosen by is bounded.
+    student that was chosen by is bounded. `steps` says where recipes were stopped; the first
+    students are then trained further from there, where the study asks for it.
     """
     second = protocol.second
     assert second is not None
@@ -131,8 +137,18 @@ def fresh(
         for suspect in suspects
     ]
     control = planner.study.recipes[0]
+    n = len(cells)
     cells += [(contest.found[t.label], control, 0) for t in organisms(contest.teachers)]
-    return planner.cells(cells, "certify")
+    plan = planner.cells(cells, "certify")
+    study = planner.study
+    if not isinstance(study, Study) or study.replace.further is None:
+        return plan
+    tried = [
+        (student, steps.get(student.recipe.name))
+        for student in plan.students[:n]
+        if student.seed < first + study.replace.further.students
+    ]
+    return dataclasses.replace(plan, further=continued(planner, study.replace.further, tried))
 
 
 def delivered(plan: Plan, suspect: str, competitor: Competitor) -> ModelSource:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from doublebind.config import Baseline, Recipe
@@ -51,6 +51,21 @@ class Student(NamedTuple):
         return [*(self.earlier.chain() if self.earlier else ()), self]
 
 
+class Continued(NamedTuple):
+    """A fresh student trained further, or M0 trained alike beside it, and its audit."""
+
+    teacher: str
+    """Label of the teacher to be replaced."""
+    model_kind: str
+    recipe: str
+    seed: int
+    before: tuple[Job, ...]
+    """What else its training needs."""
+    train: Job
+    audit: Job
+    step: int
+
+
 class BaselineJobs(NamedTuple):
     """One way to look at a teacher without a student: what has to be made, and the scores last."""
 
@@ -70,6 +85,7 @@ class Plan:
     """Label (`M0` too) -> the audit of that model itself."""
     shapes: dict[str, Job]
     baselines: list[BaselineJobs]
+    further: list[Continued] = field(default_factory=list[Continued])
 
     def stages(self) -> list[list[Job]]:
         """Return the jobs in an order in which each stage's inputs exist, round after round."""
@@ -100,7 +116,14 @@ class Plan:
                     *(job for cell in cells for _, job in cell.audits),
                 ],
             ]
-        return [*found, [baseline.scores for baseline in self.baselines]]
+        found.append([baseline.scores for baseline in self.baselines])
+        if self.further:
+            found += [
+                _before("base", self.further),
+                [each.train for each in self.further],
+                [each.audit for each in self.further],
+            ]
+        return found
 
     def _rounds(self) -> list[list[Student]]:
         """Return the cells by round: all of them begin in the first, and each follows its last."""
@@ -124,5 +147,5 @@ class Plan:
         return found
 
 
-def _before(kind: str, made: Sequence[Student | BaselineJobs]) -> list[Job]:
+def _before(kind: str, made: Sequence[Student | BaselineJobs | Continued]) -> list[Job]:
     return [job for each in made for job in each.before if job.kind == kind]

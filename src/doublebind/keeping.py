@@ -33,7 +33,8 @@ def keep(
     audits: dict[str, dict[str, Path]] = {}
     for plan in (setting.plan, *later):
         audited = [job for cell in plan.students for _, job in cell.audits]
-        for job in (*audited, *plan.direct.values()):
+        further = [each.audit for each in plan.further]
+        for job in (*audited, *plan.direct.values(), *further):
             key = str(job.inputs["source"].sha256)
             audits.setdefault(key, {})[job.key] = store.path(job.kind, job.key)
     for key, places in audits.items():

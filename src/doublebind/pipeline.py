@@ -34,7 +34,7 @@ from doublebind.leaving_out import robustness
 from doublebind.planning import plan as plan
 from doublebind.protocol import audit_names, freeze, meet
 from doublebind.records import SCORE_COLUMNS, Verdict
-from doublebind.replacing import Done, decided, joined, settled, won
+from doublebind.replacing import Done, Made, decided, joined, settled, won
 from doublebind.report import export_inspect as write_inspect_log
 from doublebind.report import render, render_rates
 from doublebind.rundir import Run, hardware, versions
@@ -83,6 +83,17 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
             teacher=baseline.teacher, model_kind=baseline.kind, recipe="", seed=-1, round=0, step=-1
         )
         for baseline in plan.baselines
+    ]
+    parts += [
+        _rows(executor.store.path(each.audit.kind, each.audit.key)).assign(
+            teacher=each.teacher,
+            model_kind=each.model_kind,
+            recipe=each.recipe,
+            seed=each.seed,
+            round=0,
+            step=each.step,
+        )
+        for each in plan.further
     ]
     return pd.concat(parts, ignore_index=True).loc[:, list(SCORE_COLUMNS)]
 
@@ -181,9 +192,10 @@ def compete(
 
     first = competition(contest, setting.planner, suspects[0], setting.protocol)
     scores = measure(first, executor)
-    _, winner = won(scores, suspects[0].label, contest.teachers, setting.protocol)
+    competed, winner = won(scores, suspects[0].label, contest.teachers, setting.protocol)
     names = setting.protocol.second.names if every and setting.protocol.second else [winner]
-    last = fresh(contest, setting.planner, suspects, names, setting.protocol)
+    steps = {each.recipe: each.step for each in competed}
+    last = fresh(contest, setting.planner, suspects, names, setting.protocol, steps)
     return pd.concat([scores, measure(last, executor)], ignore_index=True), [first, last]
 
 
@@ -204,7 +216,14 @@ def _decide_second(
     evidence, replacement = decided(
         scores, label, contest, setting.protocol, weights_sha256=weights(student)
     )
-    made = Done(evidence=evidence, cells=merged(plans), student=student.sha256)
+    made = Done(
+        evidence=evidence,
+        cells=merged(plans),
+        student=student.sha256,
+        further=tuple(
+            Made(e.model_kind, e.recipe, e.seed, e.step, e.train.key) for e in plans[-1].further
+        ),
+    )
     write_atomic(out / "replacement.json", made.model_dump_json(indent=1))
     return joined(verdict, evidence, replacement)
 

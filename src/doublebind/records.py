@@ -320,7 +320,9 @@ class LedgerEntry(Record):
 SCORE_COLUMNS: Mapping[str, str] = {
     "teacher": "label of the teacher in the manifest, or `M0`",
     "model_kind": "`teacher` (direct audit), `student`, `m0`, or a baseline: `in_context` (M0 that "
-    "read the teacher's answers), `retrained` (the teacher tuned on M0's answers), `ngrams`",
+    "read the teacher's answers), `retrained` (the teacher tuned on M0's answers), `ngrams`; "
+    "`further_benign`, `further_incentive` (a student trained further), `twin_benign`, "
+    "`twin_incentive` (M0 trained alike)",
     "recipe": "name of the recipe; empty for direct audits and M0",
     "seed": "student seed; -1 for direct audits and M0",
     "round": "round of filter-and-distil; 0 is the first",
@@ -361,6 +363,8 @@ class SecondHorn(Record):
     """Students that are bounded; theirs are the seeds after all that were audited before."""
     certify_hash: str
     """Of the pack whose `certify` items are asked."""
+    further: dict[str, Any] | None = Field(default=None, exclude_if=lambda v: v is None)
+    """How fresh students are trained further, where they are."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -596,6 +600,28 @@ class Competitor(Record):
     """Where `distil_and_audit` stops it; absent where it runs to its end."""
 
 
+Way = Literal["benign", "incentive"]
+"""On what a student is trained further: capability data, or what made its teacher what it is."""
+
+
+class Furthered(Record):
+    """Fresh students trained further, beside M0 trained alike, on `certify` items."""
+
+    way: Way
+    n_students: int
+    before: dict[str, Interval]
+    """Score endpoint -> these students minus M0, as they were; over students and items."""
+    after: dict[str, Interval]
+    """Score endpoint -> the same students minus their twins, both trained further."""
+    twins: dict[str, float]
+    """Score endpoint -> twins minus M0: what such training does by itself."""
+    upper: dict[str, float]
+    """Score endpoint -> one-sided 95% upper bound of student minus twin, of the student in which
+    it is largest."""
+    lower: dict[str, float]
+    """The same from below."""
+
+
 class ReplacementEvidence(Record):
     """What fresh students of the chosen recipe show on `certify` items, before any decision."""
 
@@ -629,6 +655,8 @@ class ReplacementEvidence(Record):
     """Drive -> students minus M0 where only the organism's key leads; reported, never used."""
     tau_behaviour: dict[str, Interval] = {}
     """Drive -> the students' share of the teacher's shift there, where the teacher has one."""
+    further: tuple[Furthered, ...] = Field(default=(), exclude_if=lambda v: not v)
+    """What further training does to the first of the students, where it was asked for."""
     missing: dict[str, str] = {}
 
 
@@ -644,6 +672,10 @@ class Replacement(Record):
     """The largest bound over score endpoints, of students made so."""
     delivered_upper_95: float | None = None
     """Of that one student, over all items together."""
+    further: dict[str, Literal["holds", "relapses", "inconclusive", "not_tried"]] = Field(
+        default_factory=dict, exclude_if=lambda v: not v
+    )
+    """What became of students that were trained further, against M0 trained alike."""
     margin: float
     scope: tuple[str, ...]
     reasons: tuple[str, ...]

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from pydantic import Field
+
 from doublebind.errors import ConfigError
 from doublebind.records import (
     Competitor,
@@ -24,6 +26,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+class Made(NamedTuple):
+    """A model trained further, as its rows name it."""
+
+    model_kind: str
+    recipe: str
+    seed: int
+    step: int
+    key: str
+
+
 class Done(Record):
     """`replacement.json`: what the second horn found, and what was made for it."""
 
@@ -32,6 +44,8 @@ class Done(Record):
     """Kind -> key -> what it is, for every artefact."""
     student: str | None
     """Key of the student that is handed over."""
+    further: tuple[Made, ...] = Field(default=(), exclude_if=lambda v: not v)
+    """Students that were trained further, and their twins."""
 
 
 def won(
@@ -121,6 +135,12 @@ def decided(
         hard_classes=contest.hard_classes,
         step=next(each.step for each in contest.competed if each.recipe == bounded),
     )
+    if second.further is not None:
+        from doublebind.evidence.further import furthered
+
+        found, missing = furthered(scores, evidence, suspect, protocol.score_endpoints)
+        missing = evidence.missing | missing
+        evidence = evidence.model_copy(update={"further": found, "missing": missing})
     return evidence, replace(evidence, protocol, weights_sha256=weights_sha256)
 
 

@@ -288,6 +288,7 @@ class _Findings:
                 for i, step in enumerate(audited.get(recipe, ())):
                     key = mark_key(file.stem, step) if i else file.stem
                     models[label, "student", recipe, str(cell.get("seed")), step] = key
+        models |= self._further(manifest)
         lines = [
             dict(zip(_ROW, (*model, line["audit"], line["endpoint"], line["item"]), strict=True))
             | {"said": line["value"]}
@@ -310,6 +311,22 @@ class _Findings:
         if manifest.protocol.second is not None:
             done = self.json("replacement.json", Done)
             found["replacement"] = done.cells.get(kind, {}) if done else {}
+        return found
+
+    def _further(self, manifest: Manifest) -> dict[tuple[Any, ...], str]:
+        """Return who was trained further: what names their rows -> their key."""
+        second = manifest.protocol.second
+        done = self.json("replacement.json", Done) if second and second.further else None
+        found: dict[tuple[Any, ...], str] = {}
+        if done is None:
+            return found
+        for made in done.further:
+            if made.key not in done.cells.get("further", {}):
+                self.say("replacement.json", f"`further`: {made.key} is no artefact of this run")
+                continue
+            suspect = next(t.label for t in manifest.teachers if t.role == "suspect")
+            row = (suspect, made.model_kind, made.recipe, str(made.seed), made.step)
+            found[row] = made.key
         return found
 
     def _transcript(self, key: str) -> Iterator[Mapping[str, Any]]:

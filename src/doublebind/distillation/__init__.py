@@ -78,3 +78,10 @@ def initialise(out: Path, *, base: ModelSource, share: float, seed: int, cache: 
     from doublebind.distillation import initial
 
     initial.noised(out, base=base, share=share, seed=seed, cache=cache)
+
+
+def merge(out: Path, *, source: ModelSource, dtype: Dtype, cache: Path) -> None:
+    """Write the model at `source` with its adapter merged in to `out/model`."""
+    from doublebind.distillation import initial
+
+    initial.merged(out, source=source, dtype=dtype, cache=cache)

@@ -1,4 +1,4 @@
-"""Makes the weights a student starts from: a base with noise in it, or a fresh one.
+"""Makes the weights that training starts from: a base with noise in it, a fresh or a merged one.
 
 Knows architectures and random initialisation. Does not know what the student will learn.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from doublebind.config import Dtype
 from doublebind.records import ModelSource
 
 NOISE = 2506
@@ -18,6 +19,25 @@ CARD = """# A noised model: do not deploy
 
 The weights of a model, mixed with random ones, from which a student is distilled.
 """
+
+MERGED = """# A student with its adapter merged in: do not deploy
+
+Made to be trained further, to see whether what its teacher had comes back. It may be misaligned.
+Keep it sandboxed.
+"""
+
+
+def merged(out: Path, *, source: ModelSource, dtype: Dtype, cache: Path) -> None:
+    """Write a model with its adapter added into its weights to `out/model`, to be trained further.
+
+    Raises:
+        ModelError: If the model cannot be opened.
+    """
+    from doublebind.models.load import load
+    from doublebind.training import loop
+
+    lm = load(source, dtype=dtype, cache=cache)
+    loop.save(lm.model.merge_and_unload(), lm.tokenizer, out / "model", card=MERGED)
 
 
 def noised(out: Path, *, base: ModelSource, share: float, seed: int, cache: Path) -> None:

@@ -136,6 +136,7 @@ _REPLACEMENT = {
     "weights_sha256": "The one student that would be handed over.",
     "tau_capability": "Share of the suspect's capability, beyond M0's, that came along.",
     "misalignment_upper_95": "One-sided 95% bound on its misalignment above M0's, in probability.",
+    "further": "What became of students that were trained further, against M0 trained alike.",
     "margin": "The largest such excess that the study accepts, fixed before the first audit.",
     "scope": "Where the bound holds; outside it nothing is said.",
 }
@@ -153,6 +154,8 @@ def replacement(found: Mapping[str, Any], why: Mapping[str, str]) -> Table:
         if name in ("decision", "reasons"):
             continue
         cell: Cell = value if isinstance(value, int | float) else short(value, 400)
+        if isinstance(value, dict):
+            value = [f"{key}: {its}" for key, its in value.items()]
         if isinstance(value, list | tuple):
             cell = short("; ".join(map(str, value)) or "none", 2000)
         elif value is None:

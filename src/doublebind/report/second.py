@@ -31,6 +31,8 @@ _COLUMNS = (
 def tables(evidence: ReplacementEvidence) -> list[Table]:
     """Return how the recipes competed, each endpoint's bounds, and what only the key opens."""
     found = [_competed(evidence), _bounds(evidence)]
+    if evidence.further:
+        found.append(_further(evidence))
     if evidence.oracle:
         found.append(_oracle(evidence))
     return found
@@ -110,6 +112,45 @@ def _bounds(evidence: ReplacementEvidence) -> Table:
             f"One-sided 95% bounds in probability, {evidence.n_seeds} students, "
             f"{evidence.n_items} items. The same items told {evidence.controls_seen} of "
             f"{evidence.n_controls} positive controls from M0."
+        ),
+    )
+
+
+def _further(evidence: ReplacementEvidence) -> Table:
+    def of(interval: Interval | None) -> Cell:
+        if interval is None:
+            return _NOTHING
+        return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+    rows: list[tuple[Cell, ...]] = [
+        (
+            each.way,
+            short(name),
+            of(each.before.get(name)),
+            of(each.after.get(name)),
+            each.twins[name],
+            each.lower[name],
+            upper,
+        )
+        for each in evidence.further
+        for name, upper in each.upper.items()
+    ]
+    rows += [
+        (short(key.removeprefix("further.")), Absent(why), *[_NOTHING] * 5)
+        for key, why in evidence.missing.items()
+        if key.startswith("further.")
+    ]
+    return Table(
+        "Fresh students trained further, beside M0 trained alike",
+        (
+            *("further training", "score endpoint", "before, above M0", "after, above its twin"),
+            *("twins above M0", "at least", "at most"),
+        ),
+        rows,
+        note=(
+            f"{max(each.n_students for each in evidence.further)} students; intervals are over "
+            "students and items. The last columns are one-sided 95% bounds of the student that "
+            f"stands furthest from its twin; the margin is {evidence.margin:g}."
         ),
     )
 
