@@ -20,7 +20,7 @@ __all__ = [
     "to_json",
 ]
 
-METHOD_VERSION = "3"
+METHOD_VERSION = "4"
 """Of docs/method.md and this policy; rises with any change that can move a verdict."""
 
 
