@@ -89,19 +89,27 @@ def _expressed(teacher: Found, store: Store) -> dict[str, Any]:
 
 
 def _means(model: ModelSource, teacher: Found, store: Store) -> dict[str, dict[str, Any]]:
-    """Return endpoint -> means of `model`, asked as a study would ask the teacher directly."""
+    """Return endpoint -> means of `model`, asked as a study would, about its own trait alone."""
     import pandas as pd
 
     assert teacher.spec is not None
+    pack = _asking(teacher.pack, teacher.spec.trait)
     job = audit_job(
         model.sha256,
         model,
         teacher.base,
-        pack_ref=teacher.pack,
-        pack_hash=load_pack(teacher.pack, relative_to=Path()).sha256,
+        pack_ref=pack,
+        pack_hash=load_pack(pack, relative_to=Path()).sha256,
         audits=built_in(AUDITS),
         dtype=teacher.spec.dtype,
         cache=store.root / "converted",
     )
     scores = pd.read_parquet(make(store, job) / "scores.parquet")
     return {row["name"]: row for row in endpoint_means(scores)}
+
+
+def _asking(pack: str, trait: str | None) -> str:
+    """Return the pack narrowed to what is asked about `trait`, or whole where nothing is."""
+    scored = load_pack(pack, relative_to=Path()).score_endpoints.values()
+    own = any(name.partition("/")[2] == trait for names in scored for name in names)
+    return f"{pack}:{trait}" if own else pack
