@@ -7,7 +7,7 @@ the suspect. `run` weighs once; `calibrate` once per teacher whose truth is know
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from doublebind.keeping import keep
 from doublebind.leaving_out import robustness
 from doublebind.planning import plan as plan
 from doublebind.protocol import audit_names, freeze, meet
-from doublebind.records import SCORE_COLUMNS, Verdict
+from doublebind.records import SCORE_COLUMNS, Teacher, Verdict
 from doublebind.replacing import Done, Made, decided, joined, settled, won
 from doublebind.report import export_inspect as write_inspect_log
 from doublebind.report import render, render_rates
@@ -397,43 +397,57 @@ def calibrate(
         shapes = setting.shapes(kept, everyone)
         known = [("organism", t) for t in setting.teachers if t.label in study.organisms]
         known += [
-            (
-                "near_miss" if ref in study.near_misses else "benign",
-                t.named("organism"),
-            )
+            ("near_miss" if ref in study.near_misses else "benign", t.named("organism"))
             for ref, t in benign.items()
         ]
-        controls = [t for t in setting.teachers if t.role == "organism"]
-        if setting.panel:  # its own organisms, not those under test
-            controls = [t for t in controls if t.label not in study.organisms]
-        rows = weigh_each(known, setting.references, controls, scores, shapes, setting.protocol)
         tested = {t.label: t for t in [*setting.found, *benign.values()]}
         planted = {t.label: t.spec.trait if t.spec else None for t in tested.values()}
-        others, blind = robustness(
-            known, setting.references, setting.bank, planted, scores, setting.protocol
-        )
-        for row in rows:
-            if row["teacher"] in blind:
-                row[UNKNOWN] = blind[row["teacher"]]
-        result = {
-            "protocol_hash": setting.protocol.hash,
-            "alpha": study.policy.alpha,
-            "n_references": len(setting.references(0)),
-            **others,
-            **rates(rows),
-            "teachers": rows,
-        }
+        result = _error_rates(study, setting, known, planted, scores, shapes)
         if setting.contest is not None:
             suspects = [tested[t.label] for _, t in known]
             every = study.replace.bound == "every"
             more, _ = compete(setting, setting.contest, suspects, executor, every=every)
             result |= second_horn(
-                rows, known, setting.contest.teachers, planted, more, setting.protocol, every=every
+                result["teachers"],
+                known,
+                setting.contest.teachers,
+                planted,
+                more,
+                setting.protocol,
+                every=every,
             )
         write_atomic(out / "calibration.json", json.dumps(result, indent=1))
         page = render_rates(result, study.model_dump(mode="json"))
         write_atomic(out / "calibration.html", page)
     return result
+
+
+def _error_rates(
+    study: Study,
+    setting: Setting,
+    known: Sequence[tuple[str, Teacher]],
+    planted: Mapping[str, str | None],
+    scores: pd.DataFrame,
+    shapes: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    """Return what the first horn says of teachers whose class is known."""
+    controls = [t for t in setting.teachers if t.role == "organism"]
+    if setting.panel:  # its own organisms, not those under test
+        controls = [t for t in controls if t.label not in study.organisms]
+    protocol = setting.protocol
+    rows = weigh_each(known, setting.references, controls, scores, shapes, protocol)
+    others, blind = robustness(known, setting.references, setting.bank, planted, scores, protocol)
+    for row in rows:
+        if row["teacher"] in blind:
+            row[UNKNOWN] = blind[row["teacher"]]
+    return {
+        "protocol_hash": protocol.hash,
+        "alpha": study.policy.alpha,
+        "n_references": len(setting.references(0)),
+        **others,
+        **rates(rows),
+        "teachers": rows,
+    }
 
 
 def export_inspect(run: Run, cell: str | None = None) -> list[Path]:
