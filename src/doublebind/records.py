@@ -598,6 +598,8 @@ class Competitor(Record):
     n_students: int
     step: int | None = Field(default=None, exclude_if=lambda v: v is None)
     """Where `distil_and_audit` stops it; absent where it runs to its end."""
+    course: tuple[tuple[int, float, float], ...] = Field(default=(), exclude_if=lambda v: not v)
+    """Step, `tau_capability` and `worst` of its students on the way, where some were kept."""
 
 
 Way = Literal["benign", "incentive"]

@@ -60,6 +60,8 @@ def _competitor(
     recipe: str,
     endpoints: Endpoints,
     step: int | None,
+    *,
+    whole: bool = True,
 ) -> Competitor:
     moved: dict[str, list[float]] = {}
     recovered: list[float] = []
@@ -79,6 +81,7 @@ def _competitor(
     name = max(worst, key=lambda key: worst[key], default=None)
     return Competitor(
         recipe=recipe,
+        course=_course(scores, teachers, recipe, endpoints) if whole else (),
         worst=None if name is None else worst[name],
         endpoint=name,
         tau_capability=float(np.mean(recovered)) if recovered else None,
@@ -86,6 +89,29 @@ def _competitor(
         n_students=n_students,
         step=step,
     )
+
+
+def _course(
+    scores: pd.DataFrame, teachers: Sequence[str], recipe: str, endpoints: Endpoints
+) -> tuple[tuple[int, float, float], ...]:
+    """Return step, capability and worst shift on the way; empty where one step was audited."""
+    steps = _audited(scores, recipe)
+    at = {
+        step: _competitor(scores, teachers, recipe, endpoints, step, whole=False)
+        for step in (steps if len(steps) > 1 else ())
+    }
+    return tuple(
+        (step, each.tau_capability, each.worst)
+        for step, each in at.items()
+        if each.tau_capability is not None and each.worst is not None
+    )
+
+
+def _audited(scores: pd.DataFrame, recipe: str) -> list[int]:
+    """Return the steps at which students by `recipe` were asked `select` items, rising."""
+    chosen = (scores["recipe"] == recipe) & (scores["split"] == "select")
+    rows = cast("pd.DataFrame", scores[chosen & (scores["model_kind"] == "student")])
+    return sorted({int(step) for step in rows["step"].to_numpy()})
 
 
 def stop(
@@ -105,9 +131,7 @@ def stop(
     Raises:
         ValueError: If no student by this recipe was scored.
     """
-    chosen = (scores["recipe"] == recipe) & (scores["split"] == "select")
-    rows = cast("pd.DataFrame", scores[chosen & (scores["model_kind"] == "student")])
-    steps = sorted({int(step) for step in rows["step"].to_numpy()})
+    steps = _audited(scores, recipe)
     if not steps:
         raise ValueError(f"no student by {recipe} was scored on `select` items")
     upper: list[float | None] = []

@@ -44,6 +44,7 @@ def paths(
     said: str,
     arrows: bool,
     at: Sequence[float] = (),
+    front: Sequence[tuple[float, float]] = (),
 ) -> Markup:
     """Return an SVG of paths in a plane.
 
@@ -55,6 +56,7 @@ def paths(
         said: What the figure shows, in words.
         arrows: Whether a path ends in an arrow-head beside its sign, to show its direction.
         at: Ticks of the horizontal axis; round numbers where none are given.
+        front: Places, among those of the paths, to be joined by a dashed line from left to right.
     """
     places = [place for path in drawn for place in path.places]
     x_low, x_high, x_ticks = round_axis([x for x, _ in places])
@@ -80,6 +82,9 @@ def paths(
     parts += along_x([(tick, f"{tick:g}") for tick in x_ticks], x, _FLOOR + 4, axes[0], _LEFT)
     ordered = sorted(drawn, key=lambda path: _ORDER.index(path.mark))
     on_page = [(p, [(x(a), y(b)) for a, b in p.places]) for p in ordered]
+    if len(front) > 1:
+        line = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in sorted(front))
+        parts.append(f'<path class="front" d="M{line}"/>')
     for path, spots in on_page:
         if len(spots) > 1:
             parts.append(_course(path.mark, spots))

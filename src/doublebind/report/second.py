@@ -52,15 +52,48 @@ def field(evidence: ReplacementEvidence) -> Drawn:
         )
     title = "Recipes that competed: capability and misalignment"
     front = _front([(x, y) for _, x, y in placed])
-    said = f"Not beaten on both at once: {', '.join(short(placed[i][0].recipe) for i in front)}."
-    said += f" Bounded afterwards: {short(evidence.recipe)}. The margin is {evidence.margin:g}."
+    said = f"Not beaten on both at once: {', '.join(short(placed[i][0].recipe) for i in front)}"
+    said += f" (dashed). Bounded afterwards: {short(evidence.recipe)}."
+    said += f" The margin is {evidence.margin:g}."
     drawn = [
-        curves.Path(c.recipe, "suspect" if c.recipe == evidence.recipe else "reference", [(x, y)])
+        curves.Path(
+            c.recipe,
+            "suspect" if c.recipe == evidence.recipe else "reference",
+            [*_on_the_way(c), (x, y)],
+        )
         for c, x, y in placed
     ]
-    svg = curves.paths(drawn, name="recipes", title=title, axes=_AXES, said=said, arrows=False)
-    rows: list[tuple[Cell, ...]] = [(short(c.recipe), x, y) for c, x, y in placed]
-    return Figure(title, said, svg, Table(f"Data: {title}", ("recipe", *_AXES), rows))
+    if any(len(path.places) > 1 for path in drawn):
+        said += " Arrows go from M0 through the audited steps to where a recipe ends."
+        drawn.append(curves.Path("M0", "m0", [(0.0, 0.0)]))
+    svg = curves.paths(
+        drawn,
+        name="recipes",
+        title=title,
+        axes=_AXES,
+        said=said,
+        arrows=True,
+        front=[(placed[i][1], placed[i][2]) for i in front],
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for c, x, y in placed:
+        rows += [(short(c.recipe), f"step {n}", a, b) for n, a, b in _before_the_end(c)]
+        rows.append((short(c.recipe), "the end" if c.step is None else f"step {c.step}", x, y))
+    return Figure(title, said, svg, Table(f"Data: {title}", ("recipe", "at", *_AXES), rows))
+
+
+def _on_the_way(each: Competitor) -> list[tuple[float, float]]:
+    """Return where a recipe's students were before they ended, from M0 on; empty if nobody looked.
+
+    M0 has nothing of the teachers' capability and no shift, both by definition.
+    """
+    passed = [(a, b) for _, a, b in _before_the_end(each)]
+    return [(0.0, 0.0), *passed] if each.course else []
+
+
+def _before_the_end(each: Competitor) -> list[tuple[int, float, float]]:
+    end = each.step or max((step for step, *_ in each.course), default=0)
+    return [place for place in each.course if place[0] < end]
 
 
 def _front(points: list[tuple[float, float]]) -> list[int]:

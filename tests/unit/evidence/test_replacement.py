@@ -305,6 +305,13 @@ def test_distilling_stops_before_the_first_step_that_fails_an_audit() -> None:
     (whole,) = compete(scores, ["a", "b"], ["r"], ENDPOINTS)
     assert whole.step is None
     assert whole.tau_capability == pytest.approx(1.0, abs=0.1)
+    assert whole.course == found.course
+    assert [step for step, *_ in whole.course] == [10, 20, 30, 40]
+    assert [shift for *_, shift in whole.course] == pytest.approx([0.0, 0.02, 0.2, 0.0], abs=0.03)
+
+
+def test_a_recipe_audited_once_has_no_course() -> None:
+    assert all(each.course == () for each in evidence(0.0).competed)
 
 
 def test_distilling_stops_where_a_student_can_no_longer_be_audited() -> None:

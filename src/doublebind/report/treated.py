@@ -1,0 +1,192 @@
+"""Draws what was decided of students as replacements, by teacher and by recipe.
+
+Knows the rows of `treatments` in `calibration.json`. Decides nothing, and knows no HTML.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from doublebind.report.drawings import Drawn, Figure
+from doublebind.report.figures import WIDTH, along_x, closed, head, round_axis
+from doublebind.report.tables import Absent, Cell, Table
+from doublebind.report.text import plain, short
+
+Row = Mapping[str, Any]
+
+SIGNS = {
+    "within_margin": ("w", "within the margin"),
+    "not_within_margin": ("n", "not within"),
+    "inconclusive": ("?", "inconclusive"),
+}
+"""Decision -> its letter, and what a figure calls it."""
+_LEFT, _RIGHT, _TOP, _FLOOR, _HEIGHT = 52, 404, 26, 300, 342
+_NAMES, _HEADS, _CELL = 168, 92, 15
+"""Pixels of a matrix: for the names of teachers, of recipes, and the height of a row."""
+_LETTERS = 26
+"""Most letters of a name in a matrix."""
+
+
+def plane(result: Mapping[str, Any]) -> Drawn:
+    """Return tau_C against tau_B: a point for each recipe and organism, with both intervals.
+
+    Where an organism differs from M0 in its drive or its capability by no more than noise there is
+    no ratio, and no point; how many those are is said. Intervals end where the axes do.
+
+    Args:
+        result: Content of `calibration.json`.
+    """
+    rows = [row for row in result.get("treatments", ()) if row["class"] == "organism"]
+    placed = [row for row in rows if "tau_b" in row and "tau_c" in row]
+    if not placed:
+        return Absent(
+            "No comparison possible: no organism differs from M0 in both capability and drive by "
+            "more than noise, so that no share of either can be said to have come along."
+        )
+    title = "What came along: capability and drive, by recipe and organism"
+    said = f"{len(placed)} points: {_counted(placed)}."
+    if len(placed) < len(rows):
+        said += (
+            f" No comparison possible for {len(rows) - len(placed)} more: the organism does not "
+            "differ from M0 in both by more than noise."
+        )
+    columns = ("teacher", "recipe", "tau_B", "tau_C", "decision")
+    data: list[tuple[Cell, ...]] = [
+        (short(row["teacher"]), short(row["recipe"]), *_both(row), _named(row)) for row in placed
+    ]
+    svg = _crosses(placed, title, said)
+    return Figure(title, said, svg, Table(f"Data: {title}", columns, data))
+
+
+def _both(row: Row) -> tuple[str, str]:
+    b, c = (
+        f"{row[name]['value']:.2f} ({row[name]['low']:.2f} to {row[name]['high']:.2f})"
+        for name in ("tau_b", "tau_c")
+    )
+    return b, c
+
+
+def _crosses(rows: Sequence[Row], title: str, said: str) -> Markup:
+    x_low, x_high, x_ticks = round_axis([0.0, 1.0, *(row["tau_b"]["value"] for row in rows)])
+    y_low, y_high, y_ticks = round_axis([0.0, 1.0, *(row["tau_c"]["value"] for row in rows)])
+
+    def x(value: float) -> float:
+        inside = min(max(value, x_low), x_high)
+        return _LEFT + 8 + (inside - x_low) / (x_high - x_low) * (_RIGHT - _LEFT - 16)
+
+    def y(value: float) -> float:
+        inside = min(max(value, y_low), y_high)
+        return _FLOOR - (inside - y_low) / (y_high - y_low) * (_FLOOR - _TOP)
+
+    parts = head("shares", title, said, _HEIGHT)
+    for tick in y_ticks:
+        height = f"{y(tick):.1f}"
+        parts += [
+            f'<line class="row" x1="{_LEFT}" x2="{_RIGHT}" y1="{height}" y2="{height}"/>',
+            f'<text class="tick" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">'
+            f"{tick:g}</text>",
+        ]
+    parts.append('<text class="unit" x="4" y="14">tau_C: share of the capability</text>')
+    ticks = [(tick, f"{tick:g}") for tick in x_ticks]
+    parts += along_x(ticks, x, _FLOOR + 4, "tau_B: share of the drive", _LEFT)
+    for row in rows:
+        b, c = row["tau_b"], row["tau_c"]
+        across, up = x(b["value"]), y(c["value"])
+        parts += [
+            f'<path class="span {_class(row)}" d="M{x(b["low"]):.1f} {up:.1f}H{x(b["high"]):.1f}'
+            f'M{across:.1f} {y(c["low"]):.1f}V{y(c["high"]):.1f}"/>',
+        ]
+    parts += [_sign(row, x(row["tau_b"]["value"]), y(row["tau_c"]["value"])) for row in rows]
+    return closed(parts)
+
+
+def _sign(row: Row, x: float, y: float) -> str:
+    """Return a point: shapes differ, not only colours."""
+    said = f"{short(row['recipe'])} on {short(row['teacher'])}: {_named(row)}"
+    tip = f"<title>{escape(plain(said))}</title>"
+    shape = {
+        "within_margin": f"M{x - 4:.1f} {y:.1f}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
+        "not_within_margin": f"M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z",
+        "inconclusive": f"M{x - 3:.1f} {y - 3:.1f}h6v6h-6z",
+    }[row["decision"]]
+    return f'<path class="decided {_class(row)}" d="{shape}">{tip}</path>'
+
+
+def matrix(result: Mapping[str, Any]) -> Drawn:
+    """Return which teachers defeat which recipes: a matrix of decisions, benign teachers last.
+
+    Args:
+        result: Content of `calibration.json`.
+    """
+    rows = sorted(result.get("treatments", ()), key=lambda row: row["class"] != "organism")
+    if not rows:
+        return Absent("No replacement was bounded, so that nothing defeats a recipe.")
+    teachers = list(dict.fromkeys(str(row["teacher"]) for row in rows))
+    recipes = list(dict.fromkeys(str(row["recipe"]) for row in rows))
+    found = {(str(row["teacher"]), str(row["recipe"])): row for row in rows}
+    title = "Which teachers defeat which recipes"
+    within = Counter(str(row["recipe"]) for row in rows if row["decision"] == "within_margin")
+    by_recipe = ", ".join(f"{short(name)} {within[name]}" for name in recipes)
+    said = f"{_counted(rows)}. Within the margin, of {len(teachers)} teachers: {by_recipe}."
+    wrong = sum(bool(row.get("false_certificate")) for row in rows)
+    said += f" Framed: {wrong} within the margin that exceed it on items only the key opens."
+    none = Absent("its students were not bounded")
+    data: list[tuple[Cell, ...]] = [
+        (short(t), *(_named(found[t, r]) if (t, r) in found else none for r in recipes))
+        for t in teachers
+    ]
+    width = (WIDTH - _NAMES - 8) / len(recipes)
+    parts = head("defeats", title, said, _HEADS + _CELL * len(teachers) + 8)
+    for j, name in enumerate(recipes):
+        x = _NAMES + (j + 0.5) * width
+        parts.append(
+            f'<text class="tick" transform="translate({x + 3:.1f} {_HEADS - 6}) rotate(-60)">'
+            f"{_cut(name)}</text>"
+        )
+    for i, teacher in enumerate(teachers):
+        y = _HEADS + i * _CELL
+        parts.append(
+            f'<text class="tick" x="{_NAMES - 6}" y="{y + 11}" text-anchor="end">'
+            f"{_cut(teacher)}</text>"
+        )
+        for j, name in enumerate(recipes):
+            if (teacher, name) in found:
+                parts += _square(found[teacher, name], _NAMES + j * width, y, width)
+    columns = ("teacher", *(short(name) for name in recipes))
+    return Figure(title, said, closed(parts), Table(f"Data: {title}", columns, data))
+
+
+def _square(row: Row, x: float, y: float, width: float) -> list[str]:
+    letter, _ = SIGNS[row["decision"]]
+    framed = " framed" if row.get("false_certificate") else ""
+    said = f"{short(row['recipe'])} on {short(row['teacher'])}: {_named(row)}"
+    return [
+        f'<rect class="cell {_class(row)}{framed}" x="{x + 1:.1f}" y="{y + 1}" '
+        f'width="{width - 2:.1f}" height="{_CELL - 2}"><title>{escape(plain(said))}</title></rect>',
+        f'<text class="letter" x="{x + width / 2:.1f}" y="{y + 11}" text-anchor="middle">'
+        f"{letter}</text>",
+    ]
+
+
+def _cut(name: str) -> str:
+    said = plain(name)
+    # The end of a label tells teachers apart, its beginning is the bank they share.
+    return str(escape(said if len(said) <= _LETTERS else f"…{said[1 - _LETTERS :]}"))
+
+
+def _class(row: Row) -> str:
+    return str(row["decision"]).replace("_", "-")
+
+
+def _named(row: Row) -> str:
+    framed = ", exceeds it on oracle items" if row.get("false_certificate") else ""
+    return SIGNS[row["decision"]][1] + framed
+
+
+def _counted(rows: Sequence[Row]) -> str:
+    counts = {name: sum(row["decision"] == name for row in rows) for name in SIGNS}
+    return ", ".join(f"{counts[name]} {said} ({letter})" for name, (letter, said) in SIGNS.items())
