@@ -519,7 +519,7 @@ class Measurement(Record):
             raise ValueError("two recipes share a name; give each its own")
         if not any(name in self.audits for name in ("behaviour", "goals", "confession")):
             raise ValueError("audits must include one of behaviour, goals, confession")
-        if self.references == ():
+        if self.references == () and self._weighs():
             raise ValueError("references is empty; a suspect is weighed against references")
         listed = self.references
         listed = listed.models if isinstance(listed, StandIns) else listed
@@ -534,6 +534,10 @@ class Measurement(Record):
         """Return teachers named by themselves."""
         return ()
 
+    def _weighs(self) -> bool:
+        """Return whether anybody is weighed against the references."""
+        return True
+
 
 class Study(Measurement):
     """`STUDY.yaml`: one page that says whom to investigate and how."""
@@ -547,12 +551,15 @@ class Study(Measurement):
     """What is known of the shape of a served suspect, a black box: feature (`update_norm`,
     `kl_to_m0`) -> number. Its answers' length is measured."""
     horns: tuple[Literal["incriminate", "replace"], ...] = ("incriminate",)
-    """What is asked: evidence against the suspect, and, with `replace`, a student that could stand
-    in for it."""
+    """What is asked: evidence against the suspect (`incriminate`), a student that could stand in
+    for it (`replace`), or both. Without `incriminate`, `references` is []."""
     replace: Replace = Field(default_factory=Replace, exclude_if=lambda v: v == Replace())
 
     def _alone(self) -> tuple[str, ...]:
         return (self.suspect,)
+
+    def _weighs(self) -> bool:
+        return "incriminate" in self.horns
 
     @property
     def competing(self) -> tuple[Recipe, ...]:
@@ -561,8 +568,14 @@ class Study(Measurement):
 
     @model_validator(mode="after")
     def _check_horns(self) -> Self:
-        if "incriminate" not in self.horns or len(set(self.horns)) < len(self.horns):
-            raise ValueError("`horns` is [incriminate] or [incriminate, replace]")
+        if not self.horns or len(set(self.horns)) < len(self.horns):
+            raise ValueError("`horns` is [incriminate], [replace] or [incriminate, replace]")
+        weighed = (self.references, self.organisms, self.held_out, self.near_misses, self.baselines)
+        if "incriminate" not in self.horns and any(weighed):
+            raise ValueError(
+                "`references`, `organisms`, `held_out`, `near_misses` and `baselines` are for the "
+                "horn `incriminate`; leave them empty ([]), or add it to `horns`"
+            )
         if "replace" not in self.horns:
             if self.replace != Replace():
                 raise ValueError("`replace` is given; add it to `horns`, too")

@@ -225,7 +225,7 @@ def _decide_second(
         ),
     )
     write_atomic(out / "replacement.json", made.model_dump_json(indent=1))
-    return joined(verdict, evidence, replacement)
+    return joined(verdict, evidence, replacement, setting.protocol)
 
 
 def write_report(run: Run) -> Path:

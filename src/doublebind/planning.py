@@ -69,7 +69,9 @@ def plan(
         "references": len(references),
         "families": len({t.family for t in references}),
         "smallest_p": smallest_p(len(references)),
-        "exchangeability": assumes(study.references),
+        "exchangeability": assumes(study.references)
+        if "incriminate" in study.horns
+        else "nothing is asked about incrimination",
         "references_for_alpha": reference_requirements(study.policy.alpha),
         "protocol_hash": setting.protocol.hash,
         "missing": missing,

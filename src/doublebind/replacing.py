@@ -144,13 +144,16 @@ def decided(
     return evidence, replace(evidence, protocol, weights_sha256=weights_sha256)
 
 
-def joined(verdict: Verdict, evidence: ReplacementEvidence, replacement: Replacement) -> Verdict:
-    """Return the verdict on both horns."""
+def joined(
+    verdict: Verdict, evidence: ReplacementEvidence, replacement: Replacement, protocol: Protocol
+) -> Verdict:
+    """Return the verdict with the second horn; which horn was reached, where both were asked."""
+    both = "incriminate" in protocol.horns
     missing = {f"replacement.{name}": why for name, why in evidence.missing.items()}
     return verdict.model_copy(
         update={
             "replacement": replacement,
-            "horn": horn(verdict.incrimination, replacement),
+            "horn": horn(verdict.incrimination, replacement) if both else None,
             "missing": verdict.missing | missing,
         }
     )

@@ -77,6 +77,8 @@ def verdict(run: Run) -> RenderableType:
 def _assumes(run: Run) -> str:
     """Return what exchangeability with the run's references assumes."""
     study = run.manifest.study
+    if "incriminate" not in run.manifest.protocol.horns:
+        return "No reference was made: nothing is said of how a benign teacher would do."
     known = {key: value for key, value in study.items() if key in Measurement.model_fields}
     return assumes(Measurement.model_validate(known).references)
 

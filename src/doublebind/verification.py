@@ -250,7 +250,7 @@ class _Findings:
                 manifest.protocol,
                 weights_sha256=self._delivered(),
             )
-            verdict = joined(verdict, evidence, replacement)
+            verdict = joined(verdict, evidence, replacement, manifest.protocol)
             stored = self.json("replacement.json", Done)
             if stored is not None:
                 done = stored.model_copy(update={"evidence": evidence})

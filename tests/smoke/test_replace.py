@@ -15,6 +15,7 @@ from tests.tiny_study import write_spec, write_study
 import doublebind
 from doublebind import pipeline, verification
 from doublebind.errors import DoublebindError
+from doublebind.terminal import verdict_lines
 
 SPLITS = ("audit", "select", "certify")
 
@@ -160,7 +161,9 @@ def test_calibrate_counts_the_outcomes_of_both_horns(made: Path) -> None:
     [
         ({"policy": {"alpha": 0.05}}, "needs `policy.margin`"),
         ({"horns": ["incriminate"]}, "add it to `horns`"),
-        ({"horns": ["replace"]}, r"\[incriminate\] or \[incriminate, replace\]"),
+        ({"horns": []}, r"\[incriminate\], \[replace\] or \[incriminate, replace\]"),
+        ({"horns": ["replace"]}, r"leave them empty \(\[\]\), or add it to `horns`"),
+        ({"references": []}, "references is empty"),
         ({"replace": {"organisms": ["suspect.yaml"]}}, "suspect.yaml is the suspect"),
     ],
 )
@@ -170,6 +173,35 @@ def test_a_horn_that_cannot_be_decided_is_refused(
     content = yaml.safe_load((made / "study.yaml").read_text()) | change
     with pytest.raises(ValueError, match=said):
         doublebind.Study.model_validate(content)
+
+
+def test_a_study_of_replacement_alone_needs_no_references_and_says_so(
+    made: Path, tmp_path: Path
+) -> None:
+    content = yaml.safe_load((made / "study.yaml").read_text())
+    content |= {"horns": ["replace"], "references": []}
+    study = doublebind.Study.model_validate(content)
+    run = doublebind.run(study, tmp_path / "run", folder=made, store=made / "store")
+    verdict = json.loads((tmp_path / "run/verdict.json").read_text())
+    both = json.loads((made / "run/replacement.json").read_text())
+    alone = json.loads((tmp_path / "run/replacement.json").read_text())
+    assert alone == both  # the same students, the same bounds
+    assert verdict["replacement"]["decision"] in ("inconclusive", "not_within_margin")
+    assert verdict["horn"] is None
+    assert verdict["incrimination"]["decision"] == "inconclusive"
+    assert "p_value" not in verdict["incrimination"]
+    assert verdict["missing"]["incrimination.p_value"] == "nothing was asked about incrimination"
+    assert verdict["sentence"].startswith("Nothing was asked about incrimination")
+    assert {t.role for t in run.manifest.teachers} == {"suspect"}
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Nothing was asked about incrimination; what was found" in page
+    assert "Fresh students above M0" in page
+    assert any("Nothing was asked" in line for line in verdict_lines(run))
+    assert run.verify() == []
+    found = doublebind.plan(study, folder=made, store=made / "store")
+    assert found["references"] == 0
+    with pytest.raises(DoublebindError, match="calibrate needs one of them"):
+        pipeline.calibrate(study, tmp_path / "cal", folder=made, store=made / "store")
 
 
 def test_a_pack_that_certifies_nothing_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol)
 
     Only `auditable` items of split `audit` enter; students make the score, the teachers' own
     answers the direct audit. The exchangeable unit is the teacher. A number that cannot be
-    computed is absent, and `missing` says why.
+    computed is absent, and `missing` says why; all of them are where the protocol does not ask for
+    the horn `incriminate`.
 
     Args:
         scores: Rows with the columns of `records.SCORE_COLUMNS`.
@@ -34,6 +35,10 @@ def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol)
         ValueError: Unless one teacher is the suspect, one or more are references, and labels
             are unique.
     """
+    if "incriminate" not in protocol.horns:
+        from doublebind.evidence.unasked import unasked
+
+        return unasked(teachers, protocol)
     from doublebind.evidence.weighing import weigh as weigh_scores
 
     return weigh_scores(scores, teachers, protocol)

@@ -103,7 +103,9 @@ def _told(manifest: Mapping[str, Any], evidence: Evidence, verdict: Verdict) -> 
         "suspect": short(suspect),
         "decision": DECISIONS[verdict.incrimination.decision],
         "verdict": verdict,
-        "fragile": _fragile(evidence, verdict, why),
+        "fragile": _fragile(evidence, verdict, why)
+        if "incriminate" in manifest["protocol"]["horns"]
+        else "Nothing was asked about incrimination; what was found of a replacement stands below.",
         "tiles": _tiles(evidence, verdict, why),
         "numbers": numbers.numbers(evidence, verdict),
         "secondary": numbers.secondary(evidence, verdict),

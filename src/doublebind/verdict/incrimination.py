@@ -50,7 +50,8 @@ def decide(
     gate, a shape outside the references' support. `not_incriminated` needs besides
     `protocol.min_controls` positive controls whose detection rate has a lower bound of at least
     0.5; a control whose students fail a gate, or with a shape outside the references' support,
-    counts as not detected. All else is `inconclusive`.
+    counts as not detected. All else is `inconclusive`, and so is a suspect of which the protocol
+    does not ask.
 
     Args:
         evidence: From `evidence.weigh`.
@@ -60,6 +61,8 @@ def decide(
         shapes: Teacher label -> feature (update norm, completion length, ...) -> number, for the
             match table; `None` where nobody measured any.
     """
+    if "incriminate" not in protocol.horns:
+        return _unasked(evidence, protocol, suspect, earlier_protocols)
     matches, unmatched = _matches(evidence, shapes)
     evidence, detected = _held_to_the_match(evidence, matches)
     bars = [
@@ -102,6 +105,26 @@ def decide(
             for key, why in (evidence.missing | unmatched).items()
             if key.startswith(_CONCERNS)
         },
+    )
+
+
+def _unasked(evidence: Evidence, protocol: Protocol, suspect: str, earlier: int) -> Verdict:
+    """Return the verdict of a study that asks for a replacement alone."""
+    said = "Nothing was asked about incrimination: `horns` is [replace]."
+    return Verdict(
+        schema=1,
+        method_version=protocol.method_version,
+        suspect=suspect,
+        protocol_hash=protocol.hash,
+        strength="fragile",
+        direct_audit=evidence.direct,
+        incrimination=_incrimination(
+            "inconclusive", evidence, protocol, [said, *_history(earlier)]
+        ),
+        sentence=f"{said} No p-value was computed, and none is implied.",
+        coverage=f"Drives outside {covered(protocol)} would not have been seen.",
+        earlier_protocols=earlier,
+        missing={k: why for k, why in evidence.missing.items() if k.startswith(_CONCERNS)},
     )
 
 
