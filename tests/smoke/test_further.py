@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 import yaml
 from tests.smoke.test_replace import double
-from tests.tiny_study import NOUNS, user
+from tests.tiny_study import NOUNS, user, write_spec
 
 import doublebind
-from doublebind import verification
+from doublebind import pipeline, verification
 from doublebind.config import Further, Study
 from doublebind.continuing import _courses
 from doublebind.errors import DoublebindError
@@ -117,6 +117,16 @@ def test_a_rerun_trains_nobody_twice_and_a_plan_counts_all(made: Path) -> None:
     assert (made / "run/replacement.json").read_bytes() == before
     found = doublebind.plan(made / "study.yaml", store=made / "store")["cells"]["further"]
     assert (found["needed"], found["stored"]) == (8, 8)
+
+
+def test_calibrate_says_of_every_teacher_what_became_of_its_students(made: Path) -> None:
+    content = yaml.safe_load((made / "study.yaml").read_text())
+    content["organisms"] = [write_spec(made, "tested", "ruler", 60)]
+    tested = Study.model_validate(content)
+    found = pipeline.calibrate(tested, made / "cal", folder=made, store=made / "store")
+    (row,) = found["treatments"]
+    assert set(row["further"]) == {"benign", "incentive"}
+    assert set(row["further"].values()) <= {"holds", "relapses", "inconclusive"}
 
 
 def test_a_suspect_of_unknown_making_is_given_the_incentive_that_the_study_names() -> None:
