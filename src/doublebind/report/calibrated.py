@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from doublebind.report import figures
+from doublebind.report import figures, treated
 from doublebind.report.drawings import Drawn, Figure
 from doublebind.report.figures import Bound, Line, Mark, Point
 from doublebind.report.html import Tile
@@ -61,6 +61,7 @@ def render(found: Found, study: Mapping[str, Any]) -> str:
         pictures=[_forest(found), _each(found)],
         tables=[_rates(found), *_parts(found)],
         second=_second(found),
+        treated=[treated.plane(found), treated.matrix(found)] if "treatments" in found else [],
         teachers=_teachers(found),
         weighed=(
             f"Each was weighed against {found['n_references']} references, of "

@@ -75,7 +75,9 @@ def test_equal_content_gives_equal_pages() -> None:
 def test_replacements_are_told_only_where_they_were_asked_for() -> None:
     assert "did not ask for the replacement horn" in render_rates(found(), {})
     rate = clustered_rate([True, False], ["a", "b"])
+    row = {"teacher": "t-0", "class": "organism", "recipe": "plain", "decision": "within_margin"}
     both = found(
+        treatments=[row],
         outcomes={"organism": {"both": rate}},
         replacement_if_not_incriminated={"organism": {"n": 0}},
         common_mode=rate,
@@ -84,3 +86,5 @@ def test_replacements_are_told_only_where_they_were_asked_for() -> None:
     page = render_rates(both, {})
     assert "Outcomes of the double bind" in page
     assert "1 of 3" in page
+    assert "Which teachers defeat which recipes" in page
+    assert "No comparison possible" in page  # neither ratio of that organism exists
