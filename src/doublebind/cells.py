@@ -40,7 +40,7 @@ from doublebind.distillation import Contrast, Live, distill, initialise
 from doublebind.errors import ConfigError
 from doublebind.executor import Job
 from doublebind.grid import BaselineJobs, Plan, Student
-from doublebind.jobs import at_mark, audit_job, build_job, prompts_job, trained
+from doublebind.jobs import at_mark, audit_job, build_job, prompts_job, trained, whole
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
 from doublebind.packs.load import load as load_pack
@@ -187,11 +187,10 @@ class Planner:
         answers = self._rollouts(self._m0, cell.recipe.prompts, cell.prompts)
         sft, training = SFT(kind="sft"), _unmarked(cell.recipe).training
         note = "a teacher, tuned on M0's answers"
-        train, made = self._trains(
-            self._source(teacher), answers, None, sft, training, cell.seed, note
-        )
+        merging, base = whole(self.store, self._source(teacher), **self.heavy)
+        train, made = self._trains(base, answers, None, sft, training, cell.seed, note)
         audit = self._audit(train.key, made)
-        return BaselineJobs(teacher.label, "retrained", (answers, train), audit)
+        return BaselineJobs(teacher.label, "retrained", (*merging, answers, train), audit)
 
     @property
     def _m0(self) -> Found:

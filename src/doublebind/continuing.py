@@ -11,11 +11,9 @@ from typing import NamedTuple
 
 from doublebind.cells import Planner
 from doublebind.config import Further, Phase, TeacherSpec
-from doublebind.distillation import REV as DISTILLATION_REV
-from doublebind.distillation import merge
 from doublebind.executor import Job
 from doublebind.grid import Continued, Student
-from doublebind.jobs import audit_job, trained
+from doublebind.jobs import audit_job, trained, whole
 from doublebind.packs.load import load
 from doublebind.records import ModelSource, Way, content_hash
 from doublebind.teachers import REV as TEACHERS_REV
@@ -122,11 +120,7 @@ def _one(
 ) -> Continued:
     """Return the jobs of one model; its twin's differ in the base alone."""
     base = base.model_copy(update={"engine": None})
-    merging: tuple[Job, ...] = ()
-    if base.adapter is not None:
-        key = content_hash(["merged", DISTILLATION_REV, base.sha256, planner.study.dtype])
-        job = Job("base", key, merge, {"source": base, **planner.heavy}, "merged")
-        merging, base = (job,), trained(planner.store, "base", key, base, adapter=False)
+    merging, base = whole(planner.store, base, **planner.heavy)
     spec = _spec(planner, further, course, student.seed)
     shape = spec.model_dump(mode="json", exclude={"name", "family", "pack", "base"})
     content = load(course.pack, relative_to=Path()).sha256

@@ -93,7 +93,7 @@ class Plan:
         for number, cells in enumerate(self._rounds()):
             first = number == 0
             found += [
-                _before("base", cells),
+                _before("base", [*cells, *(self.baselines if first else ())]),
                 [cell.prompts for cell in cells],
                 [
                     *(cell.rollouts for cell in cells),

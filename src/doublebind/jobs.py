@@ -9,7 +9,8 @@ from doublebind.audit import REV as AUDIT_REV
 from doublebind.audit import Audit
 from doublebind.audit import run as run_audit
 from doublebind.config import Dtype, Prompts
-from doublebind.distillation import MARKS, mark_key
+from doublebind.distillation import MARKS, mark_key, merge
+from doublebind.distillation import REV as DISTILLATION_REV
 from doublebind.executor import Job
 from doublebind.packs.load import Pack
 from doublebind.prompts import REV as PROMPTS_REV
@@ -34,6 +35,18 @@ def at_mark(made: ModelSource, step: int) -> ModelSource:
     there = Path(getattr(made, which)).with_name(MARKS) / str(step)
     key = mark_key(made.sha256, step)
     return made.model_copy(update={which: str(there), "sha256": key})
+
+
+def whole(
+    store: Store, source: ModelSource, *, dtype: Dtype, cache: Path
+) -> tuple[tuple[Job, ...], ModelSource]:
+    """Return a model that can be trained, and the job that merges an adapter into its base."""
+    if source.adapter is None:
+        return (), source
+    key = content_hash(["merged", DISTILLATION_REV, source.sha256, dtype])
+    inputs = {"source": source, "dtype": dtype, "cache": cache}
+    made = trained(store, "base", key, source, adapter=False)
+    return (Job("base", key, merge, inputs, "merged"),), made
 
 
 def build_job(teacher: Found, cache: Path) -> Job:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from doublebind.cells import Planner
-from doublebind.config import Prompts, Study
+from doublebind.config import Lora, Prompts, Study
 from doublebind.executor import Job
 from doublebind.grid import Plan, Student
 from doublebind.store import Store
@@ -129,3 +129,21 @@ def test_a_treatment_changes_the_student_and_not_the_answers(tmp_path: Path) -> 
 def test_a_filter_stands_last_and_once(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="put it last, once"):
         _treated(tmp_path, TREATED[::-1])
+
+
+def test_a_teacher_with_an_adapter_is_merged_before_it_is_tuned_again(tmp_path: Path) -> None:
+    study = Study.model_validate({**STUDY, "baselines": ["retrained"]})
+    planner = Planner(study, tmp_path, Store(tmp_path / "store"))
+    found = planner.find("terrarium/suspect-1")
+    assert found.spec is not None
+    adapted = found._replace(spec=found.spec.model_copy(update={"lora": Lora()}))
+    for teacher, is_merged in ((found, False), (adapted, True)):
+        plan = planner.plan([teacher])
+        order = [job for stage in plan.stages() for job in stage]
+        [merging] = [job for job in order if job.kind == "base"] or [None]
+        assert (merging is not None) == is_merged
+        tuned = next(job for job in order if job.note == "a teacher, tuned on M0's answers")
+        assert tuned.inputs["base"].adapter is None
+        if merging is not None:
+            assert tuned.inputs["base"].sha256 == merging.key
+            assert order.index(plan.build[0]) < order.index(merging) < order.index(tuned)
