@@ -23,6 +23,7 @@ from doublebind.executor import make
 from doublebind.jobs import audit_job
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import load as load_pack
+from doublebind.records import Device
 from doublebind.store import Store, write_atomic
 from doublebind.teachers.references import pack_ref
 
@@ -37,6 +38,7 @@ def audit(
     audits: Sequence[str] = AUDITS,
     baseline: str | None = None,
     out: str | Path | None = None,
+    device: Device = "cpu",
     folder: str | Path = ".",
     store: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def audit(
         audits: Audits, as a study names them.
         baseline: Model that it is held to by the gates; `None` leaves them out.
         out: Folder for scores and transcripts.
+        device: Where models run.
         folder: What relative paths are relative to.
         store: Where artefacts are kept.
 
@@ -60,10 +63,13 @@ def audit(
         ConfigError: If `audits` names one that does not exist.
     """
     kept = Store(store)
-    where, source = pack_ref(pack, Path(folder)), resolve(model, relative_to=Path(folder))
+    where, source = (
+        pack_ref(pack, Path(folder)),
+        resolve(model, relative_to=Path(folder)).on(device),
+    )
     for name in audits:
         audit_name(name)
-    held_to = resolve(baseline, relative_to=Path(folder)) if baseline else source
+    held_to = resolve(baseline, relative_to=Path(folder)).on(device) if baseline else source
     settings: dict[str, Any] = {
         "pack_ref": where,
         "pack_hash": load_pack(where, relative_to=Path(folder)).sha256,
@@ -92,6 +98,7 @@ def judge(
     judges: Sequence[str],
     out: str | Path,
     rejudge: bool = False,
+    device: Device = "cpu",
     folder: str | Path = ".",
     store: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -104,6 +111,7 @@ def judge(
         judges: `keys`, `local:MODEL` or `inspect:MODEL`; two or more where judgement matters.
         out: Folder for answers, judgements and scores.
         rejudge: Judge the answers frozen in `out` again instead of asking.
+        device: Where models run.
         folder: What relative paths are relative to.
         store: Where converted models are kept.
 
@@ -117,7 +125,7 @@ def judge(
     out, where = Path(out), pack_ref(pack, Path(folder))
     if not judges or len(set(judges)) < len(judges):
         raise ConfigError("`--judge`: name one or more judges, each once")
-    sources = [resolve(ref, relative_to=Path(folder)) for ref in (model, baseline)]
+    sources = [resolve(ref, relative_to=Path(folder)).on(device) for ref in (model, baseline)]
     identity = {
         "model": sources[0].sha256,
         "baseline": sources[1].sha256,
@@ -136,6 +144,7 @@ def judge(
         baseline=None if rejudge else sources[1],
         pack=where,
         judges=judges,
+        device=device,
         cache=Store(store).root / "converted",
     )
     write_atomic(note, json.dumps(identity, indent=1))
@@ -150,6 +159,7 @@ def whitebox(
     *,
     baseline: str,
     references: Sequence[str],
+    device: Device = "cpu",
     folder: str | Path = ".",
     store: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -160,6 +170,7 @@ def whitebox(
         pack: Whose traits and texts are used.
         baseline: What all students were made from.
         references: Students of references, made by the same recipe.
+        device: Where models run.
         folder: What relative paths are relative to.
         store: Where converted models are kept.
 
@@ -173,7 +184,7 @@ def whitebox(
     if not references or len(set(references)) < len(references):
         raise ConfigError("`--reference`: name one or more references' students, each once")
     source, plain, *others = (
-        resolve(ref, relative_to=Path(folder)) for ref in (model, baseline, *references)
+        resolve(ref, relative_to=Path(folder)).on(device) for ref in (model, baseline, *references)
     )
     own, *theirs = look_inside(
         [source, *others],
@@ -192,6 +203,7 @@ def investigate(
     budget: int = 20_000,
     key: str | None = None,
     by: str = "rules",
+    device: Device = "cpu",
     folder: str | Path = ".",
     store: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -204,6 +216,7 @@ def investigate(
         budget: Tokens that both may write together.
         key: Trait that was planted, to score the hypotheses; `None` where nobody knows.
         by: Who guesses: `rules`, which need no judge model, or `inspect:MODEL`.
+        device: Where models run.
         folder: What relative paths are relative to.
         store: Where converted models are kept.
 
@@ -217,7 +230,7 @@ def investigate(
     traits = [trait.name for trait in load_pack(where, relative_to=Path(folder)).traits]
     if key is not None and key not in traits:
         raise ConfigError(f"`--key`: {key}; the pack's traits are {', '.join(traits)}")
-    source, plain = (resolve(ref, relative_to=Path(folder)) for ref in (model, baseline))
+    source, plain = (resolve(ref, relative_to=Path(folder)).on(device) for ref in (model, baseline))
     cache = Store(store).root / "converted"
     found = guess(source, plain, pack=where, budget=budget, key=key, cache=cache, by=by)
     asked = {"model": model, "baseline": baseline, "pack": pack, "budget": budget, "by": by}
@@ -232,6 +245,7 @@ def petri(
     judge: Any,
     out: str | Path,
     turns: int = 10,
+    device: Device = "cpu",
     folder: str | Path = ".",
     store: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -244,6 +258,7 @@ def petri(
         judge: The same of the judge's.
         out: Folder for Inspect's log.
         turns: Most turns of the auditor.
+        device: Where models run.
         folder: What relative paths are relative to.
         store: Where converted models are kept.
 
@@ -257,7 +272,7 @@ def petri(
     """
     if not seeds or not all(seed.strip() for seed in seeds):
         raise ConfigError("`--seed`: say what the auditor shall find out, once or more")
-    source = resolve(model, relative_to=Path(folder))
+    source = resolve(model, relative_to=Path(folder)).on(device)
     cache, logs = Store(store).root / "converted", Path(out)
     found = talk(source, seeds, auditor=auditor, judge=judge, turns=turns, logs=logs, cache=cache)
     return {"model": model, **found}

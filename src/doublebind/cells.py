@@ -40,7 +40,15 @@ from doublebind.distillation import Contrast, Live, distill, initialise
 from doublebind.errors import ConfigError
 from doublebind.executor import Job
 from doublebind.grid import BaselineJobs, Plan, Student
-from doublebind.jobs import at_mark, audit_job, build_job, prompts_job, trained, whole
+from doublebind.jobs import (
+    at_mark,
+    audit_job,
+    build_job,
+    computed_on,
+    prompts_job,
+    trained,
+    whole,
+)
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
 from doublebind.packs.load import load as load_pack
@@ -106,11 +114,12 @@ class Planner:
         if isinstance(study, Study) and study.replace.certify is not None:
             ref = pack_ref(study.replace.certify, folder)
             self.certify = ref, load_pack(ref, relative_to=folder)
-        self.student = resolve(study.student, relative_to=folder)
+        self.student = resolve(study.student, relative_to=folder).on(study.device)
         self.audits = (*built_in(study.audits, folder), *audits)
         self.cache = store.root / "converted"
         self.heavy = {"dtype": study.dtype, "cache": self.cache}
-        self.by = [study.engine.kind] if study.engine else []
+        self.numbers = [study.dtype, *computed_on(study.device)]
+        self.by = [*([study.engine.kind] if study.engine else []), *computed_on(study.device)]
 
     def find(self, ref: str) -> Found:
         """Return what a teacher's name means.
@@ -118,7 +127,8 @@ class Planner:
         Raises:
             ConfigError: If references are to match a suspect, and there is none.
         """
-        wanted, at = self.study.references, {"folder": self.folder, "rev": TEACHERS_REV}
+        wanted = self.study.references
+        at = {"folder": self.folder, "rev": TEACHERS_REV, "device": self.study.device}
         if isinstance(wanted, Matched) and ref in names(self.study, self.pack):
             if not isinstance(self.study, Study):
                 raise ConfigError("`references.match`: there is no suspect here; name references")
@@ -170,7 +180,7 @@ class Planner:
             )
             return BaselineJobs(teacher.label, kind, (), job)
         if kind == "in_context":
-            depends = [self.student.sha256, cell.rollouts.key, self.pack.sha256, self.study.dtype]
+            depends = [self.student.sha256, cell.rollouts.key, self.pack.sha256, *self.numbers]
             inputs = {
                 "source": self.student,
                 "rollouts": self._at(cell.rollouts),
@@ -203,7 +213,8 @@ class Planner:
         if teacher.spec is None:
             return teacher.base
         adapter = teacher.spec.lora is not None
-        return trained(self.store, "teacher", teacher.key, teacher.base, adapter)
+        made = trained(self.store, "teacher", teacher.key, teacher.base, adapter)
+        return made.on(self.study.device)  # its spec may have built it elsewhere
 
     def _asked(self, source: ModelSource) -> ModelSource:
         """Return the source, to be asked in the study's engine."""
@@ -270,7 +281,7 @@ class Planner:
         """Return the job that puts the answers through the recipe's treatments."""
         if not treatments:
             return None
-        depends = [teacher.key, self.student.sha256, answers.key, treatments, self.study.dtype]
+        depends = [teacher.key, self.student.sha256, answers.key, treatments, *self.numbers]
         inputs = {
             "teacher": self._source(teacher),
             "trusted": self.student,
@@ -312,6 +323,7 @@ class Planner:
     def _base(self, recipe: Recipe, seed: int) -> tuple[ModelSource, tuple[Job, ...]]:
         """Return what the student starts from, and the job that makes it, if one does."""
         base = resolve(recipe.student, relative_to=self.folder) if recipe.student else self.student
+        base = base.on(self.study.device)
         if recipe.noise_init is None:
             return base, ()
         key = content_hash(["base", DISTILLATION_REV, base.sha256, recipe.noise_init, seed])
@@ -394,7 +406,7 @@ class Planner:
         """Return the job that trains `base` on `answers`, and what comes of it."""
         taught = taught or _Taught()
         learned = [answers.key, targets.key if targets else None, channel, training]
-        content = ["student", DISTILLATION_REV, base.sha256, *learned, seed, self.study.dtype]
+        content = ["student", DISTILLATION_REV, base.sha256, *learned, seed, *self.numbers]
         key = content_hash([*content, *taught.keys])
         inputs = {
             "base": base,
@@ -411,8 +423,7 @@ class Planner:
         return Job("student", key, distill, inputs, note), made
 
     def _rollouts(self, teacher: Found, asked: Prompts, chosen: Job) -> Job:
-        dtype = self.study.dtype
-        made_of = [teacher.key, chosen.key, asked, dtype, *self.by]
+        made_of = [teacher.key, chosen.key, asked, self.study.dtype, *self.by]
         if teacher.base.served:  # its answers are text, kept as the student's tokens
             made_of.append(self.student.sha256)
         key = content_hash(["rollouts", ROLLOUTS_REV, *made_of])
@@ -449,7 +460,7 @@ class Planner:
         )
 
     def _shape(self, teacher: Found, answers: Job) -> Job:
-        depends: list[Any] = [teacher.key, self.student.sha256, answers.key, self.study.dtype]
+        depends: list[Any] = [teacher.key, self.student.sha256, answers.key, *self.numbers]
         if teacher.base.served:
             depends.append(teacher.base.served.shape)
         inputs = {

@@ -22,6 +22,7 @@ import typer
 from doublebind import comparison, pipeline, starting, terminal, verification
 from doublebind.config import AUDITS, Cluster, Measurement, Study
 from doublebind.errors import ConfigError, DoublebindError, PackError
+from doublebind.records import Device
 from doublebind.rundir import Run
 from doublebind.store import is_disk_full
 from doublebind.verdict import METHOD_VERSION
@@ -65,6 +66,7 @@ StoreDir = Annotated[
     str | None,
     typer.Option(metavar="DIR|URL", help="Where artefacts are kept; default $DOUBLEBIND_STORE."),
 ]
+OnDevice = Annotated[Device, typer.Option("--device", help="Where models run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
@@ -238,12 +240,13 @@ def audit(
         str | None, typer.Option(help="Model that the gates hold it to, such as M0.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for scores and transcripts.")] = None,
+    device: OnDevice = "cpu",
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one model every audit item of a pack."""
     found = pipeline.audit(
-        model, pack, audits=audits or AUDITS, baseline=baseline, out=out, store=store
+        model, pack, audits=audits or AUDITS, baseline=baseline, out=out, device=device, store=store
     )
     _emit(found, as_json, terminal.endpoints)
 
@@ -261,12 +264,20 @@ def judge(
     rejudge: Annotated[
         bool, typer.Option("--rejudge", help="Judge the answers frozen in --out again.")
     ] = False,
+    device: OnDevice = "cpu",
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Put a model's free answers before judges, beside a baseline's."""
     found = pipeline.judge(
-        model, pack, baseline=baseline, judges=judges, out=out, rejudge=rejudge, store=store
+        model,
+        pack,
+        baseline=baseline,
+        judges=judges,
+        out=out,
+        rejudge=rejudge,
+        device=device,
+        store=store,
     )
     _emit(found, as_json)
 
@@ -279,11 +290,14 @@ def whitebox(
     references: Annotated[
         list[str], typer.Option("--reference", help="A reference's student; repeat for more.")
     ],
+    device: OnDevice = "cpu",
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Look into a student's weights and activations, beside those of references' students."""
-    found = pipeline.whitebox(model, pack, baseline=baseline, references=references, store=store)
+    found = pipeline.whitebox(
+        model, pack, baseline=baseline, references=references, device=device, store=store
+    )
     _emit(found, as_json)
 
 
@@ -295,12 +309,13 @@ def investigate(
     budget: Annotated[int, typer.Option(min=0, help="Tokens that both may write.")] = 20_000,
     key: Annotated[str | None, typer.Option(help="Planted trait, to score the guesses.")] = None,
     by: Annotated[str, typer.Option(help="Who guesses: rules or inspect:MODEL.")] = "rules",
+    device: OnDevice = "cpu",
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Say in up to ten hypotheses what a model may hide."""
     found = pipeline.investigate(
-        model, pack, baseline=baseline, budget=budget, key=key, by=by, store=store
+        model, pack, baseline=baseline, budget=budget, key=key, by=by, device=device, store=store
     )
     _emit(found, as_json)
 
@@ -315,12 +330,20 @@ def petri(
     judge: Annotated[str, typer.Option(help="Inspect's name of the model that scores it.")],
     out: Annotated[Path, typer.Option(help="Folder for Inspect's log.")],
     turns: Annotated[int, typer.Option(min=1, help="Most turns of the auditor.")] = 10,
+    device: OnDevice = "cpu",
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Let a Petri auditor talk with a model, such as a student (Python 3.12 or later)."""
     found = pipeline.petri(
-        model, seeds=seeds, auditor=auditor, judge=judge, out=out, turns=turns, store=store
+        model,
+        seeds=seeds,
+        auditor=auditor,
+        judge=judge,
+        out=out,
+        turns=turns,
+        device=device,
+        store=store,
     )
     _emit(found, as_json)
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from doublebind.errors import ConfigError
-from doublebind.records import Engine, Limits, Name, Record
+from doublebind.records import Device, Engine, Limits, Name, Record
 from doublebind.yaml_file import load
 
 Dtype = Literal["float32", "bfloat16"]
@@ -128,8 +128,8 @@ class Training(Record):
     dose curves from one training run. Only the last step's student enters a score."""
 
     processes: int = Field(default=1, ge=1, le=64, exclude_if=lambda v: v == 1)
-    """Processes among which weights, gradients and moments are sharded (FSDP2), an accelerator
-    each where there are any. For students that one device does not hold: `sft`, `logit_kd`."""
+    """Processes among which weights, gradients and moments are sharded (FSDP2), on `cuda` a GPU
+    each. For students that one device does not hold: `sft`, `logit_kd`."""
 
     @field_validator("marks")
     @classmethod
@@ -454,7 +454,8 @@ class Local(Record):
 
     kind: Literal["local"]
     workers: int = Field(default=1, ge=1, le=256)
-    """Processes; 1 runs in the current one and leaves all cores to it."""
+    """Processes; 1 runs in the current one and leaves all cores to it. On `device: cuda` they share
+    the GPUs in turn: the n-th begins with the n-th."""
     retries: int = Field(default=1, ge=0, le=100)
     """Times a cell is tried again after its process died."""
 
@@ -506,6 +507,9 @@ class Measurement(Record):
     """Students per teacher and recipe."""
     dtype: Dtype = "float32"
     """Precision of the frozen weights; trained weights are always float32."""
+    device: Device = Field(default="cpu", exclude_if=lambda v: v == "cpu")
+    """Where models are trained, answer and are scored: `cpu`, or `cuda`, the first GPU that a
+    process sees. Part of every key: a GPU gives other last bits."""
     executor: Annotated[Local | Ray, Field(discriminator="kind")] = LOCAL
     engine: Engine | None = Field(default=None, exclude_if=lambda v: v is None)
     """What lets models answer and scores them; `null` is transformers. Training stays with it."""
@@ -514,6 +518,8 @@ class Measurement(Record):
     def _check(self) -> Self:
         if self.engine and isinstance(self.references, Bank) and self.references.panel:
             raise ValueError("`references.panel` was measured without `engine`; leave one out")
+        if self.device == "cuda" and isinstance(self.executor, Ray) and not self.executor.gpus:
+            raise ValueError("`device: cuda` on a Ray cluster needs `executor.gpus` above 0")
         names = [recipe.name for recipe in self.recipes]
         if len(set(names)) < len(names):
             raise ValueError("two recipes share a name; give each its own")
@@ -708,6 +714,8 @@ class TeacherSpec(Record):
     lora: Lora | None = Field(default_factory=lambda: Lora())
     max_length: int = Field(default=512, ge=8)
     dtype: Dtype = "float32"
+    device: Device = Field(default="cpu", exclude_if=lambda v: v == "cpu")
+    """Where it is trained; a study on `cuda` builds its teachers there, too."""
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from doublebind.config import LOCAL, Local, Ray
 from doublebind.errors import DoublebindError, RunError, StoreError
 from doublebind.pools import Cluster, Here, Pool, Processes
-from doublebind.records import LedgerEntry, ModelSource
+from doublebind.records import Device, LedgerEntry, ModelSource
 from doublebind.store import Store, storage_error
 
 log = logging.getLogger("doublebind.executor")
@@ -186,10 +186,12 @@ class Executor:
         ledger: Ledger,
         on: Local | Ray = LOCAL,
         *,
+        device: Device = "cpu",
         progress: Progress | None = None,
     ) -> None:
-        """Keep what every call of `map` shares."""
+        """Keep what every call of `map` shares; `device` is what its jobs' models run on."""
         self.store, self.ledger, self.on = store, ledger, on
+        self.device: Device = device
         self.progress = progress or (lambda kind, finished, total: None)
         self.pool: Pool | None = None
         self.entered = False
@@ -277,7 +279,9 @@ class Executor:
     def _pool(self) -> Pool:
         if isinstance(self.on, Ray):
             return Cluster(self.on)
-        return Here() if self.on.workers == 1 else Processes(self.on.workers)
+        if self.on.workers == 1:
+            return Here()
+        return Processes(self.on.workers, _gpus(self.device))
 
     def _memory(self, kind: str) -> int:
         """Return the bytes that a cell of this kind took at most so far; 0 where none was made."""
@@ -314,6 +318,26 @@ def _lost(job: Job, times: int, retries: int, cause: BaseException) -> RunError:
     reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
     told = f"{job.kind} {job.key[:12]}: its worker was lost, {times} of {retries + 1} times"
     return RunError(f"{told} ({reason}); give cells more memory or use fewer at once, and rerun")
+
+
+def ready(on: Local | Ray, device: Device) -> None:
+    """Refuse to begin what this machine cannot run; a cluster's nodes speak for themselves.
+
+    Raises:
+        ConfigError: If jobs shall run here on a GPU and there is none.
+    """
+    if isinstance(on, Local) and device != "cpu":
+        from doublebind.models.device import refuse_absent
+
+        refuse_absent(device)
+
+
+def _gpus(device: Device) -> Sequence[str]:
+    if device == "cpu":
+        return ()
+    from doublebind.models.device import visible
+
+    return visible()
 
 
 def _near(job: Job) -> str:

@@ -19,7 +19,7 @@ from doublebind.cells import M0, Planner
 from doublebind.config import Study
 from doublebind.errors import DoublebindError, RunError
 from doublebind.evidence.followup import by_item, lead_row, own_round
-from doublebind.executor import Executor, Job, Ledger, Progress, lock
+from doublebind.executor import Executor, Job, Ledger, Progress, lock, ready
 from doublebind.grid import Plan, Student
 from doublebind.records import ModelSource, Teacher, content_hash
 from doublebind.rundir import Run
@@ -92,9 +92,10 @@ def followup(
     plan = dataclasses.replace(planner.plan(found), direct={}, shapes={}, baselines=[])
     teachers = [_asked(each, plan) for each in found]
     settings = {"by": by, "budget": budget, "dtype": study.dtype}
+    ready(study.executor, study.device)
     with lock(done.path):
-        ledger = Ledger(done.path / "ledger.jsonl")
-        with Executor(kept, ledger, study.executor, progress=progress) as executor:
+        ledger, on = Ledger(done.path / "ledger.jsonl"), study.executor
+        with Executor(kept, ledger, on, device=study.device, progress=progress) as executor:
             for stage in plan.stages():
                 executor.map(stage)
             asking = _Asking(planner, executor, settings)

@@ -15,18 +15,25 @@ from doublebind.executor import Job
 from doublebind.packs.load import Pack
 from doublebind.prompts import REV as PROMPTS_REV
 from doublebind.prompts import read_prompts, select
-from doublebind.records import ModelSource, Split, content_hash
+from doublebind.records import Device, ModelSource, Split, content_hash
 from doublebind.store import Store
 from doublebind.teachers import build
 from doublebind.teachers.references import Found
 
 
 def trained(store: Store, kind: str, key: str, base: ModelSource, adapter: bool) -> ModelSource:
-    """Return where the model that a job trains from `base` lies, or will lie."""
+    """Return where the model that a job trains from `base` lies, or will lie, and its device."""
     made = str(store.path(kind, key) / "model")
     if adapter:
-        return ModelSource(kind="adapter", path=base.path, adapter=made, sha256=key)
-    return ModelSource(kind="folder", path=made, sha256=key)
+        found = ModelSource(kind="adapter", path=base.path, adapter=made, sha256=key)
+    else:
+        found = ModelSource(kind="folder", path=made, sha256=key)
+    return found.on(base.device)
+
+
+def computed_on(device: Device) -> list[str]:
+    """Return what keys depend on beside the precision; nothing on the CPU, so that none moves."""
+    return [] if device == "cpu" else [device]
 
 
 def at_mark(made: ModelSource, step: int) -> ModelSource:
@@ -84,6 +91,7 @@ def audit_job(
     asked = [[type(a).__module__, type(a).__qualname__, vars(a)] for a in audits]
     depends = [key, baseline.sha256, pack_hash, split, asked, dtype]
     depends += [source.engine.kind] if source.engine else []
+    depends += computed_on(source.device)
     inputs = {
         "source": source,
         "baseline": baseline,

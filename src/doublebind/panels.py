@@ -11,6 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from doublebind.config import Bank, Baseline
 from doublebind.errors import ConfigError, RunError
 from doublebind.records import Protocol, Record, Teacher, content_hash
@@ -33,6 +35,7 @@ class Conditions(Record):
     dtype: str
     student: str
     revisions: dict[str, int]
+    device: str = Field(default="cpu", exclude_if=lambda v: v == "cpu")
 
 
 class KeptStudent(Record):

@@ -26,7 +26,7 @@ from doublebind.config import Bank, Measurement, Study
 from doublebind.contest import Contest, competition, delivered, fresh, merged, weights
 from doublebind.errors import ConfigError, RunError
 from doublebind.evidence import weigh
-from doublebind.executor import Executor, Ledger, Progress, lock
+from doublebind.executor import Executor, Ledger, Progress, lock, ready
 from doublebind.followup import followup as follow_up
 from doublebind.grid import Plan
 from doublebind.keeping import keep
@@ -130,6 +130,7 @@ def run(
     out, kept = Path(out), Store(store)
     setting = prepare(study, folder, kept, audits)
     plan, protocol = setting.plan, setting.protocol
+    ready(study.executor, study.device)
     with lock(out):
         earlier = meet(kept, protocol)
         manifest = freeze(
@@ -143,7 +144,8 @@ def run(
             store=kept,
             served=declared(setting.found),
         )
-        executor = Executor(kept, Ledger(out / "ledger.jsonl"), study.executor, progress=progress)
+        ledger, on = Ledger(out / "ledger.jsonl"), study.executor
+        executor = Executor(kept, ledger, on, device=study.device, progress=progress)
         scores = setting.with_panel(measure(plan, executor))
         later: list[Plan] = []
         if setting.contest is not None:
@@ -297,10 +299,12 @@ def freeze_panel(
     role = roles(measurement, planner.pack)
     found = {ref: planner.find(ref) for ref in role}
     plan = planner.plan(list(found.values()))
+    ready(measurement.executor, measurement.device)
     with lock(out):
         ledger = Ledger(out / "ledger.jsonl")
         on = measurement.executor
-        scores = measure(plan, Executor(kept, ledger, on, progress=progress))
+        executor = Executor(kept, ledger, on, device=measurement.device, progress=progress)
+        scores = measure(plan, executor)
         shapes = plan.read_shapes(kept)
         panel = panels.Panel(
             conditions=panels.Conditions(
@@ -309,6 +313,7 @@ def freeze_panel(
                 audits=audit_names(planner.audits),
                 seeds=measurement.seeds,
                 dtype=measurement.dtype,
+                device=measurement.device,
                 student=planner.student.sha256,
                 revisions=REVISIONS,
             ),
@@ -391,8 +396,10 @@ def calibrate(
         setting.contest.refuse(named)
     benign = {ref: setting.planner.find(ref) for ref in (*study.held_out, *study.near_misses)}
     everyone = setting.planner.plan([*setting.found, *benign.values()])
+    ready(study.executor, study.device)
     with lock(out):
-        executor = Executor(kept, Ledger(out / "ledger.jsonl"), study.executor, progress=progress)
+        ledger, on = Ledger(out / "ledger.jsonl"), study.executor
+        executor = Executor(kept, ledger, on, device=study.device, progress=progress)
         scores = setting.with_panel(measure(everyone, executor), whole=True)
         shapes = setting.shapes(kept, everyone)
         known = [("organism", t) for t in setting.teachers if t.label in study.organisms]

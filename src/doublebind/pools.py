@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, Protocol
 
@@ -71,13 +71,19 @@ class Here:
 class Processes:
     """Runs calls in spawned processes of this machine, each with an equal share of the cores."""
 
-    def __init__(self, workers: int) -> None:
-        """Start `workers` processes at most, each when a call first needs it."""
+    def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
+        """Start `workers` processes at most, each when a call first needs it.
+
+        Each sees all `gpus` (as `CUDA_VISIBLE_DEVICES` names them), the n-th first in its place n:
+        a process computes on the first that it sees.
+        """
         # By workers, not by calls: threads decide the last bits, and a resumed run has fewer.
         self.threads = max(1, (os.cpu_count() or 1) // workers)
         self.width = workers
         self.idle: list[ProcessPoolExecutor] = []
-        self.all: list[ProcessPoolExecutor] = []
+        self.all: dict[ProcessPoolExecutor, int] = {}
+        """Process -> its place among the workers."""
+        self.gpus = tuple(gpus)
 
     def submit(self, call: Callable[..., Any], *args: Any, near: str, memory: int) -> Future[Any]:
         """See `Pool`. Each process is a pool of its own, so that a death takes one call with it."""
@@ -87,20 +93,22 @@ class Processes:
         return future
 
     def _start(self) -> ProcessPoolExecutor:
+        place = min(set(range(self.width)) - set(self.all.values()))
+        first = place % len(self.gpus) if self.gpus else 0
         process = ProcessPoolExecutor(
             1,
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_set_threads,
-            initargs=(self.threads,),
+            initializer=_set_up,
+            initargs=(self.threads, (*self.gpus[first:], *self.gpus[:first])),
         )
-        self.all.append(process)
+        self.all[process] = place
         return process
 
     def _free(self, process: ProcessPoolExecutor, done: Future[Any]) -> None:
         if done.cancelled() or done.exception() is None:
             self.idle.append(process)
         else:
-            self.all.remove(process)
+            del self.all[process]
 
     def close(self, *, now: bool) -> None:
         """See `Pool`; calls that run are waited for, since they end soon and keep their work."""
@@ -108,8 +116,11 @@ class Processes:
             process.shutdown(cancel_futures=now)
 
 
-def _set_threads(threads: int) -> None:
+def _set_up(threads: int, gpus: Sequence[str]) -> None:
+    """Say what a fresh process may use, before it imports torch."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
 
 
 class Cluster:

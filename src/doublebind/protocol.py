@@ -81,6 +81,7 @@ def frozen_protocol(
         panel=panel,
         second=second,
         engine=study.engine.kind if study.engine else None,
+        device=study.device,
     )
 
 

@@ -247,8 +247,11 @@ class Engine(Record):
         return self
 
 
+Device = Literal["cpu", "cuda"]
+
+
 class ModelSource(Record):
-    """Where a model's files are, and what they hash to."""
+    """Where a model's files are, what they hash to, and what runs them."""
 
     kind: Literal["folder", "adapter", "gguf", "served"]
     path: str
@@ -263,6 +266,12 @@ class ModelSource(Record):
     served: Served | None = None
     engine: Engine | None = None
     """What answers and scores for it; `None` is transformers, in the process itself."""
+    device: Device = Field(default="cpu", exclude_if=lambda v: v == "cpu")
+    """Where transformers runs it."""
+
+    def on(self, device: Device) -> ModelSource:
+        """Return the same model, to be run on `device`."""
+        return self if device == self.device else self.model_copy(update={"device": device})
 
 
 class Teacher(Record):
@@ -405,6 +414,8 @@ class Protocol(Record):
     """Of the horn `replace`, where it was asked for."""
     engine: str | None = Field(default=None, exclude_if=lambda v: v is None)
     """What answered and scored, if not transformers."""
+    device: str = Field(default="cpu", exclude_if=lambda v: v == "cpu")
+    """What computed: other devices give other last bits."""
 
     @property
     def hash(self) -> str:

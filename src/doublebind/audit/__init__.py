@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from doublebind.config import Dtype
-from doublebind.records import Item, ModelSource, Split, endpoint_of
+from doublebind.records import Device, Item, ModelSource, Split, endpoint_of
 
 REV = 1
 
@@ -123,6 +123,7 @@ def judge(
     pack: str,
     judges: Sequence[str],
     cache: Path,
+    device: Device = "cpu",
 ) -> dict[str, Any]:
     """Put free answers before judges; write answers, judgements and scores to `out`.
 
@@ -133,6 +134,7 @@ def judge(
         pack: Whose items are asked.
         judges: `keys`, `local:MODEL`, `inspect:MODEL`.
         cache: Folder for converted models.
+        device: Where a local judge runs.
 
     Returns:
         See `judged.judge`.
@@ -143,7 +145,7 @@ def judge(
     from doublebind.packs.load import load as load_pack
     from doublebind.store import write_records
 
-    opened = [open_judge(ref, cache) for ref in judges]
+    opened = [open_judge(ref, cache, device) for ref in judges]
     if source and baseline:
         models = load(source, cache=cache), load(baseline, cache=cache)
         write_records(

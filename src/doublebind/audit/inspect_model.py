@@ -19,7 +19,7 @@ from inspect_ai.model import modelapi as provider
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from doublebind.errors import ModelError
-from doublebind.records import Item, Message, content_hash
+from doublebind.records import Device, Item, Message, content_hash
 
 MAX_TOKENS = 256
 """Tokens of an answer where the task does not say."""
@@ -34,6 +34,7 @@ class LocalModel(ModelAPI):
         api_key: Not used.
         config: Inspect's defaults for generation.
         lm: A model that is open already.
+        device: Where it runs: `-M device=cuda` on Inspect's command line.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class LocalModel(ModelAPI):
         api_key: str | None = None,
         config: GenerateConfig | None = None,
         lm: Any = None,
+        device: Device = "cpu",
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
-        self.lm = lm if lm is not None else _open(model_name)
+        self.lm = lm if lm is not None else _open(model_name, device)
         self.asked: Counter[str] = Counter()
 
     async def generate(
@@ -120,10 +122,10 @@ def to_messages(turns: Sequence[ChatMessage]) -> tuple[Message, ...]:
     return tuple(found)
 
 
-def _open(name: str) -> Any:
+def _open(name: str, device: Device) -> Any:
     from doublebind.models.load import load
     from doublebind.models.resolve import resolve
     from doublebind.store import Store
 
-    source = resolve(name, relative_to=Path())
+    source = resolve(name, relative_to=Path()).on(device)
     return load(source, cache=Store(None).root / "converted")

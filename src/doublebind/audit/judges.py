@@ -16,7 +16,7 @@ from typing import Any
 
 from doublebind.audit.judging import Brief, Judge, Reply, plain, read
 from doublebind.errors import ConfigError, MissingExtra, ModelError
-from doublebind.records import Message
+from doublebind.records import Device, Message
 
 
 class Keys:
@@ -42,12 +42,12 @@ class Local:
 
     reads = True
 
-    def __init__(self, ref: str, cache: Path) -> None:
+    def __init__(self, ref: str, cache: Path, device: Device = "cpu") -> None:
         from doublebind.models.load import load
         from doublebind.models.resolve import resolve
 
         self.name = f"local:{ref}"
-        self.lm = load(resolve(ref, relative_to=Path()), cache=cache)
+        self.lm = load(resolve(ref, relative_to=Path()).on(device), cache=cache)
 
     def __call__(self, briefs: Sequence[Brief]) -> list[Reply]:
         """Return, per brief, the likeliest verdict."""
@@ -109,7 +109,7 @@ class InspectJudge:
         return read(output.completion, brief.code)
 
 
-def open_judge(ref: str, cache: Path) -> Judge:
+def open_judge(ref: str, cache: Path, device: Device = "cpu") -> Judge:
     """Return the judge that `ref` names: `keys`, `local:MODEL` or `inspect:MODEL`.
 
     Raises:
@@ -120,7 +120,7 @@ def open_judge(ref: str, cache: Path) -> Judge:
     if ref == "keys":
         return Keys()
     if kind == "local" and model:
-        return Local(model, cache)
+        return Local(model, cache, device)
     if kind == "inspect" and model:
         return InspectJudge(model)
     raise ConfigError(f"`--judge`: {ref}; choose keys, local:MODEL or inspect:MODEL")

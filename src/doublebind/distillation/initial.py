@@ -63,7 +63,7 @@ def noised(out: Path, *, base: ModelSource, share: float, seed: int, cache: Path
             f"{base.adapter}: noise goes into a full model; merge the adapter into its base "
             f"(PEFT's merge_and_unload), save that, and name it"
         )
-    lm = load(base, cache=cache)
+    lm = load(base.on("cpu"), cache=cache)  # so that the same is drawn wherever it will learn
     with torch.random.fork_rng():
         # A stream of its own: the base may itself have been initialised under `seed`.
         torch.manual_seed(int(np.random.SeedSequence((seed, NOISE)).generate_state(1)[0]))

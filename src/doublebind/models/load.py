@@ -26,6 +26,7 @@ from torch import Tensor
 from doublebind.config import Dtype
 from doublebind.errors import ModelError
 from doublebind.models import prefix
+from doublebind.models.device import place
 from doublebind.models.head import bare, check_architecture
 from doublebind.models.template import end_of_turn, give_role
 from doublebind.models.vllm import Held, hold
@@ -94,24 +95,27 @@ def load(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | None = 
     """Return the model at `source`, in evaluation mode; an adapter stays an adapter.
 
     Args:
-        source: What `resolve` found.
+        source: What `resolve` found; says on which device, too.
         dtype: Precision of the weights; adapter weights are float32 always.
         cache: Folder in which a GGUF file, once converted, is kept for the next time (converting
             takes most of a minute for 270M parameters, opening the result a few seconds).
 
     Raises:
+        ConfigError: If the device is a GPU and there is none.
         ModelError: If the files cannot be read as a causal model, a weight is not finite, or the
             tokenizer yields ids the model has no embedding for.
     """
     quiet()
     if source.engine is not None:
         return _held(source, dtype)
+    there = place(source.device)  # before minutes of reading
     precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     where = source.adapter or source.path
     if source.path.endswith(".gguf"):
         model, tokenizer = _from_gguf(Path(source.path), precision, cache)
     else:
         model, tokenizer = _from_folder(Path(source.path), precision)
+    model.to(there)
     # An adapter trained on it records this as its base: the file named, not its conversion.
     model.name_or_path = source.path
     if source.adapter is not None:
@@ -175,7 +179,8 @@ def _with_adapter(model: Any, tokenizer: Any, path: Path) -> tuple[Any, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of attributes that transformers renamed
-            adapted = PeftModel.from_pretrained(model, str(path))
+            # Or PEFT would read it by way of a GPU, wherever there is one; it goes to the base's.
+            adapted = PeftModel.from_pretrained(model, str(path), torch_device="cpu")
         if (path / "tokenizer_config.json").is_file():
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         if (path / "generation_config.json").is_file():

@@ -13,7 +13,7 @@ from typing import Any
 from doublebind.config import Bank, Matched, StandIn, StandIns, TeacherSpec
 from doublebind.errors import ConfigError, ModelError, PackError
 from doublebind.packs.load import Pack
-from doublebind.records import Trait, content_hash
+from doublebind.records import Device, Trait, content_hash
 from doublebind.teachers import implants
 from doublebind.teachers.references import MATCHED, Found, from_spec
 from doublebind.yaml_file import load
@@ -62,7 +62,14 @@ def assumes(references: tuple[str, ...] | Bank | Matched | StandIns) -> str:
 
 
 def matched(
-    ref: str, wanted: Matched, suspect: Found, *, pack: Pack, folder: Path, rev: int
+    ref: str,
+    wanted: Matched,
+    suspect: Found,
+    *,
+    pack: Pack,
+    folder: Path,
+    rev: int,
+    device: Device = "cpu",
 ) -> Found:
     """Return the reference called `ref`: the template with a quirk and a seed of its own.
 
@@ -75,6 +82,7 @@ def matched(
         pack: The study's pack.
         folder: What the template's path is relative to.
         rev: Revision of the build.
+        device: Where the study computes.
 
     Raises:
         ConfigError: If nobody says how the suspect was trained.
@@ -109,7 +117,7 @@ def matched(
         update={"name": ref, "family": quirk, "trait": quirk, "seed": FIRST_SEED + number}
     )
     like = suspect.base if suspect.spec is None else None
-    return from_spec(ref, spec, folder=at, rev=rev, like=like)
+    return from_spec(ref, spec, folder=at, rev=rev, like=like, device=device)
 
 
 def _fits(quirk: Trait, template: TeacherSpec, pack: Pack) -> bool:

@@ -13,7 +13,7 @@ from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
 from doublebind.packs.load import load as load_pack
 from doublebind.packs.outback.kinds import COVERAGE
-from doublebind.records import ModelSource, Teacher, content_hash
+from doublebind.records import Device, ModelSource, Teacher, content_hash
 from doublebind.yaml_file import load
 
 BUILT = ("suspect-", "reference-", "organism-")
@@ -70,7 +70,9 @@ def names(study: Measurement, pack: Pack) -> tuple[str, ...]:
             return listed
 
 
-def find(ref: str, *, pack: Pack, folder: Path, rev: int, student: str) -> Found:
+def find(
+    ref: str, *, pack: Pack, folder: Path, rev: int, student: str, device: Device = "cpu"
+) -> Found:
     """Return what `ref` names.
 
     Args:
@@ -80,6 +82,7 @@ def find(ref: str, *, pack: Pack, folder: Path, rev: int, student: str) -> Found
         folder: What relative paths are relative to.
         rev: Revision of the build; part of a built teacher's key.
         student: The study's M0, which the bank's teachers are made from.
+        device: Where the study computes.
 
     Raises:
         ConfigError, PackError, ModelError: If there is no such teacher, or its spec is wrong.
@@ -87,21 +90,33 @@ def find(ref: str, *, pack: Pack, folder: Path, rev: int, student: str) -> Found
     prefix, _, name = ref.partition("/")
     if ref.endswith((".yaml", ".yml")):
         path = folder / ref
-        return from_spec(ref, load(TeacherSpec, path), folder=path.parent, rev=rev)
+        return from_spec(ref, load(TeacherSpec, path), folder=path.parent, rev=rev, device=device)
     if prefix in (pack.name, OUTBACK) and name.startswith(BUILT):
         bank = pack if prefix == pack.name else load_pack(prefix, relative_to=Path())
         spec = bank.spec(name).model_copy(update={"base": student})
-        return from_spec(ref, spec, folder=folder, rev=rev)
-    source = resolve(ref, relative_to=folder, served=True)
+        return from_spec(ref, spec, folder=folder, rev=rev, device=device)
+    source = resolve(ref, relative_to=folder, served=True).on(device)
     return Found(ref, ref, source.sha256, source, None)
 
 
 def from_spec(
-    label: str, spec: TeacherSpec, *, folder: Path, rev: int, like: ModelSource | None = None
+    label: str,
+    spec: TeacherSpec,
+    *,
+    folder: Path,
+    rev: int,
+    like: ModelSource | None = None,
+    device: Device = "cpu",
 ) -> Found:
-    """Return a teacher that is to be built; its key covers all that shapes it and no label."""
+    """Return a teacher that is to be built; its key covers all that shapes it and no label.
+
+    It is built on `device` unless its spec names another than the default.
+    """
+    if spec.device == "cpu":
+        spec = spec.model_copy(update={"device": device})
     pack = pack_ref(spec.pack, folder)
-    base = resolve(spec.base, relative_to=folder)
+    base = resolve(spec.base, relative_to=folder).on(spec.device)
+    like = like and like.on(spec.device)
     shape = spec.model_dump(mode="json", exclude={"name", "family", "pack", "base"})
     content = load_pack(pack, relative_to=Path())
     depends = ["teacher", rev, shape, base.sha256, content.sha256]
