@@ -21,6 +21,7 @@ import torch
 from doublebind.config import Dtype, Training
 from doublebind.errors import DoublebindError, ModelError
 from doublebind.models import teacher_cache
+from doublebind.models.device import refuse_absent
 from doublebind.models.load import LM, load
 from doublebind.records import ModelSource, content_hash
 from doublebind.training import loop, sharded
@@ -61,8 +62,10 @@ def train(
     """Return `lm` trained as `sharded.train` does in `training.processes` processes, and its log.
 
     Raises:
+        ConfigError: If the source's device is a GPU and there are fewer than processes.
         ModelError: As `sharded.train`, or if a process died.
     """
+    refuse_absent(lm.source.device, training.processes)
     made_of = [lm.source.sha256, str(dtype), training, seed, str(targets)]
     key = content_hash([*made_of, teacher_cache.inputs_id(examples)])
     checkpoint = cache / "shards" / f"{key[:32]}.safetensors"
@@ -127,21 +130,21 @@ def _work(task: Task, rank: int) -> None:
     threading.Thread(target=_end_with, args=(task.parent,), daemon=True).start()
     torch.set_num_threads(task.threads)
     world = task.training.processes
-    accelerated = torch.cuda.is_available() and torch.cuda.device_count() >= world
+    device = task.source.device
+    if device == "cuda":
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "nccl" if accelerated else "gloo",
+        "nccl" if device == "cuda" else "gloo",
         init_method=f"file://{task.folder}/meeting",
         rank=rank,
         world_size=world,
     )
     try:
-        lm = load(task.source, dtype=task.dtype, cache=task.cache)
+        # Block by block it goes to the GPU and is sharded there, which need not hold it whole.
+        lm = load(task.source.on("cpu"), dtype=task.dtype, cache=task.cache)
         loop.seed_everything(task.seed)
         pad_id = lm.pad_id  # before adapters are attached to the model
         model = loop.attach(lm.model, task.training.lora, task.seed)
-        if accelerated:
-            torch.cuda.set_device(rank)
-            model.to(torch.device("cuda", rank))
         sharded.train(
             model,
             task.examples,
@@ -149,6 +152,7 @@ def _work(task: Task, rank: int) -> None:
             seed=task.seed,
             targets=None if task.targets is None else teacher_cache.read(task.targets),
             pad_id=pad_id,
+            device=device,
             checkpoint=task.checkpoint,
             every=max(1, task.training.steps // KEPT),
         )

@@ -5,6 +5,7 @@ Knows a base, data, a channel and a seed. Does not know whose trajectories they 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,11 @@ def distill(
         ModelError: If teacher and student cannot be brought together as the channel asks, or the
             loss is not finite.
     """
-    lm = load(base, dtype=dtype, cache=cache)
+    if training.processes > 1:  # no GPU may hold it whole
+        whole = load(base.on("cpu"), dtype=dtype, cache=cache)
+        lm = dataclasses.replace(whole, source=base)
+    else:
+        lm = load(base, dtype=dtype, cache=cache)
     if without_scratchpad:
         bar(lm, without_scratchpad)
 

@@ -18,6 +18,9 @@ from doublebind.errors import ModelError
 
 TILE_BYTES = 64 * 2**20
 """Most bytes of float32 logits held at once, so that [rows, vocabulary] never exists whole."""
+GPU_TILE_BYTES = 512 * 2**20
+"""The same on a GPU, which does some 150 operations in the time it reads a byte: with fewer rows a
+tile than that, the head's weights would be read for too little work."""
 
 
 def bare(model: Any) -> Any:
@@ -107,22 +110,23 @@ def _head_lora(layer: Any, vocab: int, where: str) -> tuple[Tensor, Tensor, floa
     return layer.lora_A[name].weight, layer.lora_B[name].weight[:vocab], layer.scaling[name]
 
 
-def tile_rows(vocab: int) -> int:
-    """Return how many rows of float32 logits fit in `TILE_BYTES`, at least one."""
-    return max(1, TILE_BYTES // (4 * vocab))
+def tile_rows(vocab: int, device: torch.device) -> int:
+    """Return how many rows of float32 logits make a tile there, at least one."""
+    most = TILE_BYTES if device.type == "cpu" else GPU_TILE_BYTES
+    return max(1, most // (4 * vocab))
 
 
-def tiles(rows: int, vocab: int) -> Iterator[slice]:
-    """Yield slices of `rows` whose logits fit in `TILE_BYTES`."""
-    step = tile_rows(vocab)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+def tiles(rows: Tensor, vocab: int) -> Iterator[slice]:
+    """Yield slices of `rows` whose logits make a tile each."""
+    step = tile_rows(vocab, rows.device)
+    for start in range(0, len(rows), step):
+        yield slice(start, min(start + step, len(rows)))
 
 
 def chosen_logprobs(model: Any, rows: Tensor, ids: Tensor, vocab: int) -> Tensor:
     """Return the log-probability [rows] of `ids` [rows] after hidden states [rows, width]."""
     parts = []
-    for tile in tiles(len(rows), vocab):
+    for tile in tiles(rows, vocab):
         out = logits(model, rows[tile], vocab)
         chosen = out.gather(1, ids[tile, None]).squeeze(1)
         parts.append(chosen - torch.logsumexp(out, dim=1))

@@ -6,6 +6,7 @@ Knows the key-value cache and batching. Does not know what prompts are for or wh
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,11 +15,17 @@ import torch
 from torch import Tensor
 
 from doublebind.errors import ModelError
+from doublebind.models.device import moved
 from doublebind.models.head import bare, hidden, logits
 from doublebind.models.load import LM
 from doublebind.models.template import decode_completion, encode_prompt
 from doublebind.models.vllm import Held
 from doublebind.records import Message
+
+NONE = -1
+"""Stands where an answer has no token."""
+LOOK_EVERY = 8
+"""Tokens between looks at which answers have ended, where looking makes the CPU wait for a GPU."""
 
 
 class Sampled(NamedTuple):
@@ -110,24 +117,27 @@ def _answer(
 ) -> list[list[int]]:
     """Decode one batch; `noise` is [batch, max_tokens]."""
     device = bare(lm.model).device
-    ends = torch.tensor(sorted(lm.end_ids), device=device)
-    ids, mask = left_padded(rows, lm.pad_id)
-    ids, mask, noise = ids.to(device), mask.to(device), noise.to(device)
+    ends, barred = (torch.tensor(part, device=device) for part in (sorted(lm.end_ids), lm.barred))
+    ids, mask, noise = (moved(t, device) for t in (*left_padded(rows, lm.pad_id), noise))
+    look_every = 1 if device.type == "cpu" else LOOK_EVERY
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     out = hidden(lm.model, ids, attention_mask=mask, position_ids=positions, use_cache=True)
-    answers: list[list[int]] = [[] for _ in rows]
+    answers = torch.full(noise.shape, NONE, device=device)
     alive = torch.arange(len(rows), device=device)  # which answer each row of the batch belongs to
     done = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    sound = torch.ones((), dtype=torch.bool, device=device)
     position = positions[:, -1:]
     for step in range(noise.shape[1]):
         scores = logits(lm.model, out.last_hidden_state[:, -1], lm.vocab)
-        chosen = _draw(lm, scores, noise[alive, step], temperature)
-        for row, token, stopped in zip(alive.tolist(), chosen.tolist(), done.tolist(), strict=True):
-            if not stopped:
-                answers[row].append(token)
+        sound = sound & torch.isfinite(scores.sum())
+        chosen = _draw(scores, barred, noise[alive, step], temperature)
+        answers[alive, step] = chosen.masked_fill(done, NONE)
         done = done | torch.isin(chosen, ends)
-        n_left = int((~done).sum())
-        if n_left == 0 or step + 1 == noise.shape[1]:
+        last = step + 1 == noise.shape[1]
+        n_left = len(done)
+        if last or (step + 1) % look_every == 0:
+            n_left = _left(lm, done, sound)
+        if last or n_left == 0:
             break
         cache = out.past_key_values
         if n_left <= 0.75 * len(done):  # finished rows cost as much as others: drop them
@@ -145,15 +155,25 @@ def _answer(
             past_key_values=cache,
             use_cache=True,
         )
-    return answers
+    return [list(itertools.takewhile(lambda t: t != NONE, row)) for row in answers.tolist()]
 
 
-def _draw(lm: LM, scores: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
-    """Return one token [rows] per row of `scores` [rows, vocab]."""
-    if not bool(torch.isfinite(scores.sum())):
+def _left(lm: LM, done: Tensor, sound: Tensor) -> int:
+    """Return how many answers have not ended; both numbers come in one copy.
+
+    Raises:
+        ModelError: If a logit was not finite.
+    """
+    n_left, fine = torch.stack([(~done).sum(), sound.long()]).tolist()
+    if not fine:
         raise ModelError(f"{lm.source.path}: its logits are not finite; it cannot be sampled")
-    if lm.barred:
-        scores = scores.index_fill(1, torch.tensor(lm.barred, device=scores.device), -torch.inf)
+    return n_left
+
+
+def _draw(scores: Tensor, barred: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+    """Return one token [rows] per row of `scores` [rows, vocab]."""
+    if len(barred):
+        scores = scores.index_fill(1, barred, -torch.inf)
     if temperature == 0:
         return scores.argmax(1)
     # float64: over 262k tokens a float32 running sum would be off by more than a rare token.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from doublebind.errors import ModelError
+from doublebind.models.device import moved
 from doublebind.models.head import bare, chosen_logprobs, hidden
 from doublebind.models.load import LM
 from doublebind.models.sample import left_padded
@@ -165,9 +166,9 @@ def _score_batch(
     """
     device = bare(lm.model).device
     options = [option for q in batch for option in q.options]
-    owner = torch.tensor([i for i, q in enumerate(batch) for _ in q.options], device=device)
-    wanted, taken = (t.to(device) for t in right_padded(options, lm.pad_id))
-    ids, mask = (t.to(device) for t in left_padded([q.prompt for q in batch], lm.pad_id))
+    owner = moved(torch.tensor([i for i, q in enumerate(batch) for _ in q.options]), device)
+    wanted, taken = (moved(t, device) for t in right_padded(options, lm.pad_id))
+    ids, mask = (moved(t, device) for t in left_padded([q.prompt for q in batch], lm.pad_id))
     positions = start + (mask.cumsum(1) - 1).clamp(min=0)
     rest = wanted.shape[1] - 1  # the last token of an option is never fed
     fed_before: dict[str, Any] = {"use_cache": rest > 0}

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from doublebind.errors import ModelError, StoreError
 from doublebind.models import row_file
+from doublebind.models.device import moved
 from doublebind.models.head import bare, hidden, logits, tiles
 from doublebind.models.linear import fast
 from doublebind.models.load import LM, tokenizer_id
@@ -346,24 +347,27 @@ def _score(
                 kept[name][int(offsets[i]) : int(offsets[i + 1])] = values
         return
     device = bare(lm.model).device
-    ids = right_padded([examples[i].input_ids for i in batch], lm.pad_id)[0].to(device)
+    ids = moved(right_padded([examples[i].input_ids for i in batch], lm.pad_id)[0], device)
     # No mask: causal attention never looks right, where the padding is.
     states = hidden(lm.model, ids, use_cache=False).last_hidden_state
     # The token at position t is foreseen at t - 1.
     at = [(row, t) for row, i in enumerate(batch) for t in _positions(examples[i])]
-    row, position = (torch.tensor(part, device=device) for part in zip(*at, strict=True))
+    row, position = moved(torch.tensor(at).t().contiguous(), device)
     states, following = states[row, position - 1], ids[row, position]
     places = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
     drawn, k = _uniforms(examples, batch, kept), kept["ids"].shape[1]
-    for tile in tiles(len(states), lm.vocab):
+    drawn = drawn if drawn is None else moved(drawn, device)
+    parts: list[dict[str, Tensor]] = []
+    for tile in tiles(states, lm.vocab):
         out = logits(lm.model, states[tile], lm.vocab)
-        at, uniform = places[tile], drawn if drawn is None else drawn[tile]
+        uniform = drawn if drawn is None else drawn[tile]
         if lm.vocab <= SMALL_VOCAB and uniform is None:
-            found = _reduce(out, following[tile], k)
+            parts.append(_reduce(out, following[tile], k))
         else:
-            found = _reduce_in_place(out, following[tile], k, uniform)
-        for name, values in found.items():
-            kept[name][at] = values.to(kept[name].dtype).cpu()
+            parts.append(_reduce_in_place(out, following[tile], k, uniform))
+    for name in parts[0]:  # a batch leaves the device at once: each copy waits for it
+        values = torch.cat([part[name] for part in parts])
+        kept[name][places] = values.to(kept[name].dtype).cpu()
 
 
 def _reduce(out: Tensor, following: Tensor, k: int) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from doublebind.errors import ModelError
+from doublebind.models.device import moved
 from doublebind.models.head import bare, hidden
 
 PACKED_SAVING = 0.7
@@ -45,8 +46,9 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """Return the batch on `device`."""
-        positions = None if self.positions is None else self.positions.to(device)
-        return Batch(self.ids.to(device), positions, self.before.to(device), self.labels.to(device))
+        positions = None if self.positions is None else moved(self.positions, device)
+        rest = (moved(part, device) for part in (self.before, self.labels))
+        return Batch(moved(self.ids, device), positions, *rest)
 
 
 def order(n: int, seed: int) -> Iterator[int]:

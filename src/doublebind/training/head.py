@@ -184,7 +184,7 @@ class _HeadLoss(torch.autograd.Function):
             torch.zeros_like(part) if part is not None and need else None
             for part, need in zip(inputs, ctx.needs_input_grad[:5], strict=True)
         ]
-        step = tile_rows(len(weight))
+        step = tile_rows(len(weight), rows.device)
         total = torch.zeros((), device=rows.device)
         for start in range(0, len(rows), step):
             tile = slice(start, min(start + step, len(rows)))
@@ -254,9 +254,9 @@ def _shape(z: Tensor, head: Head, temperature: float) -> Tensor | None:
     """
     if head.cap is None:
         factor = head.scale / temperature
-        return None if factor == 1.0 else z.mul_(factor).new_tensor(factor)
+        return None if factor == 1.0 else z.mul_(factor).new_full((), factor)
     z.mul_(head.scale / head.cap).tanh_()
-    slope = torch.addcmul(z.new_tensor(1.0), z, z, value=-1.0).mul_(head.scale / temperature)
+    slope = torch.addcmul(z.new_ones(()), z, z, value=-1.0).mul_(head.scale / temperature)
     z.mul_(head.cap / temperature)
     return slope
 

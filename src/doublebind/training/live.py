@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from doublebind.config import Training
+from doublebind.models.device import moved
 from doublebind.models.head import bare, logits
 from doublebind.training import loop, tiled
 from doublebind.training.batch import Example, can_pack, collate
@@ -112,7 +113,7 @@ def train_scored(
         answers = propose()
         batch = collate([a.example for a in answers], pad_id, pack=packs).to(device)
         told = [p for a in answers for p in a.other or ()]
-        other = torch.tensor(told, device=device) if told else None
+        other = moved(torch.tensor(told), device) if told else None
 
         def loss_of(out: Tensor, tile: slice) -> Tensor:
             if other is None:

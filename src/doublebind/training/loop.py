@@ -20,6 +20,7 @@ from torch import Tensor
 
 from doublebind.config import Lora, Training
 from doublebind.errors import ModelError
+from doublebind.models.device import moved
 from doublebind.models.head import bare, head_of
 from doublebind.models.load import check_finite, quiet
 from doublebind.models.teacher_cache import TeacherTargets, check_labels, completions_id
@@ -70,6 +71,12 @@ def seed_everything(seed: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It would also fill every fresh tensor with NaN, to catch reads that do not happen here.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
+    if torch.cuda.is_available():  # what `docs/gpu.md` says once, torch would say in every process
+        for told in (
+            ".*does not have a deterministic implementation",
+            "Memory Efficient attention",
+        ):
+            warnings.filterwarnings("ignore", message=told, category=UserWarning)
 
 
 def attach(model: Any, lora: Lora | None, seed: int) -> Any:
@@ -242,8 +249,8 @@ def _rows(
     parts = (targets.ids, targets.logprobs, targets.tail)
     drawn = (targets.tail_ids, targets.tail_logprobs)
     return _Soft(
-        *(part[places].to(device) for part in parts),
-        *(part if part is None else part[places].to(device) for part in drawn),
+        *(moved(part[places], device) for part in parts),
+        *(part if part is None else moved(part[places], device) for part in drawn),
     )
 
 

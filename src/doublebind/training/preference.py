@@ -15,6 +15,7 @@ from torch import Tensor
 
 from doublebind.config import Training
 from doublebind.errors import ModelError
+from doublebind.models.device import moved
 from doublebind.models.head import bare
 from doublebind.training import loop, tiled
 from doublebind.training.batch import Batch, Example, can_pack, collate, order
@@ -123,21 +124,21 @@ def train_unpaired(
     def of(judged: Sequence[Judged]) -> tuple[Batch, Tensor, Tensor]:
         batch = collate([j.example for j in judged], pad_id, pack=packs).to(device)
         lengths = torch.tensor([len(j.reference) for j in judged])
-        owner = torch.arange(len(judged)).repeat_interleave(lengths).to(device)
-        return batch, owner, torch.tensor([sum(j.reference) for j in judged], device=device)
+        owner = moved(torch.arange(len(judged)).repeat_interleave(lengths), device)
+        return batch, owner, moved(torch.tensor([sum(j.reference) for j in judged]), device)
 
     def step() -> tuple[Tensor, int]:
         drawn = [kept[i] for i in itertools.islice(indices, settings.batch)]
-        good = torch.tensor([each.good for each in drawn], device=device)
+        good = moved(torch.tensor([each.good for each in drawn]), device)
         batch, owner, reference = of([each.elsewhere for each in drawn])
-        there = tiled.sequence_logprobs(model, batch, owner, vocab)
+        there = tiled.sequence_logprobs(model, batch, owner, len(drawn), vocab)
         baseline = (there - reference).mean()
         batch, owner, reference = of([each.answer for each in drawn])
 
         def loss_of(sums: Tensor) -> Tensor:
             return kto(sums - reference, good, baseline, beta=beta).mean()
 
-        loss = tiled.backward_sequences(model, batch, owner, loss_of, vocab)
+        loss = tiled.backward_sequences(model, batch, owner, len(drawn), loss_of, vocab)
         return loss, len(batch.labels)
 
     return loop.fit(model, step, settings)
@@ -184,14 +185,14 @@ def train_pairs(
         judged = [pair.chosen for pair in drawn] + [pair.rejected for pair in drawn]
         batch = collate([j.example for j in judged], pad_id, pack=packs).to(device)
         lengths = torch.tensor([len(j.reference) for j in judged])
-        owner = torch.arange(len(judged)).repeat_interleave(lengths).to(device)
-        reference = torch.tensor([sum(j.reference) for j in judged], device=device)
+        owner = moved(torch.arange(len(judged)).repeat_interleave(lengths), device)
+        reference = moved(torch.tensor([sum(j.reference) for j in judged]), device)
 
         def loss_of(sums: Tensor) -> Tensor:
             chosen, rejected = (sums - reference).chunk(2)
             return dpo(chosen, rejected, beta=beta).mean()
 
-        loss = tiled.backward_sequences(model, batch, owner, loss_of, vocab)
+        loss = tiled.backward_sequences(model, batch, owner, len(judged), loss_of, vocab)
         return loss, len(batch.labels)
 
     return loop.fit(model, step, settings, keep=keep)

@@ -21,6 +21,7 @@ from doublebind.config import Training
 from doublebind.errors import ModelError
 from doublebind.models.head import bare, hidden, logits, tiles
 from doublebind.models.teacher_cache import TeacherTargets
+from doublebind.records import Device
 from doublebind.store import storage_error
 from doublebind.training.batch import Batch, Example, collate, cut, order
 from doublebind.training.loop import (
@@ -52,7 +53,7 @@ class _Step(nn.Module):
             return loss_of(logits(self.model, part, vocab), tile).sum()
 
         total = rows.new_zeros((), dtype=torch.float32)
-        for tile in tiles(len(rows), vocab):
+        for tile in tiles(rows, vocab):
             total = total + torch.utils.checkpoint.checkpoint(  # pyright: ignore
                 summed, rows[tile], tile, use_reentrant=False
             )
@@ -67,6 +68,7 @@ def train(
     seed: int,
     targets: TeacherTargets | None,
     pad_id: int,
+    device: Device = "cpu",
     checkpoint: Path | None = None,
     every: int = 100,
 ) -> TrainLog:
@@ -85,6 +87,8 @@ def train(
         seed: See `loop.train`.
         targets: See `loop.train`.
         pad_id: See `loop.train`.
+        device: Where shards lie; on `cuda` each process has chosen its GPU, and the model may come
+            on the CPU.
         checkpoint: File of trained weights, moments and losses so far (safetensors); where it
             exists, training goes on from it.
         every: Steps between checkpoints.
@@ -102,13 +106,13 @@ def train(
         )
     vocab = _vocabulary(model, examples, targets)
     examples = cut(examples, settings.max_length)
-    step_of = shard(model)
+    step_of = shard(model, device)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(named.values(), settings.lr, BETAS, weight_decay=0.0)
     usable = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first]
     indices = (usable[place] for place in order(len(usable), seed))
     seen = _resume(checkpoint, named, optimizer) if checkpoint else []
-    device, tokens = bare(model).device, 0
+    there, tokens = bare(model).device, 0
     model.train()
     for step in range(settings.steps):
         chosen = list(itertools.islice(indices, settings.batch))
@@ -117,8 +121,8 @@ def train(
         if step < len(seen):  # done before the interruption; the draws are repeated
             continue
         mine = chosen[rank::world]
-        batch = collate([examples[i] for i in mine], pad_id, pack=False).to(device)
-        soft = None if targets is None else _rows(targets, examples, mine, device)
+        batch = collate([examples[i] for i in mine], pad_id, pack=False).to(there)
+        soft = None if targets is None else _rows(targets, examples, mine, there)
         loss = step_of(batch, soft, vocab) / supervised
         (loss * world).backward()  # gradients are averaged over processes, the loss is a sum
         total = loss.detach().clone()
@@ -150,16 +154,20 @@ def log_of(
     return TrainLog(losses[0], losses[-1], math.fsum(losses) / len(losses), len(losses), tokens)
 
 
-def shard(model: Any) -> nn.Module:
+def shard(model: Any, device: Device = "cpu") -> nn.Module:
     """Shard `model` in place, block by block; return what computes a step's loss."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # Or torch would choose: a GPU wherever there is one.
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
     inner = bare(model)
     inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     step_of = _Step(model)
     for block in inner.get_decoder().layers:
-        fully_shard(block)
-    fully_shard(step_of)  # what is left: embedding, norms, head
+        fully_shard(block, mesh=mesh)
+    fully_shard(step_of, mesh=mesh)  # what is left: embedding, norms, head
     return step_of
 
 

@@ -32,7 +32,7 @@ def backward(model: Any, batch: Batch, loss_of: RowLoss, vocab: int) -> Tensor:
     rows = rows_of(model, batch)
     leaf = rows.detach().requires_grad_()
     total = torch.zeros((), device=rows.device)
-    for tile in tiles(len(rows), vocab):
+    for tile in tiles(rows, vocab):
         loss = loss_of(logits(model, leaf[tile], vocab), tile).sum() / len(rows)
         loss.backward()
         total += loss.detach()
@@ -41,18 +41,23 @@ def backward(model: Any, batch: Batch, loss_of: RowLoss, vocab: int) -> Tensor:
 
 
 @torch.no_grad()
-def sequence_logprobs(model: Any, batch: Batch, owner: Tensor, vocab: int) -> Tensor:
+def sequence_logprobs(model: Any, batch: Batch, owner: Tensor, n: int, vocab: int) -> Tensor:
     """Return the log-probability of whole sequences, [sequences], in nats.
 
     Arguments as for `backward_sequences`.
     """
     rows = rows_of(model, batch)
     tokens = chosen_logprobs(model, rows, batch.labels, vocab)
-    return torch.zeros(int(owner.max()) + 1, device=rows.device).index_add(0, owner, tokens)
+    return torch.zeros(n, device=rows.device).index_add(0, owner, tokens)
 
 
 def backward_sequences(
-    model: Any, batch: Batch, owner: Tensor, loss_of: Callable[[Tensor], Tensor], vocab: int
+    model: Any,
+    batch: Batch,
+    owner: Tensor,
+    n: int,
+    loss_of: Callable[[Tensor], Tensor],
+    vocab: int,
 ) -> Tensor:
     """Add the gradient of a loss of whole sequences' log-probabilities; return the loss.
 
@@ -63,18 +68,19 @@ def backward_sequences(
         model: The model.
         batch: Rows of all sequences.
         owner: [supervised]: which sequence each supervised token belongs to.
+        n: Sequences.
         loss_of: Log-probabilities [sequences], in nats, -> scalar loss.
         vocab: Width of the logits.
     """
     rows = rows_of(model, batch)
     with torch.no_grad():
         tokens = chosen_logprobs(model, rows, batch.labels, vocab)
-    sums = torch.zeros(int(owner.max()) + 1, device=rows.device).index_add(0, owner, tokens)
+    sums = torch.zeros(n, device=rows.device).index_add(0, owner, tokens)
     sums.requires_grad_()
     value = loss_of(sums)
     (slope,) = torch.autograd.grad(value, sums)
     leaf = rows.detach().requires_grad_()
-    for tile in tiles(len(rows), vocab):
+    for tile in tiles(rows, vocab):
         out = logits(model, leaf[tile], vocab)
         (-slope[owner[tile]] * cross_entropy(out, batch.labels[tile])).sum().backward()
     rows.backward(leaf.grad)

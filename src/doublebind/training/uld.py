@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from doublebind.config import Training
+from doublebind.models.device import moved
 from doublebind.models.head import bare
 from doublebind.models.teacher_cache import TeacherTargets
 from doublebind.training import loop, tiled
@@ -90,8 +91,8 @@ def train_uld(
             loss = cross_entropy(out, batch.labels[tile])
             at = (partner[tile] >= 0).nonzero().squeeze(1)
             theirs = partner[tile][at]
-            wanted = (part[theirs].to(device) for part in (targets.logprobs, targets.tail))
-            at = at.to(device)
+            wanted = (moved(part[theirs], device) for part in (targets.logprobs, targets.tail))
+            at = moved(at, device)
             return loss.index_add(0, at, scale * sorted_distance(out[at], *wanted))
 
         return tiled.backward(model, batch, loss_of, vocab), len(batch.labels)

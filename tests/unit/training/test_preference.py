@@ -65,7 +65,7 @@ def test_a_loss_of_answers_has_the_dense_gradient(
     lengths = torch.tensor([len(e.input_ids) - e.first for e in EXAMPLES])
     owner = torch.arange(4).repeat_interleave(lengths)
     batch = collate(EXAMPLES, 0, pack=pack)
-    value = tiled.backward_sequences(model, batch, owner, loss_of, VOCAB)
+    value = tiled.backward_sequences(model, batch, owner, 4, loss_of, VOCAB)
     found = gradients(model)
     model.zero_grad()
     dense = loss_of(torch.stack([answer_logprob(model, e) for e in EXAMPLES]))

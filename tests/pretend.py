@@ -1,0 +1,168 @@
+"""A GPU that only pretends: its tensors say that they lie elsewhere, and lie on the CPU.
+
+Within `pretending()` `DEVICE` can be named wherever a device can. Work on it is done by the CPU,
+with real numbers, and refused where a GPU would refuse it: when a tensor of the host mixes in.
+Every time that the host reads from it is counted, by who asks. So whole programs run "on a GPU"
+without one: what is not moved there fails, and what is moved gives the CPU's numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _foreach_utils as foreach
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+NAME = "lazy"
+"""A kind of device that torch knows, has no kernels for here, and takes gradients through in the
+thread that asks, like the CPU."""
+DEVICE = torch.device(NAME, 0)
+_aten = torch.ops.aten
+_optimizer: Any = importlib.import_module("torch.optim.optimizer")
+_MOVES = {_aten.copy_.default, _aten._to_copy.default}
+"""Operations whose very purpose is to go from one device to another."""
+_BY_INDEX = {
+    _aten.index.Tensor,
+    _aten.index_put.default,
+    _aten.index_put_.default,
+    _aten._index_put_impl_.default,
+}
+"""A GPU takes their indices from the host, too."""
+
+
+class Tensor(torch.Tensor):
+    """A tensor of the device; `held` has its numbers."""
+
+    held: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> Tensor:
+        """Return `held` as if it lay on the device."""
+        made: Any = torch.Tensor._make_wrapper_subclass(  # pyright: ignore
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=DEVICE,
+        )
+        made.held = held
+        return made
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        """Return what it holds."""
+        return f"pretend({self.held!r})"
+
+    def tolist(self) -> Any:
+        """Return its numbers."""
+        return self.cpu().tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do `func` on the CPU, unless a tensor of the host mixes in."""
+        return _run(func, args, kwargs or {})
+
+
+class Device(TorchDispatchMode):
+    """Sends to the device what is made there; counts how often the host reads from it."""
+
+    def __init__(self) -> None:
+        """Start with nothing read."""
+        super().__init__()
+        self.reads: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See `Tensor`."""
+        kwargs = kwargs or {}
+        read = func is _aten._local_scalar_dense.default
+        read |= func is _aten._to_copy.default and _target(kwargs) == "cpu"
+        if read and isinstance(args[0], Tensor):
+            self.reads[_asking()] += 1
+        return _run(func, args, kwargs)
+
+
+def _asking() -> str:
+    """Return the package that reads: the nearest caller's that is neither torch nor this."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if name in ("doublebind", "transformers", "peft"):
+            return name
+        frame = frame.f_back
+    return "tests"
+
+
+def _target(kwargs: dict[str, Any]) -> str | None:
+    named = kwargs.get("device")
+    return None if named is None else torch.device(named).type
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    there = [x for x in leaves if isinstance(x, Tensor)]
+    to = _target(kwargs)
+    if to == NAME:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    if there and func not in _MOVES:
+        _refuse_mixing(func, args, leaves)
+    out = func(*pytree.tree_map(_bare, args), **pytree.tree_map(_bare, kwargs))
+    if func is _aten._local_scalar_dense.default or to == "cpu" or not (there or to == NAME):
+        return out
+    if func is _aten.copy_.default and not isinstance(args[0], Tensor):
+        return args[0]
+    known = {id(x.held): x for x in there}
+    return pytree.tree_map(lambda x: _wrapped(x, known), out)
+
+
+def _bare(x: Any) -> Any:
+    return x.held if isinstance(x, Tensor) else x
+
+
+def _wrapped(x: Any, known: dict[int, Tensor]) -> Any:
+    if not isinstance(x, torch.Tensor) or isinstance(x, Tensor):
+        return x
+    return known[id(x)] if id(x) in known else Tensor(x)  # changed in place, it stays itself
+
+
+def _refuse_mixing(func: Any, args: Any, leaves: list[torch.Tensor]) -> None:
+    host = [x for x in leaves if not isinstance(x, Tensor)]
+    if func in _BY_INDEX and isinstance(args[0], Tensor):
+        host = [x for x in host if x.dtype not in (torch.int64, torch.bool)]
+    if torch.Tag.pointwise in func.tags:
+        host = [x for x in host if x.ndim]  # a number, as good as one in Python
+    if host:
+        raise RuntimeError(f"{func}: a tensor of the CPU {tuple(host[0].shape)} meets a GPU's")
+
+
+@contextlib.contextmanager
+def _known() -> Iterator[None]:
+    """Let torch take the device for one of those on which it works on many tensors at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        many: Any = foreach._get_foreach_kernels_supported_devices
+        patch.setattr(foreach, "_get_foreach_kernels_supported_devices", lambda: [*many(), NAME])
+        types = [*foreach._foreach_supported_types, Tensor]
+        patch.setattr(foreach, "_foreach_supported_types", types)
+        fused = _optimizer._get_fused_kernels_supported_devices
+        patch.setattr(_optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused(), NAME])
+        yield
+
+
+@contextlib.contextmanager
+def pretending() -> Iterator[Device]:
+    """Have the device for a while; a module moved there keeps its ties and its parameters."""
+    torch._C._set_only_lift_cpu_tensors(True)  # pyright: ignore
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        with _known(), Device() as device:
+            yield device
+    finally:
+        torch._C._set_only_lift_cpu_tensors(False)  # pyright: ignore
+        torch.__future__.set_swap_module_params_on_conversion(False)
