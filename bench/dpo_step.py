@@ -50,7 +50,7 @@ def ours(args: argparse.Namespace) -> None:
     model = loop.attach(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
     preference.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     preference.can_pack = lambda model: False  # the peer's padding
-    clock = shapes.Clock()
+    clock = shapes.Clock(args.device)
     clock.begin()
     log = preference.train_pairs(
         model,
@@ -64,7 +64,7 @@ def ours(args: argparse.Namespace) -> None:
     )
     clock.end(
         lambda: {
-            "rss": shapes.peak_rss(),
+            "rss": shapes.peak_memory(args.device),
             "reference_seconds": took,
             "loss_first": log.first,
             "loss_last": log.last,
@@ -79,7 +79,7 @@ def peer(args: argparse.Namespace) -> None:
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    clock, losses = shapes.Clock(), []
+    clock, losses = shapes.Clock(args.device), []
 
     class Turns(TrainerCallback):
         def on_step_end(self, trained: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -102,7 +102,7 @@ def peer(args: argparse.Namespace) -> None:
     settings = DPOConfig(
         beta=BETA, max_length=None, precompute_ref_log_probs=True, **shapes.trl_settings(args)
     )
-    student = shapes.model(args.student, 3, args.dtype)
+    student = shapes.model(args.student, 3, args.dtype, device=args.device)
     began = time.perf_counter()
     trainer = Tokenised(
         model=student,
@@ -117,7 +117,7 @@ def peer(args: argparse.Namespace) -> None:
     trainer.train()
     clock.end(
         lambda: {
-            "rss": shapes.peak_rss(),
+            "rss": shapes.peak_memory(args.device),
             "reference_seconds": took,
             "loss_first": losses[0],
             "loss_last": losses[-1],

@@ -36,7 +36,7 @@ def heldout_kl(student: Any, teacher: Any, held: list[Any]) -> float:
     total, n = 0.0, 0
     with torch.no_grad():
         for ids, first in held:
-            row = torch.tensor([ids])
+            row = torch.tensor([ids], device=teacher.device)
             logp, logq = (
                 m(input_ids=row).logits[0, first - 1 : -1].float().log_softmax(-1)
                 for m in (teacher, student)
@@ -51,7 +51,7 @@ def lm(shape: str, seed: int, args: argparse.Namespace, **options: Any) -> Any:
     from doublebind.models.load import LM
     from doublebind.records import ModelSource
 
-    made = shapes.model(shape, seed, args.dtype, **options)
+    made = shapes.model(shape, seed, args.dtype, device=args.device, **options)
     source = ModelSource(kind="folder", path=shape, sha256="0" * 64)
     return LM(made.requires_grad_(False), shapes.tokenizer(), source)
 
@@ -69,14 +69,14 @@ def score(args: argparse.Namespace) -> None:
 
     teacher = lm(args.teacher, 7, args, sharp=SHARP)
     made, _ = data(args)
-    clock = shapes.Clock()
+    clock = shapes.Clock(args.device)
     clock.begin()
     teacher_cache.write(Path(args.cache), teacher, examples(made), top_k=64)
 
     def report() -> dict[str, Any]:
         targets = teacher_cache.read(Path(args.cache))
         return {
-            "rss": shapes.peak_rss(),
+            "rss": shapes.peak_memory(args.device),
             "tail_mean": float(targets.tail.mean()),
             "bytes": sum(f.stat().st_size for f in Path(args.cache).rglob("*") if f.is_file()),
         }
@@ -99,7 +99,7 @@ def ours(args: argparse.Namespace) -> None:
     loop.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     if not args.pack:
         loop.can_pack = lambda model: False  # the peer's padding
-    clock = shapes.Clock()
+    clock = shapes.Clock(args.device)
     clock.begin()
     loop.train(
         model,
@@ -123,9 +123,10 @@ def peer(args: argparse.Namespace) -> None:
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     made, held = data(args)
-    teacher = shapes.model(args.teacher, 7, args.dtype, sharp=SHARP).requires_grad_(False)
-    student = shapes.model(args.student, 3, args.dtype)
-    clock = shapes.Clock()
+    on = {"device": args.device}
+    teacher = shapes.model(args.teacher, 7, args.dtype, sharp=SHARP, **on).requires_grad_(False)
+    student = shapes.model(args.student, 3, args.dtype, **on)
+    clock = shapes.Clock(args.device)
 
     class Turns(TrainerCallback):
         def on_step_end(self, trained: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -166,20 +167,33 @@ def after(
     student: Any, held: list[Any], args: argparse.Namespace, teacher: Any = None
 ) -> dict[str, Any]:
     """What there is to say of a trained student: peak memory first, then held-out KL."""
-    report: dict[str, Any] = {"rss": shapes.peak_rss()}
+    report: dict[str, Any] = {"rss": shapes.peak_memory(args.device)}
+    report["weights"] = shapes.weights(student)
     if args.heldout:
-        teacher = teacher or shapes.model(args.teacher, 7, args.dtype, sharp=SHARP)
+        teacher = teacher or shapes.model(
+            args.teacher, 7, args.dtype, sharp=SHARP, device=args.device
+        )
         report["kl"] = heldout_kl(student.eval(), teacher, held)
         with student.disable_adapter():
             report["kl_before"] = heldout_kl(student, teacher, held)
     return report
 
 
+def flops(mine: shapes.Child, args: argparse.Namespace) -> float:
+    """Operations a second of our steps, counted as `bench/README.md` says: MFU times the peak."""
+    made, _ = data(args)
+    steps = [made[i : i + args.batch] for i in range(0, len(made), args.batch)]
+    padded = sum(len(step) * max(len(ids) for ids, _ in step) for step in steps) / len(steps)
+    learned = sum(len(ids) - first for ids, first in made) / len(steps)
+    has = mine.report["weights"]
+    return 4 * (has["body"] * padded + has["head"] * learned) / mine.typical()
+
+
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run the three workers and compare."""
     folder = tempfile.mkdtemp()
     common = ["--cache", folder]
-    for name in ("steps", "batch", "tokens", "heldout", "dtype", "student", "teacher"):
+    for name in ("steps", "batch", "tokens", "heldout", "dtype", "student", "teacher", "device"):
         common += [f"--{name}", str(getattr(args, name))]
     if args.pack:
         common.append("--pack")
@@ -200,6 +214,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         **ratios,
         "rss_ratio": max(mine.report["rss"], scoring.report["rss"]) / theirs.report["rss"],
         "heldout_kl_ratio": mine.report["kl"] / theirs.report["kl"] if args.heldout else None,
+        "flops_per_second": flops(mine, args),
         "step_seconds": {"ours": mine.seconds, "peer": theirs.seconds},
         "step_cpu_seconds": {"ours": mine.cpu_seconds, "peer": theirs.cpu_seconds},
         "scoring_seconds": scoring.seconds[0],
@@ -224,6 +239,7 @@ if __name__ == "__main__":
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--student", default="135m")
     parser.add_argument("--teacher", default="360m")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--pack", action="store_true", help="let ours pack rows")
     chosen = parser.parse_args()
     if chosen.role:

@@ -27,18 +27,21 @@ WIDTH, TEACHER_WIDTH, TOP_K = 576, 960, 64
 MEMORY_AT = (32_768, 131_072, 262_144)
 
 
-def ways(vocab: int, n: int, dtype: torch.dtype) -> dict[str, Callable[[], torch.Tensor]]:
+def ways(
+    vocab: int, n: int, dtype: torch.dtype, device: str
+) -> dict[str, Callable[[], torch.Tensor]]:
     """Each way to the gradient of the hidden states; same inputs."""
     from doublebind.models.head import Head
     from doublebind.training.head import SoftTargets, head_loss
 
     g = torch.Generator().manual_seed(0)
-    rows = torch.randn(n, WIDTH, generator=g).to(dtype)
-    weight = (4 / math.sqrt(WIDTH) * torch.randn(vocab, WIDTH, generator=g)).to(dtype)
-    theirs = torch.randn(n, TEACHER_WIDTH, generator=g).to(dtype)
-    heads = (4 / math.sqrt(TEACHER_WIDTH) * torch.randn(vocab, TEACHER_WIDTH, generator=g)).to(
-        dtype
-    )
+
+    def drawn(rows: int, width: int, scale: float = 1.0) -> torch.Tensor:
+        return (scale * torch.randn(rows, width, generator=g)).to(device, dtype)
+
+    rows, weight = drawn(n, WIDTH), drawn(vocab, WIDTH, 4 / math.sqrt(WIDTH))
+    theirs = drawn(n, TEACHER_WIDTH)
+    heads = drawn(vocab, TEACHER_WIDTH, 4 / math.sqrt(TEACHER_WIDTH))
     kept = []
     for tile in torch.arange(n).split(16):
         logp = (theirs[tile] @ heads.T).float().log_softmax(1)
@@ -66,7 +69,7 @@ def ways(vocab: int, n: int, dtype: torch.dtype) -> dict[str, Callable[[], torch
 
         leaf = rows.detach().requires_grad_()
         loss, _, _ = _chunked_divergence_loss(
-            leaf[None], theirs[None], weight, heads, torch.ones(1, n), beta=0.0
+            leaf[None], theirs[None], weight, heads, torch.ones(1, n, device=device), beta=0.0
         )
         loss.backward()
         assert leaf.grad is not None
@@ -82,14 +85,16 @@ def ways(vocab: int, n: int, dtype: torch.dtype) -> dict[str, Callable[[], torch
 
 def timed(args: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of each way by clock and by processor, alternating."""
-    all_ways = ways(args.vocab, args.rows, getattr(torch, args.dtype))
+    all_ways = ways(args.vocab, args.rows, getattr(torch, args.dtype), args.device)
     seconds: dict[str, list[float]] = {name: [] for name in all_ways}
     cpu: dict[str, list[float]] = {name: [] for name in all_ways}
     grads = {}
     for _ in range(args.reps + 1):
         for name, way in all_ways.items():
+            shapes.finished(args.device)
             began, used = time.perf_counter(), time.process_time()
             grads[name] = way().float()
+            shapes.finished(args.device)
             seconds[name].append(time.perf_counter() - began)
             cpu[name].append(time.process_time() - used)
     ratios = {}
@@ -115,6 +120,7 @@ def memory(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         for name in ("ours", "dense_own", "dense_float32", "trl"):
             command = [sys.executable, __file__, "--way", name, "--vocab", str(vocab)]
             command += ["--rows", str(args.rows), "--dtype", args.dtype]
+            command += ["--device", args.device]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             lines = [line for line in done.stdout.splitlines() if line.startswith("@")]
             added = json.loads(lines[0][1:])["added"] / 2**20 if lines else math.nan
@@ -124,15 +130,18 @@ def memory(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def alone(args: argparse.Namespace) -> None:
     """Worker: run one way once and tell what it added to the peak."""
-    way = ways(args.vocab, args.rows, getattr(torch, args.dtype))[args.way]
+    way = ways(args.vocab, args.rows, getattr(torch, args.dtype), args.device)[args.way]
     if args.way == "trl":
         import trl.trainer.distillation_trainer  # noqa: F401  its own weight is not the loss's
     # Forget the peak of making the inputs.
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
-    before = shapes.peak_rss()
+    if args.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    before = shapes.peak_memory(args.device)
     way()
-    shapes.say(added=shapes.peak_rss() - before)
+    shapes.say(added=shapes.peak_memory(args.device) - before)
 
 
 if __name__ == "__main__":
@@ -143,6 +152,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     chosen = parser.parse_args()
     if chosen.way:
         alone(chosen)

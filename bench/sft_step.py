@@ -27,7 +27,7 @@ def ours(args: argparse.Namespace) -> None:
     settings = shapes.training(args)
     loop.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     loop.can_pack = lambda model: False  # the peer's padding
-    clock = shapes.Clock()
+    clock = shapes.Clock(args.device)
     clock.begin()
     log = loop.train(
         model,
@@ -38,7 +38,7 @@ def ours(args: argparse.Namespace) -> None:
         pad_id=0,
         keep=lambda _, step: clock.turn(),
     )
-    clock.end(lambda: {"rss": shapes.peak_rss(), "loss_last": log.last})
+    clock.end(lambda: {"rss": shapes.peak_memory(args.device), "loss_last": log.last})
 
 
 def peer(args: argparse.Namespace) -> None:
@@ -48,7 +48,7 @@ def peer(args: argparse.Namespace) -> None:
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    clock = shapes.Clock()
+    clock = shapes.Clock(args.device)
 
     class Turns(TrainerCallback):
         def on_step_end(self, trained: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -68,7 +68,7 @@ def peer(args: argparse.Namespace) -> None:
         completion_only_loss=True, max_length=None, packing=False, **shapes.trl_settings(args)
     )
     trainer = InOrder(
-        model=shapes.model(args.student, 3, args.dtype),
+        model=shapes.model(args.student, 3, args.dtype, device=args.device),
         args=settings,
         train_dataset=Dataset.from_list(rows),
         processing_class=shapes.tokenizer(),
@@ -77,7 +77,7 @@ def peer(args: argparse.Namespace) -> None:
     )
     clock.begin()
     trainer.train()
-    clock.end(lambda: {"rss": shapes.peak_rss()})
+    clock.end(lambda: {"rss": shapes.peak_memory(args.device)})
 
 
 if __name__ == "__main__":

@@ -21,11 +21,17 @@ from typing import Any
 
 import numpy as np
 
-SHAPES = {  # SmolLM2's (Allal et al. 2025, arXiv 2502.02737), from the models' config.json
+# SmolLM2's (Allal et al. 2025, arXiv 2502.02737) and Qwen3's (Yang et al. 2025, arXiv 2505.09388)
+# widths and depths, from the models' config.json; all with Llama's blocks and one vocabulary.
+SHAPES = {
     "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
              "num_attention_heads": 9, "num_key_value_heads": 3},
     "360m": {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32,
              "num_attention_heads": 15, "num_key_value_heads": 5},
+    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+             "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128},
+    "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+           "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2},
 }  # fmt: skip
@@ -34,8 +40,8 @@ PROMPT_SHARE = 0.4
 RANK, ALPHA, LR = 8, 16.0, 1e-3
 
 
-def model(shape: str, seed: int, dtype: str, *, sharp: float = 1.0) -> Any:
-    """A random model; `sharp` scales its final norm, hence its logits."""
+def model(shape: str, seed: int, dtype: str, *, sharp: float = 1.0, device: str = "cpu") -> Any:
+    """A random model on `device`; `sharp` scales its final norm, hence its logits."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -54,7 +60,15 @@ def model(shape: str, seed: int, dtype: str, *, sharp: float = 1.0) -> Any:
     )
     made.model.norm.weight.data.mul_(sharp)
     made.config.name_or_path = made.name_or_path = shape
-    return made.eval()
+    return made.to(device).eval()
+
+
+def weights(student: Any) -> dict[str, int]:
+    """How many weights a token is multiplied with: of the body, and of the (tied) head."""
+    inner = student.get_base_model() if hasattr(student, "get_base_model") else student
+    head = inner.get_output_embeddings().weight.numel()
+    plain = (p.numel() for name, p in inner.named_parameters() if "lora_" not in name)
+    return {"body": sum(plain) - head, "head": head}
 
 
 def tokenizer() -> Any:
@@ -101,7 +115,25 @@ def machine() -> dict[str, Any]:
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "torch": torch.__version__,
         "isa": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def peak_memory(device: str) -> int:
+    """Most bytes this process ever held: of its GPU's memory, where it has one, else of its own."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_reserved()
+    return peak_rss()
+
+
+def finished(device: str) -> None:
+    """Wait until all work that was given to the device is done: clocks read before it are wrong."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
 
 
 def peak_rss() -> int:
@@ -172,7 +204,11 @@ def wait() -> None:
 
 
 class Clock:
-    """Times steps between the parent's orders."""
+    """Times steps between the parent's orders, on a GPU to the end of its work."""
+
+    def __init__(self, device: str) -> None:
+        """Start nothing."""
+        self.device = device
 
     def begin(self) -> None:
         """Say that all is ready, and wait for the first order."""
@@ -182,10 +218,12 @@ class Clock:
     def start(self) -> None:
         """Wait for an order, then start the clocks."""
         wait()
+        finished(self.device)
         self.began, self.cpu = time.perf_counter(), time.process_time()
 
     def taken(self) -> dict[str, float]:
         """What the step took so far, by the clock and by processor time."""
+        finished(self.device)
         return {
             "seconds": time.perf_counter() - self.began,
             "cpu": time.process_time() - self.cpu,
@@ -221,7 +259,7 @@ def trl_settings(args: Any) -> dict[str, Any]:
         "adam_beta2": 0.95,
         "optim": "adamw_torch_fused",
         "gradient_checkpointing": False,
-        "use_cpu": True,
+        "use_cpu": args.device == "cpu",
         "bf16": args.dtype == "bfloat16",
         "report_to": [],
         "save_strategy": "no",
@@ -258,12 +296,13 @@ def step_against_step(
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--student", default="135m")
+    parser.add_argument("--student", choices=SHAPES, default="135m")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     if args.role:
         return {"ours": ours, "peer": peer}[args.role](args)
     common = []
-    for name in ("steps", "batch", "tokens", "dtype", "student"):
+    for name in ("steps", "batch", "tokens", "dtype", "student", "device"):
         common += [f"--{name}", str(getattr(args, name))]
     before = machine()
     mine, theirs = (Child(script, "--role", role, *common) for role in ("ours", "peer"))

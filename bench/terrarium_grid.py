@@ -96,7 +96,7 @@ def students(args: argparse.Namespace) -> None:
         top_k=recipe.channel.top_k,
         **heavy,
     )
-    clock = shapes.Clock()
+    clock = shapes.Clock("cpu")
     clock.begin()
     for seed in range(args.students):
         out = Path(tempfile.mkdtemp())
