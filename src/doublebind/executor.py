@@ -138,7 +138,7 @@ def make(store: Store, job: Job) -> Path:
         store.fetch_for(job.inputs.values())
         with store.publish(job.kind, job.key) as out:
             job.fn(out, **job.inputs)
-            cost = {"seconds": time.time() - began, "peak_bytes": _peak()}
+            cost = {"seconds": time.time() - began, "peak_bytes": _peak(), **_device_peak()}
             (out / "timing.json").write_text(json.dumps(cost))
     return store.path(job.kind, job.key)
 
@@ -353,6 +353,21 @@ def _forget_peak() -> None:
     """Start measuring anew, where the kernel can; elsewhere the process's peak so far counts."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+    if (cuda := _cuda()) is not None:
+        cuda.empty_cache()  # what the last job left is the neighbours' to use
+        cuda.reset_peak_memory_stats()
+
+
+def _device_peak() -> dict[str, int]:
+    """Return the most that torch took of the GPU's memory, where this process uses one."""
+    cuda = _cuda()
+    return {} if cuda is None else {"device_peak_bytes": cuda.max_memory_reserved()}
+
+
+def _cuda() -> Any:
+    """Return torch's module for GPUs if this process has begun to use one; never import it."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def _peak() -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from doublebind.schedule import Ask, Need, simulate
 from doublebind.setting import Setting, opened, prepare
 from doublebind.store import Store
 from doublebind.teachers.matched import assumes
+
+RESERVED = 2**29
+"""Bytes of a GPU that a process takes beside its tensors: CUDA's own, half a GiB as a rule."""
 
 
 def plan(
@@ -45,7 +49,8 @@ def plan(
         returns it) and `missing` (why a number is absent). Times are means over artefacts of the
         same kind in this store; a kind never made here has none. With `executor: local` also
         `wall_seconds`, from start to end, and `peak_bytes`, held by all workers together if the
-        largest cells meet.
+        largest cells meet; on `device: cuda` also `device_peak_bytes`, the same of a GPU's memory,
+        and `device_fits`, whether the smallest GPU here has that and `RESERVED` for each worker.
     """
     study, folder = opened(study, folder)
     kept = Store(store)
@@ -61,6 +66,8 @@ def plan(
         if cost is not None:
             cells[kind] |= {"seconds": todo * cost.seconds, "bytes": todo * cost.bytes}
             cells[kind] |= {"peak_bytes": cost.peak_bytes} if todo else {}
+            if todo and cost.device_peak_bytes:
+                cells[kind] |= {"device_peak_bytes": cost.device_peak_bytes}
         elif todo:
             missing[f"cells.{kind}.seconds"] = "no such cell was ever made in this store"
     references = [t for t in setting.teachers if t.role == "reference"]
@@ -84,6 +91,7 @@ def plan(
     asked = [stage for stage in needs if stage is not None]
     if len(asked) == len(needs):
         found |= _here(study, asked)
+    found |= _on_gpus(study, cells, missing)
     if cluster is not None:
         if len(asked) == len(needs):
             found["cluster"] = simulate(asked, cluster, _ask(study))
@@ -117,7 +125,7 @@ def _needs(stage: Sequence[Job], store: Store, seen: set[tuple[str, str]]) -> li
     costs = {kind: store.cost(kind) for kind, _ in todo}
     if None in costs.values():
         return None
-    known = {kind: Need(kind, *cost) for kind, cost in costs.items() if cost}
+    known = {kind: Need(kind, *cost[:3]) for kind, cost in costs.items() if cost}
     return [known[kind] for kind, _ in sorted(todo)]
 
 
@@ -134,6 +142,28 @@ def _here(study: Study, stages: Sequence[Sequence[Need]]) -> dict[str, float]:
         "wall_seconds": simulate(stages, here, Ask(1, 0.0, None))["seconds"],
         "peak_bytes": at_once * max(need.memory for stage in stages for need in stage),
     }
+
+
+def _on_gpus(
+    study: Study, cells: Mapping[str, Mapping[str, Any]], missing: dict[str, str]
+) -> dict[str, Any]:
+    """Return what the local executor's workers take of a GPU together, and whether it has that."""
+    on, todo = study.executor, [c for c in cells.values() if c["needed"] > c["stored"]]
+    if study.device == "cpu" or not isinstance(on, Local) or not todo:
+        return {}
+    most = max(cell.get("device_peak_bytes", 0.0) for cell in todo)
+    if not most:
+        missing["device_peak_bytes"] = "no such cell was ever made on a GPU in this store"
+        return {}
+    from doublebind.models.device import gpu_bytes
+
+    sizes = gpu_bytes()
+    sharing = math.ceil(on.workers / max(1, len(sizes)))
+    found: dict[str, Any] = {"device_peak_bytes": sharing * most}
+    if sizes:
+        return found | {"device_fits": sharing * (most + RESERVED) <= min(sizes)}
+    missing["device_fits"] = "torch sees no GPU here"
+    return found
 
 
 def _ask(study: Study) -> Ask:

@@ -107,6 +107,8 @@ class Cost(NamedTuple):
     seconds: float
     bytes: float
     peak_bytes: float
+    device_peak_bytes: float = 0.0
+    """Of a GPU's memory; 0 where none was made on one."""
 
 
 class Store:
@@ -266,8 +268,8 @@ class Store:
             return None
         told = [json.loads(path.read_text()) for path in found]
         sizes = [sum(f.stat().st_size for f in p.parent.rglob("*") if f.is_file()) for p in found]
-        peak = max(facts.get("peak_bytes", 0) for facts in told)
-        return Cost(sum(t["seconds"] for t in told) / len(found), sum(sizes) / len(found), peak)
+        peaks = [max(t.get(key, 0) for t in told) for key in ("peak_bytes", "device_peak_bytes")]
+        return Cost(sum(t["seconds"] for t in told) / len(found), sum(sizes) / len(found), *peaks)
 
     def problems(self, kind: str, key: str) -> list[str]:
         """Return what is wrong with an artefact, one line each; empty if all is as sealed."""

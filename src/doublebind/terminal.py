@@ -139,6 +139,10 @@ def plan(found: Mapping[str, Any]) -> RenderableType:
     if "wall_seconds" in found:
         wall, peak = _time(found["wall_seconds"]), _size(found["peak_bytes"])
         told.append(f"with this executor: {wall}, {peak} of memory at most")
+    if "device_peak_bytes" in found:
+        room = {True: "which fit", False: "more than there is", None: "not checked here"}
+        held = _size(found["device_peak_bytes"])
+        told.append(f"on a GPU: {held} at most, {room[found.get('device_fits')]}")
     parts: list[RenderableType] = [cells, Text("")]
     parts += [Text(plain(line)) for line in (families, least, *told)]
     parts += [Text(f"{plain(k)}: {plain(v)}", "dim") for k, v in found["missing"].items()]

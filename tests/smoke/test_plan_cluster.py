@@ -12,6 +12,7 @@ from tests.tiny_study import write_study
 
 from doublebind import cli
 from doublebind.config import load_study
+from doublebind.models import device
 from doublebind.setting import prepare
 from doublebind.store import Store
 
@@ -61,7 +62,26 @@ def test_a_study_is_scheduled_at_the_costs_seen(tmp_path: Path, cluster: str, ca
     _, beside, _ = plan([*argv[:1], "executor.workers=2", *argv[1:]], capsys)
     assert beside["wall_seconds"] == pytest.approx(160, abs=0.2)
     assert beside["peak_bytes"] == 2 * 2**30, "two cells at once"
+    _, on_gpu, _ = plan([*argv[:1], "executor.workers=3", "device=cuda", *argv[1:]], capsys)
+    assert on_gpu["missing"]["device_peak_bytes"].startswith("no such cell was ever made on a GPU")
     code, _, err = plan([*argv[:1], "executor={kind: ray, cpus: 2}", *argv[1:]], capsys)
     assert code == 2
     assert err.count("\n") == 1
     assert "none has 2 CPUs" in err
+
+
+@pytest.mark.parametrize(("gpus", "fits"), [([4 * 2**30], False), ([4 * 2**30] * 2, True)])
+def test_workers_that_share_a_gpu_have_to_fit_on_it_together(
+    gpus: list[int], fits: bool, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "gpu_bytes", lambda: gpus)
+    path, store = write_study(tmp_path / "study"), Store(tmp_path / "store")
+    with store.publish("student", "ffff") as out:
+        told = {"seconds": 10.0, "peak_bytes": 2**30, "device_peak_bytes": 2**30}
+        (out / "timing.json").write_text(json.dumps(told))
+    argv = [str(path), "device=cuda", "executor.workers=4", "--store", str(store.root)]
+    code, found, _ = plan(argv, capsys)
+    assert code == 0
+    # Half a GiB each beside its tensors: 4 x 1.5 GiB on one, 2 x 1.5 GiB on each of two.
+    assert found["device_peak_bytes"] == 4 // len(gpus) * 2**30
+    assert found["device_fits"] is fits

@@ -63,6 +63,12 @@ def visible() -> list[str]:
     return named or [str(i) for i in range(torch.cuda.device_count())]
 
 
+def gpu_bytes() -> list[int]:
+    """Return the memory of every GPU that torch sees."""
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [int(torch.cuda.get_device_properties(i).total_memory) for i in range(n)]
+
+
 def moved(host: Tensor, device: Any) -> Tensor:
     """Return a tensor of the CPU on `device`; a GPU does not make the CPU wait for it."""
     if torch.device(device).type != "cuda":
