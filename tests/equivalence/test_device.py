@@ -1,7 +1,7 @@
 """A study on a GPU does what it does on a CPU, and nothing of it stays behind on the CPU.
 
 Without a GPU the device is `tests.pretend`'s, which computes on the CPU and refuses what a GPU
-would refuse. `tests/gpu` asks the same of a real one.
+would refuse. `tests/gpu` asks a real one.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def scores(folder: Path, channels: Sequence[str], **changes: Any) -> pd.DataFram
         {"name": name, "prompts": PROMPTS, "training": TRAINING} | CHANNELS[name]
         for name in channels
     ]
-    asked = {"recipes": recipes, "audits": ["behaviour", "goals"], "baselines": ["in_context"]}
+    asked = {"recipes": recipes, "audits": ["behaviour", "goals"]}
     study = write_study(folder, references=1, **asked, **changes)
     run = pipeline.run(study, folder / "run", store=folder / "store")
     return pd.read_parquet(run.path / "scores.parquet")
@@ -97,8 +97,12 @@ def scores(folder: Path, channels: Sequence[str], **changes: Any) -> pd.DataFram
 
 @pytest.mark.parametrize(
     "channels",
-    [pytest.param(("kd", "own"), id="two"), pytest.param((*CHANNELS,), marks=pytest.mark.slow)],
+    [
+        pytest.param(("kd",), id="one"),
+        pytest.param((*CHANNELS,), id="every", marks=pytest.mark.slow),
+    ],
 )
+@pytest.mark.timeout(900)
 def test_a_whole_study_gives_on_a_gpu_what_it_gives_on_a_cpu(
     channels: Sequence[str], tmp_path: Path, gpu: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +113,7 @@ def test_a_whole_study_gives_on_a_gpu_what_it_gives_on_a_cpu(
     names = ["teacher", "model_kind", "recipe", "seed", "audit", "endpoint", "item"]
     here, there = (rows.set_index(names)["value"].sort_index() for rows in found)
     assert gpu.reads.total() > 0
-    assert len(here) == len(there) > 50
+    assert len(here) == len(there) > 30
     np.testing.assert_allclose(there.to_numpy(), here.to_numpy(), atol=1e-3)
 
 

@@ -12,7 +12,8 @@ from doublebind import panels
 from doublebind.cells import Planner
 from doublebind.config import LogitKD, Measurement, Recipe
 from doublebind.errors import ConfigError
-from doublebind.records import content_hash
+from doublebind.executor import Job
+from doublebind.records import ModelSource, content_hash
 from doublebind.setting import roles
 from doublebind.store import Store
 from doublebind.yaml_file import load
@@ -104,3 +105,54 @@ def test_an_override_reaches_a_field_that_the_dump_leaves_out(tmp_path: Path) ->
     assert recipe.channel == LogitKD(kind="logit_kd", divergence="reverse")
     with pytest.raises(ConfigError, match="Did you mean `divergence`"):
         load(Recipe, path, ["channel.divergances=reverse"])
+
+
+# --- devices -------------------------------------------------------------------------------------
+
+
+MIX = {"kind": "mix_trusted", "share": 0.5}
+FILTER = {"kind": "filter", "rounds": 1}
+EVERYTHING: list[dict[str, Any]] = [
+    RECIPE | {"name": "kd"},
+    RECIPE | {"name": "sft", "channel": {"kind": "sft"}, "noise_init": 0.5},
+    RECIPE | {"name": "own", "channel": {"kind": "on_policy", "lmbda": 0.5}},
+    RECIPE | {"name": "dpo", "channel": {"kind": "dpo"}, "treatments": [MIX, FILTER]},
+]
+
+
+def jobs_on(device: str, store: Path) -> list[Job]:
+    measurement = load(Measurement, TERRARIUM / "panel.yaml").model_dump() | {
+        "recipes": EVERYTHING,
+        "references": ["terrarium/reference-0"],
+        "organisms": [],
+        "baselines": ["ngrams", "in_context", "retrained"],
+        "device": device,
+    }
+    planner = Planner(Measurement.model_validate(measurement), TERRARIUM, Store(store))
+    plan = planner.plan([planner.find("terrarium/reference-0")])
+    return [job for stage in plan.stages() for job in stage]
+
+
+def sources(value: Any) -> list[ModelSource]:
+    if isinstance(value, ModelSource):
+        return [value]
+    return [s for part in value for s in sources(part)] if isinstance(value, tuple) else []
+
+
+def test_what_a_gpu_computes_shares_no_key_with_what_a_cpu_does(tmp_path: Path) -> None:
+    here, there = ({(j.kind, j.key) for j in jobs_on(on, tmp_path)} for on in ("cpu", "cuda"))
+    assert len(here) == len(there) > 12
+    # Which prompts are asked, and random first weights, are the CPU's wherever students learn.
+    assert {kind for kind, _ in here & there} == {"prompts", "base"}
+
+
+def test_on_a_gpu_every_model_of_every_job_is_run_there(tmp_path: Path) -> None:
+    for job in jobs_on("cuda", tmp_path):
+        asked = [source for value in job.inputs.values() for source in sources(value)]
+        assert all(source.device == "cuda" for source in asked), job.kind
+
+
+def test_a_cluster_is_asked_for_gpus() -> None:
+    kept = load(Measurement, TERRARIUM / "panel.yaml").model_dump()
+    with pytest.raises(ValueError, match=r"executor\.gpus"):
+        Measurement.model_validate(kept | {"device": "cuda", "executor": {"kind": "ray"}})
