@@ -100,6 +100,7 @@ def _spec(planner: Planner, further: Further, course: _Course, seed: int) -> Tea
         lora=further.training.lora,
         max_length=further.training.max_length,
         dtype=planner.study.dtype,
+        device=planner.study.device,
         seed=seed,
     )
 

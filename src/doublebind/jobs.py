@@ -50,7 +50,8 @@ def whole(
     """Return a model that can be trained, and the job that merges an adapter into its base."""
     if source.adapter is None:
         return (), source
-    key = content_hash(["merged", DISTILLATION_REV, source.sha256, dtype])
+    depends = [source.sha256, dtype, *computed_on(source.device)]
+    key = content_hash(["merged", DISTILLATION_REV, *depends])
     inputs = {"source": source, "dtype": dtype, "cache": cache}
     made = trained(store, "base", key, source, adapter=False)
     return (Job("base", key, merge, inputs, "merged"),), made
