@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from doublebind.distillation import REV as DISTILLATION_REV
 from doublebind.distillation import Contrast, Live, distill, initialise
 from doublebind.errors import ConfigError
 from doublebind.executor import Job
-from doublebind.grid import BaselineJobs, Plan, Student
+from doublebind.grid import BaselineJobs, Plan, Student, Taught
 from doublebind.jobs import (
     at_mark,
     audit_job,
@@ -82,17 +81,6 @@ REVISIONS = {
     "rollouts": ROLLOUTS_REV,
     "teachers": TEACHERS_REV,
 }
-
-
-@dataclass(frozen=True)
-class _Taught:
-    """What a channel needs beside the answers."""
-
-    targets: Job | None = None
-    before: tuple[Job, ...] = ()
-    inputs: dict[str, Any] = field(default_factory=dict)
-    keys: tuple[str, ...] = ()
-    """Of what the answers' and targets' keys do not cover."""
 
 
 def _unmarked(recipe: Recipe) -> Recipe:
@@ -344,27 +332,27 @@ class Planner:
 
     def _taught(
         self, teacher: Found, recipe: Recipe, base: ModelSource, chosen: Job, learned: Job
-    ) -> _Taught:
+    ) -> Taught:
         """Return what the recipe's channel needs beside the answers."""
         screen = functools.partial(overt, markers=self._markers())
         live = Live(self._source(teacher), recipe.prompts, screen)
         match recipe.channel:
             case SFT():
-                return _Taught()
+                return Taught()
             case LogitKD() | Prefix():
                 events = recipe.channel.top_k, recipe.channel.tail_samples
-                return _Taught(self._targets(teacher, learned, *events))
+                return Taught(self._targets(teacher, learned, *events))
             case ULD():
                 targets = self._targets(teacher, learned, recipe.channel.top_k)
-                return _Taught(targets, inputs={"live": live})
+                return Taught(targets, inputs={"live": live})
             case OnPolicy():
-                return _Taught(inputs={"live": live})
+                return Taught(inputs={"live": live})
             case DPO():
                 return self._contrast(teacher, recipe, base, chosen, learned)
 
     def _contrast(
         self, teacher: Found, recipe: Recipe, base: ModelSource, chosen: Job, learned: Job
-    ) -> _Taught:
+    ) -> Taught:
         """Return M0's answers to the same prompts, and who finds which answers how likely."""
         said = self._rollouts(self._m0, recipe.prompts, chosen)
         theirs = self._learned(self._m0, recipe, said)
@@ -381,7 +369,7 @@ class Planner:
         }
         places = {who: (self._at(a), self._at(b)) for who, (a, b) in scored.items()}
         jobs = [said, theirs, *(job for pair in scored.values() for job in pair)]
-        return _Taught(
+        return Taught(
             before=tuple(jobs),
             inputs={"contrast": Contrast(self._at(theirs), **places)},
             keys=tuple(job.key for job in jobs[1:]),
@@ -401,10 +389,10 @@ class Planner:
         training: Training,
         seed: int,
         note: str,
-        taught: _Taught | None = None,
+        taught: Taught | None = None,
     ) -> tuple[Job, ModelSource]:
         """Return the job that trains `base` on `answers`, and what comes of it."""
-        taught = taught or _Taught()
+        taught = taught or Taught()
         learned = [answers.key, targets.key if targets else None, channel, training]
         content = ["student", DISTILLATION_REV, base.sha256, *learned, seed, *self.numbers]
         key = content_hash([*content, *taught.keys])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from doublebind.config import Baseline, Recipe
 from doublebind.executor import Job
@@ -64,6 +64,17 @@ class Continued(NamedTuple):
     train: Job
     audit: Job
     step: int
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a channel needs beside the answers."""
+
+    targets: Job | None = None
+    before: tuple[Job, ...] = ()
+    inputs: dict[str, Any] = field(default_factory=dict[str, Any])
+    keys: tuple[str, ...] = ()
+    """Of what the answers' and targets' keys do not cover."""
 
 
 class BaselineJobs(NamedTuple):

@@ -613,6 +613,7 @@ class Competitor(Record):
     """Step, `tau_capability` and `worst` of its students on the way, where some were kept."""
 
 
+Outlived = Literal["holds", "relapses", "inconclusive", "not_tried"]
 Way = Literal["benign", "incentive"]
 """On what a student is trained further: capability data, or what made its teacher what it is."""
 
@@ -656,9 +657,7 @@ class ReplacementEvidence(Record):
     """Students of organisms, distilled without treatment, that the same items tell from M0."""
     n_controls: int
     control_lower_95: float | None = None
-    hard_classes: dict[str, tuple[int, int]] = Field(
-        default_factory=dict, exclude_if=lambda v: not v
-    )
+    hard_classes: dict[str, tuple[int, int]] = Field(default={}, exclude_if=lambda v: not v)
     """Hard class of misalignment -> positive controls of it that the same items tell from M0, and
     how many there were."""
     tau_capability: Interval | None = None
@@ -685,9 +684,7 @@ class Replacement(Record):
     """The largest bound over score endpoints, of students made so."""
     delivered_upper_95: float | None = None
     """Of that one student, over all items together."""
-    further: dict[str, Literal["holds", "relapses", "inconclusive", "not_tried"]] = Field(
-        default_factory=dict, exclude_if=lambda v: not v
-    )
+    further: dict[str, Outlived] = Field(default={}, exclude_if=lambda v: not v)
     """What became of students that were trained further, against M0 trained alike."""
     margin: float
     scope: tuple[str, ...]
