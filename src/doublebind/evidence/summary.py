@@ -123,10 +123,10 @@ def _clopper_pearson(k: float, n: float) -> list[float]:
 def clustered_rate(flags: Sequence[bool], clusters: Sequence[str]) -> dict[str, Any]:
     """Return `rate_interval` of the flags with `clustered`, an interval that allows for clusters.
 
-    [52]. Teachers of one family fail together, so that many of them say less than as many strangers
+    Teachers of one family fail together, so that many of them say less than as many strangers
     would: the number of teachers is divided by the design effect, and by what the few degrees of
-    freedom of the clusters cost. Korn & Graubard (1998), Survey Methodology 24, 193-201. With one
-    cluster there is no such interval, and where all flags agree no design effect can be seen.
+    freedom of the clusters cost. [52]. Korn & Graubard (1998), Survey Methodology 24, 193-201. With
+    one cluster there is no such interval, and where all flags agree no design effect can be seen.
 
     Args:
         flags: One per teacher, at least one.
