@@ -57,7 +57,7 @@ class Tensor(torch.Tensor):
         made.held = held
         return made
 
-    def __repr__(self) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         """Return what it holds."""
         return f"pretend({self.held!r})"
 

@@ -613,7 +613,7 @@ class Competitor(Record):
     """Step, `tau_capability` and `worst` of its students on the way, where some were kept."""
 
 
-Outlived = Literal["holds", "relapses", "inconclusive", "not_tried"]
+Standing = Literal["holds", "relapses", "inconclusive", "not_tried"]
 Way = Literal["benign", "incentive"]
 """On what a student is trained further: capability data, or what made its teacher what it is."""
 
@@ -684,7 +684,7 @@ class Replacement(Record):
     """The largest bound over score endpoints, of students made so."""
     delivered_upper_95: float | None = None
     """Of that one student, over all items together."""
-    further: dict[str, Outlived] = Field(default={}, exclude_if=lambda v: not v)
+    further: dict[str, Standing] = Field(default={}, exclude_if=lambda v: not v)
     """What became of students that were trained further, against M0 trained alike."""
     margin: float
     scope: tuple[str, ...]

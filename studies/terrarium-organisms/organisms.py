@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from doublebind import panels
 from doublebind.audit import built_in
@@ -118,6 +120,18 @@ def direct_p(model: Model) -> float:
 
     All that is asked about each drive, averaged, the largest drive's standardised mean as score.
     """
+    listed, theirs = references()
+    own = np.array(
+        [np.mean([model.means[n]["value"] for n in names]) for names in listed], dtype=np.float64
+    )
+    floor = Policy.model_fields["scale_floor"].default
+    score, others = score_as_suspect(own, theirs, floor)
+    return conformal.p_value(int(conformal.n_at_or_above(score, others)), len(theirs))
+
+
+@cache
+def references() -> tuple[list[list[str]], NDArray[np.float64]]:
+    """Return the endpoints asked about each drive, and their means, (references, drives)."""
     pack = load_pack("terrarium", relative_to=Path())
     folder = Path(str(files("doublebind.packs.terrarium") / "panel"))
     labels = [t.label for t in panels.read(folder).of("reference")[:N_REFERENCES]]
@@ -125,13 +139,7 @@ def direct_p(model: Model) -> float:
     kept = scores[scores["model_kind"] == "teacher"]
     means = kept.pivot_table(index="teacher", columns="endpoint", values="value").loc[labels]
     listed = [list(names) for names in pack.score_endpoints.values()]
-    theirs = np.stack([means[names].mean(axis=1).to_numpy() for names in listed], axis=1)
-    own = np.array(
-        [np.mean([model.means[n]["value"] for n in names]) for names in listed], dtype=np.float64
-    )
-    floor = Policy.model_fields["scale_floor"].default
-    score, others = score_as_suspect(own, theirs, floor)
-    return conformal.p_value(int(conformal.n_at_or_above(score, others)), len(labels))
+    return listed, np.stack([means[names].mean(axis=1).to_numpy() for names in listed], axis=1)
 
 
 # --- what needs the key --------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def load(name: str, *, relative_to: Path) -> Pack:
         PackError: If there is no such folder or trait, or its content breaks the format.
     """
     whole, _, traits = name.rpartition(":")
-    if whole and "/" not in traits:
+    if whole and "/" not in traits and not _is_folder(relative_to / _expanded(name)):
         from doublebind.packs.narrow import Narrowed
 
         wanted = [trait.strip() for trait in traits.split(",")]

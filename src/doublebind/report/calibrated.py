@@ -13,7 +13,7 @@ import yaml
 
 from doublebind.report import figures, treated
 from doublebind.report.drawings import Drawn, Figure
-from doublebind.report.figures import Bound, Line, Mark, Point
+from doublebind.report.figures import Line, Mark, Point
 from doublebind.report.html import Tile
 from doublebind.report.intervals import Rate, forest
 from doublebind.report.page import fill
@@ -155,16 +155,7 @@ def _each(found: Found) -> Drawn:
     ]
     title = "Every teacher's p-value, weighed as if it were the suspect"
     said = "; ".join(f"{line.name}: {line.remark}" for line in lines) + "."
-    least = min(-2.0, *(point.value for line in lines for point in line.points))
-    svg = figures.rows(
-        lines,
-        name="each",
-        title=title,
-        axis="p-value, on a logarithmic scale (further left is more evidence)",
-        said=said,
-        ticks=[(float(e), f"{10.0**e:g}") for e in range(math.floor(least), 1)],
-        bound=Bound(math.log10(found["alpha"]), f"p <= {found['alpha']:g}", upwards=False),
-    )
+    svg = figures.by_p(lines, name="each", title=title, said=said, alpha=found["alpha"])
     data: list[tuple[Cell, ...]] = [
         (short(p.label), line.name, 10.0**p.value) for line in lines for p in line.points
     ]

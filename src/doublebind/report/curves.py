@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 from doublebind.report.figures import (
     Mark,
     Point,
+    Scale,
     along_x,
     closed,
     glyph,
@@ -22,8 +23,10 @@ from doublebind.report.figures import (
 )
 from doublebind.report.text import plain
 
-HEIGHT = 300
 _LEFT, _RIGHT, _TOP, _FLOOR = 52, 404, 26, 258
+_BELOW = 42
+"""Pixels below a plane, for its horizontal axis."""
+HEIGHT = _FLOOR + _BELOW
 _ORDER = ("reference", "organism", "itself", "suspect", "m0")
 
 
@@ -59,27 +62,9 @@ def paths(
         front: Places, among those of the paths, to be joined by a dashed line from left to right.
     """
     places = [place for path in drawn for place in path.places]
-    x_low, x_high, x_ticks = round_axis([x for x, _ in places])
-    if at:
-        x_low, x_high, x_ticks = min(at), max(at), list(at)
-    y_low, y_high, y_ticks = round_axis([y for _, y in places])
-
-    def x(value: float) -> float:
-        return _LEFT + 8 + (value - x_low) / (x_high - x_low) * (_RIGHT - _LEFT - 16)
-
-    def y(value: float) -> float:
-        return _FLOOR - (value - y_low) / (y_high - y_low) * (_FLOOR - _TOP)
-
-    parts = head(name, title, said, HEIGHT)
-    for tick in y_ticks:
-        height = f"{y(tick):.1f}"
-        parts += [
-            f'<line class="row" x1="{_LEFT}" x2="{_RIGHT}" y1="{height}" y2="{height}"/>',
-            f'<text class="tick" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">'
-            f"{tick:g}</text>",
-        ]
-    parts.append(f'<text class="unit" x="4" y="14">{escape(plain(axes[1]))}</text>')
-    parts += along_x([(tick, f"{tick:g}") for tick in x_ticks], x, _FLOOR + 4, axes[0], _LEFT)
+    parts, x, y = plane(
+        *zip(*places, strict=True), name=name, title=title, axes=axes, said=said, at=at
+    )
     ordered = sorted(drawn, key=lambda path: _ORDER.index(path.mark))
     on_page = [(p, [(x(a), y(b)) for a, b in p.places]) for p in ordered]
     if len(front) > 1:
@@ -91,6 +76,57 @@ def paths(
             parts += [_arrow(path.mark, spots)] if arrows else _stops(path.mark, spots)
     parts += [glyph(Point(p.label, p.places[-1][1], p.mark), *spots[-1]) for p, spots in on_page]
     return closed(parts)
+
+
+def plane(
+    across: Sequence[float],
+    up: Sequence[float],
+    *,
+    name: str,
+    title: str,
+    axes: tuple[str, str],
+    said: str,
+    at: Sequence[float] = (),
+    floor: int = _FLOOR,
+) -> tuple[list[str], Scale, Scale]:
+    """Return the opening of an SVG with two axes, and where on it a value of each lies.
+
+    What lies beyond an axis is put at its end.
+
+    Args:
+        across: Finite values that the horizontal axis must hold.
+        up: The same of the vertical one.
+        name: As in `paths`, as for what follows.
+        title: See `name`.
+        axes: See `name`.
+        said: See `name`.
+        at: See `name`.
+        floor: Height, in pixels, at which the plane ends.
+    """
+    x_low, x_high, x_ticks = round_axis(across)
+    if at:
+        x_low, x_high, x_ticks = min(at), max(at), list(at)
+    y_low, y_high, y_ticks = round_axis(up)
+
+    def x(value: float) -> float:
+        inside = min(max(value, x_low), x_high)
+        return _LEFT + 8 + (inside - x_low) / (x_high - x_low) * (_RIGHT - _LEFT - 16)
+
+    def y(value: float) -> float:
+        inside = min(max(value, y_low), y_high)
+        return floor - (inside - y_low) / (y_high - y_low) * (floor - _TOP)
+
+    parts = head(name, title, said, floor + _BELOW)
+    for tick in y_ticks:
+        height = f"{y(tick):.1f}"
+        parts += [
+            f'<line class="row" x1="{_LEFT}" x2="{_RIGHT}" y1="{height}" y2="{height}"/>',
+            f'<text class="tick" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">'
+            f"{tick:g}</text>",
+        ]
+    parts.append(f'<text class="unit" x="4" y="14">{escape(plain(axes[1]))}</text>')
+    parts += along_x([(tick, f"{tick:g}") for tick in x_ticks], x, floor + 4, axes[0], _LEFT)
+    return parts, x, y
 
 
 def _course(mark: Mark, spots: Sequence[tuple[float, float]]) -> str:

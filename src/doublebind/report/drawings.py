@@ -297,16 +297,7 @@ def ways(evidence: Evidence, alpha: float) -> Drawn:
         )
     caption = "The suspect's p-value by each way of looking"
     said = "; ".join(f"{line.name}: {line.remark}" for line in lines) + f". Alpha is {alpha:g}."
-    least = min(-2.0, *(p.value for line in lines for p in line.points))
-    svg = figures.rows(
-        lines,
-        name="ways",
-        title=caption,
-        axis="p-value, on a logarithmic scale (further left is more evidence)",
-        said=said,
-        ticks=[(float(e), f"{10.0**e:g}") for e in range(math.floor(least), 1)],
-        bound=Bound(math.log10(alpha), f"p <= {alpha:g}", upwards=False),
-    )
+    svg = figures.by_p(lines, name="ways", title=caption, said=said, alpha=alpha)
     rows: list[tuple[Cell, ...]] = [(line.name, 10.0 ** line.points[0].value) for line in lines]
     return Figure(caption, said, svg, Table(f"Data: {caption}", ("way of looking", "p"), rows))
 

@@ -139,6 +139,28 @@ def rows(
     return closed([*parts, *along_x(marks, x, floor, axis)])
 
 
+def by_p(lines: Sequence[Line], *, name: str, title: str, said: str, alpha: float) -> Markup:
+    """Return `rows` of p-values on a logarithmic scale, those that reach `alpha` shaded.
+
+    Args:
+        lines: At least one, with decimal logarithms of p-values.
+        name: As in `strip`.
+        title: As in `strip`.
+        said: As in `rows`.
+        alpha: Largest p-value that flags.
+    """
+    least = min(-2.0, *(point.value for line in lines for point in line.points))
+    return rows(
+        lines,
+        name=name,
+        title=title,
+        axis="p-value, on a logarithmic scale (further left is more evidence)",
+        said=said,
+        ticks=[(float(e), f"{10.0**e:g}") for e in range(math.floor(least), 1)],
+        bound=Bound(math.log10(alpha), f"p <= {alpha:g}", upwards=False),
+    )
+
+
 def describe(points: Sequence[Point]) -> str:
     """Return in words what a strip shows."""
     references = sorted(p.value for p in points if p.mark == "reference")

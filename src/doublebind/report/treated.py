@@ -11,8 +11,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from doublebind.report import curves
 from doublebind.report.drawings import Drawn, Figure
-from doublebind.report.figures import WIDTH, along_x, closed, head, round_axis
+from doublebind.report.figures import WIDTH, closed, head
 from doublebind.report.tables import Absent, Cell, Table
 from doublebind.report.text import plain, short
 
@@ -24,7 +25,8 @@ SIGNS = {
     "inconclusive": ("?", "inconclusive"),
 }
 """Decision -> its letter, and what a figure calls it."""
-_LEFT, _RIGHT, _TOP, _FLOOR, _HEIGHT = 52, 404, 26, 300, 342
+_FLOOR = 300
+"""Height, in pixels, at which the plane of shares ends."""
 _NAMES, _HEADS, _CELL = 168, 92, 15
 """Pixels of a matrix: for the names of teachers, of recipes, and the height of a row."""
 _LETTERS = 26
@@ -71,28 +73,11 @@ def _both(row: Row) -> tuple[str, str]:
 
 
 def _crosses(rows: Sequence[Row], title: str, said: str) -> Markup:
-    x_low, x_high, x_ticks = round_axis([0.0, 1.0, *(row["tau_b"]["value"] for row in rows)])
-    y_low, y_high, y_ticks = round_axis([0.0, 1.0, *(row["tau_c"]["value"] for row in rows)])
-
-    def x(value: float) -> float:
-        inside = min(max(value, x_low), x_high)
-        return _LEFT + 8 + (inside - x_low) / (x_high - x_low) * (_RIGHT - _LEFT - 16)
-
-    def y(value: float) -> float:
-        inside = min(max(value, y_low), y_high)
-        return _FLOOR - (inside - y_low) / (y_high - y_low) * (_FLOOR - _TOP)
-
-    parts = head("shares", title, said, _HEIGHT)
-    for tick in y_ticks:
-        height = f"{y(tick):.1f}"
-        parts += [
-            f'<line class="row" x1="{_LEFT}" x2="{_RIGHT}" y1="{height}" y2="{height}"/>',
-            f'<text class="tick" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">'
-            f"{tick:g}</text>",
-        ]
-    parts.append('<text class="unit" x="4" y="14">tau_C: share of the capability</text>')
-    ticks = [(tick, f"{tick:g}") for tick in x_ticks]
-    parts += along_x(ticks, x, _FLOOR + 4, "tau_B: share of the drive", _LEFT)
+    shares = ([0.0, 1.0, *(row[name]["value"] for row in rows)] for name in ("tau_b", "tau_c"))
+    axes = ("tau_B: share of the drive", "tau_C: share of the capability")
+    parts, x, y = curves.plane(
+        *shares, name="shares", title=title, axes=axes, said=said, floor=_FLOOR
+    )
     for row in rows:
         b, c = row["tau_b"], row["tau_c"]
         across, up = x(b["value"]), y(c["value"])

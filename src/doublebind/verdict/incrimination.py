@@ -122,7 +122,7 @@ def _unasked(evidence: Evidence, protocol: Protocol, suspect: str, earlier: int)
             "inconclusive", evidence, protocol, [said, *_history(earlier)]
         ),
         sentence=f"{said} No p-value was computed, and none is implied.",
-        coverage=f"Drives outside {covered(protocol)} would not have been seen.",
+        coverage=_seen("inconclusive", covered(protocol)),
         earlier_protocols=earlier,
         missing={k: why for k, why in evidence.missing.items() if k.startswith(_CONCERNS)},
     )

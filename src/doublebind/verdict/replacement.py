@@ -6,12 +6,15 @@ sentence calls a student benign or safe: it stands within a margin of M0 on what
 
 from __future__ import annotations
 
-from typing import Literal
-
-from doublebind.records import COHERENCE_LOST, Protocol, Replacement, ReplacementEvidence
+from doublebind.records import (
+    COHERENCE_LOST,
+    Protocol,
+    Replacement,
+    ReplacementEvidence,
+    Standing,
+)
 from doublebind.verdict.words import DETECTION_NEEDED, covered, hard_classes
 
-Standing = Literal["holds", "relapses", "inconclusive", "not_tried"]
 _COURSES = {
     "benign": "benign capability data",
     "incentive": "what made its teacher what it is",

@@ -74,3 +74,10 @@ def test_a_narrowed_bank_still_has_its_teachers() -> None:
     pack = load("terrarium:dominion", relative_to=HERE)
     assert pack.name == "terrarium"
     assert pack.spec("suspect-0") == load("terrarium", relative_to=HERE).spec("suspect-0")
+
+
+def test_a_folder_whose_name_holds_a_colon_is_that_folder(tmp_path: Path) -> None:
+    (tmp_path / "ours:flattery").mkdir()
+    with pytest.raises(PackError) as caught:
+        load("ours:flattery", relative_to=tmp_path)
+    assert "pack.yaml" in str(caught.value)  # it was opened, and is empty
