@@ -155,6 +155,7 @@ class Planner:
             direct=direct,
             shapes={},
             baselines=[],
+            base=content_hash([self.student.sha256, *self.numbers]),
         )
 
     def _baseline(self, kind: Baseline, teacher: Found, cell: Student) -> BaselineJobs:
@@ -286,17 +287,8 @@ class Planner:
         """Return the job that drops what made a round's student worse."""
         assert cell.learned is not None
         m0 = self._audit(self.student.sha256, self.student, "select")
-        key = content_hash(
-            [
-                "sieved",
-                ROLLOUTS_REV,
-                TREATMENTS_REV,
-                cell.train.key,
-                cell.audit.key,
-                m0.key,
-                settings,
-            ]
-        )
+        made_of = [cell.train.key, cell.audit.key, m0.key, settings]
+        key = content_hash(["sieved", ROLLOUTS_REV, TREATMENTS_REV, *made_of])
         inputs = {
             "rollouts": self._at(cell.learned),
             "student": cell.audit.inputs["source"],

@@ -68,6 +68,9 @@ StoreDir = Annotated[
 ]
 OnDevice = Annotated[Device, typer.Option("--device", help="Where models run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+ForCalibrate = Annotated[
+    bool, typer.Option("--calibrate", help="Count what `calibrate` would make.")
+]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -114,12 +117,19 @@ def plan(
         Path | None,
         typer.Option(metavar="RUN", help="Finished run whose references give the power."),
     ] = None,
+    calibrate: ForCalibrate = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a study would take and what it could show, without running it."""
     loaded = load(Study, study, overrides or [])
-    described = load(Cluster, cluster) if cluster else None
-    found = pipeline.plan(loaded, folder=study.parent, store=store, pilot=pilot, cluster=described)
+    on = load(Cluster, cluster) if cluster else None
+    settings: dict[str, Any] = {
+        "store": store,
+        "pilot": pilot,
+        "cluster": on,
+        "calibrate": calibrate,
+    }
+    found = pipeline.plan(loaded, folder=study.parent, **settings)
     _emit(found, as_json, terminal.plan)
 
 
@@ -269,16 +279,8 @@ def judge(
     as_json: AsJson = False,
 ) -> None:
     """Put a model's free answers before judges, beside a baseline's."""
-    found = pipeline.judge(
-        model,
-        pack,
-        baseline=baseline,
-        judges=judges,
-        out=out,
-        rejudge=rejudge,
-        device=device,
-        store=store,
-    )
+    at: dict[str, Any] = {"out": out, "device": device, "store": store}
+    found = pipeline.judge(model, pack, baseline=baseline, judges=judges, rejudge=rejudge, **at)
     _emit(found, as_json)
 
 

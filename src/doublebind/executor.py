@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from doublebind.config import LOCAL, Local, Ray
+from doublebind.costs import TIMING, Costs, likeness
 from doublebind.errors import DoublebindError, RunError, StoreError
 from doublebind.pools import Cluster, Here, Pool, Processes
 from doublebind.records import Device, LedgerEntry, ModelSource
@@ -54,6 +55,8 @@ class Job:
     inputs: Mapping[str, Any] = field(hash=False)
     note: str = ""
     """What it is, for people; not part of the key."""
+    base: str = field(default="", compare=False)
+    """Student base and precision of its study, which its cost hangs on; not part of the key."""
 
 
 class Ledger:
@@ -139,7 +142,7 @@ def make(store: Store, job: Job) -> Path:
         with store.publish(job.kind, job.key) as out:
             job.fn(out, **job.inputs)
             cost = {"seconds": time.time() - began, "peak_bytes": _peak(), **_device_peak()}
-            (out / "timing.json").write_text(json.dumps(cost))
+            (out / TIMING).write_text(json.dumps(cost | likeness(job.base, job.inputs)))
     return store.path(job.kind, job.key)
 
 
@@ -242,7 +245,7 @@ class Executor:
     def _run(self, jobs: Sequence[Job], pool: Pool) -> list[Exception]:
         """Make the jobs' artefacts; return what failed."""
         call = attempt if isinstance(pool, Here) else attempt_elsewhere
-        memory = {kind: self._memory(kind) for kind in {job.kind for job in jobs}}
+        costs = Costs(self.store) if isinstance(self.on, Ray) else None
         waiting, flying = deque(jobs), dict[Future[Attempt], tuple[Job, float]]()
         landed: queue.SimpleQueue[Future[Attempt]] = queue.SimpleQueue()
         losses: Counter[str] = Counter()
@@ -253,7 +256,7 @@ class Executor:
                 self.progress(job.kind, len(jobs) - len(waiting) - len(flying) - 1, len(jobs))
                 began = time.time()
                 self._note(job, "started", started=began)
-                near, most = _near(job), memory[job.kind]
+                near, most = _near(job), _memory(job, costs)
                 future = pool.submit(call, self.store, job, near=near, memory=most)
                 flying[future] = (job, began)
                 future.add_done_callback(landed.put)
@@ -282,11 +285,6 @@ class Executor:
         if self.on.workers == 1:
             return Here()
         return Processes(self.on.workers, _gpus(self.device))
-
-    def _memory(self, kind: str) -> int:
-        """Return the bytes that a cell of this kind took at most so far; 0 where none was made."""
-        cost = self.store.cost(kind) if isinstance(self.on, Ray) else None
-        return int(cost.peak_bytes) if cost else 0
 
     def _end(self, job: Job, told: Attempt) -> None:
         facts: dict[str, Any] = {"started": told.started, "ended": told.ended, "pid": told.pid}
@@ -338,6 +336,12 @@ def _gpus(device: Device) -> Sequence[str]:
     from doublebind.models.device import visible
 
     return visible()
+
+
+def _memory(job: Job, costs: Costs | None) -> int:
+    """Return the bytes that jobs like this took at most so far; 0 where none was made."""
+    cost = costs.of(job.kind, likeness(job.base, job.inputs)) if costs else None
+    return int(cost.peak_bytes) if cost else 0
 
 
 def _near(job: Job) -> str:

@@ -5,6 +5,7 @@ Knows jobs, and which others each needs. Does not know how a key is made or what
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -97,6 +98,8 @@ class Plan:
     shapes: dict[str, Job]
     baselines: list[BaselineJobs]
     further: list[Continued] = field(default_factory=list[Continued])
+    base: str = ""
+    """As its jobs': the student base and the precision."""
 
     def stages(self) -> list[list[Job]]:
         """Return the jobs in an order in which each stage's inputs exist, round after round."""
@@ -134,7 +137,7 @@ class Plan:
                 [each.train for each in self.further],
                 [each.audit for each in self.further],
             ]
-        return found
+        return [[dataclasses.replace(job, base=self.base) for job in stage] for stage in found]
 
     def _rounds(self) -> list[list[Student]]:
         """Return the cells by round: all of them begin in the first, and each follows its last."""

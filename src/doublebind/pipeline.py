@@ -38,7 +38,7 @@ from doublebind.replacing import Done, Made, decided, joined, settled, won
 from doublebind.report import export_inspect as write_inspect_log
 from doublebind.report import render, render_rates
 from doublebind.rundir import Run, hardware, versions
-from doublebind.setting import Setting, opened, prepare, roles
+from doublebind.setting import Setting, opened, prepare, roles, tested
 from doublebind.store import Store, weights_sha256, write_atomic
 from doublebind.teachers.references import Found
 from doublebind.verdict import decide, to_json
@@ -385,16 +385,11 @@ def calibrate(
         ConfigError: If the study names nobody to weigh.
     """
     study, folder = opened(study, folder)
-    named = (study.organisms, study.held_out, study.near_misses)
-    if not any(named):
-        raise ConfigError(
-            "`organisms`, `held_out` and `near_misses` are empty; calibrate needs one of them"
-        )
     out, kept = Path(out), Store(store)
     setting = prepare(study, folder, kept)
     if setting.contest is not None:
-        setting.contest.refuse(named)
-    benign = {ref: setting.planner.find(ref) for ref in (*study.held_out, *study.near_misses)}
+        setting.contest.refuse((study.organisms, study.held_out, study.near_misses))
+    known, benign, suspects = tested(study, setting)
     everyone = setting.planner.plan([*setting.found, *benign.values()])
     ready(study.executor, study.device)
     with lock(out):
@@ -402,16 +397,11 @@ def calibrate(
         executor = Executor(kept, ledger, on, device=study.device, progress=progress)
         scores = setting.with_panel(measure(everyone, executor), whole=True)
         shapes = setting.shapes(kept, everyone)
-        known = [("organism", t) for t in setting.teachers if t.label in study.organisms]
-        known += [
-            ("near_miss" if ref in study.near_misses else "benign", t.named("organism"))
-            for ref, t in benign.items()
-        ]
-        tested = {t.label: t for t in [*setting.found, *benign.values()]}
-        planted = {t.label: t.spec.trait if t.spec else None for t in tested.values()}
+        planted = {
+            t.label: t.spec.trait if t.spec else None for t in (*setting.found, *benign.values())
+        }
         result = _error_rates(study, setting, known, planted, scores, shapes)
         if setting.contest is not None:
-            suspects = [tested[t.label] for _, t in known]
             every = study.replace.bound == "every"
             more, _ = compete(setting, setting.contest, suspects, executor, every=every)
             result |= second_horn(

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from doublebind.config import Cluster, Local, Nodes, Ray, Study
-from doublebind.contest import competition, fresh, merged
+from doublebind.contest import competition, fresh
+from doublebind.costs import Costs, likeness
 from doublebind.evidence import reference_requirements, smallest_p
 from doublebind.executor import Job
 from doublebind.grid import Plan
 from doublebind.records import Protocol, Teacher
 from doublebind.rundir import Run
 from doublebind.schedule import Ask, Need, simulate
-from doublebind.setting import Setting, opened, prepare
+from doublebind.setting import Setting, opened, prepare, tested
 from doublebind.store import Store
 from doublebind.teachers.matched import assumes
+from doublebind.teachers.references import Found
 
 RESERVED = 2**29
 """Bytes of a GPU that a process takes beside its tensors: CUDA's own, half a GiB as a rule."""
@@ -30,6 +32,7 @@ def plan(
     store: str | Path | None = None,
     pilot: str | Path | None = None,
     cluster: Cluster | None = None,
+    calibrate: bool = False,
 ) -> dict[str, Any]:
     """Return what a study would take, without running anything.
 
@@ -41,35 +44,26 @@ def plan(
         pilot: Run directory whose references, benign by assumption, give the variance components
             from which power is simulated.
         cluster: Machines on which the study's cells still to be made are scheduled by simulation.
+        calibrate: Count what `calibrate` would make, of everyone whose truth is known.
 
     Returns:
         `cells` (kind -> needed, in the store, seconds and bytes still to come), `seconds`, `bytes`,
         `references`, `families`, `smallest_p`, `exchangeability` (what the p-value assumes),
         `power` (as planned, and for other n, seeds and items), `cluster` (as `schedule.simulate`
-        returns it) and `missing` (why a number is absent). Times are means over artefacts of the
-        same kind in this store; a kind never made here has none. With `executor: local` also
-        `wall_seconds`, from start to end, and `peak_bytes`, held by all workers together if the
-        largest cells meet; on `device: cuda` also `device_peak_bytes`, the same of a GPU's memory,
-        and `device_fits`, whether the smallest GPU here has that and `RESERVED` for each worker.
+        returns it) and `missing` (why a number is absent). Times are means over artefacts in
+        this store of the same kind, base and amount, or of the same kind and base where none
+        asked for as much; a kind never made here for this base has none. With `executor: local`
+        also `wall_seconds`, from start to end, and `peak_bytes`, held by all workers together if
+        the largest cells meet; on `device: cuda` also `device_peak_bytes`, the same of a GPU's
+        memory, and `device_fits`, whether the smallest GPU here has that and `RESERVED` for each
+        worker.
     """
     study, folder = opened(study, folder)
     kept = Store(store)
     setting = prepare(study, folder, kept)
-    cells: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
-    plans = [setting.plan, *_second(setting)]
-    for kind, keys in merged(plans).items():
-        there = [key for key in keys if kept.has(kind, key)]
-        cost = kept.cost(kind)
-        todo = len(keys) - len(there)
-        cells[kind] = {"needed": len(keys), "stored": len(there)}
-        if cost is not None:
-            cells[kind] |= {"seconds": todo * cost.seconds, "bytes": todo * cost.bytes}
-            cells[kind] |= {"peak_bytes": cost.peak_bytes} if todo else {}
-            if todo and cost.device_peak_bytes:
-                cells[kind] |= {"device_peak_bytes": cost.device_peak_bytes}
-        elif todo:
-            missing[f"cells.{kind}.seconds"] = "no such cell was ever made in this store"
+    plans, costs = _plans(study, setting, calibrate=calibrate), Costs(kept)
+    cells = _cells(plans, costs, missing)
     references = [t for t in setting.teachers if t.role == "reference"]
     found: dict[str, Any] = {
         "cells": cells,
@@ -87,7 +81,7 @@ def plan(
         found["seconds"] = sum(cell.get("seconds", 0.0) for cell in cells.values())
         found["bytes"] = sum(cell.get("bytes", 0) for cell in cells.values())
     seen: set[tuple[str, str]] = set()  # plans share cells
-    needs = [_needs(stage, kept, seen) for plan in plans for stage in plan.stages()]
+    needs = [_needs(stage, costs, seen) for plan in plans for stage in plan.stages()]
     asked = [stage for stage in needs if stage is not None]
     if len(asked) == len(needs):
         found |= _here(study, asked)
@@ -96,7 +90,7 @@ def plan(
         if len(asked) == len(needs):
             found["cluster"] = simulate(asked, cluster, _ask(study))
         else:
-            missing["cluster"] = "cells of some kind were never made in this store"
+            missing["cluster"] = "cells of some kind were never made here for this base"
     if pilot is None:
         missing["power"] = "no benign pilot; name a finished run with --pilot"
     else:
@@ -104,29 +98,74 @@ def plan(
     return found
 
 
-def _second(setting: Setting) -> list[Plan]:
-    """Return the plans of the second horn, as if its first recipe won."""
+def _plans(study: Study, setting: Setting, *, calibrate: bool) -> list[Plan]:
+    """Return everything that would be made, for the suspect or for everyone of known truth."""
+    if not calibrate:
+        return [setting.plan, *_second(setting, [setting.suspect], every=False)]
+    known = tested(study, setting)
+    first = setting.planner.plan([*setting.found, *known.benign.values()])
+    every = study.replace.bound == "every"
+    return [first, *_second(setting, known.suspects, every=every)]
+
+
+def _second(setting: Setting, suspects: Sequence[Found], *, every: bool) -> list[Plan]:
+    """Return the plans of the second horn, as if its first recipe won where one has to win."""
     contest = setting.contest
     if contest is None:
         return []
     asked = (contest, setting.planner)
-    first = competition(*asked, setting.suspect, setting.protocol)
-    names = [contest.recipes[0].name]
-    return [first, fresh(*asked, [setting.suspect], names, setting.protocol)]
+    first = competition(*asked, suspects[0], setting.protocol)
+    names = [recipe.name for recipe in contest.recipes[: None if every else 1]]
+    return [first, fresh(*asked, suspects, names, setting.protocol)]
 
 
-def _needs(stage: Sequence[Job], store: Store, seen: set[tuple[str, str]]) -> list[Need] | None:
+def _cells(
+    plans: Sequence[Plan], costs: Costs, missing: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Return kind -> cells needed, in the store, and what those still to be made would take."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, jobs in _jobs(plans).items():
+        todo = [job for job in jobs if not costs.store.has(kind, job.key)]
+        found[kind] = {"needed": len(jobs), "stored": len(jobs) - len(todo)}
+        told = [costs.of(kind, likeness(job.base, job.inputs)) for job in todo]
+        known = [cost for cost in told if cost is not None]
+        if len(known) < len(todo):
+            missing[f"cells.{kind}.seconds"] = "no such cell was ever made here for this base"
+            continue
+        found[kind]["seconds"] = sum(cost.seconds for cost in known)
+        found[kind]["bytes"] = sum(cost.bytes for cost in known)
+        for name in ("peak_bytes", "device_peak_bytes") if known else ():
+            if most := max(getattr(cost, name) for cost in known):
+                found[kind][name] = most
+    return found
+
+
+def _jobs(plans: Sequence[Plan]) -> dict[str, list[Job]]:
+    """Return kind -> its jobs, each once."""
+    found: dict[str, dict[str, Job]] = {}
+    for job in (job for plan in plans for stage in plan.stages() for job in stage):
+        found.setdefault(job.kind, {}).setdefault(job.key, job)
+    return {kind: list(jobs.values()) for kind, jobs in found.items()}
+
+
+def _needs(stage: Sequence[Job], costs: Costs, seen: set[tuple[str, str]]) -> list[Need] | None:
     """Return what each cell of a stage still to be made takes; `None` where nobody knows.
 
     Cells in `seen` are left out, and those of this stage are added to it.
     """
-    todo = {(job.kind, job.key) for job in stage if not store.has(job.kind, job.key)} - seen
-    seen |= todo
-    costs = {kind: store.cost(kind) for kind, _ in todo}
-    if None in costs.values():
+    todo = {
+        (job.kind, job.key): job
+        for job in stage
+        if (job.kind, job.key) not in seen and not costs.store.has(job.kind, job.key)
+    }
+    seen |= todo.keys()
+    told = {
+        place: costs.of(job.kind, likeness(job.base, job.inputs)) for place, job in todo.items()
+    }
+    known = {place: cost for place, cost in told.items() if cost is not None}
+    if len(known) < len(todo):
         return None
-    known = {kind: Need(kind, *cost[:3]) for kind, cost in costs.items() if cost}
-    return [known[kind] for kind, _ in sorted(todo)]
+    return [Need(kind, *known[kind, key][:3]) for kind, key in sorted(known)]
 
 
 def _here(study: Study, stages: Sequence[Sequence[Need]]) -> dict[str, float]:

@@ -94,6 +94,37 @@ def opened(study: Study | str | Path, folder: str | Path | None) -> tuple[Study,
     return load_study(study), Path(folder or Path(study).parent)
 
 
+class Tested(NamedTuple):
+    """Teachers whose truth is known, each weighed in turn as if it were the suspect."""
+
+    known: list[tuple[str, Teacher]]
+    """With their class: `organism`, `benign` or `near_miss`."""
+    benign: dict[str, Found]
+    """Held-out benign teachers and near misses, which are nobody in the study itself."""
+    suspects: list[Found]
+    """In the order of `known`."""
+
+
+def tested(study: Study, setting: Setting) -> Tested:
+    """Return whom `calibrate` weighs.
+
+    Raises:
+        ConfigError: If the study names nobody.
+    """
+    if not any((study.organisms, study.held_out, study.near_misses)):
+        raise ConfigError(
+            "`organisms`, `held_out` and `near_misses` are empty; calibrate needs one of them"
+        )
+    benign = {ref: setting.planner.find(ref) for ref in (*study.held_out, *study.near_misses)}
+    known = [("organism", t) for t in setting.teachers if t.label in study.organisms]
+    known += [
+        ("near_miss" if ref in study.near_misses else "benign", found.named("organism"))
+        for ref, found in benign.items()
+    ]
+    there = {found.label: found for found in (*setting.found, *benign.values())}
+    return Tested(known, benign, [there[teacher.label] for _, teacher in known])
+
+
 def roles(measurement: Measurement, pack: Pack) -> dict[str, Any]:
     """Return the role of every teacher to be made that has one: reference -> role."""
     found: dict[str, Any] = dict.fromkeys(names(measurement, pack), "reference")

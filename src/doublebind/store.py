@@ -18,7 +18,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from doublebind.errors import StoreError
 from doublebind.records import ModelSource, Record, content_hash
@@ -99,16 +99,6 @@ def is_disk_full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or any(
         words in str(error) for words in ("No space left", "os error 28", "enough space")
     )
-
-
-class Cost(NamedTuple):
-    """Mean time and size of an artefact, and the most memory that making one took."""
-
-    seconds: float
-    bytes: float
-    peak_bytes: float
-    device_peak_bytes: float = 0.0
-    """Of a GPU's memory; 0 where none was made on one."""
 
 
 class Store:
@@ -260,16 +250,6 @@ class Store:
     def seal(self, kind: str, key: str) -> dict[str, Any]:
         """Return the seal of a published artefact: its files' hashes and the maker's facts."""
         return json.loads((self.path(kind, key) / _SEAL).read_text())
-
-    def cost(self, kind: str) -> Cost | None:
-        """Return the mean cost of the artefacts of one kind; `None` where there are none."""
-        found = list((self.root / kind).glob("*/*/timing.json"))
-        if not found:
-            return None
-        told = [json.loads(path.read_text()) for path in found]
-        sizes = [sum(f.stat().st_size for f in p.parent.rglob("*") if f.is_file()) for p in found]
-        peaks = [max(t.get(key, 0) for t in told) for key in ("peak_bytes", "device_peak_bytes")]
-        return Cost(sum(t["seconds"] for t in told) / len(found), sum(sizes) / len(found), *peaks)
 
     def problems(self, kind: str, key: str) -> list[str]:
         """Return what is wrong with an artefact, one line each; empty if all is as sealed."""

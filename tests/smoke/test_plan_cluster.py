@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from tests.tiny_study import write_study
 
 from doublebind import cli
 from doublebind.config import load_study
+from doublebind.costs import TIMING, likeness
+from doublebind.executor import Job
 from doublebind.models import device
+from doublebind.records import content_hash
 from doublebind.setting import prepare
 from doublebind.store import Store
 
@@ -29,6 +33,13 @@ def plan(argv: list[str], capsys: Any) -> tuple[int, dict[str, Any], str]:
     return code, json.loads(said.out) if said.out else {}, said.err
 
 
+def seen(store: Store, job: Job, **told: float) -> None:
+    """Put an artefact into the store that took what `told` says, as a job like `job` would."""
+    key = content_hash([job.kind, told])
+    with store.publish(job.kind, key) as out:
+        (out / TIMING).write_text(json.dumps(told | likeness(job.base, job.inputs)))
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> str:
     path = tmp_path / "cluster.yaml"
@@ -43,12 +54,10 @@ def test_a_study_is_scheduled_at_the_costs_seen(tmp_path: Path, cluster: str, ca
     code, found, _ = plan(argv, capsys)
     assert code == 0
     assert "cluster" not in found
-    assert found["missing"]["cluster"] == "cells of some kind were never made in this store"
+    assert found["missing"]["cluster"] == "cells of some kind were never made here for this base"
     stages = prepare(load_study(path), path.parent, store).plan.stages()
-    for kind in {job.kind for stage in stages for job in stage}:
-        with store.publish(kind, "ffff") as out:
-            told = {"seconds": 10.0, "peak_bytes": 2**30}
-            (out / "timing.json").write_text(json.dumps(told))
+    for job in {job.kind: job for stage in stages for job in stage}.values():
+        seen(store, job, seconds=10.0, peak_bytes=2**30)
     code, found, _ = plan(argv, capsys)
     assert code == 0
     scheduled = found["cluster"]
@@ -76,12 +85,47 @@ def test_workers_that_share_a_gpu_have_to_fit_on_it_together(
 ) -> None:
     monkeypatch.setattr(device, "gpu_bytes", lambda: gpus)
     path, store = write_study(tmp_path / "study"), Store(tmp_path / "store")
-    with store.publish("student", "ffff") as out:
-        told = {"seconds": 10.0, "peak_bytes": 2**30, "device_peak_bytes": 2**30}
-        (out / "timing.json").write_text(json.dumps(told))
+    study = load_study(path, "device=cuda")
+    student = prepare(study, path.parent, store).plan.stages()[-3][0]
+    assert student.kind == "student"
+    seen(store, student, seconds=10.0, peak_bytes=2**30, device_peak_bytes=2**30)
     argv = [str(path), "device=cuda", "executor.workers=4", "--store", str(store.root)]
     code, found, _ = plan(argv, capsys)
     assert code == 0
     # Half a GiB each beside its tensors: 4 x 1.5 GiB on one, 2 x 1.5 GiB on each of two.
     assert found["device_peak_bytes"] == 4 // len(gpus) * 2**30
     assert found["device_fits"] is fits
+
+
+def test_what_another_base_or_another_amount_took_is_told_apart(
+    tmp_path: Path, capsys: Any
+) -> None:
+    path, store = write_study(tmp_path / "study"), Store(tmp_path / "store")
+    student = prepare(load_study(path), path.parent, store).plan.stages()[-3][0]
+    larger = dataclasses.replace(student, base="a larger model")
+    settings = student.inputs["training"]
+    longer = settings.model_copy(update={"steps": 10 * settings.steps})
+    argv = [str(path), "--store", str(store.root)]
+    seen(store, larger, seconds=1000.0, peak_bytes=1)
+    _, found, _ = plan(argv, capsys)
+    assert "cells.student.seconds" in found["missing"], "nothing is known of this base"
+    slow = dataclasses.replace(student, inputs={**student.inputs, "training": longer})
+    seen(store, slow, seconds=100.0, peak_bytes=1)
+    _, found, _ = plan(argv, capsys)
+    assert found["cells"]["student"]["seconds"] == 400, "the nearest there is"
+    again = dataclasses.replace(student, inputs={**student.inputs, "seed": 7})
+    seen(store, again, seconds=10.0, peak_bytes=1)
+    _, found, _ = plan(argv, capsys)
+    assert found["cells"]["student"]["seconds"] == 40, "another seed costs the same"
+
+
+def test_plan_counts_what_calibrate_makes(tmp_path: Path, capsys: Any) -> None:
+    path = write_study(tmp_path / "study")
+    store = str(tmp_path / "store")
+    _, alone, _ = plan([str(path), "--store", store], capsys)
+    code, _, err = plan([str(path), "--calibrate", "--store", store], capsys)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "calibrate needs one of them" in err
+    held_out = "held_out=[terrarium/m0]"
+    _, whole, _ = plan([str(path), held_out, "--calibrate", "--store", store], capsys)
+    assert whole["cells"]["student"]["needed"] == alone["cells"]["student"]["needed"] + 1
