@@ -56,6 +56,7 @@ def test_studies_that_are_not_run_are_there() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a minute when nothing else runs
 def test_the_readme_works_word_for_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DOUBLEBIND_STORE", str(tmp_path / "store"))
