@@ -52,7 +52,7 @@ def weigh_each(
         suspect = teacher.model_copy(update={"role": "suspect"})
         against = [t for t in references(i) if t.key != teacher.key]
         others = [c for c in controls if c.family != teacher.family and c.key != teacher.key]
-        weighed = weigh(scores, [suspect, *against, *others], protocol)
+        weighed = weigh(scores, [suspect, *against, *others], protocol, transfer=False)
         decided = decide(
             weighed, protocol, suspect=teacher.label, earlier_protocols=0, shapes=shapes
         ).incrimination

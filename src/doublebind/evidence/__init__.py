@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["reference_requirements", "smallest_p", "weigh"]
 
 
-def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol) -> Evidence:
+def weigh(
+    scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol, *, transfer: bool = True
+) -> Evidence:
     """Return what `scores` say of the one suspect among `teachers`.
 
     Only `auditable` items of split `audit` enter; students make the score, the teachers' own
@@ -29,6 +31,8 @@ def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol)
         scores: Rows with the columns of `records.SCORE_COLUMNS`.
         teachers: One suspect, its references, and organisms as positive controls.
         protocol: Score endpoints, floor, alpha, recipes, seeds.
+        transfer: Say what came along from each positive control, too; nothing is decided on it,
+            and it is the same for every suspect that meets them.
 
     Raises:
         RunError: If the scores lack a column or hold a value outside [0, 1].
@@ -41,4 +45,4 @@ def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol)
         return unasked(teachers, protocol)
     from doublebind.evidence.weighing import weigh as weigh_scores
 
-    return weigh_scores(scores, teachers, protocol)
+    return weigh_scores(scores, teachers, protocol, transfer=transfer)

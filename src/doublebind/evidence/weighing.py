@@ -66,7 +66,9 @@ class _Panel:
         return (self.suspect, *self.references)
 
 
-def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol) -> Evidence:
+def weigh(
+    scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol, *, transfer: bool
+) -> Evidence:
     """Return what `scores` say of the one suspect among `teachers`.
 
     See the package's door for arguments and errors.
@@ -97,12 +99,10 @@ def weigh(scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol)
         beside = ("p_predictive_t", "p_family", "effective_references", "likelihood", "specificity")
         missing |= dict.fromkeys(beside, _why_incomplete(students, panel))
     numbers |= _baselines(scores, teachers, panel, protocol, missing)
-    found = transfers(scores, [labels[o] for o in panel.organisms], protocol)
-    missing |= {
-        f"transfer.{label}": "no deployment-like item that was asked tells it from M0"
-        for label, those in found.items()
-        if not those
-    }
+    planted = [labels[o] for o in panel.organisms] if transfer else []
+    found = transfers(scores, planted, protocol)
+    untold = "no deployment-like item that was asked tells it from M0"
+    missing |= {f"transfer.{label}": untold for label, those in found.items() if not those}
     return Evidence(
         transfer=tuple(one for those in found.values() for one in those),
         scores={} if ranked is None else ranked.scores,
