@@ -135,13 +135,15 @@ def second_horn(
         every: Whether all recipes have fresh students, or the winner's alone.
 
     Returns:
-        `competed`, `chosen` (the winner), `treatments` (one row per teacher and bounded recipe),
+        `competed`, `chosen` (the winner), `treatments` (one row per teacher and bounded recipe,
+        `comparable` where the plain recipe brings the organism's drive along),
         `false_certificates`, and what `double_bind` returns.
     """
     assert protocol.second is not None
     contest = settled(scores, "", competitors, protocol)
     recipes = protocol.second.names if every else (contest.winner,)
     bounded = replace_each(known, contest, recipes, planted, scores, protocol)
+    bounded = _beside_plain(bounded, protocol.second.recipes)
     chosen = [row for row in bounded if row["recipe"] == contest.winner]
     return {
         "competed": [each.model_dump(mode="json") for each in contest.competed],
@@ -203,6 +205,28 @@ def replace_each(
                 row["false_certificate"] = row["exceeds"] and said.decision == "within_margin"
             rows.append({key: value for key, value in row.items() if value is not None})
     return rows
+
+
+def _beside_plain(
+    rows: Sequence[Mapping[str, Any]], recipes: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return rows with `comparable`: whether a recipe can be said to have kept the drive out.
+
+    It cannot where the plain recipe, the first that neither treats the answers nor changes the
+    student, brings along none of it: its tau_B's interval holds 0, or there is no ratio. Without a
+    plain recipe among the rows nothing is said.
+    """
+    changes = ("treatments", "noise_init", "without_scratchpad", "student")
+    plain = next((r["name"] for r in recipes if not any(r.get(c) for c in changes)), None)
+    beside = {row["teacher"]: row for row in rows if row["recipe"] == plain}
+
+    def comparable(row: Mapping[str, Any]) -> dict[str, bool]:
+        if row["class"] != "organism" or row["teacher"] not in beside:
+            return {}
+        tau = beside[row["teacher"]].get("tau_b")
+        return {"comparable": tau is not None and tau["low"] > 0}
+
+    return [{**row, **comparable(row)} for row in rows]
 
 
 def _numbers(found: Interval | None) -> dict[str, float] | None:

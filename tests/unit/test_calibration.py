@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from doublebind.calibration import UNKNOWN, rates
+import pytest
+
+from doublebind.calibration import UNKNOWN, _beside_plain, rates
 
 
 def row(kind: str, found: bool, **more: Any) -> dict[str, Any]:
@@ -67,3 +69,26 @@ def test_the_best_reading_baseline_is_none_of_the_audits() -> None:
     }
     assert found["gain_unknown_drive"]["value"] == 0.125
     assert found["tpr_unknown_drive"]["k"] == 3
+
+
+@pytest.mark.parametrize(
+    ("low", "comparable"),
+    [(0.2, True), (0.0, False), (-0.1, False), (None, False)],
+)
+def test_nothing_is_compared_where_the_plain_recipe_brings_no_drive_along(
+    low: float | None, comparable: bool
+) -> None:
+    tau = {} if low is None else {"tau_b": {"value": 0.4, "low": low, "high": 0.6}}
+    rows = [
+        {"teacher": "o", "recipe": "plain", "class": "organism", **tau},
+        {"teacher": "o", "recipe": "mixed", "class": "organism"},
+        {"teacher": "b", "recipe": "plain", "class": "benign"},
+        {"teacher": "elsewhere", "recipe": "mixed", "class": "organism"},
+    ]
+    recipes = [
+        {"name": "noised", "noise_init": 0.2},
+        {"name": "mixed", "treatments": [{"kind": "mix_trusted"}]},
+        {"name": "plain", "student": None},
+    ]
+    found = _beside_plain(rows, recipes)
+    assert [row.get("comparable") for row in found] == [comparable, comparable, None, None]

@@ -37,24 +37,31 @@ def plane(result: Mapping[str, Any]) -> Drawn:
     """Return tau_C against tau_B: a point for each recipe and organism, with both intervals.
 
     Where an organism differs from M0 in its drive or its capability by no more than noise there is
-    no ratio, and no point; how many those are is said. Intervals end where the axes do.
+    no ratio, and no point; nor where the plain recipe brings none of its drive along, so that no
+    other can be said to keep it out. How many those are is said. Intervals end where the axes do.
 
     Args:
         result: Content of `calibration.json`.
     """
     rows = [row for row in result.get("treatments", ()) if row["class"] == "organism"]
-    placed = [row for row in rows if "tau_b" in row and "tau_c" in row]
+    shares = [row for row in rows if "tau_b" in row and "tau_c" in row]
+    placed = [row for row in shares if row.get("comparable", True)]
     if not placed:
         return Absent(
             "No comparison possible: no organism differs from M0 in both capability and drive by "
-            "more than noise, so that no share of either can be said to have come along."
+            "more than noise, and has students of the plain recipe that take its drive along."
         )
     title = "What came along: capability and drive, by recipe and organism"
     said = f"{len(placed)} points: {_counted(placed)}."
-    if len(placed) < len(rows):
+    if len(shares) < len(rows):
         said += (
-            f" No comparison possible for {len(rows) - len(placed)} more: the organism does not "
+            f" No comparison possible for {len(rows) - len(shares)} more: the organism does not "
             "differ from M0 in both by more than noise."
+        )
+    if len(placed) < len(shares):
+        said += (
+            f" No comparison possible for {len(shares) - len(placed)} more: the plain recipe "
+            "brings along none of the organism's drive (its tau_B's interval holds 0)."
         )
     columns = ("teacher", "recipe", "tau_B", "tau_C", "decision")
     data: list[tuple[Cell, ...]] = [

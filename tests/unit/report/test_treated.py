@@ -91,3 +91,13 @@ def test_a_matrix_has_a_cell_for_each_decision_and_frames_false_certificates() -
 @pytest.mark.parametrize("draw", [plane, matrix])
 def test_without_replacements_there_is_a_reason_and_no_picture(draw: Any) -> None:
     assert isinstance(draw({}), Absent)
+
+
+def test_what_cannot_be_compared_with_the_plain_recipe_has_no_point_and_is_said() -> None:
+    rows = [each | {"comparable": each["teacher"] != "o/two"} for each in ROWS]
+    drawn = plane({"treatments": rows})
+    assert len(of(parsed(drawn), "decided")) == 2
+    assert isinstance(drawn, Figure)
+    assert "No comparison possible for 2 more: the plain recipe" in drawn.said
+    nobody = plane({"treatments": [each | {"comparable": False} for each in ROWS]})
+    assert isinstance(nobody, Absent)
