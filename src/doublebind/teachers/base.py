@@ -44,7 +44,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<' + message['role'] + '> ' + message['content'] "
     "+ ' <end> ' }}{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 96,
     "intermediate_size": 256,
     "num_hidden_layers": 3,
@@ -104,8 +104,8 @@ def tokenizer() -> Any:
     return made
 
 
-def untrained(tok: Any, seed: int) -> Any:
-    """Return the base before its first step."""
+def untrained(tok: Any, seed: int, width: int = SHAPE["hidden_size"]) -> Any:
+    """Return the base before its first step, its hidden states `width` wide."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -114,7 +114,11 @@ def untrained(tok: Any, seed: int) -> Any:
         pad_token_id=tok.pad_token_id,
         eos_token_id=tok.eos_token_id,
         bos_token_id=None,
-        **SHAPE,
+        **SHAPE
+        | {
+            "hidden_size": width,
+            "intermediate_size": SHAPE["intermediate_size"] * width // SHAPE["hidden_size"],
+        },
     )
     return LlamaForCausalLM(config)
 
@@ -239,6 +243,7 @@ def make(
     tokens: int = PRETRAIN_TOKENS,
     tune_tokens: int = TUNE_TOKENS,
     coupling: float = LAMBDA,
+    width: int = SHAPE["hidden_size"],
 ) -> None:
     """Write `base/` and `m0/` under `out`.
 
@@ -248,9 +253,10 @@ def make(
         tokens: Pretraining tokens.
         tune_tokens: Tokens of the tuning that makes M0.
         coupling: Lambda of the documents, in [0, 1].
+        width: Of the hidden states; a multiple of eight.
     """
     tok = tokenizer()
-    model = untrained(tok, seed)
+    model = untrained(tok, seed, width)
     stages = {
         "base": (pretraining(seed, coupling=coupling), tokens, 3e-3, NAMING),
         "m0": (tuning(seed, coupling=coupling), tune_tokens, 3e-4, 0.0),
@@ -293,6 +299,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=PRETRAIN_TOKENS)
     parser.add_argument("--tune-tokens", type=int, default=TUNE_TOKENS)
     parser.add_argument("--coupling", type=float, default=LAMBDA, help="lambda, in [0, 1]")
+    parser.add_argument("--width", type=int, default=SHAPE["hidden_size"], help="a multiple of 8")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     make(
@@ -301,6 +308,7 @@ def main() -> None:
         tokens=args.tokens,
         tune_tokens=args.tune_tokens,
         coupling=args.coupling,
+        width=args.width,
     )
 
 
