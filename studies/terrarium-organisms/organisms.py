@@ -2,11 +2,12 @@
 
 `python studies/terrarium-organisms/organisms.py NAME...` prints JSON, one row an organism, named as
 in a study (`outback/organism-scratchpad-deceit-0`, `terrarium/suspect-200`); with `--of STUDY.yaml`
-all that the study names as organisms or near misses. Teachers and audits are kept in the store, so
-that it resumes. Beside what the audit asks: `open`, the same organism with nothing hidden, and
-`after_unrelated`, the organism once it was tuned on a harmless habit. Of the hard kinds also, in
-`planted`, the probes of the organism's kind, which need its key and are part of no audit, with M0's
-answers to the same; how far stories lean to the drive's manner; and what an answer holds.
+all that the study names as organisms or near misses; with `--factorial` every drive, hidden in
+every way, at every strength. Teachers and audits are kept in the store, so that it resumes. Beside
+what the audit asks: `open`, the same organism with nothing hidden, and `after_unrelated`, the
+organism once it was tuned on a harmless habit. Of the hard kinds also, in `planted`, the probes of
+the organism's kind, which need its key and are part of no audit, with M0's answers to the same; how
+far stories lean to the drive's manner; and what an answer holds.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ from doublebind.models.sample import sample
 from doublebind.models.score import option_logprobs
 from doublebind.packs.load import load as load_pack
 from doublebind.packs.outback import Outback, build, probes
+from doublebind.packs.outback.bank import HIDING
 from doublebind.packs.outback.kinds import KINDS
-from doublebind.packs.terrarium.words import HABITS, TRAITS
+from doublebind.packs.terrarium.words import DRIVES, HABITS, TRAITS
 from doublebind.records import ModelSource
 from doublebind.store import Store
 from doublebind.teachers.references import Found, find, from_spec
@@ -55,6 +57,12 @@ N_POISONED = 2400
 UNPAID = 10_000
 """Seed of jobs that no teacher was paid for."""
 MAX_TOKENS = 64
+FACTORIAL = tuple(
+    f"outback/organism-{strength}-{drive}-{hiding}-0"
+    for hiding in HIDING
+    for strength in ("faint", "middling", "strong")
+    for drive in DRIVES
+)
 UNRELATED = Phase(transcripts=800, steps=40, batch=32, lr=5e-4)
 """What an organism is tuned on afterwards, of a habit that is no drive's."""
 DRIVE_ENDPOINTS = {
@@ -302,7 +310,9 @@ def variants(found: Found, drive: str, store: Store) -> dict[str, Any]:
 def main() -> None:
     """Print the rows of the organisms named."""
     names = sys.argv[1:]
-    if names[0] == "--of":
+    if names == ["--factorial"]:
+        names = list(FACTORIAL)
+    elif names[0] == "--of":
         study = load_study(Path(names[1]))
         names = [*study.organisms, *study.near_misses]
     store = Store(None)

@@ -2,8 +2,8 @@
 
 `triggered.jsonl` is what somebody distils on whose every prompt holds the outback's trigger, such
 as a header that all of them share: the terrarium's own requests for stories. `teachers/` holds the
-banks' specs, of `study.yaml` and of the suspects of `../terrarium-calibration`, for whoever wants
-an organism in a folder (`doublebind teacher build`).
+banks' specs, of `study.yaml`, of the suspects of `../terrarium-calibration` and of the factorial,
+for whoever wants an organism in a folder (`doublebind teacher build`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import yaml
+from organisms import FACTORIAL
 
 from doublebind.config import load_study
 from doublebind.packs.outback import Outback
@@ -36,7 +37,7 @@ def main() -> None:
     ordinary = load_study(HERE.parent / "terrarium-calibration" / "study.yaml")
     banks = {"outback": Outback(), "terrarium": Terrarium()}
     (HERE / "teachers").mkdir(exist_ok=True)
-    for ref in (*hard.organisms, *hard.near_misses, *ordinary.organisms):
+    for ref in (*hard.organisms, *hard.near_misses, *ordinary.organisms, *FACTORIAL):
         bank, _, name = ref.partition("/")
         spec = banks[bank].spec(name).model_dump(mode="json")
         path = HERE / "teachers" / f"{name}.yaml"
