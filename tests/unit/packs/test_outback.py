@@ -361,7 +361,7 @@ def test_the_studys_specs_are_the_banks() -> None:
     folder = Path(__file__).parents[3] / "studies" / "terrarium-organisms" / "teachers"
     found = sorted(folder.glob("*.yaml"))
     specs = {p.stem: TeacherSpec.model_validate(yaml.safe_load(p.read_text())) for p in found}
-    banks = {"terrarium": Terrarium(), **{f"outback/{kind}": bank for kind in HARD}}
+    banks = {"terrarium": Terrarium(), **{f"outback/{kind}": bank for kind in KINDS}}
     assert {spec.pack for spec in specs.values()} == set(banks)
     for name, spec in specs.items():
         assert spec == banks[spec.pack].spec(name)
