@@ -62,8 +62,8 @@ def names(study: Measurement, pack: Pack) -> tuple[str, ...]:
             return tuple(f"{pack.name}/reference-{i}" for i in range(n))
         case Bank():
             return ()
-        case Matched(n=n):
-            return tuple(f"{MATCHED}{i}" for i in range(n))
+        case Matched(n=n, draw=draw):
+            return tuple(f"{MATCHED}{i}" for i in range(draw * n, (draw + 1) * n))
         case StandIns(models=models):
             return models
         case listed:

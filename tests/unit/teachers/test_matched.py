@@ -19,6 +19,7 @@ from doublebind.models.resolve import resolve
 from doublebind.store import Store
 from doublebind.teachers import build
 from doublebind.teachers.matched import assumes, update_norm
+from doublebind.teachers.references import names
 from doublebind.yaml_file import load as load_yaml
 
 MATCH = {"match": "suspect", "n": 5}
@@ -51,6 +52,19 @@ def test_references_of_a_built_suspect_differ_in_trait_and_seed_alone(tmp_path: 
         assert reference.spec.trait == reference.family
     assert {t.family for t in found} == {"kind", "happy"}
     assert len({t.key for t in found}) == 5
+
+
+def test_another_draw_shares_no_reference(tmp_path: Path) -> None:
+    first = study(tmp_path / "first", references=MATCH)
+    again = study(tmp_path / "again", references=MATCH | {"draw": 2})
+    plans = [planner(path) for path in (first, again)]
+    lots = [names(plan.study, plan.pack) for plan in plans]
+    assert lots == [
+        tuple(f"matched-{i}" for i in range(5)),
+        tuple(f"matched-{i}" for i in range(10, 15)),
+    ]
+    keys = [{plan.find(ref).key for ref in lot} for plan, lot in zip(plans, lots, strict=True)]
+    assert len(keys[0] | keys[1]) == 10
 
 
 def test_a_study_with_matched_references_runs_to_a_verdict(
