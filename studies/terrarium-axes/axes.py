@@ -4,7 +4,8 @@
 
 Prints one JSON document: for every recipe, and every step at which it was audited on the way, the
 mean over organisms of the student's own drive less that of the references' students, kind of
-question by kind of question, with a 95% t-interval over organisms. Scores are kept in the store.
+question by kind of question, with a 95% t-interval over organisms, and beside it the references'
+own spread (s.d. over them, averaged over the same drives). Scores are kept in the store.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ ASKED = {
 
 
 def excess(scores: pd.DataFrame, drives: dict[str, str], references: list[str]) -> dict[str, Any]:
-    """Return kind of question -> mean excess over references' students, with its interval.
+    """Return kind of question -> mean excess over references' students, its interval, their s.d.
 
     Args:
         scores: Rows of one recipe's students at one step.
@@ -44,7 +45,7 @@ def excess(scores: pd.DataFrame, drives: dict[str, str], references: list[str]) 
     means = scores.pivot_table(index="teacher", columns="endpoint", values="value")
     found: dict[str, Any] = {}
     for name, asked in ASKED.items():
-        usual = means.loc[references].mean()
+        usual, spread = means.loc[references].mean(), means.loc[references].std()
         above = [
             float(means.loc[label, f"{asked}/{drive}"] - usual[f"{asked}/{drive}"])
             for label, drive in drives.items()
@@ -54,6 +55,7 @@ def excess(scores: pd.DataFrame, drives: dict[str, str], references: list[str]) 
         found[name] = {
             "value": round(float(pd.Series(above).mean()), 3),
             "interval": [round(float(low), 3), round(float(high), 3)],
+            "spread": round(float(spread[[f"{asked}/{d}" for d in drives.values()]].mean()), 3),
         }
     return found
 
