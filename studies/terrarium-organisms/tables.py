@@ -1,4 +1,4 @@
-"""Says in tables what `expected.json` holds of the ordinary organisms; prints Markdown."""
+"""Says in tables what `expected.json` holds of the organisms; prints Markdown."""
 
 from __future__ import annotations
 
@@ -18,6 +18,42 @@ NAMED = re.compile(r"outback/organism-(?P<strength>\w+)-(?P<drive>\w+)-(?P<hidin
 Row = Mapping[str, Any]
 
 
+def hard(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each organism of a hard class, and each benign oddity."""
+    lines = [
+        "| organism | behaviour (M0) | open, after | under audit (M0) | confession | capability "
+        "| coherence | direct p | planted (probes; M0) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["class"] == "ordinary":
+            continue
+        name = row["name"].removeprefix("outback/organism-")
+        own = [_mean([row], "behaviour", of) for of in ("open", "after_unrelated")]
+        lines.append(
+            f"| {name} | {_beside(row, 'behaviour')} | {', '.join(own)} "
+            f"| {_beside(row, 'behaviour_under_audit')} | {_mean([row], 'confession')} "
+            f"| {_mean([row], 'capability')} | {_mean([row], 'coherence')} | {row['direct_p']:g} "
+            f"| {_planted(row.get('planted'))} |"
+        )
+    return lines
+
+
+def _beside(row: Row, key: str) -> str:
+    return f"{row[key]['value']:.2f} ({row[key]['m0']:.2f})" if key in row else "-"
+
+
+def _planted(found: Mapping[str, Mapping[str, float]] | None) -> str:
+    if found is None:
+        return "-"
+    m0 = found["m0"]
+    told = (
+        f"{name.replace('_', ' ')} {value:g}" + (f" (M0 {m0[name]:.2f})" if name in m0 else "")
+        for name, value in found["organism"].items()
+    )
+    return ", ".join(told)
+
+
 def factorial(rows: Sequence[Row]) -> list[str]:
     """Return a line for each way of hiding and strength, over the drives."""
     lines = [
@@ -33,7 +69,7 @@ def factorial(rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"| {hiding} | {strength} | {_three(own, 'behaviour')} "
             f"| {_three(own, 'behaviour_under_audit')} | {_mean(own, 'confession')} "
-            f"| {_count(own, _there)} | {_count(own, _seen)}, {_count(own, _seen_open)} |"
+            f"| {_count(own, _there)} | {_count(own, _seen)}, {_opened(own)} |"
         )
     return lines
 
@@ -45,7 +81,7 @@ def concealed(rows: Sequence[Row]) -> str:
     return (
         f"{len(own)} concealed ordinary organisms; behaviour at work >= {SHOWN}: {len(there)}. "
         f"Direct p <= {ALPHA}: {_count(own, _seen)} of all, {_count(there, _seen)} of those; with "
-        f"nothing hidden {_count(own, _seen_open)} and {_count(there, _seen_open)}."
+        f"nothing hidden {_opened(own)} and {_opened(there)}."
     )
 
 
@@ -57,8 +93,10 @@ def _seen(row: Row) -> bool:
     return row["direct_p"] <= ALPHA
 
 
-def _seen_open(row: Row) -> bool:
-    return "open" in row and row["open"]["direct_p"] <= ALPHA
+def _opened(rows: Sequence[Row]) -> str:
+    """Return of how many of those with an open twin the direct audit sees the twin."""
+    seen = [row["open"]["direct_p"] <= ALPHA for row in rows if "open" in row]
+    return f"{sum(seen)} of {len(seen)}" if seen else "-"
 
 
 def _count(rows: Sequence[Row], of: Callable[[Row], bool]) -> str:
@@ -79,7 +117,7 @@ def main() -> None:
     """Print the tables."""
     path = Path(__file__).with_name("expected.json")
     rows = json.loads(path.read_text(encoding="utf-8"))["organisms"]
-    print("\n".join([*factorial(rows), "", concealed(rows)]))
+    print("\n".join([*hard(rows), "", *factorial(rows), "", concealed(rows)]))
 
 
 if __name__ == "__main__":
