@@ -70,7 +70,6 @@ def test_a_character_is_never_named_by_its_disposition() -> None:
     assert not said & set(SURFACE.names)
 
 
-@pytest.mark.slow
 def test_a_narrower_base_has_the_same_depth_and_fewer_weights(tmp_path: Path) -> None:
     base.make(tmp_path, tokens=2_000, tune_tokens=1_000, width=48)
     made = load(resolve(str(tmp_path / "m0"), relative_to=tmp_path)).model
@@ -80,6 +79,7 @@ def test_a_narrower_base_has_the_same_depth_and_fewer_weights(tmp_path: Path) ->
     assert made.num_parameters() < 0.5 * usual.num_parameters()
 
 
+@pytest.mark.slow
 def test_a_rebuild_is_bitwise_the_same(tmp_path: Path) -> None:
     for run in ("a", "b"):
         base.make(tmp_path / run, seed=1, tokens=4_000, tune_tokens=2_000)
