@@ -361,7 +361,7 @@ class Matched(Record):
     match: Literal["suspect"]
     n: int = Field(ge=1)
     draw: int = Field(default=0, ge=0, exclude_if=lambda v: v == 0)
-    """Which lot of `n`: another lot has seeds that no earlier study of this pack looked at."""
+    """Which lot of `n`; lots of one size share no reference, those of several sizes may."""
     template: str | None = None
     """Teacher spec whose phases they share; `null` takes the suspect's own. A suspect that was not
     built from a spec needs one: its references are then scaled to its update norm."""

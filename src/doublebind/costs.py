@@ -8,7 +8,6 @@ of jobs and the files that tell what making an artefact took. Runs nothing.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +65,7 @@ class Costs:
     def __init__(self, store: Store) -> None:
         """Read nothing yet."""
         self.store = store
-        self._kinds: dict[str, dict[tuple[str, str], list[Path]]] = {}
+        self._kinds: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
         self._known: dict[tuple[str, str, str], Cost | None] = {}
 
     def of(self, kind: str, like: Mapping[str, str]) -> Cost | None:
@@ -83,20 +82,20 @@ class Costs:
                 return cost
         return None
 
-    def _alike(self, kind: str, base: str, amount: str) -> list[Path]:
-        """Return the timings of a group; `amount` empty: whatever the amount."""
+    def _alike(self, kind: str, base: str, amount: str) -> list[tuple[Path, dict[str, Any]]]:
+        """Return the timings of a group, each with its place; `amount` empty: whatever it is."""
         if kind not in self._kinds:
-            groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
-            for path in (self.store.root / kind).glob(f"*/*/{TIMING}"):
-                told = json.loads(path.read_text())
-                groups[told.get("base", ""), told.get("amount", "")].append(path)
-            self._kinds[kind] = groups
-        groups = self._kinds[kind]
-        return [p for (b, a), ps in groups.items() if b == base and amount in ("", a) for p in ps]
+            there = (self.store.root / kind).glob(f"*/*/{TIMING}")
+            self._kinds[kind] = [(path, json.loads(path.read_text())) for path in there]
+        return [
+            (path, told)
+            for path, told in self._kinds[kind]
+            if told.get("base", "") == base and amount in ("", told.get("amount", ""))
+        ]
 
 
-def _mean(timings: Sequence[Path]) -> Cost:
-    told: list[dict[str, Any]] = [json.loads(path.read_text()) for path in timings]
-    sizes = [sum(f.stat().st_size for f in p.parent.rglob("*") if f.is_file()) for p in timings]
+def _mean(timings: Sequence[tuple[Path, dict[str, Any]]]) -> Cost:
+    places, told = zip(*timings, strict=True)
+    sizes = [sum(f.stat().st_size for f in p.parent.rglob("*") if f.is_file()) for p in places]
     peaks = [max(t.get(key, 0) for t in told) for key in ("peak_bytes", "device_peak_bytes")]
     return Cost(sum(t["seconds"] for t in told) / len(told), sum(sizes) / len(told), *peaks)
