@@ -62,9 +62,14 @@ class Job:
 class Ledger:
     """`ledger.jsonl`: one line per event, appended whole; a torn last line is cut on opening."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the ledger at `path` for appending; the caller holds the run's lock."""
-        self.path = path
+    def __init__(self, path: Path | None) -> None:
+        """Open the ledger at `path` for appending; the caller holds the run's lock.
+
+        Without a path nothing is written: what no run directory needs is found in the store.
+        """
+        self.path, self.done = path, set[str]()
+        if path is None:
+            return
         if path.exists():
             whole = path.read_bytes()
             end = whole.rfind(b"\n") + 1
@@ -75,6 +80,8 @@ class Ledger:
 
     def write(self, entry: LedgerEntry) -> None:
         """Append one line."""
+        if self.path is None:
+            return
         line = entry.model_dump_json(exclude_none=True) + "\n"
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     study, store = load_study(args.study), Store(args.store)
     setting = prepare(study, args.study.parent, store)
-    with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(Path(folder) / "ledger.jsonl")
-        scores = measure(setting.plan, Executor(store, ledger, study.executor))
+    scores = measure(setting.plan, Executor(store, Ledger(None), study.executor))
     students = scores[scores["model_kind"] == "student"]
     organisms = {ref: setting.planner.find(ref).spec for ref in study.organisms}
     drives = {ref: str(spec.trait) for ref, spec in organisms.items() if spec is not None}

@@ -56,6 +56,13 @@ def test_what_another_run_made_is_noted_as_cached(tmp_path: Path) -> None:
     assert [(e.status, e.cached) for e in entries] == [("done", True)]
 
 
+def test_without_a_run_directory_the_store_alone_is_kept(tmp_path: Path) -> None:
+    on = Local(kind="local", workers=1)
+    Executor(Store(tmp_path / "store"), Ledger(None), on).map([*jobs(2), *jobs(1)])
+    assert executor(tmp_path).store.has("text", "01")
+    assert [each.name for each in tmp_path.iterdir()] == ["store"]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failure_stops_no_other_job(tmp_path: Path, workers: int) -> None:
     mixed = [Job("text", "aa", fail, {"kind": "user"}), *jobs(2)]
