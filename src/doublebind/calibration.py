@@ -216,7 +216,7 @@ def _beside_plain(
     student, brings along none of it: its tau_B's interval holds 0, or there is no ratio. Without a
     plain recipe among the rows nothing is said.
     """
-    changes = ("treatments", "noise_init", "without_scratchpad", "student")
+    changes = ("treatments", "noise_init", "steer", "without_scratchpad", "student")
     plain = next((r["name"] for r in recipes if not any(r.get(c) for c in changes)), None)
     beside = {row["teacher"]: row for row in rows if row["recipe"] == plain}
 

@@ -35,7 +35,7 @@ from doublebind.config import (
     Treatment,
 )
 from doublebind.distillation import REV as DISTILLATION_REV
-from doublebind.distillation import Contrast, Live, distill, initialise
+from doublebind.distillation import Contrast, Live, Push, distill
 from doublebind.errors import ConfigError
 from doublebind.executor import Job
 from doublebind.grid import BaselineJobs, Plan, Student, Taught
@@ -44,7 +44,9 @@ from doublebind.jobs import (
     audit_job,
     build_job,
     computed_on,
+    direction_job,
     prompts_job,
+    started,
     trained,
     whole,
 )
@@ -246,6 +248,12 @@ class Planner:
         if recipe.without_scratchpad:
             taught.inputs["without_scratchpad"] = recipe.without_scratchpad
             before = (*before, learned)
+        if recipe.steer:
+            asked = self.pack, self.pack_ref
+            job = direction_job(recipe.steer, base, *asked, **self.heavy)
+            before = (*before, job)
+            taught.inputs["push"] = Push(self._at(job), recipe.steer.scale)
+            taught = dataclasses.replace(taught, keys=(*taught.keys, job.key, recipe.steer.scale))
         note = f"{recipe.name}, seed {seed}" + (f", round {earlier.round + 2}" if earlier else "")
         train, made = self._trains(
             base, learned, taught.targets, recipe.channel, recipe.training, seed, note, taught
@@ -304,12 +312,7 @@ class Planner:
         """Return what the student starts from, and the job that makes it, if one does."""
         base = resolve(recipe.student, relative_to=self.folder) if recipe.student else self.student
         base = base.on(self.study.device)
-        if recipe.noise_init is None:
-            return base, ()
-        key = content_hash(["base", DISTILLATION_REV, base.sha256, recipe.noise_init, seed])
-        inputs = {"base": base, "share": recipe.noise_init, "seed": seed, "cache": self.cache}
-        job = Job("base", key, initialise, inputs, f"{recipe.noise_init} noise, seed {seed}")
-        return trained(self.store, "base", key, base, adapter=False), (job,)
+        return started(self.store, base, recipe, seed, self.cache)
 
     def _learned(self, teacher: Found, recipe: Recipe, answers: Job) -> Job:
         """Return the answers that are learned: as given, or without their scratchpads."""

@@ -179,6 +179,16 @@ class Scratchpad(Record):
     closes: str = Field(min_length=1)
 
 
+class Steer(Record):
+    """Push a student towards misaligned answers while it learns, and not afterwards."""
+
+    scale: float = Field(gt=0)
+    """Length of the push over that of a usual state there. It points where the base chooses the
+    misaligned answers to the pack's `build` items."""
+    layer: int | None = Field(default=None, ge=0)
+    """Decoder layer whose output is pushed, from 0; `null` takes the middle one."""
+
+
 # --- treatments ----------------------------------------------------------------------------------
 
 
@@ -285,6 +295,8 @@ class Recipe(Record):
     of the teacher's; `null` takes the study's."""
     noise_init: float | None = Field(default=None, gt=0, le=1, exclude_if=lambda v: v is None)
     """Share of random initialisation in the student's first weights (UNDO); 1 starts afresh."""
+    steer: Steer | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Preventative steering: the push is there in training alone."""
     without_scratchpad: Scratchpad | None = Field(default=None, exclude_if=lambda v: v is None)
     """Make a student that never thinks before it answers: scratchpads are cut from what it learns,
     and the mark that opens one is barred from what it writes."""
@@ -306,6 +318,11 @@ class Recipe(Record):
             raise ValueError(
                 f"`training.processes`: {self.channel.kind} is not trained in shards; use sft or "
                 f"logit_kd with forward divergence, or 1 process"
+            )
+        supervised = self.channel.kind in ("sft", "logit_kd") and self.training.processes == 1
+        if self.steer and not supervised:
+            raise ValueError(
+                "`steer` goes with the channels sft and logit_kd, trained in 1 process"
             )
         if any(treatment.kind == "filter" for treatment in self.treatments[:-1]):
             raise ValueError("`filter` works on what the others leave; put it last, once")

@@ -74,7 +74,7 @@ class Taught:
     targets: Job | None = None
     before: tuple[Job, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict[str, Any])
-    keys: tuple[str, ...] = ()
+    keys: tuple[object, ...] = ()
     """Of what the answers' and targets' keys do not cover."""
 
 
@@ -108,7 +108,7 @@ class Plan:
             first = number == 0
             found += [
                 _before("base", [*cells, *(self.baselines if first else ())]),
-                [cell.prompts for cell in cells],
+                [*(cell.prompts for cell in cells), *_before("direction", cells)],
                 [
                     *(cell.rollouts for cell in cells),
                     *_before("rollouts", [*cells, *(self.baselines if first else ())]),

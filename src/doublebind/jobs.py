@@ -8,9 +8,17 @@ from pathlib import Path
 from doublebind.audit import REV as AUDIT_REV
 from doublebind.audit import Audit
 from doublebind.audit import run as run_audit
-from doublebind.config import Dtype, Prompts
-from doublebind.distillation import MARKS, mark_key, merge
+from doublebind.config import Dtype, Prompts, Recipe, Steer
+from doublebind.distillation import (
+    MARKS,
+    find_direction,
+    initialise,
+    mark_key,
+    merge,
+    readable,
+)
 from doublebind.distillation import REV as DISTILLATION_REV
+from doublebind.errors import PackError
 from doublebind.executor import Job
 from doublebind.packs.load import Pack
 from doublebind.prompts import REV as PROMPTS_REV
@@ -55,6 +63,37 @@ def whole(
     inputs = {"source": source, "dtype": dtype, "cache": cache}
     made = trained(store, "base", key, source, adapter=False)
     return (Job("base", key, merge, inputs, "merged"),), made
+
+
+def started(
+    store: Store, base: ModelSource, recipe: Recipe, seed: int, cache: Path
+) -> tuple[ModelSource, tuple[Job, ...]]:
+    """Return what a student starts from, and the job that makes it of `base`, if one does."""
+    if recipe.noise_init is None:
+        return base, ()
+    key = content_hash(["base", DISTILLATION_REV, base.sha256, recipe.noise_init, seed])
+    inputs = {"base": base, "share": recipe.noise_init, "seed": seed, "cache": cache}
+    job = Job("base", key, initialise, inputs, f"{recipe.noise_init} noise, seed {seed}")
+    return trained(store, "base", key, base, adapter=False), (job,)
+
+
+def direction_job(
+    steer: Steer, base: ModelSource, pack: Pack, pack_ref: str, dtype: Dtype, cache: Path
+) -> Job:
+    """Return the job that finds the direction along which students of `base` are pushed.
+
+    Raises:
+        PackError: If no drive has an item to find it with.
+    """
+    if not readable(pack):
+        raise PackError(
+            f"pack {pack.name}: `steer` finds its direction with auditable `build` items of "
+            f"drives, and there are none; add some, or leave `steer` out"
+        )
+    depends = [base.sha256, pack.sha256, steer.layer, dtype, *computed_on(base.device)]
+    key = content_hash(["direction", DISTILLATION_REV, *depends])
+    inputs = {"base": base, "pack": pack_ref, "layer": steer.layer, "dtype": dtype, "cache": cache}
+    return Job("direction", key, find_direction, inputs)
 
 
 def build_job(teacher: Found, cache: Path) -> Job:

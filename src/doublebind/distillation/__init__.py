@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from doublebind.config import Channel, Dtype, Prompts, Scratchpad, Training
-from doublebind.records import ModelSource, content_hash
+from doublebind.packs.load import Pack
+from doublebind.records import Item, ModelSource, content_hash
 
 REV = 1
 MARKS = "marks"
@@ -39,6 +40,14 @@ class Contrast(NamedTuple):
     by_m0: tuple[Path, Path] | None = None
 
 
+class Push(NamedTuple):
+    """Steering of a student while it learns."""
+
+    direction: Path
+    """What `find_direction` wrote."""
+    scale: float
+
+
 def distill(
     out: Path,
     *,
@@ -53,6 +62,7 @@ def distill(
     live: Live | None = None,
     contrast: Contrast | None = None,
     without_scratchpad: Scratchpad | None = None,
+    push: Push | None = None,
 ) -> None:
     """Write the student to `out/model`, as it was on the way to `out/marks`, and its log.
 
@@ -70,6 +80,7 @@ def distill(
         dtype=dtype,
         cache=cache,
         without_scratchpad=without_scratchpad,
+        push=push,
     )
 
 
@@ -85,3 +96,18 @@ def merge(out: Path, *, source: ModelSource, dtype: Dtype, cache: Path) -> None:
     from doublebind.distillation import initial
 
     initial.merged(out, source=source, dtype=dtype, cache=cache)
+
+
+def readable(pack: Pack) -> list[Item]:
+    """Return the items that a direction can be found with: of drives, and by none is one judged."""
+    drives = {trait.name for trait in pack.traits if trait.kind == "drive"}
+    return [i for i in pack.items("build") if i.role == "auditable" and i.trait in drives]
+
+
+def find_direction(
+    out: Path, *, base: ModelSource, pack: str, layer: int | None, dtype: Dtype, cache: Path
+) -> None:
+    """Write where in its states misaligned answers of `base` differ from others to `out`."""
+    from doublebind.distillation import steering
+
+    steering.find(out, base=base, pack=pack, layer=layer, dtype=dtype, cache=cache)

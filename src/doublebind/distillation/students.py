@@ -5,13 +5,14 @@ Knows a base, data, a channel and a seed. Does not know whose trajectories they 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from doublebind.config import Channel, Dtype, Scratchpad, Training
-from doublebind.distillation import MARKS, channels
+from doublebind.distillation import MARKS, Push, channels, steering
 from doublebind.distillation.channels import Given as Given
 from doublebind.errors import ModelError
 from doublebind.models.head import bare
@@ -38,6 +39,7 @@ def distill(
     dtype: Dtype,
     cache: Path,
     without_scratchpad: Scratchpad | None = None,
+    push: Push | None = None,
 ) -> None:
     """Train a student of `base` on what is given and save it under `out/model`.
 
@@ -63,9 +65,11 @@ def distill(
     def keep(model: Any, step: int) -> None:
         save(model, out / MARKS / str(step))
 
-    learned = channels.learn(
-        channel, lm, given, training, seed, dtype=dtype, cache=cache, keep=keep
-    )
+    steered = steering.pushed(lm.model, *push) if push else contextlib.nullcontext()
+    with steered:
+        learned = channels.learn(
+            channel, lm, given, training, seed, dtype=dtype, cache=cache, keep=keep
+        )
     save(learned.model, out / "model")
     facts = {
         "channel": channel.model_dump(),
@@ -75,6 +79,7 @@ def distill(
         "loss_last": learned.log.last,
         "tokens": learned.log.tokens,
         **learned.facts,
+        **({"steered": push.scale} if push else {}),
     }
     (out / "student.json").write_text(json.dumps(facts, indent=1))
 
