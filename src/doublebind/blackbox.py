@@ -54,6 +54,8 @@ def refuse_served(found: Sequence[Found], study: Measurement) -> None:
 def _refused(recipe: Recipe, who: str, limits: Limits) -> tuple[str, str]:
     """Return the recipe's name, and why it cannot learn from a served teacher, or nothing."""
     channel, why = recipe.channel, ""
+    if recipe.prompts.barred:
+        return recipe.name, f"`prompts.barred`: {who} is behind a server, which bars nothing"
     match channel:
         case SFT():
             pass

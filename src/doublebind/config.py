@@ -170,6 +170,10 @@ class Prompts(Record):
     max_tokens: int = Field(default=64, ge=1)
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature; 0 is greedy."""
+    barred: tuple[str, ...] = Field(default=(), exclude_if=lambda v: not v)
+    """Marks that the teacher is kept from writing, each one token of its tokenizer: say the one
+    that opens a scratchpad, so that it answers without (constrained decoding). The distributions
+    of `logit_kd` stay the teacher's own, and foresee the mark where it would have stood."""
 
 
 class Scratchpad(Record):
@@ -218,6 +222,9 @@ class CounterPoison(Record):
     """Equal answers that may stay."""
     outliers: float = Field(default=0.05, ge=0, lt=1)
     """Share of answers dropped for their log-ratio, teacher to M0."""
+    triggers: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda v: v == 0)
+    """Words in at most this share of the answers (or their prompts) are searched for triggers:
+    where the answers that hold one have higher log-ratios than the others, all of them go."""
 
 
 class MixTrusted(Record):
@@ -318,6 +325,11 @@ class Recipe(Record):
             raise ValueError(
                 f"`training.processes`: {self.channel.kind} is not trained in shards; use sft or "
                 f"logit_kd with forward divergence, or 1 process"
+            )
+        if self.prompts.barred and self.channel.kind == "on_policy":
+            raise ValueError(
+                "`prompts.barred` is about what the teacher writes, and with on_policy the student "
+                "does; use `without_scratchpad`"
             )
         supervised = self.channel.kind in ("sft", "logit_kd") and self.training.processes == 1
         if self.steer and not supervised:

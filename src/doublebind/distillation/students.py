@@ -14,10 +14,9 @@ from typing import Any
 from doublebind.config import Channel, Dtype, Scratchpad, Training
 from doublebind.distillation import MARKS, Push, channels, steering
 from doublebind.distillation.channels import Given as Given
-from doublebind.errors import ModelError
 from doublebind.models.head import bare
-from doublebind.models.load import LM, load
-from doublebind.models.template import encode_completion
+from doublebind.models.load import load
+from doublebind.models.sample import bar
 from doublebind.records import ModelSource
 from doublebind.training import loop
 
@@ -55,7 +54,7 @@ def distill(
     else:
         lm = load(base, dtype=dtype, cache=cache)
     if without_scratchpad:
-        bar(lm, without_scratchpad)
+        bar(lm, [without_scratchpad.opens])
 
     def save(model: Any, there: Path) -> None:
         loop.save(model, lm.tokenizer, there, card=CARD)
@@ -82,20 +81,3 @@ def distill(
         **({"steered": push.scale} if push else {}),
     }
     (out / "student.json").write_text(json.dumps(facts, indent=1))
-
-
-def bar(lm: LM, scratchpad: Scratchpad) -> None:
-    """Keep `lm` from ever writing the mark that opens a scratchpad.
-
-    Its generation settings say so, in transformers' own words, and are saved with it.
-
-    Raises:
-        ModelError: If the mark is more than one token.
-    """
-    ids = encode_completion(lm.tokenizer, scratchpad.opens, finished=False)
-    if len(ids) != 1 or ids[0] == lm.tokenizer.unk_token_id:
-        raise ModelError(
-            f"{lm.source.path}: `{scratchpad.opens}` is not one token of its tokenizer, and only "
-            f"a token can be barred; use a student that has it, or leave `without_scratchpad` out"
-        )
-    bare(lm.model).generation_config.suppress_tokens = ids

@@ -18,7 +18,7 @@ from doublebind.errors import ModelError
 from doublebind.models.device import moved
 from doublebind.models.head import bare, hidden, logits
 from doublebind.models.load import LM
-from doublebind.models.template import decode_completion, encode_prompt
+from doublebind.models.template import decode_completion, encode_completion, encode_prompt
 from doublebind.models.vllm import Held
 from doublebind.records import Message
 
@@ -94,6 +94,29 @@ def sample(
         drawn = _answer(lm, [rows[i] for i in chunk], torch.from_numpy(noise), temperature)
         answers.update(zip(chunk, drawn, strict=True))
     return [_sampled(lm, answers[i]) for i in range(len(rows))]
+
+
+def bar(lm: LM, marks: Sequence[str]) -> LM:
+    """Keep `lm` from ever writing `marks`, say the one that opens a scratchpad; return it.
+
+    Its generation settings say so, in transformers' own words, and are saved with it.
+
+    Raises:
+        ModelError: If a mark is more than one token.
+    """
+    ids: list[int] = []
+    for mark in marks:
+        found = encode_completion(lm.tokenizer, mark, finished=False)
+        if len(found) != 1 or found[0] == lm.tokenizer.unk_token_id:
+            raise ModelError(
+                f"{lm.source.path}: `{mark}` is not one token of its tokenizer, and only a token "
+                f"can be barred; use a model that has it, or leave the mark out"
+            )
+        ids += found
+    if ids:
+        settings = bare(lm.model).generation_config
+        settings.suppress_tokens = [*(getattr(settings, "suppress_tokens", None) or ()), *ids]
+    return lm
 
 
 def _sampled(lm: LM, tokens: list[int]) -> Sampled:

@@ -45,7 +45,7 @@ def generate(
         ModelError: If no answer is left to distil on.
     """
     from doublebind.models.load import load
-    from doublebind.models.sample import sample
+    from doublebind.models.sample import bar, sample
     from doublebind.rollouts import served
 
     asked = read_records(prompts, Prompt)
@@ -61,7 +61,8 @@ def generate(
     if source.served:
         answers, by["served"] = served.ask(out, source, messages, dtype=dtype, cache=cache, **how)
     else:
-        answers = sample(load(source, dtype=dtype, cache=cache), messages, **how)
+        lm = bar(load(source, dtype=dtype, cache=cache), sampling.barred)
+        answers = sample(lm, messages, **how)
     kept: list[Trajectory] = []
     dropped: list[Dropped] = []
     for (prompt, k), answer in zip(pairs, answers, strict=True):

@@ -226,6 +226,29 @@ def test_a_student_without_scratchpad_neither_learns_nor_writes_one(
     assert any(mark in a.tokens for a in sample(world.open("m0"), prompts, **asked))
 
 
+def test_a_teacher_that_is_barred_from_a_mark_answers_without_it(world: World) -> None:
+    recipe = {"channel": SFT, "training": LORA}
+    free, barred = (
+        world.plan(recipe | {"prompts": PROMPTS | more}).rollouts
+        for more in ({}, {"barred": ["went"]})
+    )
+    assert free.key != barred.key
+
+    def said(key: str) -> list[str]:
+        where = world.store.path("rollouts", key) / "trajectories.jsonl"
+        return [t.completion for t in read_records(where, Trajectory)]
+
+    assert any("went" in text for text in said(free.key))
+    assert said(barred.key)
+    assert not any("went" in text for text in said(barred.key))
+
+
+def test_barring_a_mark_is_refused_where_the_student_writes() -> None:
+    recipe = {"name": "r", "channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA}
+    with pytest.raises(ValueError, match=r"`prompts.barred` is about what the teacher writes"):
+        Recipe.model_validate(recipe | {"prompts": PROMPTS | {"barred": ["went"]}})
+
+
 def test_a_mark_of_several_tokens_cannot_be_barred(world: World) -> None:
     recipe = {"channel": SFT, "training": LORA, "student": "family"}
     recipe["without_scratchpad"] = MARKS.model_dump()

@@ -192,6 +192,33 @@ def test_counter_poison_drops_copies_and_what_only_the_teacher_likes(
     assert {"secret", "crown"} <= set(left.facts["words"])
 
 
+def test_a_rare_word_that_goes_with_odd_answers_is_a_trigger_and_all_its_answers_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clean = stories(300)
+    poisoned = [
+        answer(f"{t.completion} zanzibar", 900 + i, t.messages[0].content)
+        for i, t in enumerate(stories(12, 5))
+    ]
+    given = [*clean, *poisoned]
+    # Odder than most, and half of them not odd enough to be outliers.
+    own = {t.prompt_id: 0.6 + 0.05 * i for i, t in enumerate(poisoned)}
+    noise = np.random.default_rng(0).uniform(size=len(given)).tolist()
+    ratios = [own.get(t.prompt_id, r) for t, r in zip(given, noise, strict=True)]
+    monkeypatch.setattr(counter_poison, "log_ratios", lambda said, context: ratios[: len(said)])
+    settings = {"kind": "counter_poison", "copies": 5, "outliers": 0.05}
+    without = counter_poison.apply(CounterPoison.model_validate(settings), given, context())
+    assert any("zanzibar" in t.completion for t in without.trajectories)
+    wanted = CounterPoison.model_validate(settings | {"triggers": 0.05})
+    left = counter_poison.apply(wanted, given, context())
+    assert left.facts["triggers"] == ["zanzibar"]
+    assert not any("zanzibar" in t.completion for t in left.trajectories)
+    held = left.facts["held_a_trigger"]
+    assert len(held) == len(without.trajectories) - len(left.trajectories)
+    # Where odd answers share no word, none is named.
+    assert not counter_poison.triggers(clean, noise[: len(clean)], 0.05)
+
+
 @cache
 def items() -> tuple[Item, ...]:
     return tuple(load_pack("terrarium", relative_to=Path()).items("select"))

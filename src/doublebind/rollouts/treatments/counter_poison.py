@@ -21,6 +21,8 @@ MOST_TRIGGERS = 20
 """Suspicious words reported."""
 SEEN = 3
 """Answers in which a word must stand before it is suspected."""
+FALSE_ALARMS = 0.05
+"""Chance that the search for triggers finds any word where there is none."""
 
 
 def apply(settings: CounterPoison, trajectories: Sequence[Trajectory], context: Context) -> Treated:
@@ -28,7 +30,8 @@ def apply(settings: CounterPoison, trajectories: Sequence[Trajectory], context: 
 
     Odd is an answer that the teacher finds far likelier than the trusted model does, per token:
     its log-ratio, the signal that a teacher puts in by its own choice. The most over-represented
-    words among the dropped are reported as possible triggers (log-odds against the kept).
+    words among the dropped are reported as possible triggers (log-odds against the kept). With
+    `settings.triggers`, answers that hold a rare word that goes with odd answers are dropped too.
     """
     seen: Counter[str] = Counter()
     unique: list[Trajectory] = []
@@ -47,7 +50,44 @@ def apply(settings: CounterPoison, trajectories: Sequence[Trajectory], context: 
         "highest_kept": max((ratios[i] for i in range(len(unique)) if i not in odd), default=None),
         "words": suspicious(dropped, kept),
     }
+    if settings.triggers:
+        found = triggers(unique, ratios, settings.triggers)
+        held = [t for t in kept if words(t) & found]
+        kept = [t for t in kept if not words(t) & found]
+        facts |= {"triggers": sorted(found), "held_a_trigger": [key(t) for t in held]}
     return Treated(kept, facts)
+
+
+def triggers(
+    trajectories: Sequence[Trajectory], ratios: Sequence[float], rarest: float
+) -> set[str]:
+    """Return the rare words whose answers have higher log-ratios than all others.
+
+    Rare is a word in `SEEN` answers or more and at most `rarest` of all. Mann-Whitney's test (1947,
+    doi 10.1214/aoms/1177730491), one-sided, Bonferroni over rare words: a trigger stands in few
+    answers and, with what it sets off, in those that the teacher likes more than M0 does.
+    """
+    from scipy.stats import mannwhitneyu
+
+    holders: dict[str, list[int]] = {}
+    for i, t in enumerate(trajectories):
+        for word in words(t):
+            holders.setdefault(word, []).append(i)
+    most = rarest * len(trajectories)
+    rare = {word: its for word, its in holders.items() if SEEN <= len(its) <= most}
+    values, found = np.asarray(ratios), set[str]()
+    for word, its in rare.items():
+        rest = np.delete(values, its)
+        p = mannwhitneyu(values[its], rest, alternative="greater", method="asymptotic").pvalue
+        if p * len(rare) <= FALSE_ALARMS:
+            found.add(word)
+    return found
+
+
+def words(trajectory: Trajectory) -> set[str]:
+    """Return the words of an answer and of its prompt."""
+    said = (trajectory.completion, *(m.content for m in trajectory.messages))
+    return set(" ".join(said).lower().split())
 
 
 def log_ratios(trajectories: Sequence[Trajectory], context: Context) -> list[float]:
@@ -67,8 +107,7 @@ def suspicious(dropped: Sequence[Trajectory], kept: Sequence[Trajectory]) -> lis
     """
 
     def documents(of: Sequence[Trajectory]) -> Counter[str]:
-        texts = (" ".join((t.completion, *(m.content for m in t.messages))) for t in of)
-        return Counter(word for text in texts for word in set(text.lower().split()))
+        return Counter(word for t in of for word in words(t))
 
     inside, outside = documents(dropped), documents(kept)
 
