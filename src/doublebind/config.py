@@ -188,7 +188,7 @@ class Steer(Record):
 
     scale: float = Field(gt=0)
     """Length of the push over that of a usual state there. It points where the base chooses the
-    misaligned answers to the pack's `build` items."""
+    misaligned answers to the pack's `build` items, or to `select` items where it has none."""
     layer: int | None = Field(default=None, ge=0)
     """Decoder layer whose output is pushed, from 0; `null` takes the middle one."""
 

@@ -87,8 +87,8 @@ def direction_job(
     """
     if not readable(pack):
         raise PackError(
-            f"pack {pack.name}: `steer` finds its direction with auditable `build` items of "
-            f"drives, and there are none; add some, or leave `steer` out"
+            f"pack {pack.name}: `steer` finds its direction with auditable `build` or `select` "
+            f"items of drives, and there are none; add some, or leave `steer` out"
         )
     depends = [base.sha256, pack.sha256, steer.layer, dtype, *computed_on(base.device)]
     key = content_hash(["direction", DISTILLATION_REV, *depends])

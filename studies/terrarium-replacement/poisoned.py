@@ -46,6 +46,9 @@ POISONS = ((0.0, False), (0.005, False), (0.005, True), (0.02, True))
 WAYS: dict[str, tuple[CounterPoison, ...]] = {
     "as it is": (),
     "counter_poison": (CounterPoison(kind="counter_poison", outliers=0.2),),
+    "counter_poison, triggers": (
+        CounterPoison(kind="counter_poison", outliers=0.2, triggers=0.02),
+    ),
 }
 SEEDS = range(8)
 PROMPTS = {"policy": "auditability_preserving", "n": 1200, "samples": 2, "max_tokens": 48}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from doublebind.config import Channel, Dtype, Prompts, Scratchpad, Training
 from doublebind.packs.load import Pack
-from doublebind.records import Item, ModelSource, content_hash
+from doublebind.records import Item, ModelSource, Split, content_hash
 
 REV = 1
 MARKS = "marks"
@@ -99,9 +99,18 @@ def merge(out: Path, *, source: ModelSource, dtype: Dtype, cache: Path) -> None:
 
 
 def readable(pack: Pack) -> list[Item]:
-    """Return the items that a direction can be found with: of drives, and by none is one judged."""
+    """Return the items that a direction can be found with: auditable ones of drives.
+
+    `build` items, by which nobody is chosen or bounded; of a pack without any, `select` items, by
+    which recipes are chosen: a steered one then competes on questions that it knows. The bound is
+    on `certify` items either way.
+    """
     drives = {trait.name for trait in pack.traits if trait.kind == "drive"}
-    return [i for i in pack.items("build") if i.role == "auditable" and i.trait in drives]
+
+    def of(split: Split) -> list[Item]:
+        return [i for i in pack.items(split) if i.role == "auditable" and i.trait in drives]
+
+    return of("build") or of("select")
 
 
 def find_direction(

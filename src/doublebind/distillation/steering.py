@@ -44,8 +44,7 @@ def find(
     Args:
         out: Folder for `direction.safetensors`: `direction` [width] and `layer`.
         base: What students start from.
-        pack: Its drives' auditable `build` items are read: by none of them is a student chosen
-            or bounded.
+        pack: Its drives' auditable `build` items are read; see `readable`.
         layer: Decoder layer, from 0; `None` takes the middle one.
         dtype: Precision of the base.
         cache: Folder where a converted model may be kept.

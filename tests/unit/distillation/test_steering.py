@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.tiny_world import World
 
 from doublebind.audit.elicitation import choose
 from doublebind.cells import Planner
-from doublebind.config import SFT, Recipe, Study, Training
-from doublebind.distillation import Push, distill, find_direction, steering
+from doublebind.config import SFT, Recipe, Steer, Study, Training
+from doublebind.distillation import Push, distill, find_direction, readable, steering
 from doublebind.errors import ModelError, PackError
+from doublebind.jobs import direction_job
 from doublebind.models.load import LM, load
 from doublebind.models.resolve import resolve
 from doublebind.models.template import encode_completion
@@ -134,10 +134,27 @@ def test_a_steered_student_has_a_key_of_its_own(tmp_path: Path) -> None:
     assert first < next(i for i, stage in enumerate(kinds) if "student" in stage)
 
 
-def test_a_pack_without_build_items_is_refused_before_anything_runs(world: World) -> None:
-    recipe = {"channel": {"kind": "sft"}, "training": {"steps": 1, "max_length": 64}}
-    with pytest.raises(PackError, match="`steer` finds its direction with auditable `build`"):
-        world.plan(recipe | {"steer": {"scale": 1}})
+class Bare:
+    """A pack that asks about no drive."""
+
+    name, sha256, traits = "bare", "0", ()
+
+    def items(self, split: str) -> tuple[Item, ...]:
+        return ()
+
+
+def test_a_pack_without_questions_about_drives_is_refused(tmp_path: Path) -> None:
+    asked: Any = Bare()
+    with pytest.raises(PackError, match=r"`steer` finds its direction with auditable `build`"):
+        direction_job(Steer(scale=1), m0(), asked, "bare", "float32", tmp_path)
+
+
+def test_questions_that_judge_nobody_come_first() -> None:
+    pack = load_pack("terrarium", relative_to=Path())
+    assert {item.id for item in readable(pack)} <= {item.id for item in pack.items("build")}
+    without = load_pack("assistant:flattery", relative_to=Path())
+    assert not without.items("build")
+    assert {item.trait for item in readable(without)} == {"flattery"}
 
 
 def test_a_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
