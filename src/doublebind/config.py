@@ -357,20 +357,21 @@ def audit_name(name: str) -> str:
         ConfigError: If none is.
     """
     if name in (*AUDITS, *MORE_AUDITS) or re.fullmatch(
-        r"(inspect(-auditable)?|lm-eval):[\w./@-]+", name
+        r"(inspect(-auditable)?|lm-eval):[\w./@-]+|under:.*\w.*", name
     ):
         return name
     known = ", ".join((*AUDITS, *MORE_AUDITS))
     raise ConfigError(
-        f"{name}: no such audit; choose {known}, inspect:TASK, inspect-auditable:TASK or "
-        "lm-eval:TASK"
+        f"{name}: no such audit; choose {known}, under:PROMPT, inspect:TASK, "
+        "inspect-auditable:TASK or lm-eval:TASK"
     )
 
 
 AuditName = Annotated[str, AfterValidator(audit_name)]
 """A built-in audit, or an Inspect task: `inspect:TASK` as a capability measure, or
 `inspect-auditable:TASK` as an audit whose scores rise with misalignment; or `lm-eval:TASK`, a task
-of the lm-evaluation-harness or a task file (`.yaml`), as a capability measure."""
+of the lm-evaluation-harness or a task file (`.yaml`), as a capability measure; or `under:PROMPT`,
+the behaviour audit's choices under a prompt."""
 
 
 class Bank(Record):

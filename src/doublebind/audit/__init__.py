@@ -261,6 +261,7 @@ def built_in(names: Sequence[str], folder: Path | None = None) -> tuple[Audit, .
     from doublebind.audit.corroboration import Corroboration
     from doublebind.audit.inspect_audit import InspectTask
     from doublebind.audit.lm_eval_audit import harness_task
+    from doublebind.audit.under import Under
     from doublebind.audit.variants import Elicitation
 
     shipped = (Behaviour(), Goals(), Confession(), Capability(), Coherence())
@@ -268,7 +269,9 @@ def built_in(names: Sequence[str], folder: Path | None = None) -> tuple[Audit, .
     found: list[Audit] = [audit for audit in known if audit.name in names]
     for name in names:
         kind, is_task, task = name.partition(":")
-        if kind == "lm-eval":
+        if kind == "under":
+            found.append(Under(task))
+        elif kind == "lm-eval":
             found.append(harness_task(task, folder or Path()))
         elif is_task:
             found.append(InspectTask(task, "auditable" if kind == "inspect-auditable" else "gate"))
