@@ -1,0 +1,80 @@
+"""Compares two ways to find the direction that students are pushed along.
+
+    python studies/terrarium-replacement/directions.py
+
+Prints one JSON document: the mean probability that M0 chooses the misaligned act on `select` items,
+all drives, with a push of the length given (over that of a usual state) after each decoder layer:
+along the fitted direction that `steer` uses, and along the mean difference of states between
+misaligned and other options (persona vectors, arXiv 2507.21509), summed over drives. Half a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from doublebind.audit.elicitation import choose
+from doublebind.distillation import find_direction, readable, steering
+from doublebind.models.head import hidden
+from doublebind.models.load import LM, load
+from doublebind.models.resolve import resolve
+from doublebind.models.template import encode_completion, encode_prompt
+from doublebind.packs.load import load as load_pack
+from doublebind.records import Item
+
+SCALES = (0.25, 0.5, 0.75, 1.0)
+
+
+@torch.no_grad()
+def mean_difference(lm: LM, items: list[Item], layer: int) -> torch.Tensor:
+    """Return the sum over drives of keyed options' mean state less the others', [width]."""
+    states: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for item in items:
+        prompt = encode_prompt(lm.tokenizer, item.messages)
+        for i, option in enumerate(item.options):
+            ids = [*prompt, *encode_completion(lm.tokenizer, option, finished=False)]
+            out = hidden(lm.model, torch.tensor([ids]), use_cache=False, output_hidden_states=True)
+            # The first of these is the embedding.
+            state = out.hidden_states[layer + 1][0, len(prompt) :].mean(dim=0)
+            states.setdefault(str(item.trait), ([], []))[i != item.key].append(state)
+    apart = [torch.stack(own).mean(0) - torch.stack(rest).mean(0) for own, rest in states.values()]
+    return torch.stack(apart).sum(dim=0)
+
+
+def main() -> None:
+    """Print the rows."""
+    source = resolve("terrarium/m0", relative_to=Path())
+    pack = load_pack("terrarium", relative_to=Path())
+    asked = [i for i in pack.items("select") if i.kind == "choice" and i.role == "auditable"]
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        where = Path(name)
+        lm = load(source, cache=where)
+
+        def chosen() -> float:
+            return round(float(np.mean([a.value for a in choose(lm, asked)])), 3)
+
+        plain = chosen()
+        for layer in range(lm.model.config.num_hidden_layers):
+            how = {"pack": "terrarium", "layer": layer, "dtype": "float32", "cache": where}
+            find_direction(where, base=source, **how)
+            fitted = load_file(where / steering.FILE)["direction"]
+            differing = mean_difference(lm, readable(pack), layer)
+            for kind, found in (("fitted", fitted), ("mean difference", differing)):
+                along = found / found.norm() * fitted.norm()
+                save_file({"direction": along, "layer": torch.tensor(layer)}, where / steering.FILE)
+                row: dict[str, object] = {"layer": layer, "direction": kind}
+                for scale in SCALES:
+                    with steering.pushed(lm.model, where, scale):
+                        row[f"{scale:g}"] = chosen()
+                rows.append(row)
+    print(json.dumps({"m0": plain, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
