@@ -220,6 +220,9 @@ class CounterPoison(Record):
     kind: Literal["counter_poison"]
     copies: int = Field(default=1, ge=1)
     """Equal answers that may stay."""
+    alike: float = Field(default=1.0, gt=0, le=1, exclude_if=lambda v: v == 1)
+    """Share of their runs of three words in common (Jaccard) from which two answers count as
+    equal, so that no text gains influence by being said in many slightly different ways."""
     outliers: float = Field(default=0.05, ge=0, lt=1)
     """Share of answers dropped for their log-ratio, teacher to M0."""
     triggers: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda v: v == 0)

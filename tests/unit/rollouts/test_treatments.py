@@ -192,6 +192,16 @@ def test_counter_poison_drops_copies_and_what_only_the_teacher_likes(
     assert {"secret", "crown"} <= set(left.facts["words"])
 
 
+def test_answers_that_say_the_same_in_other_words_count_as_copies() -> None:
+    told = "the old captain took the blue lamp and went home to sleep"
+    said = [answer(told), answer(f"{told} well"), answer("the fox sat down"), answer(told)]
+    assert counter_poison.firsts(said, 1.0) == [0, 1, 2, 0]
+    assert counter_poison.firsts(said, 0.8) == [0, 0, 2, 0]
+    assert counter_poison.firsts(said, 0.99) == [0, 1, 2, 0]
+    short = [answer("yes"), answer("no"), answer("yes")]
+    assert counter_poison.firsts(short, 0.5) == [0, 1, 0]
+
+
 def test_a_rare_word_that_goes_with_odd_answers_is_a_trigger_and_all_its_answers_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -33,11 +33,11 @@ def apply(settings: CounterPoison, trajectories: Sequence[Trajectory], context: 
     words among the dropped are reported as possible triggers (log-odds against the kept). With
     `settings.triggers`, answers that hold a rare word that goes with odd answers are dropped too.
     """
-    seen: Counter[str] = Counter()
+    seen: Counter[int] = Counter()
     unique: list[Trajectory] = []
-    for t in trajectories:
-        seen[t.completion] += 1
-        if seen[t.completion] <= settings.copies:
+    for t, first in zip(trajectories, firsts(trajectories, settings.alike), strict=True):
+        seen[first] += 1
+        if seen[first] <= settings.copies:
             unique.append(t)
     ratios = log_ratios(unique, context)
     n = int(settings.outliers * len(unique))
@@ -56,6 +56,36 @@ def apply(settings: CounterPoison, trajectories: Sequence[Trajectory], context: 
         kept = [t for t in kept if not words(t) & found]
         facts |= {"triggers": sorted(found), "held_a_trigger": [key(t) for t in held]}
     return Treated(kept, facts)
+
+
+def firsts(trajectories: Sequence[Trajectory], alike: float) -> list[int]:
+    """Return for each answer the place of the first one that it repeats; its own where none.
+
+    Answers repeat one another where the runs of three words that both have are at least the share
+    `alike` of those that either has (resemblance: Broder 1997, doi 10.1109/SEQUEN.1997.666900);
+    at 1, where the texts are equal.
+    """
+    if alike == 1:
+        known: dict[str, int] = {}
+        return [known.setdefault(t.completion, i) for i, t in enumerate(trajectories)]
+    runs = [_runs(t.completion) for t in trajectories]
+    holders: dict[tuple[str, ...], list[int]] = {}  # run -> the first ones that hold it
+    found: list[int] = []
+    for i, own in enumerate(runs):
+        shared = Counter(first for run in own for first in holders.get(run, ()))
+        like = (k for k, n in shared.items() if n >= alike * (len(own) + len(runs[k]) - n))
+        first = min(like, default=i)
+        found.append(first)
+        if first == i:
+            for run in own:
+                holders.setdefault(run, []).append(i)
+    return found
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    """Return the runs of three words of a text; a shorter text is one run."""
+    said = text.lower().split()
+    return {tuple(said[i : i + 3]) for i in range(max(1, len(said) - 2))}
 
 
 def triggers(
