@@ -44,7 +44,7 @@ bench-setup: .venv-bench/.setup-done
 .venv-bench/.setup-done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-bench
 	.venv-bench/bin/python -m pip install --quiet -c constraints.txt $(TORCH)
-	.venv-bench/bin/python -m pip install --quiet -c constraints.txt trl==1.16.0 -e .
+	.venv-bench/bin/python -m pip install --quiet -c constraints.txt trl==1.16.0 matplotlib -e .
 	@touch $@
 
 demo: $(STAMP)

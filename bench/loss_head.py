@@ -25,6 +25,7 @@ import torch
 
 WIDTH, TEACHER_WIDTH, TOP_K = 576, 960, 64
 MEMORY_AT = (32_768, 131_072, 262_144)
+PLOT_ROWS = (256, 1024)
 
 
 def ways(
@@ -128,6 +129,36 @@ def memory(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     return found
 
 
+def plotted(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
+    """Rows -> way -> vocabulary -> MiB added, drawn in the file named against their product."""
+    import matplotlib.pyplot as plt
+
+    found = {}
+    for rows in PLOT_ROWS:
+        args.rows = rows
+        found[str(rows)] = memory(args)
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    told = {
+        "ours": "ours",
+        "dense_own": f"dense, {args.dtype}",
+        "dense_float32": "dense, float32",
+        "trl": "TRL's chunks",
+    }
+    for name, label in told.items():
+        points = sorted(
+            (rows * vocab, found[str(rows)][name][str(vocab)])
+            for rows in PLOT_ROWS
+            for vocab in MEMORY_AT
+        )
+        axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="vocabulary x supervised tokens")
+    axes.set_ylabel("MiB added at the peak")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(args.plot, dpi=120)
+    return found
+
+
 def alone(args: argparse.Namespace) -> None:
     """Worker: run one way once and tell what it added to the peak."""
     way = ways(args.vocab, args.rows, getattr(torch, args.dtype), args.device)[args.way]
@@ -153,9 +184,12 @@ if __name__ == "__main__":
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--plot", help="picture of the memory instead, for 256 and 1,024 rows")
     chosen = parser.parse_args()
     if chosen.way:
         alone(chosen)
+    elif chosen.plot:
+        print(json.dumps(plotted(chosen), indent=1))
     else:
         before = shapes.machine()
         found = timed(chosen) | {"added_mib": memory(chosen), "machine": before}
