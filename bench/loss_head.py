@@ -130,33 +130,36 @@ def memory(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def plotted(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
-    """Rows -> way -> vocabulary -> MiB added, drawn in the file named against their product."""
-    import matplotlib.pyplot as plt
-
+    """Rows -> way -> vocabulary -> MiB added, drawn in the file named."""
     found = {}
     for rows in PLOT_ROWS:
         args.rows = rows
         found[str(rows)] = memory(args)
+    draw(found, args.dtype, args.plot)
+    return found
+
+
+def draw(found: dict[str, dict[str, dict[str, float]]], dtype: str, where: str) -> None:
+    """Draw memory against vocabulary x rows: a line for each way and number of rows."""
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     told = {
         "ours": "ours",
-        "dense_own": f"dense, {args.dtype}",
+        "dense_own": f"dense, {dtype}",
         "dense_float32": "dense, float32",
         "trl": "TRL's chunks",
     }
-    for name, label in told.items():
-        points = sorted(
-            (rows * vocab, found[str(rows)][name][str(vocab)])
-            for rows in PLOT_ROWS
-            for vocab in MEMORY_AT
-        )
-        axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    for (rows, ways_), style in zip(found.items(), ("-", "--"), strict=True):
+        for color, (name, label) in enumerate(told.items()):
+            at = [int(rows) * int(vocab) for vocab in ways_[name]]
+            label = f"{label}, {rows} rows"
+            axes.plot(at, list(ways_[name].values()), style, c=f"C{color}", marker="o", label=label)
     axes.set(xscale="log", yscale="log", xlabel="vocabulary x supervised tokens")
     axes.set_ylabel("MiB added at the peak")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(args.plot, dpi=120)
-    return found
+    figure.savefig(where, dpi=120)
 
 
 def alone(args: argparse.Namespace) -> None:
