@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import platform
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -117,10 +118,20 @@ class Processes:
 
 
 def _set_up(threads: int, gpus: Sequence[str]) -> None:
-    """Say what a fresh process may use, before it imports torch."""
+    """Say what a fresh process may use, before it imports torch, and that it ends with its parent.
+
+    One whose parent was killed would wait for calls for ever, with the memory of its last ones.
+    """
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 class Cluster:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,3 +61,35 @@ def test_a_worker_without_gpus_is_told_of_none(monkeypatch: pytest.MonkeyPatch) 
     pools._set_up(2, ("1", "0"))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,0"
     assert visible() == ["1", "0"]
+
+
+STARTED = """
+import os, time
+from doublebind.pools import Processes
+
+if __name__ == "__main__":
+    print(Processes(1).submit(os.getpid, near="", memory=0).result(), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "started.py"
+    script.write_text(STARTED)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert alive(worker)
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(worker)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs; one that nobody has waited for does not."""
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
