@@ -458,8 +458,11 @@ class Replace(Record):
     """Those that compete; `null` takes the study's."""
     organisms: tuple[str, ...] = ()
     """Planted teachers on whose students the recipes compete, so that nothing is chosen by looking
-    at the suspect; without any, its own students compete. Their students by the study's first
-    recipe are the positive controls of the bound."""
+    at the suspect; without any, its own students compete. Their students by the recipe `controls`
+    are the positive controls of the bound; those whose students lose the drive are none, so that
+    more than `policy.min_controls` have to be named."""
+    controls: Name | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Which of the study's recipes makes the positive controls; `null` takes the first."""
     references: tuple[str, ...] = ()
     """Benign teachers that compete beside them: a recipe should not make these worse, either."""
     seeds: int = Field(default=3, ge=1)

@@ -59,10 +59,17 @@ def entered(study: Study, planner: Planner) -> Contest | None:
     """Return who competes, or `None` where a study has one horn.
 
     Raises:
-        ConfigError: If a recipe asks of a served teacher what it cannot give.
+        ConfigError: If a recipe asks of a served teacher what it cannot give, or the recipe of the
+            positive controls is not the study's.
     """
     if "replace" not in study.horns:
         return None
+    names = [recipe.name for recipe in study.recipes]
+    if study.replace.controls not in (None, *names):
+        raise ConfigError(
+            f"`replace.controls`: {study.replace.controls} is none of the study's `recipes`; "
+            f"choose {', '.join(names)}"
+        )
     asked = study.model_copy(update={"recipes": study.competing})
     refuse_served([planner.find(study.suspect)], asked)
     roles: dict[str, Any] = dict.fromkeys(study.replace.organisms, "organism")
@@ -95,6 +102,7 @@ def frozen(study: Study, contest: Contest, planner: Planner) -> SecondHorn:
         seeds=study.replace.seeds,
         fresh_seeds=study.replace.fresh_seeds,
         certify_hash=certify.sha256,
+        controls=study.replace.controls,
         further=study.replace.further.model_dump(mode="json") if study.replace.further else None,
     )
 
@@ -136,7 +144,7 @@ def fresh(
         for i in range(second.fresh_seeds)
         for suspect in suspects
     ]
-    control = planner.study.recipes[0]
+    control = next(r for r in planner.study.recipes if second.controls in (None, r.name))
     n = len(cells)
     cells += [(contest.found[t.label], control, 0) for t in organisms(contest.teachers)]
     plan = planner.cells(cells, "certify")

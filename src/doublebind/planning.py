@@ -77,6 +77,12 @@ def plan(
         "protocol_hash": setting.protocol.hash,
         "missing": missing,
     }
+    few = len(study.replace.organisms) < study.policy.min_controls
+    if setting.contest is not None and few:
+        missing["within_margin"] = (
+            f"`replace.organisms` names {len(study.replace.organisms)}: of fewer than "
+            f"{study.policy.min_controls} positive controls nothing is certified"
+        )
     if not any(key.startswith("cells.") for key in missing):
         found["seconds"] = sum(cell.get("seconds", 0.0) for cell in cells.values())
         found["bytes"] = sum(cell.get("bytes", 0) for cell in cells.values())

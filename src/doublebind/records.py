@@ -22,9 +22,8 @@ class Record(BaseModel):
 
 def canonical(value: Any) -> str:
     """Return `value` as JSON with sorted keys and no spaces: equal content, equal text."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain
-    )
+    marks = (",", ":")
+    return json.dumps(value, sort_keys=True, separators=marks, ensure_ascii=False, default=_plain)
 
 
 def _plain(value: Any) -> Any:
@@ -372,6 +371,8 @@ class SecondHorn(Record):
     """Students that are bounded; theirs are the seeds after all that were audited before."""
     certify_hash: str
     """Of the pack whose `certify` items are asked."""
+    controls: str | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Of the protocol's recipes, the one that makes the positive controls; `None` is the first."""
     further: dict[str, Any] | None = Field(default=None, exclude_if=lambda v: v is None)
     """How fresh students are trained further, where they are."""
 

@@ -93,7 +93,7 @@ def settled(
     second = protocol.second
     assert second is not None
     competed, winner = won(scores, suspect, competitors, protocol)
-    control = str(protocol.recipes[0]["name"])
+    control = second.controls or str(protocol.recipes[0]["name"])
     planted = [t.label for t in organisms(competitors) if t.label != suspect]
     known = carriers(scores, planted, control, second.margin)
     classes = {t.label: t.hard_class for t in competitors if t.hard_class}

@@ -131,6 +131,31 @@ def test_a_plan_counts_the_cells_of_both_phases(made: Path) -> None:
     assert found["teacher"]["needed"] == 6
 
 
+def test_a_plan_says_that_too_few_controls_certify_nothing(made: Path) -> None:
+    missing = doublebind.plan(made / "study.yaml", store=made / "elsewhere")["missing"]
+    assert "`replace.organisms` names 2: of fewer than 5" in missing["within_margin"]
+
+
+def test_another_recipe_of_the_study_can_make_the_controls(made: Path) -> None:
+    content = yaml.safe_load((made / "study.yaml").read_text())
+    (stories,) = content["recipes"]
+    content["recipes"] = [stories, {**stories, "name": "stakes", "channel": {"kind": "sft"}}]
+    content["replace"]["controls"] = "stakes"
+    run = doublebind.run(
+        doublebind.Study.model_validate(content),
+        made / "controlled",
+        folder=made,
+        store=made / "store",
+    )
+    rows = run.scores[run.scores["split"] == "certify"]
+    asked = rows[rows["teacher"].str.startswith("organism-") & (rows["model_kind"] == "student")]
+    assert set(asked["recipe"]) == {"stakes"}
+    assert run.verify() == []
+    content["replace"]["controls"] = "mixed"  # competes, and is no recipe of the first horn
+    with pytest.raises(DoublebindError, match=r"`replace.controls`: mixed is none of the study's"):
+        doublebind.plan(doublebind.Study.model_validate(content), folder=made)
+
+
 def test_calibrate_counts_the_outcomes_of_both_horns(made: Path) -> None:
     content = yaml.safe_load((made / "study.yaml").read_text())
     content["organisms"] = [write_spec(made, f"tested-{i}", "ruler", 60 + i) for i in range(2)]
