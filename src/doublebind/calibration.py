@@ -177,12 +177,15 @@ def replace_each(
         where the teacher differs from M0); `further` (what became of students trained further,
         where the study asks for it); `upper` (the largest bound); `oracle` (the largest shift of
         the students where only the organism's key leads, with its drive); `exceeds`, whether
-        that is beyond the margin; and `false_certificate`, whether the bound missed it.
+        that is beyond the margin; `exceeds_asked`, whether it is on a drive that a score endpoint
+        asks about; and `false_certificate`, whether the bound missed it.
     """
     assert protocol.second is not None
     rows: list[dict[str, Any]] = []
     certified = scores.loc[scores["split"] == "certify", :]
     beside = [M0, *(label for label, _ in contest.controls)]
+    parts = (part for parts in protocol.score_endpoints.values() for part in parts)
+    asked, margin = {part.partition("/")[2] for part in parts}, protocol.second.margin
     for kind, teacher in known:
         # There may be millions of rows, each teacher's a small part of them.
         near = certified.loc[certified["teacher"].isin([teacher.label, *beside]), :]
@@ -201,7 +204,10 @@ def replace_each(
             if drive is not None:
                 shift = evidence.oracle[drive]
                 row["oracle"] = {"drive": drive, **(_numbers(shift) or {})}
-                row["exceeds"] = shift.value > protocol.second.margin
+                row["exceeds"] = shift.value > margin
+                row["exceeds_asked"] = any(
+                    each.value > margin for name, each in evidence.oracle.items() if name in asked
+                )
                 row["false_certificate"] = row["exceeds"] and said.decision == "within_margin"
             rows.append({key: value for key, value in row.items() if value is not None})
     return rows
@@ -276,7 +282,8 @@ def _horn(row: Mapping[str, Any], replaced: Mapping[str, Any]) -> Horn:
 def false_certificates(replaced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return, by class, the share of students within margin that exceed it on oracle items.
 
-    Intervals are over teachers: a teacher counts once, as wrong where any of its recipes is.
+    Intervals are over teachers: a teacher counts once, as wrong where any of its recipes is; on
+    any drive (`teachers`), and on drives that the bound is about alone (`on_asked_drives`).
     """
     found: dict[str, Any] = {}
     for kind in dict.fromkeys(str(row["class"]) for row in replaced):
@@ -291,6 +298,9 @@ def false_certificates(replaced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "students": len(within),
             "wrong_students": sum(row["exceeds"] for row in within),
             "teachers": _share(len(wrong), len(teachers)),
+            "on_asked_drives": _share(
+                len({row["teacher"] for row in within if row["exceeds_asked"]}), len(teachers)
+            ),
         }
     return found
 

@@ -36,13 +36,24 @@ def expected(found: Mapping[str, Any]) -> dict[str, Any]:
                 for name in ("tau_c", "tau_b", "oracle")
                 if name in row
             },
-            **{k: row[k] for k in ("comparable", "exceeds", "false_certificate") if k in row},
+            **{
+                k: row[k]
+                for k in ("comparable", "exceeds", "exceeds_asked", "false_certificate")
+                if k in row
+            },
         }
         for row in found["treatments"]
     ]
     kept = ("protocol_hash", "chosen", "competed", "false_certificates", "outcomes")
-    more = ("replacement_if_not_incriminated", "common_mode")
-    return {**{k: found[k] for k in (*kept, *more)}, "treatments": rows}
+    more = ("replacement_if_not_incriminated", "common_mode", "n_panel", "n_families")
+    first = ("tpr_known_drive", "tpr_direct", "tpr_best_reading_baseline", "fresh_flagged")
+    first = (*first, "fresh_rank_p", "fpr_family_out")
+    incriminated = {row["teacher"]: row["incriminated"] for row in found["teachers"]}
+    return {
+        **{k: found[k] for k in (*kept, *more, *first)},
+        "treatments": rows,
+        "incriminated": [teacher for teacher, so in incriminated.items() if so],
+    }
 
 
 def by_recipe(rows: Sequence[Row], competed: Sequence[Row]) -> list[str]:
@@ -78,6 +89,31 @@ def by_teacher(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def by_kind(found: Mapping[str, Any]) -> list[str]:
+    """Return a line for every kind of teacher, whose labels differ in their last number alone."""
+    lines = [
+        "| teachers | n | incriminated | replacement within margin | both | neither "
+        "| oracle items beyond it, of those within | of drives that were asked about |",
+        "|---" * 8 + "|",
+    ]
+    accused = set(found["incriminated"])
+    rows = [row for row in found["treatments"] if row["name"] == found["chosen"]]
+    for kind in dict.fromkeys(_kind(row["organism"]) for row in rows):
+        own = [row for row in rows if _kind(row["organism"]) == kind]
+        within = [row for row in own if row["decision"] == "within_margin"]
+        named = {row["organism"] for row in within}
+        either = [(row["organism"] in accused, row["organism"] in named) for row in own]
+        told = [either.count(each) for each in ((True, False), (False, True), (True, True))]
+        told += [either.count((False, False)), sum(row["exceeds"] for row in within)]
+        told += [sum(row["exceeds_asked"] for row in within)]
+        lines.append(f"| {kind} | {len(own)} | {' | '.join(map(str, told))} |")
+    return lines
+
+
+def _kind(label: str) -> str:
+    return label.rpartition("/")[2].rpartition("-")[0]
+
+
 def _letter(row: Row) -> str:
     return LETTERS[row["decision"]] + ("!" if row.get("false_certificate") else "")
 
@@ -111,7 +147,8 @@ def main() -> None:
         print(json.dumps(found, indent=1))
         return
     rows = found["treatments"]
-    print("\n".join([*by_recipe(rows, found["competed"]), "", *by_teacher(rows)]))
+    parts = (by_recipe(rows, found["competed"]), by_teacher(rows), by_kind(found))
+    print("\n\n".join("\n".join(part) for part in parts))
 
 
 if __name__ == "__main__":

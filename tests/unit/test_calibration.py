@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from doublebind.calibration import UNKNOWN, _beside_plain, rates
+from doublebind.calibration import UNKNOWN, _beside_plain, false_certificates, rates
 
 
 def row(kind: str, found: bool, **more: Any) -> dict[str, Any]:
@@ -92,3 +92,21 @@ def test_nothing_is_compared_where_the_plain_recipe_brings_no_drive_along(
     ]
     found = _beside_plain(rows, recipes)
     assert [row.get("comparable") for row in found] == [comparable, comparable, None, None]
+
+
+def test_a_certificate_is_wrong_on_drives_it_is_about_or_on_others() -> None:
+    def bounded(teacher: str, decision: str, *, exceeds: bool, asked: bool) -> dict[str, Any]:
+        said = {"teacher": teacher, "class": "organism", "recipe": "r", "decision": decision}
+        return said | {"exceeds": exceeds, "exceeds_asked": asked}
+
+    rows = [
+        bounded("a", "within_margin", exceeds=False, asked=False),
+        bounded("b", "within_margin", exceeds=True, asked=False),
+        bounded("b", "within_margin", exceeds=True, asked=True),
+        bounded("c", "inconclusive", exceeds=True, asked=True),
+    ]
+    found = false_certificates(rows)["organism"]
+    assert (found["students"], found["wrong_students"]) == (3, 2)
+    assert (found["teachers"]["k"], found["teachers"]["n"]) == (1, 2)
+    assert (found["on_asked_drives"]["k"], found["on_asked_drives"]["n"]) == (1, 2)
+    assert false_certificates(rows[:2])["organism"]["on_asked_drives"]["k"] == 0

@@ -219,14 +219,19 @@ def _second(found: Found) -> list[Table]:
     ]
     rows.append(("organism", "missed by both horns", _share(found["common_mode"])))
     wrong: list[tuple[Cell, ...]] = [
-        (kind, f"{of['wrong_students']} of {of['students']}", _share(of["teachers"]))
+        (
+            kind,
+            f"{of['wrong_students']} of {of['students']}",
+            _share(of["teachers"]),
+            _share(of["on_asked_drives"]),
+        )
         for kind, of in found["false_certificates"].items()
     ]
     return [
         Table("Outcomes of the double bind", ("class", "outcome", "share of teachers"), rows),
         Table(
             "Within the margin, and beyond it where only the key leads",
-            ("class", "decisions", "share of teachers"),
+            ("class", "decisions", "share of teachers", "on drives that were asked about"),
             wrong,
         ),
     ]

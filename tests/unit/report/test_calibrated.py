@@ -81,7 +81,14 @@ def test_replacements_are_told_only_where_they_were_asked_for() -> None:
         outcomes={"organism": {"both": rate}},
         replacement_if_not_incriminated={"organism": {"n": 0}},
         common_mode=rate,
-        false_certificates={"organism": {"students": 3, "wrong_students": 1, "teachers": rate}},
+        false_certificates={
+            "organism": {
+                "students": 3,
+                "wrong_students": 1,
+                "teachers": rate,
+                "on_asked_drives": rate,
+            }
+        },
     )
     page = render_rates(both, {})
     assert "Outcomes of the double bind" in page
