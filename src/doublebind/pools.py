@@ -118,15 +118,20 @@ class Processes:
 
 
 def _set_up(threads: int, gpus: Sequence[str]) -> None:
-    """Say what a fresh process may use, before it imports torch, and that it ends with its parent.
+    """Say what a fresh process may use, before it imports torch."""
+    end_with_parent()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+
+
+def end_with_parent() -> None:
+    """End this process, if it was started by another, when that one is gone, however it went.
 
     One whose parent was killed would wait for calls for ever, with the memory of its last ones.
     """
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
 
 
 def _end_with(parent: Any) -> None:

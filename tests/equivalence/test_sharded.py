@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +30,8 @@ from tests.equivalence.test_sharded import EXAMPLES, attached, settings
 from doublebind.training import sharded
 
 torch.set_num_threads(1)
-dist.init_process_group("gloo")
+rank, meeting = int(sys.argv[1]), "file://" + {meeting!r}
+dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
 model, pad = attached(Path({model!r}), {lora})
 seen = []
 if {die_at}:
@@ -66,9 +65,8 @@ def attached(folder: Path, lora: bool) -> tuple[Any, int]:
 
 def spread(folder: Path, *, lora: bool, die_at: int = 0) -> int:
     """Train over two processes; return the exit code."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     code = WORKER.format(
+        meeting=str(folder / f"meeting-{die_at}"),  # as studies do; a free port may be taken
         root=str(ROOT),
         model=str(folder / "model"),
         lora=lora,
@@ -76,11 +74,7 @@ def spread(folder: Path, *, lora: bool, die_at: int = 0) -> int:
         checkpoint=str(folder / "state.safetensors"),
         out=str(folder / "out.json"),
     )
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], env={**common, "RANK": str(rank)})
-        for rank in range(2)
-    ]
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(rank)]) for rank in range(2)]
     return max(process.wait(200) for process in processes)
 
 

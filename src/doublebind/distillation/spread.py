@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
@@ -23,6 +22,7 @@ from doublebind.errors import DoublebindError, ModelError
 from doublebind.models import teacher_cache
 from doublebind.models.device import refuse_absent
 from doublebind.models.load import LM, load
+from doublebind.pools import end_with_parent
 from doublebind.records import ModelSource, content_hash
 from doublebind.training import loop, sharded
 from doublebind.training.batch import Example
@@ -45,7 +45,6 @@ class Task(NamedTuple):
     folder: str
     """Where the processes meet and leave what they have to say."""
     checkpoint: Path
-    parent: int
     threads: int
 
 
@@ -72,8 +71,7 @@ def train(
     threads = max(1, torch.get_num_threads() // training.processes)
     with tempfile.TemporaryDirectory(prefix="doublebind-") as folder:
         task = Task(
-            lm.source, dtype, cache, examples, targets, training, seed, folder, checkpoint,
-            os.getpid(), threads,
+            lm.source, dtype, cache, examples, targets, training, seed, folder, checkpoint, threads,
         )  # fmt: skip
         _start(task)
     loop.seed_everything(seed)
@@ -127,7 +125,7 @@ def _work(task: Task, rank: int) -> None:
     """Be one of the processes."""
     import torch.distributed as dist
 
-    threading.Thread(target=_end_with, args=(task.parent,), daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(task.threads)
     world = task.training.processes
     device = task.source.device
@@ -160,10 +158,3 @@ def _work(task: Task, rank: int) -> None:
         Path(task.folder, f"problem-{rank}").write_text(str(error), encoding="utf-8")
         os._exit(1)  # a clean end would wait for the others
     dist.destroy_process_group()
-
-
-def _end_with(parent: int) -> None:
-    """End this process when the one that started it is gone, however it went."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
