@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from doublebind.config import Lora
 from doublebind.errors import ModelError
 from doublebind.models import load as loading
-from doublebind.models.head import check_architecture
+from doublebind.models.head import _apart, check_architecture
 from doublebind.models.load import LM, load, merged_state, same_tokenizer, tokenizer_id
 from doublebind.models.resolve import resolve
 from doublebind.records import ModelSource
@@ -109,6 +109,13 @@ def test_architecture_with_unknown_logits_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(type(model), "forward", scaled)
     with pytest.raises(ModelError, match="of type llama"):
         check_architecture(model, "m")
+
+
+def test_logits_are_compared_without_what_all_tokens_have_in_common() -> None:
+    row = torch.linspace(-3, 3, 50)[None]
+    assert _apart(row, row + 0.6) < 1e-6
+    assert _apart(row, 1.25 * row) > 0.2
+    assert not _apart(row, torch.full_like(row, torch.nan)) < 1  # refused, whatever is near
 
 
 @pytest.mark.parametrize("kind", ["llama", "granite", "gpt2", "gemma3"])
