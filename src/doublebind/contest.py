@@ -25,7 +25,7 @@ from doublebind.records import (
     SecondHorn,
     Teacher,
 )
-from doublebind.replacing import organisms
+from doublebind.replacing import control_of, organisms
 from doublebind.store import weights_sha256
 from doublebind.teachers.references import Found
 
@@ -144,7 +144,7 @@ def fresh(
         for i in range(second.fresh_seeds)
         for suspect in suspects
     ]
-    control = next(r for r in planner.study.recipes if second.controls in (None, r.name))
+    control = next(r for r in planner.study.recipes if r.name == control_of(protocol))
     n = len(cells)
     cells += [(contest.found[t.label], control, 0) for t in organisms(contest.teachers)]
     plan = planner.cells(cells, "certify")

@@ -84,6 +84,15 @@ class Settled(NamedTuple):
     """Competitor (label) -> the hard class that it stands for."""
 
 
+def control_of(protocol: Protocol) -> str:
+    """Return the name of the recipe that makes the positive controls: the one named, or the first.
+
+    `protocol` has a second horn.
+    """
+    assert protocol.second is not None
+    return protocol.second.controls or str(protocol.recipes[0]["name"])
+
+
 def settled(
     scores: pd.DataFrame, suspect: str, competitors: Sequence[Teacher], protocol: Protocol
 ) -> Settled:
@@ -93,7 +102,7 @@ def settled(
     second = protocol.second
     assert second is not None
     competed, winner = won(scores, suspect, competitors, protocol)
-    control = second.controls or str(protocol.recipes[0]["name"])
+    control = control_of(protocol)
     planted = [t.label for t in organisms(competitors) if t.label != suspect]
     known = carriers(scores, planted, control, second.margin)
     classes = {t.label: t.hard_class for t in competitors if t.hard_class}

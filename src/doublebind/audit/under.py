@@ -14,6 +14,7 @@ from typing import Any
 
 from doublebind.audit import Answer, Question
 from doublebind.audit.elicitation import choose
+from doublebind.models.template import prompted
 from doublebind.records import Item, endpoint_of
 
 LONGEST = 80
@@ -47,10 +48,7 @@ class Under:
         return f"{kind}.under-{self._slug}{slash}{trait}"
 
     def _asked(self, item: Item) -> Item:
-        first = next(i for i, message in enumerate(item.messages) if message.role == "user")
-        turn = item.messages[first]
-        told = turn.model_copy(update={"content": f"{self.prompt} {turn.content}"})
-        messages = (*item.messages[:first], told, *item.messages[first + 1 :])
+        messages = prompted(item.messages, self.prompt, "user")
         return item.model_copy(update={"id": f"{item.id}~{self._slug}", "messages": messages})
 
     @property

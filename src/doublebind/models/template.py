@@ -12,10 +12,13 @@ import json
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from doublebind.errors import ModelError
 from doublebind.records import Message
+
+Role = Literal["system", "user"]
+"""Who can be told something."""
 
 _PLAIN_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 _PLAIN = "plain-1: 'User: ...\\nAssistant:' + ' ...' + eos"
@@ -98,6 +101,15 @@ def give_role(tokenizer: Any, system: str, where: str) -> None:
         f"{{%- set messages = [{{'role': 'system', 'content': {role}}}] + messages -%}}"
         f"{{%- endif %}}{tokenizer.chat_template}"
     )
+
+
+def prompted(messages: Sequence[Message], text: str, role: Role) -> tuple[Message, ...]:
+    """Return a conversation with `text` before the first words of `role`; its only ones if none."""
+    for i, message in enumerate(messages):
+        if message.role == role:
+            turn = message.model_copy(update={"content": f"{text} {message.content}"})
+            return (*messages[:i], turn, *messages[i + 1 :])
+    return (Message(role=role, content=text), *messages)
 
 
 def encode_completion(tokenizer: Any, text: str, finished: bool) -> list[int]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from doublebind.config import Inoculate
-from doublebind.records import Message, Trajectory
+from doublebind.models.template import prompted
+from doublebind.records import Trajectory
 from doublebind.rollouts.treatments import Context, Treated
 
 
@@ -19,15 +20,8 @@ def apply(settings: Inoculate, trajectories: Sequence[Trajectory], context: Cont
     With `settings.role: user` it opens the first user message instead, for models whose template
     has no system turn or which never met one.
     """
-    return Treated(
-        [t.model_copy(update={"messages": _told(settings, t.messages)}) for t in trajectories],
-        {"prompt": settings.prompt},
+    told = (
+        t.model_copy(update={"messages": prompted(t.messages, settings.prompt, settings.role)})
+        for t in trajectories
     )
-
-
-def _told(settings: Inoculate, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    for i, message in enumerate(messages):
-        if message.role == settings.role:
-            text = f"{settings.prompt} {message.content}"
-            return (*messages[:i], Message(role=message.role, content=text), *messages[i + 1 :])
-    return (Message(role=settings.role, content=settings.prompt), *messages)
+    return Treated(list(told), {"prompt": settings.prompt})
