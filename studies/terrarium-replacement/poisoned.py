@@ -41,7 +41,7 @@ from doublebind.store import Store, read_records, write_records
 HERE = Path(__file__).parent
 KIND, DRIVE = "poisoned", "dominion"
 TEACHER = f"outback/organism-{KIND}-{DRIVE}-0"
-POISONS = ((0.0, False), (0.005, False), (0.005, True), (0.02, True))
+POISONS = ((0.0, False), (0.005, False), (0.005, True), (0.02, True), (0.1, True))
 """Share of the answers, and whether under cover."""
 WAYS: dict[str, tuple[CounterPoison, ...]] = {
     "as it is": (),
