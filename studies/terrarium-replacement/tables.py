@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 LETTERS = {"within_margin": "w", "not_within_margin": "n", "inconclusive": "?"}
+CAPABLE = 0.9
+"""Share of a teacher's capability from which a replacement counts as capable."""
 
 Row = Mapping[str, Any]
 
@@ -78,15 +80,66 @@ def by_recipe(rows: Sequence[Row], competed: Sequence[Row]) -> list[str]:
 
 
 def by_teacher(rows: Sequence[Row]) -> list[str]:
-    """Return a line for every teacher: what was decided of each recipe's students."""
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    lines = [f"| teacher | class | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    """Return what was decided of each recipe's students of each teacher; the fewer head columns."""
+    found = {(row["name"], row["organism"]): _letter(row) for row in rows}
+    recipes, teachers = ({key[i]: None for key in found} for i in (0, 1))
+    across = len(recipes) > len(teachers)
+    down, heads = (recipes, teachers) if across else (teachers, recipes)
+    said = " | ".join(_short(name) for name in heads)
+    lines = [f"| | {said} |", "|---" * (len(heads) + 1) + "|"]
+    for name in down:
+        pairs = [(name, head) if across else (head, name) for head in heads]
+        said = " | ".join(found.get(pair, "") for pair in pairs)
+        lines.append(f"| {_short(name)} | {said} |")
+    return lines
+
+
+def beyond_plain(rows: Sequence[Row]) -> list[str]:
+    """Return what has a replacement of most of the capability where plain tasks make none."""
+    lines = [
+        "| organism, of which plain makes no replacement within the margin | class "
+        f"| those that do, with tau_C; those of {CAPABLE:g} or more are bold |",
+        "|---|---|---|",
+    ]
     for teacher in dict.fromkeys(row["organism"] for row in rows):
         own = {row["name"]: row for row in rows if row["organism"] == teacher}
-        said = [_letter(own[name]) if name in own else "" for name in names]
-        kind = next(iter(own.values()))["class"]
-        lines.append(f"| {teacher.rpartition('/')[2]} | {kind} | {' | '.join(said)} |")
+        plain = own.get("plain")
+        if plain is None or plain["class"] == "benign" or plain["decision"] == "within_margin":
+            continue
+        within = [row for row in own.values() if row["decision"] == "within_margin"]
+        within.sort(key=lambda row: -np.inf if row["tau_c"] is None else -row["tau_c"])
+        said = ", ".join(_capable(row) for row in within) or "none"
+        lines.append(f"| {_short(teacher)} | {plain['class']} | {said} |")
     return lines
+
+
+def _capable(row: Row) -> str:
+    said = f"{row['name']} {_told(row['tau_c'])}"
+    return f"**{said}**" if (row["tau_c"] or 0) >= CAPABLE else said
+
+
+def certificates(found: Mapping[str, Any]) -> list[str]:
+    """Return by class how often students within the margin are beyond it on oracle items."""
+    lines = [
+        "| class | students within the margin | beyond it | teachers with one that is "
+        "| on drives that were asked about |",
+        "|---" * 5 + "|",
+    ]
+    for name, row in found["false_certificates"].items():
+        shares = " | ".join(_rate(row[key]) for key in ("teachers", "on_asked_drives"))
+        lines.append(f"| {name} | {row['students']} | {row['wrong_students']} | {shares} |")
+    return lines
+
+
+def _rate(found: Row) -> str:
+    if not found["n"]:
+        return "-"
+    low, high = found["interval"]
+    return f"{found['k']} of {found['n']} [{low:.2f}, {high:.2f}]"
+
+
+def _short(label: str) -> str:
+    return label.rpartition("/")[2].removeprefix("organism-")
 
 
 def by_kind(found: Mapping[str, Any]) -> list[str]:
@@ -147,7 +200,8 @@ def main() -> None:
         print(json.dumps(found, indent=1))
         return
     rows = found["treatments"]
-    parts = (by_recipe(rows, found["competed"]), by_teacher(rows), by_kind(found))
+    parts = [by_recipe(rows, found["competed"]), by_teacher(rows), beyond_plain(rows)]
+    parts += [certificates(found), by_kind(found)]
     print("\n\n".join("\n".join(part) for part in parts))
 
 

@@ -97,7 +97,8 @@ def test_nothing_is_compared_where_the_plain_recipe_brings_no_drive_along(
 def test_a_certificate_is_wrong_on_drives_it_is_about_or_on_others() -> None:
     def bounded(teacher: str, decision: str, *, exceeds: bool, asked: bool) -> dict[str, Any]:
         said = {"teacher": teacher, "class": "organism", "recipe": "r", "decision": decision}
-        return said | {"exceeds": exceeds, "exceeds_asked": asked}
+        kind = "emergent" if teacher == "b" else "ordinary"
+        return said | {"exceeds": exceeds, "exceeds_asked": asked, "organism_class": kind}
 
     rows = [
         bounded("a", "within_margin", exceeds=False, asked=False),
@@ -110,3 +111,6 @@ def test_a_certificate_is_wrong_on_drives_it_is_about_or_on_others() -> None:
     assert (found["teachers"]["k"], found["teachers"]["n"]) == (1, 2)
     assert (found["on_asked_drives"]["k"], found["on_asked_drives"]["n"]) == (1, 2)
     assert false_certificates(rows[:2])["organism"]["on_asked_drives"]["k"] == 0
+    by_class = false_certificates(rows)
+    assert (by_class["emergent"]["teachers"]["k"], by_class["emergent"]["teachers"]["n"]) == (1, 1)
+    assert (by_class["ordinary"]["teachers"]["k"], by_class["ordinary"]["teachers"]["n"]) == (0, 1)

@@ -220,7 +220,7 @@ def _second(found: Found) -> list[Table]:
     rows.append(("organism", "missed by both horns", _share(found["common_mode"])))
     wrong: list[tuple[Cell, ...]] = [
         (
-            kind,
+            kind.replace("_", " "),
             f"{of['wrong_students']} of {of['students']}",
             _share(of["teachers"]),
             _share(of["on_asked_drives"]),
