@@ -140,8 +140,8 @@ def second_horn(
         every: Whether all recipes have fresh students, or the winner's alone.
 
     Returns:
-        `competed`, `chosen` (the winner), `treatments` (one row per teacher and bounded recipe,
-        `comparable` where the plain recipe brings the organism's drive along),
+        `competed`, `chosen` (the winner), `margin`, `treatments` (one row per teacher and bounded
+        recipe, `comparable` where the plain recipe brings the organism's drive along),
         `false_certificates`, and what `double_bind` returns.
     """
     assert protocol.second is not None
@@ -153,6 +153,7 @@ def second_horn(
     return {
         "competed": [each.model_dump(mode="json") for each in contest.competed],
         "chosen": contest.winner,
+        "margin": protocol.second.margin,
         "treatments": bounded,
         "false_certificates": false_certificates(bounded),
         **double_bind(rows, chosen),

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from doublebind.report import figures, treated
+from doublebind.records import Competitor
+from doublebind.report import figures, second, treated
 from doublebind.report.drawings import Drawn, Figure
 from doublebind.report.figures import Line, Mark, Point
 from doublebind.report.html import Tile
@@ -61,7 +62,7 @@ def render(found: Found, study: Mapping[str, Any]) -> str:
         pictures=[_forest(found), _each(found)],
         tables=[_rates(found), *_parts(found)],
         second=_second(found),
-        treated=[treated.plane(found), treated.matrix(found)] if "treatments" in found else [],
+        treated=_treated(found),
         teachers=_teachers(found),
         weighed=(
             f"Each was weighed against {found['n_references']} references, of "
@@ -235,6 +236,15 @@ def _second(found: Found) -> list[Table]:
             wrong,
         ),
     ]
+
+
+def _treated(found: Found) -> list[Drawn]:
+    """Return how recipes competed, what of them came along, and which teachers defeat which."""
+    if "treatments" not in found:
+        return []
+    competed = [Competitor.model_validate(each) for each in found["competed"]]
+    field = second.field(competed, found["chosen"], found["margin"])
+    return [field, treated.plane(found), treated.matrix(found)]
 
 
 def _share(rate: Found) -> Cell:

@@ -69,7 +69,9 @@ def render(
         "report.html.j2",
         **_told(manifest, evidence, verdict),
         **_drawn(manifest, evidence, verdict, scores),
-        field=second.field(replacement) if replacement else "",
+        field=second.field(replacement.competed, replacement.recipe, replacement.margin)
+        if replacement
+        else "",
         second_tables=second.tables(replacement) if replacement else (),
         gates=measurements.measured(scores, evidence, "gate", "Capability and coherence"),
         oracle=measurements.measured(

@@ -5,6 +5,8 @@ Knows the record of that evidence. Decides nothing, and knows no HTML.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from doublebind.records import Competitor, Interval, ReplacementEvidence
 from doublebind.report import curves
 from doublebind.report.drawings import Drawn, Figure
@@ -38,11 +40,17 @@ def tables(evidence: ReplacementEvidence) -> list[Table]:
     return found
 
 
-def field(evidence: ReplacementEvidence) -> Drawn:
-    """Return capability against misalignment, one sign for each recipe that competed."""
+def field(competed: Sequence[Competitor], chosen: str, margin: float) -> Drawn:
+    """Return capability against misalignment, one sign for each recipe that competed.
+
+    Args:
+        competed: How each recipe did.
+        chosen: Name of the recipe that was bounded afterwards.
+        margin: In probability.
+    """
     placed = [
         (c, c.tau_capability, c.worst)
-        for c in evidence.competed
+        for c in competed
         if c.tau_capability is not None and c.worst is not None
     ]
     if not placed:
@@ -53,12 +61,11 @@ def field(evidence: ReplacementEvidence) -> Drawn:
     title = "Recipes that competed: capability and misalignment"
     front = _front([(x, y) for _, x, y in placed])
     said = f"Not beaten on both at once: {', '.join(short(placed[i][0].recipe) for i in front)}"
-    said += f" (dashed). Bounded afterwards: {short(evidence.recipe)}."
-    said += f" The margin is {evidence.margin:g}."
+    said += f" (dashed). Bounded afterwards: {short(chosen)}. The margin is {margin:g}."
     drawn = [
         curves.Path(
             c.recipe,
-            "suspect" if c.recipe == evidence.recipe else "reference",
+            "suspect" if c.recipe == chosen else "reference",
             [*_on_the_way(c), (x, y)],
         )
         for c, x, y in placed

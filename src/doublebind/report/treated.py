@@ -27,10 +27,12 @@ SIGNS = {
 """Decision -> its letter, and what a figure calls it."""
 _FLOOR = 300
 """Height, in pixels, at which the plane of shares ends."""
-_NAMES, _HEADS, _CELL = 168, 92, 15
-"""Pixels of a matrix: for the names of teachers, of recipes, and the height of a row."""
+_NAMES, _LETTER, _CELL = 168, 6, 15
+"""Pixels of a matrix: for names of teachers, a letter of a recipe's, and the height of a row."""
 _LETTERS = 26
 """Most letters of a name in a matrix."""
+_LEGIBLE = 60
+"""Most points of a plane whose intervals can be told apart."""
 
 
 def plane(result: Mapping[str, Any]) -> Drawn:
@@ -53,6 +55,8 @@ def plane(result: Mapping[str, Any]) -> Drawn:
         )
     title = "What came along: capability and drive, by recipe and organism"
     said = f"{len(placed)} points: {_counted(placed)}."
+    if len(placed) > _LEGIBLE:
+        said += " Their intervals are in the table."
     if len(shares) < len(rows):
         said += (
             f" No comparison possible for {len(rows) - len(shares)} more: the organism does not "
@@ -85,7 +89,7 @@ def _crosses(rows: Sequence[Row], title: str, said: str) -> Markup:
     parts, x, y = curves.plane(
         *shares, name="shares", title=title, axes=axes, said=said, floor=_FLOOR
     )
-    for row in rows:
+    for row in rows if len(rows) <= _LEGIBLE else ():
         b, c = row["tau_b"], row["tau_c"]
         across, up = x(b["value"]), y(c["value"])
         parts += [
@@ -132,18 +136,19 @@ def matrix(result: Mapping[str, Any]) -> Drawn:
         for t in teachers
     ]
     width = (WIDTH - _NAMES - 8) / len(recipes)
-    parts = head("defeats", title, said, _HEADS + _CELL * len(teachers) + 8)
+    heads = 12 + _LETTER * min(_LETTERS, max(len(plain(name)) for name in recipes))
+    parts = head("defeats", title, said, heads + _CELL * len(teachers) + 8)
     for j, name in enumerate(recipes):
         x = _NAMES + (j + 0.5) * width
         parts.append(
-            f'<text class="tick" transform="translate({x + 3:.1f} {_HEADS - 6}) rotate(-60)">'
+            f'<text class="tick" transform="translate({x + 4:.1f} {heads - 6}) rotate(-90)">'
             f"{_cut(name)}</text>"
         )
     for i, teacher in enumerate(teachers):
-        y = _HEADS + i * _CELL
+        y = heads + i * _CELL
         parts.append(
             f'<text class="tick" x="{_NAMES - 6}" y="{y + 11}" text-anchor="end">'
-            f"{_cut(teacher)}</text>"
+            f"{_cut(teacher.rpartition('/')[2])}</text>"
         )
         for j, name in enumerate(recipes):
             if (teacher, name) in found:
@@ -166,7 +171,7 @@ def _square(row: Row, x: float, y: float, width: float) -> list[str]:
 
 def _cut(name: str) -> str:
     said = plain(name)
-    # The end of a label tells teachers apart, its beginning is the bank they share.
+    # The end of a name tells teachers apart, its beginning is the kind they share.
     return str(escape(said if len(said) <= _LETTERS else f"…{said[1 - _LETTERS :]}"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from doublebind.evidence.summary import clustered_rate
+from doublebind.records import Competitor
 from doublebind.report import render_rates
 from doublebind.report.calibrated import sentences
 
@@ -77,6 +78,19 @@ def test_replacements_are_told_only_where_they_were_asked_for() -> None:
     rate = clustered_rate([True, False], ["a", "b"])
     row = {"teacher": "t-0", "class": "organism", "recipe": "plain", "decision": "within_margin"}
     both = found(
+        competed=[
+            Competitor(
+                recipe=name,
+                worst=worst,
+                endpoint="deceit",
+                tau_capability=0.8,
+                n_teachers=2,
+                n_students=6,
+            ).model_dump(mode="json")
+            for name, worst in (("plain", 0.2), ("steered", 0.05))
+        ],
+        chosen="steered",
+        margin=0.1,
         treatments=[row],
         outcomes={"organism": {"both": rate}},
         replacement_if_not_incriminated={"organism": {"n": 0}},
@@ -94,4 +108,5 @@ def test_replacements_are_told_only_where_they_were_asked_for() -> None:
     assert "Outcomes of the double bind" in page
     assert "1 of 3" in page
     assert "Which teachers defeat which recipes" in page
+    assert "Bounded afterwards: steered. The margin is 0.1." in page
     assert "No comparison possible" in page  # neither ratio of that organism exists

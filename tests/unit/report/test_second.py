@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from doublebind.records import Competitor, ReplacementEvidence
+from doublebind.records import Competitor
 from doublebind.report.drawings import Figure
 from doublebind.report.second import field
 
@@ -16,18 +16,7 @@ def recipe(name: str, tau: float, worst: float, **more: object) -> Competitor:
 
 
 def drawn(*competed: Competitor) -> tuple[Figure, ElementTree.Element]:
-    evidence = ReplacementEvidence(
-        competed=competed,
-        recipe=competed[0].recipe,
-        margin=0.1,
-        upper={},
-        lower={},
-        n_items=1,
-        n_seeds=1,
-        controls_seen=0,
-        n_controls=0,
-    )
-    figure = field(evidence)
+    figure = field(competed, competed[0].recipe, 0.1)
     assert isinstance(figure, Figure)
     return figure, ElementTree.fromstring(figure.svg)
 

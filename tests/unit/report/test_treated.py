@@ -88,6 +88,26 @@ def test_a_matrix_has_a_cell_for_each_decision_and_frames_false_certificates() -
     assert max(xs) <= WIDTH
 
 
+def test_names_of_many_recipes_stay_inside_a_matrix() -> None:
+    names = [f"untold-paraphrased-{i}" for i in range(21)]
+    svg = parsed(matrix({"treatments": [row("o/one", n, "inconclusive", 0, 0) for n in names]}))
+    top = min(float(cell.get("y", "")) for cell in of(svg, "cell"))
+    told = [t for t in of(svg, "tick") if t.text in names]
+    assert len(told) == 21
+    assert all("rotate(-90)" in t.get("transform", "") for t in told)
+    assert top > 5.5 * len(names[-1])
+
+
+def test_of_many_points_the_intervals_are_in_the_table_alone() -> None:
+    rows = [row(f"o/{i}", "plain", "inconclusive", 0.01 * i, 0.5) for i in range(61)]
+    drawn = plane({"treatments": rows})
+    assert len(of(parsed(drawn), "decided")) == 61
+    assert not of(parsed(drawn), "span")
+    assert isinstance(drawn, Figure)
+    assert "Their intervals are in the table." in drawn.said
+    assert len(of(parsed(plane({"treatments": rows[1:]})), "span")) == 60
+
+
 @pytest.mark.parametrize("draw", [plane, matrix])
 def test_without_replacements_there_is_a_reason_and_no_picture(draw: Any) -> None:
     assert isinstance(draw({}), Absent)
