@@ -13,6 +13,7 @@ from doublebind.costs import Costs, likeness
 from doublebind.evidence import reference_requirements, smallest_p
 from doublebind.executor import Job
 from doublebind.grid import Plan
+from doublebind.prompts import passing
 from doublebind.records import Protocol, Teacher
 from doublebind.rundir import Run
 from doublebind.schedule import Ask, Need, simulate
@@ -77,6 +78,7 @@ def plan(
         "protocol_hash": setting.protocol.hash,
         "missing": missing,
     }
+    missing |= _short_of_prompts(plans)
     few = len(study.replace.organisms) < study.policy.min_controls
     if setting.contest is not None and few:
         missing["within_margin"] = (
@@ -152,6 +154,20 @@ def _jobs(plans: Sequence[Plan]) -> dict[str, list[Job]]:
     for job in (job for plan in plans for stage in plan.stages() for job in stage):
         found.setdefault(job.kind, {}).setdefault(job.key, job)
     return {kind: list(jobs.values()) for kind, jobs in found.items()}
+
+
+def _short_of_prompts(plans: Sequence[Plan]) -> dict[str, str]:
+    """Return policy -> that its recipes ask for more prompts than pass its screens."""
+    asked = sorted((job.inputs for job in _jobs(plans)["prompts"]), key=lambda each: each["n"])
+    found: dict[str, str] = {}
+    for each in asked:
+        there = passing(**{k: v for k, v in each.items() if k != "n"})
+        if there < each["n"]:
+            found[f"prompts.{each['policy']}"] = (
+                f"{each['n']} are asked for (`n`) and {there} pass; name more in `file`, or ask "
+                "for more `samples` of each"
+            )
+    return found
 
 
 def _needs(stage: Sequence[Job], costs: Costs, seen: set[tuple[str, str]]) -> list[Need] | None:

@@ -14,7 +14,7 @@ from tests.tiny_study import write_study
 from doublebind import cli
 from doublebind.config import load_study
 from doublebind.costs import TIMING, likeness
-from doublebind.executor import Job
+from doublebind.executor import Job, make
 from doublebind.models import device
 from doublebind.records import content_hash
 from doublebind.setting import prepare
@@ -129,3 +129,21 @@ def test_plan_counts_what_calibrate_makes(tmp_path: Path, capsys: Any) -> None:
     held_out = "held_out=[terrarium/m0]"
     _, whole, _ = plan([str(path), held_out, "--calibrate", "--store", store], capsys)
     assert whole["cells"]["student"]["needed"] == alone["cells"]["student"]["needed"] + 1
+
+
+def test_plan_says_where_fewer_prompts_pass_than_are_asked_for(tmp_path: Path, capsys: Any) -> None:
+    path = write_study(tmp_path / "study")
+    content = yaml.safe_load(path.read_text())
+    content["recipes"][0]["prompts"]["n"] = 10_000
+    path.write_text(yaml.safe_dump(content))
+    policy = content["recipes"][0]["prompts"]["policy"]
+    store = Store(tmp_path / "store")
+    chosen = prepare(load_study(path), path.parent, store).plan.students[0].prompts
+    kept = len((make(store, chosen) / "prompts.jsonl").read_text().splitlines())
+    argv = [str(path), "--store", str(store.root)]
+    for n, short in ((kept, False), (kept + 1, True)):
+        content["recipes"][0]["prompts"]["n"] = n
+        path.write_text(yaml.safe_dump(content))
+        missing = plan(argv, capsys)[1]["missing"]
+        assert (f"prompts.{policy}" in missing) == short
+    assert f"{kept + 1} are asked for (`n`) and {kept} pass" in missing[f"prompts.{policy}"]

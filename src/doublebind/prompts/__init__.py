@@ -22,3 +22,10 @@ def select(out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | N
     from doublebind.prompts import policies
 
     policies.select(out, pack=pack, policy=policy, n=n, file=file)
+
+
+def passing(*, pack: str, policy: PromptPolicy, file: Path | None = None) -> int:
+    """Return how many prompts there are to choose from."""
+    from doublebind.prompts import policies
+
+    return len(policies.screened(pack=pack, policy=policy, file=file)[2])

@@ -48,6 +48,30 @@ def select(out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | N
         PackError: If the screens leave nothing.
         ConfigError: If `file` cannot be read.
     """
+    candidates, dropped, kept = screened(pack=pack, policy=policy, file=file)
+    if not kept:
+        wanted = WANTED[policy]
+        tagged = f" tagged {sorted(wanted)}" if wanted else ""
+        raise PackError(
+            f"{file or f'pack {pack}'}: no prompt passes policy {policy} "
+            f"({len(candidates)} candidates); add prompts{tagged}"
+        )
+    write_records(out / "prompts.jsonl", kept[:n])
+    report = {
+        "policy": policy,
+        "asked": n,
+        "candidates": len(candidates),
+        "passed": len(kept),
+        "kept": len(kept[:n]),
+        "dropped": [drop.model_dump() for drop in dropped],
+    }
+    (out / "screen.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
+
+
+def screened(
+    *, pack: str, policy: PromptPolicy, file: Path | None = None
+) -> tuple[list[Prompt], list[Dropped], list[Prompt]]:
+    """Return the candidates, what was dropped of them and why, and those that passed, in order."""
     content = load(pack, relative_to=Path())
     wanted = WANTED[policy]
     there = content.prompts() if file is None else read(file)
@@ -59,23 +83,8 @@ def select(out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | N
         dropped += SCREENS[name](candidates)
     gone = {drop.id for drop in dropped}
     kept = [prompt for prompt in candidates if prompt.id not in gone]
-    if not kept:
-        tagged = f" tagged {sorted(wanted)}" if wanted else ""
-        raise PackError(
-            f"{file or f'pack {content.name}'}: no prompt passes policy {policy} "
-            f"({len(candidates)} candidates); add prompts{tagged}"
-        )
     kept.sort(key=lambda prompt: content_hash([policy, prompt.id]))
-    write_records(out / "prompts.jsonl", kept[:n])
-    report = {
-        "policy": policy,
-        "asked": n,
-        "candidates": len(candidates),
-        "passed": len(kept),
-        "kept": len(kept[:n]),
-        "dropped": [drop.model_dump() for drop in dropped],
-    }
-    (out / "screen.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
+    return candidates, dropped, kept
 
 
 def read(file: Path) -> tuple[Prompt, ...]:
