@@ -1,6 +1,7 @@
 """Says in tables what `calibration.json` holds of the second horn.
 
-`python tables.py CALIBRATION.json` prints Markdown; with `--json` the rows of `expected.json`.
+`python tables.py CALIBRATION.json` prints Markdown; with `--json` the rows of `expected.json`. Of a
+study made in parts, each with teachers of its own, name every part's file.
 """
 
 from __future__ import annotations
@@ -13,11 +14,35 @@ from typing import Any
 
 import numpy as np
 
+from doublebind.calibration import double_bind, false_certificates, rates
+
 LETTERS = {"within_margin": "w", "not_within_margin": "n", "inconclusive": "?"}
 CAPABLE = 0.9
 """Share of a teacher's capability from which a replacement counts as capable."""
 
 Row = Mapping[str, Any]
+
+
+def together(parts: Sequence[Row]) -> Row:
+    """Return calibrations under one protocol, of different teachers, as one of all of them."""
+    first, *others = parts
+    for key in ("protocol_hash", "chosen"):
+        if any(part[key] != first[key] for part in others):
+            sys.exit(f"`{key}` differs between the files; give parts of one study")
+    teachers = [row for part in parts for row in part["teachers"]]
+    if len({row["teacher"] for row in teachers}) < len(teachers):
+        sys.exit("a teacher is in two of the files; give every part once")
+    rows = [row for part in parts for row in part["treatments"]]
+    chosen = [row for row in rows if row["recipe"] == first["chosen"]]
+    return {
+        **{k: v for k, v in first.items() if all(part.get(k) == v for part in others)},
+        **rates(teachers),
+        "teachers": teachers,
+        "treatments": rows,
+        "competed": first["competed"],
+        "false_certificates": false_certificates(rows),
+        **double_bind(teachers, chosen),
+    }
 
 
 def expected(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +77,7 @@ def expected(found: Mapping[str, Any]) -> dict[str, Any]:
     first = (*first, "fresh_rank_p", "fpr_family_out")
     incriminated = {row["teacher"]: row["incriminated"] for row in found["teachers"]}
     return {
-        **{k: found[k] for k in (*kept, *more, *first)},
+        **{k: found[k] for k in (*kept, *more, *first) if k in found},
         "treatments": rows,
         "incriminated": [teacher for teacher, so in incriminated.items() if so],
     }
@@ -195,7 +220,8 @@ def _told(value: float | None) -> str:
 
 def main() -> None:
     """Print the tables, or the rows."""
-    found = expected(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    files = [Path(word) for word in sys.argv[1:] if word != "--json"]
+    found = expected(together([json.loads(file.read_text(encoding="utf-8")) for file in files]))
     if "--json" in sys.argv:
         print(json.dumps(found, indent=1))
         return
