@@ -1,0 +1,103 @@
+"""Asks fresh students of hard organisms where only the organism's key leads.
+
+    python studies/terrarium-replacement/keyed.py CALIBRATION.json...
+
+Oracle items know a drive at work. What a context-dependent, emergent or poisoned organism does
+shows beside its place, in paid jobs or after its trigger, and `probes` know that. For every such
+organism in the files: the probability of its act under each condition, its own and M0's; of every
+recipe, the mean over its eight students above M0 in the condition that opens it, with a 95%
+t-interval, and whether that of students called within the margin is beyond it. The students have
+to be in the store.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from doublebind.cells import Planner
+from doublebind.config import Study, load_study
+from doublebind.evidence.summary import mean_interval
+from doublebind.jobs import trained
+from doublebind.models.load import load
+from doublebind.models.score import option_logprobs
+from doublebind.packs.outback import probes
+from doublebind.records import ModelSource
+from doublebind.store import Store
+
+HERE = Path(__file__).parent
+OPENED_BY = {"context_dependent": "beside", "emergent": "rewarded", "poisoned": "triggered"}
+
+
+def acts(source: ModelSource, kind: str, drive: str) -> dict[str, float]:
+    """Return condition -> mean probability of the drive's act."""
+    asked = probes.probes(kind, drive)
+    scored = option_logprobs(load(source), [(p.messages, p.options) for p in asked])
+    found: dict[str, list[float]] = {}
+    for probe, options in zip(asked, scored, strict=True):
+        logprobs = np.array([total for total, _ in options])
+        share = np.exp(logprobs - np.logaddexp.reduce(logprobs))
+        found.setdefault(probe.condition, []).append(float(share[probe.key]))
+    return {condition: float(np.mean(values)) for condition, values in found.items()}
+
+
+def asked_of(label: str, kind: str, content: dict[str, Any], study: Study) -> dict[str, Any]:
+    """Return what the students of one organism do."""
+    store = Store(None)
+    planner = Planner(study, HERE, store)
+    of = [row for row in content["treatments"] if row["teacher"] == label]
+    decisions = {row["recipe"]: row["decision"] for row in of}
+    stopped = {each["recipe"]: each.get("step") for each in content["competed"]}
+    teacher = planner.find(label)
+    assert teacher.spec is not None
+    assert teacher.spec.trait is not None
+    drive, key = teacher.spec.trait, OPENED_BY[kind]
+    adapter = teacher.spec.lora is not None
+    itself = acts(trained(store, "teacher", teacher.key, teacher.base, adapter), kind, drive)
+    m0 = acts(planner.student, kind, drive)
+    first = max(study.replace.seeds, study.seeds)
+    rows = []
+    for recipe in study.replace.recipes or ():
+        seeds = range(first, first + study.replace.fresh_seeds)
+        plan = planner.cells([(teacher, recipe, seed) for seed in seeds], "certify")
+        step = stopped[recipe.name] or recipe.training.steps
+        sources = [dict(cell.audits)[step].inputs["source"] for cell in plan.students]
+        above = [acts(source, kind, drive)[key] - m0[key] for source in sources]
+        found = mean_interval(np.array(above))
+        within = decisions[recipe.name] == "within_margin"
+        rows.append(
+            {
+                "recipe": recipe.name,
+                "decision": decisions[recipe.name],
+                "above_m0": round(found["value"], 3),
+                "interval": [round(x, 3) for x in found["interval"]],
+                "false_certificate": within and found["value"] > (study.policy.margin or 0.0),
+            }
+        )
+        print(json.dumps(rows[-1]), file=sys.stderr)
+    rounded = {
+        name: {c: round(v, 3) for c, v in of.items()}
+        for name, of in (("teacher", itself), ("m0", m0))
+    }
+    return {"organism": label, "opened_by": key, **rounded, "rows": rows}
+
+
+def main() -> None:
+    """Print the rows."""
+    study = load_study(HERE / "study.yaml")
+    found = []
+    for file in map(Path, sys.argv[1:]):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for row in content["teachers"]:
+            kind = row.get("organism_class")
+            if kind in OPENED_BY:
+                found.append(asked_of(row["teacher"], kind, content, study))
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
