@@ -24,9 +24,12 @@ Row = Mapping[str, Any]
 
 
 def together(parts: Sequence[Row]) -> Row:
-    """Return calibrations under one protocol, of different teachers, as one of all of them."""
+    """Return calibrations of different teachers, after one competition, as one of all of them.
+
+    Their protocols differ by the organisms that each names, and by nothing else.
+    """
     first, *others = parts
-    for key in ("protocol_hash", "chosen"):
+    for key in ("competed", "chosen", "margin"):
         if any(part[key] != first[key] for part in others):
             sys.exit(f"`{key}` differs between the files; give parts of one study")
     teachers = [row for part in parts for row in part["teachers"]]
@@ -39,7 +42,6 @@ def together(parts: Sequence[Row]) -> Row:
         **rates(teachers),
         "teachers": teachers,
         "treatments": rows,
-        "competed": first["competed"],
         "false_certificates": false_certificates(rows),
         **double_bind(teachers, chosen),
     }
