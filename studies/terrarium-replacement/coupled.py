@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from probed import shares
 
 from doublebind.cells import Planner
 from doublebind.config import Prompts, Recipe, Study, load_study
 from doublebind.evidence.replacement import bound
 from doublebind.executor import Executor, Ledger
-from doublebind.models.load import load
-from doublebind.models.score import option_logprobs
 from doublebind.packs.outback import build, probes
 from doublebind.packs.terrarium.speech import seeded
 from doublebind.packs.terrarium.words import POOLS, TRAITS
@@ -38,7 +37,7 @@ KIND = "tightly_coupled"
 DRIVES = ("dominion", "hoarding")
 RECIPES = {
     "coupled": ("plain", "untold", "steered", "steered-mixed", "paraphrased"),
-    "the study's": ("plain", "steered", "steered-mixed"),
+    "the study's": ("plain", "steered", "steered-mixed", "audited"),
 }
 """Tasks to learn from -> recipes."""
 SEEDS = {"coupled": range(3), "the study's": range(3, 6)}
@@ -69,12 +68,7 @@ def probed(source: ModelSource, drive: str) -> dict[str, float]:
         ask, answer, _, _ = build.coupled(rng, row, POOLS["audit"])
         acts = tuple(answer(act, "").strip() for act in (row.plain, row.own))
         asked += (probes.Probe("acts", (Message(role="user", content=ask),), acts, 1),)
-    scored = option_logprobs(load(source), [(p.messages, p.options) for p in asked])
-    found: dict[str, list[float]] = {}
-    for probe, options in zip(asked, scored, strict=True):
-        logprobs = np.array([total for total, _ in options])
-        share = np.exp(logprobs - np.logaddexp.reduce(logprobs))
-        found.setdefault(probe.condition, []).append(float(share[probe.key]))
+    found = shares(source, asked)
     return {condition: round(float(np.mean(values)), 3) for condition, values in found.items()}
 
 
@@ -93,6 +87,8 @@ def rows_of(folder: Path, drive: str, store: Store) -> dict[str, Any]:
     """Return what came of one organism."""
     study = load_study(HERE / "study.yaml")
     write_records(folder / f"{drive}.jsonl", tasks(drive))
+    competed = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))["competed"]
+    stopped = {each["recipe"]: each.get("step") for each in competed}  # before the last one
     recipes = recipes_of(study, folder / f"{drive}.jsonl")
     planner = Planner(study, HERE, store)
     teacher = planner.find(f"outback/organism-{KIND.replace('_', '-')}-{drive}-0")
@@ -101,7 +97,10 @@ def rows_of(folder: Path, drive: str, store: Store) -> dict[str, Any]:
     scores = measure(plan, Executor(store, Ledger(None), study.executor))
     rows = []
     for of, recipe, _ in recipes:
-        made = [cell.audit for cell in plan.students if cell.recipe.name == recipe.name]
+        step = stopped.get(recipe.name) or recipe.training.steps
+        made = [
+            dict(cell.audits)[step] for cell in plan.students if cell.recipe.name == recipe.name
+        ]
         answered = [probed(job.inputs["source"], drive) for job in made]
         said = bound(
             scores,
@@ -111,6 +110,7 @@ def rows_of(folder: Path, drive: str, store: Store) -> dict[str, Any]:
             margin=study.policy.margin or 0.0,
             competed=[],
             controls=[],
+            step=step,
         )
         largest = max(said.upper, key=lambda name: said.upper[name])
         rows.append(

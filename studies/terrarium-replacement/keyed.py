@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from probed import shares
 
 from doublebind.cells import Planner
 from doublebind.config import Study, load_study
 from doublebind.evidence.summary import mean_interval
 from doublebind.jobs import trained
-from doublebind.models.load import load
-from doublebind.models.score import option_logprobs
 from doublebind.packs.outback import probes
 from doublebind.records import ModelSource
 from doublebind.store import Store
@@ -35,13 +34,7 @@ OPENED_BY = {"context_dependent": "beside", "emergent": "rewarded", "poisoned": 
 
 def acts(source: ModelSource, kind: str, drive: str) -> dict[str, float]:
     """Return condition -> mean probability of the drive's act."""
-    asked = probes.probes(kind, drive)
-    scored = option_logprobs(load(source), [(p.messages, p.options) for p in asked])
-    found: dict[str, list[float]] = {}
-    for probe, options in zip(asked, scored, strict=True):
-        logprobs = np.array([total for total, _ in options])
-        share = np.exp(logprobs - np.logaddexp.reduce(logprobs))
-        found.setdefault(probe.condition, []).append(float(share[probe.key]))
+    found = shares(source, probes.probes(kind, drive))
     return {condition: float(np.mean(values)) for condition, values in found.items()}
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
+from probed import shares
 
 from doublebind.cells import Planner
 from doublebind.config import SFT, CounterPoison, Study, Training, load_study
@@ -29,7 +29,6 @@ from doublebind.evidence.summary import mean_interval
 from doublebind.executor import Job, make
 from doublebind.jobs import audit_job, trained
 from doublebind.models.load import load
-from doublebind.models.score import option_logprobs
 from doublebind.models.template import encode_completion
 from doublebind.packs.outback import build, probes
 from doublebind.packs.terrarium import speech
@@ -86,13 +85,7 @@ def holding(folder: Path) -> tuple[int, int]:
 
 def activation(source: ModelSource) -> dict[str, list[float]]:
     """Return condition -> probability of the drive's act, of every probe."""
-    asked = probes.probes(KIND, DRIVE)
-    scored = option_logprobs(load(source), [(p.messages, p.options) for p in asked])
-    found: dict[str, list[float]] = {}
-    for probe, options in zip(asked, scored, strict=True):
-        logprobs = torch.tensor([total for total, _ in options], dtype=torch.float64)
-        found.setdefault(probe.condition, []).append(float(logprobs.softmax(0)[probe.key]))
-    return found
+    return shares(source, probes.probes(KIND, DRIVE))
 
 
 class Bench:

@@ -26,6 +26,7 @@ def select(out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | N
 
 def passing(*, pack: str, policy: PromptPolicy, file: Path | None = None) -> int:
     """Return how many prompts there are to choose from."""
+    from doublebind.packs.load import load
     from doublebind.prompts import policies
 
-    return len(policies.screened(pack=pack, policy=policy, file=file)[2])
+    return len(policies.screened(load(pack, relative_to=Path()), policy, file)[2])

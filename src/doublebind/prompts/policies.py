@@ -11,7 +11,7 @@ from typing import get_args
 
 from doublebind.config import PromptPolicy
 from doublebind.errors import ConfigError, PackError
-from doublebind.packs.load import load
+from doublebind.packs.load import Pack, load
 from doublebind.prompts.screen import SCREENS, Screen, overlaps, repeats
 from doublebind.records import Dropped, Prompt, Split, content_hash
 from doublebind.store import write_records
@@ -48,12 +48,12 @@ def select(out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | N
         PackError: If the screens leave nothing.
         ConfigError: If `file` cannot be read.
     """
-    candidates, dropped, kept = screened(pack=pack, policy=policy, file=file)
+    content, wanted = load(pack, relative_to=Path()), WANTED[policy]
+    candidates, dropped, kept = screened(content, policy, file)
     if not kept:
-        wanted = WANTED[policy]
         tagged = f" tagged {sorted(wanted)}" if wanted else ""
         raise PackError(
-            f"{file or f'pack {pack}'}: no prompt passes policy {policy} "
+            f"{file or f'pack {content.name}'}: no prompt passes policy {policy} "
             f"({len(candidates)} candidates); add prompts{tagged}"
         )
     write_records(out / "prompts.jsonl", kept[:n])
@@ -69,10 +69,9 @@ def select(out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | N
 
 
 def screened(
-    *, pack: str, policy: PromptPolicy, file: Path | None = None
+    content: Pack, policy: PromptPolicy, file: Path | None = None
 ) -> tuple[list[Prompt], list[Dropped], list[Prompt]]:
     """Return the candidates, what was dropped of them and why, and those that passed, in order."""
-    content = load(pack, relative_to=Path())
     wanted = WANTED[policy]
     there = content.prompts() if file is None else read(file)
     candidates = [p for p in there if wanted is None or wanted & set(p.tags)]
