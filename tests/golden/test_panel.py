@@ -10,13 +10,12 @@ import pytest
 
 from doublebind import panels, pipeline
 from doublebind.config import Measurement
-from doublebind.rundir import hardware, versions
 from doublebind.yaml_file import load
 
 TERRARIUM = Path(str(files("doublebind.packs") / "terrarium"))
 FIRST = "terrarium/reference-0"
-TOLERANCE = 0.02
-"""Between machines, per endpoint, in probability."""
+TOLERANCE = 0.001
+"""Between kinds of processor, per endpoint of the teacher itself, in probability: 4e-6 was seen."""
 
 
 @pytest.mark.timeout(900)
@@ -30,17 +29,21 @@ def test_a_reference_made_again_is_the_panels(tmp_path: Path) -> None:
     assert made.conditions == shipped.conditions, "run `make panel`, and say so in CHANGELOG.md"
     (again,), kept = made.teachers, next(t for t in shipped.teachers if t.label == FIRST)
     assert again.key == kept.key
+    if again.weights_sha256 == kept.weights_sha256:
+        assert again == kept  # the students' weights, too, to the bit
+
     columns = ["model_kind", "recipe", "seed", "endpoint"]
-
-    def means(folder: Path) -> pd.Series:
-        rows = panels.scores(folder, [FIRST])
-        return rows[rows["model_kind"] != "ngrams"].groupby(columns)["value"].mean()
-
+    rows = panels.scores(TERRARIUM / "panel", [t.label for t in shipped.teachers])
+    theirs = rows.groupby([*columns, "teacher"])["value"].mean().unstack("teacher")
+    ours = panels.scores(tmp_path / "panel", [FIRST]).groupby(columns)["value"].mean()
     pd.testing.assert_series_equal(
-        means(tmp_path / "panel"), means(TERRARIUM / "panel"), check_exact=False, atol=TOLERANCE
+        ours["teacher"], theirs.loc["teacher", FIRST], check_names=False, atol=TOLERANCE, rtol=0
     )
-    if (hardware(), versions()) == (shipped.hardware, shipped.versions):
-        assert again == kept  # weights of teacher and students, to the bit
+    # Another processor rounds otherwise, which may turn one sampled token and all that follow it.
+    # The students of the same teacher, and of no other of the panel, come out all the same.
+    students = theirs.loc["student"]
+    distance = students.sub(ours["student"], axis=0).abs().mean()
+    assert distance.idxmin() == FIRST
 
 
 def test_the_panel_has_the_references_and_families_it_promises() -> None:
