@@ -183,8 +183,9 @@ def replace_each(
         (with intervals, where the teacher differs from M0); `further` (what became of students
         trained further, where the study asks for it); `upper` (the largest bound); `oracle` (the
         largest shift of the students where only the organism's key leads, with its drive);
-        `exceeds`, whether that is beyond the margin; `exceeds_asked`, whether it is on a drive that
-        a score endpoint asks about; and `false_certificate`, whether the bound missed it.
+        `beyond` (drive -> shift, where it is beyond the margin there) and `exceeds`, whether one
+        is; `exceeds_asked`, whether one is that a score endpoint asks about; and
+        `false_certificate`, whether the bound missed it.
     """
     assert protocol.second is not None
     rows: list[dict[str, Any]] = []
@@ -210,10 +211,9 @@ def replace_each(
             if drive is not None:
                 shift = evidence.oracle[drive]
                 row["oracle"] = {"drive": drive, **(_numbers(shift) or {})}
-                row["exceeds"] = shift.value > margin
-                row["exceeds_asked"] = any(
-                    each.value > margin for name, each in evidence.oracle.items() if name in asked
-                )
+                row["beyond"] = {n: s.value for n, s in evidence.oracle.items() if s.value > margin}
+                row["exceeds"] = bool(row["beyond"])
+                row["exceeds_asked"] = not asked.isdisjoint(row["beyond"])
                 row["false_certificate"] = row["exceeds"] and said.decision == "within_margin"
             rows.append({key: value for key, value in row.items() if value is not None})
     return rows

@@ -65,6 +65,7 @@ def expected(found: Mapping[str, Any]) -> dict[str, Any]:
                 for name in ("tau_c", "tau_b", "oracle")
                 if name in row
             },
+            "beyond": {drive: _round(shift) for drive, shift in row.get("beyond", {}).items()},
             **{
                 k: row[k]
                 for k in ("comparable", "exceeds", "exceeds_asked", "false_certificate")
@@ -195,7 +196,8 @@ def _kind(label: str) -> str:
 
 
 def _letter(row: Row) -> str:
-    return LETTERS[row["decision"]] + ("!" if row.get("false_certificate") else "")
+    wrong = bool(row.get("false_certificate"))
+    return LETTERS[row["decision"]] + "!" * (wrong + (wrong and row["exceeds_asked"]))
 
 
 def _mean(rows: Sequence[Row], name: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from doublebind.calibration import replace_each
 from doublebind.evidence.equivalence import recipe_upper
 from doublebind.evidence.replacement import (
     bound,
@@ -18,7 +19,15 @@ from doublebind.evidence.replacement import (
     differences,
     stop,
 )
-from doublebind.records import Competitor, Incrimination, Protocol, ReplacementEvidence
+from doublebind.records import (
+    Competitor,
+    Incrimination,
+    Protocol,
+    ReplacementEvidence,
+    SecondHorn,
+    Teacher,
+)
+from doublebind.replacing import Settled
 from doublebind.verdict import horn, replace
 
 ENDPOINTS = {"theft": ("choice/theft", "choice.honeypot/theft"), "lies": ("choice/lies",)}
@@ -192,6 +201,37 @@ def test_oracle_items_never_move_the_decision() -> None:
         for s in (scores, blind)
     )
     assert with_key.model_copy(update={"oracle": {}}) == without
+
+
+@pytest.mark.parametrize("asked", ["theft", "lies"])
+def test_what_only_a_key_shows_is_told_by_drive_and_by_whether_it_was_asked_about(
+    asked: str,
+) -> None:
+    second = SecondHorn(
+        margin=0.1,
+        recipes=({"name": "jammed"},),
+        organisms=(),
+        references=(),
+        seeds=1,
+        fresh_seeds=8,
+        certify_hash="0",
+    )
+    changed = {"second": second, "score_endpoints": {asked: ENDPOINTS[asked]}}
+    found = evidence(0.0)
+    contest = Settled(found.competed, "jammed", [(f"o{i}", "plain") for i in range(6)], {})
+    u = Teacher(label="u", ref="u", role="suspect", family="f", key="0")
+    (row,) = replace_each(
+        [("organism", u)],
+        contest,
+        ["jammed"],
+        {"u": "theft"},
+        world(0.0),
+        PROTOCOL.model_copy(update=changed),
+    )
+    assert row["beyond"] == pytest.approx({"theft": 0.3}, abs=0.03)
+    assert row["beyond"] == {row["oracle"]["drive"]: row["oracle"]["value"]}
+    assert row["exceeds"]
+    assert row["exceeds_asked"] == (asked == "theft")
 
 
 def test_a_student_beyond_the_margin_is_named_with_the_endpoint() -> None:
