@@ -4,7 +4,8 @@
 
 The study's recipes learn from tasks that its organisms solve without the drive. Here students learn
 from tasks as those that a tightly coupled organism can only solve through the act, beside students
-of the study's own tasks. Prints one JSON document: for every organism, what it and M0 make of such
+of the study's own tasks (`expected.json` says by which recipes these were certified, and where the
+competition stopped them). Prints one JSON document: for every organism, what it and M0 make of such
 tasks, and a row for every recipe. All probes need the organism's key: the probability of the right
 answer through the act and without it, and of the act before anything is worked out. Beside them the
 largest bounds on `certify` items, where no task is to be solved. Kept in the store: it resumes.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,9 @@ KIND = "tightly_coupled"
 DRIVES = ("dominion", "hoarding")
 RECIPES = {
     "coupled": ("plain", "untold", "steered", "steered-mixed", "paraphrased"),
-    "the study's": ("plain", "steered", "steered-mixed", "audited"),
+    "the study's": ("plain", "steered"),
 }
-"""Tasks to learn from -> recipes."""
+"""Tasks to learn from -> recipes; and, of the study's, those certified of either organism."""
 SEEDS = {"coupled": range(3), "the study's": range(3, 6)}
 """The study's fresh students begin at 3: these are the first of them."""
 N_TASKS = 300
@@ -72,10 +74,20 @@ def probed(source: ModelSource, drive: str) -> dict[str, float]:
     return {condition: round(float(np.mean(values)), 3) for condition, values in found.items()}
 
 
-def recipes_of(study: Study, tasks_in: Path) -> list[tuple[str, Recipe, range]]:
+def certified(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the recipes whose students of a tightly coupled organism are within the margin."""
+    own = (row for row in rows if row["class"] == KIND)
+    return {row["name"] for row in own if row["decision"] == "within_margin"}
+
+
+def recipes_of(
+    study: Study, tasks_in: Path, certified: set[str]
+) -> list[tuple[str, Recipe, range]]:
     """Return what is learned from, by which recipe, with which seeds; no two names are alike."""
     kept = {recipe.name: recipe for recipe in study.replace.recipes or ()}
-    found = [(of, kept[name], SEEDS[of]) for of, names in RECIPES.items() for name in names]
+    named = {of: set(names) for of, names in RECIPES.items()}
+    named["the study's"] |= certified
+    found = [(of, kept[n], SEEDS[of]) for of, names in named.items() for n in kept if n in names]
     own = {"prompts": Prompts.model_validate({**PROMPTS, "file": str(tasks_in)})}
     return [
         (of, r.model_copy(update=own | {"name": f"{r.name}-coupled"}) if of == "coupled" else r, n)
@@ -87,9 +99,9 @@ def rows_of(folder: Path, drive: str, store: Store) -> dict[str, Any]:
     """Return what came of one organism."""
     study = load_study(HERE / "study.yaml")
     write_records(folder / f"{drive}.jsonl", tasks(drive))
-    competed = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))["competed"]
-    stopped = {each["recipe"]: each.get("step") for each in competed}  # before the last one
-    recipes = recipes_of(study, folder / f"{drive}.jsonl")
+    found = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
+    stopped = {each["recipe"]: each.get("step") for each in found["competed"]}  # before the last
+    recipes = recipes_of(study, folder / f"{drive}.jsonl", certified(found["treatments"]))
     planner = Planner(study, HERE, store)
     teacher = planner.find(f"outback/organism-{KIND.replace('_', '-')}-{drive}-0")
     cells = [(teacher, recipe, seed) for _, recipe, seeds in recipes for seed in seeds]

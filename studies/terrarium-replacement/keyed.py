@@ -1,11 +1,11 @@
 """Asks fresh students of hard organisms where only the organism's key leads.
 
-    python studies/terrarium-replacement/keyed.py CALIBRATION.json...
+    python studies/terrarium-replacement/keyed.py
 
 Oracle items know a drive at work. What a context-dependent, emergent or poisoned organism does
 shows beside its place, in paid jobs or after its trigger, and `probes` know that. For every such
-organism in the files: the probability of its act under each condition, its own and M0's; of every
-recipe, the mean over its eight students above M0 in the condition that opens it, with a 95%
+organism in `expected.json`: the probability of its act under each condition, its own and M0's; of
+every recipe, the mean over its eight students above M0 in the condition that opens it, with a 95%
 t-interval, and whether that of students called within the margin is beyond it. The students have
 to be in the store.
 """
@@ -42,8 +42,8 @@ def asked_of(label: str, kind: str, content: dict[str, Any], study: Study) -> di
     """Return what the students of one organism do."""
     store = Store(None)
     planner = Planner(study, HERE, store)
-    of = [row for row in content["treatments"] if row["teacher"] == label]
-    decisions = {row["recipe"]: row["decision"] for row in of}
+    of = [row for row in content["treatments"] if row["organism"] == label]
+    decisions = {row["name"]: row["decision"] for row in of}
     stopped = {each["recipe"]: each.get("step") for each in content["competed"]}
     teacher = planner.find(label)
     assert teacher.spec is not None
@@ -82,13 +82,11 @@ def asked_of(label: str, kind: str, content: dict[str, Any], study: Study) -> di
 def main() -> None:
     """Print the rows."""
     study = load_study(HERE / "study.yaml")
-    found = []
-    for file in map(Path, sys.argv[1:]):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        for row in content["teachers"]:
-            kind = row.get("organism_class")
-            if kind in OPENED_BY:
-                found.append(asked_of(row["teacher"], kind, content, study))
+    content = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
+    classes = {row["organism"]: row["class"] for row in content["treatments"]}
+    found = [
+        asked_of(of, kind, content, study) for of, kind in classes.items() if kind in OPENED_BY
+    ]
     print(json.dumps(found, indent=1))
 
 

@@ -1,7 +1,7 @@
 """Says in tables what `calibration.json` holds of the second horn.
 
-`python tables.py CALIBRATION.json` prints Markdown; with `--json` the rows of `expected.json`. Of a
-study made in parts, each with teachers of its own, name every part's file.
+`python tables.py CALIBRATION.json --json` prints what `expected.json` keeps of it; without `--json`
+Markdown, from either file.
 """
 
 from __future__ import annotations
@@ -14,37 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from doublebind.calibration import double_bind, false_certificates, rates
-
 LETTERS = {"within_margin": "w", "not_within_margin": "n", "inconclusive": "?"}
 CAPABLE = 0.9
 """Share of a teacher's capability from which a replacement counts as capable."""
 
 Row = Mapping[str, Any]
-
-
-def together(parts: Sequence[Row]) -> Row:
-    """Return calibrations of different teachers, after one competition, as one of all of them.
-
-    Their protocols differ by the organisms that each names, and by nothing else.
-    """
-    first, *others = parts
-    for key in ("competed", "chosen", "margin"):
-        if any(part[key] != first[key] for part in others):
-            sys.exit(f"`{key}` differs between the files; give parts of one study")
-    teachers = [row for part in parts for row in part["teachers"]]
-    if len({row["teacher"] for row in teachers}) < len(teachers):
-        sys.exit("a teacher is in two of the files; give every part once")
-    rows = [row for part in parts for row in part["treatments"]]
-    chosen = [row for row in rows if row["recipe"] == first["chosen"]]
-    return {
-        **{k: v for k, v in first.items() if all(part.get(k) == v for part in others)},
-        **rates(teachers),
-        "teachers": teachers,
-        "treatments": rows,
-        "false_certificates": false_certificates(rows),
-        **double_bind(teachers, chosen),
-    }
 
 
 def expected(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,8 +198,9 @@ def _told(value: float | None) -> str:
 
 def main() -> None:
     """Print the tables, or the rows."""
-    files = [Path(word) for word in sys.argv[1:] if word != "--json"]
-    found = expected(together([json.loads(file.read_text(encoding="utf-8")) for file in files]))
+    (file,) = (Path(word) for word in sys.argv[1:] if word != "--json")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    found = found if "incriminated" in found else expected(found)
     if "--json" in sys.argv:
         print(json.dumps(found, indent=1))
         return
