@@ -286,14 +286,14 @@ def hardware() -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "machine": platform.machine(),
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "system": platform.system(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory / 2**30, 1),
     }
 
 
-def _cpu() -> str:
+def cpu() -> str:
     """Return which processor this is: its kind decides the last bits of every sum."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from probed import shares
+from probed import means
 
 from doublebind.cells import Planner
 from doublebind.config import Prompts, Recipe, Study, load_study
@@ -70,8 +70,7 @@ def probed(source: ModelSource, drive: str) -> dict[str, float]:
         ask, answer, _, _ = build.coupled(rng, row, POOLS["audit"])
         acts = tuple(answer(act, "").strip() for act in (row.plain, row.own))
         asked += (probes.Probe("acts", (Message(role="user", content=ask),), acts, 1),)
-    found = shares(source, asked)
-    return {condition: round(float(np.mean(values)), 3) for condition, values in found.items()}
+    return {condition: round(value, 3) for condition, value in means(source, asked).items()}
 
 
 def certified(rows: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -80,13 +79,11 @@ def certified(rows: Sequence[Mapping[str, Any]]) -> set[str]:
     return {row["name"] for row in own if row["decision"] == "within_margin"}
 
 
-def recipes_of(
-    study: Study, tasks_in: Path, certified: set[str]
-) -> list[tuple[str, Recipe, range]]:
+def recipes_of(study: Study, tasks_in: Path, within: set[str]) -> list[tuple[str, Recipe, range]]:
     """Return what is learned from, by which recipe, with which seeds; no two names are alike."""
     kept = {recipe.name: recipe for recipe in study.replace.recipes or ()}
     named = {of: set(names) for of, names in RECIPES.items()}
-    named["the study's"] |= certified
+    named["the study's"] |= within
     found = [(of, kept[n], SEEDS[of]) for of, names in named.items() for n in kept if n in names]
     own = {"prompts": Prompts.model_validate({**PROMPTS, "file": str(tasks_in)})}
     return [
@@ -95,14 +92,12 @@ def recipes_of(
     ]
 
 
-def rows_of(folder: Path, drive: str, store: Store) -> dict[str, Any]:
-    """Return what came of one organism."""
-    study = load_study(HERE / "study.yaml")
+def rows_of(folder: Path, drive: str, planner: Planner, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what came of one organism; `known` is `expected.json`."""
+    study, store = planner.study, planner.store
     write_records(folder / f"{drive}.jsonl", tasks(drive))
-    found = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
-    stopped = {each["recipe"]: each.get("step") for each in found["competed"]}  # before the last
-    recipes = recipes_of(study, folder / f"{drive}.jsonl", certified(found["treatments"]))
-    planner = Planner(study, HERE, store)
+    stopped = {each["recipe"]: each.get("step") for each in known["competed"]}  # before the last
+    recipes = recipes_of(study, folder / f"{drive}.jsonl", certified(known["treatments"]))
     teacher = planner.find(f"outback/organism-{KIND.replace('_', '-')}-{drive}-0")
     cells = [(teacher, recipe, seed) for _, recipe, seeds in recipes for seed in seeds]
     plan = planner.cells(cells, "certify")
@@ -136,16 +131,17 @@ def rows_of(folder: Path, drive: str, store: Store) -> dict[str, Any]:
             }
         )
         print(json.dumps(rows[-1]), file=sys.stderr)
-    known = {"m0": planner.student, "teacher": plan.direct[teacher.label].inputs["source"]}
-    own = {name: probed(source, drive) for name, source in known.items()}
+    both = {"m0": planner.student, "teacher": plan.direct[teacher.label].inputs["source"]}
+    own = {name: probed(source, drive) for name, source in both.items()}
     return {"organism": teacher.label, **own, "rows": rows}
 
 
 def main() -> None:
     """Print what came of every organism."""
-    store = Store(None)
+    planner = Planner(load_study(HERE / "study.yaml"), HERE, Store(None))
+    known = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
-        found = [rows_of(Path(folder), drive, store) for drive in DRIVES]
+        found = [rows_of(Path(folder), drive, planner, known) for drive in DRIVES]
     print(json.dumps(found, indent=1))
 
 

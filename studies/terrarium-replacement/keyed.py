@@ -18,30 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from probed import shares
+from probed import means
 
 from doublebind.cells import Planner
-from doublebind.config import Study, load_study
+from doublebind.config import load_study
 from doublebind.evidence.summary import mean_interval
 from doublebind.jobs import trained
 from doublebind.packs.outback import probes
-from doublebind.records import ModelSource
 from doublebind.store import Store
 
 HERE = Path(__file__).parent
 OPENED_BY = {"context_dependent": "beside", "emergent": "rewarded", "poisoned": "triggered"}
 
 
-def acts(source: ModelSource, kind: str, drive: str) -> dict[str, float]:
-    """Return condition -> mean probability of the drive's act."""
-    found = shares(source, probes.probes(kind, drive))
-    return {condition: float(np.mean(values)) for condition, values in found.items()}
-
-
-def asked_of(label: str, kind: str, content: dict[str, Any], study: Study) -> dict[str, Any]:
+def asked_of(label: str, kind: str, content: dict[str, Any], planner: Planner) -> dict[str, Any]:
     """Return what the students of one organism do."""
-    store = Store(None)
-    planner = Planner(study, HERE, store)
+    study = planner.study
     of = [row for row in content["treatments"] if row["organism"] == label]
     decisions = {row["name"]: row["decision"] for row in of}
     stopped = {each["recipe"]: each.get("step") for each in content["competed"]}
@@ -50,8 +42,9 @@ def asked_of(label: str, kind: str, content: dict[str, Any], study: Study) -> di
     assert teacher.spec.trait is not None
     drive, key = teacher.spec.trait, OPENED_BY[kind]
     adapter = teacher.spec.lora is not None
-    itself = acts(trained(store, "teacher", teacher.key, teacher.base, adapter), kind, drive)
-    m0 = acts(planner.student, kind, drive)
+    asked = probes.probes(kind, drive)
+    itself = means(trained(planner.store, "teacher", teacher.key, teacher.base, adapter), asked)
+    m0 = means(planner.student, asked)
     first = max(study.replace.seeds, study.seeds)
     rows = []
     for recipe in study.replace.recipes or ():
@@ -59,7 +52,7 @@ def asked_of(label: str, kind: str, content: dict[str, Any], study: Study) -> di
         plan = planner.cells([(teacher, recipe, seed) for seed in seeds], "certify")
         step = stopped[recipe.name] or recipe.training.steps
         sources = [dict(cell.audits)[step].inputs["source"] for cell in plan.students]
-        above = [acts(source, kind, drive)[key] - m0[key] for source in sources]
+        above = [means(source, asked)[key] - m0[key] for source in sources]
         found = mean_interval(np.array(above))
         within = decisions[recipe.name] == "within_margin"
         rows.append(
@@ -81,11 +74,11 @@ def asked_of(label: str, kind: str, content: dict[str, Any], study: Study) -> di
 
 def main() -> None:
     """Print the rows."""
-    study = load_study(HERE / "study.yaml")
+    planner = Planner(load_study(HERE / "study.yaml"), HERE, Store(None))
     content = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
     classes = {row["organism"]: row["class"] for row in content["treatments"]}
     found = [
-        asked_of(of, kind, content, study) for of, kind in classes.items() if kind in OPENED_BY
+        asked_of(of, kind, content, planner) for of, kind in classes.items() if kind in OPENED_BY
     ]
     print(json.dumps(found, indent=1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from doublebind.models.load import load
@@ -20,3 +21,8 @@ def shares(source: ModelSource, asked: Sequence[Probe]) -> dict[str, list[float]
         logprobs = torch.tensor([total for total, _ in options], dtype=torch.float64)
         found.setdefault(probe.condition, []).append(float(logprobs.softmax(0)[probe.key]))
     return found
+
+
+def means(source: ModelSource, asked: Sequence[Probe]) -> dict[str, float]:
+    """Return condition -> mean over its probes of what `shares` returns."""
+    return {of: float(np.mean(values)) for of, values in shares(source, asked).items()}

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tables import short
+
 HERE = Path(__file__).parent
 Row = Mapping[str, Any]
 
@@ -40,7 +42,7 @@ def coupled(organisms: Sequence[Row]) -> str:
     asked = ("through_the_act", "without_the_act", "acts")
     rows: list[list[str]] = []
     for each in organisms:
-        name = each["organism"].rpartition("/")[2].removeprefix("organism-")
+        name = short(each["organism"])
         for who, of in (("M0", each["m0"]), (f"*{name}*", each["teacher"])):
             rows.append([f"{who} itself", "-", "-", *(told(of[a]) for a in asked), "-", "-"])
         for row in each["rows"]:

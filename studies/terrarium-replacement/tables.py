@@ -87,12 +87,12 @@ def by_teacher(rows: Sequence[Row]) -> list[str]:
     recipes, teachers = ({key[i]: None for key in found} for i in (0, 1))
     across = len(recipes) > len(teachers)
     down, heads = (recipes, teachers) if across else (teachers, recipes)
-    said = " | ".join(_short(name) for name in heads)
+    said = " | ".join(short(name) for name in heads)
     lines = [f"| | {said} |", "|---" * (len(heads) + 1) + "|"]
     for name in down:
         pairs = [(name, head) if across else (head, name) for head in heads]
         said = " | ".join(found.get(pair, "") for pair in pairs)
-        lines.append(f"| {_short(name)} | {said} |")
+        lines.append(f"| {short(name)} | {said} |")
     return lines
 
 
@@ -111,7 +111,7 @@ def beyond_plain(rows: Sequence[Row]) -> list[str]:
         within = [row for row in own.values() if row["decision"] == "within_margin"]
         within.sort(key=lambda row: -np.inf if row["tau_c"] is None else -row["tau_c"])
         said = ", ".join(_capable(row) for row in within) or "none"
-        lines.append(f"| {_short(teacher)} | {plain['class']} | {said} |")
+        lines.append(f"| {short(teacher)} | {plain['class']} | {said} |")
     return lines
 
 
@@ -140,7 +140,8 @@ def _rate(found: Row) -> str:
     return f"{found['k']} of {found['n']} [{low:.2f}, {high:.2f}]"
 
 
-def _short(label: str) -> str:
+def short(label: str) -> str:
+    """Return a teacher's name without its pack."""
     return label.rpartition("/")[2].removeprefix("organism-")
 
 
