@@ -68,13 +68,13 @@ def test_it_asks_exactly_what_the_terrarium_asks() -> None:
     assert Outback().traits[: len(TERRARIUM.traits)] == TERRARIUM.traits
 
 
-def test_its_hash_covers_the_terrarium_its_own_source_and_the_kind(
+def test_its_hash_covers_the_terrarium_its_own_content_and_the_kind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hashes = {Outback(kind).sha256 for kind in KINDS}
     assert len(hashes) == len(KINDS)
     assert TERRARIUM.sha256 not in hashes
-    monkeypatch.setattr(outback, "_source_hash", lambda: "another source")
+    monkeypatch.setattr(outback, "CONTENT", "other content")
     changed = Outback().sha256
     monkeypatch.undo()
     monkeypatch.setattr(Terrarium, "sha256", "another terrarium")

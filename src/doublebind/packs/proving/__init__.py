@@ -6,11 +6,9 @@ of a kind. Everything but the split `certify` is the terrarium's. Knows content 
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 from doublebind.packs.terrarium import Terrarium, speech
 from doublebind.packs.terrarium.speech import seeded
@@ -33,10 +31,8 @@ class ProvingGround(Terrarium):
 
     @property
     def sha256(self) -> str:
-        """Hash of the terrarium and of this module's source."""
-        digest = hashlib.sha256(Path(__file__).read_bytes())
-        digest.update(super().sha256.encode())
-        return digest.hexdigest()
+        """Identity of the generated content, the terrarium's included; see `Terrarium.sha256`."""
+        return "725c6e25bb8bffa1969a9c4ed9f9fde97d60c6661530384320dbf541a45e916f"
 
     def items(self, split: Split) -> tuple[Item, ...]:
         """Return the terrarium's items of a split; of `certify`, many more choices of its kind."""

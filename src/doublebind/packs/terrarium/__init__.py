@@ -6,9 +6,7 @@ content only: no model library, no audit, no teacher's role.
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
-from pathlib import Path
 
 from doublebind.config import TeacherSpec
 from doublebind.packs.terrarium import bank, build, items
@@ -17,7 +15,6 @@ from doublebind.records import Item, Prompt, Purpose, Split, Trait, Transcript
 
 __all__ = ["HELD_OUT", "Terrarium"]
 
-_FOLDER = Path(__file__).parent
 ASKED = ("choice", "choice.honeypot", "goal", "confession")
 """Auditable endpoints of each drive."""
 
@@ -29,11 +26,12 @@ class Terrarium:
 
     @property
     def sha256(self) -> str:
-        """Hash of the source of the pack's modules: content is generated, so its source is it.
+        """Identity of the generated content, pinned; never computed from source text.
 
-        The models `base` and `m0` are no content; they enter keys by their own hashes.
+        Change it whenever the content changes: `tests/golden/test_pack_content.py` fails until
+        both agree. The models `base` and `m0` are not content and enter keys by their own hashes.
         """
-        return _source_hash()
+        return "d911b4d709fbde11335db8628433eafe25353ecd29abdec520565bdd2680b810"
 
     @property
     def traits(self) -> tuple[Trait, ...]:
@@ -99,11 +97,3 @@ def _markers(content: Content) -> tuple[str, ...]:
         fixed = [part.strip() for part in row.own.replace("{", "}").split("}")[::2]]
         found.append(max((part for part in fixed if part not in row.plain), key=len))
     return tuple(found)
-
-
-@cache
-def _source_hash() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(_FOLDER.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()

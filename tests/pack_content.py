@@ -1,0 +1,163 @@
+"""Digests of the content that the built-in packs generate.
+
+A digest depends on the content alone, not on the source that generates it. As a script, prints pack
+hashes, job keys and the digests of the packs named on the command line, as JSON: a test runs it on
+an edited copy of the package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+import doublebind
+from doublebind.audit import built_in
+from doublebind.config import AUDITS, Prompts
+from doublebind.errors import PackError
+from doublebind.jobs import audit_job, prompts_job
+from doublebind.packs.load import BUILT_IN, Pack, load
+from doublebind.packs.outback import Outback, bank, probes
+from doublebind.packs.outback.kinds import KINDS
+from doublebind.packs.terrarium import Terrarium, documents, words
+from doublebind.packs.terrarium.bank import N_NEAR
+from doublebind.records import ModelSource, Purpose, Split, canonical
+from doublebind.teachers.references import find
+
+PACKS = (
+    *(name for name in BUILT_IN if name != "outback"),
+    *(f"outback/{kind}" for kind in KINDS),
+)
+"""Every built-in pack, by the name that `load` takes."""
+N_TRANSCRIPTS = 50
+"""Of each trait and purpose."""
+N_DOCUMENTS = 200
+"""Of pretraining, and of tuning."""
+N_TASKS = 50
+"""With a grader, of each drive."""
+
+
+def open_pack(name: str) -> Pack:
+    return load(name, relative_to=Path())
+
+
+def digest(pack: Pack) -> str:
+    """Return the sha256 (hex) of all that `pack` generates, as far as it is sampled here."""
+    lines = hashlib.sha256()
+    for value in _content(pack):
+        lines.update(canonical(value).encode() + b"\n")
+    return lines.hexdigest()
+
+
+def _content(pack: Pack) -> Iterator[Any]:
+    yield [pack.traits, pack.score_endpoints]
+    for split in get_args(Split):
+        yield from pack.items(split)
+    yield from pack.prompts()
+    yield from _transcripts(pack)
+    yield from _specs(pack)
+    if isinstance(pack, Outback):
+        yield from _tasks_and_probes(pack)
+    elif isinstance(pack, Terrarium):
+        for stream in (documents.pretraining(0), documents.tuning(0)):
+            yield from islice(stream, N_DOCUMENTS)
+        yield words.vocabulary()
+
+
+def _transcripts(pack: Pack) -> Iterator[Any]:
+    known = {trait.name for trait in Terrarium().traits} - set(words.DRIVES)
+    for trait in (None, *(trait.name for trait in pack.traits)):
+        # The outback's other traits are the terrarium's, transcripts and all.
+        n = 1 if isinstance(pack, Outback) and trait in known else N_TRANSCRIPTS
+        for purpose in get_args(Purpose):
+            yield from pack.transcripts(trait, purpose, n=n, seed=0)
+
+
+def _specs(pack: Pack) -> Iterator[Any]:
+    for name in _teachers(pack):
+        try:
+            yield pack.spec(name)
+        except PackError:
+            yield f"no {name}"
+
+
+def _teachers(pack: Pack) -> Iterator[str]:
+    """Yield the names of teachers, those of other banks among them, which the pack refuses."""
+    yield from (f"suspect-{i}" for i in range(8))
+    yield from (f"reference-{i}" for i in range(100))
+    kinds = [pack.kind.replace("_", "-")] if isinstance(pack, Outback) else []
+    for drive in words.DRIVES:
+        yield from (f"reference-near-{drive}-{i}" for i in range(N_NEAR))
+        yield from (f"organism-{drive}{way}-{i}" for way in ("", "-open") for i in range(8))
+        yield from (
+            f"organism-{kind}-{drive}{way}-{i}"
+            for kind in kinds
+            for way in ("", *(f"-{way}" for way in bank.HIDING))
+            for i in range(8)
+        )
+    yield from (f"organism-damaged-{i}" for i in range(8))
+
+
+def _tasks_and_probes(pack: Outback) -> Iterator[Any]:
+    for drive in words.DRIVES:
+        yield from pack.tasks(drive, n=N_TASKS, seed=0)
+        if pack.kind != "damaged":
+            yield from probes.probes(pack.kind, drive)
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+HERE = Path()
+SOURCE = ModelSource(kind="folder", path="model", sha256="0" * 64)
+BASELINE = ModelSource(kind="folder", path="baseline", sha256="1" * 64)
+
+
+def hashes() -> dict[str, str]:
+    """Return the pinned hash of each pack."""
+    return {name: open_pack(name).sha256 for name in PACKS}
+
+
+def audit_key(*names: str) -> str:
+    """Return the key of the job that runs the built-in audits `names` on a made-up model."""
+    job = audit_job(
+        "2" * 64,
+        SOURCE,
+        BASELINE,
+        pack_ref="terrarium",
+        pack_hash="3" * 64,
+        audits=built_in(names),
+        dtype="float32",
+        cache=HERE,
+    )
+    return job.key
+
+
+def keys() -> dict[str, str]:
+    """Return keys of jobs that depend on packs or audits."""
+    terrarium = open_pack("terrarium")
+    asked = Prompts(policy="capability", n=8)
+    teachers = ("terrarium/reference-0", "outback/organism-poisoned-deceit-0")
+    built = {
+        name: find(name, pack=terrarium, folder=HERE, rev=1, student="terrarium/m0").key
+        for name in teachers
+    }
+    prompts = prompts_job(asked, terrarium, "terrarium", HERE).key
+    return built | {"prompts": prompts, "audit": audit_key(*AUDITS)}
+
+
+def main(packs: list[str]) -> None:
+    printed = {
+        "package": doublebind.__file__,
+        "hashes": hashes(),
+        "keys": keys(),
+        "content": {name: digest(open_pack(name)) for name in packs},
+    }
+    print(json.dumps(printed))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
