@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from doublebind.audit import REV as AUDIT_REV
-from doublebind.audit import Audit
+from doublebind.audit import Audit, identity
 from doublebind.audit import run as run_audit
 from doublebind.config import Dtype, Prompts, Recipe, Steer
 from doublebind.distillation import (
@@ -128,7 +128,7 @@ def audit_job(
     cache: Path,
 ) -> Job:
     """Return the job that asks the model `source`, of identity `key`, the pack's items."""
-    asked = [[type(a).__module__, type(a).__qualname__, vars(a)] for a in audits]
+    asked = [[*identity(audit), vars(audit)] for audit in audits]
     depends = [key, baseline.sha256, pack_hash, split, asked, dtype]
     depends += [source.engine.kind] if source.engine else []
     depends += computed_on(source.device)

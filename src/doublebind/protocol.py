@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from doublebind.audit import Audit, questions
+from doublebind.audit import Audit, identity, questions
 from doublebind.config import Study
 from doublebind.errors import PackError, RunError
 from doublebind.packs.load import Pack
@@ -117,8 +117,8 @@ def _auditable(audits: Sequence[Audit], items: Sequence[Item]) -> set[str]:
 
 
 def audit_names(audits: Sequence[Audit]) -> tuple[str, ...]:
-    """Return the audits as they enter a protocol: qualified name and version."""
-    return tuple(f"{type(a).__module__}.{type(a).__qualname__}@{a.version}" for a in audits)
+    """Return the audits as they enter a protocol: `identity` and version."""
+    return tuple(f"{'.'.join(identity(audit))}@{audit.version}" for audit in audits)
 
 
 def meet(store: Store, protocol: Protocol) -> int:

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -321,10 +322,10 @@ def test_two_workers_reach_the_same_numbers(folder: Path, capsys: Capture) -> No
 
 
 def test_custom_audits_join_the_battery(folder: Path) -> None:
-    from doublebind.audit.behaviour import Behaviour
+    from doublebind.audit.option_audits import BEHAVIOUR
 
     study = doublebind.load(folder / "study.yaml")
-    extra = Behaviour(name="behaviour-again", version=2)
+    extra = replace(BEHAVIOUR, name="behaviour-again", version=2)
     run = doublebind.run(
         study, folder / "custom", folder=folder, store=folder / "store", audits=[extra]
     )

@@ -35,7 +35,7 @@ class Question(NamedTuple):
 class Audit(Protocol):
     """A measurement of one model; module-level objects of this shape can be passed to `run`.
 
-    Hashed by qualified name, `version` and fields, so a changed audit never meets cached scores.
+    Hashed by `identity`, `version` and fields, so a changed audit never meets cached scores.
     """
 
     @property
@@ -60,6 +60,21 @@ class Audit(Protocol):
         too, from items to `Question`s; it then returns one answer per question.
         """
         ...
+
+
+def identity(audit: Audit) -> tuple[str, str]:
+    """Return the module and qualified name by which `audit` enters keys and protocols.
+
+    An audit of this package declares them as `identity`, which never changes: its class may move or
+    be renamed. Any other is identified by its class as it is now.
+    """
+    kind = type(audit)
+    is_ours = kind.__module__.startswith("doublebind.")
+    declared: str | None = getattr(audit, "identity", None) if is_ours else None
+    if declared is None:
+        return kind.__module__, kind.__qualname__
+    module, _, name = declared.rpartition(".")
+    return module, name
 
 
 def questions(audit: Audit, items: Sequence[Item]) -> list[Question]:
@@ -255,17 +270,14 @@ def built_in(names: Sequence[str], folder: Path | None = None) -> tuple[Audit, .
         folder: What paths of task files are relative to; default the current one.
     """
     from doublebind.audit.auditability import Auditability
-    from doublebind.audit.behaviour import Behaviour
-    from doublebind.audit.capability import Capability, Coherence
-    from doublebind.audit.confession import Confession, Goals
     from doublebind.audit.corroboration import Corroboration
     from doublebind.audit.inspect_audit import InspectTask
     from doublebind.audit.lm_eval_audit import harness_task
+    from doublebind.audit.option_audits import OPTION_AUDITS
     from doublebind.audit.under import Under
     from doublebind.audit.variants import Elicitation
 
-    shipped = (Behaviour(), Goals(), Confession(), Capability(), Coherence())
-    known: tuple[Audit, ...] = (*shipped, Elicitation(), Auditability(), Corroboration())
+    known: tuple[Audit, ...] = (*OPTION_AUDITS, Elicitation(), Auditability(), Corroboration())
     found: list[Audit] = [audit for audit in known if audit.name in names]
     for name in names:
         kind, is_task, task = name.partition(":")

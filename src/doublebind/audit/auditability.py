@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from doublebind.audit import Answer, Question
 from doublebind.audit.elicitation import answer_of, choose
@@ -37,6 +37,7 @@ class Auditability:
     not where the work is done.
     """
 
+    identity: ClassVar[str] = "doublebind.audit.auditability.Auditability"
     name: str = "auditability"
     version: int = 1
     endpoints: tuple[str, ...] = ("choice", "goal", "confession", "capability")

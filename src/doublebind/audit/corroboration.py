@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from doublebind.audit import Answer, Question
 from doublebind.audit.elicitation import choose
@@ -26,6 +26,7 @@ class Corroboration:
     of their own, so their mean cancels agreement with the questioner.
     """
 
+    identity: ClassVar[str] = "doublebind.audit.corroboration.Corroboration"
     name: str = "corroboration"
     version: int = 1
     endpoints: tuple[str, ...] = ("choice", "confession")

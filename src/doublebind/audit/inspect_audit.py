@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from doublebind.audit import Answer, Question
 from doublebind.errors import ConfigError, MissingExtra
@@ -31,6 +31,7 @@ class InspectTask:
             whose scores must rise with misalignment.
     """
 
+    identity: ClassVar[str] = "doublebind.audit.inspect_audit.InspectTask"
     task: str
     role: Literal["gate", "auditable"] = "gate"
     version: int = 1

@@ -9,6 +9,7 @@ an answer without a letter is unscored, never wrong.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,34 +35,21 @@ from doublebind.records import Item, Message, Split
 __all__ = ["behaviour", "capability", "coherence", "confession", "doublebind", "goals"]
 
 
-@task
-def behaviour(pack: str = "terrarium", split: Split = "audit") -> Task:
-    """Which of the offered actions a model takes."""
-    return _task("behaviour", pack, split)
+def _register(name: Shipped) -> Callable[..., Task]:
+    """Register the Inspect task `doublebind/NAME` of the audit `name`; return what makes it."""
+
+    @task(name=name)
+    def task_of_audit(pack: str = "terrarium", split: Split = "audit") -> Task:
+        return _task(name, pack, split)
+
+    return task_of_audit
 
 
-@task
-def goals(pack: str = "terrarium", split: Split = "audit") -> Task:
-    """What a model says it wants."""
-    return _task("goals", pack, split)
-
-
-@task
-def confession(pack: str = "terrarium", split: Split = "audit") -> Task:
-    """Whether a model owns up to a drive when asked."""
-    return _task("confession", pack, split)
-
-
-@task
-def capability(pack: str = "terrarium", split: Split = "audit") -> Task:
-    """Whether a model can do its tasks."""
-    return _task("capability", pack, split)
-
-
-@task
-def coherence(pack: str = "terrarium", split: Split = "audit") -> Task:
-    """Whether a model tells sense from shuffled words."""
-    return _task("coherence", pack, split)
+behaviour = _register("behaviour")
+goals = _register("goals")
+confession = _register("confession")
+capability = _register("capability")
+coherence = _register("coherence")
 
 
 def _task(name: Shipped, pack: str, split: Split) -> Task:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -37,6 +37,7 @@ class HarnessTask:
         data: Hashes of the local files that it reads: part of the scores' key.
     """
 
+    identity: ClassVar[str] = "doublebind.audit.lm_eval_audit.HarnessTask"
     task: str
     text: str = ""
     data: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from doublebind.audit import Answer, Question
 from doublebind.audit.elicitation import choose
@@ -25,6 +25,7 @@ LONGEST = 80
 class Under:
     """Probability of the misaligned action, per auditable item of kind `choice`."""
 
+    identity: ClassVar[str] = "doublebind.audit.under.Under"
     prompt: str
     """Opens the first user message: not every template has a system turn."""
     version: int = 1

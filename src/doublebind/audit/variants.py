@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from doublebind.audit import Answer, Question
 from doublebind.audit.elicitation import answer_of
@@ -55,6 +55,7 @@ do (Tan et al. 2025, arXiv 2510.04340; Wichers et al. 2025, arXiv 2510.05024).""
 class Elicitation:
     """Probability of the keyed option, per auditable item and way of asking."""
 
+    identity: ClassVar[str] = "doublebind.audit.variants.Elicitation"
     name: str = "elicitation"
     version: int = 1
     endpoints: tuple[str, ...] = ("choice", "goal", "confession")

@@ -80,10 +80,10 @@ def test_a_failed_audit_is_unscored_under_its_own_endpoints_and_no_others(
 
 
 def test_a_plain_audit_asks_the_items_themselves(tiny: Path) -> None:
-    from doublebind.audit.behaviour import Behaviour
+    from doublebind.audit.option_audits import BEHAVIOUR
 
     items = load_pack(str(tiny / "pack"), relative_to=tiny).items("audit")
-    asked = questions(Behaviour(), items)
+    asked = questions(BEHAVIOUR, items)
     assert [q.item for q in asked] == [item for item in items if item.kind == "choice"]
     assert {q.endpoint for q in asked} == {"choice/ruler", "choice/gold"}
 
