@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from doublebind.append_log import AppendLog
 from doublebind.errors import ModelError
 from doublebind.records import Limits, Message, ModelSource, Served, content_hash
 from doublebind.store import storage_error
@@ -250,19 +251,9 @@ class Journal:
         self.path, self.model = path, model
         self.entries: dict[str, dict[str, Any]] = {}
         self.lock = threading.Lock()
-        if not path.exists():
-            return
-        whole = path.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
-            with path.open("r+b") as file:
-                file.truncate(end)
-        for line in whole[:end].splitlines():
-            try:
-                entry = json.loads(line)
-                self.entries[entry["name"]] = entry
-            except (ValueError, KeyError, TypeError):
-                raise ModelError(f"{path}: a line is damaged; delete the line and rerun") from None
+        self.log = AppendLog(path, "delete the line and rerun", ModelError, mode=0o600)
+        self.log.cut_torn_line()
+        self.entries |= self.log.read(_parse_entry)
 
     def name(self, body: Mapping[str, Any]) -> str:
         """Return what a request is filed under: the model and all that was asked of it."""
@@ -274,11 +265,7 @@ class Journal:
         with self.lock:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-                try:
-                    os.write(fd, json.dumps(entry).encode() + b"\n")
-                finally:
-                    os.close(fd)
+                self.log.append(json.dumps(entry))
             except OSError as error:
                 raise storage_error(error, self.path) from error
             self.entries[name] = entry
@@ -298,6 +285,12 @@ class Journal:
             "completion_tokens": tokens[1],
             "cost": served.limits.cost(*tokens),
         }
+
+
+def _parse_entry(line: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the whole of a journal's entry."""
+    entry = json.loads(line)
+    return entry["name"], entry
 
 
 def _fingerprint(entry: Mapping[str, Any]) -> tuple[str, str]:
