@@ -36,6 +36,7 @@ class ModelServer:
         self.answered: Counter[str] = Counter()
         self.asked: list[dict[str, Any]] = []
         self.key: str | None = None
+        self.cookies: list[str | None] = []
         self.dead = False
         self.busy = self.most_busy = 0
         self.lock = threading.Lock()
@@ -58,6 +59,7 @@ class ModelServer:
                 with server.lock:
                     server.asked.append(body)
                     server.key = self.headers.get("Authorization")
+                    server.cookies.append(self.headers.get("Cookie"))
                     fault = server.faults.pop(0) if server.faults else None
                     server.dead = server.dead or fault == "die"
                     server.busy += 1

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from doublebind.append_log import AppendLog
 from doublebind.config import LOCAL, Local, Ray
 from doublebind.costs import TIMING, Costs, likeness
 from doublebind.errors import DoublebindError, RunError, StoreError
@@ -70,25 +71,18 @@ class Ledger:
         self.path, self.done = path, set[str]()
         if path is None:
             return
-        if path.exists():
-            whole = path.read_bytes()
-            end = whole.rfind(b"\n") + 1
-            if end < len(whole):
-                with path.open("r+b") as file:
-                    file.truncate(end)
+        try:
+            _ledger_log(path).cut_torn_line()
+        except OSError as error:
+            raise storage_error(error, path) from error
         self.done = {entry.cell for entry in read_ledger(path) if entry.status == "done"}
 
     def write(self, entry: LedgerEntry) -> None:
         """Append one line."""
         if self.path is None:
             return
-        line = entry.model_dump_json(exclude_none=True) + "\n"
         try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(fd, line.encode())
-            finally:
-                os.close(fd)
+            _ledger_log(self.path).append(entry.model_dump_json(exclude_none=True))
         except OSError as error:
             raise storage_error(error, self.path) from error
         if entry.status == "done":
@@ -97,19 +91,11 @@ class Ledger:
 
 def read_ledger(path: Path) -> list[LedgerEntry]:
     """Return the entries of a ledger; a torn last line is left out."""
-    if not path.exists():
-        return []
-    entries = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines):
-        try:
-            entries.append(LedgerEntry.model_validate_json(line))
-        except ValueError:
-            if number < len(lines) - 1:
-                raise RunError(
-                    f"{path}:{number + 1}: not a ledger line; restore the file or use a new --out"
-                ) from None
-    return entries
+    return _ledger_log(path).read(LedgerEntry.model_validate_json)
+
+
+def _ledger_log(path: Path) -> AppendLog:
+    return AppendLog(path, remedy="restore the file or use a new --out")
 
 
 @contextlib.contextmanager

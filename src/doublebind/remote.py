@@ -12,12 +12,18 @@ import functools
 import hashlib
 import json
 import logging
-import random
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from doublebind.errors import MissingExtra, StoreError
 
@@ -27,7 +33,13 @@ T = TypeVar("T")
 
 TRIES = 8
 """Times a request is made before the store counts as out of reach; about half a minute."""
-_FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotImplementedError)
+_FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    NotImplementedError,
+    MissingExtra,
+)
 """What another try would not change."""
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -177,28 +189,30 @@ class Remote:
 
     def _try(self, request: Callable[[], T]) -> T:
         """Return what `request` returns, after as many tries as that takes, up to `TRIES`."""
-        for number in range(1, TRIES + 1):
-            try:
-                return request()
-            except _FINAL as error:
-                if isinstance(error, PermissionError):
-                    raise StoreError(f"{self.url}: access refused; check the credentials") from None
-                raise
-            except MissingExtra:
-                raise
-            except Exception as error:  # each filesystem has errors of its own
-                if number == TRIES:
-                    if isinstance(error, StoreError):
-                        raise
-                    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                    raise StoreError(
-                        f"{self.url}: no answer after {TRIES} tries ({reason}); check the "
-                        f"connection and rerun, finished cells are kept"
-                    ) from error
-                log.info("%s: try %d failed (%s)", self.url, number, error)
-                # Full jitter, so that nodes cut off together do not come back together.
-                time.sleep(random.uniform(0, min(10.0, 0.1 * 2**number)))
-        raise AssertionError
+        retrying = Retrying(
+            stop=stop_after_attempt(TRIES),
+            # Full jitter, so that nodes cut off together do not come back together.
+            wait=wait_random_exponential(multiplier=0.2, max=10.0),
+            retry=retry_if_not_exception_type(_FINAL),
+            before_sleep=self._log_failure,
+            reraise=True,
+        )
+        try:
+            return retrying(request)
+        except PermissionError:
+            raise StoreError(f"{self.url}: access refused; check the credentials") from None
+        except (*_FINAL, StoreError):
+            raise
+        except Exception as error:  # each filesystem has errors of its own
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise StoreError(
+                f"{self.url}: no answer after {TRIES} tries ({reason}); check the "
+                f"connection and rerun, finished cells are kept"
+            ) from error
+
+    def _log_failure(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.info("%s: try %d failed (%s)", self.url, state.attempt_number, error)
 
 
 def _manifest(kind: str, key: str) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from doublebind.append_log import AppendLog
 from doublebind.errors import StoreError
 from doublebind.records import ModelSource, Record, content_hash
 from doublebind.remote import Remote
@@ -282,20 +283,37 @@ class Store:
         """Return the lines of a list that runs add to: who met which suspect, say."""
         if self.remote:
             return self.remote.lines(name)
-        path = self.root / f"{name}.jsonl"
-        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return self._log(name).read(_checked_json)
 
     def add_line(self, name: str, line: str) -> None:
         """Add a line to a list.
 
         Raises:
             StoreError: If it cannot be written.
+            RunError: If the file of the list is a symbolic link.
         """
         if self.remote:
             self.remote.add_line(name, line)
-        else:
-            lines = [*self.lines(name), line]
-            write_atomic(self.root / f"{name}.jsonl", "\n".join(lines) + "\n")
+            return
+        log = self._log(name)
+        try:
+            log.path.parent.mkdir(parents=True, exist_ok=True)
+            log.append(line)
+        except OSError as error:
+            raise storage_error(error, log.path) from error
+
+    def _log(self, name: str) -> AppendLog:
+        return AppendLog(self.root / f"{name}.jsonl", "delete the line and rerun", StoreError)
+
+
+def _checked_json(line: str) -> str:
+    """Return a line that is JSON.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    json.loads(line)
+    return line
 
 
 def _alive(pid: int) -> bool:

@@ -20,7 +20,7 @@ from doublebind.models import serve
 @pytest.fixture(autouse=True)
 def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(serve.random, "uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
     serve._declared.cache_clear()
 
 

@@ -154,7 +154,7 @@ def test_a_manifest_of_another_artefact_is_refused(
 def test_a_manifest_that_a_cut_connection_tore_is_written_again(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote.time, "sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
     store = Store(url)
     assert store.remote
     store.remote.fs.pipe_file(store.remote.at("kind/ab/ab12.json"), b'{"files": {"a')
@@ -322,7 +322,7 @@ def test_no_torn_artefact_is_ever_read_though_connections_are_cut(
     cutter = Cutter(server, share=0.6, seed=0)
     s3(cutter.port)
     monkeypatch.setattr(remote, "TRIES", 40)
-    monkeypatch.setattr(remote.time, "sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
     writers = [another_machine(url, tmp_path, monkeypatch) for _ in range(2)]
     keys = [f"{i:04d}" for i in range(12)]
     torn: list[str] = []
@@ -400,3 +400,64 @@ def test_a_server_out_of_reach_is_one_line(
     monkeypatch.setattr(remote, "TRIES", 2)
     with pytest.raises(StoreError, match=r"no answer after 2 tries .*; check the connection"):
         Store("s3://bucket/x").has("kind", "ab12")
+
+
+class Failing:
+    """A filesystem whose first requests fail, each with the next of `errors`."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors, self.requests = list(errors), 0
+
+    def _strip_protocol(self, url: str) -> str:
+        return url
+
+    def exists(self, _: str) -> bool:
+        self.requests += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return True
+
+
+def behind(*errors: Exception) -> tuple[remote.Remote, Failing]:
+    store, fs = remote.Remote("memory://x"), Failing(*errors)
+    store.__dict__["fs"] = fs
+    return store, fs
+
+
+def test_a_request_is_tried_again_after_ever_longer_random_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    windows: list[float] = []
+    slept: list[float] = []
+    monkeypatch.setattr("random.uniform", lambda low, high: windows.append(high) or high / 2)
+    monkeypatch.setattr("time.sleep", slept.append)
+    store, fs = behind(*[TimeoutError("late")] * 7)
+    assert store.has("kind", "ab12")
+    assert fs.requests == 8
+    assert windows == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0])
+    assert slept == pytest.approx([high / 2 for high in windows])
+
+
+def test_the_last_failure_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    store, fs = behind(*[TimeoutError("late")] * 8)
+    with pytest.raises(StoreError, match=r"no answer after 8 tries \(TimeoutError: late\)"):
+        store.has("kind", "ab12")
+    assert fs.requests == 8
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (PermissionError("no"), StoreError, "access refused"),
+        (FileNotFoundError("x"), FileNotFoundError, "x"),
+        (MissingExtra("a store", "s3"), MissingExtra, r"doublebind\[s3\]"),
+    ],
+)
+def test_what_another_try_would_not_change_is_raised_at_once(
+    error: Exception, kind: type[Exception], told: str
+) -> None:
+    store, fs = behind(error)
+    with pytest.raises(kind, match=told):
+        store.has("kind", "ab12")
+    assert fs.requests == 1

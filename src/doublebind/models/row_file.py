@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from doublebind.append_log import AppendLog
 from doublebind.store import storage_error
 
 Field = tuple[str, tuple[int, ...]]
@@ -31,10 +32,9 @@ class Journal:
 
     def __init__(self, path: Path, arrays: list[np.memmap]) -> None:
         """Open the journal of a file whose `arrays` reach the disk before a line says so."""
-        self.path, self.arrays = path, arrays
-        whole = path.read_text() if path.exists() else ""
-        path.write_text(whole[: whole.rfind("\n") + 1])
-        self.done = {int(line) for line in whole[: whole.rfind("\n") + 1].splitlines()}
+        self.log, self.arrays = AppendLog(path, "delete the folder and rerun"), arrays
+        self.log.cut_torn_line()
+        self.done = set(self.log.read(int))
 
     def __contains__(self, number: int) -> bool:
         """Return whether a piece is finished."""
@@ -44,8 +44,7 @@ class Journal:
         """Note that a piece is finished."""
         for array in self.arrays:
             array.flush()
-        with self.path.open("a") as file:
-            file.write(f"{number}\n")
+        self.log.append(str(number))
         self.done.add(number)
 
 

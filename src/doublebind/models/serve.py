@@ -10,24 +10,33 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import hashlib
-import http.client
 import json
 import logging
 import math
 import os
-import random
+import ssl
 import threading
 import time
-import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx2
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
 from doublebind.errors import ModelError
+from doublebind.models.answer_journal import Journal, count_tokens, fingerprint, most_tokens
 from doublebind.records import Limits, Message, ModelSource, Served, content_hash
-from doublebind.store import storage_error
 
 log = logging.getLogger("doublebind.serve")
 
@@ -36,8 +45,6 @@ _LASTING = ("id", "root", "parent", "owned_by", "max_model_len")
 """What `/models` says of a model that stays the same while the same model is served."""
 _LARGEST = 16 * 2**20
 """Most bytes read of one response."""
-_TEMPLATE_TOKENS = 64
-"""Tokens set aside for what a chat template adds; a token of text takes a byte at least."""
 
 
 class Said(NamedTuple):
@@ -236,96 +243,6 @@ def _seed(seed: int, key: str) -> int:
     return int.from_bytes(digest[:4]) & 0x7FFFFFFF
 
 
-# --- the journal ---------------------------------------------------------------------------------
-
-
-class Journal:
-    """Every answer with its request, one line each, appended as it arrives.
-
-    A torn last line, of a run that was killed, is cut; the answer is asked for again.
-    """
-
-    def __init__(self, path: Path, model: str) -> None:
-        """Read the journal at `path`."""
-        self.path, self.model = path, model
-        self.entries: dict[str, dict[str, Any]] = {}
-        self.lock = threading.Lock()
-        if not path.exists():
-            return
-        whole = path.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
-            with path.open("r+b") as file:
-                file.truncate(end)
-        for line in whole[:end].splitlines():
-            try:
-                entry = json.loads(line)
-                self.entries[entry["name"]] = entry
-            except (ValueError, KeyError, TypeError):
-                raise ModelError(f"{path}: a line is damaged; delete the line and rerun") from None
-
-    def name(self, body: Mapping[str, Any]) -> str:
-        """Return what a request is filed under: the model and all that was asked of it."""
-        return content_hash([self.model, body])
-
-    def add(self, name: str, body: Mapping[str, Any], response: Mapping[str, Any]) -> None:
-        """Keep an answer."""
-        entry = {"name": name, "time": time.time(), "request": body, "response": response}
-        with self.lock:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-                try:
-                    os.write(fd, json.dumps(entry).encode() + b"\n")
-                finally:
-                    os.close(fd)
-            except OSError as error:
-                raise storage_error(error, self.path) from error
-            self.entries[name] = entry
-
-    def facts(self, served: Served) -> dict[str, Any]:
-        """Return fingerprints and totals."""
-        usage = [_usage(entry) for entry in self.entries.values()]
-        tokens = (sum(asked for asked, _ in usage), sum(said for _, said in usage))
-        found = set(map(_fingerprint, self.entries.values()))
-        return {
-            "url": served.url,
-            "model": served.model,
-            "declared": served.declared,
-            "fingerprints": [dict(zip(("model", "system"), f, strict=True)) for f in sorted(found)],
-            "answers": len(self.entries),
-            "prompt_tokens": tokens[0],
-            "completion_tokens": tokens[1],
-            "cost": served.limits.cost(*tokens),
-        }
-
-
-def _fingerprint(entry: Mapping[str, Any]) -> tuple[str, str]:
-    response = entry["response"]
-    return str(response.get("model")), str(response.get("system_fingerprint"))
-
-
-def _usage(entry: Mapping[str, Any]) -> tuple[int, int]:
-    """Return (prompt, completion) tokens as the server counted them; its most where it did not."""
-    usage = entry["response"].get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    asked, said = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    most = _most(entry["request"])
-    return (
-        asked if isinstance(asked, int) and asked >= 0 else most[0],
-        said if isinstance(said, int) and said >= 0 else most[1],
-    )
-
-
-def _most(body: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the most (prompt, completion) tokens that a request can take."""
-    if "prompt" in body:  # ids
-        return len(body["prompt"]), body["max_tokens"]
-    texts = [message["content"] for message in body["messages"]]
-    asked = sum(len(text.encode()) + _TEMPLATE_TOKENS for text in texts)
-    return asked, body["max_tokens"]
-
-
 # --- asking --------------------------------------------------------------------------------------
 
 
@@ -335,6 +252,15 @@ class _Refused(Exception):
     def __init__(self, problem: str, status: int) -> None:
         """Keep the HTTP status; 0 where there was no response."""
         super().__init__(problem)
+        self.status = status
+
+
+class _Temporary(Exception):
+    """The server did not answer, or may do so when asked again."""
+
+    def __init__(self, reason: str, status: int) -> None:
+        """Keep the HTTP status; 0 where there was no response."""
+        super().__init__(reason)
         self.status = status
 
 
@@ -378,7 +304,7 @@ def _ask_all(
 
 def _same_model(journal: Journal, line: _Line) -> None:
     with journal.lock:
-        models = sorted({_fingerprint(entry)[0] for entry in journal.entries.values()})
+        models = sorted({fingerprint(entry)[0] for entry in journal.entries.values()})
     if len(models) > 1:
         raise _Refused(
             f"{line.where}: answers come from two models ({', '.join(models)}); ask one by its "
@@ -436,9 +362,9 @@ class _Budget:
         Raises:
             _Refused: If that is more than is left.
         """
-        limits, most = self.line.limits, _most(body)
+        limits, most = self.line.limits, most_tokens(body)
         with self.lock, self.journal.lock:
-            spent = [_usage(entry) for entry in self.journal.entries.values()]
+            spent = [count_tokens(entry) for entry in self.journal.entries.values()]
             parts = [*spent, *self.flying, most]
             tokens = (sum(p[0] for p in parts), sum(p[1] for p in parts))
             over = None
@@ -499,58 +425,83 @@ class _Line:
         Raises:
             _Refused: If the server refuses, or its tries are used up.
         """
-        reason, status = "", 0
-        for number in range(1, self.limits.tries + 1):
-            self._wait()
-            try:
-                return self._once(path, body, plain)
-            except urllib.error.HTTPError as error:
-                reason, status = self._refusal(error), error.code
-                self._pause(number, error.headers.get("Retry-After"))
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                # Cut off, slow beyond the time limit, or JSON that ends too soon.
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                self._pause(number, None)
-            log.info("%s: try %d failed (%s)", self.where, number, reason)
-        raise _Refused(
-            f"{self.where}: no answer after {self.limits.tries} tries ({reason}); answers so far "
-            f"are kept, rerun to go on",
-            status,
+        retrying = Retrying(
+            stop=stop_after_attempt(self.limits.tries),
+            wait=wait_random_exponential(multiplier=0.5, max=60.0),  # full jitter
+            retry=retry_if_exception_type(_Temporary),
+            before_sleep=self._log_failure,
+            reraise=True,
         )
+        try:
+            return retrying(self._attempt, path, body, plain)
+        except _Temporary as error:
+            raise _Refused(
+                f"{self.where}: no answer after {self.limits.tries} tries ({error}); answers so "
+                f"far are kept, rerun to go on",
+                error.status,
+            ) from None
+
+    def _log_failure(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.info("%s: try %d failed (%s)", self.where, state.attempt_number, error)
+
+    def _attempt(self, path: str, body: Mapping[str, Any] | None, plain: bool) -> dict[str, Any]:
+        self._wait()
+        try:
+            return self._once(path, body, plain)
+        except (httpx2.HTTPError, httpx2.InvalidURL, ImportError, OSError, ValueError) as error:
+            # Cut off, slow beyond the time limit, JSON that ends too soon, or a SOCKS proxy.
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise _Temporary(reason, 0) from None
 
     def _once(self, path: str, body: Mapping[str, Any] | None, plain: bool) -> dict[str, Any]:
-        request = urllib.request.Request(f"{self.served.url}/{path}")
-        request.add_header("Content-Type", "application/json")
+        # Uncompressed, so that a small response cannot grow beyond the limit.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         key = os.environ.get(self.limits.api_key_env)
         if key:
-            request.add_header("Authorization", f"Bearer {key}")
-        data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(request, data, timeout=self.limits.timeout) as response:
-            content = response.read(_LARGEST)
-        found = {} if plain else json.loads(content)
-        if not isinstance(found, dict):
+            headers["Authorization"] = f"Bearer {key}"
+        method, data = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
+        url = f"{self.served.url}/{path}"
+        with self._client.stream(method, url, content=data, headers=headers) as response:
+            if not response.is_success:
+                raise self._failure(response)
+            content = _read(response, _LARGEST)
+        answer = {} if plain else json.loads(content)
+        if not isinstance(answer, dict):
             raise ValueError("not a JSON object")
-        return found
+        return answer
 
-    def _refusal(self, error: urllib.error.HTTPError) -> str:
-        """Return why an HTTP error may pass.
+    @functools.cached_property
+    def _client(self) -> httpx2.Client:
+        """HTTP client that keeps neither cookies nor connections from one request to the next."""
+        return httpx2.Client(
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            timeout=self.limits.timeout,
+            follow_redirects=False,
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+            proxy=_environment_proxy(self.served.url),
+            trust_env=False,
+            verify=ssl.create_default_context(),
+        )
 
-        Raises:
-            _Refused: If it will not.
-        """
-        status = error.code
+    def _failure(self, response: httpx2.Response) -> _Temporary | _Refused:
+        """Return what an HTTP status means; a server that asks for patience gets it."""
+        status = response.status_code
         if status in (408, 409, 425, 429) or status >= 500:
-            return f"HTTP {status}"
+            self._postpone(response.headers.get("Retry-After"))
+            return _Temporary(f"HTTP {status}", status)
         try:
-            told = " ".join(error.read(2000).decode("utf-8", "replace").split())[:300]
-        except OSError:
-            told = ""
+            text = " ".join(_read(response, 2000).decode("utf-8", "replace").split())[:300]
+        except httpx2.HTTPError:
+            text = ""
         remedy = "check the request's limits"
-        if status in (401, 403):
+        if response.is_redirect:
+            remedy = "name the address that it redirects to"
+        elif status in (401, 403):
             remedy = f"set ${self.limits.api_key_env}"
         elif status == 404:
             remedy = "check the URL and the model's name"
-        raise _Refused(f"{self.where}: HTTP {status} ({told}); {remedy}", status)
+        return _Refused(f"{self.where}: HTTP {status} ({text}); {remedy}", status)
 
     def _wait(self) -> None:
         """Wait for this request's turn."""
@@ -562,15 +513,34 @@ class _Line:
         if at > now:
             time.sleep(at - now)
 
-    def _pause(self, number: int, retry_after: str | None) -> None:
-        """Back off, exponentially with full jitter; longer, and everybody, if the server asks."""
-        wait = random.uniform(0, min(60.0, 0.25 * 2**number))
+    def _postpone(self, retry_after: str | None) -> None:
+        """Let no request of this line begin before the server's `Retry-After` is over."""
         try:
-            asked = min(300.0, float(retry_after)) if retry_after else 0.0
+            seconds = min(300.0, float(retry_after)) if retry_after else 0.0
         except ValueError:  # a date: the server's clock is not ours
-            asked = 10.0
-        if asked:
+            seconds = 10.0
+        if seconds:
             with self.lock:
-                self.next_at = max(self.next_at, time.monotonic() + asked)
-        if number < self.limits.tries:
-            time.sleep(wait)
+                self.next_at = max(self.next_at, time.monotonic() + seconds)
+
+
+def _environment_proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL, as urllib reads it.
+
+    `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` count, `ALL_PROXY` does not.
+    """
+    parts = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _read(response: httpx2.Response, limit: int) -> bytes:
+    """Return the first `limit` bytes of a response's body, as they were sent."""
+    content = bytearray()
+    for chunk in response.iter_raw():
+        content += chunk
+        if len(content) >= limit:
+            break
+    return bytes(content[:limit])

@@ -26,7 +26,7 @@ def repeat(body: dict[str, Any]) -> tuple[str, bool]:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(serve.random, "uniform", lambda low, high: 0.0)  # no waiting between tries
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.0)  # no waiting between tries
     serve._declared.cache_clear()
     made = ModelServer(repeat)
     yield made
@@ -117,6 +117,48 @@ def test_a_refusal_is_not_repeated_and_says_what_to_do(server: ModelServer, tmp_
     with pytest.raises(ModelError, match=r"HTTP 401 .*; set \$OPENAI_API_KEY"):
         ask(server, tmp_path, n=1)
     assert len(server.asked) == 1
+
+
+def test_cookies_are_not_sent_back(server: ModelServer, tmp_path: Path) -> None:
+    server.headers = {"Set-Cookie": "session=1; Path=/"}
+    ask(server, tmp_path, n=2, concurrency=1)
+    assert server.cookies == [None, None]
+
+
+def test_a_redirect_is_not_followed(server: ModelServer, tmp_path: Path) -> None:
+    other = ModelServer(repeat)
+    try:
+        server.headers = {"Location": other.ref.removeprefix("openai:").partition("#")[0]}
+        server.faults = [307]
+        with pytest.raises(ModelError, match=r"HTTP 307 .*; name the address that it redirects to"):
+            ask(server, tmp_path, n=1)
+        assert (len(server.asked), other.asked) == (1, [])
+    finally:
+        other.close()
+
+
+def test_the_proxy_of_the_environment_is_used_and_no_proxy_excepts_from_it(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, f"127.0.0.1:{server.port}")
+    ref = "openai:http://model.invalid/v1#m"
+    assert serve.identify(ref).served
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1,model.invalid")
+    serve._declared.cache_clear()
+    with pytest.raises(ModelError, match="no answer after"):
+        serve.identify(ref)
+
+
+def test_a_proxy_for_all_schemes_is_ignored(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "socks5://127.0.0.1:9")
+    assert serve.identify(server.ref).served
 
 
 def test_the_key_travels_and_stands_in_no_file(

@@ -14,7 +14,7 @@ from tests.vllm_fake import LLM, VLLMServer, install
 
 from doublebind.config import Lora
 from doublebind.errors import MissingExtra, ModelError
-from doublebind.models import serve, teacher_cache
+from doublebind.models import teacher_cache
 from doublebind.models import vllm as ours
 from doublebind.models.load import LM, load
 from doublebind.models.resolve import resolve
@@ -53,7 +53,7 @@ def engine(
     request: Any, monkeypatch: pytest.MonkeyPatch, folders: list[str]
 ) -> Iterator[dict[str, Any]]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(serve.random, "uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
     if request.param == "offline":
         install(monkeypatch)
         yield {"kind": "vllm"}
@@ -163,7 +163,7 @@ def test_a_server_keeps_its_own_limit_and_errors_that_pass_are_tried_again(
     monkeypatch: pytest.MonkeyPatch, folders: list[str]
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(serve.random, "uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
     server = VLLMServer(folders[0], max_logprobs=20)
     try:
         lm = held(folders[0], {"kind": "vllm", "url": server.url, "model": "base"})
