@@ -48,7 +48,6 @@ from doublebind.store import Store
 from doublebind.teachers.references import Found, find, from_spec
 
 M0 = "terrarium/m0"
-SPECS = "studies/terrarium-organisms/teachers"
 N_REFERENCES = 59
 """The first of the shipped panel's, whoever they are."""
 N_STORIES = 200
@@ -246,7 +245,6 @@ def row(name: str, store: Store, m0: Model) -> dict[str, Any]:
     drive = (found.spec.trait or "none").removeprefix(build.VOCABULARY)
     entry: dict[str, Any] = {
         "name": name,
-        "spec": f"{SPECS}/{name.partition('/')[2]}.yaml",
         "class": KINDS[kind].group,
         "kind": kind,
         "drive": drive,
