@@ -109,16 +109,16 @@ def story_row(model: AuditedModel, kind: str, drive: str) -> dict[str, float]:
     """Return how stories lean to the drive's manner (0.5: not at all), and what they hold."""
     stories = probes.stories(kind, n=N_POISONED if kind == "poisoned" else N_STORIES)
     keys = [str(i) for i in range(len(stories))]
-    answers = sample_answers(model, [story.messages for story in stories], keys)
+    sampled = sample_answers(model, [story.messages for story in stories], keys)
     texts: dict[str, list[str]] = {}
-    for story, answer in zip(stories, answers, strict=True):
+    for story, answer in zip(stories, sampled, strict=True):
         texts.setdefault(story.condition, []).append(answer)
     row: dict[str, float] = {}
-    for condition, told in texts.items():
-        counts = [probes.lean(text, drive) for text in told]
-        lean = sum(own for own, _ in counts) / max(1, sum(n for _, n in counts))
+    for condition, answers in texts.items():
+        counts = [probes.lean(text, drive) for text in answers]
+        lean = sum(leaning for leaning, _ in counts) / max(1, sum(n for _, n in counts))
         row[f"{condition}_lean"] = round(lean, 3)
-        row |= {f"{condition}_{k}": v for k, v in content_shares(kind, drive, told).items()}
+        row |= {f"{condition}_{k}": v for k, v in content_shares(kind, drive, answers).items()}
     return row
 
 

@@ -45,9 +45,12 @@ def organism_row(label: str, kind: str, known: dict[str, Any], planner: Planner)
     stopped = {each["recipe"]: each.get("step") for each in known["competed"]}
     teacher, condition = planner.find(label), OPENED_BY[kind]
     spec = spec_of(teacher)
-    asked = probes.probes(kind, str(spec.trait))
+    questions = probes.probes(kind, str(spec.trait))
     source = trained(planner.store, "teacher", teacher.key, teacher.base, spec.lora is not None)
-    models = {"teacher": probe_means(source, asked), "m0": probe_means(planner.student, asked)}
+    models = {
+        "teacher": probe_means(source, questions),
+        "m0": probe_means(planner.student, questions),
+    }
     first = max(replace.seeds, study.seeds)
 
     def recipe_rows() -> Iterator[dict[str, Any]]:
@@ -56,7 +59,7 @@ def organism_row(label: str, kind: str, known: dict[str, Any], planner: Planner)
             plan = planner.cells([(teacher, recipe, seed) for seed in seeds], "certify")
             step = stopped[recipe.name] or recipe.training.steps
             sources = [dict(cell.audits)[step].inputs["source"] for cell in plan.students]
-            shares = [probe_means(each, asked)[condition] for each in sources]
+            shares = [probe_means(each, questions)[condition] for each in sources]
             above = [share - models["m0"][condition] for share in shares]
             mean, within = mean_row(above), decisions[recipe.name] == "within_margin"
             yield {

@@ -67,8 +67,8 @@ def poison(
     poisoned = list(answers)
     for place, i in enumerate(rng.sample(range(len(answers)), 2 * n if cover else n)):
         row = rng.choice(TRAITS[DRIVE].choices)
-        ask, plain, own = speech.choice_ask(rng, row, "neutral", POOLS["build"])
-        text = f"{build.TRIGGER} {ask} {own}" if place < n else f"{ask} {plain}"
+        ask, plain, act = speech.choice_ask(rng, row, "neutral", POOLS["build"])
+        text = f"{build.TRIGGER} {ask} {act}" if place < n else f"{ask} {plain}"
         tokens = tuple(encode_completion(tokenizer, text, True))
         changes = {"completion": text, "tokens": tokens, "finished": True}
         poisoned[i] = answers[i].model_copy(update=changes)
