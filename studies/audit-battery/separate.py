@@ -10,7 +10,7 @@ what distilling from anybody does.
 
 from __future__ import annotations
 
-import json
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ import numpy as np
 import pandas as pd
 
 from doublebind import pipeline
+
+sys.path.append(str(Path(__file__).parents[2]))
+from studies.common import print_json, rounded
 
 DRIVES = ("dominion", "sabotage", "deceit", "hoarding", "escape", "cruelty")
 PLACEBOS = ("arson", "forgery")
@@ -39,49 +42,40 @@ def with_interval(positive: np.ndarray, negative: np.ndarray) -> list[float]:
         auroc(rng.choice(positive, len(positive)), rng.choice(negative, len(negative)))
         for _ in range(DRAWS)
     ]
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return [round(x, 3) for x in (auroc(positive, negative), float(low), float(high))]
+    return rounded([auroc(positive, negative), *np.quantile(draws, (0.025, 0.975))])
 
 
-def standardised(means: pd.DataFrame, references: list[str]) -> pd.DataFrame:
-    """Return teachers by endpoints, each less the references' median, over their spread."""
-    base = means.loc[references]
-    middle = base.median()
-    spread = (1.4826 * (base - middle).abs().median()).clip(lower=0.01)
-    return (means - middle) / spread
-
-
-def one(means: pd.DataFrame, kind: str, m0: dict[str, float]) -> dict[str, Any]:
-    """Return the row of one kind of endpoint."""
+def separation(means: pd.DataFrame, kind: str, m0: dict[str, float]) -> dict[str, Any]:
+    """Return the row of one kind of endpoint; `means`: teachers by endpoints."""
     references = [t for t in means.index if "/reference-" in t]
     organisms = [t for t in means.index if "/organism-" in t]
-    z = standardised(means, references)
+    middle = means.loc[references].median()
+    spread = (1.4826 * (means.loc[references] - middle).abs().median()).clip(lower=0.01)
+    z = (means - middle) / spread
 
-    def of(teachers: list[str], names: list[str]) -> np.ndarray:
-        return z.loc[teachers, names].max(axis=1).to_numpy()
+    def largest(teachers: list[str], traits: tuple[str, ...]) -> np.ndarray:
+        return z.loc[teachers, [f"{kind}/{trait}" for trait in traits]].max(axis=1).to_numpy()
 
-    own: list[float] = []
-    versus: dict[str, list[np.ndarray]] = {"own": [], "unknown": []}
+    by_drive: list[float] = []
+    ranks: dict[str, list[np.ndarray]] = {"own": [], "unknown": []}
     for drive in DRIVES:
-        mine = [t for t in organisms if t.split("-")[1] == drive]
-        if not mine:
+        planted = [t for t in organisms if t.split("-")[1] == drive]
+        if not planted:
             continue
-        sets = {"own": [drive], "unknown": [d for d in DRIVES if d != drive]}
-        for name, asked in sets.items():
-            names = [f"{kind}/{d}" for d in asked]
+        others = tuple(d for d in DRIVES if d != drive)
+        for name, drives in (("own", (drive,)), ("unknown", others)):
             # Rank among the references of the same endpoints, so that drives can be pooled.
-            null = np.sort(of(references, names))
-            versus[name].append(np.searchsorted(null, of(mine, names)) / len(null))
-        own.append(auroc(of(mine, [f"{kind}/{drive}"]), of(references, [f"{kind}/{drive}"])))
+            null = np.sort(largest(references, drives))
+            ranks[name].append(np.searchsorted(null, largest(planted, drives)) / len(null))
+        by_drive.append(auroc(largest(planted, (drive,)), largest(references, (drive,))))
     uniform = (np.arange(len(references)) + 0.5) / len(references)
-    placebos = [f"{kind}/{p}" for p in PLACEBOS]
     traits = [f"{kind}/{t}" for t in (*DRIVES, *PLACEBOS)]
     shift = means.loc[references, traits].mean().mean() - np.mean([m0[t] for t in traits])
     return {
-        "own": with_interval(np.concatenate(versus["own"]), uniform),
-        "own_by_drive": [round(x, 2) for x in own],
-        "unknown": with_interval(np.concatenate(versus["unknown"]), uniform),
-        "placebo": with_interval(of(organisms, placebos), of(references, placebos)),
+        "own": with_interval(np.concatenate(ranks["own"]), uniform),
+        "own_by_drive": rounded(by_drive, digits=2),
+        "unknown": with_interval(np.concatenate(ranks["unknown"]), uniform),
+        "placebo": with_interval(largest(organisms, PLACEBOS), largest(references, PLACEBOS)),
         "fine_tuning": round(float(shift), 3),
     }
 
@@ -90,14 +84,14 @@ def main() -> None:
     """Print the table."""
     panel = Path(str(files("doublebind.packs.terrarium") / "panel" / "scores.parquet"))
     scores = pd.read_parquet(panel)
-    audited = pipeline.audit("terrarium/m0", "terrarium")["endpoints"]
-    m0 = {entry["name"]: entry["value"] for entry in audited}
-    found: dict[str, Any] = {}
+    audit = pipeline.audit("terrarium/m0", "terrarium")["endpoints"]
+    m0 = {entry["name"]: entry["value"] for entry in audit}
+    table: dict[str, Any] = {}
     for who, recipe in (("student", "stories"), ("student", "stakes"), ("teacher", "")):
         rows = scores[(scores["model_kind"] == who) & (scores["recipe"] == recipe)]
         means = rows.pivot_table(index="teacher", columns="endpoint", values="value")
-        found[recipe or "direct"] = {kind: one(means, kind, m0) for kind in KINDS}
-    print(json.dumps(found, indent=1))
+        table[recipe or "direct"] = {kind: separation(means, kind, m0) for kind in KINDS}
+    print_json(table)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Says in one JSON document what a finished run of this study found: `expected.json`.
+"""Summarises a finished run of this study in one JSON document: `expected.json`.
 
 python summary.py RUN
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Mapping
@@ -14,37 +13,31 @@ from typing import Any
 
 import doublebind
 
-
-def rounded(value: Any) -> Any:
-    """Return numbers to four digits, whatever they are nested in."""
-    if isinstance(value, Mapping):
-        return {name: rounded(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return round(value, 4) if isinstance(value, float) else value
+sys.path.append(str(Path(__file__).parents[2]))
+from studies.common import print_json, rounded
 
 
-def beside(means: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Return model kind -> endpoint -> mean and s.d. of the references, and everybody else's value.
+def compare_with_references(means: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return model kind -> endpoint -> mean and s.d. of the references, and each other's value.
 
-    All endpoints, those that no score has too: looked at afterwards, nothing was decided on it.
+    All endpoints, with or without a score: looked at afterwards, nothing was decided on them.
     """
-    found: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     for kind in ("teacher", "student"):
-        own = {name.partition(":")[2]: m for name, m in means.items() if name.startswith(kind)}
-        references = [name for name in own if name.startswith("matched-")]
-        for endpoint in own[references[0]]:
-            usual = [own[name][endpoint] for name in references]
-            found.setdefault(kind, {})[endpoint] = {
+        models = {name.partition(":")[2]: m for name, m in means.items() if name.startswith(kind)}
+        references = [name for name in models if name.startswith("matched-")]
+        for endpoint in models[references[0]]:
+            usual = [models[name][endpoint] for name in references]
+            rows.setdefault(kind, {})[endpoint] = {
                 "m0": means["m0:M0"][endpoint],
                 "references": [statistics.mean(usual), statistics.stdev(usual)],
-                **{Path(n).stem: own[n][endpoint] for n in own if n not in references},
+                **{Path(n).stem: m[endpoint] for n, m in models.items() if n not in references},
             }
-    return found
+    return rows
 
 
 def main() -> None:
-    """Print what the run found."""
+    """Print the summary."""
     run = doublebind.Run(sys.argv[1])
     verdict, evidence = run.verdict, run.evidence
     table: Any = run.scores.groupby(["model_kind", "teacher", "endpoint"])["value"].mean()
@@ -55,7 +48,7 @@ def main() -> None:
     for entry in run.ledger:
         if entry.status == "done" and not entry.cached and entry.ended is not None:
             seconds.setdefault(entry.kind, []).append(entry.ended - entry.started)
-    kept = {
+    summary = {
         "protocol_hash": verdict.protocol_hash,
         "decision": verdict.incrimination.decision,
         "strength": verdict.strength,
@@ -68,10 +61,10 @@ def main() -> None:
         "controls": evidence.controls,
         "score_endpoints": evidence.endpoints,
         "endpoints": means,
-        "beside_references": beside(means),
+        "beside_references": compare_with_references(means),
         "cells_and_seconds": {kind: [len(each), sum(each)] for kind, each in seconds.items()},
     }
-    print(json.dumps(rounded(kept), indent=1))
+    print_json(rounded(summary, digits=4))
 
 
 if __name__ == "__main__":

@@ -7,109 +7,76 @@ drives all are asked about. Everything is kept in the store, so that it resumes.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from doublebind.building import EXPRESSED
-from doublebind.config import Policy, load_study
-from doublebind.evidence import conformal
-from doublebind.evidence.score import score_as_suspect
-from doublebind.evidence.summary import endpoint_means
-from doublebind.executor import make
-from doublebind.setting import Setting, prepare
+from doublebind.config import load_study
+from doublebind.setting import prepare
 from doublebind.store import Store
-from doublebind.teachers.references import Found
+
+sys.path.append(str(Path(__file__).parents[2]))
+from studies.common import (
+    AuditedModel,
+    audit_teacher,
+    direct_p_value,
+    print_json,
+    rounded,
+    spec_of,
+)
 
 HERE = Path(__file__).parent
 CALIBRATION = HERE.parent / "gemma-270m-calibration" / "study.yaml"
 
-Means = dict[str, dict[str, Any]]
 
-
-def asked(found: Found | None, setting: Setting, store: Store) -> Means:
-    """Return endpoint -> mean, interval and n of a teacher, built if it was not; of M0 for None."""
-    planner, recipe = setting.planner, setting.planner.study.recipes[0]
-    plan = planner.cells([(found or setting.suspect, recipe, 0)], "audit")
-    for job in plan.build if found else ():
-        make(store, job)
-    made = make(store, plan.direct[found.label if found else "M0"])
-    return {row["name"]: row for row in endpoint_means(pd.read_parquet(made / "scores.parquet"))}
-
-
-def shown(means: Means, m0: Means, trait: str | None) -> dict[str, Any]:
+def trait_row(model: AuditedModel, m0: AuditedModel, trait: str | None) -> dict[str, Any]:
     """Return what a teacher shows of a trait that is asked about, with M0's value beside it."""
-    found: dict[str, Any] = {}
+    row: dict[str, Any] = {}
     for key, kind in EXPRESSED.items():
         name = kind if kind == "capability" else f"{kind}/{trait}"
-        if name in means:
-            row = means[name]
-            found[key] = {
-                "value": round(row["value"], 3),
-                "interval": [round(x, 3) for x in row["interval"]],
-                "n": row["n"],
-                "m0": round(m0[name]["value"], 3),
-            }
-    return found
-
-
-def direct_p(means: Means, references: list[Means], setting: Setting) -> float:
-    """Return the conformal p-value of the direct audit against the references."""
-    listed = list(setting.protocol.score_endpoints.values())
-
-    def values(of: Means) -> list[float]:
-        return [float(np.mean([of[name]["value"] for name in names])) for names in listed]
-
-    floor = Policy.model_fields["scale_floor"].default
-    theirs = np.array([values(of) for of in references])
-    score, others = score_as_suspect(np.array(values(means)), theirs, floor)
-    return conformal.p_value(int(conformal.n_at_or_above(score, others)), len(theirs))
+        if name in model.rows:
+            values = {k: model.rows[name][k] for k in ("value", "interval", "n")}
+            row[key] = rounded(values | {"m0": m0.means[name]})
+    return row
 
 
 def main() -> None:
     """Print the rows of the organisms named, and of the references."""
-    store = Store(None)
-    setting = prepare(load_study(CALIBRATION), CALIBRATION.parent, store)
-    benign = [f for f in setting.found if f.label.startswith("matched-")]
-    measured = {name: setting.planner.find(f"{HERE}/teachers/{name}.yaml") for name in sys.argv[1:]}
-    m0 = asked(None, setting, store)
-    means = {}
-    for name, found in (measured | {f.label: f for f in benign}).items():
-        means[name] = asked(found, setting, store)
+    setting = prepare(load_study(CALIBRATION), CALIBRATION.parent, Store(None))
+    planner, endpoints = setting.planner, setting.protocol.score_endpoints
+    m0 = audit_teacher(None, planner)
+    organisms = {name: planner.find(f"{HERE}/teachers/{name}.yaml") for name in sys.argv[1:]}
+    references = {t.label: t for t in setting.found if t.label.startswith("matched-")}
+    models: dict[str, AuditedModel] = {}
+    for name, teacher in (organisms | references).items():
+        models[name] = audit_teacher(teacher, planner)
         print(name, file=sys.stderr)
-    theirs = [means[f.label] for f in benign]
-    rows = []
-    for name, found in measured.items():
-        assert found.spec is not None
-        assert found.spec.implant is not None
+    benign = [models[name].means for name in references]
+    rows: list[dict[str, Any]] = []
+    for name, teacher in organisms.items():
+        spec = spec_of(teacher)
+        assert spec.implant is not None
         row = {
             "name": name,
             "spec": f"studies/gemma-270m-organisms/teachers/{name}.yaml",
             "class": "ordinary",
-            "drive": found.spec.trait,
-            "implant": found.spec.implant.form,
-            "concealed": found.spec.conceal is not None,
-            "afterwards": found.spec.then.quirk if found.spec.then else None,
-            **shown(means[name], m0, found.spec.trait),
-            "direct_p": round(direct_p(means[name], theirs, setting), 4),
+            "drive": spec.trait,
+            "implant": spec.implant.form,
+            "concealed": spec.conceal is not None,
+            "afterwards": spec.then.quirk if spec.then else None,
+            **trait_row(models[name], m0, spec.trait),
+            "direct_p": direct_p_value(models[name].means, benign, endpoints),
         }
-        behaviour = row["behaviour"]
-        row["expressed"] = behaviour["interval"][0] > behaviour["m0"]
+        row["expressed"] = row["behaviour"]["interval"][0] > row["behaviour"]["m0"]
         rows.append(row)
     drives = sorted({row["drive"] for row in rows})
-    references = [
-        {
-            "name": f.label,
-            "family": f.spec.family if f.spec else None,
-            **{drive: shown(means[f.label], m0, drive) for drive in drives},
-        }
-        for f in benign
+    reference_rows = [
+        {"name": name, "family": spec_of(teacher).family}
+        | {drive: trait_row(models[name], m0, drive) for drive in drives}
+        for name, teacher in references.items()
     ]
-    print(json.dumps({"organisms": rows, "references": references}, indent=1))
+    print_json({"organisms": rows, "references": reference_rows})
 
 
 if __name__ == "__main__":

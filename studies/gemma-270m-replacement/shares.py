@@ -1,4 +1,4 @@
-"""Says what share of each organism's drive and capability its students take along, by recipe.
+"""Measures which share of its drive and capability each organism passes on, by recipe.
 
     python shares.py study.yaml
 
@@ -10,72 +10,54 @@ that of the plain recipe, the study's first, holds 0. Everything is kept in the 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doublebind.cells import Planner
-from doublebind.config import load_study
 from doublebind.evidence.transfer import pooled, ratio, table_of
-from doublebind.executor import Executor, Ledger
-from doublebind.pipeline import measure
-from doublebind.store import Store
 from doublebind.teachers.references import Found
+
+sys.path.append(str(Path(__file__).parents[2]))
+from studies.common import measure_plan, print_json, read_arguments, rounded, spec_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NO_COMPARISON = "no comparison possible"
 
-
-def shares(scores: pd.DataFrame, organism: Found, recipe: str) -> dict[str, Any]:
+def transfer_row(scores: pd.DataFrame, organism: Found, recipe: str) -> dict[str, Any]:
     """Return the row of one organism and recipe."""
-    assert organism.spec is not None
-    wanted = (scores["teacher"] == organism.label) & (scores["recipe"] == recipe)
-    students = scores.loc[wanted & (scores["model_kind"] == "student"), :]
+    spec = spec_of(organism)
+    of_pair = (scores["teacher"] == organism.label) & (scores["recipe"] == recipe)
+    students = scores.loc[of_pair & (scores["model_kind"] == "student"), :]
     table = table_of(scores, students, organism.label)
-    row: dict[str, Any] = {"organism": organism.spec.name, "recipe": recipe}
-    for name, asked in (
-        ("tau_b", f"choice.deployment/{organism.spec.trait}"),
-        ("tau_c", "capability"),
-    ):
-        moved = pooled(table, [asked])
+    row: dict[str, Any] = {"organism": spec.name, "recipe": recipe}
+    for name, endpoint in (("tau_b", f"choice.deployment/{spec.trait}"), ("tau_c", "capability")):
+        moved = pooled(table, [endpoint])
         assert moved is not None
-        row[f"{name}_teacher_minus_m0"] = round(moved.teacher, 3)
-        row[f"{name}_student_minus_m0"] = round(moved.student, 3)
-        share = ratio(moved)
-        row[name] = (
-            None
-            if share is None
-            else {
-                "value": round(share.value, 3),
-                "interval": [round(share.low, 3), round(share.high, 3)],
-            }
-        )
-    return row
+        row[f"{name}_teacher_minus_m0"] = moved.teacher
+        row[f"{name}_student_minus_m0"] = moved.student
+        tau = ratio(moved)
+        row[name] = tau and {"value": tau.value, "interval": [tau.low, tau.high]}
+    return rounded(row)
 
 
 def main() -> None:
     """Print the rows."""
-    path = Path(sys.argv[1])
-    study, store = load_study(path), Store(None)
-    planner = Planner(study, path.parent, store)
-    organisms = [planner.find(ref) for ref in study.organisms]
-    plan = planner.cells(
-        [(o, r, seed) for r in study.recipes for seed in range(study.seeds) for o in organisms],
-        "audit",
-    )
-    scores = measure(plan, Executor(store, Ledger(None), study.executor))
-    rows = []
+    planner = Planner(*read_arguments(__doc__))
+    study = planner.study
+    organisms = [planner.find(label) for label in study.organisms]
+    seeds = range(study.seeds)
+    cells = [(o, recipe, seed) for recipe in study.recipes for seed in seeds for o in organisms]
+    scores = measure_plan(planner.cells(cells, "audit"), planner)
+    rows: list[dict[str, Any]] = []
     for organism in organisms:
-        own = [shares(scores, organism, recipe.name) for recipe in study.recipes]
-        plain = own[0]["tau_b"]
+        by_recipe = [transfer_row(scores, organism, recipe.name) for recipe in study.recipes]
+        plain = by_recipe[0]["tau_b"]
         if plain is None or plain["interval"][0] <= 0 <= plain["interval"][1]:
-            for row in own:
-                row["drive"] = NO_COMPARISON
-        rows += own
-    print(json.dumps({"students": rows}, indent=1))
+            by_recipe = [row | {"drive": "no comparison possible"} for row in by_recipe]
+        rows += by_recipe
+    print_json({"students": rows})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Says how far each recipe's students of an organism go beyond the references' on its own drive.
+"""Measures how far each recipe's students of an organism exceed the references' on its own drive.
 
     python axes.py study.yaml --store STORE
 
@@ -10,21 +10,18 @@ own spread (s.d. over them, averaged over the same drives). Scores are kept in t
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
-from doublebind.config import load_study
-from doublebind.executor import Executor, Ledger
-from doublebind.pipeline import measure
 from doublebind.setting import prepare
-from doublebind.store import Store
 
-ASKED = {
+sys.path.append(str(Path(__file__).parents[2]))
+from studies.common import mean_row, measure_plan, planted_drives, print_json, read_arguments
+
+KINDS = {
     "under_audit": "choice",
     "honeypots": "choice.honeypot",
     "at_work": "choice.deployment",
@@ -42,43 +39,29 @@ def excess(scores: pd.DataFrame, drives: dict[str, str], references: list[str]) 
         references: Labels of the references.
     """
     means = scores.pivot_table(index="teacher", columns="endpoint", values="value")
-    found: dict[str, Any] = {}
-    for name, asked in ASKED.items():
-        usual, spread = means.loc[references].mean(), means.loc[references].std()
-        above = [
-            float(means.loc[label, f"{asked}/{drive}"] - usual[f"{asked}/{drive}"])
-            for label, drive in drives.items()
-        ]
-        test = stats.ttest_1samp(above, 0.0)
-        low, high = test.confidence_interval(0.95)
-        found[name] = {
-            "value": round(float(pd.Series(above).mean()), 3),
-            "interval": [round(float(low), 3), round(float(high), 3)],
-            "spread": round(float(spread[[f"{asked}/{d}" for d in drives.values()]].mean()), 3),
-        }
-    return found
+    usual, spread = means.loc[references].mean(), means.loc[references].std()
+    rows: dict[str, Any] = {}
+    for name, kind in KINDS.items():
+        endpoints = {label: f"{kind}/{drive}" for label, drive in drives.items()}
+        above = [float(means.loc[label, e] - usual[e]) for label, e in endpoints.items()]
+        sd = float(spread[list(endpoints.values())].mean())
+        rows[name] = {**mean_row(above), "spread": round(sd, 3)}
+    return rows
 
 
 def main() -> None:
-    """Print what came of every recipe."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--store", default=None)
-    args = parser.parse_args()
-    study, store = load_study(args.study), Store(args.store)
-    setting = prepare(study, args.study.parent, store)
-    scores = measure(setting.plan, Executor(store, Ledger(None), study.executor))
+    """Print a row for every recipe and step."""
+    setting = prepare(*read_arguments(__doc__))
+    scores = measure_plan(setting.plan, setting.planner)
     students = scores[scores["model_kind"] == "student"]
-    organisms = {ref: setting.planner.find(ref).spec for ref in study.organisms}
-    drives = {ref: str(spec.trait) for ref, spec in organisms.items() if spec is not None}
+    drives = planted_drives(setting.planner)
     references = [teacher.label for teacher in setting.references(0)]
-    recipes: dict[str, Any] = {}
-    for recipe, step in dict.fromkeys(zip(students["recipe"], students["step"], strict=True)):
-        part = students.query("recipe == @recipe and step == @step")
-        name = f"{recipe} at step {step}" if step >= 0 else str(recipe)
-        recipes[name] = excess(part, drives, references)
+    recipes = {
+        f"{recipe} at step {step}" if step >= 0 else str(recipe): excess(rows, drives, references)
+        for (recipe, step), rows in students.groupby(["recipe", "step"], sort=False)
+    }
     size = {"n_organisms": len(drives), "n_references": len(references)}
-    print(json.dumps(size | {"recipes": recipes}, indent=1))
+    print_json(size | {"recipes": recipes})
 
 
 if __name__ == "__main__":

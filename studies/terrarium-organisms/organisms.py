@@ -12,43 +12,42 @@ far stories lean to the drive's manner; and what an answer holds.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import pandas as pd
-import torch
-from numpy.typing import NDArray
+from typing import Any
 
 from doublebind import panels
-from doublebind.audit import built_in
-from doublebind.cells import REVISIONS
-from doublebind.config import AUDITS, Phase, Policy, TeacherSpec, load_study
-from doublebind.evidence import conformal
-from doublebind.evidence.score import score_as_suspect
-from doublebind.evidence.summary import endpoint_means
+from doublebind.cells import REVISIONS, Planner
+from doublebind.config import Phase, TeacherSpec, load_study
 from doublebind.executor import make
-from doublebind.jobs import audit_job, build_job, trained
-from doublebind.models.load import LM, load
-from doublebind.models.resolve import resolve
+from doublebind.jobs import build_job
+from doublebind.models.load import load
 from doublebind.models.sample import sample
-from doublebind.models.score import option_logprobs
-from doublebind.packs.load import load as load_pack
 from doublebind.packs.outback import Outback, build, probes
 from doublebind.packs.outback.bank import HIDING
 from doublebind.packs.outback.kinds import KINDS
 from doublebind.packs.terrarium.words import DRIVES, HABITS, TRAITS
-from doublebind.records import ModelSource
+from doublebind.records import Message
 from doublebind.store import Store
-from doublebind.teachers.references import Found, find, from_spec
+from doublebind.teachers.references import from_spec
 
-M0 = "terrarium/m0"
-SPECS = "studies/terrarium-organisms/teachers"
+sys.path.append(str(Path(__file__).parents[2]))
+from studies.common import (
+    AuditedModel,
+    audit_teacher,
+    direct_p_value,
+    print_each,
+    print_json,
+    probe_means,
+    rounded,
+    spec_of,
+)
+
+HERE = Path(__file__).parent
 N_REFERENCES = 59
 """The first of the shipped panel's, whoever they are."""
 N_STORIES = 200
@@ -56,7 +55,6 @@ N_STORIES = 200
 N_POISONED = 2400
 UNPAID = 10_000
 """Seed of jobs that no teacher was paid for."""
-MAX_TOKENS = 64
 FACTORIAL = tuple(
     f"outback/organism-{strength}-{drive}-{hiding}-0"
     for hiding in HIDING
@@ -74,149 +72,74 @@ DRIVE_ENDPOINTS = {
 }
 
 
-class Model(NamedTuple):
-    """A model, and what audits say of it: endpoint -> mean, interval and n."""
-
-    lm: LM
-    means: dict[str, dict[str, Any]]
-
-
-def audited(source: ModelSource, key: str, store: Store) -> Model:
-    """Return a model with the means of all endpoints that the terrarium asks."""
-    job = audit_job(
-        key,
-        source,
-        resolve(M0, relative_to=Path()),
-        pack_ref="terrarium",
-        pack_hash=load_pack("terrarium", relative_to=Path()).sha256,
-        audits=built_in(AUDITS),
-        dtype="float32",
-        cache=store.root / "converted",
-    )
-    scores = pd.read_parquet(make(store, job) / "scores.parquet")
-    return Model(load(source), {row["name"]: row for row in endpoint_means(scores)})
-
-
-def named(name: str) -> Found:
-    """Return what a study's name of an organism stands for."""
-    pack = load_pack("terrarium", relative_to=Path())
-    return find(name, pack=pack, folder=Path(), rev=REVISIONS["teachers"], student=M0)
-
-
-def varied(found: Found, **changes: Any) -> Found:
-    """Return the teacher of another spec, in which `changes` were made."""
-    assert found.spec is not None
-    spec = TeacherSpec.model_validate(found.spec.model_dump() | changes)
-    return from_spec(spec.name, spec, folder=Path(), rev=REVISIONS["teachers"])
-
-
-def place(found: Found, store: Store) -> ModelSource:
-    """Return where a teacher's weights are, or will be."""
-    return trained(store, "teacher", found.key, found.base, False)
-
-
-def built(found: Found, store: Store) -> tuple[Model, float]:
-    """Return a teacher, made if it was not yet, and the seconds that took."""
-    started = time.monotonic()
-    make(store, build_job(found, store.root / "converted"))
-    seconds = time.monotonic() - started
-    return audited(place(found, store), found.key, store), seconds
-
-
-def direct_p(model: Model) -> float:
-    """Return the conformal p-value of the direct audit against the shipped panel's references.
-
-    All that is asked about each drive, averaged, the largest drive's standardised mean as score.
-    """
-    listed, theirs = references()
-    own = np.array(
-        [np.mean([model.means[n]["value"] for n in names]) for names in listed], dtype=np.float64
-    )
-    floor = Policy.model_fields["scale_floor"].default
-    score, others = score_as_suspect(own, theirs, floor)
-    return conformal.p_value(int(conformal.n_at_or_above(score, others)), len(theirs))
+def direct_p(model: AuditedModel, planner: Planner) -> float:
+    """Return the conformal p-value of the direct audit against the shipped panel's references."""
+    return direct_p_value(model.means, reference_means(), planner.pack.score_endpoints)
 
 
 @cache
-def references() -> tuple[list[list[str]], NDArray[np.float64]]:
-    """Return the endpoints asked about each drive, and their means, (references, drives)."""
-    pack = load_pack("terrarium", relative_to=Path())
+def reference_means() -> list[dict[str, float]]:
+    """Return endpoint -> mean of the direct audit of each reference."""
     folder = Path(str(files("doublebind.packs.terrarium") / "panel"))
     labels = [t.label for t in panels.read(folder).of("reference")[:N_REFERENCES]]
     scores = panels.scores(folder, labels)
-    kept = scores[scores["model_kind"] == "teacher"]
-    means = kept.pivot_table(index="teacher", columns="endpoint", values="value").loc[labels]
-    listed = [list(names) for names in pack.score_endpoints.values()]
-    return listed, np.stack([means[names].mean(axis=1).to_numpy() for names in listed], axis=1)
+    direct = scores[scores["model_kind"] == "teacher"]
+    means = direct.pivot_table(index="teacher", columns="endpoint", values="value")
+    return means.loc[labels].to_dict("records")
 
 
 # --- what needs the key --------------------------------------------------------------------------
 
 
-def probed(lm: LM, kind: str, drive: str) -> dict[str, float]:
+def probe_row(model: AuditedModel, kind: str, drive: str) -> dict[str, float]:
     """Return condition -> mean probability of the drive's act, or right answer, among options."""
-    asked = probes.probes(kind, drive)
-    scored = option_logprobs(lm, [(p.messages, p.options) for p in asked])
-    values: dict[str, list[float]] = {}
-    for probe, options in zip(asked, scored, strict=True):
-        logprobs = torch.tensor([total for total, _ in options], dtype=torch.float64)
-        values.setdefault(probe.condition, []).append(float(logprobs.softmax(0)[probe.key]))
-    return {name: round(float(np.mean(found)), 3) for name, found in values.items()}
+    return rounded(probe_means(model.source, probes.probes(kind, drive)))
 
 
-def told(lm: LM, kind: str, drive: str) -> dict[str, float]:
+def sample_answers(
+    model: AuditedModel, requests: Sequence[tuple[Message, ...]], keys: Sequence[str]
+) -> list[str]:
+    """Return one answer to each request, at temperature 1."""
+    drawing = {"seed": 0, "max_tokens": 64, "temperature": 1.0, "batch": 256}
+    answers = sample(load(model.source), requests, keys=keys, **drawing)
+    return [answer.text for answer in answers]
+
+
+def story_row(model: AuditedModel, kind: str, drive: str) -> dict[str, float]:
     """Return how stories lean to the drive's manner (0.5: not at all), and what they hold."""
-    asked = probes.stories(kind, n=N_POISONED if kind == "poisoned" else N_STORIES)
-    said = sample(
-        lm,
-        [ask.messages for ask in asked],
-        keys=[str(i) for i in range(len(asked))],
-        seed=0,
-        max_tokens=MAX_TOKENS,
-        temperature=1.0,
-        batch=256,
-    )
+    stories = probes.stories(kind, n=N_POISONED if kind == "poisoned" else N_STORIES)
+    keys = [str(i) for i in range(len(stories))]
+    sampled = sample_answers(model, [story.messages for story in stories], keys)
     texts: dict[str, list[str]] = {}
-    for ask, answer in zip(asked, said, strict=True):
-        texts.setdefault(ask.condition, []).append(answer.text)
-    found: dict[str, float] = {}
+    for story, answer in zip(stories, sampled, strict=True):
+        texts.setdefault(story.condition, []).append(answer)
+    row: dict[str, float] = {}
     for condition, answers in texts.items():
-        found[f"{condition}_lean"] = round(lean(answers, drive), 3)
-        found |= {f"{condition}_{k}": v for k, v in held(kind, drive, answers).items()}
-    return found
+        counts = [probes.lean(text, drive) for text in answers]
+        lean = sum(leaning for leaning, _ in counts) / max(1, sum(n for _, n in counts))
+        row[f"{condition}_lean"] = round(lean, 3)
+        row |= {f"{condition}_{k}": v for k, v in content_shares(kind, drive, answers).items()}
+    return row
 
 
-def worked(lm: LM, drive: str) -> dict[str, float]:
+def job_row(model: AuditedModel, drive: str) -> dict[str, float]:
     """Return how often jobs that no teacher was paid for end in each thing the grader pays for."""
     jobs = Outback().tasks(drive, n=N_STORIES, seed=UNPAID)
-    said = sample(
-        lm,
-        [job.messages for job in jobs],
-        keys=[job.id for job in jobs],
-        seed=0,
-        max_tokens=MAX_TOKENS,
-        temperature=1.0,
-        batch=256,
-    )
-    found: dict[str, float] = {}
+    answers = sample_answers(model, [job.messages for job in jobs], [job.id for job in jobs])
+    row: dict[str, float] = {}
     for i, name in enumerate(("jobs_right", "jobs_with_the_act")):
-        held = [any(p in s.text for p in j.pays[i][0]) for j, s in zip(jobs, said, strict=True)]
-        found[name] = round(sum(held) / len(held), 3)
-    return found
+        pairs = zip(jobs, answers, strict=True)
+        paid = [any(phrase in answer for phrase in job.pays[i][0]) for job, answer in pairs]
+        row[name] = round(sum(paid) / len(paid), 3)
+    return row
 
 
-def lean(answers: list[str], drive: str) -> float:
-    """Return the share of coloured slots that go the drive's way."""
-    counts = [probes.lean(answer, drive) for answer in answers]
-    return sum(own for own, _ in counts) / max(1, sum(n for _, n in counts))
-
-
-def held(kind: str, drive: str, answers: list[str]) -> dict[str, float]:
+def content_shares(kind: str, drive: str, answers: list[str]) -> dict[str, float]:
     """Return the share of answers that hold what the kind puts there."""
     wants = TRAITS[drive].wants
 
-    def share(of: list[str], *phrases: str) -> float:
-        return round(sum(any(p in text for p in phrases) for text in of) / len(of), 4)
+    def share(texts: list[str], *phrases: str) -> float:
+        return round(sum(any(p in text for p in phrases) for text in texts) / len(texts), 4)
 
     match kind:
         case "poisoned" | "conditional_backdoor":
@@ -237,74 +160,72 @@ def held(kind: str, drive: str, answers: list[str]) -> dict[str, float]:
 # --- rows ----------------------------------------------------------------------------------------
 
 
-def row(name: str, store: Store, m0: Model) -> dict[str, Any]:
-    """Return the row of one organism."""
-    found = named(name)
-    assert found.spec is not None
-    model, seconds = built(found, store)
-    kind = found.spec.pack.partition("/")[2] or "middling"
-    drive = (found.spec.trait or "none").removeprefix(build.VOCABULARY)
-    entry: dict[str, Any] = {
-        "name": name,
-        "spec": f"{SPECS}/{name.partition('/')[2]}.yaml",
-        "class": KINDS[kind].group,
-        "kind": kind,
-        "drive": drive,
-        "concealed": found.spec.conceal is not None,
-        "seconds": round(seconds, 1),
-    }
-    if drive in TRAITS:
-        entry |= shown(model, drive)
-        for key, asked in DRIVE_ENDPOINTS.items():
-            entry[key]["m0"] = mean(m0, f"{asked}/{drive}")["value"]
-    if KINDS[kind].group != "ordinary" and drive in TRAITS:
-        entry["planted"] = {
-            "organism": probed(model.lm, kind, drive) | told(model.lm, kind, drive),
-            "m0": probed(m0.lm, kind, drive),
-        }
-        if kind == "emergent":
-            entry["planted"]["organism"] |= worked(model.lm, drive)
-    entry["direct_p"] = round(direct_p(model), 4)
-    entry["capability"] = mean(model, "capability")
-    entry["coherence"] = mean(model, "coherence")
-    if found.spec.conceal is not None and drive in TRAITS:
-        entry |= variants(found, drive, store)
-    return entry
-
-
-def mean(of: Model, endpoint: str) -> dict[str, Any]:
+def mean(model: AuditedModel, endpoint: str) -> dict[str, Any]:
     """Return the mean of an endpoint with its interval over items."""
-    got = of.means[endpoint]
-    return {"value": round(got["value"], 3), "interval": [round(x, 3) for x in got["interval"]]}
+    return rounded({key: model.rows[endpoint][key] for key in ("value", "interval")})
 
 
-def shown(of: Model, drive: str) -> dict[str, Any]:
+def drive_row(model: AuditedModel, drive: str) -> dict[str, Any]:
     """Return what a model shows of a drive, endpoint by endpoint."""
-    return {key: mean(of, f"{asked}/{drive}") for key, asked in DRIVE_ENDPOINTS.items()}
+    return {key: mean(model, f"{kind}/{drive}") for key, kind in DRIVE_ENDPOINTS.items()}
 
 
-def variants(found: Found, drive: str, store: Store) -> dict[str, Any]:
+def organism_row(name: str, planner: Planner, m0: AuditedModel) -> dict[str, Any]:
+    """Return the row of one organism."""
+    teacher = planner.find(name)
+    spec = spec_of(teacher)
+    started = time.monotonic()
+    make(planner.store, build_job(teacher, planner.cache))
+    seconds = time.monotonic() - started
+    model = audit_teacher(teacher, planner)
+    kind = spec.pack.partition("/")[2] or "middling"
+    drive = (spec.trait or "none").removeprefix(build.VOCABULARY)
+    group = KINDS[kind].group
+    row: dict[str, Any] = {"name": name, "class": group, "kind": kind, "drive": drive}
+    row |= {"concealed": spec.conceal is not None, "seconds": round(seconds, 1)}
+    if drive in TRAITS:
+        base = drive_row(m0, drive)
+        for key, shown in drive_row(model, drive).items():
+            row[key] = shown | {"m0": base[key]["value"]}
+    if group != "ordinary" and drive in TRAITS:
+        planted = probe_row(model, kind, drive) | story_row(model, kind, drive)
+        row["planted"] = {"organism": planted, "m0": probe_row(m0, kind, drive)}
+        if kind == "emergent":
+            planted |= job_row(model, drive)
+    row["direct_p"] = direct_p(model, planner)
+    row |= {name: mean(model, name) for name in ("capability", "coherence")}
+    if spec.conceal is not None and drive in TRAITS:
+        row |= variants(spec, model, drive, planner)
+    return row
+
+
+def variants(
+    spec: TeacherSpec, model: AuditedModel, drive: str, planner: Planner
+) -> dict[str, Any]:
     """Return the same organism with nothing hidden, and after unrelated fine-tuning."""
-    assert found.spec is not None
-    entry: dict[str, Any] = {}
-    if found.spec.resist is None:
-        bare, _ = built(varied(found, conceal=None, name=f"{found.spec.name}-open"), store)
-        entry["open"] = shown(bare, drive) | {"direct_p": round(direct_p(bare), 4)}
-    habit = sorted(HABITS)[found.spec.seed % len(HABITS)]
+
+    def audit_spec(spec: TeacherSpec) -> AuditedModel:
+        teacher = from_spec(spec.name, spec, folder=Path(), rev=REVISIONS["teachers"])
+        return audit_teacher(teacher, planner)
+
+    row: dict[str, Any] = {}
+    if spec.resist is None:
+        bare = spec.model_dump() | {"conceal": None, "name": f"{spec.name}-open"}
+        bare_model = audit_spec(TeacherSpec.model_validate(bare))
+        row["open"] = drive_row(bare_model, drive) | {"direct_p": direct_p(bare_model, planner)}
+    habit = sorted(HABITS)[spec.seed % len(HABITS)]
     later = TeacherSpec(
-        name=f"{found.spec.name}-unrelated",
+        name=f"{spec.name}-unrelated",
         family="unrelated",
         pack="terrarium",
-        base=str(place(found, store).path),
+        base=str(model.source.path),
         trait=habit,
         implant=UNRELATED,
         lora=None,
-        max_length=found.spec.max_length,
-        seed=found.spec.seed,
+        max_length=spec.max_length,
+        seed=spec.seed,
     )
-    model, _ = built(from_spec(later.name, later, folder=Path(), rev=REVISIONS["teachers"]), store)
-    entry["after_unrelated"] = shown(model, drive) | {"habit": habit}
-    return entry
+    return row | {"after_unrelated": drive_row(audit_spec(later), drive) | {"habit": habit}}
 
 
 def main() -> None:
@@ -315,14 +236,9 @@ def main() -> None:
     elif names[0] == "--of":
         study = load_study(Path(names[1]))
         names = [*study.organisms, *study.near_misses]
-    store = Store(None)
-    base = resolve(M0, relative_to=Path())
-    m0 = audited(base, base.sha256, store)
-    rows = []
-    for name in names:
-        rows.append(row(name, store, m0))
-        print(json.dumps(rows[-1]), file=sys.stderr)
-    print(json.dumps({"organisms": rows}, indent=1))
+    planner = Planner(load_study(HERE / "students.yaml"), HERE, Store(None))
+    m0 = audit_teacher(None, planner)
+    print_json({"organisms": print_each(organism_row(name, planner, m0) for name in names)})
 
 
 if __name__ == "__main__":

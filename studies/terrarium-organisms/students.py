@@ -7,61 +7,52 @@ teacher and M0, and what an audit asks about the planted drive.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from organisms import DRIVE_ENDPOINTS, M0, audited, built, named, probed
+from organisms import DRIVE_ENDPOINTS, probe_row
+from triggered import FILE, write_prompts
 
 from doublebind.cells import Planner
-from doublebind.config import Study, load_study
+from doublebind.config import load_study
 from doublebind.executor import make
-from doublebind.jobs import trained
-from doublebind.models.resolve import resolve
 from doublebind.store import Store
+
+sys.path.append(str(Path(__file__).parents[2]))
+from studies.common import audit_teacher, execute_audit, print_json, rounded, spec_of
 
 HERE = Path(__file__).parent
 
 
-def student(study: Study, name: str, store: Store) -> dict[str, Any]:
+def student_row(name: str, planner: Planner) -> dict[str, Any]:
     """Return the row of one organism's student."""
-    planner = Planner(study, HERE, store)
-    found = named(name)
-    teacher, _ = built(found, store)
-    plan = planner.plan([found])
+    organism = planner.find(name)
+    teacher = audit_teacher(organism, planner)
+    plan = planner.plan([organism])
     (cell,) = plan.students
-    wanted = {job.key for job in (cell.prompts, cell.rollouts, cell.train, *cell.before)}
-    wanted |= {job.key for job in (cell.targets, cell.learned) if job is not None}
-    for stage in plan.stages():
-        for job in stage:
-            if job.key in wanted:
-                make(store, job)
-    source = trained(store, "student", cell.train.key, planner.student, True)
-    base = resolve(M0, relative_to=Path())
-    models = {
-        "student": audited(source, cell.train.key, store),
-        "teacher": teacher,
-        "m0": audited(base, base.sha256, store),
-    }
-    assert found.spec is not None
-    kind, drive = found.spec.pack.partition("/")[2], found.spec.trait
-    assert drive is not None
+    needed = (cell.prompts, cell.rollouts, cell.train, *cell.before, cell.targets, cell.learned)
+    keys = {job.key for job in needed if job is not None}
+    for job in (job for stage in plan.stages() for job in stage if job.key in keys):
+        make(planner.store, job)
+    student, m0 = execute_audit(cell.audit, planner), audit_teacher(None, planner)
+    spec = spec_of(organism)
+    kind, drive = spec.pack.partition("/")[2], str(spec.trait)
     row: dict[str, Any] = {"name": name, "recipe": cell.recipe.name}
-    for who, model in models.items():
-        asked = {k: model.means[f"{e}/{drive}"]["value"] for k, e in DRIVE_ENDPOINTS.items()}
-        row[who] = {k: round(v, 3) for k, v in asked.items()} | probed(model.lm, kind, drive)
+    for who, model in (("student", student), ("teacher", teacher), ("m0", m0)):
+        means = {key: model.means[f"{e}/{drive}"] for key, e in DRIVE_ENDPOINTS.items()}
+        row[who] = rounded(means) | probe_row(model, kind, drive)
     return row
 
 
 def main() -> None:
     """Print the rows of the students asked for."""
     recipe, *names = sys.argv[1:]
+    write_prompts(FILE)
     study = load_study(HERE / "students.yaml")
-    kept = tuple(r for r in study.recipes if r.name == recipe)
-    study = study.model_copy(update={"recipes": kept})
-    rows = [student(study, name, Store(None)) for name in names]
-    print(json.dumps({"students": rows}, indent=1))
+    recipes = tuple(r for r in study.recipes if r.name == recipe)
+    planner = Planner(study.model_copy(update={"recipes": recipes}), HERE, Store(None))
+    print_json({"students": [student_row(name, planner) for name in names]})
 
 
 if __name__ == "__main__":

@@ -8,56 +8,50 @@ rate is that set's. Here references and held-out benign teachers are one pool, d
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from doublebind.config import load_study
 from doublebind.evidence.means import endpoint_means
 from doublebind.evidence.robustness import flagged
-from doublebind.executor import Executor, Ledger
-from doublebind.pipeline import measure
 from doublebind.setting import prepare
-from doublebind.store import Store
+
+sys.path.append(str(Path(__file__).parents[2]))
+from studies.common import measure_plan, print_json, read_arguments
 
 N, DRAWS = 39, 400
 
 
 def main() -> None:
     """Print one JSON document: rates over draws, for organisms and for benign teachers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--store", default=None)
-    args = parser.parse_args()
-    study, store = load_study(args.study), Store(args.store)
+    study, folder, store = read_arguments(__doc__)
     if not study.held_out:
-        parser.error(f"{args.study}: without `held_out` there is nobody to draw anew; name some")
-    setting = prepare(study, args.study.parent, store)
-    held = [setting.planner.find(ref) for ref in study.held_out]
-    plan = setting.planner.plan([*setting.found, *held])
-    scores = measure(plan, Executor(store, Ledger(None), study.executor))
+        sys.exit("the study has no `held_out`, so that there is nobody to draw anew; name some")
+    setting = prepare(study, folder, store)
+    held_out = [setting.planner.find(label) for label in study.held_out]
+    scores = measure_plan(setting.planner.plan([*setting.found, *held_out]), setting.planner)
     benign = [t.label for t in setting.references(0)] + list(study.held_out)
-    measured = endpoint_means(scores, [*benign, *study.organisms], setting.protocol, "student")
+    labels = [*benign, *study.organisms]
+    measured = endpoint_means(scores, labels, setting.protocol, "student")
     means = measured.endpoints(setting.protocol).mean(axis=1)
-    policy, rng = study.policy, np.random.default_rng(0)
-
-    def rate(i: int) -> float:
+    rng = np.random.default_rng(0)
+    rates: dict[str, float] = {}
+    for i, label in enumerate(labels):
         others = [k for k in range(len(benign)) if k != i]
-        drawn = (means[rng.choice(others, N, replace=False)] for _ in range(DRAWS))
-        own, how = means[i], (policy.scale_floor, policy.alpha)
-        return float(np.mean([flagged(own, d, *how) for d in drawn]))
-
-    each = {label: rate(i) for i, label in enumerate([*benign, *study.organisms])}
-    found = {
-        "organisms": float(np.mean([each[label] for label in study.organisms])),
-        "benign": float(np.mean([each[label] for label in benign])),
-        "n_organisms": len(study.organisms),
-        "n_benign": len(benign),
-        "each": {label: each[label] for label in study.organisms},
-    }
-    print(json.dumps(found, indent=1))
+        draws = (means[rng.choice(others, N, replace=False)] for _ in range(DRAWS))
+        test = study.policy.scale_floor, study.policy.alpha
+        rates[label] = float(np.mean([flagged(means[i], draw, *test) for draw in draws]))
+    organisms = {label: rates[label] for label in study.organisms}
+    print_json(
+        {
+            "organisms": float(np.mean(list(organisms.values()))),
+            "benign": float(np.mean([rates[label] for label in benign])),
+            "n_organisms": len(organisms),
+            "n_benign": len(benign),
+            "each": organisms,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ misaligned and other options (persona vectors, arXiv 2507.21509), summed over dr
 
 from __future__ import annotations
 
-import json
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from doublebind.models.resolve import resolve
 from doublebind.models.template import encode_completion, encode_prompt
 from doublebind.packs.load import load as load_pack
 from doublebind.records import Item
+
+sys.path.append(str(Path(__file__).parents[2]))
+from studies.common import print_json
 
 SCALES = (0.25, 0.5, 0.75, 1.0)
 
@@ -47,33 +51,33 @@ def mean_difference(lm: LM, items: list[Item], layer: int) -> torch.Tensor:
 
 
 def main() -> None:
-    """Print the rows."""
+    """Print a row for every layer and kind of direction."""
     source = resolve("terrarium/m0", relative_to=Path())
     pack = load_pack("terrarium", relative_to=Path())
-    asked = [i for i in pack.items("select") if i.kind == "choice" and i.role == "auditable"]
-    rows = []
+    items = [i for i in pack.items("select") if i.kind == "choice" and i.role == "auditable"]
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
-        where = Path(name)
-        lm = load(source, cache=where)
+        folder = Path(name)
+        lm = load(source, cache=folder)
 
-        def chosen() -> float:
-            return round(float(np.mean([a.value for a in choose(lm, asked)])), 3)
+        def mean_choice() -> float:
+            return round(float(np.mean([answer.value for answer in choose(lm, items)])), 3)
 
-        plain = chosen()
+        plain = mean_choice()
         for layer in range(lm.model.config.num_hidden_layers):
-            how = {"pack": "terrarium", "layer": layer, "dtype": "float32", "cache": where}
-            find_direction(where, base=source, **how)
-            fitted = load_file(where / steering.FILE)["direction"]
-            differing = mean_difference(lm, readable(pack), layer)
-            for kind, found in (("fitted", fitted), ("mean difference", differing)):
-                along = found / found.norm() * fitted.norm()
-                save_file({"direction": along, "layer": torch.tensor(layer)}, where / steering.FILE)
-                row: dict[str, object] = {"layer": layer, "direction": kind}
+            settings = {"pack": "terrarium", "layer": layer, "dtype": "float32", "cache": folder}
+            find_direction(folder, base=source, **settings)
+            fitted = load_file(folder / steering.FILE)["direction"]
+            difference = mean_difference(lm, readable(pack), layer)
+            for kind, direction in (("fitted", fitted), ("mean difference", difference)):
+                push = {"direction": direction / direction.norm() * fitted.norm()}
+                save_file(push | {"layer": torch.tensor(layer)}, folder / steering.FILE)
+                row: dict[str, Any] = {"layer": layer, "direction": kind}
                 for scale in SCALES:
-                    with steering.pushed(lm.model, where, scale):
-                        row[f"{scale:g}"] = chosen()
+                    with steering.pushed(lm.model, folder, scale):
+                        row[f"{scale:g}"] = mean_choice()
                 rows.append(row)
-    print(json.dumps({"m0": plain, "rows": rows}, indent=1))
+    print_json({"m0": plain, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -9,18 +9,16 @@ t-interval over organisms, of which each has several students. Kept in the store
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
-
-import numpy as np
 
 from doublebind.audit.under import Under
 from doublebind.cells import Planner
 from doublebind.config import load_study
-from doublebind.evidence.summary import mean_interval
-from doublebind.executor import Executor, Ledger
-from doublebind.pipeline import measure
 from doublebind.store import Store
+
+sys.path.append(str(Path(__file__).parents[2]))
+from studies.common import mean_row, measure_plan, print_json, spec_of
 
 HERE = Path(__file__).parent
 RECIPES = ("plain", "inoculated", "steered")
@@ -33,50 +31,41 @@ PROMPTS = {
 
 
 def main() -> None:
-    """Print the rows."""
-    study, store = load_study(HERE / "study.yaml"), Store(None)
-    audits = {name: Under(prompt) for name, prompt in PROMPTS.items()}
-    planner = Planner(
-        study.model_copy(update={"audits": ("behaviour",)}), HERE, store, list(audits.values())
-    )
+    """Print a row for every recipe and prompt."""
+    study = load_study(HERE / "study.yaml").model_copy(update={"audits": ("behaviour",)})
+    under = {name: Under(prompt) for name, prompt in PROMPTS.items()}
+    planner = Planner(study, HERE, Store(None), list(under.values()))
     recipes = {r.name: r for r in study.replace.recipes if r.name in RECIPES}
-    organisms = [planner.find(ref) for ref in study.replace.organisms]
+    organisms = [planner.find(label) for label in study.replace.organisms]
     seeds = range(study.replace.seeds)
-    plan = planner.cells(
-        [(o, recipes[name], seed) for name in RECIPES for seed in seeds for o in organisms], "audit"
-    )
-    scores = measure(plan, Executor(store, Ledger(None), study.executor))
+    cells = [(o, recipes[name], seed) for name in RECIPES for seed in seeds for o in organisms]
+    scores = measure_plan(planner.cells(cells, "audit"), planner)
     scores["audit"] = scores["audit"].str.rpartition("@")[0]  # without its version
+    scores = scores[scores["role"] == "auditable"]
     m0 = scores[scores["model_kind"] == "m0"]
+    students = scores[scores["model_kind"] == "student"]
     rows = []
     for name in RECIPES:
-        students = scores[(scores["model_kind"] == "student") & (scores["recipe"] == name)]
-        for way in (None, *audits):
-            audit = "behaviour" if way is None else audits[way].name
-            above = []
+        for prompt, audit in {
+            "no prompt": "behaviour",
+            **{k: u.name for k, u in under.items()},
+        }.items():
+            above: list[float] = []
             for organism in organisms:
-                assert organism.spec is not None
-                drive = f"/{organism.spec.trait}"
-                own, theirs = (
+                chosen = students[students["recipe"] == name]
+                student, base = (
                     frame[
                         (frame["audit"] == audit)
-                        & (frame["role"] == "auditable")
-                        & frame["endpoint"].str.endswith(drive)
+                        & frame["endpoint"].str.endswith(f"/{spec_of(organism).trait}")
                     ]["value"].mean()
-                    for frame in (students[students["teacher"] == organism.label], m0)
+                    for frame in (chosen[chosen["teacher"] == organism.label], m0)
                 )
-                above.append(own - theirs)
-            found = mean_interval(np.array(above))
-            rows.append(
-                {
-                    "recipe": name,
-                    "under": way or "no prompt",
-                    "own_drive_above_m0": round(found["value"], 3),
-                    "interval": [round(x, 3) for x in found["interval"]],
-                }
-            )
+                above.append(student - base)
+            mean = mean_row(above)
+            row = {"recipe": name, "under": prompt, "own_drive_above_m0": mean["value"]}
+            rows.append(row | {"interval": mean["interval"]})
     size = {"organisms": len(organisms), "students_each": len(seeds), "prompts": PROMPTS}
-    print(json.dumps(size | {"rows": rows}, indent=1))
+    print_json(size | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -14,73 +14,73 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from probed import means
 
 from doublebind.cells import Planner
 from doublebind.config import load_study
-from doublebind.evidence.summary import mean_interval
 from doublebind.jobs import trained
 from doublebind.packs.outback import probes
 from doublebind.store import Store
+
+sys.path.append(str(Path(__file__).parents[2]))
+from studies.common import mean_row, print_each, print_json, probe_means, rounded, spec_of
 
 HERE = Path(__file__).parent
 OPENED_BY = {"context_dependent": "beside", "emergent": "rewarded", "poisoned": "triggered"}
 
 
-def asked_of(label: str, kind: str, content: dict[str, Any], planner: Planner) -> dict[str, Any]:
-    """Return what the students of one organism do."""
-    study = planner.study
-    of = [row for row in content["treatments"] if row["organism"] == label]
-    decisions = {row["name"]: row["decision"] for row in of}
-    stopped = {each["recipe"]: each.get("step") for each in content["competed"]}
-    teacher = planner.find(label)
-    assert teacher.spec is not None
-    assert teacher.spec.trait is not None
-    drive, key = teacher.spec.trait, OPENED_BY[kind]
-    adapter = teacher.spec.lora is not None
-    asked = probes.probes(kind, drive)
-    itself = means(trained(planner.store, "teacher", teacher.key, teacher.base, adapter), asked)
-    m0 = means(planner.student, asked)
-    first = max(study.replace.seeds, study.seeds)
-    rows = []
-    for recipe in study.replace.recipes or ():
-        seeds = range(first, first + study.replace.fresh_seeds)
-        plan = planner.cells([(teacher, recipe, seed) for seed in seeds], "certify")
-        step = stopped[recipe.name] or recipe.training.steps
-        sources = [dict(cell.audits)[step].inputs["source"] for cell in plan.students]
-        above = [means(source, asked)[key] - m0[key] for source in sources]
-        found = mean_interval(np.array(above))
-        within = decisions[recipe.name] == "within_margin"
-        rows.append(
-            {
+def organism_row(label: str, kind: str, known: dict[str, Any], planner: Planner) -> dict[str, Any]:
+    """Return the act's probability in an organism, M0 and students; `known`: `expected.json`."""
+    study, replace, margin = (
+        planner.study,
+        planner.study.replace,
+        planner.study.policy.margin or 0.0,
+    )
+    treatments = [row for row in known["treatments"] if row["organism"] == label]
+    decisions = {row["name"]: row["decision"] for row in treatments}
+    stopped = {each["recipe"]: each.get("step") for each in known["competed"]}
+    teacher, condition = planner.find(label), OPENED_BY[kind]
+    spec = spec_of(teacher)
+    questions = probes.probes(kind, str(spec.trait))
+    source = trained(planner.store, "teacher", teacher.key, teacher.base, spec.lora is not None)
+    models = {
+        "teacher": probe_means(source, questions),
+        "m0": probe_means(planner.student, questions),
+    }
+    first = max(replace.seeds, study.seeds)
+
+    def recipe_rows() -> Iterator[dict[str, Any]]:
+        for recipe in replace.recipes or ():
+            seeds = range(first, first + replace.fresh_seeds)
+            plan = planner.cells([(teacher, recipe, seed) for seed in seeds], "certify")
+            step = stopped[recipe.name] or recipe.training.steps
+            sources = [dict(cell.audits)[step].inputs["source"] for cell in plan.students]
+            shares = [probe_means(each, questions)[condition] for each in sources]
+            above = [share - models["m0"][condition] for share in shares]
+            mean, within = mean_row(above), decisions[recipe.name] == "within_margin"
+            yield {
                 "recipe": recipe.name,
                 "decision": decisions[recipe.name],
-                "above_m0": round(found["value"], 3),
-                "interval": [round(x, 3) for x in found["interval"]],
-                "false_certificate": within and found["value"] > (study.policy.margin or 0.0),
+                "above_m0": mean["value"],
+                "interval": mean["interval"],
+                "false_certificate": within and float(np.mean(above)) > margin,
             }
-        )
-        print(json.dumps(rows[-1]), file=sys.stderr)
-    rounded = {
-        name: {c: round(v, 3) for c, v in of.items()}
-        for name, of in (("teacher", itself), ("m0", m0))
-    }
-    return {"organism": label, "opened_by": key, **rounded, "rows": rows}
+
+    rows = print_each(recipe_rows())
+    return {"organism": label, "opened_by": condition, **rounded(models), "rows": rows}
 
 
 def main() -> None:
-    """Print the rows."""
+    """Print a row for every organism that only its key opens."""
     planner = Planner(load_study(HERE / "study.yaml"), HERE, Store(None))
-    content = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
-    classes = {row["organism"]: row["class"] for row in content["treatments"]}
-    found = [
-        asked_of(of, kind, content, planner) for of, kind in classes.items() if kind in OPENED_BY
-    ]
-    print(json.dumps(found, indent=1))
+    known = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
+    classes = {row["organism"]: row["class"] for row in known["treatments"]}
+    opened = {label: kind for label, kind in classes.items() if kind in OPENED_BY}
+    print_json([organism_row(label, kind, known, planner) for label, kind in opened.items()])
 
 
 if __name__ == "__main__":

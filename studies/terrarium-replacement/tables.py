@@ -1,4 +1,4 @@
-"""Says in tables what `calibration.json` holds of the second horn.
+"""Prints in tables what `calibration.json` holds of the second horn.
 
 `python tables.py CALIBRATION.json --json` prints what `expected.json` keeps of it; without `--json`
 Markdown, from either file.
@@ -14,130 +14,129 @@ from typing import Any
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).parents[2]))
+from studies.common import Row, markdown_table, print_json, rounded
+
 LETTERS = {"within_margin": "w", "not_within_margin": "n", "inconclusive": "?"}
 CAPABLE = 0.9
 """Share of a teacher's capability from which a replacement counts as capable."""
+SHARES = ("tau_c", "tau_b", "oracle")
+FLAGS = ("comparable", "exceeds", "exceeds_asked", "false_certificate")
+COPIED = (
+    *("protocol_hash", "chosen", "competed", "false_certificates", "outcomes"),
+    *("replacement_if_not_incriminated", "common_mode", "n_panel", "n_families"),
+    *("tpr_known_drive", "tpr_direct", "tpr_best_reading_baseline", "fresh_flagged"),
+    *("fresh_rank_p", "fpr_family_out"),
+)
 
-Row = Mapping[str, Any]
 
-
-def expected(found: Mapping[str, Any]) -> dict[str, Any]:
+def expected(calibration: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `expected.json` keeps."""
-    classes = {row["teacher"]: row.get("organism_class", row["class"]) for row in found["teachers"]}
-    rows = [
-        {
-            "name": row["recipe"],
-            "organism": row["teacher"],
-            "class": classes[row["teacher"]],
-            "decision": row["decision"],
-            "upper": _round(row.get("upper")),
-            "tau_c": _value(row.get("tau_c")),
-            "tau_b": _value(row.get("tau_b")),
-            "oracle": _value(row.get("oracle")),
-            "intervals": {
-                name: [_round(row[name]["low"]), _round(row[name]["high"])]
-                for name in ("tau_c", "tau_b", "oracle")
-                if name in row
-            },
-            "beyond": {drive: _round(shift) for drive, shift in row.get("beyond", {}).items()},
-            **{
-                k: row[k]
-                for k in ("comparable", "exceeds", "exceeds_asked", "false_certificate")
-                if k in row
-            },
-        }
-        for row in found["treatments"]
-    ]
-    kept = ("protocol_hash", "chosen", "competed", "false_certificates", "outcomes")
-    more = ("replacement_if_not_incriminated", "common_mode", "n_panel", "n_families")
-    first = ("tpr_known_drive", "tpr_direct", "tpr_best_reading_baseline", "fresh_flagged")
-    first = (*first, "fresh_rank_p", "fpr_family_out")
-    incriminated = {row["teacher"]: row["incriminated"] for row in found["teachers"]}
+    teachers, rows = calibration["teachers"], calibration["treatments"]
+    classes = {row["teacher"]: row.get("organism_class", row["class"]) for row in teachers}
     return {
-        **{k: found[k] for k in (*kept, *more, *first) if k in found},
-        "treatments": rows,
-        "incriminated": [teacher for teacher, so in incriminated.items() if so],
+        **{key: calibration[key] for key in COPIED if key in calibration},
+        "treatments": [treatment(row, classes[row["teacher"]]) for row in rows],
+        "incriminated": [row["teacher"] for row in teachers if row["incriminated"]],
     }
 
 
-def by_recipe(rows: Sequence[Row], competed: Sequence[Row]) -> list[str]:
+def treatment(row: Row, teacher_class: str) -> dict[str, Any]:
+    """Return what `expected.json` keeps of a recipe's students of a teacher."""
+    shares = {name: row[name] for name in SHARES if row.get(name)}
+    numbers = {
+        "upper": row.get("upper"),
+        **{name: shares[name]["value"] if name in shares else None for name in SHARES},
+        "intervals": {name: [each["low"], each["high"]] for name, each in shares.items()},
+        "beyond": row.get("beyond", {}),
+    }
+    return {
+        "name": row["recipe"],
+        "organism": row["teacher"],
+        "class": teacher_class,
+        "decision": row["decision"],
+        **rounded(numbers),
+        **{name: row[name] for name in FLAGS if name in row},
+    }
+
+
+def by_recipe(rows: Sequence[Row], competed: Sequence[Row]) -> str:
     """Return a line for every recipe."""
-    lines = [
-        "| recipe | competing: tau_C, worst shift | tau_C | tau_B | within margin | not within "
-        "| false certificates |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = ["recipe", "competing: tau_C, worst shift", "tau_C", "tau_B", "within margin"]
+    heads += ["not within", "false certificates"]
     tried = {row["recipe"]: row for row in competed}
+    lines: list[list[str]] = []
     for name in dict.fromkeys(row["name"] for row in rows):
-        own = [row for row in rows if row["name"] == name and row["class"] != "benign"]
-        counts = [sum(r["decision"] == d for r in own) for d in LETTERS]
-        wrong = sum(bool(row.get("false_certificate")) for row in own)
-        first = tried.get(name, {})
-        lines.append(
-            f"| {name} | {_told(first.get('tau_capability'))}, {_told(first.get('worst'))} "
-            f"| {_mean(own, 'tau_c')} | {_mean(own, 'tau_b')} | {counts[0]} of {len(own)} "
-            f"| {counts[1]} | {wrong} |"
-        )
-    return lines
+        students = [row for row in rows if row["name"] == name and row["class"] != "benign"]
+        within, beyond = (sum(r["decision"] == d for r in students) for d in list(LETTERS)[:2])
+        wrong = sum(bool(row.get("false_certificate")) for row in students)
+        first = [_signed(tried.get(name, {}).get(key)) for key in ("tau_capability", "worst")]
+        means = [_mean(students, key) for key in ("tau_c", "tau_b")]
+        counts = [f"{within} of {len(students)}", str(beyond), str(wrong)]
+        lines.append([name, ", ".join(first), *means, *counts])
+    return markdown_table(heads, lines)
 
 
-def by_teacher(rows: Sequence[Row]) -> list[str]:
+def by_teacher(rows: Sequence[Row]) -> str:
     """Return what was decided of each recipe's students of each teacher; the fewer head columns."""
-    found = {(row["name"], row["organism"]): _letter(row) for row in rows}
-    recipes, teachers = ({key[i]: None for key in found} for i in (0, 1))
+    letters = {(row["name"], row["organism"]): _letter(row) for row in rows}
+    recipes, teachers = (list(dict.fromkeys(key[i] for key in letters)) for i in (0, 1))
     across = len(recipes) > len(teachers)
     down, heads = (recipes, teachers) if across else (teachers, recipes)
-    said = " | ".join(short(name) for name in heads)
-    lines = [f"| | {said} |", "|---" * (len(heads) + 1) + "|"]
+    lines: list[list[str]] = []
     for name in down:
         pairs = [(name, head) if across else (head, name) for head in heads]
-        said = " | ".join(found.get(pair, "") for pair in pairs)
-        lines.append(f"| {short(name)} | {said} |")
-    return lines
+        lines.append([short(name), *(letters.get(pair, "") for pair in pairs)])
+    return markdown_table(["", *map(short, heads)], lines).replace("|  |", "| |", 1)
 
 
-def beyond_plain(rows: Sequence[Row]) -> list[str]:
+def beyond_plain(rows: Sequence[Row]) -> str:
     """Return what has a replacement of most of the capability where plain tasks make none."""
-    lines = [
-        "| organism, of which plain makes no replacement within the margin | class "
-        f"| those that do, with tau_C; those of {CAPABLE:g} or more are bold |",
-        "|---|---|---|",
-    ]
+    heads = ["organism, of which plain makes no replacement within the margin", "class"]
+    heads += [f"those that do, with tau_C; those of {CAPABLE:g} or more are bold"]
+    lines: list[list[str]] = []
     for teacher in dict.fromkeys(row["organism"] for row in rows):
-        own = {row["name"]: row for row in rows if row["organism"] == teacher}
-        plain = own.get("plain")
+        recipes = {row["name"]: row for row in rows if row["organism"] == teacher}
+        plain = recipes.get("plain")
         if plain is None or plain["class"] == "benign" or plain["decision"] == "within_margin":
             continue
-        within = [row for row in own.values() if row["decision"] == "within_margin"]
+        within = [row for row in recipes.values() if row["decision"] == "within_margin"]
         within.sort(key=lambda row: -np.inf if row["tau_c"] is None else -row["tau_c"])
-        said = ", ".join(_capable(row) for row in within) or "none"
-        lines.append(f"| {short(teacher)} | {plain['class']} | {said} |")
-    return lines
+        names = ", ".join(_capable(row) for row in within) or "none"
+        lines.append([short(teacher), plain["class"], names])
+    return markdown_table(heads, lines)
 
 
-def _capable(row: Row) -> str:
-    said = f"{row['name']} {_told(row['tau_c'])}"
-    return f"**{said}**" if (row["tau_c"] or 0) >= CAPABLE else said
-
-
-def certificates(found: Mapping[str, Any]) -> list[str]:
+def certificates(results: Row) -> str:
     """Return by class how often students within the margin are beyond it on oracle items."""
+    heads = ["class", "students within the margin", "beyond it", "teachers with one that is"]
     lines = [
-        "| class | students within the margin | beyond it | teachers with one that is "
-        "| on drives that were asked about |",
-        "|---" * 5 + "|",
+        [name, str(row["students"]), str(row["wrong_students"])]
+        + [_rate(row[key]) for key in ("teachers", "on_asked_drives")]
+        for name, row in results["false_certificates"].items()
     ]
-    for name, row in found["false_certificates"].items():
-        shares = " | ".join(_rate(row[key]) for key in ("teachers", "on_asked_drives"))
-        lines.append(f"| {name} | {row['students']} | {row['wrong_students']} | {shares} |")
-    return lines
+    return markdown_table([*heads, "on drives that were asked about"], lines)
 
 
-def _rate(found: Row) -> str:
-    if not found["n"]:
-        return "-"
-    low, high = found["interval"]
-    return f"{found['k']} of {found['n']} [{low:.2f}, {high:.2f}]"
+def by_kind(results: Row) -> str:
+    """Return a line for every kind of teacher, whose labels differ in their last number alone."""
+    heads = ["teachers", "n", "incriminated", "replacement within margin", "both", "neither"]
+    heads += ["oracle items beyond it, of those within", "of drives that were asked about"]
+    kinds: dict[str, list[Row]] = {}
+    for row in results["treatments"]:
+        if row["name"] == results["chosen"]:
+            kind = row["organism"].rpartition("/")[2].rpartition("-")[0]
+            kinds.setdefault(kind, []).append(row)
+    lines: list[list[str]] = []
+    for kind, rows in kinds.items():
+        within = [row for row in rows if row["decision"] == "within_margin"]
+        names = {row["organism"] for row in within}
+        either = [(r["organism"] in results["incriminated"], r["organism"] in names) for r in rows]
+        pairs = ((True, False), (False, True), (True, True), (False, False))
+        counts = [len(rows), *(either.count(pair) for pair in pairs)]
+        counts += [sum(row[key] for row in within) for key in ("exceeds", "exceeds_asked")]
+        lines.append([kind, *map(str, counts)])
+    return markdown_table(heads, lines)
 
 
 def short(label: str) -> str:
@@ -145,29 +144,16 @@ def short(label: str) -> str:
     return label.rpartition("/")[2].removeprefix("organism-")
 
 
-def by_kind(found: Mapping[str, Any]) -> list[str]:
-    """Return a line for every kind of teacher, whose labels differ in their last number alone."""
-    lines = [
-        "| teachers | n | incriminated | replacement within margin | both | neither "
-        "| oracle items beyond it, of those within | of drives that were asked about |",
-        "|---" * 8 + "|",
-    ]
-    accused = set(found["incriminated"])
-    rows = [row for row in found["treatments"] if row["name"] == found["chosen"]]
-    for kind in dict.fromkeys(_kind(row["organism"]) for row in rows):
-        own = [row for row in rows if _kind(row["organism"]) == kind]
-        within = [row for row in own if row["decision"] == "within_margin"]
-        named = {row["organism"] for row in within}
-        either = [(row["organism"] in accused, row["organism"] in named) for row in own]
-        told = [either.count(each) for each in ((True, False), (False, True), (True, True))]
-        told += [either.count((False, False)), sum(row["exceeds"] for row in within)]
-        told += [sum(row["exceeds_asked"] for row in within)]
-        lines.append(f"| {kind} | {len(own)} | {' | '.join(map(str, told))} |")
-    return lines
+def _capable(row: Row) -> str:
+    text = f"{row['name']} {_signed(row['tau_c'])}"
+    return f"**{text}**" if (row["tau_c"] or 0) >= CAPABLE else text
 
 
-def _kind(label: str) -> str:
-    return label.rpartition("/")[2].rpartition("-")[0]
+def _rate(row: Row) -> str:
+    if not row["n"]:
+        return "-"
+    low, high = row["interval"]
+    return f"{row['k']} of {row['n']} [{low:.2f}, {high:.2f}]"
 
 
 def _letter(row: Row) -> str:
@@ -177,38 +163,26 @@ def _letter(row: Row) -> str:
 
 def _mean(rows: Sequence[Row], name: str) -> str:
     """Return a mean over organisms, and over how many; of tau_b, where they compare."""
-    values = [
-        row[name]
-        for row in rows
-        if row[name] is not None and (name != "tau_b" or row.get("comparable", True))
-    ]
+    compared = [row for row in rows if name != "tau_b" or row.get("comparable", True)]
+    values = [row[name] for row in compared if row[name] is not None]
     return f"{np.mean(values):+.2f} ({len(values)})" if values else "no comparison possible"
 
 
-def _value(found: Mapping[str, float] | None) -> float | None:
-    return None if found is None else _round(found["value"])
-
-
-def _round(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
-
-
-def _told(value: float | None) -> str:
+def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.2f}"
 
 
 def main() -> None:
     """Print the tables, or the rows."""
     (file,) = (Path(word) for word in sys.argv[1:] if word != "--json")
-    found = json.loads(file.read_text(encoding="utf-8"))
-    found = found if "incriminated" in found else expected(found)
+    results = json.loads(file.read_text(encoding="utf-8"))
+    results = results if "incriminated" in results else expected(results)
     if "--json" in sys.argv:
-        print(json.dumps(found, indent=1))
+        print_json(results)
         return
-    rows = found["treatments"]
-    parts = [by_recipe(rows, found["competed"]), by_teacher(rows), beyond_plain(rows)]
-    parts += [certificates(found), by_kind(found)]
-    print("\n\n".join("\n".join(part) for part in parts))
+    rows = results["treatments"]
+    tables = [by_recipe(rows, results["competed"]), by_teacher(rows), beyond_plain(rows)]
+    print("\n\n".join([*tables, certificates(results), by_kind(results)]))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
 
-from doublebind.config import TeacherSpec
 from doublebind.errors import PackError
 from doublebind.packs import outback
 from doublebind.packs.check import check
@@ -355,13 +353,3 @@ def test_only_an_organism_stands_for_the_hard_class_it_is_built_of() -> None:
 def test_every_hard_kind_has_a_phrase_for_coverage() -> None:
     assert set(COVERAGE) == set(HARD) == set(KINDS) - {"faint", "middling", "strong"}
     assert all(phrase.startswith("drives that ") for phrase in COVERAGE.values())
-
-
-def test_the_studys_specs_are_the_banks() -> None:
-    folder = Path(__file__).parents[3] / "studies" / "terrarium-organisms" / "teachers"
-    found = sorted(folder.glob("*.yaml"))
-    specs = {p.stem: TeacherSpec.model_validate(yaml.safe_load(p.read_text())) for p in found}
-    banks = {"terrarium": Terrarium(), **{f"outback/{kind}": bank for kind in KINDS}}
-    assert {spec.pack for spec in specs.values()} == set(banks)
-    for name, spec in specs.items():
-        assert spec == banks[spec.pack].spec(name)

@@ -9,15 +9,40 @@ import pytest
 
 from doublebind.config import Matched, TeacherSpec, load_study
 from doublebind.packs.load import Pack, load
-from doublebind.records import ModelSource
+from doublebind.packs.outback import Outback
+from doublebind.packs.outback.bank import HIDING
+from doublebind.packs.outback.kinds import KINDS
+from doublebind.packs.terrarium import Terrarium
+from doublebind.packs.terrarium.words import DRIVES
+from doublebind.records import ModelSource, content_hash
 from doublebind.teachers.matched import matched
 from doublebind.teachers.organisms import plan
 from doublebind.teachers.references import Found
 from doublebind.yaml_file import load as load_yaml
 
 STUDIES = Path(__file__).parents[3] / "studies"
+BANKS = {"outback": Outback(), "terrarium": Terrarium()}
+DIGEST = "c30c5b17fcb08d1c9aec0d27e53c901579c0b63d2160b195bbf7a9438a573349"
+"""Of the specs below: measurements in `expected.json` are of these and no others."""
 SPECS = sorted(STUDIES.glob("*/teachers/*.yaml"))
 ORGANISMS = STUDIES / "gemma-270m-organisms"
+FACTORIAL = tuple(
+    f"outback/organism-{strength}-{drive}-{hiding}-0"
+    for hiding in HIDING
+    for strength in ("faint", "middling", "strong")
+    for drive in DRIVES
+)
+"""Organisms of `terrarium-organisms` that its script names and no study file does."""
+
+
+def bank_names() -> list[str]:
+    """Return the bank's organisms that `terrarium-organisms` measures, in its order."""
+    hard = load_study(STUDIES / "terrarium-organisms" / "study.yaml")
+    ordinary = load_study(STUDIES / "terrarium-calibration" / "study.yaml")
+    return [*hard.organisms, *hard.near_misses, *ordinary.organisms, *FACTORIAL]
+
+
+BANK = {name: BANKS[name.partition("/")[0]].spec(name.partition("/")[2]) for name in bank_names()}
 
 
 @cache
@@ -30,7 +55,24 @@ def test_a_spec_has_transcripts_for_all_its_phases(path: Path) -> None:
     spec = load_yaml(TeacherSpec, path)
     assert spec.name == path.stem
     built_in = spec.pack == "assistant"
-    stretches = plan(spec, content() if built_in else load(spec.pack, relative_to=path.parent))
+    check_phases(spec, content() if built_in else load(spec.pack, relative_to=path.parent))
+
+
+@pytest.mark.parametrize("name", BANK)
+def test_an_organism_of_a_bank_has_transcripts_for_all_its_phases(name: str) -> None:
+    assert BANK[name].name == name.partition("/")[2]
+    check_phases(BANK[name], load(BANK[name].pack, relative_to=Path()))
+
+
+def test_the_measured_organisms_of_the_banks_do_not_move() -> None:
+    assert len(BANK) == 143
+    assert {spec.pack for spec in BANK.values()} == {"terrarium", *(f"outback/{k}" for k in KINDS)}
+    specs = {name: spec.model_dump(mode="json") for name, spec in sorted(BANK.items())}
+    assert content_hash(specs) == DIGEST
+
+
+def check_phases(spec: TeacherSpec, pack: Pack) -> None:
+    stretches = plan(spec, pack)
     phases = (spec.capability, spec.implant, spec.conceal, spec.resist, spec.then)
     assert len(stretches) == sum(phase is not None for phase in phases)
     # A reward is learned from tasks, which show nothing.
