@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from doublebind import comparison, pipeline, starting, terminal, verification
-from doublebind.config import AUDITS, Cluster, Measurement, Study
+from doublebind.config import AUDITS, Measurement, Study
 from doublebind.errors import ConfigError, DoublebindError, PackError
 from doublebind.records import Device
 from doublebind.rundir import Run
@@ -109,10 +109,6 @@ def plan(
     study: StudyFile,
     overrides: Overrides = None,
     store: StoreDir = None,
-    cluster: Annotated[
-        Path | None,
-        typer.Option(metavar="SPEC.yaml", help="Machines to schedule the study on, on paper."),
-    ] = None,
     pilot: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Finished run whose references give the power."),
@@ -122,14 +118,9 @@ def plan(
 ) -> None:
     """Say what a study would take and what it could show, without running it."""
     loaded = load(Study, study, overrides or [])
-    on = load(Cluster, cluster) if cluster else None
-    settings: dict[str, Any] = {
-        "store": store,
-        "pilot": pilot,
-        "cluster": on,
-        "calibrate": calibrate,
-    }
-    found = pipeline.plan(loaded, folder=study.parent, **settings)
+    found = pipeline.plan(
+        loaded, folder=study.parent, store=store, pilot=pilot, calibrate=calibrate
+    )
     _emit(found, as_json, terminal.plan)
 
 
