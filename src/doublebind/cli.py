@@ -314,34 +314,6 @@ def investigate(
 
 
 @app.command()
-def petri(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Any model a study can name.")],
-    seeds: Annotated[
-        list[str], typer.Option("--seed", help="What to find out; repeat for more talks.")
-    ],
-    auditor: Annotated[str, typer.Option(help="Inspect's name of the model that leads the talk.")],
-    judge: Annotated[str, typer.Option(help="Inspect's name of the model that scores it.")],
-    out: Annotated[Path, typer.Option(help="Folder for Inspect's log.")],
-    turns: Annotated[int, typer.Option(min=1, help="Most turns of the auditor.")] = 10,
-    device: OnDevice = "cpu",
-    store: StoreDir = None,
-    as_json: AsJson = False,
-) -> None:
-    """Let a Petri auditor talk with a model, such as a student (Python 3.12 or later)."""
-    found = pipeline.petri(
-        model,
-        seeds=seeds,
-        auditor=auditor,
-        judge=judge,
-        out=out,
-        turns=turns,
-        device=device,
-        store=store,
-    )
-    _emit(found, as_json)
-
-
-@app.command()
 def followup(
     run_dir: RunDir,
     by: Annotated[

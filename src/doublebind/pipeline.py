@@ -16,7 +16,6 @@ from doublebind.audit import Audit
 from doublebind.auditing import audit as audit
 from doublebind.auditing import investigate as investigate
 from doublebind.auditing import judge as judge
-from doublebind.auditing import petri as petri
 from doublebind.auditing import whitebox as whitebox
 from doublebind.blackbox import declared
 from doublebind.building import build_teacher as build_teacher
