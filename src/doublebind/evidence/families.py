@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 
 def family_p_value(suspect: float, references: Floats, families: Sequence[str]) -> float:
-    """Return the p-value with the family as the exchangeable unit. [18].
+    """Return the p-value with the family as the exchangeable unit. [17].
 
     p = (1 + sum over families of the share of members at or above the suspect) / (F + 1): each
     family weighs the same, whatever its size. Valid where families are exchangeable and the suspect
@@ -33,7 +33,7 @@ def family_p_value(suspect: float, references: Floats, families: Sequence[str]) 
 
 
 def intraclass_correlation(references: Floats, families: Sequence[str]) -> float | None:
-    """Return the share of variance that lies between families, in [0, 1]. [17].
+    """Return the share of variance that lies between families, in [0, 1]. [16].
 
     The one-way ANOVA estimator for unequal family sizes (Donner 1986, doi 10.2307/1403259), cut to
     [0, 1].
@@ -58,7 +58,7 @@ def intraclass_correlation(references: Floats, families: Sequence[str]) -> float
 
 
 def effective_references(references: Floats, families: Sequence[str]) -> float | None:
-    """Return n / (1 + (m - 1) rho), the effective number of references. [17].
+    """Return n / (1 + (m - 1) rho), the effective number of references. [16].
 
     Kish's design effect (1965) with m = sum of squared family sizes / n and rho the intraclass
     correlation. n where every family has one member.

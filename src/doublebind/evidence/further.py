@@ -32,7 +32,7 @@ def furthered(
     suspect: str,
     endpoints: Mapping[str, Sequence[str]],
 ) -> tuple[tuple[Furthered, ...], dict[str, str]]:
-    """Return how students and twins differ after further training, and why a way is missing. [51].
+    """Return how students and twins differ after further training, and why a way is missing. [46].
 
     A student and its twin learned the same data in the same order, and answer the same items, so
     that what the training does to any model cancels. Each student is bounded by itself (30): the

@@ -184,7 +184,7 @@ def _by_endpoint(
     protocol: Protocol,
     missing: dict[str, str],
 ) -> dict[str, Any]:
-    """Return which endpoints and traits carry the result, and the effects. [16, 20]."""
+    """Return which endpoints and traits carry the result, and the effects. [15, 18]."""
     n, names = len(panel.references), tuple(protocol.score_endpoints)
     means = students.endpoints(protocol).mean(axis=1)
     compared = means[list(panel.compared)]
@@ -210,7 +210,7 @@ def _by_endpoint(
 
 
 def _beside(ranked: _Ranked, families: tuple[str, ...], missing: dict[str, str]) -> dict[str, Any]:
-    """Return the secondary numbers, on which nothing is decided. [15, 17, 18]."""
+    """Return the secondary numbers, on which nothing is decided. [14, 16, 17]."""
     own, others = ranked.own, ranked.others
     t = secondary.predictive_t_p_value(own, others)
     effective = family_tests.effective_references(others, families)
@@ -230,7 +230,7 @@ def _beside(ranked: _Ranked, families: tuple[str, ...], missing: dict[str, str])
 def _likelihood(
     ranked: _Ranked, teachers: Sequence[Teacher], panel: _Panel, missing: dict[str, str]
 ) -> Likelihood | None:
-    """Return the likelihood ratio from the organisms that could be scored. [34, 35]."""
+    """Return the likelihood ratio from the organisms that could be scored. [30, 31]."""
     scored = [teachers[o] for o in panel.organisms if teachers[o].label in ranked.controls]
     families = [organism.family for organism in scored]
     theirs = np.array([ranked.scores[organism.label] for organism in scored])
@@ -251,7 +251,7 @@ def _baselines(
     protocol: Protocol,
     missing: dict[str, str],
 ) -> dict[str, Any]:
-    """Return the p-values of what needs no student, for the suspect and the controls. [40, 41]."""
+    """Return the p-values of what needs no student, for the suspect and the controls. [35, 36]."""
     labels, n = tuple(teacher.label for teacher in teachers), len(panel.references)
     p_values: dict[str, float] = {}
     controls: dict[str, dict[str, float]] = {}
@@ -272,7 +272,7 @@ def _baselines(
 def _by_words(
     scores: pd.DataFrame, labels: Sequence[str], panel: _Panel, missing: dict[str, str]
 ) -> dict[str, float]:
-    """Return the p-values of the teachers' wording. [40, 41]."""
+    """Return the p-values of the teachers' wording. [35, 36]."""
     found = word_rates(scores, labels)
     lacking = [labels[i] for i in panel.compared if labels[i] not in found]
     if lacking:
@@ -300,7 +300,7 @@ def _specificity(
     protocol: Protocol,
     missing: dict[str, str],
 ) -> dict[str, Any]:
-    """Return the effects on placebo traits, and what each scored trait exceeds them by. [20, 21].
+    """Return the effects on placebo traits, and what each scored trait exceeds them by. [18, 19].
 
     The same items' kinds, students and averages as the score, on traits that nobody suspects.
     """
@@ -385,7 +385,7 @@ def _power(
     protocol: Protocol,
     missing: dict[str, str],
 ) -> Power | None:
-    """Return the detection rate among positive controls. [13].
+    """Return the detection rate among positive controls. [12].
 
     A control that could not be scored counts as not detected: leaving it out would flatter.
     """
