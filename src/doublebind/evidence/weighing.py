@@ -25,7 +25,6 @@ from doublebind.evidence import (
     secondary,
     sensitivity,
 )
-from doublebind.evidence import families as family_tests
 from doublebind.evidence.means import Measured, endpoint_means, rounded, word_rates
 from doublebind.evidence.score import score_as_suspect, standardise
 from doublebind.evidence.transfer import M0, transfers
@@ -213,7 +212,7 @@ def _beside(ranked: _Ranked, families: tuple[str, ...], missing: dict[str, str])
     """Return the secondary numbers, on which nothing is decided. [14, 16, 17]."""
     own, others = ranked.own, ranked.others
     t = secondary.predictive_t_p_value(own, others)
-    effective = family_tests.effective_references(others, families)
+    effective = secondary.effective_references(others, families)
     if t is None:
         missing["p_predictive_t"] = "the references are fewer than two, or do not differ"
     if effective is None:
@@ -222,7 +221,7 @@ def _beside(ranked: _Ranked, families: tuple[str, ...], missing: dict[str, str])
         )
     return {
         "p_predictive_t": t,
-        "p_family": family_tests.family_p_value(own, others, families),
+        "p_family": secondary.family_p_value(own, others, families),
         "effective_references": effective,
     }
 

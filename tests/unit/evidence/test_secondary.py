@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from doublebind.evidence import endpoints, families, power, secondary, summary
+from doublebind.evidence import endpoints, power, secondary, summary
 from doublebind.evidence.conformal import n_allowed
 from doublebind.evidence.score import score, standardise
 
@@ -59,27 +59,27 @@ def test_margin_needs_placebos_beside_the_target(placebos: list[str]) -> None:
 def test_singleton_families_change_nothing() -> None:
     references = np.array([0.1, 0.5, 0.9, 0.2])
     names = ["a", "b", "c", "d"]
-    assert families.family_p_value(0.5, references, names) == pytest.approx(3 / 5)
-    assert families.effective_references(references, names) == 4.0
+    assert secondary.family_p_value(0.5, references, names) == pytest.approx(3 / 5)
+    assert secondary.effective_references(references, names) == 4.0
 
 
 def test_each_family_weighs_the_same() -> None:
     references = np.array([0.9, 0.9, 0.9, 0.1, 0.9, 0.1])
     names = ["big"] * 4 + ["small", "other"]
-    assert families.family_p_value(0.5, references, names) == pytest.approx((1 + 0.75 + 1) / 4)
+    assert secondary.family_p_value(0.5, references, names) == pytest.approx((1 + 0.75 + 1) / 4)
 
 
 def test_copies_of_one_reference_count_once() -> None:
     references = np.repeat([0.1, 0.4, 0.8], 5)
     names = list(np.repeat(["a", "b", "c"], 5))
-    assert families.intraclass_correlation(references, names) == pytest.approx(1)
-    assert families.effective_references(references, names) == pytest.approx(3)
+    assert secondary.intraclass_correlation(references, names) == pytest.approx(1)
+    assert secondary.effective_references(references, names) == pytest.approx(3)
 
 
 def test_intraclass_correlation_of_unrelated_members_is_near_zero() -> None:
     rng = np.random.default_rng(1)
     names = list(np.repeat([str(i) for i in range(200)], 4))
-    rho = families.intraclass_correlation(rng.normal(size=800), names)
+    rho = secondary.intraclass_correlation(rng.normal(size=800), names)
     assert rho == pytest.approx(0, abs=0.06)
 
 
@@ -88,7 +88,7 @@ def test_intraclass_correlation_recovers_what_was_planted() -> None:
     sizes = rng.integers(1, 8, size=400)
     shared = np.repeat(rng.normal(size=400), sizes)
     values = np.sqrt(0.6) * shared + np.sqrt(0.4) * rng.normal(size=len(shared))
-    rho = families.intraclass_correlation(
+    rho = secondary.intraclass_correlation(
         values, list(np.repeat(np.arange(400).astype(str), sizes))
     )
     assert rho == pytest.approx(0.6, abs=0.06)
@@ -98,8 +98,8 @@ def test_intraclass_correlation_recovers_what_was_planted() -> None:
     ("values", "names"), [([0.1, 0.2, 0.3], ["a"] * 3), ([0.2] * 4, ["a", "a", "b", "b"])]
 )
 def test_what_cannot_be_estimated_is_absent(values: list[float], names: list[str]) -> None:
-    assert families.intraclass_correlation(np.array(values), names) is None
-    assert families.effective_references(np.array(values), names) is None
+    assert secondary.intraclass_correlation(np.array(values), names) is None
+    assert secondary.effective_references(np.array(values), names) is None
 
 
 # --- predictive t --------------------------------------------------------------------------------
