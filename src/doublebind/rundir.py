@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doublebind import verification
 from doublebind.errors import RunError
 from doublebind.executor import read_ledger
 from doublebind.records import (
@@ -256,13 +255,6 @@ class Run:
             for step, key in {"": c["student"], **c.get("marks", {})}.items()
         ]
         return [model for model in found if self.has_transcripts(model["key"])]
-
-    def verify(self) -> list[str]:
-        """Return what does not agree, one line each; an empty list is a verified run.
-
-        See `doublebind.verify`, which also says what could not be checked from here.
-        """
-        return list(verification.verify(self.path).problems)
 
 
 def _unreadable(path: Path, error: Exception) -> RunError:
