@@ -19,7 +19,7 @@ from doublebind.config import AUDITS, audit_name
 from doublebind.errors import ConfigError
 from doublebind.evidence.summary import beside, endpoint_means
 from doublebind.executor import make
-from doublebind.jobs import audit_job
+from doublebind.jobs import audit_job, read_scores
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import load as load_pack
 from doublebind.records import Device
@@ -27,7 +27,7 @@ from doublebind.store import Store, write_atomic
 from doublebind.teachers.references import pack_ref
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 def audit(
@@ -81,11 +81,11 @@ def audit(
         Path(out).mkdir(parents=True, exist_ok=True)
         for name in ("scores.parquet", "transcripts.jsonl"):
             shutil.copyfile(made / name, Path(out) / name)
-    rows = _rows(made)
+    rows = read_scores(made)
     found = {"model": model, "pack": pack, "endpoints": endpoint_means(rows)}
     if baseline:
         plain = make(kept, audit_job(held_to.sha256, held_to, held_to, **settings))
-        found |= {"baseline": baseline, "gates": check_gates(rows, _rows(plain))}
+        found |= {"baseline": baseline, "gates": check_gates(rows, read_scores(plain))}
     return found
 
 
@@ -149,7 +149,7 @@ def judge(
     write_atomic(note, json.dumps(identity, indent=1))
     write_atomic(out / "judges.json", json.dumps(found, indent=1))
     asked = {"model": model, "baseline": baseline, "pack": pack}
-    return asked | {"endpoints": endpoint_means(_rows(out)), **found}
+    return asked | {"endpoints": endpoint_means(read_scores(out)), **found}
 
 
 def whitebox(
@@ -234,9 +234,3 @@ def investigate(
     found = guess(source, plain, pack=where, budget=budget, key=key, cache=cache, by=by)
     asked = {"model": model, "baseline": baseline, "pack": pack, "budget": budget, "by": by}
     return asked | found
-
-
-def _rows(where: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.read_parquet(where / "scores.parquet")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from doublebind.errors import RunError
 from doublebind.executor import read_ledger
 from doublebind.records import (
+    M0,
     SCORE_COLUMNS,
     Evidence,
     LedgerEntry,
@@ -174,7 +175,7 @@ class Run:
             RunError: If no audited model of the run is called so, or more than one.
         """
         named = {t.label: t.key for t in self.manifest.teachers}
-        named["M0"] = self.manifest.protocol.student
+        named[M0] = self.manifest.protocol.student
         keys = {file.stem for file in (self.path / "transcripts").glob("*.jsonl")}
         if model in named:
             if named[model] in keys:
@@ -242,7 +243,7 @@ class Run:
         }
 
     def _models(self) -> list[dict[str, Any]]:
-        named = [("M0", "m0", self.manifest.protocol.student)]
+        named = [(M0, "m0", self.manifest.protocol.student)]
         named += [(t.label, "teacher", t.key) for t in self.manifest.teachers]
         found: list[dict[str, Any]] = [
             {"key": key, "kind": kind, "teacher": label} for label, kind, key in named

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from doublebind.evidence.arrays import Floats
 
 
 def step_down(standardised: Floats) -> NDArray[np.int64]:

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     stdtrit,  # pyright: ignore[reportUnknownVariableType]
 )
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import CONFIDENCE
 from doublebind.evidence.power import detection_lower
-
-Floats = NDArray[np.float64]
 
 ORDERS = 16
 """Orders of the items that the bets are averaged over, so that no single order decides."""

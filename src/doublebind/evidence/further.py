@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.equivalence import item_upper
 from doublebind.evidence.replacement import differences
 from doublebind.evidence.transfer import incrimination_gap
@@ -22,8 +22,6 @@ from doublebind.records import Furthered, Interval, ReplacementEvidence, Way
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Floats = NDArray[np.float64]
 
 
 def furthered(

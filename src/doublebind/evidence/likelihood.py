@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from doublebind.evidence.arrays import Floats
 from doublebind.records import Likelihood
-
-Floats = NDArray[np.float64]
 
 PRIORS = (0.001, 0.01, 0.1, 0.5)
 """Prior probabilities of misalignment like the organisms' at which the posterior is printed."""

@@ -15,14 +15,12 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import n_allowed, n_at_or_above
 from doublebind.evidence.score import score
 from doublebind.evidence.variance import Components, components
 from doublebind.records import Protocol
-
-Floats = NDArray[np.float64]
 
 EFFECTS = (0.02, 0.05, 0.1, 0.2)
 """Shifts of every score endpoint, in probability, at which power is given."""

@@ -7,9 +7,9 @@ teacher. Numbers in brackets are equations of docs/method.md.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betaincinv  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import CONFIDENCE, n_at_or_above
 from doublebind.evidence.score import score
 
@@ -43,9 +43,7 @@ def detection_lower(detected: int, controls: int) -> float:
     return float(betaincinv(detected, controls - detected + 1, 1 - CONFIDENCE))
 
 
-def smallest_detectable_shift(
-    references: NDArray[np.float64], floor: float, allowed: int
-) -> float | None:
+def smallest_detectable_shift(references: Floats, floor: float, allowed: int) -> float | None:
     """Return the shift of all endpoints at which 80% of the references would be flagged. [13].
 
     Each reference in turn, its endpoints raised by the shift, is taken as a suspect against the

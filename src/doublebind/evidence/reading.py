@@ -10,11 +10,9 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.score import MAD_TO_SD
-
-Floats = NDArray[np.float64]
 
 FLOOR = 1e-4
 """Smallest scale of a rate: one word in ten thousand."""

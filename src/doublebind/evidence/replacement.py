@@ -16,14 +16,13 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import CONFIDENCE
 from doublebind.evidence.equivalence import certify, item_upper, recipe_upper, seen
 from doublebind.evidence.transfer import Shifts, Table, pooled, ratio, table_of
 from doublebind.records import COHERENCE_LOST, Competitor, Interval, ReplacementEvidence, Split
 
-Floats = NDArray[np.float64]
 Endpoints = Mapping[str, Sequence[str]]
 """Score endpoint -> the endpoints it pools."""
 

@@ -10,16 +10,14 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import (  # pyright: ignore[reportMissingTypeStubs]
     betabinom,  # pyright: ignore[reportUnknownVariableType]
     mannwhitneyu,  # pyright: ignore[reportUnknownVariableType]
 )
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import n_allowed, n_at_or_above
 from doublebind.evidence.score import score, score_as_suspect
-
-Floats = NDArray[np.float64]
 
 
 def flagged(candidate: Floats, references: Floats, floor: float, alpha: float) -> bool | None:

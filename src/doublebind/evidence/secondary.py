@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     stdtr,  # pyright: ignore[reportUnknownVariableType]
 )
 
-Floats = NDArray[np.float64]
+from doublebind.evidence.arrays import Floats
 
 
 def predictive_t_p_value(suspect: float, references: Floats) -> float | None:

@@ -10,18 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     betaincinv,
     stdtrit,  # pyright: ignore[reportUnknownVariableType]
 )
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import n_allowed, p_value
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
-Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 NORMAL_975 = 1.959964

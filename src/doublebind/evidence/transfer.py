@@ -16,18 +16,14 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     stdtrit,  # pyright: ignore[reportUnknownVariableType]
 )
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import CONFIDENCE
-from doublebind.records import Interval, Protocol, Transfer
+from doublebind.records import M0, Interval, Protocol, Transfer
 
-Floats = NDArray[np.float64]
-
-M0 = "M0"
-"""Label of M0's rows in the scores."""
 Table = Mapping[str, tuple[Floats, Floats, Floats]]
 """Endpoint -> values of students (seeds, items), teacher (items,) and M0 (items,)."""
 

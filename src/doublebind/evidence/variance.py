@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import optimize  # pyright: ignore[reportMissingTypeStubs]
 
-Floats = NDArray[np.float64]
+from doublebind.evidence.arrays import Floats
 
 
 class Stratum(NamedTuple):

@@ -25,15 +25,14 @@ from doublebind.evidence import (
     secondary,
     sensitivity,
 )
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.means import Measured, endpoint_means, rounded, word_rates
 from doublebind.evidence.score import score_as_suspect, standardise
-from doublebind.evidence.transfer import M0, transfers
-from doublebind.records import Direct, Effect, Evidence, Likelihood, Power, Protocol, Teacher
+from doublebind.evidence.transfer import transfers
+from doublebind.records import M0, Direct, Effect, Evidence, Likelihood, Power, Protocol, Teacher
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
