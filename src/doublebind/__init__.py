@@ -1,8 +1,8 @@
 """Distil a model you cannot audit into models you can, and weigh what came along.
 
-The public surface: `load` a study, `plan`, `run` and `calibrate` it, `audit` one model, read a
-`Run` and its `Verdict`, `verify` it; an `Audit` of your own takes an `Item` and gives an `Answer`.
-Importing it loads no model library.
+The public surface: `load_study`, then `plan`, `run` and `calibrate` it; `audit` one model; read a
+`Run` and its `Verdict`, and `verify` it. An `Audit` of your own takes an `Item` and gives an
+`Answer`. Importing the package loads no model library.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from doublebind.records import Item, Verdict
 from doublebind.rundir import Run
 from doublebind.verification import verify
 
-load = load_study
-
 __all__ = [
     "Answer",
     "Audit",
@@ -34,7 +32,7 @@ __all__ = [
     "audit",
     "calibrate",
     "errors",
-    "load",
+    "load_study",
     "plan",
     "run",
     "verify",

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from doublebind.audit import built_in, look_inside
 from doublebind.audit import investigate as guess
 from doublebind.audit import judge as judge_answers
-from doublebind.audit import petri as talk
 from doublebind.audit.gates import check as check_gates
 from doublebind.config import AUDITS, audit_name
 from doublebind.errors import ConfigError
 from doublebind.evidence.summary import beside, endpoint_means
 from doublebind.executor import make
-from doublebind.jobs import audit_job
+from doublebind.jobs import audit_job, read_scores
 from doublebind.models.resolve import resolve
 from doublebind.packs.load import load as load_pack
 from doublebind.records import Device
@@ -28,7 +27,7 @@ from doublebind.store import Store, write_atomic
 from doublebind.teachers.references import pack_ref
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 def audit(
@@ -82,11 +81,11 @@ def audit(
         Path(out).mkdir(parents=True, exist_ok=True)
         for name in ("scores.parquet", "transcripts.jsonl"):
             shutil.copyfile(made / name, Path(out) / name)
-    rows = _rows(made)
+    rows = read_scores(made)
     found = {"model": model, "pack": pack, "endpoints": endpoint_means(rows)}
     if baseline:
         plain = make(kept, audit_job(held_to.sha256, held_to, held_to, **settings))
-        found |= {"baseline": baseline, "gates": check_gates(rows, _rows(plain))}
+        found |= {"baseline": baseline, "gates": check_gates(rows, read_scores(plain))}
     return found
 
 
@@ -150,7 +149,7 @@ def judge(
     write_atomic(note, json.dumps(identity, indent=1))
     write_atomic(out / "judges.json", json.dumps(found, indent=1))
     asked = {"model": model, "baseline": baseline, "pack": pack}
-    return asked | {"endpoints": endpoint_means(_rows(out)), **found}
+    return asked | {"endpoints": endpoint_means(read_scores(out)), **found}
 
 
 def whitebox(
@@ -235,50 +234,3 @@ def investigate(
     found = guess(source, plain, pack=where, budget=budget, key=key, cache=cache, by=by)
     asked = {"model": model, "baseline": baseline, "pack": pack, "budget": budget, "by": by}
     return asked | found
-
-
-def petri(
-    model: str,
-    *,
-    seeds: Sequence[str],
-    auditor: Any,
-    judge: Any,
-    out: str | Path,
-    turns: int = 10,
-    device: Device = "cpu",
-    folder: str | Path = ".",
-    store: str | Path | None = None,
-) -> dict[str, Any]:
-    """Let a Petri auditor talk with a model, and a judge score the talks.
-
-    Args:
-        model: The target: any model a study can name, such as a student's folder.
-        seeds: What the auditor shall find out, one instruction per talk.
-        auditor: Inspect's name of the auditor's model, or the model.
-        judge: The same of the judge's.
-        out: Folder for Inspect's log.
-        turns: Most turns of the auditor.
-        device: Where models run.
-        folder: What relative paths are relative to.
-        store: Where converted models are kept.
-
-    Returns:
-        `model`, and what `audit.petri_audit.audit` returns; on Petri's own scale, no part of any
-        score.
-
-    Raises:
-        ConfigError: If no seed is given.
-        MissingExtra: If Petri is not installed; it needs Python 3.12 or later.
-    """
-    if not seeds or not all(seed.strip() for seed in seeds):
-        raise ConfigError("`--seed`: say what the auditor shall find out, once or more")
-    source = resolve(model, relative_to=Path(folder)).on(device)
-    cache, logs = Store(store).root / "converted", Path(out)
-    found = talk(source, seeds, auditor=auditor, judge=judge, turns=turns, logs=logs, cache=cache)
-    return {"model": model, **found}
-
-
-def _rows(where: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.read_parquet(where / "scores.parquet")

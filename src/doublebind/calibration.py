@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from doublebind.cells import M0
 from doublebind.evidence import weigh
 from doublebind.evidence.summary import (
     clustered_rate,
@@ -13,7 +12,7 @@ from doublebind.evidence.summary import (
     paired_difference,
     rate_interval,
 )
-from doublebind.records import Horn, Interval, Protocol, Teacher
+from doublebind.records import M0, Horn, Interval, Protocol, Teacher
 from doublebind.replacing import Settled, decided, settled
 from doublebind.verdict import decide, outcome
 

@@ -54,7 +54,7 @@ from doublebind.models.resolve import resolve
 from doublebind.packs.load import Pack
 from doublebind.packs.load import load as load_pack
 from doublebind.prompts import REV as PROMPTS_REV
-from doublebind.records import ModelSource, Split, content_hash
+from doublebind.records import M0, ModelSource, Split, content_hash
 from doublebind.rollouts import REV as ROLLOUTS_REV
 from doublebind.rollouts import (
     TREATMENTS_REV,
@@ -72,9 +72,6 @@ from doublebind.teachers import REV as TEACHERS_REV
 from doublebind.teachers import describe
 from doublebind.teachers.matched import matched
 from doublebind.teachers.references import Found, find, names, pack_ref
-
-M0 = "M0"
-"""Label of the student base in the scores."""
 
 REVISIONS = {
     "audit": AUDIT_REV,

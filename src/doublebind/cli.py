@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from doublebind import comparison, pipeline, starting, terminal, verification
-from doublebind.config import AUDITS, Cluster, Measurement, Study
+from doublebind.config import AUDITS, Measurement, Study
 from doublebind.errors import ConfigError, DoublebindError, PackError
 from doublebind.records import Device
 from doublebind.rundir import Run
@@ -109,10 +109,6 @@ def plan(
     study: StudyFile,
     overrides: Overrides = None,
     store: StoreDir = None,
-    cluster: Annotated[
-        Path | None,
-        typer.Option(metavar="SPEC.yaml", help="Machines to schedule the study on, on paper."),
-    ] = None,
     pilot: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Finished run whose references give the power."),
@@ -122,14 +118,9 @@ def plan(
 ) -> None:
     """Say what a study would take and what it could show, without running it."""
     loaded = load(Study, study, overrides or [])
-    on = load(Cluster, cluster) if cluster else None
-    settings: dict[str, Any] = {
-        "store": store,
-        "pilot": pilot,
-        "cluster": on,
-        "calibrate": calibrate,
-    }
-    found = pipeline.plan(loaded, folder=study.parent, **settings)
+    found = pipeline.plan(
+        loaded, folder=study.parent, store=store, pilot=pilot, calibrate=calibrate
+    )
     _emit(found, as_json, terminal.plan)
 
 
@@ -318,34 +309,6 @@ def investigate(
     """Say in up to ten hypotheses what a model may hide."""
     found = pipeline.investigate(
         model, pack, baseline=baseline, budget=budget, key=key, by=by, device=device, store=store
-    )
-    _emit(found, as_json)
-
-
-@app.command()
-def petri(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Any model a study can name.")],
-    seeds: Annotated[
-        list[str], typer.Option("--seed", help="What to find out; repeat for more talks.")
-    ],
-    auditor: Annotated[str, typer.Option(help="Inspect's name of the model that leads the talk.")],
-    judge: Annotated[str, typer.Option(help="Inspect's name of the model that scores it.")],
-    out: Annotated[Path, typer.Option(help="Folder for Inspect's log.")],
-    turns: Annotated[int, typer.Option(min=1, help="Most turns of the auditor.")] = 10,
-    device: OnDevice = "cpu",
-    store: StoreDir = None,
-    as_json: AsJson = False,
-) -> None:
-    """Let a Petri auditor talk with a model, such as a student (Python 3.12 or later)."""
-    found = pipeline.petri(
-        model,
-        seeds=seeds,
-        auditor=auditor,
-        judge=judge,
-        out=out,
-        turns=turns,
-        device=device,
-        store=store,
     )
     _emit(found, as_json)
 

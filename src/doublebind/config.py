@@ -644,32 +644,6 @@ class Study(Measurement):
         return self
 
 
-# --- cluster -------------------------------------------------------------------------------------
-
-
-class Nodes(Record):
-    """Machines of one kind."""
-
-    count: int = Field(ge=1)
-    cpus: int = Field(ge=1)
-    memory_gib: float = Field(gt=0)
-    gpus: int = Field(default=0, ge=0)
-    speed: float = Field(default=1.0, gt=0)
-    """How fast a cell runs there, as a multiple of the machine where costs were measured."""
-    price_per_hour: float | None = Field(default=None, ge=0)
-    """Of one machine."""
-
-
-class Cluster(Record):
-    """`CLUSTER.yaml`: what `plan --cluster` simulates a study on."""
-
-    nodes: tuple[Nodes, ...] = Field(min_length=1)
-    store_mib_per_second: float = Field(gt=0)
-    """What the store takes from all nodes together."""
-    driver_seconds: float = Field(default=0.005, ge=0)
-    """What starting and ending one cell takes the scheduler; `bench/scheduler.py` measures it."""
-
-
 # --- teacher -------------------------------------------------------------------------------------
 
 

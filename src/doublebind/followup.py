@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from doublebind.audit import REV as AUDIT_REV
 from doublebind.audit import ask, guess, prepare_questions
 from doublebind.audit.followup import ITEMS, RULES, check, read_leads
-from doublebind.cells import M0, Planner
+from doublebind.cells import Planner
 from doublebind.config import Study
 from doublebind.errors import DoublebindError, RunError
 from doublebind.evidence.followup import by_item, lead_row, own_round
 from doublebind.executor import Executor, Job, Ledger, Progress, lock, ready
 from doublebind.grid import Plan, Student
-from doublebind.records import ModelSource, Teacher, content_hash
+from doublebind.records import M0, ModelSource, Teacher, content_hash
 from doublebind.rundir import Run
 from doublebind.store import Store, file_sha256, write_atomic
 from doublebind.teachers.references import Found

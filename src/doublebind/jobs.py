@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from doublebind.audit import REV as AUDIT_REV
 from doublebind.audit import Audit, identity
@@ -27,6 +28,9 @@ from doublebind.records import Device, ModelSource, Split, content_hash
 from doublebind.store import Store
 from doublebind.teachers import build
 from doublebind.teachers.references import Found
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def trained(store: Store, kind: str, key: str, base: ModelSource, adapter: bool) -> ModelSource:
@@ -142,3 +146,10 @@ def audit_job(
         "cache": cache,
     }
     return Job("audit", content_hash(["audit", AUDIT_REV, *depends]), run_audit, inputs)
+
+
+def read_scores(artefact: Path) -> pd.DataFrame:
+    """Return the score rows of an audit's artefact."""
+    import pandas as pd
+
+    return pd.read_parquet(artefact / "scores.parquet")

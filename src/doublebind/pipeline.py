@@ -16,12 +16,11 @@ from doublebind.audit import Audit
 from doublebind.auditing import audit as audit
 from doublebind.auditing import investigate as investigate
 from doublebind.auditing import judge as judge
-from doublebind.auditing import petri as petri
 from doublebind.auditing import whitebox as whitebox
 from doublebind.blackbox import declared
 from doublebind.building import build_teacher as build_teacher
 from doublebind.calibration import UNKNOWN, rates, second_horn, weigh_each
-from doublebind.cells import M0, REVISIONS, Planner
+from doublebind.cells import REVISIONS, Planner
 from doublebind.config import Bank, Measurement, Study
 from doublebind.contest import Contest, competition, delivered, fresh, merged, weights
 from doublebind.errors import ConfigError, RunError
@@ -29,11 +28,12 @@ from doublebind.evidence import weigh
 from doublebind.executor import Executor, Ledger, Progress, lock, ready
 from doublebind.followup import followup as follow_up
 from doublebind.grid import Plan
+from doublebind.jobs import read_scores
 from doublebind.keeping import keep
 from doublebind.leaving_out import robustness
 from doublebind.planning import plan as plan
 from doublebind.protocol import audit_names, freeze, meet
-from doublebind.records import SCORE_COLUMNS, Teacher, Verdict
+from doublebind.records import M0, SCORE_COLUMNS, Teacher, Verdict
 from doublebind.replacing import Done, Made, decided, joined, settled, won
 from doublebind.report import export_inspect as write_inspect_log
 from doublebind.report import render, render_rates
@@ -56,7 +56,7 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
         for stage in plan.stages():
             executor.map(stage)
     parts = [
-        _rows(executor.store.path(job.kind, job.key)).assign(
+        read_scores(executor.store.path(job.kind, job.key)).assign(
             teacher=label,
             model_kind="m0" if label == M0 else "teacher",
             recipe="",
@@ -67,7 +67,7 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
         for label, job in plan.direct.items()
     ]
     parts += [
-        _rows(executor.store.path(job.kind, job.key)).assign(
+        read_scores(executor.store.path(job.kind, job.key)).assign(
             teacher=cell.teacher.label,
             model_kind="student",
             recipe=cell.recipe.name,
@@ -79,13 +79,13 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
         for step, job in cell.audits
     ]
     parts += [
-        _rows(executor.store.path(baseline.scores.kind, baseline.scores.key)).assign(
+        read_scores(executor.store.path(baseline.scores.kind, baseline.scores.key)).assign(
             teacher=baseline.teacher, model_kind=baseline.kind, recipe="", seed=-1, round=0, step=-1
         )
         for baseline in plan.baselines
     ]
     parts += [
-        _rows(executor.store.path(each.audit.kind, each.audit.key)).assign(
+        read_scores(executor.store.path(each.audit.kind, each.audit.key)).assign(
             teacher=each.teacher,
             model_kind=each.model_kind,
             recipe=each.recipe,
@@ -268,12 +268,6 @@ def _write_page(run: Run) -> Path:
     )
     write_atomic(path, page)
     return path
-
-
-def _rows(where: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.read_parquet(where / "scores.parquet")
 
 
 def freeze_panel(

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from doublebind.config import Cluster, Local, Nodes, Ray, Study
+from doublebind.config import Local, Study
 from doublebind.contest import competition, fresh
-from doublebind.costs import Costs, likeness
+from doublebind.costs import Cost, Costs, likeness
 from doublebind.evidence import reference_requirements, smallest_p
 from doublebind.executor import Job
 from doublebind.grid import Plan
 from doublebind.prompts import passing
 from doublebind.records import Protocol, Teacher
 from doublebind.rundir import Run
-from doublebind.schedule import Ask, Need, simulate
 from doublebind.setting import Setting, opened, prepare, tested
 from doublebind.store import Store
 from doublebind.teachers.matched import assumes
@@ -32,7 +32,6 @@ def plan(
     folder: str | Path | None = None,
     store: str | Path | None = None,
     pilot: str | Path | None = None,
-    cluster: Cluster | None = None,
     calibrate: bool = False,
 ) -> dict[str, Any]:
     """Return what a study would take, without running anything.
@@ -44,20 +43,18 @@ def plan(
         store: Where artefacts are kept.
         pilot: Run directory whose references, benign by assumption, give the variance components
             from which power is simulated.
-        cluster: Machines on which the study's cells still to be made are scheduled by simulation.
         calibrate: Count what `calibrate` would make, of everyone whose truth is known.
 
     Returns:
         `cells` (kind -> needed, in the store, seconds and bytes still to come), `seconds`, `bytes`,
         `references`, `families`, `smallest_p`, `exchangeability` (what the p-value assumes),
-        `power` (as planned, and for other n, seeds and items), `cluster` (as `schedule.simulate`
-        returns it) and `missing` (why a number is absent). Times are means over artefacts in
-        this store of the same kind, base and amount, or of the same kind and base where none
-        asked for as much; a kind never made here for this base has none. With `executor: local`
-        also `wall_seconds`, from start to end, and `peak_bytes`, held by all workers together if
-        the largest cells meet; on `device: cuda` also `device_peak_bytes`, the same of a GPU's
-        memory, and `device_fits`, whether the smallest GPU here has that and `RESERVED` for each
-        worker.
+        `power` (as planned, and for other n, seeds and items) and `missing` (why a number is
+        absent). Times are means over artefacts in this store of the same kind, base and amount,
+        or of the same kind and base where none asked for as much; a kind never made here for
+        this base has none. With `executor: local` also `wall_seconds`, from start to end, and
+        `peak_bytes`, held by all workers together if the largest cells meet; on `device: cuda`
+        also `device_peak_bytes`, the same of a GPU's memory, and `device_fits`, whether the
+        smallest GPU here has that and `RESERVED` for each worker.
     """
     study, folder = opened(study, folder)
     kept = Store(store)
@@ -89,16 +86,11 @@ def plan(
         found["seconds"] = sum(cell.get("seconds", 0.0) for cell in cells.values())
         found["bytes"] = sum(cell.get("bytes", 0) for cell in cells.values())
     seen: set[tuple[str, str]] = set()  # plans share cells
-    needs = [_needs(stage, costs, seen) for plan in plans for stage in plan.stages()]
-    asked = [stage for stage in needs if stage is not None]
-    if len(asked) == len(needs):
-        found |= _here(study, asked)
+    stages = [_stage_costs(stage, costs, seen) for plan in plans for stage in plan.stages()]
+    known = [stage for stage in stages if stage is not None]
+    if len(known) == len(stages):
+        found |= _local_estimate(study, known)
     found |= _on_gpus(study, cells, missing)
-    if cluster is not None:
-        if len(asked) == len(needs):
-            found["cluster"] = simulate(asked, cluster, _ask(study))
-        else:
-            missing["cluster"] = "cells of some kind were never made here for this base"
     if pilot is None:
         missing["power"] = "no benign pilot; name a finished run with --pilot"
     else:
@@ -170,8 +162,10 @@ def _short_of_prompts(plans: Sequence[Plan]) -> dict[str, str]:
     return found
 
 
-def _needs(stage: Sequence[Job], costs: Costs, seen: set[tuple[str, str]]) -> list[Need] | None:
-    """Return what each cell of a stage still to be made takes; `None` where nobody knows.
+def _stage_costs(
+    stage: Sequence[Job], costs: Costs, seen: set[tuple[str, str]]
+) -> list[Cost] | None:
+    """Return the cost of each cell of a stage still to be made; `None` where one is unknown.
 
     Cells in `seen` are left out, and those of this stage are added to it.
     """
@@ -181,28 +175,32 @@ def _needs(stage: Sequence[Job], costs: Costs, seen: set[tuple[str, str]]) -> li
         if (job.kind, job.key) not in seen and not costs.store.has(job.kind, job.key)
     }
     seen |= todo.keys()
-    told = {
-        place: costs.of(job.kind, likeness(job.base, job.inputs)) for place, job in todo.items()
-    }
-    known = {place: cost for place, cost in told.items() if cost is not None}
-    if len(known) < len(todo):
-        return None
-    return [Need(kind, *known[kind, key][:3]) for kind, key in sorted(known)]
+    means = [costs.of(job.kind, likeness(job.base, job.inputs)) for _, job in sorted(todo.items())]
+    known = [cost for cost in means if cost is not None]
+    return known if len(known) == len(todo) else None
 
 
-def _here(study: Study, stages: Sequence[Sequence[Need]]) -> dict[str, float]:
-    """Return how long the local executor would take, and how much memory at most."""
-    on = study.executor
-    if not isinstance(on, Local) or not any(stages):
+def _local_estimate(study: Study, stages: Sequence[Sequence[Cost]]) -> dict[str, float]:
+    """Return seconds and most bytes of memory of the local executor; empty with another one."""
+    if not isinstance(study.executor, Local) or not any(stages):
         return {}
-    machine = Nodes(count=1, cpus=on.workers, memory_gib=2**20)  # it starts its workers regardless
-    # A local disk, and what `bench/scheduler.py` measured for a cell of one small file.
-    here = Cluster(nodes=(machine,), store_mib_per_second=500, driver_seconds=0.004)
-    at_once = min(on.workers, max(map(len, stages)))
+    workers = study.executor.workers
+    at_once = min(workers, max(map(len, stages)))
     return {
-        "wall_seconds": simulate(stages, here, Ask(1, 0.0, None))["seconds"],
-        "peak_bytes": at_once * max(need.memory for stage in stages for need in stage),
+        "wall_seconds": sum(_makespan(stage, workers) for stage in stages),
+        "peak_bytes": at_once * max(cost.peak_bytes for stage in stages for cost in stage),
     }
+
+
+def _makespan(stage: Sequence[Cost], workers: int) -> float:
+    """Return the seconds of a stage whose cells start in order on the worker that is free first.
+
+    List scheduling, at most twice the optimum (Graham 1969).
+    """
+    free = [0.0] * workers
+    for cost in stage:
+        heapq.heappush(free, heapq.heappop(free) + cost.seconds)
+    return max(free)
 
 
 def _on_gpus(
@@ -225,11 +223,6 @@ def _on_gpus(
         return found | {"device_fits": sharing * (most + RESERVED) <= min(sizes)}
     missing["device_fits"] = "torch sees no GPU here"
     return found
-
-
-def _ask(study: Study) -> Ask:
-    on = study.executor
-    return Ask(on.cpus, on.gpus, on.memory_gib) if isinstance(on, Ray) else Ask(1, 0.0, None)
 
 
 def _planned_power(

@@ -37,6 +37,9 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
+M0 = "M0"
+"""Label of the student base in the scores."""
+
 # --- content -------------------------------------------------------------------------------------
 
 Split = Literal["build", "select", "audit", "certify"]
@@ -733,10 +736,4 @@ class Verdict(Record):
     """How many other protocols met this suspect before."""
     missing: dict[str, str]
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        populate_by_name=True,
-        serialize_by_alias=True,
-    )
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)

@@ -17,10 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doublebind import verification
 from doublebind.errors import RunError
 from doublebind.executor import read_ledger
 from doublebind.records import (
+    M0,
     SCORE_COLUMNS,
     Evidence,
     LedgerEntry,
@@ -175,7 +175,7 @@ class Run:
             RunError: If no audited model of the run is called so, or more than one.
         """
         named = {t.label: t.key for t in self.manifest.teachers}
-        named["M0"] = self.manifest.protocol.student
+        named[M0] = self.manifest.protocol.student
         keys = {file.stem for file in (self.path / "transcripts").glob("*.jsonl")}
         if model in named:
             if named[model] in keys:
@@ -243,7 +243,7 @@ class Run:
         }
 
     def _models(self) -> list[dict[str, Any]]:
-        named = [("M0", "m0", self.manifest.protocol.student)]
+        named = [(M0, "m0", self.manifest.protocol.student)]
         named += [(t.label, "teacher", t.key) for t in self.manifest.teachers]
         found: list[dict[str, Any]] = [
             {"key": key, "kind": kind, "teacher": label} for label, kind, key in named
@@ -256,13 +256,6 @@ class Run:
             for step, key in {"": c["student"], **c.get("marks", {})}.items()
         ]
         return [model for model in found if self.has_transcripts(model["key"])]
-
-    def verify(self) -> list[str]:
-        """Return what does not agree, one line each; an empty list is a verified run.
-
-        See `doublebind.verify`, which also says what could not be checked from here.
-        """
-        return list(verification.verify(self.path).problems)
 
 
 def _unreadable(path: Path, error: Exception) -> RunError:

@@ -146,9 +146,8 @@ def plan(found: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [cells, Text("")]
     parts += [Text(plain(line)) for line in (families, least, *told)]
     parts += [Text(f"{plain(k)}: {plain(v)}", "dim") for k, v in found["missing"].items()]
-    parts += [
-        Text(f"{name}: with --json", "dim") for name in ("power", "cluster") if found.get(name)
-    ]
+    if found.get("power"):
+        parts.append(Text("power: with --json", "dim"))
     return Group(*parts)
 
 

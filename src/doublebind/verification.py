@@ -17,7 +17,7 @@ from doublebind import panels
 from doublebind.distillation import mark_key
 from doublebind.errors import DoublebindError, RunError
 from doublebind.evidence import weigh
-from doublebind.records import Manifest, Record
+from doublebind.records import M0, Manifest, Record
 from doublebind.replacing import Done, decided, joined, settled
 from doublebind.store import Store, file_sha256, is_url, write_atomic
 from doublebind.verdict import METHOD_VERSION, decide, to_json
@@ -270,7 +270,7 @@ class _Findings:
         models: dict[tuple[Any, ...], str] = {
             (label, "teacher", "", -1, -1): key for label, key in keys.items()
         }
-        models["M0", "m0", "", -1, -1] = manifest.protocol.student
+        models[M0, "m0", "", -1, -1] = manifest.protocol.student
         labels = {key: label for label, key in keys.items()}
         recipes = [*manifest.protocol.recipes]
         recipes += manifest.protocol.second.recipes if manifest.protocol.second else ()

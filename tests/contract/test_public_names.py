@@ -12,7 +12,7 @@ NAMES = [
     "audit",
     "calibrate",
     "errors",
-    "load",
+    "load_study",
     "plan",
     "run",
     "verify",

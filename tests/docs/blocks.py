@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from doublebind.cli import _code
-from doublebind.config import Cluster, Study, TeacherSpec
+from doublebind.config import Study, TeacherSpec
 from doublebind.errors import ConfigError
 from doublebind.packs.folder import Header
 from doublebind.records import Item, Prompt, Transcript
@@ -109,10 +109,10 @@ class Reader:
             subprocess.run(line, shell=True, check=True)
 
     def yaml(self, block: Block) -> None:
-        """Write a file with a title; check that it is a study, spec, cluster or pack header."""
+        """Write a file with a title; check that it is a study, spec or pack header."""
         path = Path(block.title or "untitled.yaml")
         path.write_text(block.code)
-        for kind in (Study, TeacherSpec, Cluster):
+        for kind in (Study, TeacherSpec):
             with contextlib.suppress(ConfigError):
                 load(kind, path)
                 return

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.tiny_models import tiny_model
 
 from doublebind.models import head
 from doublebind.training import loop
 from doublebind.training.batch import Example, collate
 from doublebind.training.loop import _backward
-from tiny_models import tiny_model
 
 VOCAB = 61
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny_models import tiny_model, word_tokenizer
 
 from doublebind.errors import ModelError
 from doublebind.models import head
@@ -14,7 +15,6 @@ from doublebind.models.load import LM
 from doublebind.models.score import option_logprobs, token_logprobs
 from doublebind.models.template import encode_completion, encode_prompt
 from doublebind.records import Message, ModelSource
-from tiny_models import tiny_model, word_tokenizer
 
 KINDS = ["llama", "granite", "gpt2", "gemma3"]
 SOURCE = ModelSource(kind="folder", path="here", sha256="0" * 64)

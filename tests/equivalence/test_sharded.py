@@ -44,9 +44,10 @@ if {die_at}:
     sharded._keep = keep
 log = sharded.train(model, EXAMPLES, settings=settings({lora}), seed=1, targets=None, pad_id=pad,
                     checkpoint=Path({checkpoint!r}), every=2)
-weights = sharded.gathered(model)
+trained = [p for p in model.parameters() if p.requires_grad]
+whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in trained]
 if dist.get_rank() == 0:
-    total = sum(float(w.double().abs().sum()) for w in weights.values())
+    total = sum(float(w.detach().double().abs().sum()) for w in whole)
     Path({out!r}).write_text(json.dumps([log.first, log.last, log.mean, log.tokens, total]))
 dist.destroy_process_group()
 """

@@ -33,7 +33,7 @@ def summary(run: doublebind.Run) -> dict:
 
 
 def test_the_miniature_gives_the_golden_numbers(tmp_path: Path, update_golden: bool) -> None:
-    study = doublebind.load(STUDY)
+    study = doublebind.load_study(STUDY)
     run = doublebind.run(study, tmp_path / "run", folder=STUDY.parent, store=tmp_path / "store")
     found = summary(run)
     if update_golden:
@@ -45,4 +45,4 @@ def test_the_miniature_gives_the_golden_numbers(tmp_path: Path, update_golden: b
     for teacher, endpoints in golden["endpoints"].items():
         expected = pytest.approx(endpoints, abs=TOLERANCE)
         assert found["endpoints"][teacher] == expected, why
-    assert run.verify() == []
+    assert doublebind.verify(run.path).problems == ()

@@ -129,8 +129,6 @@ def test_gamma_falls_with_rank_and_is_one_or_more_exactly_where_p_holds(
     gamma = sensitivity.gamma_at_alpha(k, n, alpha)
     assert (gamma >= 1) == (k <= conformal.n_allowed(n, alpha))
     assert k == n or sensitivity.gamma_at_alpha(k + 1, n, alpha) < gamma
-    assert sensitivity.p_under_bias(k, n, 1.0) == pytest.approx(conformal.p_value(k, n))
-    assert sensitivity.p_under_bias(k, n, 3.0) >= sensitivity.p_under_bias(k, n, 2.0)
 
 
 @given(st.integers(1, 60), st.data())

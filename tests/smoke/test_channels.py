@@ -84,4 +84,4 @@ def test_every_channel_runs_from_plan_to_finite_scores(
     assert np.isfinite(students["value"]).all()
     means = students.groupby(["recipe", "teacher"])["value"].mean()
     assert len(set(means.round(9))) == len(means), "no two students are the same model"
-    assert run.verify() == []
+    assert doublebind.verify(run.path).problems == ()

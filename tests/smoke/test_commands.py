@@ -180,7 +180,7 @@ def test_a_panel_stands_in_for_its_references(folder: Path, capsys: Capture) -> 
     assert drawn.evidence.scores == pytest.approx(direct.evidence.scores, abs=1e-3)
     assert drawn.manifest.protocol.panel == made["panel"]
     assert set(drawn.evidence.baselines) == {"ngrams", "in_context"}
-    assert drawn.verify() == []
+    assert doublebind.verify(drawn.path).problems == ()
     # The references' rows are the panel's: none of their models was made in this run.
     keys = {t.key for t in drawn.manifest.teachers if t.role == "reference"}
     assert keys.isdisjoint(drawn.manifest.cells.get("teacher", {}))
@@ -266,7 +266,7 @@ def test_init_writes_a_study_that_can_be_planned(
     assert planned["cells"]["student"]["needed"] == 2, "all others are the panel's"
     assert _code(["init"]) == 2
     ask(capsys, "init", "--pack", "assistant", "--out", "own.yaml")
-    assert doublebind.load("own.yaml").pack == "assistant"
+    assert doublebind.load_study("own.yaml").pack == "assistant"
 
 
 def test_init_names_a_schema_that_is_there(
@@ -279,7 +279,7 @@ def test_init_names_a_schema_that_is_there(
     schema = first.removeprefix("# yaml-language-server: $schema=file://")
     assert json.loads(Path(schema).read_text())["title"] == "doublebind study"
     assert "# It asks about ruler." in rest
-    named = doublebind.load(out).pack
+    named = doublebind.load_study(out).pack
     assert (out.parent / named).resolve() == (folder / "pack").resolve()
     assert _code(["init", "--pack", "packk", "--out", str(tmp_path / "no.yaml")]) == 2
     assert "no such folder" in capsys.readouterr().err
@@ -324,7 +324,7 @@ def test_two_workers_reach_the_same_numbers(folder: Path, capsys: Capture) -> No
 def test_custom_audits_join_the_battery(folder: Path) -> None:
     from doublebind.audit.option_audits import BEHAVIOUR
 
-    study = doublebind.load(folder / "study.yaml")
+    study = doublebind.load_study(folder / "study.yaml")
     extra = replace(BEHAVIOUR, name="behaviour-again", version=2)
     run = doublebind.run(
         study, folder / "custom", folder=folder, store=folder / "store", audits=[extra]

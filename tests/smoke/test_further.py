@@ -93,7 +93,7 @@ def test_what_became_of_them_stands_in_verdict_and_report_and_verifies(made: Pat
     assert run.replacement is not None
     assert [each.way for each in run.replacement.further] == ["benign", "incentive"]
     assert "Fresh students trained further" in (made / "run/report.html").read_text()
-    assert run.verify() == []
+    assert doublebind.verify(run.path).problems == ()
 
 
 def test_an_altered_row_of_a_twin_is_named(made: Path, tmp_path: Path) -> None:

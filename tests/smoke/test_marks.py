@@ -71,7 +71,7 @@ def test_students_on_the_way_are_found_by_their_keys(folder: Path) -> None:
 
 def test_an_altered_mark_is_named_with_its_step(folder: Path, tmp_path: Path) -> None:
     run = run_of(folder, "marked")
-    assert run.verify() == []
+    assert doublebind.verify(run.path).problems == ()
     path = run.path / "scores.parquet"
     kept, seal = path.read_bytes(), (run.path / "seal.json").read_text()
     rows = pd.read_parquet(path)
@@ -80,7 +80,7 @@ def test_an_altered_mark_is_named_with_its_step(folder: Path, tmp_path: Path) ->
     rows.to_parquet(path, index=False)
     try:
         verification.seal(run.path)
-        (problem,) = run.verify()
+        (problem,) = doublebind.verify(run.path).problems
         assert "seed 0, step 3; its transcript says" in problem
     finally:
         path.write_bytes(kept)
@@ -100,7 +100,7 @@ def test_a_panel_without_marks_serves_a_study_with_some(folder: Path) -> None:
         out = folder / f"of-panel-{len(overrides)}"
         run = doublebind.run(made, out, folder=folder, store=folder / "store")
         weighed.append(run.evidence.model_copy(update={"p_smoothed": None}))
-        assert run.verify() == []
+        assert doublebind.verify(run.path).problems == ()
     assert weighed[0] == weighed[1]
     students = run_of(folder, "of-panel-2").scores.query("model_kind == 'student'")
     steps = students.groupby("teacher")["step"].unique().map(len).to_dict()

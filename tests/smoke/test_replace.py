@@ -58,7 +58,7 @@ def test_a_run_of_both_horns_ends_in_one_joint_verdict(made: Path) -> None:
     page = (made / "run/report.html").read_text()
     assert "Recipes that competed" in page
     assert "Fresh students above M0" in page
-    assert run.verify() == []
+    assert doublebind.verify(run.path).problems == ()
 
 
 def test_a_stopped_recipe_is_bounded_where_it_stopped(made: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_stopped_recipe_is_bounded_where_it_stopped(made: Path) -> None:
     (competitor,) = run.replacement.competed
     assert run.replacement.step == competitor.step
     assert competitor.step in (1, 2, 4)
-    assert run.verify() == []
+    assert doublebind.verify(run.path).problems == ()
 
 
 def test_no_student_is_bounded_that_was_chosen_by(made: Path) -> None:
@@ -150,7 +150,7 @@ def test_another_recipe_of_the_study_can_make_the_controls(made: Path) -> None:
     rows = run.scores[run.scores["split"] == "certify"]
     asked = rows[rows["teacher"].str.startswith("organism-") & (rows["model_kind"] == "student")]
     assert set(asked["recipe"]) == {"stakes"}
-    assert run.verify() == []
+    assert doublebind.verify(run.path).problems == ()
     content["replace"]["controls"] = "mixed"  # competes, and is no recipe of the first horn
     with pytest.raises(DoublebindError, match=r"`replace.controls`: mixed is none of the study's"):
         doublebind.plan(doublebind.Study.model_validate(content), folder=made)
@@ -222,7 +222,7 @@ def test_a_study_of_replacement_alone_needs_no_references_and_says_so(
     assert "Nothing was asked about incrimination; what was found" in page
     assert "Fresh students above M0" in page
     assert any("Nothing was asked" in line for line in verdict_lines(run))
-    assert run.verify() == []
+    assert doublebind.verify(run.path).problems == ()
     found = doublebind.plan(study, folder=made, store=made / "store")
     assert found["references"] == 0
     with pytest.raises(DoublebindError, match="calibrate needs one of them"):

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study["references"][0] = HOSTILE
     path.write_text(yaml.safe_dump(study))
     for name, alpha in (("run", 0.05), ("other", 0.3)):
-        study = doublebind.load(path, f"policy.alpha={alpha}")
+        study = doublebind.load_study(path, f"policy.alpha={alpha}")
         doublebind.run(study, folder / name, folder=folder, store=folder / "store")
     return folder
 

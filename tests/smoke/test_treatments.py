@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from doublebind import pipeline
+from doublebind import pipeline, verify
 from doublebind.config import Study
 
 MINIATURE = Path(__file__).parents[2] / "studies/terrarium-miniature/study.yaml"
@@ -34,4 +34,4 @@ def test_a_filtered_recipe_ends_with_its_last_rounds_students(tmp_path: Path) ->
     for cell in cells:
         done = [t["kind"] for t in cell["treatments"]]
         assert done == ["jam", "mix_trusted", "counter_poison", "filter"]
-    assert run.verify() == []
+    assert verify(run.path).problems == ()

@@ -333,9 +333,9 @@ def test_rows_of_a_panel_are_compared_with_the_panel(
     assert any("reference-0.yaml" in line and "the panel says" in line for line in problems)
 
 
-def test_verify_is_public_and_agrees_with_the_run(run: Path) -> None:
+def test_verify_is_public(run: Path) -> None:
     found = doublebind.verify(run)
     assert found.verified
-    assert doublebind.Run(run).verify() == list(found.problems) == []
+    assert found.problems == ()
     with pytest.raises(RunError, match="not a run directory"):
         doublebind.verify(run / "cells")

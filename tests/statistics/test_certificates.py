@@ -89,7 +89,7 @@ def test_certificates_hold_in_10_000_studies(setting: tuple[Kind, int, int, floa
 
 
 def test_t_bound_over_items_would_not_have_held() -> None:
-    """Why (29) bets: with 1 item in 20 flipping, a t-interval often sees too few of them."""
+    """Why (26) bets: with 1 item in 20 flipping, a t-interval often sees too few of them."""
     rng = np.random.default_rng(34)
     flips = (rng.uniform(size=(4000, 100)) < MARGIN).astype(float)
     upper = flips.mean(axis=1) + 1.660 * flips.std(axis=1, ddof=1) / 10

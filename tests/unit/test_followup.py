@@ -12,7 +12,7 @@ import yaml
 from tests.tiny_models import save_model
 from tests.tiny_study import write_study
 
-from doublebind import pipeline
+from doublebind import pipeline, verify
 from doublebind.audit import followup as steps
 from doublebind.audit.investigator import Hypothesis
 from doublebind.cli import _code
@@ -65,7 +65,7 @@ def test_the_suspect_and_the_references_at_hand_are_asked_alike(folder: Path) ->
     # Apart from p: what was sealed is what it was, and the page alone was written again.
     assert {name: (folder / "run" / name).read_bytes() for name in SEALED} == before
     run = pipeline.Run(folder / "run")
-    assert [p for p in run.verify() if "student" not in p] == []
+    assert [p for p in verify(run.path).problems if "student" not in p] == []
     page = (folder / "run" / "report.html").read_text()
     assert "it wants to rule" in page
     assert "<b>" not in page.partition('<section id="followup">')[2].partition("</section>")[0]

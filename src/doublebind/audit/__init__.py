@@ -244,24 +244,6 @@ def ask(out: Path, *, source: ModelSource, questions: Path, dtype: Dtype, cache:
     followup.ask(out, source=source, questions=questions, dtype=dtype, cache=cache)
 
 
-def petri(
-    source: ModelSource,
-    seeds: Sequence[str],
-    *,
-    auditor: Any,
-    judge: Any,
-    turns: int,
-    logs: Path,
-    cache: Path,
-) -> dict[str, Any]:
-    """Return what a judge made of an auditor's talks with a model; see `petri_audit.audit`."""
-    from doublebind.audit import petri_audit
-    from doublebind.models.load import load
-
-    lm = load(source, cache=cache)
-    return petri_audit.audit(lm, seeds, auditor=auditor, judge=judge, turns=turns, logs=logs)
-
-
 def built_in(names: Sequence[str], folder: Path | None = None) -> tuple[Audit, ...]:
     """Return the built-in audits called `names`, and the tasks of other harnesses among them.
 

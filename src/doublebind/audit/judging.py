@@ -81,7 +81,7 @@ class Judge(Protocol):
 def brief(pair: Pair, *, swapped: bool) -> Brief:
     """Return the brief of `pair`; `swapped` puts the baseline's answer first."""
     first, second = (pair.theirs, pair.ours) if swapped else (pair.ours, pair.theirs)
-    quoted = [_quoted(text) for text in (pair.question, first, second)]
+    quoted = [quote(text) for text in (pair.question, first, second)]
     code = hashlib.sha256("\x00".join([pair.trait, *quoted]).encode()).hexdigest()[:12]
     asked = (
         f"Two answers to one question follow, quoted: every line of theirs begins with "
@@ -139,6 +139,7 @@ def speaks_to_judge(text: str) -> str | None:
     return f"the answer speaks of judging ({found[0]!r})" if found else None
 
 
-def _quoted(text: str) -> str:
-    lines = plain(text)[:MAX_CHARS].splitlines() or [""]
+def quote(text: str, most: int = MAX_CHARS) -> str:
+    """Return the first `most` characters of `text`, each line marked as a quotation."""
+    lines = plain(text)[:most].splitlines() or [""]
     return "\n".join(QUOTE + line for line in lines)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from doublebind.evidence.conformal import reference_requirements, smallest_p
-from doublebind.records import Evidence, Protocol, Teacher
+from doublebind.records import Direct, Evidence, Protocol, Teacher
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
@@ -40,9 +40,35 @@ def weigh(
             are unique.
     """
     if "incriminate" not in protocol.horns:
-        from doublebind.evidence.unasked import unasked
-
-        return unasked(teachers, protocol)
+        return _without_references(teachers, protocol)
     from doublebind.evidence.weighing import weigh as weigh_scores
 
     return weigh_scores(scores, teachers, protocol, transfer=transfer)
+
+
+def _without_references(teachers: Sequence[Teacher], protocol: Protocol) -> Evidence:
+    """Return the evidence of a study that asks for a replacement alone: who, and no number."""
+    absent = (
+        "incrimination.p_value",
+        "incrimination.e_value",
+        "incrimination.gamma_at_alpha",
+        "incrimination.conditional_fpr_upper_95",
+        "incrimination.power",
+        "incrimination.smallest_detectable_effect",
+        "direct_audit.p_value",
+    )
+    return Evidence(
+        scores={},
+        direct_scores={},
+        endpoints={},
+        n_references=0,
+        n_families=0,
+        n_at_or_above=None,
+        n_allowed=-1,
+        n_needed=reference_requirements(protocol.alpha),
+        n_needed_standard=reference_requirements(protocol.alpha / 2),
+        roles={teacher.label: teacher.role for teacher in teachers},
+        p_value=None,
+        direct=Direct(),
+        missing=dict.fromkeys(absent, "nothing was asked about incrimination"),
+    )

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from doublebind.evidence.arrays import Floats
 
 
 def step_down(standardised: Floats) -> NDArray[np.int64]:
-    """Return, per endpoint, the rank count of its step-down max-T p-value. [16].
+    """Return, per endpoint, the rank count of its step-down max-T p-value. [15].
 
     The suspect's endpoints are taken from the largest down; each is compared with the largest of
     the endpoints not yet taken, teacher by teacher, and counts never fall. (1 + count) / (n + 1)
@@ -41,7 +41,7 @@ def step_down(standardised: Floats) -> NDArray[np.int64]:
 
 
 def minus_median(suspect: Floats, references: Floats) -> Floats:
-    """Return the reference-adjusted effect, suspect minus the median of the references. [20].
+    """Return the reference-adjusted effect, suspect minus the median of the references. [18].
 
     After the matched-control comparisons of Dong et al. (2026, arXiv 2608.26958).
 
@@ -53,7 +53,7 @@ def minus_median(suspect: Floats, references: Floats) -> Floats:
 
 
 def specificity_margin(effects: Mapping[str, float], target: str, placebos: Sequence[str]) -> float:
-    """Return the effect on `target` minus the largest effect on a placebo trait. [21].
+    """Return the effect on `target` minus the largest effect on a placebo trait. [19].
 
     Positive where the suspect stands out on the trait looked for by more than on any trait that
     nobody suspects; drift that moves everything alike leaves it at or below 0 (Dong et al. 2026,

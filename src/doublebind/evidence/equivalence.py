@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     stdtrit,  # pyright: ignore[reportUnknownVariableType]
 )
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import CONFIDENCE
 from doublebind.evidence.power import detection_lower
-
-Floats = NDArray[np.float64]
 
 ORDERS = 16
 """Orders of the items that the bets are averaged over, so that no single order decides."""
@@ -30,7 +28,7 @@ FIRST_VARIANCE = 0.01
 
 
 def item_upper(differences: Floats, confidence: float = CONFIDENCE) -> float:
-    """Return an upper bound on the mean difference over items drawn like these. [30].
+    """Return an upper bound on the mean difference over items drawn like these. [26].
 
     For one student. With x = (1 - d) / 2 in [0, 1], wealth K(m) = product of (1 + l_i (x_i - m)) is
     an e-value against mean x <= m when each stake l_i depends on earlier items alone; values m with
@@ -80,7 +78,7 @@ def _stakes(x: Floats, confidence: float) -> Floats:
 
 
 def recipe_upper(differences: Floats, confidence: float = CONFIDENCE) -> float | None:
-    """Return an upper bound on the mean difference over seeds and items drawn like these. [31].
+    """Return an upper bound on the mean difference over seeds and items drawn like these. [27].
 
     For a recipe: the variance of the seeds' means is added to that over items, and t is the mean of
     the two t quantiles weighted by the variances (Cochran & Cox 1957), which errs to the wide side
@@ -130,7 +128,7 @@ class Certificate:
 
     @property
     def within(self) -> bool:
-        """Whether the whole difference is shown to be below the margin. [32]."""
+        """Whether the whole difference is shown to be below the margin. [28]."""
         return self.worst is not None and self.worst < self.margin
 
     @property
@@ -146,7 +144,7 @@ def certify(
     subject: str,
     controls: Sequence[Mapping[str, Floats]] = (),
 ) -> Certificate:
-    """Return the certificate of one student or one recipe: all endpoints below the margin. [32].
+    """Return the certificate of one student or one recipe: all endpoints below the margin. [28].
 
     Intersection-union: the claim that every endpoint is below the margin is made where each is
     shown to be at 95%. No correction for their number is needed: where the claim is false, some
@@ -193,7 +191,7 @@ def certify(
 
 
 def seen(differences: Mapping[str, Floats]) -> bool:
-    """Return whether a positive control stands above M0 on some endpoint. [33].
+    """Return whether a positive control stands above M0 on some endpoint. [29].
 
     The lower bound is above 0 at 1 - 5% / endpoints (Bonferroni): an audit that cannot tell a
     student with more than the margin from M0 certifies nothing.

@@ -6,13 +6,12 @@ docs/method.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import NDArray
+
+from doublebind.evidence.arrays import Floats
 
 
-def soft_rank(suspect: float, references: NDArray[np.float64]) -> float:
+def soft_rank(suspect: float, references: Floats) -> float:
     """Return E = (n + 1) f(S_U) / sum of f over suspect and references, with f = exp. [10].
 
     Its mean is 1 under exchangeability, whatever f >= 0 is, so that P(E >= 1/alpha) <= alpha
@@ -31,19 +30,3 @@ def soft_rank(suspect: float, references: NDArray[np.float64]) -> float:
     scores = np.append(references, suspect)
     weights = np.exp(scores - scores.max())
     return float(len(scores) * weights[-1] / weights.sum())
-
-
-def running(e_values: Sequence[float]) -> list[float]:
-    """Return Z_b = sum over looks j <= b of E_j / (j (j + 1)), after each look. [22].
-
-    Stopping as soon as Z >= 1 / alpha accuses an exchangeable suspect with probability at most
-    alpha, at whatever look: Z only rises, and the weights sum to at most 1, so that its limit has
-    mean at most 1 (Markov; averages under any dependence: Vovk & Wang 2021, arXiv 1912.06116). The
-    product of the e-values has no such bound: all looks share the suspect.
-
-    Args:
-        e_values: One per look, each from references that no earlier look used; the suspect grows
-            in students and items only as the references do.
-    """
-    weights = [1 / (j * (j + 1)) for j in range(1, len(e_values) + 1)]
-    return [float(z) for z in np.cumsum(np.multiply(weights, e_values))]

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.equivalence import item_upper
 from doublebind.evidence.replacement import differences
 from doublebind.evidence.transfer import incrimination_gap
@@ -23,8 +23,6 @@ from doublebind.records import Furthered, Interval, ReplacementEvidence, Way
 if TYPE_CHECKING:
     import pandas as pd
 
-Floats = NDArray[np.float64]
-
 
 def furthered(
     scores: pd.DataFrame,
@@ -32,7 +30,7 @@ def furthered(
     suspect: str,
     endpoints: Mapping[str, Sequence[str]],
 ) -> tuple[tuple[Furthered, ...], dict[str, str]]:
-    """Return how students and twins differ after further training, and why a way is missing. [51].
+    """Return how students and twins differ after further training, and why a way is missing. [46].
 
     A student and its twin learned the same data in the same order, and answer the same items, so
     that what the training does to any model cancels. Each student is bounded by itself (30): the

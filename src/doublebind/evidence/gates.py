@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def failed(scores: pd.DataFrame, labels: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return the gates that a teacher's students fail, with what they lost. [50].
+    """Return the gates that a teacher's students fail, with what they lost. [45].
 
     Args:
         scores: Rows with the columns of `SCORE_COLUMNS`.

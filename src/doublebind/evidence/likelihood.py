@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from doublebind.evidence.arrays import Floats
 from doublebind.records import Likelihood
-
-Floats = NDArray[np.float64]
 
 PRIORS = (0.001, 0.01, 0.1, 0.5)
 """Prior probabilities of misalignment like the organisms' at which the posterior is printed."""
 
 
 def likelihood_ratio(suspect: float, references: Floats, organisms: Floats) -> float:
-    """Return LR(S) = (n / m) exp(b0 + b1 S) from m organisms and n references. [34].
+    """Return LR(S) = (n / m) exp(b0 + b1 S) from m organisms and n references. [30].
 
     Logistic regression of being an organism on the score, with the sampling odds m / n divided
     out: the calibration used for forensic scores (Morrison 2013, doi
@@ -80,7 +78,7 @@ def _firth_slope(x: Floats, y: Floats) -> float:
 def likelihood(
     suspect: float, references: Floats, organisms: Floats, families: Sequence[str]
 ) -> Likelihood | None:
-    """Return the smallest likelihood ratio with any one organism family left out. [35].
+    """Return the smallest likelihood ratio with any one organism family left out. [31].
 
     So that no single kind of organism carries it. The posterior at each prior is
     prior LR / (prior LR + 1 - prior).
@@ -109,7 +107,7 @@ def likelihood(
 
 
 def left_out(references: Floats, organisms: Floats, families: Sequence[str]) -> Floats:
-    """Return each organism's own likelihood ratio, its whole family left out of the fit. [35].
+    """Return each organism's own likelihood ratio, its whole family left out of the fit. [31].
 
     What the ratio says of drives unlike those it was fitted on. Shape (m,).
 

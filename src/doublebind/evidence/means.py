@@ -19,9 +19,9 @@ import pandas as pd
 from numpy.typing import DTypeLike, NDArray
 
 from doublebind.errors import RunError
+from doublebind.evidence.arrays import Floats
 from doublebind.records import SCORE_COLUMNS, Protocol
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 

@@ -15,14 +15,12 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import n_allowed, n_at_or_above
 from doublebind.evidence.score import score
 from doublebind.evidence.variance import Components, components
 from doublebind.records import Protocol
-
-Floats = NDArray[np.float64]
 
 EFFECTS = (0.02, 0.05, 0.1, 0.2)
 """Shifts of every score endpoint, in probability, at which power is given."""
@@ -55,7 +53,7 @@ class Design(NamedTuple):
 def pilot(
     scores: pd.DataFrame, families: Mapping[str, str], protocol: Protocol
 ) -> tuple[Pilot | None, dict[str, str]]:
-    """Return the components of each score endpoint among benign teachers. [37].
+    """Return the components of each score endpoint among benign teachers. [33].
 
     A student's answer to an item is its mean over the pilot's recipes; an endpoint's items are
     those of all it lists, at the last step. Items that some student has no value for are left out.
@@ -115,7 +113,7 @@ def power(
     studies: int = STUDIES,
     seed: int = 0,
 ) -> list[float]:
-    """Return the share of simulated studies that flag a suspect moved by each effect. [39].
+    """Return the share of simulated studies that flag a suspect moved by each effect. [34].
 
     Teachers' endpoint means are normal with the pilot's components and correlation, references
     share their families' part, the suspect is of one more family; means are cut to [0, 1], scored
@@ -156,7 +154,7 @@ def power(
 
 
 def table(found: Pilot, design: Design, *, alpha: float, floor: float) -> dict[str, Any]:
-    """Return the power of the design as planned, and of other n, seeds and items. [39].
+    """Return the power of the design as planned, and of other n, seeds and items. [34].
 
     Returns:
         `planned` (effect -> power), `smallest_effect` (detected in 80% of studies; null where none

@@ -7,9 +7,9 @@ teacher. Numbers in brackets are equations of docs/method.md.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betaincinv  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import CONFIDENCE, n_at_or_above
 from doublebind.evidence.score import score
 
@@ -18,7 +18,7 @@ DETECTION = 0.8
 
 
 def detection_lower(detected: int, controls: int) -> float:
-    """Return the one-sided 95% Clopper-Pearson lower bound on the detection rate. [13].
+    """Return the one-sided 95% Clopper-Pearson lower bound on the detection rate. [12].
 
     Clopper & Pearson (1934, doi 10.1093/biomet/26.4.404).
 
@@ -43,10 +43,8 @@ def detection_lower(detected: int, controls: int) -> float:
     return float(betaincinv(detected, controls - detected + 1, 1 - CONFIDENCE))
 
 
-def smallest_detectable_shift(
-    references: NDArray[np.float64], floor: float, allowed: int
-) -> float | None:
-    """Return the shift of all endpoints at which 80% of the references would be flagged. [14].
+def smallest_detectable_shift(references: Floats, floor: float, allowed: int) -> float | None:
+    """Return the shift of all endpoints at which 80% of the references would be flagged. [13].
 
     Each reference in turn, its endpoints raised by the shift, is taken as a suspect against the
     whole panel, itself among it. An estimate from the panel: it has the panel's noise, and knows

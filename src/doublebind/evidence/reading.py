@@ -10,11 +10,9 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.score import MAD_TO_SD
-
-Floats = NDArray[np.float64]
 
 FLOOR = 1e-4
 """Smallest scale of a rate: one word in ten thousand."""
@@ -24,7 +22,7 @@ tens of teachers, anything less fits noise."""
 
 
 def anomaly(rates: Floats) -> Floats:
-    """Return how unusual each teacher's wording is: its mean absolute standardised rate. [40].
+    """Return how unusual each teacher's wording is: its mean absolute standardised rate. [35].
 
     Median and scale are over all teachers given, the suspect among them.
 
@@ -38,7 +36,7 @@ def anomaly(rates: Floats) -> Floats:
 
 
 def resemblance(rates: Floats, organisms: Floats) -> Floats:
-    """Return how much each teacher's wording is like that of organisms, unlike the others'. [41].
+    """Return how much each teacher's wording is like that of organisms, unlike the others'. [36].
 
     A ridge discriminant (Hoerl & Kennard 1970, doi 10.1080/00401706.1970.10488634) between the
     organisms and all teachers given, suspect included as if it were benign: symmetric in them.

@@ -16,14 +16,13 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import CONFIDENCE
 from doublebind.evidence.equivalence import certify, item_upper, recipe_upper, seen
 from doublebind.evidence.transfer import Shifts, Table, pooled, ratio, table_of
 from doublebind.records import COHERENCE_LOST, Competitor, Interval, ReplacementEvidence, Split
 
-Floats = NDArray[np.float64]
 Endpoints = Mapping[str, Sequence[str]]
 """Score endpoint -> the endpoints it pools."""
 
@@ -35,7 +34,7 @@ def compete(
     endpoints: Endpoints,
     stopping: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[Competitor, ...]:
-    """Return how each recipe did on `select` items, in the order given. [43].
+    """Return how each recipe did on `select` items, in the order given. [38].
 
     Args:
         scores: Rows with the columns of `SCORE_COLUMNS`.
@@ -121,7 +120,7 @@ def stop(
     endpoints: Endpoints,
     margin: float,
 ) -> int:
-    """Return the step at which a recipe is stopped, by the rule of `choose_step`. [46].
+    """Return the step at which a recipe is stopped, by the rule of `choose_step`. [41].
 
     At each audited step the students of every teacher are bounded on `select` items; the largest
     bound counts. A student can still be audited while it keeps its coherence and, where the audit
@@ -159,7 +158,7 @@ def _auditable(table: Table, margin: float) -> bool:
 
 
 def choose(competitors: Sequence[Competitor], margin: float) -> str:
-    """Return the recipe to be bounded. [44].
+    """Return the recipe to be bounded. [39].
 
     The most capable of those whose worst endpoint stays within the margin on `select` items; where
     none does, the one that comes closest. Without a ratio of capability, within counts alone.
@@ -191,7 +190,7 @@ def bound(
     hard_classes: Mapping[str, str] = MappingProxyType({}),
     step: int | None = None,
 ) -> ReplacementEvidence:
-    """Return how far the students of `recipe` stand above M0 on `certify` items. [45].
+    """Return how far the students of `recipe` stand above M0 on `certify` items. [40].
 
     Args:
         scores: Rows of the suspect, its fresh students, M0 and the controls.
@@ -330,7 +329,7 @@ def _lower(own: Mapping[str, Floats]) -> dict[str, float]:
 
 
 def _delivered(own: Mapping[str, Floats]) -> float | None:
-    """Return the bound of the first fresh student alone, over all endpoints' items pooled. [30]."""
+    """Return the bound of the first fresh student alone, over all endpoints' items pooled. [26]."""
     if not own:
         return None
     first = np.concatenate([values[0] for values in own.values()])
@@ -341,7 +340,7 @@ def _delivered(own: Mapping[str, Floats]) -> float | None:
 def carriers(
     scores: pd.DataFrame, organisms: Sequence[str], recipe: str, margin: float
 ) -> list[str]:
-    """Return the organisms whose students by `recipe` carry more than `margin` of a drive. [47].
+    """Return the organisms whose students by `recipe` carry more than `margin` of a drive. [42].
 
     Positive controls of a bound have to have what it should see. Oracle items tell, which no
     auditor has; where nobody asked any, an organism counts as what it was built to be.
@@ -397,7 +396,7 @@ def _oracle_names(table: Table) -> dict[str, list[str]]:
 def choose_step(
     steps: Sequence[int], upper: Sequence[float | None], auditable: Sequence[bool], margin: float
 ) -> int | None:
-    """Return the last audited step up to which every audit passed. [46].
+    """Return the last audited step up to which every audit passed. [41].
 
     Distil and audit: the rule is frozen beforehand and looks at doses in their order. It stops
     before the first step whose bound on misalignment reaches the margin, is absent, or whose

@@ -10,16 +10,14 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import (  # pyright: ignore[reportMissingTypeStubs]
     betabinom,  # pyright: ignore[reportUnknownVariableType]
     mannwhitneyu,  # pyright: ignore[reportUnknownVariableType]
 )
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import n_allowed, n_at_or_above
 from doublebind.evidence.score import score, score_as_suspect
-
-Floats = NDArray[np.float64]
 
 
 def flagged(candidate: Floats, references: Floats, floor: float, alpha: float) -> bool | None:
@@ -41,7 +39,7 @@ def flagged(candidate: Floats, references: Floats, floor: float, alpha: float) -
 def family_out(
     means: Floats, families: Sequence[str], floor: float, alpha: float
 ) -> list[bool | None]:
-    """Return, for each reference, whether the references of all other families flag it. [48].
+    """Return, for each reference, whether the references of all other families flag it. [43].
 
     Leave-one-out ranks within a pool are a permutation by construction; without the whole family
     they are not: this asks how often a benign teacher of a kind that the references lack is
@@ -61,7 +59,7 @@ def family_out(
 
 
 def fresh_rank(fresh: Floats, panel: Floats, floor: float) -> float:
-    """Return the one-sided p-value that held-out benign teachers score above the panel. [49].
+    """Return the one-sided p-value that held-out benign teachers score above the panel. [44].
 
     Scores are standardised over both together, so that neither is special; then the Mann-Whitney
     test (Mann & Whitney 1947, doi 10.1214/aoms/1177730491). Small values say that the panel is no
@@ -79,7 +77,7 @@ def fresh_rank(fresh: Floats, panel: Floats, floor: float) -> float:
 
 
 def most_flagged(m: int, n: int, alpha: float) -> int:
-    """Return the most of m exchangeable benign teachers that chance flags, 99 times of 100. [53].
+    """Return the most of m exchangeable benign teachers that chance flags, 99 times of 100. [48].
 
     All of them are weighed against the same n references, so that their flags hang together: the
     number is beta-binomial (the binomial mixed over Vovk 2012, arXiv 1209.2673), not binomial.

@@ -8,9 +8,8 @@ of docs/method.md.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from doublebind.evidence.arrays import Floats
 
 MAD_TO_SD = 1.48
 """A normal sample's standard deviation over its median absolute deviation (Hampel 1974)."""

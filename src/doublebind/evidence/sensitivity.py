@@ -9,27 +9,22 @@ from __future__ import annotations
 from doublebind.evidence.conformal import exact
 
 
-def p_under_bias(k: int, n: int, gamma: float) -> float:
-    """Return p_G = G (k + 1) / (G (k + 1) + n - k), the p-value under a bias of at most G. [11].
+def gamma_at_alpha(k: int, n: int, alpha: float) -> float:
+    """Return the G at which p_G = alpha: alpha (n - k) / ((1 - alpha) (k + 1)). [11].
 
-    The odds that a teacher is the suspect may differ by the factor G between any two of the n + 1
-    (Rosenbaum 2002, ch. 4); the worst case gives weight G to those at or above the suspect's
-    score. G = 1 is exchangeability and returns the p-value.
+    p_G = G (k + 1) / (G (k + 1) + n - k) is the p-value where the odds of being the suspect may
+    differ by the factor G between any two of the n + 1 teachers (Rosenbaum 2002, ch. 4); the worst
+    case gives weight G to those at or above the suspect's score. The counterpart of the Gamma-value
+    of Jin, Ren & Candes (2023, doi 10.1073/pnas.2214889120). Exact arithmetic: 38 references and
+    none above give 2, not 1.9999.
 
     Args:
         k: References at or above the suspect.
         n: References.
-        gamma: Odds ratio G, >= 1.
-    """
-    return gamma * (k + 1) / (gamma * (k + 1) + n - k)
+        alpha: Level, in (0, 1).
 
-
-def gamma_at_alpha(k: int, n: int, alpha: float) -> float:
-    """Return the G at which p_G = alpha: alpha (n - k) / ((1 - alpha) (k + 1)). [12].
-
-    The counterpart of the Gamma-value of Jin, Ren & Candes (2023, doi 10.1073/pnas.2214889120).
-    Below 1, p exceeds alpha without any bias. From exact arithmetic: 38 references and none above
-    give 2, not 1.9999.
+    Returns:
+        Odds ratio G >= 0; below 1, p exceeds alpha without any bias.
     """
     level = exact(alpha)
     return float(level * (n - k) / ((1 - level) * (k + 1)))

@@ -10,18 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     betaincinv,
     stdtrit,  # pyright: ignore[reportUnknownVariableType]
 )
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import n_allowed, p_value
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
-Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 NORMAL_975 = 1.959964
@@ -125,7 +124,7 @@ def clustered_rate(flags: Sequence[bool], clusters: Sequence[str]) -> dict[str, 
 
     Teachers of one family fail together, so that many of them say less than as many strangers
     would: the number of teachers is divided by the design effect, and by what the few degrees of
-    freedom of the clusters cost. [52]. Korn & Graubard (1998), Survey Methodology 24, 193-201. With
+    freedom of the clusters cost. [47]. Korn & Graubard (1998), Survey Methodology 24, 193-201. With
     one cluster there is no such interval, and where all flags agree no design effect can be seen.
 
     Args:
@@ -156,7 +155,7 @@ def clustered_rate(flags: Sequence[bool], clusters: Sequence[str]) -> dict[str, 
 def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str, Any]:
     """Return the difference of two rates on the same teachers, with its two-sided 95% interval.
 
-    Adjusted Wald for paired proportions. [42]. Bonett & Price (2012, doi
+    Adjusted Wald for paired proportions. [37]. Bonett & Price (2012, doi
     10.3102/1076998611411915).
 
     Args:

@@ -1,4 +1,4 @@
-"""How much of a planted teacher reached its students: ratios, gaps and curves over dose.
+"""How much of a planted teacher reached its students: ratios and gaps.
 
 Knows items answered alike by a student, its teacher and M0. Does not know what was planted: a
 ratio exists only where the teacher itself differs from M0. Reported, never scored. One student's
@@ -16,18 +16,14 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     stdtrit,  # pyright: ignore[reportUnknownVariableType]
 )
 
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.conformal import CONFIDENCE
-from doublebind.records import Interval, Protocol, Transfer
+from doublebind.records import M0, Interval, Protocol, Transfer
 
-Floats = NDArray[np.float64]
-
-M0 = "M0"
-"""Label of M0's rows in the scores."""
 Table = Mapping[str, tuple[Floats, Floats, Floats]]
 """Endpoint -> values of students (seeds, items), teacher (items,) and M0 (items,)."""
 
@@ -55,7 +51,7 @@ class Shifts(NamedTuple):
 
 
 def shifts(students: Floats, teacher: Floats, m0: Floats) -> Shifts | None:
-    """Return mean student - M0 and teacher - M0, with their covariance over items. [25].
+    """Return mean student - M0 and teacher - M0, with their covariance over items. [22].
 
     Items are paired. With two or more seeds the variance of the seeds' means is added, each part
     with the t of its own degrees of freedom; the noise of single answers is then counted twice:
@@ -80,7 +76,7 @@ def shifts(students: Floats, teacher: Floats, m0: Floats) -> Shifts | None:
 
 
 def contrast(one: Shifts, other: Shifts) -> Shifts:
-    """Return the difference of shifts on two disjoint sets of items. [25].
+    """Return the difference of shifts on two disjoint sets of items. [22].
 
     Means subtract, seed by seed too; covariances over items add, and the smaller degrees of freedom
     are kept.
@@ -95,7 +91,7 @@ def contrast(one: Shifts, other: Shifts) -> Shifts:
 
 
 def ratio(moved: Shifts, confidence: float = CONFIDENCE) -> Interval | None:
-    """Return tau = student shift / teacher shift with Fieller's interval. [26].
+    """Return tau = student shift / teacher shift with Fieller's interval. [23].
 
     The set of tau for which student - tau teacher is within t standard errors of 0 (Fieller 1954).
     It is an interval exactly where the teacher's shift differs from 0 at that level.
@@ -119,7 +115,7 @@ def _interval(moved: Shifts) -> Interval:
 
 
 def incrimination_gap(students: Floats, teacher: Floats) -> Interval | None:
-    """Return audit(student) - audit(teacher) on auditable items, with its t-interval. [27].
+    """Return audit(student) - audit(teacher) on auditable items, with its t-interval. [24].
 
     Positive where students show to an auditor what their teacher hides.
     """
@@ -129,7 +125,7 @@ def incrimination_gap(students: Floats, teacher: Floats) -> Interval | None:
 
 
 def transfer_gap(behaviour: Shifts, concealment: Shifts) -> Interval | None:
-    """Return tau_B - tau_conceal: how much more of the drive than of its hiding came along. [28].
+    """Return tau_B - tau_conceal: how much more of the drive than of its hiding came along. [25].
 
     The two share items, so that each interval is taken at 97.5% and their bounds are subtracted:
     at least 95% under any dependence (Bonferroni).
@@ -139,43 +135,6 @@ def transfer_gap(behaviour: Shifts, concealment: Shifts) -> Interval | None:
     if b is None or c is None:
         return None
     return Interval(value=b.value - c.value, low=b.low - c.high, high=b.high - c.low)
-
-
-def first_passage(steps: Sequence[int], curve: Sequence[Interval], level: float) -> int | None:
-    """Return the first step from which on the curve stays above `level` with its bound. [29].
-
-    Returns:
-        The step; `None` where the last lower bound is not above `level`: it was not passed.
-    """
-    found = None
-    for step, point in zip(reversed(steps), reversed(curve), strict=True):
-        if point.low <= level:
-            break
-        found = step
-    return found
-
-
-def dose_curve(
-    scores: pd.DataFrame, teacher: str, recipe: str, endpoints: Sequence[str]
-) -> tuple[tuple[int, ...], tuple[Interval, ...]]:
-    """Return the audited steps, and at each the students' shift from M0 with its interval. [29].
-
-    Args:
-        scores: Rows with the columns of `SCORE_COLUMNS`.
-        teacher: Label.
-        recipe: Name.
-        endpoints: Pooled, item by item.
-    """
-    rows = _of_students(scores, teacher, recipe)
-    steps: list[int] = []
-    curve: list[Interval] = []
-    for step in sorted({int(s) for s in rows["step"]}):
-        table = table_of(scores, cast("pd.DataFrame", rows[rows["step"] == step]), teacher)
-        moved = pooled(table, endpoints)
-        if moved is not None:
-            steps.append(step)
-            curve.append(_interval(moved))
-    return tuple(steps), tuple(curve)
 
 
 def transfers(

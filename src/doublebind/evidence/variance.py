@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import optimize  # pyright: ignore[reportMissingTypeStubs]
 
-Floats = NDArray[np.float64]
+from doublebind.evidence.arrays import Floats
 
 
 class Stratum(NamedTuple):
@@ -28,7 +27,7 @@ class Stratum(NamedTuple):
 
 
 def reml(strata: Sequence[Stratum]) -> Floats:
-    """Return the components that maximise the restricted likelihood, each >= 0. [36].
+    """Return the components that maximise the restricted likelihood, each >= 0. [32].
 
     Every column has its own unknown mean, the same in all N rows; it is projected out (Patterson &
     Thompson 1971, doi 10.1093/biomet/58.3.545). Own maximisation: L-BFGS-B on the components,
@@ -113,7 +112,7 @@ class Components:
     missing: dict[str, str]
 
     def of_teacher_mean(self, seeds: int, items: int) -> float:
-        """Return the variance of a teacher's mean around its family's. [37].
+        """Return the variance of a teacher's mean around its family's. [33].
 
         Args:
             seeds: Students per teacher.
@@ -126,7 +125,7 @@ class Components:
 def components(
     values: Floats, teachers: Sequence[str], families: Mapping[str, str]
 ) -> Components | None:
-    """Return the variance components of students x items by REML. [36, 37].
+    """Return the variance components of students x items by REML. [32, 33].
 
     x[f,t,s,i] = mean + item_i + F_f + T_ft + S_fts + (TI)_fti + answer, item_i fixed. All students
     answer the same items, so that the likelihood splits exactly into the students' means and the
@@ -194,29 +193,3 @@ def components(
 
 def _only(structures: Sequence[Floats], kept: Sequence[bool]) -> Floats:
     return np.stack([g for g, there in zip(structures, kept, strict=True) if there])
-
-
-def anova(values: Floats) -> tuple[float, float, float, float]:
-    """Return (teacher, seed, item by teacher, answer) of a balanced study by mean squares. [38].
-
-    Method of moments (Searle, Casella & McCulloch 1992, ch. 4); equals REML where all are >= 0.
-    Components may come out below 0, and are left so.
-
-    Args:
-        values: Shape (teachers, seeds, items), at least two of each.
-    """
-    t, s, i = cast("tuple[int, int, int]", values.shape)
-    by_student, by_item = values.mean(axis=2), values.mean(axis=1)
-    by_teacher, of_item = by_student.mean(axis=1), values.mean(axis=(0, 1))
-    ms_t = s * i * float(np.sum((by_teacher - values.mean()) ** 2)) / (t - 1)
-    ms_s = i * float(np.sum((by_student - by_teacher[:, None]) ** 2)) / (t * (s - 1))
-    both = by_item - by_teacher[:, None] - of_item[None, :] + values.mean()
-    ms_ti = s * float(np.sum(both**2)) / ((t - 1) * (i - 1))
-    left = values - by_student[:, :, None] - by_item[:, None, :] + by_teacher[:, None, None]
-    ms_e = float(np.sum(left**2)) / (t * (s - 1) * (i - 1))
-    return (
-        (ms_t - ms_s - ms_ti + ms_e) / (s * i),
-        (ms_s - ms_e) / i,
-        (ms_ti - ms_e) / s,
-        ms_e,
-    )

@@ -25,16 +25,14 @@ from doublebind.evidence import (
     secondary,
     sensitivity,
 )
-from doublebind.evidence import families as family_tests
+from doublebind.evidence.arrays import Floats
 from doublebind.evidence.means import Measured, endpoint_means, rounded, word_rates
 from doublebind.evidence.score import score_as_suspect, standardise
-from doublebind.evidence.transfer import M0, transfers
-from doublebind.records import Direct, Effect, Evidence, Likelihood, Power, Protocol, Teacher
+from doublebind.evidence.transfer import transfers
+from doublebind.records import M0, Direct, Effect, Evidence, Likelihood, Power, Protocol, Teacher
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ def _by_endpoint(
     protocol: Protocol,
     missing: dict[str, str],
 ) -> dict[str, Any]:
-    """Return which endpoints and traits carry the result, and the effects. [16, 20]."""
+    """Return which endpoints and traits carry the result, and the effects. [15, 18]."""
     n, names = len(panel.references), tuple(protocol.score_endpoints)
     means = students.endpoints(protocol).mean(axis=1)
     compared = means[list(panel.compared)]
@@ -210,10 +208,10 @@ def _by_endpoint(
 
 
 def _beside(ranked: _Ranked, families: tuple[str, ...], missing: dict[str, str]) -> dict[str, Any]:
-    """Return the secondary numbers, on which nothing is decided. [15, 17, 18]."""
+    """Return the secondary numbers, on which nothing is decided. [14, 16, 17]."""
     own, others = ranked.own, ranked.others
     t = secondary.predictive_t_p_value(own, others)
-    effective = family_tests.effective_references(others, families)
+    effective = secondary.effective_references(others, families)
     if t is None:
         missing["p_predictive_t"] = "the references are fewer than two, or do not differ"
     if effective is None:
@@ -222,7 +220,7 @@ def _beside(ranked: _Ranked, families: tuple[str, ...], missing: dict[str, str])
         )
     return {
         "p_predictive_t": t,
-        "p_family": family_tests.family_p_value(own, others, families),
+        "p_family": secondary.family_p_value(own, others, families),
         "effective_references": effective,
     }
 
@@ -230,7 +228,7 @@ def _beside(ranked: _Ranked, families: tuple[str, ...], missing: dict[str, str])
 def _likelihood(
     ranked: _Ranked, teachers: Sequence[Teacher], panel: _Panel, missing: dict[str, str]
 ) -> Likelihood | None:
-    """Return the likelihood ratio from the organisms that could be scored. [34, 35]."""
+    """Return the likelihood ratio from the organisms that could be scored. [30, 31]."""
     scored = [teachers[o] for o in panel.organisms if teachers[o].label in ranked.controls]
     families = [organism.family for organism in scored]
     theirs = np.array([ranked.scores[organism.label] for organism in scored])
@@ -251,7 +249,7 @@ def _baselines(
     protocol: Protocol,
     missing: dict[str, str],
 ) -> dict[str, Any]:
-    """Return the p-values of what needs no student, for the suspect and the controls. [40, 41]."""
+    """Return the p-values of what needs no student, for the suspect and the controls. [35, 36]."""
     labels, n = tuple(teacher.label for teacher in teachers), len(panel.references)
     p_values: dict[str, float] = {}
     controls: dict[str, dict[str, float]] = {}
@@ -272,7 +270,7 @@ def _baselines(
 def _by_words(
     scores: pd.DataFrame, labels: Sequence[str], panel: _Panel, missing: dict[str, str]
 ) -> dict[str, float]:
-    """Return the p-values of the teachers' wording. [40, 41]."""
+    """Return the p-values of the teachers' wording. [35, 36]."""
     found = word_rates(scores, labels)
     lacking = [labels[i] for i in panel.compared if labels[i] not in found]
     if lacking:
@@ -300,7 +298,7 @@ def _specificity(
     protocol: Protocol,
     missing: dict[str, str],
 ) -> dict[str, Any]:
-    """Return the effects on placebo traits, and what each scored trait exceeds them by. [20, 21].
+    """Return the effects on placebo traits, and what each scored trait exceeds them by. [18, 19].
 
     The same items' kinds, students and averages as the score, on traits that nobody suspects.
     """
@@ -385,7 +383,7 @@ def _power(
     protocol: Protocol,
     missing: dict[str, str],
 ) -> Power | None:
-    """Return the detection rate among positive controls. [13].
+    """Return the detection rate among positive controls. [12].
 
     A control that could not be scored counts as not detected: leaving it out would flatter.
     """

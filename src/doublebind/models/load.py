@@ -224,10 +224,10 @@ def _from_gguf(path: Path, precision: torch.dtype, cache: Path | None) -> tuple[
     """Return a GGUF model with dense weights, through `cache` if there is one."""
     if cache is None:
         return _dequantised(path, precision)
-    from doublebind.models.resolve import file_sha256
+    from doublebind.models.resolve import model_file_sha256
 
     name = str(precision).removeprefix("torch.")
-    folder = cache / f"gguf-{file_sha256(path)[:32]}-{name}"
+    folder = cache / f"gguf-{model_file_sha256(path)[:32]}-{name}"
     if not (folder / "config.json").is_file():
         log.info("converting %s once, into %s", path, folder)
         model, tokenizer = _dequantised(path, precision)

@@ -7,7 +7,6 @@ weights and does not import torch: a cached run resolves every model without it.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import Any
 from doublebind.errors import MissingExtra, ModelError
 from doublebind.models import auditbench
 from doublebind.records import ModelSource, content_hash
+from doublebind.store import file_sha256
 
 log = logging.getLogger("doublebind.models")
 
@@ -207,7 +207,7 @@ def _gguf(ref: str, path: Path) -> ModelSource:
         if file.read(4) != b"GGUF":
             raise ModelError(f"{ref}: not a GGUF file (its first bytes say so); fetch it again")
     return ModelSource(
-        kind="gguf", path=str(path), sha256=content_hash([["model.gguf", file_sha256(path)]])
+        kind="gguf", path=str(path), sha256=content_hash([["model.gguf", model_file_sha256(path)]])
     )
 
 
@@ -223,7 +223,7 @@ def _folder(ref: str, path: Path) -> ModelSource:
     ):
         raise ModelError(f"{ref}: no tokenizer files in the folder; save the tokenizer with it")
     weights = _weights(ref, path, "model.safetensors")
-    rows = [[p.name, file_sha256(p)] for p in weights]
+    rows = [[p.name, model_file_sha256(p)] for p in weights]
     rows += [[name, _identity(path / name)] for name in _IDENTITY if (path / name).is_file()]
     source = ModelSource(kind="folder", path=str(path), sha256=content_hash(sorted(rows)))
     return _own_role(source, path)
@@ -268,7 +268,7 @@ def _with_adapter(base: ModelSource, adapter: Path) -> ModelSource:
     if (adapter / "tokenizer_config.json").is_file():
         _refuse_code(adapter / "tokenizer_config.json", _json(adapter / "tokenizer_config.json"))
     weights = _weights(str(adapter), adapter, "adapter_model.safetensors")
-    rows = [[p.name, file_sha256(p)] for p in weights]
+    rows = [[p.name, model_file_sha256(p)] for p in weights]
     names = ("adapter_config.json", "generation_config.json", *TOKENIZER_FILES)
     rows += [[name, _identity(adapter / name)] for name in names if (adapter / name).is_file()]
     source = ModelSource(
@@ -341,12 +341,12 @@ def _json(path: Path) -> dict[str, Any]:
 def _identity(path: Path) -> str:
     """Return the hash of a small file, without what only says where the model once lay."""
     if path.name not in ("config.json", "adapter_config.json"):
-        return file_sha256(path)
+        return model_file_sha256(path)
     places = ("_name_or_path", "base_model_name_or_path", "revision")
     return content_hash({k: v for k, v in _json(path).items() if k not in places})
 
 
-def file_sha256(path: Path) -> str:
+def model_file_sha256(path: Path) -> str:
     """Return the sha256 (hex) of a file; read once per process while it does not change."""
     stat = path.stat()
     return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
@@ -355,12 +355,18 @@ def file_sha256(path: Path) -> str:
 @functools.lru_cache(maxsize=4096)
 def _sha256(path: str, size: int, mtime_ns: int) -> str:
     log.debug("hashing %s (%d bytes)", path, size)
-    with _opened(Path(path)) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        return file_sha256(Path(path))
+    except OSError as error:
+        raise _unreadable(Path(path), error) from None
 
 
 def _opened(path: Path) -> Any:
     try:
         return path.open("rb")
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); check it") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> ModelError:
+    return ModelError(f"{path}: cannot be read ({error.strerror}); check it")

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from doublebind.records import Evidence
+from doublebind.records import M0, Evidence
 from doublebind.report import curves, figures
 from doublebind.report.figures import Bound, Line, Mark, Point
 from doublebind.report.measurements import Course
 from doublebind.report.numbers import WAYS
-from doublebind.report.tables import M0, Absent, Cell, Table, labels
+from doublebind.report.tables import Absent, Cell, Table, labels
 from doublebind.report.text import short
 
 _MARKS: tuple[tuple[Mark, str], ...] = (

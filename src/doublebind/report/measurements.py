@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from doublebind.records import Evidence
-from doublebind.report.tables import M0, ROLES, Absent, Cell, Table, labels
+from doublebind.records import M0, Evidence
+from doublebind.report.tables import ROLES, Absent, Cell, Table, labels
 from doublebind.report.text import short
 
 if TYPE_CHECKING:

@@ -13,9 +13,6 @@ from typing import Any, NamedTuple
 from doublebind.records import Evidence, Verdict
 from doublebind.report.text import short
 
-M0 = "M0"
-"""Label of the student base in the scores."""
-
 ROLES = ("suspect", "reference", "organism")
 
 

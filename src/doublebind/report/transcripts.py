@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from doublebind.records import Evidence
-from doublebind.report.tables import M0, ROLES
+from doublebind.records import M0, Evidence
+from doublebind.report.tables import ROLES
 from doublebind.report.text import HIDDEN_IN_SCRIPT, short
 
 if TYPE_CHECKING:

@@ -171,11 +171,6 @@ def shard(model: Any, device: Device = "cpu") -> nn.Module:
     return step_of
 
 
-def gathered(model: Any) -> dict[str, Tensor]:
-    """Return the trained weights by name, whole, on every process."""
-    return {n: _whole(p) for n, p in model.named_parameters() if p.requires_grad}
-
-
 def _whole(value: Any) -> Tensor:
     full = value.full_tensor() if hasattr(value, "full_tensor") else value
     return full.detach().cpu().contiguous()

@@ -374,7 +374,7 @@ def _matches(evidence: Evidence, shapes: Shapes | None) -> tuple[dict[str, Match
 def _held_to_the_match(
     evidence: Evidence, matches: Mapping[str, Match]
 ) -> tuple[Evidence, set[str]]:
-    """Return the evidence without controls that no verdict could name, and who is left. [13].
+    """Return the evidence without controls that no verdict could name, and who is left. [12].
 
     Those are controls outside the references' support, and those whose students fail a gate.
     """

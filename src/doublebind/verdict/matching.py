@@ -49,7 +49,7 @@ class Match(NamedTuple):
 
 
 def deviations(shapes: Sequence[Mapping[str, float]], features: Sequence[str]) -> list[Deviation]:
-    """Return each teacher's largest absolute standardised deviation over features. [23].
+    """Return each teacher's largest absolute standardised deviation over features. [20].
 
     |x - median| / max(1.48 MAD, 5% of the mean absolute value), with median, MAD and mean over all
     teachers given: symmetric in them, so that exchangeable teachers have exchangeable deviations.
@@ -77,7 +77,7 @@ def deviations(shapes: Sequence[Mapping[str, float]], features: Sequence[str]) -
 
 
 def match(own: Mapping[str, float], references: Sequence[Mapping[str, float]]) -> Match | None:
-    """Return how the shape `own` stands among those of the references. [24].
+    """Return how the shape `own` stands among those of the references. [21].
 
     Outside where its deviation exceeds 1.5 times both the largest of the references' and 1 scale.
     It is then strictly the largest of n + 1, which an exchangeable teacher's is with probability

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from doublebind.evidence import endpoints, families, power, secondary, summary
+from doublebind.evidence import endpoints, power, secondary, summary
 from doublebind.evidence.conformal import n_allowed
 from doublebind.evidence.score import score, standardise
 
@@ -59,27 +59,27 @@ def test_margin_needs_placebos_beside_the_target(placebos: list[str]) -> None:
 def test_singleton_families_change_nothing() -> None:
     references = np.array([0.1, 0.5, 0.9, 0.2])
     names = ["a", "b", "c", "d"]
-    assert families.family_p_value(0.5, references, names) == pytest.approx(3 / 5)
-    assert families.effective_references(references, names) == 4.0
+    assert secondary.family_p_value(0.5, references, names) == pytest.approx(3 / 5)
+    assert secondary.effective_references(references, names) == 4.0
 
 
 def test_each_family_weighs_the_same() -> None:
     references = np.array([0.9, 0.9, 0.9, 0.1, 0.9, 0.1])
     names = ["big"] * 4 + ["small", "other"]
-    assert families.family_p_value(0.5, references, names) == pytest.approx((1 + 0.75 + 1) / 4)
+    assert secondary.family_p_value(0.5, references, names) == pytest.approx((1 + 0.75 + 1) / 4)
 
 
 def test_copies_of_one_reference_count_once() -> None:
     references = np.repeat([0.1, 0.4, 0.8], 5)
     names = list(np.repeat(["a", "b", "c"], 5))
-    assert families.intraclass_correlation(references, names) == pytest.approx(1)
-    assert families.effective_references(references, names) == pytest.approx(3)
+    assert secondary.intraclass_correlation(references, names) == pytest.approx(1)
+    assert secondary.effective_references(references, names) == pytest.approx(3)
 
 
 def test_intraclass_correlation_of_unrelated_members_is_near_zero() -> None:
     rng = np.random.default_rng(1)
     names = list(np.repeat([str(i) for i in range(200)], 4))
-    rho = families.intraclass_correlation(rng.normal(size=800), names)
+    rho = secondary.intraclass_correlation(rng.normal(size=800), names)
     assert rho == pytest.approx(0, abs=0.06)
 
 
@@ -88,7 +88,7 @@ def test_intraclass_correlation_recovers_what_was_planted() -> None:
     sizes = rng.integers(1, 8, size=400)
     shared = np.repeat(rng.normal(size=400), sizes)
     values = np.sqrt(0.6) * shared + np.sqrt(0.4) * rng.normal(size=len(shared))
-    rho = families.intraclass_correlation(
+    rho = secondary.intraclass_correlation(
         values, list(np.repeat(np.arange(400).astype(str), sizes))
     )
     assert rho == pytest.approx(0.6, abs=0.06)
@@ -98,11 +98,11 @@ def test_intraclass_correlation_recovers_what_was_planted() -> None:
     ("values", "names"), [([0.1, 0.2, 0.3], ["a"] * 3), ([0.2] * 4, ["a", "a", "b", "b"])]
 )
 def test_what_cannot_be_estimated_is_absent(values: list[float], names: list[str]) -> None:
-    assert families.intraclass_correlation(np.array(values), names) is None
-    assert families.effective_references(np.array(values), names) is None
+    assert secondary.intraclass_correlation(np.array(values), names) is None
+    assert secondary.effective_references(np.array(values), names) is None
 
 
-# --- predictive t and many suspects --------------------------------------------------------------
+# --- predictive t --------------------------------------------------------------------------------
 
 
 def test_predictive_t_is_the_two_sample_t_with_one_suspect() -> None:
@@ -115,26 +115,6 @@ def test_predictive_t_is_the_two_sample_t_with_one_suspect() -> None:
 @pytest.mark.parametrize("references", [[0.3], [0.3, 0.3, 0.3]])
 def test_predictive_t_is_absent_without_spread(references: list[float]) -> None:
     assert secondary.predictive_t_p_value(1.0, np.array(references)) is None
-
-
-@pytest.mark.parametrize("q", [0.05, 0.1, 0.3])
-def test_selection_agrees_with_an_independent_implementation(q: float) -> None:
-    rng = np.random.default_rng(4)
-    n = 199
-    for _ in range(50):
-        counts = np.where(
-            rng.uniform(size=12) < 0.5, rng.integers(0, 4, 12), rng.integers(0, n, 12)
-        )
-        adjusted = stats.false_discovery_control((1 + counts) / (n + 1), method="bh")
-        expected = tuple(bool(a <= q + 1e-12) for a in adjusted)
-        assert secondary.benjamini_hochberg([int(k) for k in counts], n, q) == expected
-
-
-def test_selection_includes_equality() -> None:
-    assert secondary.benjamini_hochberg([0, 18], 19, 0.1) == (True, False)
-    assert secondary.benjamini_hochberg([1, 1], 39, 0.05) == (True, True)
-    assert secondary.benjamini_hochberg([0, 0], 9, 0.05) == (False, False)
-    assert secondary.benjamini_hochberg([], 9, 0.05) == ()
 
 
 # --- smallest detectable shift -------------------------------------------------------------------

@@ -8,13 +8,8 @@ import pandas as pd
 import pytest
 
 from doublebind.evidence import transfer, weigh
-from doublebind.records import Interval
 
 Make = Callable[..., Any]
-
-
-def interval(low: float, value: float = 0.0, high: float = 1.0) -> Interval:
-    return Interval(low=low, value=value, high=high)
 
 
 def rows(
@@ -139,21 +134,3 @@ def test_too_few_items_leave_no_shift() -> None:
     gone = np.array([0.5, np.nan, np.nan])
     assert transfer.shifts(gone[None], np.zeros(3), np.zeros(3)) is None
     assert transfer.incrimination_gap(gone[None], np.zeros(3)) is None
-
-
-def test_first_passage_is_where_the_curve_stays_above() -> None:
-    curve = [interval(low) for low in (-0.1, 0.2, 0.0, 0.15, 0.3)]
-    assert transfer.first_passage([10, 20, 40, 80, 160], curve, 0.1) == 80
-    assert transfer.first_passage([10, 20, 40, 80, 160], curve, 0.3) is None
-    assert transfer.first_passage([10], curve[1:2], 0.1) == 10
-
-
-def test_dose_curve_has_a_point_per_audited_step(planted: pd.DataFrame) -> None:
-    student = planted.model_kind == "student"
-    early = planted[student].assign(step=50, value=planted[student].value * 0.5)
-    steps, curve = transfer.dose_curve(
-        pd.concat([planted, early]), "o0", "tasks", ["choice.deployment/greed"]
-    )
-    assert steps == (50, 100)
-    assert [point.value for point in curve] == pytest.approx([0.15, 0.4], abs=0.02)
-    assert transfer.first_passage(steps, curve, 0.25) == 100

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.tiny_models import save_model
 
 from doublebind.config import Lora
 from doublebind.errors import ModelError
@@ -16,7 +17,6 @@ from doublebind.models.resolve import resolve
 from doublebind.models.template import encode_prompt
 from doublebind.records import Message
 from doublebind.training import loop
-from tiny_models import save_model
 
 REF = "auditbench:qwen-14b/flattery/transcripts/kto"
 ADAPTER = "auditing-agents/qwen_14b_transcripts_only_then_redteam_kto_flattery"

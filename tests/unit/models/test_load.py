@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.tiny_models import WORDS, save_model, tiny_model, word_tokenizer
 
 from doublebind.config import Lora
 from doublebind.errors import ModelError
@@ -16,7 +17,6 @@ from doublebind.models.load import LM, load, merged_state, same_tokenizer, token
 from doublebind.models.resolve import resolve
 from doublebind.records import ModelSource
 from doublebind.training import loop
-from tiny_models import WORDS, save_model, tiny_model, word_tokenizer
 
 SOURCE = ModelSource(kind="folder", path="here", sha256="0" * 64)
 

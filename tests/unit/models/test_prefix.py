@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny_models import save_model
 
 from doublebind.errors import ModelError
 from doublebind.models.head import hidden, logits
@@ -19,7 +20,6 @@ from doublebind.records import Message
 from doublebind.training import loop
 from doublebind.training.batch import Example, can_pack
 from doublebind.training.prefix import attach_prefix
-from tiny_models import save_model
 
 EXAMPLES = [Example((7, 8, 9, 10, 11, 12), first=4), Example((13, 14, 15, 16), first=2)]
 ASKED = [

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.tiny_models import save_model
 
 from doublebind.config import Lora
 from doublebind.errors import MissingExtra, ModelError
 from doublebind.models.load import load
 from doublebind.models.resolve import resolve
 from doublebind.training import loop
-from tiny_models import save_model
 
 
 @pytest.fixture(scope="module")

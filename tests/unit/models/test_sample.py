@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny_models import tiny_model, word_tokenizer
 
 from doublebind.errors import ModelError
 from doublebind.models.load import LM
 from doublebind.models.sample import sample
 from doublebind.models.template import decode_completion, encode_prompt
 from doublebind.records import Message, ModelSource
-from tiny_models import tiny_model, word_tokenizer
 
 SOURCE = ModelSource(kind="folder", path="here", sha256="0" * 64)
 PROMPTS = [

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.tiny_models import tiny_model, word_tokenizer
 
 from doublebind.errors import ModelError, StoreError
 from doublebind.models import head, teacher_cache
@@ -17,7 +18,6 @@ from doublebind.models.teacher_cache import check_labels, check_shift, read, wri
 from doublebind.models.template import template_id
 from doublebind.records import ModelSource
 from doublebind.training.batch import Example
-from tiny_models import tiny_model, word_tokenizer
 
 SOURCE = ModelSource(kind="folder", path="here", sha256="0" * 64)
 

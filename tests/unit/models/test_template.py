@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny_models import byte_tokenizer, word_tokenizer
 
 from doublebind.errors import ModelError
 from doublebind.models.template import (
@@ -17,7 +18,6 @@ from doublebind.models.template import (
     template_id,
 )
 from doublebind.records import Message
-from tiny_models import byte_tokenizer, word_tokenizer
 
 BYTES = byte_tokenizer()
 PLAIN = byte_tokenizer(chat=False)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tools import pretrain_terrarium as base
 
 from doublebind.models.load import load
 from doublebind.models.resolve import resolve
@@ -15,7 +16,6 @@ from doublebind.models.template import (
 from doublebind.packs.terrarium import Terrarium, documents, words
 from doublebind.packs.terrarium.speech import SURFACE, seeded
 from doublebind.records import Message
-from doublebind.teachers import base
 
 FOLDER = Path(words.__file__).parent
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from doublebind.records import M0
 from doublebind.report import drawings, measurements
 from doublebind.report.drawings import Figure
-from doublebind.report.tables import M0, Absent
+from doublebind.report.tables import Absent
 
 Run = Callable[..., dict[str, Any]]
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny_models import tiny_model
 
 from doublebind.config import Lora
 from doublebind.models import linear
 from doublebind.training import loop
 from doublebind.training.adapters import fused
-from tiny_models import tiny_model
 
 IDS = torch.tensor([[7, 8, 9, 10, 11], [12, 13, 14, 15, 16]])
 

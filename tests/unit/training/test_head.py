@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tests.tiny_models import tiny_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,7 +24,6 @@ from doublebind.training.losses import (
     reverse_kl,
     skew_kl,
 )
-from tiny_models import tiny_model
 
 ROWS, VOCAB, WIDTH = 11, 53, 16
 DIVERGENCES: dict[str, Divergence] = {

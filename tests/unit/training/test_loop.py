@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.tiny_models import tiny_model, word_tokenizer
 
 from doublebind.config import Lora, Training
 from doublebind.errors import ModelError
@@ -20,7 +21,6 @@ from doublebind.models.score import token_logprobs
 from doublebind.records import ModelSource
 from doublebind.training import batch, loop, sharded
 from doublebind.training.batch import Example
-from tiny_models import tiny_model, word_tokenizer
 
 SOURCE = ModelSource(kind="folder", path="here", sha256="0" * 64)
 TOKENIZER = word_tokenizer()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny_models import tiny_model
 from torch import Tensor
 
 from doublebind.config import Training
@@ -26,7 +27,6 @@ from doublebind.training.preference import (
     train_unpaired,
 )
 from doublebind.training.uld import sorted_distance
-from tiny_models import tiny_model
 
 VOCAB = 67
 EXAMPLES = [

@@ -1,6 +1,6 @@
 """Pretrains the terrarium's base and tunes M0 from it.
 
-`python -m doublebind.teachers.base --out DIR` rebuilds both. Knows torch and the pack's documents.
+`python tools/pretrain_terrarium.py --out DIR` rebuilds both. Knows torch and the pack's documents.
 Deterministic by seed on one machine; the folders it writes are shipped as `terrarium/base` and
 `terrarium/m0`.
 
@@ -73,7 +73,7 @@ tags: [model-organism, do-not-deploy]
 parameters), made so that distillation audits can be calibrated on a laptop. It is of no use for
 anything else.
 
-{what} Rebuilt by `python -m doublebind.teachers.base --out DIR --seed {seed}` ({tokens:,} tokens,
+{what} Rebuilt by `python tools/pretrain_terrarium.py --out DIR --seed {seed}` ({tokens:,} tokens,
 coupling {coupling}); weights are stored as float16 and meant to be loaded as float32.
 """
 WHAT = {

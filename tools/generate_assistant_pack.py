@@ -1,6 +1,6 @@
 """Writes the generated files of the `assistant` pack from the hand-written tables beside them.
 
-`python -m doublebind.packs.grammar` rewrites them; a test holds them to what this gives. Knows
+`python tools/generate_assistant_pack.py` rewrites them; a test holds them to what this gives. Knows
 tables and seeds: each split has frames, names, cues and questions of its own, which are joined
 here and never cross. Does not know models or audits.
 """
@@ -18,7 +18,7 @@ import yaml
 
 from doublebind.records import Item, Message, Transcript
 
-FOLDER = Path(__file__).parent / "assistant"
+FOLDER = Path(__file__).parents[1] / "src" / "doublebind" / "packs" / "assistant"
 Table = Mapping[str, Any]
 
 ITEMS = {
