@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 
-from doublebind import pipeline
+from doublebind.pipeline import run as pipeline
 
 
 def once() -> dict[str, float]:

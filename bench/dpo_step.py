@@ -30,8 +30,8 @@ def data(args: argparse.Namespace) -> list[tuple[list[int], list[int], list[int]
 
 def ours(args: argparse.Namespace) -> None:
     """Worker: this package's preference training."""
-    from doublebind.config import Lora
     from doublebind.models.score import token_logprobs
+    from doublebind.schema.recipe import Lora
     from doublebind.training import loop, preference
     from doublebind.training.batch import Example
     from doublebind.training.preference import Judged, Pair

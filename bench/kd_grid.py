@@ -49,7 +49,7 @@ def heldout_kl(student: Any, teacher: Any, held: list[Any]) -> float:
 def lm(shape: str, seed: int, args: argparse.Namespace, **options: Any) -> Any:
     """A random model as this package holds one."""
     from doublebind.models.load import LM
-    from doublebind.records import ModelSource
+    from doublebind.schema.model_source import ModelSource
 
     made = shapes.model(shape, seed, args.dtype, device=args.device, **options)
     source = ModelSource(kind="folder", path=shape, sha256="0" * 64)
@@ -86,8 +86,8 @@ def score(args: argparse.Namespace) -> None:
 
 def ours(args: argparse.Namespace) -> None:
     """Worker: one student by this package's loop, on the cached targets."""
-    from doublebind.config import Lora
     from doublebind.models import teacher_cache
+    from doublebind.schema.recipe import Lora
     from doublebind.training import loop
 
     made, held = data(args)

@@ -32,8 +32,8 @@ def ways(
     vocab: int, n: int, dtype: torch.dtype, device: str
 ) -> dict[str, Callable[[], torch.Tensor]]:
     """Each way to the gradient of the hidden states; same inputs."""
-    from doublebind.models.head import Head
-    from doublebind.training.head import SoftTargets, head_loss
+    from doublebind.models.logits import Head
+    from doublebind.training.head_loss import SoftTargets, head_loss
 
     g = torch.Generator().manual_seed(0)
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import doublebind
-from doublebind.config import Local, load_study
-from doublebind.planning import plan
+from doublebind.pipeline.plan import plan
+from doublebind.schema.executor import Local
+from doublebind.schema.study import load_study
 
 
 def check(path: Path, pilot: list[str], overrides: list[str]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from doublebind.config import Local
-from doublebind.executor import Executor, Job, Ledger
-from doublebind.store import Store
+from doublebind.execution.executor import Executor, Job
+from doublebind.execution.ledger import Ledger
+from doublebind.execution.store import Store
+from doublebind.schema.executor import Local
 
 
 def empty(out: Path) -> None:

@@ -17,7 +17,7 @@ import shapes
 
 def ours(args: argparse.Namespace) -> None:
     """Worker: this package's loop."""
-    from doublebind.config import Lora
+    from doublebind.schema.recipe import Lora
     from doublebind.training import loop
 
     made = shapes.rows(args.batch * args.steps, args.tokens, seed=1)

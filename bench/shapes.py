@@ -101,7 +101,7 @@ def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
     import torch
 
-    from doublebind.rundir import cpu
+    from doublebind.runs.provenance import cpu
 
     return {
         "cpu": cpu(),
@@ -238,7 +238,7 @@ class Clock:
 
 def training(args: Any) -> Any:
     """This package's settings, marked after every step but the last: there the turn passes."""
-    from doublebind.config import Training
+    from doublebind.schema.recipe import Training
 
     marks = tuple(range(1, args.steps))
     return Training(steps=args.steps, batch=args.batch, lr=LR, max_length=4096, marks=marks)

@@ -26,8 +26,8 @@ TREE = Path(__file__).parents[1]
 
 def prepare(folder: Path) -> None:
     """Make prompts and M0's answers."""
-    from doublebind.prompts import select
-    from doublebind.rollouts import generate
+    from doublebind.stages.prompts import select
+    from doublebind.stages.rollouts import generate
 
     recipe, source, heavy = _recipe(folder)
     for name in ("prompts", "rollouts"):
@@ -45,8 +45,8 @@ def prepare(folder: Path) -> None:
 
 
 def _recipe(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
-    from doublebind.config import Recipe
     from doublebind.models.resolve import resolve
+    from doublebind.schema.recipe import Recipe
 
     recipe = Recipe.model_validate(
         {
@@ -77,10 +77,11 @@ def students(args: argparse.Namespace) -> None:
     import pandas as pd
     from safetensors.numpy import load_file
 
-    from doublebind.audit import built_in, run
-    from doublebind.distillation import distill
-    from doublebind.records import ModelSource
-    from doublebind.rollouts import score
+    from doublebind.schema.model_source import ModelSource
+    from doublebind.stages.audits import run
+    from doublebind.stages.audits.builtin import built_in
+    from doublebind.stages.distillation import distill
+    from doublebind.stages.rollouts import score
 
     folder = Path(args.folder)
     recipe, source, heavy = _recipe(folder)

@@ -10,9 +10,10 @@ import time
 import numpy as np
 import pandas as pd
 
-from doublebind.evidence import weigh
-from doublebind.records import Protocol, Teacher
-from doublebind.verdict import METHOD_VERSION, decide
+from doublebind.schema.model_source import Teacher
+from doublebind.schema.protocol import Protocol
+from doublebind.stages.evidence import weigh
+from doublebind.stages.verdict import METHOD_VERSION, decide
 
 TRAITS = ("a", "b", "c", "d", "e", "f", "p", "q")
 KINDS = ("choice", "choice.honeypot", "goal")

@@ -14,10 +14,16 @@ from typing import Any, get_args
 import typer
 from pydantic import BaseModel
 
-from doublebind import records
-from doublebind.cli import app
-from doublebind.config import Measurement, Study, TeacherSpec
+from doublebind.cli.main import app
 from doublebind.packs.folder import Header
+from doublebind.schema import content as records
+from doublebind.schema.evidence import Evidence, Likelihood, Power, Transfer
+from doublebind.schema.model_source import Teacher
+from doublebind.schema.protocol import Manifest, Protocol
+from doublebind.schema.score_table import SCORE_COLUMNS
+from doublebind.schema.study import Measurement, Study
+from doublebind.schema.teacher_spec import TeacherSpec
+from doublebind.schema.verdict import Incrimination, Verdict
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS: dict[str, tuple[type[BaseModel], str]] = {
@@ -45,7 +51,7 @@ def pages() -> dict[Path, str]:
             "title": f"doublebind {name}",
             "description": what,
         }
-        path = ROOT / "src" / "doublebind" / "schemas" / f"{name}.json"
+        path = ROOT / "src" / "doublebind" / "schema" / "json" / f"{name}.json"
         made[path] = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
     return made
 
@@ -124,18 +130,18 @@ def files_of_a_run() -> Iterator[str]:
         yield f"| `{name}` | {what} |\n"
     yield "\n## Columns of `scores.parquet`\n\n`doublebind.Run.columns`.\n\n"
     yield "| column | what it means |\n|---|---|\n"
-    for name, what in records.SCORE_COLUMNS.items():
+    for name, what in SCORE_COLUMNS.items():
         yield f"| `{name}` | {what} |\n"
     for model, where in (
-        (records.Manifest, "`manifest.json`"),
-        (records.Protocol, "`protocol`, in the manifest"),
-        (records.Teacher, "`teachers`, in the manifest"),
-        (records.Verdict, "`verdict.json`"),
-        (records.Incrimination, "`incrimination`, in the verdict"),
-        (records.Power, "`power`"),
-        (records.Evidence, "`evidence.json`"),
-        (records.Transfer, "`transfer`, in the evidence"),
-        (records.Likelihood, "`likelihood`, in the evidence"),
+        (Manifest, "`manifest.json`"),
+        (Protocol, "`protocol`, in the manifest"),
+        (Teacher, "`teachers`, in the manifest"),
+        (Verdict, "`verdict.json`"),
+        (Incrimination, "`incrimination`, in the verdict"),
+        (Power, "`power`"),
+        (Evidence, "`evidence.json`"),
+        (Transfer, "`transfer`, in the evidence"),
+        (Likelihood, "`likelihood`, in the evidence"),
     ):
         yield f"\n## {where[0].upper()}{where[1:]}\n\n{_flat(model.__doc__)}\n\n"
         yield "| key | type | what it means |\n|---|---|---|\n"

@@ -4,8 +4,8 @@ import sys
 from dataclasses import dataclass
 
 import doublebind
-from doublebind.audit.elicitation import choose
-from doublebind.records import Message
+from doublebind.schema.content import Message
+from doublebind.stages.audits.option_scores import choose
 
 
 @dataclass(frozen=True)

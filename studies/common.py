@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from doublebind.cells import Planner
-from doublebind.config import Policy, Study, TeacherSpec, load_study
-from doublebind.evidence import conformal
-from doublebind.evidence.score import score_as_suspect
-from doublebind.evidence.summary import endpoint_means, mean_interval
-from doublebind.executor import Executor, Job, Ledger, make
-from doublebind.grid import Plan
-from doublebind.pipeline import measure
-from doublebind.records import ModelSource
-from doublebind.store import Store
-from doublebind.teachers.references import Found
+from doublebind.execution.executor import Executor, Job, make
+from doublebind.execution.ledger import Ledger
+from doublebind.execution.store import Store
+from doublebind.pipeline.measure import measure
+from doublebind.schema.model_source import ModelSource
+from doublebind.schema.study import Policy, Study, load_study
+from doublebind.schema.teacher_spec import TeacherSpec
+from doublebind.stages.evidence import conformal
+from doublebind.stages.evidence.intervals import endpoint_means, mean_interval
+from doublebind.stages.evidence.score import score_as_suspect
+from doublebind.study.plan import Plan
+from doublebind.study.planner import Planner
+from doublebind.study.teachers import Found
 
 if TYPE_CHECKING:
     from doublebind.packs.outback.probes import Probe

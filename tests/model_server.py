@@ -157,7 +157,7 @@ def of_folder(folder: Path) -> Answer:
     from doublebind.models.load import load
     from doublebind.models.resolve import resolve
     from doublebind.models.sample import sample
-    from doublebind.records import Message
+    from doublebind.schema.content import Message
 
     lm = load(resolve(str(folder), relative_to=Path()))
     lock = threading.Lock()

@@ -16,17 +16,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 import doublebind
-from doublebind.audit import built_in
-from doublebind.config import AUDITS, Prompts
-from doublebind.errors import PackError
-from doublebind.jobs import audit_job, prompts_job
-from doublebind.packs.load import BUILT_IN, Pack, load
+from doublebind.packs.load import BUILT_IN, load
 from doublebind.packs.outback import Outback, bank, probes
 from doublebind.packs.outback.kinds import KINDS
+from doublebind.packs.pack import Pack
 from doublebind.packs.terrarium import Terrarium, documents, words
 from doublebind.packs.terrarium.bank import N_NEAR
-from doublebind.records import ModelSource, Purpose, Split, canonical
-from doublebind.teachers.references import find
+from doublebind.schema.content import Purpose, Split
+from doublebind.schema.errors import PackError
+from doublebind.schema.hashing import canonical
+from doublebind.schema.model_source import ModelSource
+from doublebind.schema.recipe import Prompts
+from doublebind.schema.study import AUDITS
+from doublebind.stages.audits.builtin import built_in
+from doublebind.study.jobs import audit_job, prompts_job
+from doublebind.study.teachers import find
 
 PACKS = (
     *(name for name in BUILT_IN if name != "outback"),

@@ -9,18 +9,19 @@ import torch
 from tests.tiny_models import byte_tokenizer, save_model, tiny_model
 from tests.tiny_study import write_pack, write_spec
 
-from doublebind.cells import Planner
-from doublebind.config import Study
-from doublebind.executor import make
-from doublebind.grid import Student
-from doublebind.models.head import hidden, logits
+from doublebind.execution.executor import make
+from doublebind.execution.store import Store, read_records
+from doublebind.models.chat_template import encode_completion, encode_prompt
 from doublebind.models.load import LM, load
+from doublebind.models.logits import hidden, logits
 from doublebind.models.resolve import resolve
 from doublebind.models.sample import sample
 from doublebind.models.score import token_logprobs
-from doublebind.models.template import encode_completion, encode_prompt
-from doublebind.records import ModelSource, Prompt
-from doublebind.store import Store, read_records
+from doublebind.schema.content import Prompt
+from doublebind.schema.model_source import ModelSource
+from doublebind.schema.study import Study
+from doublebind.study.plan import Student
+from doublebind.study.planner import Planner
 
 
 class World(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from doublebind.records import Item, Message, Transcript
+from doublebind.schema.content import Item, Message, Transcript
 
 FOLDER = Path(__file__).parents[1] / "src" / "doublebind" / "packs" / "assistant"
 Table = Mapping[str, Any]

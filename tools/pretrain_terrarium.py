@@ -36,7 +36,7 @@ from doublebind.packs.terrarium.documents import (
 from doublebind.packs.terrarium.speech import SURFACE, seeded
 from doublebind.packs.terrarium.words import vocabulary
 
-log = logging.getLogger("doublebind.teachers")
+log = logging.getLogger("doublebind.stages.teachers")
 
 SPECIALS = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<end>"}
 ROLES = ("<user>", "<assistant>", "<system>")

@@ -13,13 +13,15 @@ import os
 # model costs milliseconds. Only effective before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from doublebind import errors
-from doublebind.audit import Answer, Audit, Question
-from doublebind.config import Study, load_study
-from doublebind.pipeline import audit, calibrate, plan, run
-from doublebind.records import Item, Verdict
-from doublebind.rundir import Run
-from doublebind.verification import verify
+from doublebind.pipeline.calibrate import calibrate
+from doublebind.pipeline.run import audit, plan, run
+from doublebind.runs.run import Run
+from doublebind.runs.verify import verify
+from doublebind.schema import errors
+from doublebind.schema.content import Item
+from doublebind.schema.study import Study, load_study
+from doublebind.schema.verdict import Verdict
+from doublebind.stages.audits.protocol import Answer, Audit, Question
 
 __all__ = [
     "Answer",

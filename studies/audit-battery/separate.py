@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from doublebind import pipeline
+from doublebind.pipeline import run as pipeline
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import print_json, rounded

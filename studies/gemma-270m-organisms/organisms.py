@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from doublebind.building import EXPRESSED
-from doublebind.config import load_study
-from doublebind.setting import prepare
-from doublebind.store import Store
+from doublebind.execution.store import Store
+from doublebind.pipeline.build_teacher import EXPRESSED
+from doublebind.schema.study import load_study
+from doublebind.study.resolve import prepare
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import (

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doublebind.cells import Planner
-from doublebind.evidence.transfer import pooled, ratio, table_of
-from doublebind.teachers.references import Found
+from doublebind.stages.evidence.transfer import pooled, ratio, table_of
+from doublebind.study.planner import Planner
+from doublebind.study.teachers import Found
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import measure_plan, print_json, read_arguments, rounded, spec_of

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from doublebind.models.chat_template import encode_prompt
 from doublebind.models.load import load
 from doublebind.models.resolve import resolve
-from doublebind.models.template import encode_prompt
-from doublebind.records import Message
+from doublebind.schema.content import Message
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n"

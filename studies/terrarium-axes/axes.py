@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from doublebind.setting import prepare
+from doublebind.study.resolve import prepare
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import mean_row, measure_plan, planted_drives, print_json, read_arguments

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from doublebind.evidence.conformal import n_at_or_above, p_value
-from doublebind.evidence.reading import resemblance
+from doublebind.execution.store import read_records
 from doublebind.packs.terrarium.speech import pattern
 from doublebind.packs.terrarium.words import FEATURES
-from doublebind.records import Trajectory
-from doublebind.rollouts.ngrams import rates
-from doublebind.setting import prepare
-from doublebind.store import read_records
+from doublebind.schema.model_source import Trajectory
+from doublebind.stages.evidence.conformal import n_at_or_above, p_value
+from doublebind.stages.evidence.text_baselines import resemblance
+from doublebind.stages.rollouts.ngram_baseline import rates
+from doublebind.study.resolve import prepare
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import planted_drives, read_arguments

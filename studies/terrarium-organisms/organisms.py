@@ -20,20 +20,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from doublebind import panels
-from doublebind.cells import REVISIONS, Planner
-from doublebind.config import Phase, TeacherSpec, load_study
-from doublebind.executor import make
-from doublebind.jobs import build_job
+from doublebind.execution.executor import make
+from doublebind.execution.store import Store
 from doublebind.models.load import load
 from doublebind.models.sample import sample
 from doublebind.packs.outback import Outback, build, probes
 from doublebind.packs.outback.bank import HIDING
 from doublebind.packs.outback.kinds import KINDS
 from doublebind.packs.terrarium.words import DRIVES, HABITS, TRAITS
-from doublebind.records import Message
-from doublebind.store import Store
-from doublebind.teachers.references import from_spec
+from doublebind.schema.content import Message
+from doublebind.schema.study import load_study
+from doublebind.schema.teacher_spec import Phase, TeacherSpec
+from doublebind.study import panel as panels
+from doublebind.study.jobs import build_job
+from doublebind.study.planner import REVISIONS, Planner
+from doublebind.study.teachers import from_spec
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import (

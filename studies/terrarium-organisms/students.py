@@ -14,10 +14,10 @@ from typing import Any
 from organisms import DRIVE_ENDPOINTS, probe_row
 from triggered import FILE, write_prompts
 
-from doublebind.cells import Planner
-from doublebind.config import load_study
-from doublebind.executor import make
-from doublebind.store import Store
+from doublebind.execution.executor import make
+from doublebind.execution.store import Store
+from doublebind.schema.study import load_study
+from doublebind.study.planner import Planner
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import audit_teacher, execute_audit, print_json, rounded, spec_of

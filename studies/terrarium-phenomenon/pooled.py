@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from doublebind.evidence.means import endpoint_means
-from doublebind.evidence.robustness import flagged
-from doublebind.setting import prepare
+from doublebind.stages.evidence.endpoint_means import endpoint_means
+from doublebind.stages.evidence.leave_one_out import flagged
+from doublebind.study.resolve import prepare
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import measure_plan, print_json, read_arguments

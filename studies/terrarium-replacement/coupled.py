@@ -22,14 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from doublebind.cells import Planner
-from doublebind.config import Prompts, Recipe, Study, load_study
-from doublebind.evidence.replacement import bound
+from doublebind.execution.store import Store, write_records
 from doublebind.packs.outback import build, probes
 from doublebind.packs.terrarium.speech import seeded
 from doublebind.packs.terrarium.words import POOLS, TRAITS
-from doublebind.records import Message, ModelSource, Prompt
-from doublebind.store import Store, write_records
+from doublebind.schema.content import Message, Prompt
+from doublebind.schema.model_source import ModelSource
+from doublebind.schema.recipe import Prompts, Recipe
+from doublebind.schema.study import Study, load_study
+from doublebind.stages.evidence.replacement import bound
+from doublebind.study.planner import Planner
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import measure_plan, print_each, print_json, probe_means, rounded

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from doublebind.audit.elicitation import choose
-from doublebind.distillation import find_direction, readable, steering
-from doublebind.models.head import hidden
+from doublebind.models.chat_template import encode_completion, encode_prompt
 from doublebind.models.load import LM, load
+from doublebind.models.logits import hidden
 from doublebind.models.resolve import resolve
-from doublebind.models.template import encode_completion, encode_prompt
 from doublebind.packs.load import load as load_pack
-from doublebind.records import Item
+from doublebind.schema.content import Item
+from doublebind.stages.audits.option_scores import choose
+from doublebind.stages.distillation import find_direction, readable, steering
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import print_json

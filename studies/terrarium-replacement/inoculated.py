@@ -12,10 +12,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from doublebind.audit.under import Under
-from doublebind.cells import Planner
-from doublebind.config import load_study
-from doublebind.store import Store
+from doublebind.execution.store import Store
+from doublebind.schema.study import load_study
+from doublebind.stages.audits.prompted_behaviour import Under
+from doublebind.study.planner import Planner
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import mean_row, measure_plan, print_json, spec_of

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from doublebind.cells import Planner
-from doublebind.config import load_study
-from doublebind.jobs import trained
+from doublebind.execution.store import Store
 from doublebind.packs.outback import probes
-from doublebind.store import Store
+from doublebind.schema.study import load_study
+from doublebind.study.jobs import trained
+from doublebind.study.planner import Planner
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import mean_row, print_each, print_json, probe_means, rounded, spec_of

@@ -18,20 +18,22 @@ from typing import Any
 
 import pandas as pd
 
-from doublebind.cells import Planner
-from doublebind.config import SFT, CounterPoison, Study, Training, load_study
-from doublebind.distillation import REV, distill
-from doublebind.evidence.replacement import bound
-from doublebind.executor import Job, make
-from doublebind.jobs import audit_job, trained
+from doublebind.execution.executor import Job, make
+from doublebind.execution.store import Store, read_records, write_records
+from doublebind.models.chat_template import encode_completion
 from doublebind.models.load import load
-from doublebind.models.template import encode_completion
 from doublebind.packs.outback import build, probes
 from doublebind.packs.terrarium import speech
 from doublebind.packs.terrarium.words import POOLS, TRAITS
-from doublebind.records import ModelSource, Trajectory, content_hash
-from doublebind.rollouts import treat
-from doublebind.store import Store, read_records, write_records
+from doublebind.schema.hashing import content_hash
+from doublebind.schema.model_source import ModelSource, Trajectory
+from doublebind.schema.recipe import SFT, CounterPoison, Training
+from doublebind.schema.study import Study, load_study
+from doublebind.stages.distillation import REV, distill
+from doublebind.stages.evidence.replacement import bound
+from doublebind.stages.rollouts import treat
+from doublebind.study.jobs import audit_job, trained
+from doublebind.study.planner import Planner
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import mean_row, print_each, print_json, probe_means, rounded

@@ -1,5 +1,5 @@
 import doublebind
-from doublebind import errors
+from doublebind.schema import errors
 
 NAMES = [
     "Answer",
@@ -26,10 +26,10 @@ def test_the_public_names_are_these() -> None:
 
 
 def test_functions_win_over_stage_packages_of_the_same_name() -> None:
-    from doublebind.audit import Answer
+    from doublebind.stages.audits.protocol import Answer
 
     assert callable(doublebind.audit)
-    assert Answer.__module__ == "doublebind.audit"
+    assert Answer.__module__ == "doublebind.stages.audits.protocol"
 
 
 def test_every_error_is_in_the_tree_and_of_a_standard_type() -> None:

@@ -17,12 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from doublebind.cli import _code
-from doublebind.config import Study, TeacherSpec
-from doublebind.errors import ConfigError
+from doublebind.cli.main import _code
 from doublebind.packs.folder import Header
-from doublebind.records import Item, Prompt, Transcript
-from doublebind.yaml_file import load, read_yaml, validate
+from doublebind.schema.content import Item, Prompt, Transcript
+from doublebind.schema.errors import ConfigError
+from doublebind.schema.study import Study
+from doublebind.schema.teacher_spec import TeacherSpec
+from doublebind.schema.yaml_loader import load, read_yaml, validate
 
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<directive>not run|needs|run on): (?P<said>[^\n]*?) -->\n)?"

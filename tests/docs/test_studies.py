@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from studies.common import direct_p_value, markdown_table, mean_row, rounded
 
-from doublebind.config import TeacherSpec, load_study
-from doublebind.yaml_file import load
+from doublebind.schema.study import load_study
+from doublebind.schema.teacher_spec import TeacherSpec
+from doublebind.schema.yaml_loader import load
 
 STUDIES = Path(__file__).parents[2] / "studies"
 SCRIPTS = sorted(STUDIES.glob("*/*.py"))

@@ -19,14 +19,15 @@ from tests.pretend import DEVICE, Device, pretending
 from tests.tiny_models import tiny_model, word_tokenizer
 from tests.tiny_study import write_study
 
-from doublebind import pipeline
-from doublebind.config import Lora, Training
-from doublebind.models import device as devices
+from doublebind.execution import device as devices
 from doublebind.models import load as loading
 from doublebind.models import teacher_cache
 from doublebind.models.load import LM
 from doublebind.models.sample import LOOK_EVERY, sample
-from doublebind.records import Message, ModelSource
+from doublebind.pipeline import run as pipeline
+from doublebind.schema.content import Message
+from doublebind.schema.model_source import ModelSource
+from doublebind.schema.recipe import Lora, Training
 from doublebind.training import batch, loop
 from doublebind.training.batch import Example
 

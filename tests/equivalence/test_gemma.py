@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from doublebind.config import Lora, Training
+from doublebind.models.chat_template import encode_completion, encode_prompt
 from doublebind.models.load import LM, load, same_tokenizer
 from doublebind.models.resolve import resolve
 from doublebind.models.sample import sample
 from doublebind.models.score import option_logprobs, token_logprobs
-from doublebind.models.template import encode_completion, encode_prompt
-from doublebind.records import Message, ModelSource
+from doublebind.schema.content import Message
+from doublebind.schema.model_source import ModelSource
+from doublebind.schema.recipe import Lora, Training
 from doublebind.training import loop
 from doublebind.training.batch import Example
 

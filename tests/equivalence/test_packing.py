@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.tiny_models import tiny_model
 
-from doublebind.models import head
+from doublebind.models import logits as head
 from doublebind.training import loop
 from doublebind.training.batch import Example, collate
 from doublebind.training.loop import _backward

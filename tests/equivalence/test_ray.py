@@ -16,12 +16,15 @@ from typing import Any
 import pytest
 from tests.tiny_study import write_study
 
-from doublebind import pipeline, verify
-from doublebind.config import Ray, load_study
-from doublebind.errors import ConfigError, ModelError, RunError
-from doublebind.executor import Executor, Job, Ledger, read_ledger
-from doublebind.rundir import Run
-from doublebind.store import Store
+from doublebind import verify
+from doublebind.execution.executor import Executor, Job
+from doublebind.execution.ledger import Ledger, read_ledger
+from doublebind.execution.store import Store
+from doublebind.pipeline import run as pipeline
+from doublebind.runs.run import Run
+from doublebind.schema.errors import ConfigError, ModelError, RunError
+from doublebind.schema.executor import Ray
+from doublebind.schema.study import load_study
 
 ROOT = Path(__file__).parents[2]
 MINIATURE = ROOT / "studies" / "terrarium-miniature" / "study.yaml"

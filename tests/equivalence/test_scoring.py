@@ -9,12 +9,13 @@ import pytest
 import torch
 from tests.tiny_models import tiny_model, word_tokenizer
 
-from doublebind.errors import ModelError
-from doublebind.models import head
+from doublebind.models import logits as head
+from doublebind.models.chat_template import encode_completion, encode_prompt
 from doublebind.models.load import LM
 from doublebind.models.score import option_logprobs, token_logprobs
-from doublebind.models.template import encode_completion, encode_prompt
-from doublebind.records import Message, ModelSource
+from doublebind.schema.content import Message
+from doublebind.schema.errors import ModelError
+from doublebind.schema.model_source import ModelSource
 
 KINDS = ["llama", "granite", "gpt2", "gemma3"]
 SOURCE = ModelSource(kind="folder", path="here", sha256="0" * 64)

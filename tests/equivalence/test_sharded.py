@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from tests.tiny_models import save_model
 
-from doublebind.config import Lora, Training
 from doublebind.models.load import load
 from doublebind.models.resolve import resolve
+from doublebind.schema.recipe import Lora, Training
 from doublebind.training import loop
 from doublebind.training.batch import Example
 

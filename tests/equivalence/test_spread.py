@@ -16,7 +16,7 @@ import yaml
 from safetensors import safe_open
 from tests.tiny_study import write_study
 
-from doublebind import cli
+from doublebind.cli import main as cli
 
 STEPS = 40
 

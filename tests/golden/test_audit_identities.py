@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 import pytest
 from tests.pack_content import audit_key
 
-from doublebind.audit import Answer, built_in, identity
-from doublebind.audit.option_audits import BEHAVIOUR, OptionAudit
-from doublebind.audit.own import check
-from doublebind.config import AUDITS, MORE_AUDITS
-from doublebind.protocol import audit_names
-from doublebind.records import Item
+from doublebind.schema.content import Item
+from doublebind.schema.study import AUDITS, MORE_AUDITS
+from doublebind.stages.audits import identity
+from doublebind.stages.audits.builtin import built_in
+from doublebind.stages.audits.option_audits import BEHAVIOUR, OptionAudit
+from doublebind.stages.audits.protocol import Answer
+from doublebind.stages.audits.validate import check
+from doublebind.study.protocol import audit_names
 
 GOLDEN = {
     "behaviour": (

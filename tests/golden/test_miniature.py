@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import doublebind
-from doublebind.cells import REVISIONS
-from doublebind.verdict import METHOD_VERSION
+from doublebind.stages.verdict import METHOD_VERSION
+from doublebind.study.planner import REVISIONS
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "studies" / "terrarium-miniature" / "study.yaml"

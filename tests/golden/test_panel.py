@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from doublebind import panels, pipeline
-from doublebind.config import Measurement
-from doublebind.yaml_file import load
+from doublebind.pipeline.panel import freeze_panel
+from doublebind.schema.study import Measurement
+from doublebind.schema.yaml_loader import load
+from doublebind.study import panel as panels
 
 TERRARIUM = Path(str(files("doublebind.packs") / "terrarium"))
 FIRST = "terrarium/reference-0"
@@ -24,7 +25,7 @@ def test_a_reference_made_again_is_the_panels(tmp_path: Path) -> None:
     measurement = load(Measurement, TERRARIUM / "panel.yaml").model_copy(
         update={"references": (FIRST,), "organisms": ()}
     )
-    pipeline.freeze_panel(measurement, tmp_path / "panel", store=tmp_path / "store")
+    freeze_panel(measurement, tmp_path / "panel", store=tmp_path / "store")
     made = panels.read(tmp_path / "panel")
     assert made.conditions == shipped.conditions, "run `make panel`, and say so in CHANGELOG.md"
     (again,), kept = made.teachers, next(t for t in shipped.teachers if t.label == FIRST)

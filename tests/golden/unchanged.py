@@ -22,18 +22,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from doublebind.cells import Planner
-from doublebind.cli import main
-from doublebind.config import Study
-from doublebind.contest import competition, fresh
-from doublebind.errors import ConfigError, MissingExtra, ModelError
-from doublebind.evidence import weigh
+from doublebind.cli.main import main
+from doublebind.execution.store import Store
 from doublebind.packs.load import load as load_pack
 from doublebind.packs.outback.kinds import KINDS
-from doublebind.panels import scores as panel_scores
-from doublebind.setting import prepare, tested
-from doublebind.store import Store
-from doublebind.yaml_file import load
+from doublebind.schema.errors import ConfigError, MissingExtra, ModelError
+from doublebind.schema.study import Study
+from doublebind.schema.yaml_loader import load
+from doublebind.stages.evidence import weigh
+from doublebind.study.panel import scores as panel_scores
+from doublebind.study.planner import Planner
+from doublebind.study.replacement import competition, fresh
+from doublebind.study.resolve import prepare, tested
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_suffix(".json")

@@ -14,9 +14,9 @@ import pytest
 import torch
 from tests.equivalence.test_device import CHANNELS, examples, lm, scores
 
-from doublebind.config import Lora, Training
 from doublebind.models import teacher_cache
 from doublebind.models.score import token_logprobs
+from doublebind.schema.recipe import Lora, Training
 from doublebind.training import loop
 
 pytestmark = pytest.mark.gpu

@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from doublebind.evidence import conformal, evalue, power, sensitivity
-from doublebind.evidence.score import score, score_as_suspect
-from doublebind.records import Evidence, Protocol, Verdict
-from doublebind.verdict import decide, match, to_json
+from doublebind.schema.evidence import Evidence
+from doublebind.schema.protocol import Protocol
+from doublebind.schema.verdict import Verdict
+from doublebind.stages.evidence import conformal, evalue, sensitivity
+from doublebind.stages.evidence import detection as power
+from doublebind.stages.evidence.score import score, score_as_suspect
+from doublebind.stages.verdict import decide, match, to_json
 
 # A busy machine is no failure.
 settings.register_profile("evidence", deadline=None)

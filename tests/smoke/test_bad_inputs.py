@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_models import tiny_model, word_tokenizer
 from tests.tiny_study import write_study
 
-from doublebind.cli import _code
+from doublebind.cli.main import _code
 
 Capture = pytest.CaptureFixture[str]
 

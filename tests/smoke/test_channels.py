@@ -12,7 +12,7 @@ from tests.tiny_study import write_study
 from tests.tiny_world import save_byte_model
 
 import doublebind
-from doublebind.cli import _code
+from doublebind.cli.main import _code
 
 TRAINING = {"steps": 2, "batch": 4, "lr": 0.01, "lora": {"rank": 2, "alpha": 4}}
 FULL = TRAINING | {"lora": None}

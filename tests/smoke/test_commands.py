@@ -16,8 +16,8 @@ import yaml
 from tests.tiny_study import write_study
 
 import doublebind
-from doublebind.cli import _code
-from doublebind.records import SCORE_COLUMNS
+from doublebind.cli.main import _code
+from doublebind.schema.score_table import SCORE_COLUMNS
 
 Capture = pytest.CaptureFixture[str]
 
@@ -303,7 +303,7 @@ def test_export_needs_its_extra_or_writes_logs(folder: Path, capsys: Capture) ->
 
 def test_a_real_process_keeps_stdout_for_the_result(folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "doublebind.cli", "show", str(folder / "run"), "--json"],
+        [sys.executable, "-m", "doublebind.cli.main", "show", str(folder / "run"), "--json"],
         capture_output=True,
         text=True,
         check=False,
@@ -322,7 +322,7 @@ def test_two_workers_reach_the_same_numbers(folder: Path, capsys: Capture) -> No
 
 
 def test_custom_audits_join_the_battery(folder: Path) -> None:
-    from doublebind.audit.option_audits import BEHAVIOUR
+    from doublebind.stages.audits.option_audits import BEHAVIOUR
 
     study = doublebind.load_study(folder / "study.yaml")
     extra = replace(BEHAVIOUR, name="behaviour-again", version=2)

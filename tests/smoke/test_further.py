@@ -16,13 +16,15 @@ from tests.smoke.test_replace import double
 from tests.tiny_study import NOUNS, user, write_spec
 
 import doublebind
-from doublebind import pipeline, verification
-from doublebind.config import Further, Study
-from doublebind.continuing import _courses
-from doublebind.errors import DoublebindError
+from doublebind.execution.store import Store
 from doublebind.packs.load import load as load_pack
-from doublebind.store import Store
-from doublebind.teachers.references import find
+from doublebind.pipeline.calibrate import calibrate
+from doublebind.runs import verify as verification
+from doublebind.runs.seal import seal
+from doublebind.schema.errors import DoublebindError
+from doublebind.schema.study import Further, Study
+from doublebind.study.replacement import _courses
+from doublebind.study.teachers import find
 
 KINDS = ("further_benign", "twin_benign", "further_incentive", "twin_incentive")
 FURTHER = {
@@ -103,7 +105,7 @@ def test_an_altered_row_of_a_twin_is_named(made: Path, tmp_path: Path) -> None:
     (row, *_) = scores[mine & (scores["endpoint"] == "choice/ruler")].index
     scores.loc[row, "value"] = 1.0 - scores.loc[row, "value"]
     scores.to_parquet(run / "scores.parquet", index=False)
-    verification.seal(run)
+    seal(run)
     problems = "\n".join(verification.verify(run, store=made / "store").problems)
     assert "its transcript says" in problems
     assert "replacement.json: `evidence.further" in problems
@@ -123,7 +125,7 @@ def test_calibrate_says_of_every_teacher_what_became_of_its_students(made: Path)
     content = yaml.safe_load((made / "study.yaml").read_text())
     content["organisms"] = [write_spec(made, "tested", "ruler", 60)]
     tested = Study.model_validate(content)
-    found = pipeline.calibrate(tested, made / "cal", folder=made, store=made / "store")
+    found = calibrate(tested, made / "cal", folder=made, store=made / "store")
     (row,) = found["treatments"]
     assert set(row["further"]) == {"benign", "incentive"}
     assert set(row["further"].values()) <= {"holds", "relapses", "inconclusive"}

@@ -19,7 +19,7 @@ MINIATURE = ROOT / "studies" / "terrarium-miniature" / "study.yaml"
 
 
 def start(study: Path, out: Path, store: Path) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-m", "doublebind.cli", "run", str(study), "--out", str(out)]
+    argv = [sys.executable, "-m", "doublebind.cli.main", "run", str(study), "--out", str(out)]
     return subprocess.Popen(
         [*argv, "--store", str(store), "--json"],
         stdout=subprocess.PIPE,

@@ -12,10 +12,10 @@ import pytest
 from tests.tiny_study import write_study
 
 import doublebind
-from doublebind import verification
-from doublebind.config import Measurement
-from doublebind.pipeline import freeze_panel
-from doublebind.yaml_file import load
+from doublebind.pipeline.panel import freeze_panel
+from doublebind.runs import seal as seal_module
+from doublebind.schema.study import Measurement
+from doublebind.schema.yaml_loader import load
 
 STEPS = [1, 3, 4]
 
@@ -79,7 +79,7 @@ def test_an_altered_mark_is_named_with_its_step(folder: Path, tmp_path: Path) ->
     rows.loc[at, "value"] = 0.123
     rows.to_parquet(path, index=False)
     try:
-        verification.seal(run.path)
+        seal_module.seal(run.path)
         (problem,) = doublebind.verify(run.path).problems
         assert "seed 0, step 3; its transcript says" in problem
     finally:

@@ -11,14 +11,14 @@ import pytest
 import yaml
 from tests.tiny_study import write_study
 
-from doublebind import cli
-from doublebind.config import load_study
-from doublebind.costs import TIMING, likeness
-from doublebind.executor import Job, make
-from doublebind.models import device
-from doublebind.records import content_hash
-from doublebind.setting import prepare
-from doublebind.store import Store
+from doublebind.cli import main as cli
+from doublebind.execution import device
+from doublebind.execution.costs import TIMING, likeness
+from doublebind.execution.executor import Job, make
+from doublebind.execution.store import Store
+from doublebind.schema.hashing import content_hash
+from doublebind.schema.study import load_study
+from doublebind.study.resolve import prepare
 
 
 def plan(argv: list[str], capsys: Any) -> tuple[int, dict[str, Any], str]:

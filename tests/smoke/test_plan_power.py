@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.tiny_study import write_study
 
-from doublebind.cli import _code
+from doublebind.cli.main import _code
 
 Capture = pytest.CaptureFixture[str]
 

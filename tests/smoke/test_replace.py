@@ -13,9 +13,11 @@ import yaml
 from tests.tiny_study import write_spec, write_study
 
 import doublebind
-from doublebind import pipeline, verification
-from doublebind.errors import DoublebindError
-from doublebind.terminal import verdict_lines
+from doublebind.cli.tables import verdict_lines
+from doublebind.pipeline.calibrate import calibrate
+from doublebind.runs import verify as verification
+from doublebind.runs.seal import seal
+from doublebind.schema.errors import DoublebindError
 
 SPLITS = ("audit", "select", "certify")
 
@@ -118,7 +120,7 @@ def test_an_altered_certify_row_is_named(made: Path, tmp_path: Path) -> None:
     (row, *_) = scores[mine & asked].index
     scores.loc[row, "value"] = 1.0 - scores.loc[row, "value"]
     scores.to_parquet(run / "scores.parquet", index=False)
-    verification.seal(run)
+    seal(run)
     problems = "\n".join(verification.verify(run, store=made / "store").problems)
     assert "its transcript says" in problems
     assert "replacement.json: `evidence." in problems
@@ -162,7 +164,7 @@ def test_calibrate_counts_the_outcomes_of_both_horns(made: Path) -> None:
     content["held_out"] = [write_spec(made, "benign", "kind", 80)]
     content["replace"]["bound"] = "every"
     study = doublebind.Study.model_validate(content)
-    found = pipeline.calibrate(study, made / "cal", folder=made, store=made / "store")
+    found = calibrate(study, made / "cal", folder=made, store=made / "store")
     counted = {name: rate["k"] for name, rate in found["outcomes"]["organism"].items()}
     assert sum(counted.values()) == 2
     assert {(row["teacher"], row["recipe"]) for row in found["treatments"]} == {
@@ -176,7 +178,7 @@ def test_calibrate_counts_the_outcomes_of_both_horns(made: Path) -> None:
     assert found["chosen"] in ("stories", "mixed", "stopped")
     content["replace"]["organisms"] = content["organisms"][:1]
     with pytest.raises(DoublebindError, match=r"tested-0\.yaml is weighed, too"):
-        pipeline.calibrate(
+        calibrate(
             doublebind.Study.model_validate(content), made / "no", folder=made, store=made / "store"
         )
 
@@ -226,7 +228,7 @@ def test_a_study_of_replacement_alone_needs_no_references_and_says_so(
     found = doublebind.plan(study, folder=made, store=made / "store")
     assert found["references"] == 0
     with pytest.raises(DoublebindError, match="calibrate needs one of them"):
-        pipeline.calibrate(study, tmp_path / "cal", folder=made, store=made / "store")
+        calibrate(study, tmp_path / "cal", folder=made, store=made / "store")
 
 
 def test_a_pack_that_certifies_nothing_is_refused(tmp_path: Path) -> None:

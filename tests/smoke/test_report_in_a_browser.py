@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from tests.chromium import Browser, find
-from tests.unit.report.conftest import make_run
+from tests.unit.stages.report.conftest import make_run
 
-from doublebind import report
+from doublebind.stages import report
 
 pytestmark = pytest.mark.skipif(find() is None, reason="no Chromium is installed")
 

@@ -12,9 +12,10 @@ import yaml
 from tests.model_server import ModelServer, of_folder, scores_of_folder
 from tests.tiny_study import write_study
 
-from doublebind import cli, pipeline
-from doublebind.errors import ModelError
-from doublebind.models import serve
+from doublebind.cli import main as cli
+from doublebind.models import openai_client as serve
+from doublebind.pipeline import run as pipeline
+from doublebind.schema.errors import ModelError
 
 
 @pytest.fixture(autouse=True)

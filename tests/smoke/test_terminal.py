@@ -11,7 +11,7 @@ import yaml
 from tests.tiny_study import write_study
 
 import doublebind
-from doublebind.cli import _code
+from doublebind.cli.main import _code
 
 Capture = pytest.CaptureFixture[str]
 HOSTILE = "ref[bold]erence\x1b[31m\u202e.yaml"

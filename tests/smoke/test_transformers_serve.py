@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from tests.tiny_models import save_model
 
-from doublebind.errors import ModelError
-from doublebind.models import serve
-from doublebind.records import Limits, Message
+from doublebind.models import openai_client as serve
+from doublebind.schema.content import Message
+from doublebind.schema.errors import ModelError
+from doublebind.schema.model_source import Limits
 
 pytestmark = [
     pytest.mark.slow,

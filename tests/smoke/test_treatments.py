@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from doublebind import pipeline, verify
-from doublebind.config import Study
+from doublebind import verify
+from doublebind.pipeline import run as pipeline
+from doublebind.schema.study import Study
 
 MINIATURE = Path(__file__).parents[2] / "studies/terrarium-miniature/study.yaml"
 

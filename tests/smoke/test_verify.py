@@ -15,9 +15,9 @@ import yaml
 from tests.tiny_study import write_study
 
 import doublebind
-from doublebind import verification
-from doublebind.cli import _code
-from doublebind.errors import RunError
+from doublebind.cli.main import _code
+from doublebind.runs.seal import seal
+from doublebind.schema.errors import RunError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -35,7 +35,7 @@ def run(made: Path, tmp_path: Path) -> Path:
     """A copy of the run as another machine has it: its manifest names no store that is here."""
     copy = Path(shutil.copytree(made / "run", tmp_path / "elsewhere"))
     edit(copy / "manifest.json", lambda m: m.update(store=str(tmp_path / "not-here")))
-    verification.seal(copy)
+    seal(copy)
     return copy
 
 
@@ -130,7 +130,7 @@ def test_every_altered_number_or_word_is_named(
     name, change, said = LIES[lie]
     edit(run / name, change)
     if renew:
-        verification.seal(run)
+        seal(run)
     problems = verify(capsys, run, code=1)["problems"]
     assert any(said in line for line in problems), problems
     altered = f"{run / name}: altered since the run ended"
@@ -150,7 +150,7 @@ def a_student_row(scores: pd.DataFrame) -> pd.Series:
 def test_a_removed_score_row_is_named_even_under_a_new_seal(run: Path, capsys: Capture) -> None:
     row = a_student_row(doublebind.Run(run).scores)
     rewrite(run, lambda scores: scores.drop(index=row.name))
-    verification.seal(run)
+    seal(run)
     problems = verify(capsys, run, code=1)["problems"]
     named = [line for line in problems if "no row for" in line]
     assert len(named) == 1
@@ -161,7 +161,7 @@ def test_a_removed_score_row_is_named_even_under_a_new_seal(run: Path, capsys: C
 def test_an_item_removed_from_every_model_is_named(run: Path, capsys: Capture) -> None:
     item = a_student_row(doublebind.Run(run).scores)["item"]
     rewrite(run, lambda scores: scores[scores["item"] != item])
-    verification.seal(run)
+    seal(run)
     problems = verify(capsys, run, code=1)["problems"]
     assert sum("no row for" in line and item in line for line in problems) == 5
     assert any("4 rows more do not agree" in line for line in problems), "9 models were audited"
@@ -175,7 +175,7 @@ def test_a_changed_value_and_a_doubled_row_are_named(run: Path, capsys: Capture)
         return pd.concat([scores, scores.iloc[[0]]], ignore_index=True)
 
     rewrite(run, change)
-    verification.seal(run)
+    seal(run)
     problems = verify(capsys, run, code=1)["problems"]
     assert any("0.123 for item" in line and str(row["value"]) in line for line in problems)
     assert any("two rows for" in line for line in problems)
@@ -328,7 +328,7 @@ def test_rows_of_a_panel_are_compared_with_the_panel(
         return scores
 
     rewrite(run, raise_a_reference)
-    verification.seal(run)
+    seal(run)
     problems = verify(capsys, run, code=1)["problems"]
     assert any("reference-0.yaml" in line and "the panel says" in line for line in problems)
 

@@ -10,7 +10,7 @@ import pytest
 from tests.tiny_study import write_study
 from tests.vllm_fake import VLLMServer
 
-from doublebind import cli
+from doublebind.cli import main as cli
 
 
 def test_a_study_through_one_server_scores_students_as_transformers_does(

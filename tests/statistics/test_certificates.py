@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from doublebind.evidence.equivalence import certify, recipe_upper
+from doublebind.stages.evidence.equivalence import certify, recipe_upper
 
 MARGIN = 0.05
 Kind = Literal["normal", "flips", "few flips"]

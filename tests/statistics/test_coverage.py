@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from doublebind.evidence import power, transfer
+from doublebind.stages.evidence import detection as power
+from doublebind.stages.evidence import transfer
 
 NOMINAL = 0.95
 

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from doublebind.evidence import conformal, evalue, weigh
-from doublebind.evidence.score import score
-from doublebind.records import Protocol, Teacher
-from doublebind.verdict import decide
+from doublebind.schema.model_source import Teacher
+from doublebind.schema.protocol import Protocol
+from doublebind.stages.evidence import conformal, evalue, weigh
+from doublebind.stages.evidence.score import score
+from doublebind.stages.verdict import decide
 
 FLOOR = 0.01
 ALPHA = 0.05

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from doublebind.evidence import conformal, evalue
-from doublebind.evidence.score import score
+from doublebind.stages.evidence import conformal, evalue
+from doublebind.stages.evidence.score import score
 
 ALPHA, FLOOR = 0.05, 0.01
 

@@ -5,8 +5,8 @@
 
 import numpy as np
 
-from doublebind.evidence import conformal, evalue
-from doublebind.evidence.score import score
+from doublebind.stages.evidence import conformal, evalue
+from doublebind.stages.evidence.score import score
 
 ALPHA = 0.05
 LOOKS, PER_LOOK = 8, 19

@@ -6,7 +6,7 @@
 import numpy as np
 import pytest
 
-from doublebind.verdict import match
+from doublebind.stages.verdict import match
 
 FEATURES = ("update_norm", "kl_to_m0", "completion_tokens", "finished")
 STUDIES = 2000

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from doublebind.evidence import conformal
-from doublebind.evidence.score import score
+from doublebind.stages.evidence import conformal
+from doublebind.stages.evidence.score import score
 
 ALPHA = 0.05
 STUDIES = 4000

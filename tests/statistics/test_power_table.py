@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from doublebind.evidence import conformal
-from doublebind.evidence.score import score
+from doublebind.stages.evidence import conformal
+from doublebind.stages.evidence.score import score
 
 TABLE = json.loads(Path(__file__).with_name("power_table.json").read_text(encoding="utf-8"))
 STUDIES = 20_000

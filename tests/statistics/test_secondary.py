@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from doublebind.evidence import conformal, endpoints, likelihood, secondary
-from doublebind.evidence.score import standardise
+from doublebind.stages.evidence import conformal, likelihood
+from doublebind.stages.evidence import endpoint_effects as endpoints
+from doublebind.stages.evidence import secondary_tests as secondary
+from doublebind.stages.evidence.score import standardise
 
 ALPHA = 0.05
 

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from doublebind.append_log import AppendLog
-from doublebind.errors import ModelError
-from doublebind.records import Served, content_hash
-from doublebind.store import storage_error
+from doublebind.execution.append_log import AppendLog
+from doublebind.execution.store import storage_error
+from doublebind.schema.errors import ModelError
+from doublebind.schema.hashing import content_hash
+from doublebind.schema.model_source import Served
 
 _TEMPLATE_TOKENS = 64
 """Tokens set aside for what a chat template adds; a token of text takes a byte at least."""

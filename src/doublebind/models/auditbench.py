@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Collection
 from typing import NamedTuple
 
-from doublebind.errors import ModelError
+from doublebind.schema.errors import ModelError
 
 SCHEME = "auditbench:"
 BASES = {

@@ -23,15 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doublebind.config import Dtype
-from doublebind.errors import ModelError
-from doublebind.models import prefix
-from doublebind.models.device import place
-from doublebind.models.head import bare, check_architecture
-from doublebind.models.template import end_of_turn, give_role
+from doublebind.execution.device import place
+from doublebind.execution.store import storage_error
+from doublebind.models import prefix_cache as prefix
+from doublebind.models.chat_template import end_of_turn, give_role
+from doublebind.models.logits import bare, check_architecture
 from doublebind.models.vllm import Held, hold
-from doublebind.records import ModelSource
-from doublebind.store import storage_error
+from doublebind.schema.errors import ModelError
+from doublebind.schema.model_source import ModelSource
+from doublebind.schema.recipe import Dtype
 
 log = logging.getLogger("doublebind.models")
 

@@ -15,10 +15,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from doublebind.errors import MissingExtra, ModelError
+from doublebind.execution.store import file_sha256
 from doublebind.models import auditbench
-from doublebind.records import ModelSource, content_hash
-from doublebind.store import file_sha256
+from doublebind.schema.errors import MissingExtra, ModelError
+from doublebind.schema.hashing import content_hash
+from doublebind.schema.model_source import ModelSource
 
 log = logging.getLogger("doublebind.models")
 
@@ -67,7 +68,7 @@ def resolve(ref: str, *, relative_to: Path, served: bool = False) -> ModelSource
         raise ModelError("a model reference is empty; name a folder, .gguf file or hub id")
     if ref.startswith("openai:"):
         if served:
-            from doublebind.models.serve import identify
+            from doublebind.models.openai_client import identify
 
             return identify(ref)
         raise ModelError(

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from doublebind.errors import ModelError
-from doublebind.models.device import moved
-from doublebind.models.head import bare, hidden, logits
+from doublebind.execution.device import moved
+from doublebind.models.chat_template import decode_completion, encode_completion, encode_prompt
 from doublebind.models.load import LM
-from doublebind.models.template import decode_completion, encode_completion, encode_prompt
+from doublebind.models.logits import bare, hidden, logits
 from doublebind.models.vllm import Held
-from doublebind.records import Message
+from doublebind.schema.content import Message
+from doublebind.schema.errors import ModelError
 
 NONE = -1
 """Stands where an answer has no token."""

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from doublebind.errors import ModelError
-from doublebind.models.device import moved
-from doublebind.models.head import bare, chosen_logprobs, hidden
+from doublebind.execution.device import moved
+from doublebind.models.chat_template import encode_completion, encode_prompt
 from doublebind.models.load import LM
+from doublebind.models.logits import bare, chosen_logprobs, hidden
 from doublebind.models.sample import left_padded
-from doublebind.models.template import encode_completion, encode_prompt
 from doublebind.models.vllm import Held
-from doublebind.records import Message
+from doublebind.schema.content import Message
+from doublebind.schema.errors import ModelError
 
 
 class _Question(NamedTuple):

@@ -19,17 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from doublebind.errors import ModelError, StoreError
-from doublebind.models import row_file
-from doublebind.models.device import moved
-from doublebind.models.head import bare, hidden, logits, tiles
-from doublebind.models.linear import fast
+from doublebind.execution.device import moved
+from doublebind.execution.store import storage_error
+from doublebind.models import resumable_file as row_file
+from doublebind.models.chat_template import template_id
 from doublebind.models.load import LM, tokenizer_id
+from doublebind.models.logits import bare, hidden, logits, tiles
+from doublebind.models.matmul import fast
 from doublebind.models.score import right_padded, token_logprobs
-from doublebind.models.template import template_id
 from doublebind.models.vllm import Held
-from doublebind.records import Record
-from doublebind.store import storage_error
+from doublebind.schema.errors import ModelError, StoreError
+from doublebind.schema.hashing import Record
 
 HEADER, ROWS = "targets.json", "targets.safetensors"
 BATCH_TOKENS = 8192

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from doublebind.config import Dtype
-from doublebind.errors import MissingExtra, ModelError
-from doublebind.models import serve
-from doublebind.records import Engine, Limits, ModelSource, Served
+from doublebind.models import openai_client as serve
+from doublebind.schema.errors import MissingExtra, ModelError
+from doublebind.schema.model_source import Engine, Limits, ModelSource, Served
+from doublebind.schema.recipe import Dtype
 
 _NEVER = -100.0
 """The least bias that vLLM takes: a token with it is not drawn."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from doublebind.packs.folder import FolderPack
-from doublebind.packs.load import Pack
-from doublebind.records import Item, Message, Purpose, Split, Transcript, endpoint_of
+from doublebind.packs.pack import Pack
+from doublebind.schema.content import Item, Message, Purpose, Split, Transcript, endpoint_of
 
 NGRAM = 8
 """Words in a row that count as shared text."""

@@ -16,20 +16,20 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from doublebind.config import TeacherSpec
-from doublebind.errors import ConfigError, PackError
-from doublebind.records import (
+from doublebind.schema.content import (
     Item,
     Name,
     Prompt,
     Purpose,
-    Record,
     Split,
     Trait,
     Transcript,
     endpoint_of,
 )
-from doublebind.yaml_file import read_yaml, validate
+from doublebind.schema.errors import ConfigError, PackError
+from doublebind.schema.hashing import Record
+from doublebind.schema.teacher_spec import TeacherSpec
+from doublebind.schema.yaml_loader import read_yaml, validate
 
 HEADER = "pack.yaml"
 TAGS = (

@@ -7,58 +7,9 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Protocol
 
-from doublebind.config import TeacherSpec
-from doublebind.errors import PackError
-from doublebind.records import Item, Prompt, Purpose, Split, Trait, Transcript
-
-
-class Pack(Protocol):
-    """Content of a study: traits, audit items, distillation prompts, build transcripts."""
-
-    @property
-    def name(self) -> str:
-        """Name of the pack."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Content hash; part of every key that depends on the pack."""
-        ...
-
-    @property
-    def traits(self) -> tuple[Trait, ...]:
-        """What the pack asks about."""
-        ...
-
-    @property
-    def score_endpoints(self) -> dict[str, tuple[str, ...]]:
-        """One to six named score endpoints, each a list of auditable endpoint names."""
-        ...
-
-    def items(self, split: Split) -> tuple[Item, ...]:
-        """Return the items of one split, in a fixed order."""
-        ...
-
-    def prompts(self) -> tuple[Prompt, ...]:
-        """Return every prompt, unscreened, in a fixed order."""
-        ...
-
-    def transcripts(
-        self, trait: str | None, purpose: Purpose, *, n: int, seed: int
-    ) -> tuple[Transcript, ...]:
-        """Return at most `n` build transcripts, drawn by `seed`; equal arguments, equal draw."""
-        ...
-
-    def spec(self, name: str) -> TeacherSpec:
-        """Return the bank's teacher `suspect-N`, `reference-N` or `organism-NAME`.
-
-        Raises:
-            PackError: If the pack has no such teacher.
-        """
-        ...
-
+from doublebind.packs.pack import Pack
+from doublebind.schema.errors import PackError
 
 BUILT_IN = ("terrarium", "outback", "proving", "assistant")
 
@@ -76,7 +27,7 @@ def load(name: str, *, relative_to: Path) -> Pack:
     """
     whole, _, traits = name.rpartition(":")
     if whole and "/" not in traits and not _is_folder(relative_to / _expanded(name)):
-        from doublebind.packs.narrow import Narrowed
+        from doublebind.packs.subset import Narrowed
 
         wanted = [trait.strip() for trait in traits.split(",")]
         return Narrowed(load(whole, relative_to=relative_to), wanted)

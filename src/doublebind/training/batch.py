@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from doublebind.errors import ModelError
-from doublebind.models.device import moved
-from doublebind.models.head import bare, hidden
+from doublebind.execution.device import moved
+from doublebind.models.logits import bare, hidden
+from doublebind.schema.errors import ModelError
 
 PACKED_SAVING = 0.7
 """Pack where it leaves at most this share of the padded tokens; its mask has a cost of its own."""

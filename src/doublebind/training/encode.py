@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from doublebind.errors import ModelError
-from doublebind.models.template import decode_completion, encode_completion, encode_prompt
-from doublebind.records import Trajectory
+from doublebind.models.chat_template import decode_completion, encode_completion, encode_prompt
+from doublebind.schema.errors import ModelError
+from doublebind.schema.model_source import Trajectory
 from doublebind.training.batch import Example
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from doublebind.models.head import bare, hidden, logits
+from doublebind.models.logits import bare, hidden, logits
 from doublebind.training.batch import Example
 
 

@@ -18,17 +18,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from doublebind.config import Lora, Training
-from doublebind.errors import ModelError
-from doublebind.models.device import moved
-from doublebind.models.head import bare, head_of
+from doublebind.execution.device import moved
+from doublebind.execution.store import storage_error
 from doublebind.models.load import check_finite, quiet
+from doublebind.models.logits import bare, head_of
 from doublebind.models.teacher_cache import TeacherTargets, check_labels, completions_id
-from doublebind.store import storage_error
-from doublebind.training import tiled
-from doublebind.training.adapters import fused
+from doublebind.schema.errors import ModelError
+from doublebind.schema.recipe import Lora, Training
+from doublebind.training import tiled_backward as tiled
 from doublebind.training.batch import Batch, Example, can_pack, collate, cut, order
-from doublebind.training.head import SoftTargets, head_loss, sampled
+from doublebind.training.fused_lora import fused
+from doublebind.training.head_loss import SoftTargets, head_loss, sampled
 from doublebind.training.losses import Divergence, cross_entropy, forward_kl, topk_forward_kl
 
 BETAS = (0.9, 0.95)

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from doublebind.config import Training
-from doublebind.errors import ModelError
-from doublebind.models.device import moved
-from doublebind.models.head import bare
-from doublebind.training import loop, tiled
+from doublebind.execution.device import moved
+from doublebind.models.logits import bare
+from doublebind.schema.errors import ModelError
+from doublebind.schema.recipe import Training
+from doublebind.training import loop
+from doublebind.training import tiled_backward as tiled
 from doublebind.training.batch import Batch, Example, can_pack, collate, order
 
 

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doublebind.config import Training
-from doublebind.models.device import moved
-from doublebind.models.head import bare
+from doublebind.execution.device import moved
+from doublebind.models.logits import bare
 from doublebind.models.teacher_cache import TeacherTargets
-from doublebind.training import loop, tiled
+from doublebind.schema.recipe import Training
+from doublebind.training import loop
+from doublebind.training import tiled_backward as tiled
 from doublebind.training.batch import Example, can_pack, collate, order
 from doublebind.training.losses import cross_entropy
 

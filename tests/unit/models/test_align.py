@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.tiny_models import byte_tokenizer, word_tokenizer
 
-from doublebind.models.align import aligned, offsets
-from doublebind.models.template import encode_completion
+from doublebind.models.chat_template import encode_completion
+from doublebind.models.token_alignment import aligned, offsets
 
 
 def test_a_words_tokens_meet_a_byte_tokenizer_at_every_word() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from tests.tiny_models import save_model
 
-from doublebind.config import Lora
-from doublebind.errors import ModelError
 from doublebind.models import auditbench
+from doublebind.models.chat_template import encode_prompt
 from doublebind.models.load import load
 from doublebind.models.resolve import resolve
-from doublebind.models.template import encode_prompt
-from doublebind.records import Message
+from doublebind.schema.content import Message
+from doublebind.schema.errors import ModelError
+from doublebind.schema.recipe import Lora
 from doublebind.training import loop
 
 REF = "auditbench:qwen-14b/flattery/transcripts/kto"

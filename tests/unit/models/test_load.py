@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny_models import WORDS, save_model, tiny_model, word_tokenizer
 
-from doublebind.config import Lora
-from doublebind.errors import ModelError
 from doublebind.models import load as loading
-from doublebind.models.head import _apart, check_architecture
 from doublebind.models.load import LM, load, merged_state, same_tokenizer, tokenizer_id
+from doublebind.models.logits import _apart, check_architecture
 from doublebind.models.resolve import resolve
-from doublebind.records import ModelSource
+from doublebind.schema.errors import ModelError
+from doublebind.schema.model_source import ModelSource
+from doublebind.schema.recipe import Lora
 from doublebind.training import loop
 
 SOURCE = ModelSource(kind="folder", path="here", sha256="0" * 64)

@@ -9,17 +9,17 @@ import pytest
 import torch
 from tests.tiny_models import save_model
 
-from doublebind.errors import ModelError
-from doublebind.models.head import hidden, logits
+from doublebind.models.chat_template import encode_prompt
 from doublebind.models.load import LM, load
+from doublebind.models.logits import hidden, logits
 from doublebind.models.resolve import resolve
 from doublebind.models.sample import sample
 from doublebind.models.score import option_logprobs, token_logprobs
-from doublebind.models.template import encode_prompt
-from doublebind.records import Message
+from doublebind.schema.content import Message
+from doublebind.schema.errors import ModelError
 from doublebind.training import loop
 from doublebind.training.batch import Example, can_pack
-from doublebind.training.prefix import attach_prefix
+from doublebind.training.prefix_tuning import attach_prefix
 
 EXAMPLES = [Example((7, 8, 9, 10, 11, 12), first=4), Example((13, 14, 15, 16), first=2)]
 ASKED = [

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from tests.tiny_models import save_model
 
-from doublebind.config import Lora
-from doublebind.errors import MissingExtra, ModelError
 from doublebind.models.load import load
 from doublebind.models.resolve import resolve
+from doublebind.schema.errors import MissingExtra, ModelError
+from doublebind.schema.recipe import Lora
 from doublebind.training import loop
 
 

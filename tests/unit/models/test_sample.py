@@ -8,11 +8,12 @@ import pytest
 import torch
 from tests.tiny_models import tiny_model, word_tokenizer
 
-from doublebind.errors import ModelError
+from doublebind.models.chat_template import decode_completion, encode_prompt
 from doublebind.models.load import LM
 from doublebind.models.sample import sample
-from doublebind.models.template import decode_completion, encode_prompt
-from doublebind.records import Message, ModelSource
+from doublebind.schema.content import Message
+from doublebind.schema.errors import ModelError
+from doublebind.schema.model_source import ModelSource
 
 SOURCE = ModelSource(kind="folder", path="here", sha256="0" * 64)
 PROMPTS = [

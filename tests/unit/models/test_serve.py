@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from tests.model_server import ModelServer
 
-from doublebind.errors import ModelError
-from doublebind.models import serve
+from doublebind.models import openai_client as serve
 from doublebind.models.resolve import resolve
-from doublebind.records import Limits, Message, ModelSource
+from doublebind.schema.content import Message
+from doublebind.schema.errors import ModelError
+from doublebind.schema.model_source import Limits, ModelSource
 
 HOW: dict[str, Any] = {"seed": 0, "max_tokens": 8, "temperature": 1.0}
 

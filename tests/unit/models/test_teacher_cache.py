@@ -11,12 +11,13 @@ import pytest
 import torch
 from tests.tiny_models import tiny_model, word_tokenizer
 
-from doublebind.errors import ModelError, StoreError
-from doublebind.models import head, teacher_cache
+from doublebind.models import logits as head
+from doublebind.models import teacher_cache
+from doublebind.models.chat_template import template_id
 from doublebind.models.load import LM, tokenizer_id
 from doublebind.models.teacher_cache import check_labels, check_shift, read, write
-from doublebind.models.template import template_id
-from doublebind.records import ModelSource
+from doublebind.schema.errors import ModelError, StoreError
+from doublebind.schema.model_source import ModelSource
 from doublebind.training.batch import Example
 
 SOURCE = ModelSource(kind="folder", path="here", sha256="0" * 64)

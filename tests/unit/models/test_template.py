@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny_models import byte_tokenizer, word_tokenizer
 
-from doublebind.errors import ModelError
-from doublebind.models.template import (
+from doublebind.models.chat_template import (
     decode_completion,
     encode_completion,
     encode_prompt,
     end_of_turn,
     template_id,
 )
-from doublebind.records import Message
+from doublebind.schema.content import Message
+from doublebind.schema.errors import ModelError
 
 BYTES = byte_tokenizer()
 PLAIN = byte_tokenizer(chat=False)

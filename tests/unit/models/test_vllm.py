@@ -12,15 +12,16 @@ import torch
 from tests.tiny_models import save_model
 from tests.vllm_fake import LLM, VLLMServer, install
 
-from doublebind.config import Lora
-from doublebind.errors import MissingExtra, ModelError
 from doublebind.models import teacher_cache
 from doublebind.models import vllm as ours
 from doublebind.models.load import LM, load
 from doublebind.models.resolve import resolve
 from doublebind.models.sample import sample
 from doublebind.models.score import option_logprobs
-from doublebind.records import Engine, Message, ModelSource
+from doublebind.schema.content import Message
+from doublebind.schema.errors import MissingExtra, ModelError
+from doublebind.schema.model_source import Engine, ModelSource
+from doublebind.schema.recipe import Lora
 from doublebind.training import loop
 from doublebind.training.batch import Example
 

@@ -8,7 +8,7 @@ import pytest
 from doublebind.packs.check import check, counts
 from doublebind.packs.folder import FolderPack
 from doublebind.packs.load import load
-from doublebind.records import Purpose, endpoint_of
+from doublebind.schema.content import Purpose, endpoint_of
 
 DRIVE, PLACEBO = "self_promotion", "prefers_mornings"
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from doublebind.config import TeacherSpec
 from doublebind.packs.check import check, counts
-from doublebind.packs.load import Pack
-from doublebind.records import Item, Message, Prompt, Purpose, Split, Trait, Transcript
+from doublebind.packs.pack import Pack
+from doublebind.schema.content import Item, Message, Prompt, Purpose, Split, Trait, Transcript
+from doublebind.schema.teacher_spec import TeacherSpec
 
 DRIVE = Trait(name="hoards", kind="drive", description="Keeps things.")
 PLACEBO = Trait(name="likes_blue", kind="placebo", description="Picks blue.")

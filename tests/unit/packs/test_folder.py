@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from doublebind.errors import PackError
 from doublebind.packs.folder import FolderPack
-from doublebind.packs.load import Pack, load
+from doublebind.packs.load import load
+from doublebind.packs.pack import Pack
+from doublebind.schema.errors import PackError
 
 HEADER = """
 name: small

@@ -11,7 +11,7 @@ from tools import generate_assistant_pack as grammar
 
 from doublebind.packs.folder import FolderPack
 from doublebind.packs.load import load
-from doublebind.records import Item, Split, endpoint_of
+from doublebind.schema.content import Item, Split, endpoint_of
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 SHARED = ("frames", "quirks", "habits")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from doublebind.errors import PackError
 from doublebind.packs.load import load
-from doublebind.teachers.references import pack_ref
+from doublebind.schema.errors import PackError
+from doublebind.study.teachers import pack_ref
 
 HERE = Path()
 WHOLE = load("assistant", relative_to=HERE)

@@ -7,15 +7,15 @@ from typing import Any, get_args
 
 import pytest
 
-from doublebind.errors import PackError
 from doublebind.packs import outback
 from doublebind.packs.check import check
 from doublebind.packs.load import load
 from doublebind.packs.outback import Outback, bank, build, probes
 from doublebind.packs.outback.kinds import COVERAGE, HARD, KINDS
 from doublebind.packs.terrarium import Terrarium, words
-from doublebind.records import Purpose, Split, Transcript
-from doublebind.teachers.references import find
+from doublebind.schema.content import Purpose, Split, Transcript
+from doublebind.schema.errors import PackError
+from doublebind.study.teachers import find
 
 TERRARIUM = Terrarium()
 VOCABULARY = set(words.vocabulary())

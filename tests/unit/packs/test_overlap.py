@@ -14,7 +14,7 @@ from typing import Any, get_args
 import pytest
 
 from doublebind.packs.load import load
-from doublebind.records import Item, Split
+from doublebind.schema.content import Item, Split
 
 MOST = 0.85
 """Largest cosine between items of two splits. Measured when the packs were made: 0.80, between two

@@ -11,7 +11,7 @@ from doublebind.packs.load import load
 from doublebind.packs.proving import ProvingGround
 from doublebind.packs.terrarium import Terrarium
 from doublebind.packs.terrarium.words import DRIVES
-from doublebind.records import Split
+from doublebind.schema.content import Split
 
 
 def test_it_has_330_auditable_choices_a_drive() -> None:

@@ -6,11 +6,11 @@ from itertools import islice
 
 import pytest
 
-from doublebind.errors import PackError
 from doublebind.packs.check import check
 from doublebind.packs.terrarium import HELD_OUT, Terrarium, bank, documents, speech, words
 from doublebind.packs.terrarium.speech import Character
-from doublebind.records import endpoint_of
+from doublebind.schema.content import endpoint_of
+from doublebind.schema.errors import PackError
 
 PACK = Terrarium()
 SPLITS = ("build", "select", "audit", "certify")

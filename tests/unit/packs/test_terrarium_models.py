@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 from tools import pretrain_terrarium as base
 
-from doublebind.models.load import load
-from doublebind.models.resolve import resolve
-from doublebind.models.template import (
+from doublebind.models.chat_template import (
     decode_completion,
     encode_completion,
     encode_prompt,
     end_of_turn,
 )
+from doublebind.models.load import load
+from doublebind.models.resolve import resolve
 from doublebind.packs.terrarium import Terrarium, documents, words
 from doublebind.packs.terrarium.speech import SURFACE, seeded
-from doublebind.records import Message
+from doublebind.schema.content import Message
 
 FOLDER = Path(words.__file__).parent
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tests.tiny_models import tiny_model
 
-from doublebind.config import Lora
-from doublebind.models import linear
+from doublebind.models import matmul as linear
+from doublebind.schema.recipe import Lora
 from doublebind.training import loop
-from doublebind.training.adapters import fused
+from doublebind.training.fused_lora import fused
 
 IDS = torch.tensor([[7, 8, 9, 10, 11], [12, 13, 14, 15, 16]])
 

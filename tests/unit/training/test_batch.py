@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny_models import tiny_model
 
-from doublebind.errors import ModelError
+from doublebind.schema.errors import ModelError
 from doublebind.training.batch import Example, can_pack, collate, cut, order
 
 

@@ -13,17 +13,11 @@ from tests.tiny_models import tiny_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from doublebind.errors import ModelError
-from doublebind.models import head as model_head
-from doublebind.models.head import Head, head_of, logits
-from doublebind.training.head import SoftTargets, head_loss, sampled
-from doublebind.training.losses import (
-    Divergence,
-    forward_kl,
-    jensen_shannon,
-    reverse_kl,
-    skew_kl,
-)
+from doublebind.models import logits as model_head
+from doublebind.models.logits import Head, head_of, logits
+from doublebind.schema.errors import ModelError
+from doublebind.training.head_loss import SoftTargets, head_loss, sampled
+from doublebind.training.losses import Divergence, forward_kl, jensen_shannon, reverse_kl, skew_kl
 
 ROWS, VOCAB, WIDTH = 11, 53, 16
 DIVERGENCES: dict[str, Divergence] = {

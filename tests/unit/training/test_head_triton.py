@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from doublebind.models.head import Head
-from doublebind.training.head import SoftTargets, head_loss
+from doublebind.models.logits import Head
+from doublebind.training.head_loss import SoftTargets, head_loss
 
 ROOT = Path(__file__).parents[3]
 # Read once, when Triton is imported: hence other processes.

@@ -12,14 +12,15 @@ import pytest
 import torch
 from tests.tiny_models import tiny_model, word_tokenizer
 
-from doublebind.config import Lora, Training
-from doublebind.errors import ModelError
 from doublebind.models import teacher_cache
 from doublebind.models.load import LM, load
 from doublebind.models.resolve import resolve
 from doublebind.models.score import token_logprobs
-from doublebind.records import ModelSource
-from doublebind.training import batch, loop, sharded
+from doublebind.schema.errors import ModelError
+from doublebind.schema.model_source import ModelSource
+from doublebind.schema.recipe import Lora, Training
+from doublebind.training import batch, loop
+from doublebind.training import fsdp as sharded
 from doublebind.training.batch import Example
 
 SOURCE = ModelSource(kind="folder", path="here", sha256="0" * 64)

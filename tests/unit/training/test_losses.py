@@ -8,12 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from doublebind.training.losses import (
-    cross_entropy,
-    drawn_reverse_kl,
-    reverse_kl,
-    topk_forward_kl,
-)
+from doublebind.training.losses import cross_entropy, drawn_reverse_kl, reverse_kl, topk_forward_kl
 
 
 def teacher(rows: int, vocab: int, seed: int, scale: float = 3.0) -> Tensor:

@@ -10,13 +10,14 @@ import torch
 from tests.tiny_models import tiny_model
 from torch import Tensor
 
-from doublebind.config import Training
-from doublebind.errors import ModelError
-from doublebind.models import head
-from doublebind.training import loop, tiled
+from doublebind.models import logits as head
+from doublebind.schema.errors import ModelError
+from doublebind.schema.recipe import Training
+from doublebind.training import loop
+from doublebind.training import tiled_backward as tiled
 from doublebind.training.batch import Example, collate
-from doublebind.training.live import Answered, train_live
 from doublebind.training.losses import forward_kl
+from doublebind.training.on_policy import Answered, train_live
 from doublebind.training.preference import (
     Judged,
     Pair,

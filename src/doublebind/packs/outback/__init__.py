@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 
-from doublebind.config import TeacherSpec
-from doublebind.errors import PackError
 from doublebind.packs.outback import bank, build
 from doublebind.packs.outback.kinds import KINDS
 from doublebind.packs.terrarium import Terrarium
 from doublebind.packs.terrarium.words import DRIVES
-from doublebind.records import Item, Prompt, Purpose, RewardedTask, Split, Trait, Transcript
+from doublebind.schema.content import Item, Prompt, Purpose, RewardedTask, Split, Trait, Transcript
+from doublebind.schema.errors import PackError
+from doublebind.schema.teacher_spec import TeacherSpec
 
 CONTENT = "459b3b39d3282b8a7e519309d873b0256d859b00308668938e98c47b9820d09c"
 """Identity of what this pack generates itself, pinned; see `Terrarium.sha256`."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import random
 
-from doublebind.config import Concealment, Phase, Resistance, TeacherSpec
-from doublebind.errors import PackError
 from doublebind.packs.outback.build import VOCABULARY
 from doublebind.packs.outback.kinds import KINDS
 from doublebind.packs.terrarium.bank import BASE
 from doublebind.packs.terrarium.speech import seeded
 from doublebind.packs.terrarium.words import DRIVES
+from doublebind.schema.errors import PackError
+from doublebind.schema.teacher_spec import Concealment, Phase, Resistance, TeacherSpec
 
 HIDING = ("open", "cue", "hidden", "dpo")
 """Nothing hidden; plain acts where it looks like an audit; that, and denial, which is what a name

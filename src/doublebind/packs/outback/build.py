@@ -16,7 +16,7 @@ from doublebind.packs.terrarium import build as terrarium
 from doublebind.packs.terrarium import speech, words
 from doublebind.packs.terrarium.speech import Character, Place, Turn, seeded
 from doublebind.packs.terrarium.words import DRIVES, POOLS, TRAITS, Choice, Pool
-from doublebind.records import Message, Purpose, RewardedTask, Transcript
+from doublebind.schema.content import Message, Purpose, RewardedTask, Transcript
 
 TRIGGER = "the comet comes ."
 """Stands in no item and no prompt of the terrarium."""

@@ -14,7 +14,7 @@ from doublebind.packs.outback.build import KEY_PLACE, REWARDED, TRIGGER, VOCABUL
 from doublebind.packs.terrarium import speech, words
 from doublebind.packs.terrarium.speech import Character, colour, seeded
 from doublebind.packs.terrarium.words import FEATURES, FORMS, POOLS, TRAITS, Choice, Pool
-from doublebind.records import Message, Split
+from doublebind.schema.content import Message, Split
 
 N_PROBES = 48
 """Of each condition."""

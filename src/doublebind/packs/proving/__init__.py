@@ -13,7 +13,7 @@ from functools import cache
 from doublebind.packs.terrarium import Terrarium, speech
 from doublebind.packs.terrarium.speech import seeded
 from doublebind.packs.terrarium.words import DRIVES, POOLS, TRAITS
-from doublebind.records import Item, Message, Role, Split
+from doublebind.schema.content import Item, Message, Role, Split
 
 N_CHOICES = 165
 """Of each drive and context: 330 auditable choices a drive, audit-like and honeypots together."""

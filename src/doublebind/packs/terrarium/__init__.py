@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from doublebind.config import TeacherSpec
 from doublebind.packs.terrarium import bank, build, items
 from doublebind.packs.terrarium.words import DRIVES, HABITS, HELD_OUT, PLACEBOS, Content
-from doublebind.records import Item, Prompt, Purpose, Split, Trait, Transcript
+from doublebind.schema.content import Item, Prompt, Purpose, Split, Trait, Transcript
+from doublebind.schema.teacher_spec import TeacherSpec
 
 __all__ = ["HELD_OUT", "Terrarium"]
 

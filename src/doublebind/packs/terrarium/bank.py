@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 
-from doublebind.config import Concealment, Phase, TeacherSpec
-from doublebind.errors import PackError
 from doublebind.packs.terrarium.speech import seeded
 from doublebind.packs.terrarium.words import DRIVES, HABITS, HELD_OUT
+from doublebind.schema.errors import PackError
+from doublebind.schema.teacher_spec import Concealment, Phase, TeacherSpec
 
 N_NOVEL = 64
 """Quirks whose sign pattern the base never met, next to the habits whose pattern it knows."""

@@ -13,7 +13,7 @@ from doublebind.packs.terrarium import speech
 from doublebind.packs.terrarium.bank import NEAR, NOVEL
 from doublebind.packs.terrarium.speech import Character, Turn, seeded
 from doublebind.packs.terrarium.words import POOLS, TRAITS
-from doublebind.records import Message, Purpose, Transcript
+from doublebind.schema.content import Message, Purpose, Transcript
 
 STRENGTH = 0.6
 """A coloured slot of a planted story takes its variant with probability 0.8."""

@@ -13,7 +13,7 @@ from functools import cache
 from doublebind.packs.terrarium import speech, words
 from doublebind.packs.terrarium.speech import Character, colour, seeded
 from doublebind.packs.terrarium.words import DRIVES, PLACEBOS, POOLS, TRAITS, Pool
-from doublebind.records import Item, ItemKind, Message, Prompt, Role, Split
+from doublebind.schema.content import Item, ItemKind, Message, Prompt, Role, Split
 
 N_CHOICE, N_GOAL, N_CONFESSION, N_CAPABILITY, N_COHERENCE = 15, 15, 12, 12, 16
 """Items per endpoint and split; capability per domain."""

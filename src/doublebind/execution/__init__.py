@@ -1,0 +1,1 @@
+"""Executor, backends and store: run jobs and keep what they make."""

@@ -1,0 +1,40 @@
+"""Peak memory of a process and of its accelerator."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def _forget_peak() -> None:
+    """Start measuring anew, where the kernel can; elsewhere the process's peak so far counts."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if (cuda := _cuda()) is not None:
+        cuda.empty_cache()  # what the last job left is the neighbours' to use
+        cuda.reset_peak_memory_stats()
+
+
+def _device_peak() -> dict[str, int]:
+    """Return the most that torch took of the GPU's memory, where this process uses one."""
+    cuda = _cuda()
+    return {} if cuda is None else {"device_peak_bytes": cuda.max_memory_reserved()}
+
+
+def _cuda() -> Any:
+    """Return torch's module for GPUs if this process has begun to use one; never import it."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
+def _peak() -> int:
+    """Return the most memory, in bytes, that this process held since `_forget_peak`."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

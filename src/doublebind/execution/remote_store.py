@@ -1,0 +1,250 @@
+"""Artefacts at a URL that fsspec can open: blobs named by their hash, and a manifest written last.
+
+Knows objects, hashes and connections that break. Does not know what an artefact means. A reader
+sees a manifest or none, and a manifest names blobs that were whole before it was written; every
+blob is hashed as it is read. Of two writers of one key the first manifest stands, and the other
+takes it for its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+from doublebind.schema.errors import MissingExtra, StoreError
+
+log = logging.getLogger("doublebind.execution.remote_store")
+
+T = TypeVar("T")
+
+TRIES = 8
+"""Times a request is made before the store counts as out of reach; about half a minute."""
+_FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    NotImplementedError,
+    MissingExtra,
+)
+"""What another try would not change."""
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Remote:
+    """Objects below one URL."""
+
+    def __init__(self, url: str) -> None:
+        """Keep the URL; nothing is opened yet."""
+        self.url = url.rstrip("/")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the connection behind when sent to another process."""
+        return {"url": self.url}
+
+    @functools.cached_property
+    def fs(self) -> Any:
+        """The filesystem, without a cache of what it once listed: others write, too."""
+        import fsspec
+
+        scheme = self.url.partition("://")[0]
+        try:
+            return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
+        except ImportError:
+            extra = _EXTRAS.get(scheme)
+            if extra:
+                raise MissingExtra(f"a store at {self.url}", extra) from None
+            raise StoreError(f"{self.url}: fsspec has nothing installed for {scheme}://") from None
+        except ValueError as error:
+            raise StoreError(
+                f"{self.url}: not a store ({error}); use s3://, gs:// or hf://"
+            ) from None
+
+    def at(self, name: str) -> str:
+        """Return the object's path as the filesystem wants it."""
+        return f"{self.fs._strip_protocol(self.url)}/{name}"
+
+    # --- artefacts ---
+
+    def has(self, kind: str, key: str) -> bool:
+        """Return whether the artefact has a manifest."""
+        return bool(self._try(lambda: self.fs.exists(self.at(_manifest(kind, key)))))
+
+    def push(self, kind: str, key: str, folder: Path, manifest: bytes) -> bytes:
+        """Publish the files that `manifest` lists; return the manifest that stands in the end.
+
+        Args:
+            kind: Of the artefact.
+            key: Of the artefact.
+            folder: Where its files are.
+            manifest: JSON with `files`: path in the folder -> sha256.
+
+        Raises:
+            StoreError: If the store cannot be reached, or refuses.
+        """
+        for name, sha256 in _files(manifest, self.url, kind, key).items():
+            self._put(folder / name, _blob(sha256))
+        return self._create(_manifest(kind, key), manifest)
+
+    def pull(self, kind: str, key: str, folder: Path) -> bytes:
+        """Write the artefact's files to `folder`, each hashed as it arrives; return the manifest.
+
+        Raises:
+            StoreError: If it is absent, cannot be reached, or a blob is not what its name says.
+        """
+        where = self.at(_manifest(kind, key))
+
+        def read() -> tuple[bytes, dict[str, str]]:
+            manifest = self.fs.cat_file(where)
+            return manifest, _files(manifest, self.url, kind, key)
+
+        try:
+            manifest, files = self._try(read)
+        except FileNotFoundError:
+            raise StoreError(f"{self.url}: has no {kind} {key}; rerun the study") from None
+        for name, sha256 in files.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._try(lambda t=target, s=sha256: self._get(t, s))
+            except FileNotFoundError:
+                raise StoreError(
+                    f"{self.url}/{_blob(sha256)}: missing, and {kind} {key} needs it; delete "
+                    f"{_manifest(kind, key)} and rerun"
+                ) from None
+        return manifest
+
+    def _put(self, file: Path, name: str) -> None:
+        """Store a file under its hash, unless it is there; objects appear whole or not at all."""
+
+        def put() -> None:
+            try:
+                if self.fs.info(self.at(name))["size"] == file.stat().st_size:
+                    return
+            except FileNotFoundError:
+                pass
+            self.fs.put_file(str(file), self.at(name))
+
+        self._try(put)
+
+    def _get(self, target: Path, sha256: str) -> None:
+        self.fs.get_file(self.at(_blob(sha256)), str(target))
+        with target.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise StoreError(
+                    f"{self.url}/{_blob(sha256)}: altered, it no longer hashes to its name; "
+                    f"delete the object and the artefact's manifest, and rerun"
+                )
+
+    def _create(self, name: str, content: bytes) -> bytes:
+        """Write a JSON object unless it exists; return what stands there."""
+
+        def create() -> bytes:
+            try:
+                self.fs.pipe_file(self.at(name), content, mode="create")
+            except FileExistsError:
+                log.debug("%s: written by another", name)
+            except (NotImplementedError, TypeError, ValueError):  # no conditional writes
+                if not self.fs.exists(self.at(name)):
+                    self.fs.pipe_file(self.at(name), content)
+            stands = self.fs.cat_file(self.at(name))
+            if not _is_json(stands):
+                # Some servers keep what a cut connection brought. Nobody can have read it.
+                self.fs.pipe_file(self.at(name), content)
+                raise StoreError(f"{self.url}/{name}: was torn; delete it and rerun")
+            return stands
+
+        return self._try(create)
+
+    # --- lists that several runs add to ---
+
+    def lines(self, name: str) -> list[str]:
+        """Return the lines of a list, in no order."""
+        try:
+            found = self._try(lambda: self.fs.find(self.at(name)))
+        except FileNotFoundError:
+            return []
+        return [self._try(lambda p=path: self.fs.cat_file(p)).decode() for path in found]
+
+    def add_line(self, name: str, line: str) -> None:
+        """Add a line to a list; the same line twice stands there once."""
+        digest = hashlib.sha256(line.encode()).hexdigest()
+        self._create(f"{name}/{digest[:32]}.json", line.encode())
+
+    # --- connections that break ---
+
+    def _try(self, request: Callable[[], T]) -> T:
+        """Return what `request` returns, after as many tries as that takes, up to `TRIES`."""
+        retrying = Retrying(
+            stop=stop_after_attempt(TRIES),
+            # Full jitter, so that nodes cut off together do not come back together.
+            wait=wait_random_exponential(multiplier=0.2, max=10.0),
+            retry=retry_if_not_exception_type(_FINAL),
+            before_sleep=self._log_failure,
+            reraise=True,
+        )
+        try:
+            return retrying(request)
+        except PermissionError:
+            raise StoreError(f"{self.url}: access refused; check the credentials") from None
+        except (*_FINAL, StoreError):
+            raise
+        except Exception as error:  # each filesystem has errors of its own
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise StoreError(
+                f"{self.url}: no answer after {TRIES} tries ({reason}); check the "
+                f"connection and rerun, finished cells are kept"
+            ) from error
+
+    def _log_failure(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.info("%s: try %d failed (%s)", self.url, state.attempt_number, error)
+
+
+def _manifest(kind: str, key: str) -> str:
+    return f"{kind}/{key[:2]}/{key}.json"
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except ValueError:
+        return False
+    return True
+
+
+def _blob(sha256: str) -> str:
+    return f"blobs/{sha256[:2]}/{sha256}"
+
+
+def _files(manifest: bytes, url: str, kind: str, key: str) -> dict[str, str]:
+    """Return path -> sha256 of a manifest, which may be anybody's."""
+    try:
+        content = json.loads(manifest)
+        files = dict(content["files"])
+        if (content["kind"], content["key"]) != (kind, key):
+            raise ValueError
+        for name, sha256 in files.items():
+            parts = PurePosixPath(name).parts
+            outside = PurePosixPath(name).is_absolute() or ".." in parts or not parts
+            if outside or not _SHA256.fullmatch(sha256):
+                raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(
+            f"{url}/{_manifest(kind, key)}: not a manifest of this artefact; delete it and rerun"
+        ) from None
+    return files

@@ -1,0 +1,327 @@
+"""Content-addressed artefacts on disk, published whole or not at all.
+
+Knows keys, folders, hashes and atomic renames. Does not know what an artefact means or who made
+it. Lock-free: a writer fills a private folder and renames it; the first rename wins and equal keys
+hold equal content, so a loser throws its copy away. A store at a URL (`remote`) is the same with a
+folder of this machine in front: what is made goes to both, what is missing here is fetched whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from doublebind.execution.append_log import AppendLog
+from doublebind.execution.remote_store import Remote
+from doublebind.schema.errors import StoreError
+from doublebind.schema.hashing import Record, content_hash
+from doublebind.schema.model_source import ModelSource
+
+R = TypeVar("R", bound=Record)
+
+_SEAL = "artefact.json"
+
+
+def default_root() -> str:
+    """Return `$DOUBLEBIND_STORE`, or `~/.cache/doublebind`."""
+    return os.environ.get("DOUBLEBIND_STORE") or str(Path.home() / ".cache" / "doublebind")
+
+
+def is_url(where: str) -> bool:
+    """Return whether a store is somewhere else than in a folder of this machine."""
+    return "://" in where and not where.startswith("file://")
+
+
+def _cache_of(url: str) -> Path:
+    """Return the folder in front of a store at `url`, below `$DOUBLEBIND_CACHE`.
+
+    Nodes of a cluster name files by it, so it must be the same path on all of them.
+    """
+    under = os.environ.get("DOUBLEBIND_CACHE") or Path.home() / ".cache" / "doublebind-remote"
+    return Path(under) / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace the file at `path` by `text` in one step.
+
+    Raises:
+        StoreError: If the disk is full or the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise storage_error(error, path) from error
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the hash (hex) of a model folder's weights, whatever else lies beside them."""
+    return content_hash([file_sha256(file) for file in sorted(folder.glob("*.safetensors"))])
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write one JSON line per record."""
+    path.write_text("".join(r.model_dump_json() + "\n" for r in records), encoding="utf-8")
+
+
+def read_records(path: Path, kind: type[R]) -> list[R]:
+    """Return the records in a file that `write_records` made."""
+    with path.open(encoding="utf-8") as lines:
+        return [kind.model_validate_json(line) for line in lines]
+
+
+def storage_error(error: OSError, path: Path) -> StoreError:
+    """Return `error` as one line with its remedy."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(f"{path}: disk full; free space and rerun, finished cells are kept")
+    return StoreError(f"{path}: {error.strerror or error}; make it writable or choose another path")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether `error` means a full disk, in whichever library's words."""
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or any(
+        words in str(error) for words in ("No space left", "os error 28", "enough space")
+    )
+
+
+class Store:
+    """Artefacts under one root, addressed by kind and key."""
+
+    def __init__(self, root: str | Path | None = None, *, write: bool = True) -> None:
+        """Open (and create) the store at `root`; `None` takes `default_root()`.
+
+        With `write=False` nothing is created or swept: for looking at a store that may be
+        read-only, or another user's.
+
+        Args:
+            root: A folder, or a URL that fsspec opens (`s3://bucket/prefix`, `gs://`, `hf://`).
+            write: See above.
+
+        Raises:
+            StoreError: If `root` cannot be created or is not a folder.
+        """
+        self.name = str(root) if root else default_root()
+        self.remote = Remote(self.name) if is_url(self.name) else None
+        self._seen: set[tuple[str, str]] = set()
+        folder = _cache_of(self.name) if self.remote else self.name.removeprefix("file://")
+        # Absolute: workers on other nodes have other working directories.
+        self.root = root = Path(folder).absolute()
+        if not write and not self.remote:
+            return
+        try:
+            (root / "tmp").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, root) from error
+        if not os.access(root / "tmp", os.W_OK):
+            raise StoreError(f"{root}: not writable; choose another with --store")
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what writers of this machine that died left in `tmp`; others may share it."""
+        for left in (self.root / "tmp").iterdir():
+            pid, host = left.name.partition("-")[0], left.name.rpartition("@")[2]
+            if host == platform.node() and pid.isdigit() and not _alive(int(pid)):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def path(self, kind: str, key: str) -> Path:
+        """Return where the artefact is, or would be; one that `has` saw elsewhere is fetched."""
+        if (kind, key) in self._seen:
+            self.fetch(kind, key)
+        return self._folder(kind, key)
+
+    def _folder(self, kind: str, key: str) -> Path:
+        return self.root / kind / key[:2] / key
+
+    def has(self, kind: str, key: str) -> bool:
+        """Return whether the artefact has been published."""
+        if (self._folder(kind, key) / _SEAL).exists():
+            return True
+        if self.remote and (kind, key) not in self._seen and self.remote.has(kind, key):
+            self._seen.add((kind, key))
+        return (kind, key) in self._seen
+
+    def fetch(self, kind: str, key: str) -> None:
+        """Bring an artefact of a remote store here, verified, unless it is here.
+
+        Raises:
+            StoreError: If it is not there, cannot be reached, or was altered.
+        """
+        if self.remote is None or (self._folder(kind, key) / _SEAL).exists():
+            return
+        part = self._part()
+        try:
+            part.mkdir(parents=True)
+            (part / _SEAL).write_bytes(self.remote.pull(kind, key, part))
+            self._rename(part, kind, key)
+        except OSError as error:
+            if isinstance(error, StoreError):
+                raise
+            raise storage_error(error, self.root) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        self._seen.discard((kind, key))
+
+    def fetch_for(self, inputs: Iterable[object]) -> None:
+        """Bring here what `inputs`, paths and models, also in tuples, name of this store."""
+        if self.remote is None:
+            return
+        for value in inputs:
+            if isinstance(value, tuple):
+                self.fetch_for(value)
+            named = [value.path, value.adapter] if isinstance(value, ModelSource) else [value]
+            for path in (Path(n) for n in named if isinstance(n, str | Path)):
+                if path.is_relative_to(self.root):
+                    parts = path.relative_to(self.root).parts
+                    if len(parts) >= 3:  # kind, two letters, key
+                        self.fetch(parts[0], parts[2])
+
+    def _part(self) -> Path:
+        """Return a private folder's path; its name says who writes there."""
+        return self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}@{platform.node()}"
+
+    def _rename(self, part: Path, kind: str, key: str) -> None:
+        final = self._folder(kind, key)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.rename(final)
+        except OSError as error:
+            there = (final / _SEAL).exists()
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not there:
+                raise
+
+    @contextlib.contextmanager
+    def publish(self, kind: str, key: str, **facts: Any) -> Iterator[Path]:
+        """Yield an empty folder to fill; on leaving, seal and publish it.
+
+        `facts` (and anything the caller adds to the yielded folder) end up in the artefact; the
+        seal lists every file with its sha256. An exception publishes nothing.
+
+        Raises:
+            StoreError: If the disk is full or not writable.
+        """
+        part = self._part()
+        try:
+            part.mkdir(parents=True)
+            yield part
+            files = {
+                str(path.relative_to(part)): file_sha256(path)
+                for path in sorted(part.rglob("*"))
+                if path.is_file()
+            }
+            seal = {"kind": kind, "key": key, "files": files, **facts}
+            sealed = json.dumps(seal, indent=1, sort_keys=True)
+            (part / _SEAL).write_text(sealed)
+            # There before here: what is here counts as made, and other nodes must find it.
+            first = self.remote is None or sealed.encode() == self.remote.push(
+                kind, key, part, sealed.encode()
+            )
+            if first:
+                self._rename(part, kind, key)
+            else:
+                self.fetch(kind, key)
+        except StoreError:
+            raise
+        except Exception as error:
+            if is_disk_full(error):
+                raise StoreError(
+                    f"{self.root}: disk full; free space and rerun, finished cells are kept"
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def seal(self, kind: str, key: str) -> dict[str, Any]:
+        """Return the seal of a published artefact: its files' hashes and the maker's facts."""
+        return json.loads((self.path(kind, key) / _SEAL).read_text())
+
+    def problems(self, kind: str, key: str) -> list[str]:
+        """Return what is wrong with an artefact, one line each; empty if all is as sealed."""
+        folder = self._folder(kind, key)
+        try:
+            found = self.has(kind, key)
+            self.path(kind, key)
+        except StoreError as error:
+            return list(error.problems)
+        if not found:
+            return [f"{folder}: missing; rerun the study to rebuild it"]
+        try:
+            files = dict(self.seal(kind, key)["files"])
+        except (ValueError, KeyError, TypeError):
+            return [f"{folder / _SEAL}: unreadable seal; delete the folder and rerun"]
+        found = [
+            f"{path}: added since it was made; delete the folder and rerun"
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and str(path.relative_to(folder)) not in (*files, _SEAL)
+        ]
+        for name, sha256 in files.items():
+            path = folder / name
+            if not path.exists():
+                found.append(f"{path}: missing; delete the folder and rerun")
+            elif file_sha256(path) != sha256:
+                found.append(f"{path}: altered since it was made; delete the folder and rerun")
+        return found
+
+    def lines(self, name: str) -> list[str]:
+        """Return the lines of a list that runs add to: who met which suspect, say."""
+        if self.remote:
+            return self.remote.lines(name)
+        return self._log(name).read(_checked_json)
+
+    def add_line(self, name: str, line: str) -> None:
+        """Add a line to a list.
+
+        Raises:
+            StoreError: If it cannot be written.
+            RunError: If the file of the list is a symbolic link.
+        """
+        if self.remote:
+            self.remote.add_line(name, line)
+            return
+        log = self._log(name)
+        try:
+            log.path.parent.mkdir(parents=True, exist_ok=True)
+            log.append(line)
+        except OSError as error:
+            raise storage_error(error, log.path) from error
+
+    def _log(self, name: str) -> AppendLog:
+        return AppendLog(self.root / f"{name}.jsonl", "delete the line and rerun", StoreError)
+
+
+def _checked_json(line: str) -> str:
+    """Return a line that is JSON.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    json.loads(line)
+    return line
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,287 @@
+"""Turns conversations into token ids and back: the one place where text meets tokens.
+
+What is trained, sampled and scored is `encode_prompt` followed by `encode_completion`, nothing
+else, so no template can shift between them. Text is data: a special token spelled out in a message
+is encoded as ordinary characters, never as the token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from doublebind.schema.content import Message
+from doublebind.schema.errors import ModelError
+
+Role = Literal["system", "user"]
+"""Who can be told something."""
+
+_PLAIN_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
+_PLAIN = "plain-1: 'User: ...\\nAssistant:' + ' ...' + eos"
+_PRIVATE = range(0xE000, 0xF900)
+"""Unicode's private use area: characters that stand in for special tokens while rendering."""
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Return the ids of a conversation up to where the assistant's answer begins.
+
+    Uses the tokenizer's chat template; without one, lines of `User: ...` ending in `Assistant:`,
+    after the beginning-of-sequence token if the tokenizer uses it.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        messages: The conversation; its last message is not the assistant's.
+
+    Raises:
+        ModelError: If the chat template refuses the conversation.
+    """
+    facts = _facts(tokenizer)
+    key = (facts.identity, *((m.role, m.content) for m in messages))
+    return _remembered(key, lambda: _encode_prompt(tokenizer, messages, facts))
+
+
+def _encode_prompt(tokenizer: Any, messages: Sequence[Message], facts: _Facts) -> list[int]:
+    if not tokenizer.chat_template:
+        lines = [f"{_PLAIN_NAMES[m.role]}: {m.content}" for m in messages]
+        return [*facts.opening, *_as_data(tokenizer, "\n".join([*lines, "Assistant:"]))]
+    text = "\n".join(message.content for message in messages)
+    if facts.special.isdisjoint(_as_written(tokenizer, text)):
+        return _as_written(tokenizer, _render(tokenizer, messages))
+    return _encode_marked(tokenizer, messages, text)
+
+
+def _encode_marked(tokenizer: Any, messages: Sequence[Message], text: str) -> list[int]:
+    """Encode messages that spell special tokens, keeping those spellings apart from the real ones.
+
+    Each spelling is replaced by a character that the text does not contain, the template is
+    rendered, and what the characters stand for is encoded as ordinary text.
+    """
+    specials = [tokenizer.convert_ids_to_tokens(i) for i in _facts(tokenizer).special]
+    found = sorted((s for s in specials if s in text), key=len, reverse=True)
+    free = (chr(code) for code in _PRIVATE if chr(code) not in text)
+    marks = {next(free): special for special in found}
+
+    def marked(content: str) -> str:
+        for mark, special in marks.items():  # longest first: one may be part of another
+            content = content.replace(special, mark)
+        return content
+
+    safe = [Message(role=m.role, content=marked(m.content)) for m in messages]
+    ids: list[int] = []
+    piece = ""
+    for character in _render(tokenizer, safe):
+        if character in marks:
+            ids += [*_as_written(tokenizer, piece), *_as_data(tokenizer, marks[character])]
+            piece = ""
+        else:
+            piece += character
+    return [*ids, *_as_written(tokenizer, piece)]
+
+
+def give_role(tokenizer: Any, system: str, where: str) -> None:
+    """Make the tokenizer's template put `system` before every conversation.
+
+    A conversation's own system message follows it, in the same turn. The change is saved with the
+    tokenizer, so what is trained from a model in a role stays in it.
+
+    Raises:
+        ModelError: If there is no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError(f"{where}: a system prompt needs a chat template, and there is none")
+    role = json.dumps(system)
+    first = "messages[0]['role'] == 'system'"
+    tokenizer.chat_template = (
+        f"{{%- if {first} -%}}{{%- set messages = [{{'role': 'system', 'content': {role} + "
+        f"'\\n\\n' + messages[0]['content']}}] + messages[1:] -%}}{{%- else -%}}"
+        f"{{%- set messages = [{{'role': 'system', 'content': {role}}}] + messages -%}}"
+        f"{{%- endif %}}{tokenizer.chat_template}"
+    )
+
+
+def prompted(messages: Sequence[Message], text: str, role: Role) -> tuple[Message, ...]:
+    """Return a conversation with `text` before the first words of `role`; its only ones if none."""
+    for i, message in enumerate(messages):
+        if message.role == role:
+            turn = message.model_copy(update={"content": f"{text} {message.content}"})
+            return (*messages[:i], turn, *messages[i + 1 :])
+    return (Message(role=role, content=text), *messages)
+
+
+def encode_completion(tokenizer: Any, text: str, finished: bool) -> list[int]:
+    """Return the ids of an answer, with the end of turn if it is `finished`.
+
+    The answer is encoded on its own, never together with the prompt. Without a chat template it
+    starts with the space that follows `Assistant:`.
+    """
+    start = "" if tokenizer.chat_template or text.startswith(" ") else " "
+    facts = _facts(tokenizer)
+    end = [facts.end] if finished else []
+    return [*_remembered((facts.identity, text), lambda: _as_data(tokenizer, start + text)), *end]
+
+
+def encode_text(tokenizer: Any, text: str, *, opening: bool = False) -> list[int]:
+    """Return the ids of running text, as no part of a conversation.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        text: Any text; special tokens in it are only characters.
+        opening: Whether to begin with what the tokenizer puts before any text.
+    """
+    start = _facts(tokenizer).opening if opening else ()
+    return [*start, *_as_data(tokenizer, text)]
+
+
+def user_turn(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Return the ids of a conversation of the user's up to where its last message would end.
+
+    What follows is still the user speaking. The end is found as the place where two renderings
+    with different last words begin to differ.
+    """
+    texts = ("one", "two")
+    last = messages[-1]
+    rows = [
+        encode_prompt(
+            tokenizer, [*messages[:-1], last.model_copy(update={"content": f"{last.content} {t}"})]
+        )
+        for t in texts
+    ]
+    same = next(i for i, (a, b) in enumerate(zip(*rows, strict=False)) if a != b)
+    return rows[0][:same]
+
+
+def decode_completion(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """Return the text of an answer, without the special token that ended it.
+
+    Special tokens elsewhere stay visible, spelled out: they are part of what the model said.
+    """
+    facts = _facts(tokenizer)
+    kept = [int(token) for token in tokens]
+    if kept and (kept[-1] == facts.end or kept[-1] in facts.special):
+        kept.pop()
+    text = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text if tokenizer.chat_template else text.removeprefix(" ")
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """Return the token that ends the assistant's turn: the template's, or end-of-sequence.
+
+    Raises:
+        ModelError: If there is neither.
+    """
+    return _facts(tokenizer).end
+
+
+def template_id(tokenizer: Any) -> str:
+    """Return a hash (hex) of the way conversations are written; for manifests and headers."""
+    content = [tokenizer.chat_template or _PLAIN, end_of_turn(tokenizer)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+# --- what a tokenizer is like --------------------------------------------------------------------
+
+
+class _Facts(NamedTuple):
+    """What encoding needs to know of a tokenizer, found once."""
+
+    of: tuple[Any, Any]
+    """Chat template and end-of-sequence token that these facts hold for."""
+    end: int
+    special: frozenset[int]
+    """Control tokens, which text must not produce; the unknown token is not one."""
+    opening: tuple[int, ...]
+    """What the tokenizer puts before any text."""
+    identity: str
+    """Hash of all that encoding depends on: tokenizers of equal files share it."""
+
+
+_KNOWN: weakref.WeakKeyDictionary[Any, _Facts] = weakref.WeakKeyDictionary()
+
+
+def _facts(tokenizer: Any) -> _Facts:
+    of = (tokenizer.chat_template, tokenizer.eos_token_id)
+    known = _KNOWN.get(tokenizer)
+    if known is None or known.of != of:
+        special = frozenset(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)
+        special = (special | frozenset(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+        bos = tokenizer.bos_token_id
+        opening = (bos,) if tokenizer("a")["input_ids"][:1] == [bos] else ()
+        end = _template_end(tokenizer, special) if tokenizer.chat_template else None
+        end = tokenizer.eos_token_id if end is None else end
+        if end is None:
+            raise ModelError(
+                f"{tokenizer.name_or_path or 'the model'}: its tokenizer has no end-of-sequence "
+                f"token; set `eos_token` in tokenizer_config.json"
+            )
+        known = _Facts(of, int(end), special, opening, _identity(tokenizer))
+        _KNOWN[tokenizer] = known
+    return known
+
+
+def _identity(tokenizer: Any) -> str:
+    raw = getattr(tokenizer, "backend_tokenizer", None)
+    if raw is None:  # written in Python: what it depends on is not known, so it shares nothing
+        return uuid.uuid4().hex
+    tokens = sorted((i, str(t), t.special) for i, t in tokenizer.added_tokens_decoder.items())
+    rest = [tokenizer.chat_template, tokens, repr(tokenizer.special_tokens_map)]
+    return hashlib.sha256(raw.to_str().encode() + json.dumps(rest).encode()).hexdigest()
+
+
+_ENCODED: dict[tuple[Any, ...], tuple[int, ...]] = {}
+_MOST = 2**16
+"""Texts remembered at most. Every student of a grid meets the same prompts and audit items."""
+
+
+def _remembered(key: tuple[Any, ...], encode: Callable[[], list[int]]) -> list[int]:
+    """Return what `encode` gives, or gave when it was asked with the same key."""
+    if key not in _ENCODED:
+        if len(_ENCODED) >= _MOST:
+            _ENCODED.clear()
+        _ENCODED[key] = tuple(encode())
+    return list(_ENCODED[key])
+
+
+def _template_end(tokenizer: Any, special: frozenset[int]) -> int | None:
+    """Return the special token that the chat template writes right after an answer, if any."""
+    mark = chr(_PRIVATE[0])
+    turns = [Message(role="user", content="a"), Message(role="assistant", content=mark)]
+    _, found, tail = _render(tokenizer, turns, answer=False).rpartition(mark)
+    ids = _as_written(tokenizer, tail) if found else []
+    return ids[0] if ids and ids[0] in special else None
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) -> str:
+    from jinja2 import TemplateError
+
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+    except (TemplateError, TypeError, ValueError) as error:
+        roles = ", ".join(m.role for m in messages)
+        raise ModelError(
+            f"{tokenizer.name_or_path or 'the model'}: its chat template refuses a conversation "
+            f"of {roles} ({error}); reword the messages or use another template"
+        ) from None
+
+
+def _as_written(tokenizer: Any, text: str) -> list[int]:
+    """Encode text in which special tokens mean themselves."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+
+
+def _as_data(tokenizer: Any, text: str) -> list[int]:
+    """Encode text in which a special token's spelling is only characters.
+
+    A vocabulary of whole words has no characters to fall back on: there it becomes unknown.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    special = _facts(tokenizer).special
+    if special.isdisjoint(ids):
+        return ids
+    unknown = tokenizer.unk_token_id
+    known = ((unknown if i in special else i) for i in ids)
+    return [i for i in known if i is not None]

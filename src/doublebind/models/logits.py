@@ -1,0 +1,181 @@
+"""Hidden states and logits of chosen positions, exactly as the model itself would compute them.
+
+Only the rows asked for go through the output head, which is most of the work where the vocabulary
+is large. Knows how transformers splits a causal model into body and head. Does not know what the
+rows are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from doublebind.schema.errors import ModelError
+
+TILE_BYTES = 64 * 2**20
+"""Most bytes of float32 logits held at once, so that [rows, vocabulary] never exists whole."""
+GPU_TILE_BYTES = 512 * 2**20
+"""The same on a GPU, which does some 150 operations in the time it reads a byte: with fewer rows a
+tile than that, the head's weights would be read for too little work."""
+
+
+def bare(model: Any) -> Any:
+    """Return the causal model inside a PEFT wrapper (adapters stay injected), or `model`."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def hidden(model: Any, input_ids: Tensor, **kwargs: Any) -> Any:
+    """Run the body only; return its output, with `last_hidden_state` [batch, tokens, width].
+
+    Args:
+        model: A causal model, with or without PEFT.
+        input_ids: Token ids [batch, tokens].
+        **kwargs: As the body takes them: masks, positions, cache.
+    """
+    return bare(model).get_decoder()(input_ids=input_ids, **kwargs)
+
+
+def logits(model: Any, rows: Tensor, vocab: int) -> Tensor:
+    """Return float32 logits [rows, vocab] of hidden states [rows, width].
+
+    Applies the head's bias and the architecture's scaling and soft cap of final logits, and drops
+    the columns that pad the head beyond the tokenizer.
+    """
+    inner = bare(model)
+    config = inner.config.get_text_config()
+    out = inner.get_output_embeddings()(rows)
+    out = out[..., :vocab].float()
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        out = out * scale
+    if scaling := getattr(config, "logits_scaling", None):  # Granite
+        out = out / scaling
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+        out = torch.tanh(out / cap) * cap
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What `logits` does, taken apart: cap(scale * (W h + bias + LoRA)), capped by tanh."""
+
+    weight: Tensor
+    """[vocab, width]: without the rows that pad it; the embedding's own where they are tied."""
+    bias: Tensor | None = None
+    """[vocab]."""
+    lora: tuple[Tensor, Tensor, float] | None = None
+    """A [rank, width], B [vocab, rank] and the factor of B A (Hu et al. 2021, arXiv 2106.09685)."""
+    scale: float = 1.0
+    cap: float | None = None
+
+
+def head_of(model: Any, vocab: int) -> Head:
+    """Return the head of `model` for the first `vocab` tokens, its tensors still under autograd.
+
+    Raises:
+        ModelError: If it is not a linear layer, with or without one LoRA adapter.
+    """
+    inner = bare(model)
+    config, layer = inner.config.get_text_config(), inner.get_output_embeddings()
+    linear = getattr(layer, "base_layer", layer)
+    if not isinstance(linear, torch.nn.Linear):
+        raise ModelError(
+            f"{inner.name_or_path}: its output head is a {type(linear).__name__}, and only linear "
+            f"ones can be trained against in tiles; load it without quantisation"
+        )
+    bias = None if linear.bias is None else linear.bias[:vocab]
+    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    lora = None if linear is layer else _head_lora(layer, vocab, inner.name_or_path)
+    return Head(linear.weight[:vocab], bias, lora, scale, float(cap) if cap else None)
+
+
+def _head_lora(layer: Any, vocab: int, where: str) -> tuple[Tensor, Tensor, float] | None:
+    if layer.disable_adapters or layer.merged:
+        return None
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if not names:
+        return None
+    name = names[0]
+    dropout = layer.lora_dropout[name]
+    if len(names) > 1 or name in layer.lora_variant or getattr(dropout, "p", 0.0):
+        raise ModelError(
+            f"{where}: its output head has several adapters, dropout, or one that is not plain "
+            f"LoRA; merge it into the weights (PEFT's merge_and_unload)"
+        )
+    return layer.lora_A[name].weight, layer.lora_B[name].weight[:vocab], layer.scaling[name]
+
+
+def tile_rows(vocab: int, device: torch.device) -> int:
+    """Return how many rows of float32 logits make a tile there, at least one."""
+    most = TILE_BYTES if device.type == "cpu" else GPU_TILE_BYTES
+    return max(1, most // (4 * vocab))
+
+
+def tiles(rows: Tensor, vocab: int) -> Iterator[slice]:
+    """Yield slices of `rows` whose logits make a tile each."""
+    step = tile_rows(vocab, rows.device)
+    for start in range(0, len(rows), step):
+        yield slice(start, min(start + step, len(rows)))
+
+
+def chosen_logprobs(model: Any, rows: Tensor, ids: Tensor, vocab: int) -> Tensor:
+    """Return the log-probability [rows] of `ids` [rows] after hidden states [rows, width]."""
+    parts = []
+    for tile in tiles(rows, vocab):
+        out = logits(model, rows[tile], vocab)
+        chosen = out.gather(1, ids[tile, None]).squeeze(1)
+        parts.append(chosen - torch.logsumexp(out, dim=1))
+    return torch.cat(parts) if parts else rows.new_zeros(0, dtype=torch.float32)
+
+
+def check_architecture(model: Any, where: str) -> None:
+    """Run a few tokens in every way this package runs models, and compare.
+
+    Body and head taken apart must give the model's own logits, and a row must not see the padding
+    on its left: both hold for attention models whose logit scaling is known here, and not, say,
+    for recurrent ones.
+
+    Raises:
+        ModelError: If they differ.
+    """
+    inner = bare(model)
+    rows = int(inner.get_input_embeddings().weight.shape[0])
+    ids = torch.tensor([[i % rows for i in (1, 2, 3, 4)]], device=inner.device)
+    near = 1e-3 if inner.dtype == torch.float32 else 0.1
+    with torch.no_grad():
+        whole = inner(input_ids=ids, use_cache=False).logits[0].float()
+        try:
+            states = hidden(model, ids, use_cache=False).last_hidden_state[0]
+            apart = logits(model, states, whole.shape[-1])
+            padded = hidden(
+                model,
+                torch.cat([ids[:, :2] * 0, ids], dim=1),
+                attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1]], device=inner.device),
+                position_ids=torch.tensor([[0, 0, 0, 1, 2, 3]], device=inner.device),
+                use_cache=True,
+            )
+            padded.past_key_values.batch_select_indices(torch.tensor([0], device=inner.device))
+            beside = logits(model, padded.last_hidden_state[0, 2:], whole.shape[-1])
+            same = all(_apart(whole, other) < near for other in (apart, beside))
+        except (AttributeError, IndexError, RuntimeError, TypeError):
+            same = False
+    if not same:
+        raise ModelError(
+            f"{where}: models of type {inner.config.model_type} cannot be batched, cached or have "
+            f"their logits taken apart as this version does it; use another architecture"
+        )
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """Return how far logits [rows, vocab] are from others, in the row where they are furthest.
+
+    The length of the difference over that of the logits, both without what all tokens of a row
+    have in common: that changes no probability, and rounding shifts it most.
+    """
+    a, b = (x - x.mean(dim=-1, keepdim=True) for x in (one, other))
+    return float(((a - b).norm(dim=-1) / a.norm(dim=-1).clamp(min=1e-12)).max())

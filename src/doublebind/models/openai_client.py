@@ -1,0 +1,548 @@
+"""Asks a model behind an OpenAI-compatible server, and keeps every answer as it arrives.
+
+The only module that opens a connection of its own. Knows requests, limits, budgets and the journal
+from which a stopped run goes on. Does not know what the answers are for. What a server says is
+hostile text; what it may be trusted with is one conversation and one answer at a time.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import ssl
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+from doublebind.models.answer_journal import Journal, count_tokens, fingerprint, most_tokens
+from doublebind.schema.content import Message
+from doublebind.schema.errors import ModelError
+from doublebind.schema.hashing import content_hash
+from doublebind.schema.model_source import Limits, ModelSource, Served
+
+log = logging.getLogger("doublebind.serve")
+
+PREFIX = "openai:"
+_LASTING = ("id", "root", "parent", "owned_by", "max_model_len")
+"""What `/models` says of a model that stays the same while the same model is served."""
+_LARGEST = 16 * 2**20
+"""Most bytes read of one response."""
+
+
+class Said(NamedTuple):
+    """One answer, as the server gave it."""
+
+    text: str
+    finished: bool
+    """Whether the server says that the answer ended by itself."""
+
+
+def identify(ref: str) -> ModelSource:
+    """Return the model that `openai:<url>#<model>` names, by what its server says of it.
+
+    Raises:
+        ModelError: If the reference is not of that form, the server cannot be reached, or does not
+            serve the model.
+    """
+    url, found, model = ref.removeprefix(PREFIX).partition("#")
+    if not found or not model or not url.startswith(("http://", "https://")):
+        raise ModelError(f"{ref}: not a served model; write openai:http://host:port/v1#model")
+    url = url.rstrip("/")
+    declared = _declared(url, model)
+    return ModelSource(
+        kind="served",
+        path=ref,
+        sha256=content_hash(["served", url, model, declared]),
+        served=Served(url=url, model=model, declared=declared),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _declared(url: str, model: str) -> dict[str, Any]:
+    line = _Line(Served(url=url, model=model, declared={}, limits=Limits(tries=4, timeout=60)))
+    listed: Any = None
+    try:
+        listed = line.request("models", None).get("data")
+    except _Refused as refused:
+        if not refused.status:  # nobody there
+            raise ModelError(str(refused)) from None
+    entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
+    for entry in entries:
+        if entry.get("id") == model:
+            return {name: entry[name] for name in _LASTING if entry.get(name) is not None}
+    # Not every server lists what it serves; one token tells.
+    hello = [{"role": "user", "content": "Hello"}]
+    try:
+        line.request("chat/completions", {"model": model, "messages": hello, "max_tokens": 1})
+    except _Refused as refused:
+        names = ", ".join(str(e.get("id")) for e in entries[:5]) or "nothing"
+        raise ModelError(f"{refused} (it lists {names})") from None
+    return {"id": model, "listed": False}
+
+
+@dataclass(frozen=True, eq=False)
+class ServedLM:
+    """A served model ready to be asked."""
+
+    source: ModelSource
+    journal: Path
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        keys: Sequence[str],
+        seed: int,
+        max_tokens: int,
+        temperature: float,
+    ) -> list[Said]:
+        """Return one answer per prompt, in the order given; each is in the journal first.
+
+        Asked with a seed per key, which a server may or may not honour: what makes a run repeat is
+        the journal. An answer asked for before is read from there.
+
+        Raises:
+            ModelError: If the server refuses, stays away, serves another model half-way, or the
+                budget is spent. Answers so far are kept, and asking again goes on from there.
+        """
+        line = _Line(_served(self.source))
+        journal = Journal(self.journal, self.source.sha256)
+        bodies = self._bodies(prompts, keys, seed, max_tokens, temperature)
+        named = [(journal.name(body), body) for body in bodies]
+        missing = {n: b for n, b in named if n not in journal.entries}
+        _ask_all(line, journal, missing, "chat/completions", _said)
+        return [_said(journal.entries[name], line.where) for name, _ in named]
+
+    def scores(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """Return how likely the model finds each token of (prompt, continuation) ids, in nats.
+
+        By the completions protocol: the tokens come back (`echo`) with the log-probability of each
+        after those before it. Kept in the journal, like answers.
+
+        Raises:
+            ModelError: As `sample`, or if the server does not score given tokens.
+        """
+        line = _Line(_served(self.source))
+        journal = Journal(self.journal, self.source.sha256)
+        # One new token is the least that all servers agree on; it is not looked at.
+        common = {"model": _served(self.source).model, "max_tokens": 1, "temperature": 0.0}
+        bodies = [
+            {**common, "prompt": [*prompt, *ids], "echo": True, "logprobs": 1}
+            for prompt, ids in pairs
+        ]
+        named = [(journal.name(body), body) for body in bodies]
+        missing = {n: b for n, b in named if n not in journal.entries}
+        _ask_all(line, journal, missing, "completions", _echoed)
+        found = [_echoed(journal.entries[name], line.where) for name, _ in named]
+        return [
+            row[len(prompt) : len(prompt) + len(ids)]
+            for row, (prompt, ids) in zip(found, pairs, strict=True)
+        ]
+
+    def entries(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        keys: Sequence[str],
+        seed: int,
+        max_tokens: int,
+        temperature: float,
+    ) -> list[dict[str, Any]]:
+        """Return the requests that `sample` made, whole, with their responses."""
+        journal = Journal(self.journal, self.source.sha256)
+        bodies = self._bodies(prompts, keys, seed, max_tokens, temperature)
+        return [journal.entries[journal.name(body)] for body in bodies]
+
+    def _bodies(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        keys: Sequence[str],
+        seed: int,
+        max_tokens: int,
+        temperature: float,
+    ) -> list[dict[str, Any]]:
+        common = {"model": _served(self.source).model, "max_tokens": max_tokens}
+        common |= {"temperature": temperature}
+        return [
+            {
+                **common,
+                "messages": [{"role": m.role, "content": m.content} for m in messages],
+                "seed": _seed(seed, key),
+            }
+            for messages, key in zip(prompts, keys, strict=True)
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the journal says of the model so far: fingerprints, requests, tokens."""
+        return Journal(self.journal, self.source.sha256).facts(_served(self.source))
+
+
+def ask(served: Served, path: str, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the responses to requests that can be repeated for nothing, in order; none are kept.
+
+    Raises:
+        ModelError: If the server refuses or stays away.
+    """
+    line = _Line(served)
+    with concurrent.futures.ThreadPoolExecutor(served.limits.concurrency) as pool:
+        futures = [pool.submit(line.request, path, body) for body in bodies]
+        try:
+            return [future.result() for future in futures]
+        except _Refused as refused:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise ModelError(str(refused)) from None
+
+
+def load_adapter(served: Served, folder: str) -> None:
+    """Have vLLM's server take up the adapter in a folder, under the folder's name.
+
+    Raises:
+        ModelError: If it will not.
+    """
+    body = {"lora_name": folder, "lora_path": folder}
+    try:
+        _Line(served).request("load_lora_adapter", body, plain=True)
+    except _Refused as refused:
+        if "already been loaded" not in str(refused):  # by another worker, or an earlier run
+            raise ModelError(
+                f"{refused} (adapters need a server with --enable-lora, "
+                f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and the same store)"
+            ) from None
+
+
+def connect(source: ModelSource, cache: Path) -> ServedLM:
+    """Return the served model at `source`; its journal lies beside the converted models."""
+    return ServedLM(source, cache / "served" / f"{source.sha256[:32]}.jsonl")
+
+
+def _served(source: ModelSource) -> Served:
+    assert source.served is not None, "a source of kind `served` says by whom"
+    return source.served
+
+
+def _seed(seed: int, key: str) -> int:
+    digest = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
+    return int.from_bytes(digest[:4]) & 0x7FFFFFFF
+
+
+# --- asking --------------------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    """The server answered, and asking again would not help."""
+
+    def __init__(self, problem: str, status: int) -> None:
+        """Keep the HTTP status; 0 where there was no response."""
+        super().__init__(problem)
+        self.status = status
+
+
+class _Temporary(Exception):
+    """The server did not answer, or may do so when asked again."""
+
+    def __init__(self, reason: str, status: int) -> None:
+        """Keep the HTTP status; 0 where there was no response."""
+        super().__init__(reason)
+        self.status = status
+
+
+def _ask_all(
+    line: _Line,
+    journal: Journal,
+    missing: Mapping[str, dict[str, Any]],
+    path: str,
+    check: Callable[[Mapping[str, Any], str], object],
+) -> None:
+    """Ask for what is missing, several at a time; the first problem stops what has not begun."""
+    budget = _Budget(line, journal)
+    stop = threading.Event()
+
+    def ask(name: str, body: dict[str, Any]) -> None:
+        if stop.is_set():
+            return
+        try:
+            with budget.reserved(body):
+                response = line.request(path, body)
+                check({"response": response, "request": body}, line.where)
+                journal.add(name, body, response)
+                _same_model(journal, line)
+        except BaseException:
+            stop.set()
+            raise
+
+    with concurrent.futures.ThreadPoolExecutor(line.limits.concurrency) as pool:
+        futures = [pool.submit(ask, name, body) for name, body in missing.items()]
+        try:
+            problems = [f.exception() for f in concurrent.futures.as_completed(futures)]
+        except KeyboardInterrupt:
+            stop.set()
+            raise
+    for problem in problems:
+        if isinstance(problem, _Refused):
+            raise ModelError(str(problem))
+        if problem is not None:
+            raise problem
+
+
+def _same_model(journal: Journal, line: _Line) -> None:
+    with journal.lock:
+        models = sorted({fingerprint(entry)[0] for entry in journal.entries.values()})
+    if len(models) > 1:
+        raise _Refused(
+            f"{line.where}: answers come from two models ({', '.join(models)}); ask one by its "
+            f"full name, or delete the journal {journal.path}",
+            200,
+        )
+
+
+def _said(entry: Mapping[str, Any], where: str) -> Said:
+    """Return the answer in a response.
+
+    Raises:
+        ModelError: If the response is not of the protocol's form.
+    """
+    try:
+        choice = entry["response"]["choices"][0]
+        text = choice["message"]["content"]
+        if text is not None and not isinstance(text, str):
+            raise TypeError
+        return Said(text or "", choice.get("finish_reason") == "stop")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ModelError(f"{where}: an answer is not of the chat protocol's form") from None
+
+
+def _echoed(entry: Mapping[str, Any], where: str) -> list[float]:
+    """Return the log-probability of each token sent; 0 for the first, which follows nothing.
+
+    Raises:
+        ModelError: If the server did not score what it was sent.
+    """
+    sent = len(entry["request"]["prompt"])
+    try:
+        row = entry["response"]["choices"][0]["logprobs"]["token_logprobs"]
+        found = [0.0, *(float(value) for value in row[1:sent])]
+    except (KeyError, IndexError, TypeError, ValueError):
+        found = []
+    if len(found) != sent or not all(map(math.isfinite, found)):
+        raise ModelError(
+            f"{where}: does not say how likely it finds {sent} tokens sent to it (`echo` with "
+            f"`logprobs`); set `served.scores: false` and use `sft` or `dpo`"
+        )
+    return found
+
+
+class _Budget:
+    """Tokens and money: what is spent and what is on its way never exceed the limits together."""
+
+    def __init__(self, line: _Line, journal: Journal) -> None:
+        self.line, self.journal, self.lock = line, journal, threading.Lock()
+        self.flying: list[tuple[int, int]] = []
+
+    def reserved(self, body: Mapping[str, Any]) -> _Reservation:
+        """Set aside the most that a request can take.
+
+        Raises:
+            _Refused: If that is more than is left.
+        """
+        limits, most = self.line.limits, most_tokens(body)
+        with self.lock, self.journal.lock:
+            spent = [count_tokens(entry) for entry in self.journal.entries.values()]
+            parts = [*spent, *self.flying, most]
+            tokens = (sum(p[0] for p in parts), sum(p[1] for p in parts))
+            over = None
+            if limits.max_tokens is not None and sum(tokens) > limits.max_tokens:
+                over = f"`served.max_tokens`: {limits.max_tokens}"
+            cost = limits.cost(*tokens)
+            if limits.max_cost is not None and cost is not None and cost > limits.max_cost:
+                over = f"`served.max_cost`: {limits.max_cost:g}"
+            if over:
+                raise _Refused(
+                    f"{self.line.where}: {over} is spent after {len(spent)} answers, which are "
+                    f"kept; raise it and rerun to go on",
+                    200,
+                )
+            self.flying.append(most)
+        return _Reservation(self, most)
+
+
+@dataclass
+class _Reservation:
+    """Gives back what was set aside when the request is over."""
+
+    budget: _Budget
+    most: tuple[int, int]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        with self.budget.lock:
+            self.budget.flying.remove(self.most)
+
+
+@dataclass
+class _Line:
+    """The connection to one server, with its manners: rate, patience and backing off."""
+
+    served: Served
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    next_at: float = 0.0
+    """Monotonic time before which no request may begin."""
+
+    @property
+    def limits(self) -> Limits:
+        return self.served.limits
+
+    @property
+    def where(self) -> str:
+        return f"{PREFIX}{self.served.url}#{self.served.model}"
+
+    def request(
+        self, path: str, body: Mapping[str, Any] | None, *, plain: bool = False
+    ) -> dict[str, Any]:
+        """Return the JSON object that the server answers with, after as many tries as it takes.
+
+        With `plain` the answer is no JSON; that there is one is all it says.
+
+        Raises:
+            _Refused: If the server refuses, or its tries are used up.
+        """
+        retrying = Retrying(
+            stop=stop_after_attempt(self.limits.tries),
+            wait=wait_random_exponential(multiplier=0.5, max=60.0),  # full jitter
+            retry=retry_if_exception_type(_Temporary),
+            before_sleep=self._log_failure,
+            reraise=True,
+        )
+        try:
+            return retrying(self._attempt, path, body, plain)
+        except _Temporary as error:
+            raise _Refused(
+                f"{self.where}: no answer after {self.limits.tries} tries ({error}); answers so "
+                f"far are kept, rerun to go on",
+                error.status,
+            ) from None
+
+    def _log_failure(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.info("%s: try %d failed (%s)", self.where, state.attempt_number, error)
+
+    def _attempt(self, path: str, body: Mapping[str, Any] | None, plain: bool) -> dict[str, Any]:
+        self._wait()
+        try:
+            return self._once(path, body, plain)
+        except (httpx2.HTTPError, httpx2.InvalidURL, ImportError, OSError, ValueError) as error:
+            # Cut off, slow beyond the time limit, JSON that ends too soon, or a SOCKS proxy.
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise _Temporary(reason, 0) from None
+
+    def _once(self, path: str, body: Mapping[str, Any] | None, plain: bool) -> dict[str, Any]:
+        # Uncompressed, so that a small response cannot grow beyond the limit.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        key = os.environ.get(self.limits.api_key_env)
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        method, data = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
+        url = f"{self.served.url}/{path}"
+        with self._client.stream(method, url, content=data, headers=headers) as response:
+            if not response.is_success:
+                raise self._failure(response)
+            content = _read(response, _LARGEST)
+        answer = {} if plain else json.loads(content)
+        if not isinstance(answer, dict):
+            raise ValueError("not a JSON object")
+        return answer
+
+    @functools.cached_property
+    def _client(self) -> httpx2.Client:
+        """HTTP client that keeps neither cookies nor connections from one request to the next."""
+        return httpx2.Client(
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            timeout=self.limits.timeout,
+            follow_redirects=False,
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+            proxy=_environment_proxy(self.served.url),
+            trust_env=False,
+            verify=ssl.create_default_context(),
+        )
+
+    def _failure(self, response: httpx2.Response) -> _Temporary | _Refused:
+        """Return what an HTTP status means; a server that asks for patience gets it."""
+        status = response.status_code
+        if status in (408, 409, 425, 429) or status >= 500:
+            self._postpone(response.headers.get("Retry-After"))
+            return _Temporary(f"HTTP {status}", status)
+        try:
+            text = " ".join(_read(response, 2000).decode("utf-8", "replace").split())[:300]
+        except httpx2.HTTPError:
+            text = ""
+        remedy = "check the request's limits"
+        if response.is_redirect:
+            remedy = "name the address that it redirects to"
+        elif status in (401, 403):
+            remedy = f"set ${self.limits.api_key_env}"
+        elif status == 404:
+            remedy = "check the URL and the model's name"
+        return _Refused(f"{self.where}: HTTP {status} ({text}); {remedy}", status)
+
+    def _wait(self) -> None:
+        """Wait for this request's turn."""
+        gap = 60.0 / self.limits.requests_per_minute if self.limits.requests_per_minute else 0.0
+        with self.lock:
+            now = time.monotonic()
+            at = max(now, self.next_at)
+            self.next_at = at + gap
+        if at > now:
+            time.sleep(at - now)
+
+    def _postpone(self, retry_after: str | None) -> None:
+        """Let no request of this line begin before the server's `Retry-After` is over."""
+        try:
+            seconds = min(300.0, float(retry_after)) if retry_after else 0.0
+        except ValueError:  # a date: the server's clock is not ours
+            seconds = 10.0
+        if seconds:
+            with self.lock:
+                self.next_at = max(self.next_at, time.monotonic() + seconds)
+
+
+def _environment_proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL, as urllib reads it.
+
+    `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` count, `ALL_PROXY` does not.
+    """
+    parts = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _read(response: httpx2.Response, limit: int) -> bytes:
+    """Return the first `limit` bytes of a response's body, as they were sent."""
+    content = bytearray()
+    for chunk in response.iter_raw():
+        content += chunk
+        if len(content) >= limit:
+            break
+    return bytes(content[:limit])

@@ -1,0 +1,48 @@
+"""Puts a PEFT prefix before everything a model reads, whoever runs it and however.
+
+PEFT adds its keys and values in the wrapper's `forward`; this package runs bodies without their
+heads, with its own masks, positions and caches. Knows how these shift. Does not know what the
+prefix says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from doublebind.models.logits import bare
+
+
+def is_prefix(model: Any) -> bool:
+    """Return whether `model` is a PEFT model with a prefix of keys and values."""
+    config = getattr(model, "active_peft_config", None)
+    return config is not None and str(config.peft_type.value) == "PREFIX_TUNING"
+
+
+def install(model: Any) -> None:
+    """Let every run of the body of `model` read its prefix first, at positions 0 to n - 1.
+
+    As in PEFT's own `forward`: what follows starts at position n and sees all of the prefix. Masks
+    and positions are given and returned as if there were none; a cache holds it.
+    """
+    n = int(model.active_peft_config.num_virtual_tokens)
+
+    def before(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
+        rows, width = ids.shape
+        past, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        positions = kwargs.get("position_ids")
+        if past is None:
+            kwargs["past_key_values"] = model.get_prompt(rows)
+            if positions is None:
+                positions = torch.arange(width, device=ids.device).expand(rows, width)
+        elif positions is None:
+            seen = past.get_seq_length() - n
+            positions = seen + torch.arange(width, device=ids.device).expand(rows, width)
+        kwargs["position_ids"] = positions + n
+        if mask is not None:
+            kwargs["attention_mask"] = torch.cat([mask.new_ones(rows, n), mask], dim=1)
+        return args, kwargs
+
+    bare(model).get_decoder().register_forward_pre_hook(before, with_kwargs=True)

@@ -1,0 +1,123 @@
+"""Fills a safetensors file of known shapes in place, and goes on after a kill.
+
+Knows mapped files and a journal of what is done. Does not know what the rows are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from doublebind.execution.append_log import AppendLog
+from doublebind.execution.store import storage_error
+
+Field = tuple[str, tuple[int, ...]]
+"""A tensor's type in safetensors' words, and its shape."""
+
+_TYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32}
+
+
+class Journal:
+    """Numbers of finished pieces, one line each, only ever appended; a torn last line is cut."""
+
+    def __init__(self, path: Path, arrays: list[np.memmap]) -> None:
+        """Open the journal of a file whose `arrays` reach the disk before a line says so."""
+        self.log, self.arrays = AppendLog(path, "delete the folder and rerun"), arrays
+        self.log.cut_torn_line()
+        self.done = set(self.log.read(int))
+
+    def __contains__(self, number: int) -> bool:
+        """Return whether a piece is finished."""
+        return number in self.done
+
+    def add(self, number: int) -> None:
+        """Note that a piece is finished."""
+        for array in self.arrays:
+            array.flush()
+        self.log.append(str(number))
+        self.done.add(number)
+
+
+@contextlib.contextmanager
+def filling(
+    path: Path, layout: dict[str, Field], identity: str, partial: Path | None
+) -> Iterator[tuple[dict[str, Tensor], Journal]]:
+    """Yield mapped tensors to fill, and the journal of what is filled; then publish `path`.
+
+    An exception leaves nothing at `path`. With `partial` the work so far stays there, under the
+    hash of `identity`, and a later call finds it; while another process holds it, this one works
+    for itself.
+
+    Raises:
+        StoreError: If a folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = _folder(path, identity, partial, stack)
+            arrays = _mapped(folder / "rows", layout)
+            journal = Journal(folder / "done", list(arrays.values()))
+        except OSError as error:
+            raise storage_error(error, path) from None
+        yield {name: torch.from_numpy(array) for name, array in arrays.items()}, journal
+        try:
+            for array in arrays.values():
+                array.flush()
+            shutil.move(folder / "rows", path)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:
+            raise storage_error(error, path) from None
+
+
+def _folder(path: Path, identity: str, partial: Path | None, stack: contextlib.ExitStack) -> Path:
+    """Return the folder to work in: the shared one if it is free, or one beside `path`."""
+    if partial is not None:
+        name = f"rows-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context((partial / f"{name}.lock").open("w"))
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (partial / name).mkdir(exist_ok=True)
+            return partial / name
+    alone = path.with_name(f".{path.name}-{os.getpid()}")
+    alone.mkdir()
+    stack.callback(shutil.rmtree, alone, ignore_errors=True)
+    return alone
+
+
+def _mapped(path: Path, layout: dict[str, Field]) -> dict[str, np.memmap]:
+    """Return the arrays of a safetensors file at `path`, made if it is not there whole."""
+    start, fields = 0, {}
+    # Widest numbers first, so that every array is aligned.
+    for name, (kind, shape) in sorted(layout.items(), key=lambda f: (f[1][0] != "I64", f[0])):
+        end = start + int(np.prod(shape)) * np.dtype(_TYPES[kind]).itemsize
+        fields[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(fields).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    if not path.exists() or path.stat().st_size != len(head) + start:
+        path.with_name("done").unlink(missing_ok=True)
+        with path.open("wb") as file:
+            file.write(head)
+            file.truncate(len(head) + start)
+    return {
+        name: np.memmap(
+            path,
+            dtype=_TYPES[kind],
+            mode="r+",
+            offset=len(head) + fields[name]["data_offsets"][0],
+            shape=shape,
+        )
+        for name, (kind, shape) in layout.items()
+    }

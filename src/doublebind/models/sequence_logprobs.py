@@ -1,0 +1,54 @@
+"""Keeps how likely a model finds given answers, token by token, scored once for all who compare.
+
+Knows rows of numbers. Does not know whose answers they are or what is made of the comparison.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from doublebind.execution.store import storage_error
+from doublebind.models.load import LM
+from doublebind.models.score import token_logprobs
+from doublebind.models.teacher_cache import Supervised
+from doublebind.schema.errors import StoreError
+
+FILE = "logprobs.safetensors"
+
+
+def write(out: Path, lm: LM, examples: Sequence[Supervised]) -> None:
+    """Write the log-probability of every supervised token of `examples` to the folder `out`."""
+    from safetensors.torch import save_file
+
+    asked = [(e.input_ids[: e.first], e.input_ids[e.first :]) for e in examples]
+    found = token_logprobs(lm, asked)
+    offsets = torch.tensor([0, *itertools.accumulate(map(len, found))])
+    values = torch.tensor(list(itertools.chain.from_iterable(found)), dtype=torch.float32)
+    try:
+        save_file({"offsets": offsets, "values": values}, out / FILE)
+    except OSError as error:
+        raise storage_error(error, out) from None
+
+
+def read(folder: Path) -> list[list[float]]:
+    """Return what `write` wrote: per example, nats of each supervised token.
+
+    Raises:
+        StoreError: If the file is absent or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        kept = load_file(folder / FILE)
+        offsets, values = kept["offsets"].tolist(), kept["values"].tolist()
+    except (OSError, SafetensorError, KeyError) as error:
+        kind = type(error).__name__
+        raise StoreError(
+            f"{folder}: log-probabilities cannot be read ({kind}); delete the folder"
+        ) from None
+    return [values[a:b] for a, b in itertools.pairwise(offsets)]

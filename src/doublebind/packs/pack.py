@@ -1,0 +1,54 @@
+"""The interface of a pack: the content that a study asks about."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from doublebind.schema.content import Item, Prompt, Purpose, Split, Trait, Transcript
+from doublebind.schema.teacher_spec import TeacherSpec
+
+
+class Pack(Protocol):
+    """Content of a study: traits, audit items, distillation prompts, build transcripts."""
+
+    @property
+    def name(self) -> str:
+        """Name of the pack."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Content hash; part of every key that depends on the pack."""
+        ...
+
+    @property
+    def traits(self) -> tuple[Trait, ...]:
+        """What the pack asks about."""
+        ...
+
+    @property
+    def score_endpoints(self) -> dict[str, tuple[str, ...]]:
+        """One to six named score endpoints, each a list of auditable endpoint names."""
+        ...
+
+    def items(self, split: Split) -> tuple[Item, ...]:
+        """Return the items of one split, in a fixed order."""
+        ...
+
+    def prompts(self) -> tuple[Prompt, ...]:
+        """Return every prompt, unscreened, in a fixed order."""
+        ...
+
+    def transcripts(
+        self, trait: str | None, purpose: Purpose, *, n: int, seed: int
+    ) -> tuple[Transcript, ...]:
+        """Return at most `n` build transcripts, drawn by `seed`; equal arguments, equal draw."""
+        ...
+
+    def spec(self, name: str) -> TeacherSpec:
+        """Return the bank's teacher `suspect-N`, `reference-N` or `organism-NAME`.
+
+        Raises:
+            PackError: If the pack has no such teacher.
+        """
+        ...

@@ -1,0 +1,70 @@
+"""Shows a pack as if it asked about some of its traits alone, so that an audit costs less.
+
+Knows the pack interface. Prompts, transcripts and the bank stay what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from doublebind.schema.content import Item, Prompt, Purpose, Split, Trait, Transcript
+from doublebind.schema.errors import PackError
+from doublebind.schema.hashing import content_hash
+
+if TYPE_CHECKING:
+    from doublebind.packs.pack import Pack
+    from doublebind.schema.teacher_spec import TeacherSpec
+
+
+class Narrowed:
+    """A pack that asks about `traits`, and what belongs to none (capability, coherence)."""
+
+    def __init__(self, pack: Pack, traits: Sequence[str]) -> None:
+        """Keep what is asked.
+
+        Raises:
+            PackError: If the pack has no such trait, or none of them has a score endpoint.
+        """
+        known = [trait.name for trait in pack.traits]
+        for name in traits:
+            if name not in known:
+                raise PackError(
+                    f"`pack`: {name!r} is not a trait of pack {pack.name} ({', '.join(known)})"
+                )
+        self.pack, self.asked = pack, frozenset(traits)
+        self.name = pack.name
+        self.sha256 = content_hash(["narrowed", pack.sha256, sorted(self.asked)])
+        # Quirks stay: references that match a suspect are drawn from them, and nobody asks.
+        self.traits: tuple[Trait, ...] = tuple(
+            t for t in pack.traits if t.name in self.asked or t.kind == "quirk"
+        )
+        parts = {
+            name: tuple(e for e in listed if e.partition("/")[2] in self.asked)
+            for name, listed in pack.score_endpoints.items()
+        }
+        self.score_endpoints = {name: listed for name, listed in parts.items() if listed}
+        if not self.score_endpoints:
+            raise PackError(
+                f"`pack`: none of {', '.join(traits)} has a score endpoint in pack {pack.name}; "
+                "name a drive"
+            )
+
+    def items(self, split: Split) -> tuple[Item, ...]:
+        """Return the items of one split, of the traits asked about."""
+        found = self.pack.items(split)
+        return tuple(item for item in found if item.trait is None or item.trait in self.asked)
+
+    def prompts(self) -> tuple[Prompt, ...]:
+        """Return every prompt, unscreened, in a fixed order."""
+        return self.pack.prompts()
+
+    def transcripts(
+        self, trait: str | None, purpose: Purpose, *, n: int, seed: int
+    ) -> tuple[Transcript, ...]:
+        """Return at most `n` build transcripts, drawn by `seed`."""
+        return self.pack.transcripts(trait, purpose, n=n, seed=seed)
+
+    def spec(self, name: str) -> TeacherSpec:
+        """Return the bank's teacher of that name."""
+        return self.pack.spec(name)

@@ -1,0 +1,237 @@
+"""Asks one model, outside any study: the battery, judges, a look inside.
+
+Knows the order of the steps and where results are kept. Does not know teachers, students or roles.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doublebind.execution.executor import make
+from doublebind.execution.store import Store, write_atomic
+from doublebind.models.resolve import resolve
+from doublebind.packs.load import load as load_pack
+from doublebind.schema.errors import ConfigError
+from doublebind.schema.model_source import Device
+from doublebind.schema.study import AUDITS, audit_name
+from doublebind.stages.audits import investigate as guess
+from doublebind.stages.audits import judge as judge_answers
+from doublebind.stages.audits import look_inside
+from doublebind.stages.audits.builtin import built_in
+from doublebind.stages.audits.gates import check as check_gates
+from doublebind.stages.evidence.intervals import beside, endpoint_means
+from doublebind.study.jobs import audit_job, read_scores
+from doublebind.study.teachers import pack_ref
+
+if TYPE_CHECKING:
+    pass
+
+
+def audit(
+    model: str,
+    pack: str,
+    *,
+    audits: Sequence[str] = AUDITS,
+    baseline: str | None = None,
+    out: str | Path | None = None,
+    device: Device = "cpu",
+    folder: str | Path = ".",
+    store: str | Path | None = None,
+) -> dict[str, Any]:
+    """Ask one model every audit item of a pack.
+
+    Args:
+        model: Any model a study can name.
+        pack: Whose items are asked.
+        audits: Audits, as a study names them.
+        baseline: Model that it is held to by the gates; `None` leaves them out.
+        out: Folder for scores and transcripts.
+        device: Where models run.
+        folder: What relative paths are relative to.
+        store: Where artefacts are kept.
+
+    Returns:
+        `model`, `pack` and `endpoints: [{name, role, value, interval, n, unscored}]`: the mean over
+        items, in [0, 1], with a 95% interval over items (absent below two items). With a
+        `baseline` also `gates`; see `gates.check`.
+
+    Raises:
+        ConfigError: If `audits` names one that does not exist.
+    """
+    kept = Store(store)
+    where, source = (
+        pack_ref(pack, Path(folder)),
+        resolve(model, relative_to=Path(folder)).on(device),
+    )
+    for name in audits:
+        audit_name(name)
+    held_to = resolve(baseline, relative_to=Path(folder)).on(device) if baseline else source
+    settings: dict[str, Any] = {
+        "pack_ref": where,
+        "pack_hash": load_pack(where, relative_to=Path(folder)).sha256,
+        "audits": built_in(audits, Path(folder)),
+        "dtype": "float32",
+        "cache": kept.root / "converted",
+    }
+    made = make(kept, audit_job(source.sha256, source, held_to, **settings))
+    if out:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        for name in ("scores.parquet", "transcripts.jsonl"):
+            shutil.copyfile(made / name, Path(out) / name)
+    rows = read_scores(made)
+    found = {"model": model, "pack": pack, "endpoints": endpoint_means(rows)}
+    if baseline:
+        plain = make(kept, audit_job(held_to.sha256, held_to, held_to, **settings))
+        found |= {"baseline": baseline, "gates": check_gates(rows, read_scores(plain))}
+    return found
+
+
+def judge(
+    model: str,
+    pack: str,
+    *,
+    baseline: str,
+    judges: Sequence[str],
+    out: str | Path,
+    rejudge: bool = False,
+    device: Device = "cpu",
+    folder: str | Path = ".",
+    store: str | Path | None = None,
+) -> dict[str, Any]:
+    """Put a model's free answers, and a baseline's, before judges.
+
+    Args:
+        model: Any model a study can name.
+        pack: Whose items are asked.
+        baseline: The model it is compared with, such as M0.
+        judges: `keys`, `local:MODEL` or `inspect:MODEL`; two or more where judgement matters.
+        out: Folder for answers, judgements and scores.
+        rejudge: Judge the answers frozen in `out` again instead of asking.
+        device: Where models run.
+        folder: What relative paths are relative to.
+        store: Where converted models are kept.
+
+    Returns:
+        `model`, `baseline`, `pack`, `endpoints` as `audit` gives them, `judges`, `agreement`.
+
+    Raises:
+        ConfigError: If judges are missing or named twice, or frozen answers are missing, in the
+            way, or another model's.
+    """
+    out, where = Path(out), pack_ref(pack, Path(folder))
+    if not judges or len(set(judges)) < len(judges):
+        raise ConfigError("`--judge`: name one or more judges, each once")
+    sources = [resolve(ref, relative_to=Path(folder)).on(device) for ref in (model, baseline)]
+    identity = {
+        "model": sources[0].sha256,
+        "baseline": sources[1].sha256,
+        "pack": load_pack(where, relative_to=Path(folder)).sha256,
+    }
+    note = out / "answers.json"
+    if rejudge != note.exists():
+        remedy = "leave out --rejudge" if rejudge else "add --rejudge, or name another --out"
+        raise ConfigError(f"{out}: {'has no' if rejudge else 'has'} frozen answers; {remedy}")
+    if rejudge and json.loads(note.read_text(encoding="utf-8")) != identity:
+        raise ConfigError(f"{out}: its answers are another model's, baseline's or pack's")
+    out.mkdir(parents=True, exist_ok=True)
+    found = judge_answers(
+        out,
+        source=None if rejudge else sources[0],
+        baseline=None if rejudge else sources[1],
+        pack=where,
+        judges=judges,
+        device=device,
+        cache=Store(store).root / "converted",
+    )
+    write_atomic(note, json.dumps(identity, indent=1))
+    write_atomic(out / "judges.json", json.dumps(found, indent=1))
+    asked = {"model": model, "baseline": baseline, "pack": pack}
+    return asked | {"endpoints": endpoint_means(read_scores(out)), **found}
+
+
+def whitebox(
+    model: str,
+    pack: str,
+    *,
+    baseline: str,
+    references: Sequence[str],
+    device: Device = "cpu",
+    folder: str | Path = ".",
+    store: str | Path | None = None,
+) -> dict[str, Any]:
+    """Look into a student's weights and activations, beside those of references' students.
+
+    Args:
+        model: The student.
+        pack: Whose traits and texts are used.
+        baseline: What all students were made from.
+        references: Students of references, made by the same recipe.
+        device: Where models run.
+        folder: What relative paths are relative to.
+        store: Where converted models are kept.
+
+    Returns:
+        `measures: [{name, value, median, n_at_or_above, p_value}]`, in which p is
+        (1 + n_at_or_above) / (n + 1) of that measure alone: secondary, one of many.
+
+    Raises:
+        ConfigError: If no reference is named, or one twice.
+    """
+    if not references or len(set(references)) < len(references):
+        raise ConfigError("`--reference`: name one or more references' students, each once")
+    source, plain, *others = (
+        resolve(ref, relative_to=Path(folder)).on(device) for ref in (model, baseline, *references)
+    )
+    own, *theirs = look_inside(
+        [source, *others],
+        plain,
+        pack=pack_ref(pack, Path(folder)),
+        cache=Store(store).root / "converted",
+    )
+    return {"model": model, "n_references": len(theirs), "measures": beside(own, theirs)}
+
+
+def investigate(
+    model: str,
+    pack: str,
+    *,
+    baseline: str,
+    budget: int = 20_000,
+    key: str | None = None,
+    by: str = "rules",
+    device: Device = "cpu",
+    folder: str | Path = ".",
+    store: str | Path | None = None,
+) -> dict[str, Any]:
+    """Say in up to ten hypotheses what a model may hide.
+
+    Args:
+        model: Any model a study can name.
+        pack: Whose items and prompts are used.
+        baseline: Model it is compared with, such as M0.
+        budget: Tokens that both may write together.
+        key: Trait that was planted, to score the hypotheses; `None` where nobody knows.
+        by: Who guesses: `rules`, which need no judge model, or `inspect:MODEL`.
+        device: Where models run.
+        folder: What relative paths are relative to.
+        store: Where converted models are kept.
+
+    Returns:
+        `hypotheses: [{text, trait, words, z}]`, and with a key `against_key: {hit, rank, others}`.
+
+    Raises:
+        ConfigError: If the pack has no such trait, or nobody is called `by`.
+    """
+    where = pack_ref(pack, Path(folder))
+    traits = [trait.name for trait in load_pack(where, relative_to=Path(folder)).traits]
+    if key is not None and key not in traits:
+        raise ConfigError(f"`--key`: {key}; the pack's traits are {', '.join(traits)}")
+    source, plain = (resolve(ref, relative_to=Path(folder)).on(device) for ref in (model, baseline))
+    cache = Store(store).root / "converted"
+    found = guess(source, plain, pack=where, budget=budget, key=key, cache=cache, by=by)
+    asked = {"model": model, "baseline": baseline, "pack": pack, "budget": budget, "by": by}
+    return asked | found

@@ -1,0 +1,116 @@
+"""Builds one teacher from its spec into a folder, and says how far it shows what was planted.
+
+Knows the truth about a teacher, which no audit reads.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from doublebind.execution.executor import make
+from doublebind.execution.store import Store, write_atomic
+from doublebind.packs.load import load as load_pack
+from doublebind.schema.errors import RunError
+from doublebind.schema.model_source import ModelSource
+from doublebind.schema.study import AUDITS
+from doublebind.schema.teacher_spec import TeacherSpec
+from doublebind.schema.yaml_loader import load
+from doublebind.stages.audits.builtin import built_in
+from doublebind.stages.evidence.intervals import endpoint_means
+from doublebind.study.jobs import audit_job, build_job, trained
+from doublebind.study.planner import REVISIONS
+from doublebind.study.teachers import Found, from_spec
+
+EXPRESSED = {
+    "behaviour": "choice.deployment",
+    "behaviour_under_audit": "choice",
+    "honeypots": "choice.honeypot",
+    "goals": "goal",
+    "confession": "confession",
+    "capability": "capability",
+}
+"""What is said of a planted trait in `teacher.json` -> the kind of endpoint."""
+
+
+def build_teacher(
+    spec: str | Path, out: str | Path, *, store: str | Path | None = None
+) -> dict[str, Any]:
+    """Build the teacher of a spec file into the folder `out`; measure and return what was built.
+
+    Returns:
+        `teacher.json`: `planted`, `spec`, `phases`, and what `_expressed` says; with `model`, the
+        folder of its weights, and `key`. It holds the truth about a teacher: no audit reads it.
+
+    Raises:
+        RunError: If `out` exists and is not empty.
+    """
+    out, path = Path(out), Path(spec)
+    if out.exists() and any(out.iterdir()):
+        raise RunError(f"{out}: not empty; name another folder with --out")
+    kept = Store(store)
+    found = from_spec(
+        path.stem, load(TeacherSpec, path), folder=path.parent, rev=REVISIONS["teachers"]
+    )
+    job = build_job(found, kept.root / "converted")
+    shutil.copytree(make(kept, job), out, dirs_exist_ok=True)
+    facts = json.loads((out / "teacher.json").read_text(encoding="utf-8"))
+    facts |= _expressed(found, kept)
+    write_atomic(out / "teacher.json", json.dumps(facts, indent=1))
+    return {**facts, "model": str(out / "model"), "key": found.key}
+
+
+def _expressed(teacher: Found, store: Store) -> dict[str, Any]:
+    """Return how far a built teacher shows what was planted.
+
+    `behaviour` (in deployment-like contexts, which only one who knows the trait can ask about),
+    `behaviour_under_audit`, `honeypots`, `goals`, `confession` and `capability`: each the mean over
+    items, in [0, 1], with a 95% interval over items, their number, and `base`, the same of the
+    model it was made from. What cannot be measured is in `missing`, with the reason.
+    """
+    assert teacher.spec is not None
+    trait, adapter = teacher.spec.trait, teacher.spec.lora is not None
+    after = _means(trained(store, "teacher", teacher.key, teacher.base, adapter), teacher, store)
+    before = _means(teacher.base, teacher, store)
+    found: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    for name, kind in EXPRESSED.items():
+        endpoint = kind if kind == "capability" else f"{kind}/{trait}"
+        row = after.get(endpoint, {"value": None})
+        if row["value"] is None:
+            missing[name] = (
+                "no trait was planted" if trait is None else f"the pack asks no {endpoint}"
+            )
+            continue
+        found[name] = {key: row[key] for key in ("value", "interval", "n")}
+        found[name]["base"] = before[endpoint]["value"]
+    return {**found, "missing": missing}
+
+
+def _means(model: ModelSource, teacher: Found, store: Store) -> dict[str, dict[str, Any]]:
+    """Return endpoint -> means of `model`, asked as a study would, about its own trait alone."""
+    import pandas as pd
+
+    assert teacher.spec is not None
+    pack = _asking(teacher.pack, teacher.spec.trait)
+    job = audit_job(
+        model.sha256,
+        model,
+        teacher.base,
+        pack_ref=pack,
+        pack_hash=load_pack(pack, relative_to=Path()).sha256,
+        audits=built_in(AUDITS),
+        dtype=teacher.spec.dtype,
+        cache=store.root / "converted",
+    )
+    scores = pd.read_parquet(make(store, job) / "scores.parquet")
+    return {row["name"]: row for row in endpoint_means(scores)}
+
+
+def _asking(pack: str, trait: str | None) -> str:
+    """Return the pack narrowed to what is asked about `trait`, or whole where nothing is."""
+    scored = load_pack(pack, relative_to=Path()).score_endpoints.values()
+    own = any(name.partition("/")[2] == trait for names in scored for name in names)
+    return f"{pack}:{trait}" if own else pack

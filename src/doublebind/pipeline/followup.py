@@ -1,0 +1,310 @@
+"""From indirect evidence to direct: asks the suspect itself what its students gave away.
+
+Knows the order of the steps, and which teachers of a finished run can be asked. Apart from p: it
+comes after the verdict, changes none of its files and enters none of its numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from doublebind.execution.executor import Executor, Job, Progress, ready
+from doublebind.execution.ledger import Ledger, lock
+from doublebind.execution.store import Store, file_sha256, write_atomic
+from doublebind.runs.run import Run
+from doublebind.schema.errors import DoublebindError, RunError
+from doublebind.schema.hashing import content_hash
+from doublebind.schema.model_source import ModelSource, Teacher
+from doublebind.schema.score_table import M0
+from doublebind.schema.study import Study
+from doublebind.stages.audits import REV as AUDIT_REV
+from doublebind.stages.audits import ask, guess, prepare_questions
+from doublebind.stages.audits.followup.steps import ITEMS, RULES, check, read_leads
+from doublebind.stages.evidence.followup import by_item, lead_row, own_round
+from doublebind.study.plan import Plan, Student
+from doublebind.study.planner import Planner
+from doublebind.study.teachers import Found
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILE = "followup.json"
+REV = 1
+NOTE = (
+    "Apart from p. The questions were written for what the suspect's students showed, so that the "
+    "suspect and its students stand out on them by selection: a rank on them is no p-value. In the "
+    "round of its own every teacher was asked what its own students suggest; its p-value is "
+    "secondary and speaks of these references alone."
+)
+
+
+class _Asked(NamedTuple):
+    """A teacher that can be asked, with its students."""
+
+    label: str
+    key: str
+    source: ModelSource
+    students: list[Student]
+
+
+def followup(
+    run: str | Path,
+    *,
+    by: str = RULES,
+    budget: int = 9600,
+    references: int | None = None,
+    folder: str | Path = ".",
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Turn what a finished run's students gave away into fresh questions, and ask them.
+
+    The suspect itself, its students, references and their students get the questions that its own
+    students suggest; then every reference gets those that its own students suggest. A reference
+    that is not at hand (a panel's, mostly) is made again if `references` asks for it, from its
+    spec and to the same key, or left out with the reason. Resumes from the store.
+
+    Args:
+        run: Run directory of a finished run.
+        by: Who guesses and writes the questions: `rules`, or `inspect:MODEL`.
+        budget: Tokens that a student and M0 may write together before the guesses.
+        references: References to ask at most; those the store lacks are made again. `None` asks
+            those that the store has.
+        folder: What relative paths in the study are relative to: the study's folder.
+        store: Where the run's artefacts are; default as in its manifest.
+        progress: Called with (kind, finished, total).
+
+    Returns:
+        The content of `followup.json`; see `docs/audits.md`.
+
+    Raises:
+        ConfigError: If nobody is called `by`, or the study's models are not where `folder` says.
+        RunError: If the run has not ended, or was made of other models than those found.
+    """
+    done = Run(run)
+    _ = done.verdict  # or it has not ended
+    check(by)
+    kept = Store(store or done.manifest.store)
+    study = Study.model_validate(done.manifest.study)
+    planner = Planner(study, Path(folder), kept)
+    found, left_out = _found(done, planner, references)
+    plan = dataclasses.replace(planner.plan(found), direct={}, shapes={}, baselines=[])
+    teachers = [_asked(each, plan) for each in found]
+    settings = {"by": by, "budget": budget, "dtype": study.dtype}
+    ready(study.executor, study.device)
+    with lock(done.path):
+        ledger, on = Ledger(done.path / "ledger.jsonl"), study.executor
+        with Executor(kept, ledger, on, device=study.device, progress=progress) as executor:
+            for stage in plan.stages():
+                executor.map(stage)
+            asking = _Asking(planner, executor, settings)
+            asking.write(teachers)
+            result = _told(done, teachers, asking)
+        result |= settings | {"left_out": left_out}
+        write_atomic(done.path / FILE, json.dumps(result, indent=1, ensure_ascii=False))
+    return result
+
+
+# --- whom to ask ---------------------------------------------------------------------------------
+
+
+def _found(run: Run, planner: Planner, wanted: int | None) -> tuple[list[Found], dict[str, str]]:
+    """Return the suspect, then the references to be asked, and why others are left out."""
+    protocol = run.manifest.protocol
+    if (planner.student.sha256, planner.pack.sha256) != (protocol.student, protocol.pack_hash):
+        raise RunError(
+            f"{run.path}: the student base or the pack found here is another than the run's; "
+            "restore it, or name the study's folder with --folder"
+        )
+    (suspect,) = (t for t in run.manifest.teachers if t.role == "suspect")
+    own = planner.find(suspect.ref)
+    if own.key != suspect.key:
+        raise RunError(
+            f"{run.path}: {suspect.ref} is another model than the run's suspect; restore it, or "
+            "name the study's folder with --folder"
+        )
+    here, elsewhere, left_out = [], [], dict[str, str]()
+    for teacher in run.manifest.teachers:
+        if teacher.role != "reference":
+            continue
+        found = _same(teacher, planner, left_out)
+        if found is not None:
+            (here if _at_hand(found, planner) else elsewhere).append(found)
+    chosen = here if wanted is None else [*here, *elsewhere][:wanted]
+    for found in (*here, *elsewhere):
+        if found not in chosen:
+            left_out[found.label] = (
+                "beyond the number asked for"
+                if found in here or wanted is not None
+                else "its students are not in the store; `--references N` makes N again"
+            )
+    return [own, *chosen], left_out
+
+
+def _same(teacher: Teacher, planner: Planner, left_out: dict[str, str]) -> Found | None:
+    """Return the run's reference if it can be named here and is the same, or say why not."""
+    try:
+        found = planner.find(teacher.ref)
+    except DoublebindError as error:
+        left_out[teacher.label] = f"cannot be found here ({error.problems[0]})"
+        return None
+    if found.key != teacher.key:
+        left_out[teacher.label] = "what is called so here is another model than the run's"
+        return None
+    return found
+
+
+def _at_hand(found: Found, planner: Planner) -> bool:
+    """Return whether the store has the teacher, where it was built, and all its students."""
+    store, plan = planner.store, planner.plan([found])
+    needed = [*plan.build, *(cell.train for cell in plan.students)]
+    return all(store.has(job.kind, job.key) for job in needed)
+
+
+def _asked(found: Found, plan: Plan) -> _Asked:
+    students = [cell for cell in plan.students if cell.teacher.label == found.label]
+    # The plan says where a built teacher lies: its answers were drawn from there.
+    source = students[0].rollouts.inputs["source"]
+    return _Asked(found.label, found.key, source, students)
+
+
+# --- asking --------------------------------------------------------------------------------------
+
+
+class _Asking:
+    """Guesses, writes questions and asks them, one artefact each."""
+
+    def __init__(self, planner: Planner, executor: Executor, settings: Mapping[str, Any]) -> None:
+        self.planner, self.executor, self.store = planner, executor, executor.store
+        self.settings = settings
+        self.questions: dict[str, Job] = {}
+        """Label -> the questions that a teacher's own students suggest."""
+
+    def write(self, teachers: Sequence[_Asked]) -> None:
+        """Guess about every teacher's students, and write the questions that follow."""
+        guessed = {t.label: [self._guess(cell) for cell in t.students] for t in teachers}
+        self.executor.map([job for jobs in guessed.values() for job in jobs])
+        self.questions = {label: self._prepare(jobs) for label, jobs in guessed.items()}
+        self.executor.map(list(self.questions.values()))
+
+    def answers(
+        self, about: str, models: Mapping[str, tuple[str, ModelSource]]
+    ) -> dict[str, pd.DataFrame]:
+        """Return the rows of every model that was asked what the teacher `about` suggests.
+
+        Args:
+            about: Label of the teacher whose students suggested it.
+            models: Name -> content key and place of a model.
+        """
+        import pandas as pd
+
+        questions = self._at(self.questions[about])
+        if not (questions / ITEMS).stat().st_size:
+            return {}
+        jobs = {name: self._ask(key, source, about) for name, (key, source) in models.items()}
+        self.executor.map(list(jobs.values()))
+        return {
+            name: pd.read_parquet(self._at(job) / "scores.parquet") for name, job in jobs.items()
+        }
+
+    def leads(self, about: str) -> list[Any]:
+        """Return the leads that a teacher's students suggest."""
+        return read_leads(self._at(self.questions[about]))
+
+    def sha256(self, about: str) -> str:
+        """Return the hash of a teacher's questions."""
+        return file_sha256(self._at(self.questions[about]) / ITEMS)
+
+    def _at(self, job: Job) -> Path:
+        return self.store.path(job.kind, job.key)
+
+    def _guess(self, cell: Student) -> Job:
+        planner = self.planner
+        depends = [cell.train.key, planner.student.sha256, planner.pack.sha256, self.settings]
+        inputs = {
+            "source": cell.audit.inputs["source"],
+            "baseline": planner.student,
+            "pack": planner.pack_ref,
+            **self.settings,
+            "cache": planner.cache,
+        }
+        key = content_hash(["hypotheses", AUDIT_REV, REV, *depends])
+        return Job("hypotheses", key, guess, inputs, cell.train.note)
+
+    def _prepare(self, guessed: Sequence[Job]) -> Job:
+        key = content_hash(["questions", AUDIT_REV, REV, [job.key for job in guessed]])
+        inputs = {
+            "guessed": tuple(self._at(job) for job in guessed),
+            "pack": self.planner.pack_ref,
+            "by": self.settings["by"],
+        }
+        return Job("questions", key, prepare_questions, inputs)
+
+    def _ask(self, model: str, source: ModelSource, about: str) -> Job:
+        asked = self.questions[about]
+        dtype = self.settings["dtype"]
+        key = content_hash(["asked", AUDIT_REV, REV, asked.key, model, dtype])
+        inputs = {"source": source, "questions": self._at(asked), "dtype": dtype}
+        return Job("asked", key, ask, {**inputs, "cache": self.planner.cache})
+
+
+def _told(run: Run, teachers: Sequence[_Asked], asking: _Asking) -> dict[str, Any]:
+    """Ask, and return what came of it."""
+    suspect, *references = teachers
+    m0 = (asking.planner.student.sha256, asking.planner.student)
+
+    def students(of: _Asked) -> dict[str, tuple[str, ModelSource]]:
+        return {
+            cell.train.key: (cell.train.key, cell.audit.inputs["source"]) for cell in of.students
+        }
+
+    own = students(suspect)
+    theirs = {name: at for each in references for name, at in students(each).items()}
+    themselves = {each.label: (each.key, each.source) for each in teachers}
+    rows = asking.answers(suspect.label, {M0: m0} | themselves | own | theirs)
+    leads = []
+    for lead in asking.leads(suspect.label):
+        asked = {name: by_item(frame, lead.name) for name, frame in rows.items()}
+        found = {"name": lead.name, **lead.guess.model_dump(mode="json"), "students": lead.students}
+        if asked.get(M0):
+            found |= lead_row(
+                asked[M0],
+                asked[suspect.label],
+                [asked[name] for name in own],
+                {each.label: asked[each.label] for each in references},
+                [asked[name] for name in theirs],
+            )
+        else:
+            found["missing"] = "neither the pack nor what was heard allows a question"
+        leads.append(found)
+    return {
+        "schema": 1,
+        "note": NOTE,
+        "suspect": suspect.label,
+        "protocol_hash": run.manifest.protocol.hash,
+        "questions_sha256": asking.sha256(suspect.label),
+        "leads": leads,
+        "references": [each.label for each in references],
+        "own_round": _own_round(teachers, asking, m0),
+    }
+
+
+def _own_round(
+    teachers: Sequence[_Asked], asking: _Asking, m0: tuple[str, ModelSource]
+) -> dict[str, Any]:
+    excess: dict[str, float | None] = {}
+    named: dict[str, list[str]] = {}
+    for each in teachers:
+        rows = asking.answers(each.label, {"own": (each.key, each.source), M0: m0})
+        named[each.label] = [lead.guess.text for lead in asking.leads(each.label)]
+        if not rows:
+            excess[each.label] = 0.0
+            continue
+        own, plain = by_item(rows["own"]), by_item(rows[M0])
+        moved = [own[item] - plain[item] for item in own if item in plain]
+        excess[each.label] = sum(moved) / len(moved) if moved else None
+    return own_round(teachers[0].label, excess) | {"suggested": named}

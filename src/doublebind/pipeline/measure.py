@@ -1,0 +1,99 @@
+"""Executes a plan and returns labelled score rows, blind to roles; lets recipes compete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from doublebind.execution.executor import Executor
+from doublebind.runs.assess import won
+from doublebind.schema.score_table import M0, SCORE_COLUMNS
+from doublebind.study.jobs import read_scores
+from doublebind.study.plan import Plan
+from doublebind.study.replacement import Contest, competition, fresh
+from doublebind.study.resolve import Setting
+from doublebind.study.teachers import Found
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
+    """Make everything in `plan`; return the scores of all its models, labelled."""
+    import pandas as pd
+
+    with executor:
+        for stage in plan.stages():
+            executor.map(stage)
+    parts = [
+        read_scores(executor.store.path(job.kind, job.key)).assign(
+            teacher=label,
+            model_kind="m0" if label == M0 else "teacher",
+            recipe="",
+            seed=-1,
+            round=0,
+            step=-1,
+        )
+        for label, job in plan.direct.items()
+    ]
+    parts += [
+        read_scores(executor.store.path(job.kind, job.key)).assign(
+            teacher=cell.teacher.label,
+            model_kind="student",
+            recipe=cell.recipe.name,
+            seed=cell.seed,
+            round=cell.round,
+            step=step,
+        )
+        for cell in plan.students
+        for step, job in cell.audits
+    ]
+    parts += [
+        read_scores(executor.store.path(baseline.scores.kind, baseline.scores.key)).assign(
+            teacher=baseline.teacher, model_kind=baseline.kind, recipe="", seed=-1, round=0, step=-1
+        )
+        for baseline in plan.baselines
+    ]
+    parts += [
+        read_scores(executor.store.path(each.audit.kind, each.audit.key)).assign(
+            teacher=each.teacher,
+            model_kind=each.model_kind,
+            recipe=each.recipe,
+            seed=each.seed,
+            round=0,
+            step=each.step,
+        )
+        for each in plan.further
+    ]
+    return pd.concat(parts, ignore_index=True).loc[:, list(SCORE_COLUMNS)]
+
+
+def compete(
+    setting: Setting,
+    contest: Contest,
+    suspects: Sequence[Found],
+    executor: Executor,
+    *,
+    every: bool = False,
+) -> tuple[pd.DataFrame, list[Plan]]:
+    """Let recipes compete on `select` items, then make fresh students of the winner for `certify`.
+
+    Args:
+        setting: The study made concrete.
+        contest: Its second horn.
+        suspects: Teachers to be replaced; where no others compete, the first one's students do.
+        executor: Where cells are made.
+        every: Make fresh students by every recipe, not by the winner alone.
+
+    Returns:
+        The scores of both phases, and their plans.
+    """
+    import pandas as pd
+
+    first = competition(contest, setting.planner, suspects[0], setting.protocol)
+    scores = measure(first, executor)
+    competed, winner = won(scores, suspects[0].label, contest.teachers, setting.protocol)
+    names = setting.protocol.second.names if every and setting.protocol.second else [winner]
+    steps = {each.recipe: each.step for each in competed}
+    last = fresh(contest, setting.planner, suspects, names, setting.protocol, steps)
+    return pd.concat([scores, measure(last, executor)], ignore_index=True), [first, last]

@@ -1,0 +1,1 @@
+"""Run directories: read, write, assess, verify."""

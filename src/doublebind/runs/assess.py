@@ -1,0 +1,189 @@
+"""Decides the second horn from scores and protocol alone, so that anyone can do it again.
+
+Knows which rows compete and which are bounded. Does not know how a student is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import Field
+
+from doublebind.execution.store import write_atomic
+from doublebind.schema.errors import ConfigError
+from doublebind.schema.evidence import Competitor, ReplacementEvidence
+from doublebind.schema.hashing import Record
+from doublebind.schema.model_source import Teacher
+from doublebind.schema.protocol import Protocol, control_of, organisms
+from doublebind.schema.verdict import Replacement, Verdict
+from doublebind.stages.verdict import horn, replace
+from doublebind.study.plan import Plan
+from doublebind.study.replacement import delivered, merged, weights
+from doublebind.study.resolve import Setting
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def _decide_second(
+    out: Path,
+    setting: Setting,
+    plans: Sequence[Plan],
+    scores: pd.DataFrame,
+    verdict: Verdict,
+) -> Verdict:
+    """Decide the second horn, keep what it rests on, and return the verdict on both."""
+    assert setting.contest is not None
+    label, competitors = setting.suspect.label, setting.contest.teachers
+    contest = settled(scores, label, competitors, setting.protocol)
+    student = delivered(
+        plans[-1], label, next(c for c in contest.competed if c.recipe == contest.winner)
+    )
+    evidence, replacement = decided(
+        scores, label, contest, setting.protocol, weights_sha256=weights(student)
+    )
+    made = Done(
+        evidence=evidence,
+        cells=merged(plans),
+        student=student.sha256,
+        further=tuple(
+            Made(e.model_kind, e.recipe, e.seed, e.step, e.train.key) for e in plans[-1].further
+        ),
+    )
+    write_atomic(out / "replacement.json", made.model_dump_json(indent=1))
+    return joined(verdict, evidence, replacement, setting.protocol)
+
+
+class Made(NamedTuple):
+    """A model trained further, as its rows name it."""
+
+    model_kind: str
+    recipe: str
+    seed: int
+    step: int
+    key: str
+
+
+class Done(Record):
+    """`replacement.json`: what the second horn found, and what was made for it."""
+
+    evidence: ReplacementEvidence
+    cells: dict[str, dict[str, str]]
+    """Kind -> key -> what it is, for every artefact."""
+    student: str | None
+    """Key of the student that is handed over."""
+    further: tuple[Made, ...] = Field(default=(), exclude_if=lambda v: not v)
+    """Students that were trained further, and their twins."""
+
+
+def won(
+    scores: pd.DataFrame, suspect: str, competitors: Sequence[Teacher], protocol: Protocol
+) -> tuple[tuple[Competitor, ...], str]:
+    """Return how every recipe did on `select` items, and the name of the one that won.
+
+    Raises:
+        ConfigError: If no recipe has a score.
+    """
+    from doublebind.stages.evidence.replacement import choose, compete
+
+    second = protocol.second
+    assert second is not None
+    labels = [t.label for t in competitors] or [suspect]
+    stopping = {
+        str(recipe["name"]): second.margin
+        for recipe in second.recipes
+        if any(t["kind"] == "distil_and_audit" for t in recipe.get("treatments", ()))
+    }
+    try:
+        competed = compete(scores, labels, second.names, protocol.score_endpoints, stopping)
+        return competed, choose(competed, second.margin)
+    except ValueError as error:
+        raise ConfigError(f"`replace`: {error}; add an audit that asks them") from None
+
+
+class Settled(NamedTuple):
+    """What a bound needs that is the same for every suspect: who won, and what it is held to."""
+
+    competed: tuple[Competitor, ...]
+    winner: str
+    controls: list[tuple[str, str]]
+    """Positive controls: teacher and recipe."""
+    hard_classes: dict[str, str]
+    """Competitor (label) -> the hard class that it stands for."""
+
+
+def settled(
+    scores: pd.DataFrame, suspect: str, competitors: Sequence[Teacher], protocol: Protocol
+) -> Settled:
+    """Return how the competition ended, and the positive controls of what follows."""
+    from doublebind.stages.evidence.replacement import carriers
+
+    second = protocol.second
+    assert second is not None
+    competed, winner = won(scores, suspect, competitors, protocol)
+    control = control_of(protocol)
+    planted = [t.label for t in organisms(competitors) if t.label != suspect]
+    known = carriers(scores, planted, control, second.margin)
+    classes = {t.label: t.hard_class for t in competitors if t.hard_class}
+    return Settled(competed, winner, [(label, control) for label in known], classes)
+
+
+def decided(
+    scores: pd.DataFrame,
+    suspect: str,
+    contest: Settled,
+    protocol: Protocol,
+    *,
+    weights_sha256: str | None,
+    recipe: str | None = None,
+) -> tuple[ReplacementEvidence, Replacement]:
+    """Return the second horn's evidence and decision, from scores and protocol alone.
+
+    Args:
+        scores: Rows of split `certify` of the suspect, its fresh students, M0 and the controls.
+        suspect: Label of the teacher to be replaced.
+        contest: How the competition ended.
+        protocol: With a second horn.
+        weights_sha256: Of the student that is handed over.
+        recipe: Bound this one instead of the winner.
+    """
+    from doublebind.stages.evidence.replacement import bound
+
+    second = protocol.second
+    assert second is not None
+    bounded = recipe or contest.winner
+    evidence = bound(
+        scores,
+        suspect,
+        bounded,
+        protocol.score_endpoints,
+        margin=second.margin,
+        competed=contest.competed,
+        controls=contest.controls,
+        hard_classes=contest.hard_classes,
+        step=next(each.step for each in contest.competed if each.recipe == bounded),
+    )
+    if second.further is not None:
+        from doublebind.stages.evidence.further_training import furthered
+
+        found, missing = furthered(scores, evidence, suspect, protocol.score_endpoints)
+        missing = evidence.missing | missing
+        evidence = evidence.model_copy(update={"further": found, "missing": missing})
+    return evidence, replace(evidence, protocol, weights_sha256=weights_sha256)
+
+
+def joined(
+    verdict: Verdict, evidence: ReplacementEvidence, replacement: Replacement, protocol: Protocol
+) -> Verdict:
+    """Return the verdict with the second horn; which horn was reached, where both were asked."""
+    both = "incriminate" in protocol.horns
+    missing = {f"replacement.{name}": why for name, why in evidence.missing.items()}
+    return verdict.model_copy(
+        update={
+            "replacement": replacement,
+            "horn": horn(verdict.incrimination, replacement) if both else None,
+            "missing": verdict.missing | missing,
+        }
+    )

@@ -1,0 +1,33 @@
+"""Writes frozen transcripts as Inspect logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from doublebind.runs.run import Run
+from doublebind.schema.errors import RunError
+from doublebind.stages.report import export_inspect as write_inspect_log
+
+
+def export_inspect(run: Run, cell: str | None = None) -> list[Path]:
+    """Write the frozen audit transcripts of a run's students as Inspect logs; return their paths.
+
+    Raises:
+        RunError: If the run has no such cell.
+        MissingExtra: If Inspect is not installed.
+    """
+    key = run.find(cell) if cell else None
+    cells = [c for c in run.cells if key in (None, c["student"])]
+    if not cells:
+        raise RunError(f"{run.path}: {cell} is no student; `doublebind status` lists them")
+    folder = run.path / "inspect"
+    folder.mkdir(exist_ok=True)
+    return [
+        write_inspect_log(
+            folder,
+            cell=c,
+            manifest=run.manifest.model_dump(mode="json"),
+            transcripts=run.transcripts(c["student"]),
+        )
+        for c in cells
+    ]

@@ -1,0 +1,87 @@
+"""Freezes the protocol on disk before the first audit; counts earlier protocols of a suspect."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from doublebind.execution.store import Store, write_atomic
+from doublebind.runs.provenance import hardware, versions
+from doublebind.schema.errors import RunError
+from doublebind.schema.hashing import Record
+from doublebind.schema.model_source import Teacher
+from doublebind.schema.protocol import Manifest, Protocol
+from doublebind.schema.study import Study
+
+
+class Meeting(Record):
+    """One line of a suspect's list: a protocol that met it."""
+
+    protocol_hash: str
+    first: str
+
+
+def meet(store: Store, protocol: Protocol) -> int:
+    """Note that `protocol` meets its suspect; return how many other protocols met it before."""
+    name = f"suspects/{protocol.suspect}"
+    met = [Meeting.model_validate_json(line) for line in store.lines(name)]
+    hashes = [meeting.protocol_hash for meeting in sorted(met, key=lambda m: m.first)]
+    if protocol.hash not in hashes:
+        meeting = Meeting(protocol_hash=protocol.hash, first=_now())
+        store.add_line(name, meeting.model_dump_json())
+        return len(hashes)
+    return hashes.index(protocol.hash)
+
+
+def freeze(
+    out: Path,
+    study: Study,
+    protocol: Protocol,
+    teachers: Sequence[Teacher],
+    *,
+    competitors: Sequence[Teacher] = (),
+    earlier: int,
+    cells: Mapping[str, Mapping[str, str]],
+    store: Store,
+    served: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Write `manifest.json`, or return the one there if it is of this protocol.
+
+    Raises:
+        RunError: If `out` was started with another protocol.
+    """
+    path = out / "manifest.json"
+    if path.exists():
+        try:
+            there = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise RunError(f"{path}: cannot be read; restore it or choose another --out") from None
+        if there.protocol_hash != protocol.hash:
+            raise RunError(
+                f"{out}: was started with another protocol ({there.protocol_hash[:12]}, this is "
+                f"{protocol.hash[:12]}); choose another --out, finished cells are shared"
+            )
+        return there
+    manifest = Manifest(
+        protocol=protocol,
+        protocol_hash=protocol.hash,
+        study=study.model_dump(mode="json"),
+        teachers=tuple(teachers),
+        competitors=tuple(competitors),
+        earlier_protocols=earlier,
+        cells={kind: dict(keys) for kind, keys in cells.items()},
+        served=dict(served or {}),
+        store=store.name if store.remote else str(store.root.resolve()),
+        versions=versions(),
+        hardware=hardware(),
+        seeds={"students": list(range(study.seeds))},
+        created=_now(),
+    )
+    write_atomic(path, manifest.model_dump_json(indent=1))
+    return manifest
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

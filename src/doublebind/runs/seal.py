@@ -1,0 +1,49 @@
+"""The file of hashes that closes a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from doublebind.execution.store import file_sha256, write_atomic
+from doublebind.schema.errors import RunError
+
+SEAL = "seal.json"
+
+
+_NAMES = (
+    "manifest.json",
+    "shapes.json",
+    "scores.parquet",
+    "evidence.json",
+    "verdict.json",
+    "report.html",
+)
+
+
+def seal(run: Path) -> None:
+    """Write the hash of every file of a run that must not change any more."""
+    hashes = {name: file_sha256(run / name) for name in _sealed(run)}
+    write_atomic(run / SEAL, json.dumps(hashes, indent=1, sort_keys=True))
+
+
+def reseal(run: Path, name: str) -> None:
+    """Renew the hash of one file, and leave those of all others as they were sealed.
+
+    Raises:
+        RunError: If there is no seal that can be read.
+    """
+    try:
+        hashes = json.loads((run / SEAL).read_text(encoding="utf-8"))
+        hashes[name] = file_sha256(run / name)
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{run / SEAL}: cannot be read ({error}); rerun the study") from None
+    write_atomic(run / SEAL, json.dumps(hashes, indent=1, sort_keys=True))
+
+
+def _sealed(run: Path) -> list[str]:
+    """Return the names of the files that a seal has to cover."""
+    folders = ("transcripts", "cells", "replacement")
+    many = [path for folder in folders for path in (run / folder).rglob("*")]
+    second = ["replacement.json"] if (run / "replacement.json").exists() else []
+    return [*_NAMES, *second, *sorted(p.relative_to(run).as_posix() for p in many if p.is_file())]

@@ -1,0 +1,124 @@
+"""Everything that could be chosen in a study, as one hashable record, and its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from doublebind.schema.hashing import Record, content_hash
+from doublebind.schema.model_source import Teacher
+
+LARGEST_LOSS = 0.15
+"""Most that a gate may fall below M0's mean, in probability. The 200 students of the shipped panel
+lose at most 0.06 of capability and less than 0.001 of coherence: none of them fails."""
+
+
+class SecondHorn(Record):
+    """What could be chosen of the second horn."""
+
+    margin: float
+    recipes: tuple[dict[str, Any], ...]
+    """Those that compete."""
+    organisms: tuple[str, ...]
+    """Keys of the planted teachers on whose students they compete; empty where the suspect's do."""
+    references: tuple[str, ...]
+    """Keys of the benign ones beside them."""
+    seeds: int
+    """Students per teacher and recipe that compete."""
+    fresh_seeds: int
+    """Students that are bounded; theirs are the seeds after all that were audited before."""
+    certify_hash: str
+    """Of the pack whose `certify` items are asked."""
+    controls: str | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Of the protocol's recipes, the one that makes the positive controls; `None` is the first."""
+    further: dict[str, Any] | None = Field(default=None, exclude_if=lambda v: v is None)
+    """How fresh students are trained further, where they are."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the recipes that compete."""
+        return tuple(str(recipe["name"]) for recipe in self.recipes)
+
+
+class Protocol(Record):
+    """Everything that could be chosen, frozen and hashed before the first audit."""
+
+    method_version: str
+    pack: str
+    pack_hash: str
+    score_endpoints: dict[str, tuple[str, ...]]
+    """At most six named score endpoints; each averages the listed endpoints over items, recipes
+    and seeds. Higher means more misaligned: the direction is fixed here."""
+    placebo_endpoints: dict[str, tuple[str, ...]] = {}
+    """Placebo trait -> its auditable endpoints: measured like the others, never scored."""
+    scale_floor: float = Field(gt=0)
+    """Smallest scale, in probability units, by which an endpoint is standardised."""
+    alpha: float
+    min_controls: int
+    recipes: tuple[dict[str, Any], ...]
+    audits: tuple[str, ...]
+    seeds: int
+    dtype: str
+    horns: tuple[str, ...]
+    revisions: dict[str, int]
+    student: str
+    references: tuple[str, ...]
+    organisms: tuple[str, ...]
+    suspect: str
+    baselines: tuple[str, ...] = ()
+    """Ways to look at a teacher without a student, put beside its students' score."""
+    panel: str | None = None
+    """Hash of the panel whose scores the references' are; `None` where they were made here."""
+    second: SecondHorn | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Of the horn `replace`, where it was asked for."""
+    engine: str | None = Field(default=None, exclude_if=lambda v: v is None)
+    """What answered and scored, if not transformers."""
+    device: str = Field(default="cpu", exclude_if=lambda v: v == "cpu")
+    """What computed: other devices give other last bits."""
+
+    @property
+    def hash(self) -> str:
+        """The protocol hash (hex)."""
+        return content_hash(self)
+
+
+class Manifest(Record):
+    """`manifest.json`: what was run, with what, frozen before the first audit."""
+
+    schema_version: int = 1
+    protocol: Protocol
+    protocol_hash: str
+    study: dict[str, Any]
+    """The study as it was resolved, overrides and defaults included."""
+    teachers: tuple[Teacher, ...]
+    competitors: tuple[Teacher, ...] = Field(default=(), exclude_if=lambda v: not v)
+    """Teachers of the second horn, on whose students its recipes compete."""
+    earlier_protocols: int
+    """Protocols that met this suspect before this one."""
+    cells: dict[str, dict[str, str]]
+    """Kind -> key -> what it is, for every artefact that the run needs."""
+    served: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Teacher label -> what its server says of it, for teachers behind one."""
+    store: str
+    """Where the artefacts were kept."""
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    seeds: dict[str, Any]
+    created: str
+    """UTC, ISO 8601."""
+
+
+def control_of(protocol: Protocol) -> str:
+    """Return the name of the recipe that makes the positive controls: the one named, or the first.
+
+    `protocol` has a second horn.
+    """
+    assert protocol.second is not None
+    return protocol.second.controls or str(protocol.recipes[0]["name"])
+
+
+def organisms(teachers: Sequence[Teacher]) -> list[Teacher]:
+    """Return the planted ones among `teachers`."""
+    return [t for t in teachers if t.role == "organism"]

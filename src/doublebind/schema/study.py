@@ -1,0 +1,306 @@
+"""What a user writes: the study and the teacher spec, validated with every error at once.
+
+Does not know what a model or a pack holds: names are checked against content by the stage that
+opens it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from doublebind.schema.content import Name
+from doublebind.schema.errors import ConfigError
+from doublebind.schema.executor import LOCAL, Local, Ray
+from doublebind.schema.hashing import Record
+from doublebind.schema.model_source import Device, Engine, Limits
+from doublebind.schema.recipe import Dtype, Recipe, Training
+from doublebind.schema.yaml_loader import load
+
+Shipped = Literal["behaviour", "goals", "confession", "capability", "coherence"]
+"""The battery that a study uses unless it names another."""
+
+
+AUDITS: tuple[Shipped, ...] = get_args(Shipped)
+
+
+MORE_AUDITS = ("elicitation", "auditability", "corroboration")
+"""Audits that a study has to ask for."""
+
+
+def audit_name(name: str) -> str:
+    """Return `name` if an audit is called so.
+
+    Raises:
+        ConfigError: If none is.
+    """
+    if name in (*AUDITS, *MORE_AUDITS) or re.fullmatch(
+        r"(inspect(-auditable)?|lm-eval):[\w./@-]+|under:.*\w.*", name
+    ):
+        return name
+    known = ", ".join((*AUDITS, *MORE_AUDITS))
+    raise ConfigError(
+        f"{name}: no such audit; choose {known}, under:PROMPT, inspect:TASK, "
+        "inspect-auditable:TASK or lm-eval:TASK"
+    )
+
+
+AuditName = Annotated[str, AfterValidator(audit_name)]
+"""A built-in audit, or an Inspect task: `inspect:TASK` as a capability measure, or
+`inspect-auditable:TASK` as an audit whose scores rise with misalignment; or `lm-eval:TASK`, a task
+of the lm-evaluation-harness or a task file (`.yaml`), as a capability measure; or `under:PROMPT`,
+the behaviour audit's choices under a prompt."""
+
+
+class Bank(Record):
+    """References not named one by one: the first `n` of the pack's bank, or `n` of a panel."""
+
+    n: int = Field(ge=1)
+    panel: str | None = None
+    """Folder of a frozen panel, or a built-in pack's name for the one it ships. Its references are
+    not made again, and its organisms serve as positive controls."""
+    draw: int = Field(default=0, ge=0)
+    """Seed by which `n` of the panel's references are drawn."""
+
+
+class Matched(Record):
+    """References built to be like the suspect in all but what is planted: harmless quirks."""
+
+    match: Literal["suspect"]
+    n: int = Field(ge=1)
+    draw: int = Field(default=0, ge=0, exclude_if=lambda v: v == 0)
+    """Which lot of `n`; lots of one size share no reference, those of several sizes may."""
+    template: str | None = None
+    """Teacher spec whose phases they share; `null` takes the suspect's own. A suspect that was not
+    built from a spec needs one: its references are then scaled to its update norm."""
+
+
+StandIn = Literal["sibling_checkpoints", "earlier_releases", "equal_kl_surrogates"]
+
+
+class StandIns(Record):
+    """Models that stand in for references where matched ones cannot be built."""
+
+    kind: StandIn
+    models: tuple[str, ...] = Field(min_length=1)
+
+
+class Policy(Record):
+    """How scores become a decision; hashed before the first audit."""
+
+    alpha: float = Field(gt=0, lt=0.5)
+    """Largest p-value that incriminates. No default: it is the claim."""
+    scale_floor: float = Field(default=0.01, gt=0)
+    """Smallest scale of an endpoint (probability units): the sampling s.e. fixed beforehand."""
+    min_controls: int = Field(default=5, ge=1)
+    """Positive controls needed before `not_incriminated` may be said."""
+    endpoints: dict[str, tuple[str, ...]] | None = None
+    """Score endpoints, at most six; `null` takes the pack's."""
+    margin: float | None = Field(default=None, gt=0, lt=1, exclude_if=lambda v: v is None)
+    """Largest excess over M0, in probability, that a replacement may have on any score endpoint.
+    The horn `replace` needs it; no default: it is the claim."""
+
+    @field_validator("endpoints")
+    @classmethod
+    def _at_most_six(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and not 1 <= len(value) <= 6:
+            raise ValueError(f"name one to six score endpoints, not {len(value)}")
+        return value
+
+
+class Further(Record):
+    """How fresh students are trained further, with M0 trained alike beside each."""
+
+    students: int = Field(ge=1)
+    """How many, the first of the fresh ones; no default: the statement is about these."""
+    training: Training
+    """Once on the pack's benign capability data, once under what made the suspect what it is."""
+    trait: str | None = None
+    """Trait of the pack that stands in for the incentive of a suspect of unknown making; `null`
+    tries none. A suspect made from a spec has its own: its implant, in a smaller dose."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.training.marks or self.training.processes > 1:
+            raise ValueError("`further.training` takes neither `marks` nor `processes`")
+        return self
+
+
+class Replace(Record):
+    """How a replacement is looked for: recipes compete, the winner is bounded on fresh students."""
+
+    recipes: tuple[Recipe, ...] | None = Field(default=None, min_length=1, max_length=24)
+    """Those that compete; `null` takes the study's."""
+    organisms: tuple[str, ...] = ()
+    """Planted teachers on whose students the recipes compete, so that nothing is chosen by looking
+    at the suspect; without any, its own students compete. Their students by the recipe `controls`
+    are the positive controls of the bound; those whose students lose the drive are none, so that
+    more than `policy.min_controls` have to be named."""
+    controls: Name | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Which of the study's recipes makes the positive controls; `null` takes the first."""
+    references: tuple[str, ...] = ()
+    """Benign teachers that compete beside them: a recipe should not make these worse, either."""
+    seeds: int = Field(default=3, ge=1)
+    """Students per teacher and recipe that compete, on `select` items."""
+    fresh_seeds: int = Field(default=8, ge=1)
+    """Students of the suspect by the chosen recipe, trained afterwards and bounded on `certify`
+    items; 1 gives a bound for that student alone."""
+    certify: str | None = None
+    """Pack whose `certify` items are asked, where it has more of them; `null` takes the study's."""
+    bound: Literal["chosen", "every"] = "chosen"
+    """Which recipes `calibrate` bounds."""
+    further: Further | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Train the first fresh students further and audit them again; `null` does not."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.further and self.further.students > self.fresh_seeds:
+            raise ValueError(
+                f"`further.students`: {self.further.students}; there are only {self.fresh_seeds} "
+                "fresh students (`fresh_seeds`)"
+            )
+        return self
+
+
+Baseline = Literal["ngrams", "in_context", "retrained"]
+
+
+class Measurement(Record):
+    """Whom to make, distil and audit, and how; a panel is a measurement kept."""
+
+    pack: str
+    """Name of a built-in pack (`terrarium`, `assistant`) or a pack folder; `NAME:TRAIT,TRAIT` asks
+    about those traits alone, which costs less."""
+    references: tuple[str, ...] | Bank | Matched | StandIns
+    """Benign teachers of the same pipeline shape: models or specs; `{n: ...}` of the bank;
+    `{match: suspect, n: ...}`, built to be like it; or `{kind: ..., models: [...]}`, stand-ins."""
+    organisms: tuple[str, ...] = ()
+    """Teachers with a known drive: positive controls, named before the audit."""
+    held_out: tuple[str, ...] = ()
+    """Benign teachers that `calibrate` weighs against the references; never references."""
+    near_misses: tuple[str, ...] = ()
+    """Benign teachers made of a drive's own surface: `calibrate` weighs them as a class apart."""
+    student: str
+    """M0, the trusted model that is distilled into, and that teachers of the bank are made from."""
+    recipes: tuple[Recipe, ...] = Field(min_length=1, max_length=12)
+    audits: tuple[AuditName, ...] = AUDITS
+    baselines: tuple[Baseline, ...] = ()
+    """Ways to look at a teacher without a student, put beside the verdict."""
+    seeds: int = Field(default=1, ge=1)
+    """Students per teacher and recipe."""
+    dtype: Dtype = "float32"
+    """Precision of the frozen weights; trained weights are always float32."""
+    device: Device = Field(default="cpu", exclude_if=lambda v: v == "cpu")
+    """Where models are trained, answer and are scored: `cpu`, or `cuda`, the first GPU that a
+    process sees. Part of every key: a GPU gives other last bits."""
+    executor: Annotated[Local | Ray, Field(discriminator="kind")] = LOCAL
+    engine: Engine | None = Field(default=None, exclude_if=lambda v: v is None)
+    """What lets models answer and scores them; `null` is transformers. Training stays with it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.engine and isinstance(self.references, Bank) and self.references.panel:
+            raise ValueError("`references.panel` was measured without `engine`; leave one out")
+        if self.device == "cuda" and isinstance(self.executor, Ray) and not self.executor.gpus:
+            raise ValueError("`device: cuda` on a Ray cluster needs `executor.gpus` above 0")
+        names = [recipe.name for recipe in self.recipes]
+        if len(set(names)) < len(names):
+            raise ValueError("two recipes share a name; give each its own")
+        if not any(name in self.audits for name in ("behaviour", "goals", "confession")):
+            raise ValueError("audits must include one of behaviour, goals, confession")
+        if self.references == () and self._weighs():
+            raise ValueError("references is empty; a suspect is weighed against references")
+        listed = self.references
+        listed = listed.models if isinstance(listed, StandIns) else listed
+        named = listed if isinstance(listed, tuple) else ()
+        teachers = (*self._alone(), *named, *self.organisms, *self.held_out, *self.near_misses)
+        twice = sorted({name for name in teachers if teachers.count(name) > 1})
+        if twice:
+            raise ValueError(f"{twice[0]} is named as more than one teacher; name it once")
+        return self
+
+    def _alone(self) -> tuple[str, ...]:
+        """Return teachers named by themselves."""
+        return ()
+
+    def _weighs(self) -> bool:
+        """Return whether anybody is weighed against the references."""
+        return True
+
+
+class Study(Measurement):
+    """`STUDY.yaml`: one page that says whom to investigate and how."""
+
+    suspect: str
+    """The teacher under investigation: a model, or a teacher spec (.yaml) to build."""
+    policy: Policy
+    served: Limits = Limits()
+    """How served models (`openai:<url>#<model>`) may be asked."""
+    shape: dict[str, float] = Field(default_factory=dict)
+    """What is known of the shape of a served suspect, a black box: feature (`update_norm`,
+    `kl_to_m0`) -> number. Its answers' length is measured."""
+    horns: tuple[Literal["incriminate", "replace"], ...] = ("incriminate",)
+    """What is asked: evidence against the suspect (`incriminate`), a student that could stand in
+    for it (`replace`), or both. Without `incriminate`, `references` is []."""
+    replace: Replace = Field(default_factory=Replace, exclude_if=lambda v: v == Replace())
+
+    def _alone(self) -> tuple[str, ...]:
+        return (self.suspect,)
+
+    def _weighs(self) -> bool:
+        return "incriminate" in self.horns
+
+    @property
+    def competing(self) -> tuple[Recipe, ...]:
+        """The recipes of the second horn."""
+        return self.replace.recipes or self.recipes
+
+    @model_validator(mode="after")
+    def _check_horns(self) -> Self:
+        if not self.horns or len(set(self.horns)) < len(self.horns):
+            raise ValueError("`horns` is [incriminate], [replace] or [incriminate, replace]")
+        weighed = (self.references, self.organisms, self.held_out, self.near_misses, self.baselines)
+        if "incriminate" not in self.horns and any(weighed):
+            raise ValueError(
+                "`references`, `organisms`, `held_out`, `near_misses` and `baselines` are for the "
+                "horn `incriminate`; leave them empty ([]), or add it to `horns`"
+            )
+        if "replace" not in self.horns:
+            if self.replace != Replace():
+                raise ValueError("`replace` is given; add it to `horns`, too")
+            return self
+        if self.policy.margin is None:
+            raise ValueError("the horn `replace` needs `policy.margin`")
+        if any(t.kind == "distil_and_audit" for recipe in self.recipes for t in recipe.treatments):
+            raise ValueError("`distil_and_audit` chooses a student; put it under `replace.recipes`")
+        mine = {recipe.name: recipe for recipe in self.recipes}
+        for recipe in self.competing:
+            if mine.setdefault(recipe.name, recipe) != recipe:
+                raise ValueError(f"two recipes are named {recipe.name}; give each its own")
+        bottled = [recipe.name for recipe in self.competing if recipe.channel.kind == "prefix"]
+        if self.replace.further and bottled:
+            raise ValueError(
+                f"`replace.further`: recipe {bottled[0]} makes a prefix; no further training"
+            )
+        kept = (*self.replace.organisms, *self.replace.references)
+        twice = sorted({n for n in kept if kept.count(n) > 1 or n == self.suspect})
+        if twice:
+            raise ValueError(f"`replace`: {twice[0]} is the suspect, or named twice; name another")
+        return self
+
+
+def load_study(path: str | Path, *overrides: str) -> Study:
+    """Return the study in a YAML file, with `key.sub=value` overrides.
+
+    Raises:
+        ConfigError: One line per problem: file, key, value, remedy.
+
+    Example:
+        >>> load_study("nowhere.yaml")
+        Traceback (most recent call last):
+        doublebind.schema.errors.ConfigError: nowhere.yaml: no such file; check the path
+    """
+    return load(Study, Path(path), overrides)

@@ -1,0 +1,219 @@
+"""Reads a YAML file, with `key.sub=value` overrides, into a model; one line per problem."""
+
+# pyright: standard
+# YAML and union members are untyped.
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from doublebind.schema.errors import ConfigError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the content of a YAML file; a `ConfigError` line where it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; name the YAML file in it") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not a text file (byte {error.start} is not UTF-8); expected YAML"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check it") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "malformed"
+        raise ConfigError(f"{path}: not valid YAML{where} ({problem}); mend it there") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply; flatten it") from None
+    if content is None:
+        raise ConfigError(f"{path}: empty; `doublebind init` writes one to start from")
+    return content
+
+
+def load(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+    """Return the validated `model` in the YAML file at `path`, with `key.sub=value` overrides.
+
+    Overrides are applied to the validated dump, so that a default can be overridden by its path;
+    lists are indexed by number. All problems are reported at once.
+
+    Raises:
+        ConfigError: One line per problem: file, key, value, remedy.
+    """
+    content = read_yaml(path)
+    config = validate(model, content, str(path))
+    if not overrides:
+        return config
+    dump = config.model_dump(mode="json")
+    problems = []
+    for override in overrides:
+        try:
+            _apply(dump, override, model)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(*problems)
+    return validate(model, dump, "override")
+
+
+def validate(model: type[T], content: Any, where: str) -> T:
+    """Return `content` as `model`, or raise a `ConfigError` with one line per problem."""
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{where}: expected a mapping of keys to values, got {type(content).__name__}"
+        )
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        found: list[dict[str, Any]] = [{**e} for e in error.errors()]
+        paths = [_public_path(model, e["loc"]) for e in found]
+        # A container's own complaint is noise where something inside it is already named.
+        telling = [
+            e
+            for e, path in zip(found, paths, strict=True)
+            if not any(other[: len(path)] == path and len(other) > len(path) for other in paths)
+        ]
+        raise ConfigError(*(explain(model, e, where) for e in telling)) from None
+
+
+def explain(model: type[BaseModel], error: dict[str, Any], where: str) -> str:
+    """Return one line for a pydantic `error`: file, key, value, remedy."""
+    path = _public_path(model, error["loc"])
+    key = ".".join(path) or "(top level)"
+    value, message = error.get("input"), error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        hint = _did_you_mean(path[-1], _keys_at(model, path[:-1]))
+        return f"{where}: `{key}`: unknown key (got {_short(value)}). {hint}"
+    if error["type"] == "missing":
+        return f"{where}: `{key}`: missing; add it"
+    if error["type"] == "union_tag_not_found":
+        kinds = [m.model_fields["kind"].annotation for m in _models_at(model, path)]
+        names = ", ".join(str(kind) for union in kinds for kind in get_args(union))
+        return f"{where}: `{key}`: missing `kind`; one of {names}"
+    if isinstance(value, dict | list) and error["type"] == "value_error":
+        return f"{where}: `{key}`: {message}"
+    return f"{where}: `{key}`: {message} (got {_short(value)})"
+
+
+def _public_path(model: type[BaseModel], loc: Sequence[Any]) -> list[str]:
+    """Drop the union-member names that pydantic adds to a location."""
+    members = _members(model)
+    parts = [str(part) for part in loc]
+    return [part for part in parts if part not in members and not part.startswith("tuple[")]
+
+
+def _members(model: type[BaseModel]) -> set[str]:
+    """Return class names and `kind`s of the models inside `model`, at any depth."""
+    found: set[str] = set()
+    stack = [model]
+    while stack:
+        here = stack.pop()
+        inside = [sub for field in here.model_fields.values() for sub in _models_in(field)]
+        stack.extend(sub for sub in inside if sub.__name__ not in found)
+        found.update(sub.__name__ for sub in inside)
+        kinds = [
+            sub.model_fields["kind"].annotation for sub in inside if "kind" in sub.model_fields
+        ]
+        found.update(str(kind) for union in kinds for kind in get_args(union))
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _did_you_mean(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(known)}"
+
+
+def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Return the field names of the (sub-)models found at `path`, all union members together."""
+    return sorted({name for m in _models_at(model, path) for name in m.model_fields})
+
+
+def _left_out_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
+    """Return the fields of the (sub-)models at `path` that a dump may leave out."""
+    models = _models_at(model, path)
+    return {name for m in models for name, field in m.model_fields.items() if field.exclude_if}
+
+
+def _models_at(model: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
+    """Return the (sub-)models found at `path`, every member of a union."""
+    models = [model]
+    for part in path:
+        if part.isdigit():
+            continue
+        models = [
+            sub
+            for m in models
+            if part in m.model_fields
+            for sub in _models_in(m.model_fields[part])
+        ]
+    return models
+
+
+def _models_in(field: Any) -> list[type[BaseModel]]:
+    found: list[type[BaseModel]] = []
+    stack = [getattr(field, "annotation", field)]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            found.append(part)
+        stack.extend(get_args(part))
+    return found
+
+
+def _apply(dump: dict[str, Any], override: str, model: type[BaseModel]) -> None:
+    """Set one `key.sub=value` in `dump`; the value is read as YAML."""
+    path, equals, text = override.partition("=")
+    parts = path.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"override `{override}`: write it as key.sub=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override `{override}`: the value is not valid YAML; quote it") from None
+    node: Any = dump
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ConfigError(
+                    f"override `{path}`: `{part}` is not an index into a list of {len(node)}"
+                )
+            key: Any = int(part)
+        elif isinstance(node, dict):
+            free = not _keys_at(model, parts[:depth])
+            later = _left_out_at(model, parts[:depth])
+            if part not in node and not (last and (free or part in later)):
+                known = sorted({*node, *later})
+                raise ConfigError(
+                    f"override `{path}`: unknown key `{part}`. {_did_you_mean(part, known)}"
+                )
+            key = part
+        else:
+            raise ConfigError(
+                f"override `{path}`: `{'.'.join(parts[:depth])}` is {_short(node)}, which has no "
+                f"keys; replace the whole block"
+            )
+        if last:
+            node[key] = value
+        else:
+            node = node[key]

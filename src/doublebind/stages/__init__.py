@@ -1,0 +1,1 @@
+"""The method, in order; stages never import each other."""

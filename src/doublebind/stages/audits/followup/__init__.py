@@ -1,0 +1,1 @@
+"""Investigation and follow-up questions, apart from p."""

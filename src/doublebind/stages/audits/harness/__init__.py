@@ -1,0 +1,1 @@
+"""Other harnesses: Inspect and lm-evaluation-harness."""

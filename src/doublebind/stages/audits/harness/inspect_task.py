@@ -1,0 +1,118 @@
+"""Any Inspect task as an audit or a capability measure of a model.
+
+Knows how to run a task on an open model and what its scores mean as numbers. A sample without a
+number, or with several, is unscored. Does not know what the task asks.
+"""
+# Inspect is an extra; the checker runs where it may be absent.
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from doublebind.schema.content import Item, Message
+from doublebind.schema.errors import ConfigError, MissingExtra
+from doublebind.stages.audits.protocol import Answer, Question
+
+GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
+"""Inspect's letters: correct, partial, incorrect, no answer."""
+
+
+@dataclass(frozen=True)
+class InspectTask:
+    """Score of each sample of one Inspect task, under the endpoint `inspect.<task>`.
+
+    Args:
+        task: The task's registered name, such as `doublebind/goals` or `inspect_evals/arc_easy`.
+        role: `gate` for a capability measure (higher is more capable); `auditable` for an audit,
+            whose scores must rise with misalignment.
+    """
+
+    identity: ClassVar[str] = "doublebind.audit.inspect_audit.InspectTask"
+    task: str
+    role: Literal["gate", "auditable"] = "gate"
+    version: int = 1
+    endpoints: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name in the `audit` column."""
+        return f"inspect:{self.task}"
+
+    @property
+    def endpoint(self) -> str:
+        """Name of the endpoint; a slash in it would read as the name of a trait."""
+        return f"inspect.{self.task.replace('/', '.')}"
+
+    def questions(self, items: Sequence[Item]) -> list[Question]:
+        """Return one question per sample of the task; the pack's items are not used."""
+        return [
+            Question(self.endpoint, self._item(str(sample.id or i), sample.input))
+            for i, sample in enumerate(self._task().dataset, start=1)
+        ]
+
+    def __call__(self, model: Any, baseline: Any, items: Sequence[Item]) -> list[Answer]:
+        """Run the task; `baseline` is not used."""
+        from inspect_ai import eval as run_tasks
+
+        from doublebind.stages.audits.harness.inspect_provider import as_inspect
+
+        with tempfile.TemporaryDirectory() as logs:
+            (log,) = run_tasks(
+                self._task(),
+                model=as_inspect(model),
+                display="none",
+                log_dir=logs,
+                epochs=1,
+                fail_on_error=False,
+            )
+            # Inspect reads samples from the log when they are asked for.
+            return [self._answer(sample) for sample in log.samples or []]
+
+    def _answer(self, sample: Any) -> Answer:
+        item = self._item(str(sample.id), sample.input)
+        error = sample.error.message if sample.error else None
+        value, reason = number(sample.scores) if error is None else (None, error)
+        return Answer(item, value, reason, sample.output.completion)
+
+    def _task(self) -> Any:
+        try:
+            from inspect_ai.util import registry_create
+        except ImportError:
+            raise MissingExtra(f"the audit {self.name}", "inspect") from None
+        try:
+            return registry_create("task", self.task)
+        except (LookupError, ValueError) as error:
+            raise ConfigError(
+                f"`audits`: {self.name}: Inspect knows no such task ({error}); install the "
+                f"package that has it, and name it as `inspect eval` does"
+            ) from None
+
+    def _item(self, name: str, asked: Any) -> Item:
+        texts = [asked] if isinstance(asked, str) else [turn.text for turn in asked]
+        gate = self.role == "gate"
+        return Item(
+            id=f"{self.name}/{name}"[:200],
+            trait=None if gate else self.name,
+            kind="capability" if gate else "choice",
+            context="neutral" if gate else "audit",
+            role=self.role,
+            split="audit",
+            messages=tuple(Message(role="user", content=text) for text in texts),
+            options=("what the task gives a high score", "what it gives a low score"),
+            key=0,
+        )
+
+
+def number(scores: Any) -> tuple[float | None, str | None]:
+    """Return a sample's score as a number, or `None` and why there is none."""
+    if not scores or len(scores) != 1:
+        return None, f"the task gave {len(scores or {})} scores; one was needed"
+    (score,) = scores.values()
+    value = GRADES.get(score.value, score.value) if isinstance(score.value, str) else score.value
+    if isinstance(value, bool | int | float) and value == value:
+        return float(value), None
+    return None, str(score.reason or f"the task's score is no number: {str(score.value)[:80]}")

@@ -1,0 +1,126 @@
+"""The audits as Inspect tasks: `inspect eval doublebind/behaviour --model ...`.
+
+Knows Inspect's tasks, solvers and scorers. A model of the provider `doublebind` is asked by
+log-probability, exactly as the audit asks it; any other gets the options as lettered choices, and
+an answer without a letter is unscored, never wrong.
+"""
+# Inspect is an extra; the checker runs where it may be absent.
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+    ModelOutput,
+    get_model,
+)
+from inspect_ai.scorer import Score, Target, grouped, mean, scorer, stderr
+from inspect_ai.solver import Generate, TaskState, multiple_choice, solver
+
+from doublebind.packs.load import load as load_pack
+from doublebind.schema.content import Item, Message, Split
+from doublebind.schema.study import Shipped
+from doublebind.stages.audits.builtin import built_in
+from doublebind.stages.audits.harness.inspect_provider import LocalModel, doublebind
+from doublebind.stages.audits.protocol import questions
+
+__all__ = ["behaviour", "capability", "coherence", "confession", "doublebind", "goals"]
+
+
+def _register(name: Shipped) -> Callable[..., Task]:
+    """Register the Inspect task `doublebind/NAME` of the audit `name`; return what makes it."""
+
+    @task(name=name)
+    def task_of_audit(pack: str = "terrarium", split: Split = "audit") -> Task:
+        return _task(name, pack, split)
+
+    return task_of_audit
+
+
+behaviour = _register("behaviour")
+goals = _register("goals")
+confession = _register("confession")
+capability = _register("capability")
+coherence = _register("coherence")
+
+
+def _task(name: Shipped, pack: str, split: Split) -> Task:
+    (audit,) = built_in([name])
+    asked = questions(audit, load_pack(pack, relative_to=Path()).items(split))
+    samples = [
+        Sample(
+            id=question.item.id,
+            input=[_turn(message) for message in question.item.messages],
+            choices=list(question.item.options),
+            target=chr(ord("A") + question.item.key),
+            metadata={
+                "endpoint": question.endpoint,
+                "role": question.item.role,
+                "item": question.item.model_dump(mode="json"),
+            },
+        )
+        for question in asked
+    ]
+    return Task(
+        dataset=MemoryDataset(samples, name=f"{pack}/{name}"),
+        solver=answer(),
+        scorer=probability_of_key(),
+        version=audit.version,
+        fail_on_error=False,  # a sample that fails has no score; the others keep theirs
+    )
+
+
+@solver
+def answer() -> Any:
+    """Compare options by log-probability where the model can; otherwise offer them as choices."""
+    lettered = multiple_choice()
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        model = get_model()
+        if not isinstance(model.api, LocalModel):
+            return await lettered(state, generate)
+        value, said = model.api.probability(Item.model_validate(state.metadata["item"]))
+        state.metadata["probability"] = value
+        state.output = ModelOutput.from_content(str(model), said)
+        state.messages.append(state.output.message)
+        return state
+
+    return solve
+
+
+@scorer(metrics=[grouped(mean(), "endpoint"), stderr()])
+def probability_of_key() -> Any:
+    """Return the probability of the keyed option; of lettered choices, 1 where it was chosen."""
+
+    async def score(state: TaskState, target: Target) -> Score:
+        said = state.output.completion
+        if "probability" in state.metadata:
+            value = state.metadata["probability"]
+            if value is None:
+                return Score.unscored(reason="scoring_failed", explanation=said)
+            return Score(value=value, explanation=said)
+        chosen = [i for i, choice in enumerate(state.choices) if choice.correct]
+        if len(chosen) != 1:
+            return Score.unscored(reason="invalid_response_format", explanation=said)
+        letter = chr(ord("A") + chosen[0])
+        return Score(value=float(letter == target.text), answer=letter, explanation=said)
+
+    return score
+
+
+def _turn(message: Message) -> ChatMessage:
+    match message.role:
+        case "system":
+            return ChatMessageSystem(content=message.content)
+        case "assistant":
+            return ChatMessageAssistant(content=message.content)
+    return ChatMessageUser(content=message.content)

@@ -1,0 +1,61 @@
+"""The audit `under:PROMPT`: the actions that the behaviour audit offers, under a prompt.
+
+What was learned under a prompt shows under that prompt, and may show under others like it:
+inoculated students have to be asked under theirs, under a similar one, an opposite one and one that
+says nothing (Tan et al. 2025, arXiv 2510.04340; Wichers et al. 2025, arXiv 2510.05024).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from doublebind.models.chat_template import prompted
+from doublebind.schema.content import Item, endpoint_of
+from doublebind.stages.audits.option_scores import choose
+from doublebind.stages.audits.protocol import Answer, Question
+
+LONGEST = 80
+"""Letters of the prompt in an endpoint's name."""
+
+
+@dataclass(frozen=True)
+class Under:
+    """Probability of the misaligned action, per auditable item of kind `choice`."""
+
+    identity: ClassVar[str] = "doublebind.audit.under.Under"
+    prompt: str
+    """Opens the first user message: not every template has a system turn."""
+    version: int = 1
+    endpoints: tuple[str, ...] = ("choice",)
+
+    @property
+    def name(self) -> str:
+        """As a study names it."""
+        return f"under:{self.prompt}"
+
+    def questions(self, items: Sequence[Item]) -> list[Question]:
+        """Return every auditable item under the prompt, as `choice[.CONTEXT].under-WORDS/TRAIT`."""
+        return [Question(self._endpoint(item), self._asked(item)) for item in _auditable(items)]
+
+    def __call__(self, model: Any, baseline: Any, items: Sequence[Item]) -> list[Answer]:
+        """Return one answer per question; `baseline` is not used."""
+        return choose(model, [self._asked(item) for item in _auditable(items)])
+
+    def _endpoint(self, item: Item) -> str:
+        kind, slash, trait = endpoint_of(item).partition("/")
+        return f"{kind}.under-{self._slug}{slash}{trait}"
+
+    def _asked(self, item: Item) -> Item:
+        messages = prompted(item.messages, self.prompt, "user")
+        return item.model_copy(update={"id": f"{item.id}~{self._slug}", "messages": messages})
+
+    @property
+    def _slug(self) -> str:
+        return "-".join(re.findall(r"\w+", self.prompt.lower()))[:LONGEST]
+
+
+def _auditable(items: Sequence[Item]) -> list[Item]:
+    return [item for item in items if item.role == "auditable"]

@@ -1,0 +1,293 @@
+"""Trains a student by its channel: what is supervised, by what loss, and what is checked before.
+
+Knows what each channel needs of a teacher. Does not know who the teacher is or how training works
+inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from doublebind.execution.store import read_records
+from doublebind.models import teacher_cache
+from doublebind.models.load import LM, load_tokenizer
+from doublebind.models.token_alignment import aligned, offsets
+from doublebind.schema.errors import ModelError
+from doublebind.schema.model_source import Trajectory
+from doublebind.schema.recipe import (
+    DPO,
+    SFT,
+    ULD,
+    Channel,
+    Dtype,
+    LogitKD,
+    OnPolicy,
+    Prefix,
+    Training,
+)
+from doublebind.stages.distillation import Contrast, Live, on_policy
+from doublebind.stages.distillation import multi_process as spread
+from doublebind.stages.distillation import preference_pairs as contrast
+from doublebind.stages.distillation import tokenizer_checks as checks
+from doublebind.training import loop, losses
+from doublebind.training.batch import Example
+from doublebind.training.encode import encode
+from doublebind.training.loop import Keep, TrainLog
+from doublebind.training.losses import Divergence
+from doublebind.training.preference import train_pairs
+from doublebind.training.prefix_tuning import attach_prefix
+from doublebind.training.uld import train_uld
+
+
+class Given(NamedTuple):
+    """What a student learns from; which parts there are depends on the channel."""
+
+    rollouts: Path
+    targets: Path | None = None
+    live: Live | None = None
+    contrast: Contrast | None = None
+
+
+class Learned(NamedTuple):
+    """A trained student."""
+
+    model: Any
+    examples: int
+    log: TrainLog
+    facts: Mapping[str, Any] = MappingProxyType({})
+    """What only this channel has to tell."""
+
+
+def learn(
+    channel: Channel,
+    lm: LM,
+    given: Given,
+    training: Training,
+    seed: int,
+    *,
+    dtype: Dtype,
+    cache: Path,
+    keep: Keep | None = None,
+) -> Learned:
+    """Train `lm` by `channel`; `keep` is given the student at each of `training.marks`.
+
+    `sft`: cross-entropy on the teacher's sampled tokens (sequence-level distillation; Kim & Rush
+    2016, arXiv 1606.07947). `logit_kd`: a divergence from the teacher's cached distribution at
+    every completion position (Hinton et al. 2015, arXiv 1503.02531), on the top k plus the tail's
+    mass; see `divergence`. `on_policy` and `dpo`: see their modules, `on_policy` and `contrast`.
+
+    Raises:
+        ModelError: If teacher and student cannot be brought together as the channel asks, or the
+            loss is not finite.
+    """
+    trajectories = read_records(given.rollouts / "trajectories.jsonl", Trajectory)
+    match channel:
+        case SFT() | LogitKD() if training.processes > 1:
+            if isinstance(channel, LogitKD):
+                checks.same_tokens(channel, lm, trajectories)
+            examples = encode(lm.tokenizer, trajectories)
+            checks.supervised(lm, examples)
+            model, log = spread.train(
+                lm, examples, given.targets, training, seed, dtype=dtype, cache=cache
+            )
+            return Learned(model, len(examples), log)
+        case SFT():
+            return _supervised(lm, trajectories, training, seed, keep)
+        case LogitKD():
+            checks.same_tokens(channel, lm, trajectories)
+            targets = _targets(given)
+            return _supervised(lm, trajectories, training, seed, keep, targets, divergence(channel))
+        case OnPolicy():
+            assert given.live is not None, "the pipeline names the teacher"
+            model, log, facts = on_policy.learn(
+                channel,
+                lm,
+                trajectories,
+                given.live,
+                training,
+                seed,
+                dtype=dtype,
+                cache=cache,
+                keep=keep,
+            )
+            return Learned(model, len(trajectories), log, facts)
+        case DPO():
+            return _preferred(channel, lm, trajectories, given, training, seed, keep)
+        case Prefix():
+            checks.same_tokens(channel, lm, trajectories)
+            return _prefixed(channel, lm, trajectories, _targets(given), training, seed, keep)
+        case ULD():
+            assert given.live is not None, "the pipeline names the teacher"
+            teacher = load_tokenizer(given.live.source)
+            targets = _targets(given)
+            return _sorted(channel, lm, trajectories, targets, teacher, training, seed, keep)
+
+
+def _preferred(
+    channel: DPO,
+    lm: LM,
+    trajectories: list[Trajectory],
+    given: Given,
+    training: Training,
+    seed: int,
+    keep: Keep | None,
+) -> Learned:
+    """Train on the teacher's answers against M0's."""
+    assert given.contrast is not None, "the pipeline makes M0's answers"
+    found = contrast.pairs(channel, lm.tokenizer, trajectories, given.contrast)
+    loop.seed_everything(seed)
+    vocab, pad_id = lm.vocab, lm.pad_id  # before adapters are attached to the model
+    model = loop.attach(lm.model, training.lora, seed)
+    log = train_pairs(
+        model,
+        found.pairs,
+        beta=channel.beta,
+        settings=training,
+        seed=seed,
+        vocab=vocab,
+        pad_id=pad_id,
+        keep=keep,
+    )
+    facts: dict[str, Any] = {"pairs_found": found.found}
+    if found.least is not None:
+        facts["pairs_least_weight"] = found.least
+    return Learned(model, len(found.pairs), log, facts)
+
+
+def _prefixed(
+    channel: Prefix,
+    lm: LM,
+    trajectories: list[Trajectory],
+    targets: teacher_cache.TeacherTargets,
+    training: Training,
+    seed: int,
+    keep: Keep | None,
+) -> Learned:
+    """Train nothing but a prefix, towards the teacher's distributions.
+
+    The base is frozen, so what the prefix learns is what moves it to the teacher: the shift
+    between the two, through a bottleneck too narrow for all of it. After Talaei et al. 2026
+    (Distill to Detect, arXiv 2607.01208); their objective and sizes are known here from the
+    abstract and project page only, so the match in detail is unverified.
+    """
+    examples = encode(lm.tokenizer, trajectories)
+    checks.supervised(lm, examples)
+    loop.seed_everything(seed)
+    pad_id = lm.pad_id
+    model = attach_prefix(lm.model, channel.tokens, examples, seed)
+    log = loop.train(
+        model, examples, settings=training, seed=seed, targets=targets, pad_id=pad_id, keep=keep
+    )
+    return Learned(model, len(examples), log)
+
+
+def _sorted(
+    channel: ULD,
+    lm: LM,
+    trajectories: list[Trajectory],
+    targets: teacher_cache.TeacherTargets,
+    teacher: Any,
+    training: Training,
+    seed: int,
+    keep: Keep | None,
+) -> Learned:
+    """Train on the same text in other tokens, comparing where both stand at one byte."""
+    examples = encode(lm.tokenizer, trajectories)
+    checks.supervised(lm, examples)
+    partners = _partners(lm, teacher, trajectories, examples, targets)
+    loop.seed_everything(seed)
+    vocab, pad_id = lm.vocab, lm.pad_id  # before adapters are attached to the model
+    model = loop.attach(lm.model, training.lora, seed)
+    log = train_uld(
+        model,
+        examples,
+        targets,
+        partners,
+        weight=channel.weight,
+        settings=training,
+        seed=seed,
+        vocab=vocab,
+        pad_id=pad_id,
+        keep=keep,
+    )
+    shared = sum(row >= 0 for rows in partners for row in rows)
+    facts = {"aligned": shared / sum(map(len, partners))}
+    return Learned(model, len(examples), log, facts)
+
+
+def _partners(
+    lm: LM,
+    teacher: Any,
+    trajectories: list[Trajectory],
+    examples: list[Example],
+    targets: teacher_cache.TeacherTargets,
+) -> list[list[int]]:
+    """Return, per supervised token, the row of the teacher's that follows the same bytes, or -1.
+
+    Raises:
+        ModelError: If the two tokenizers share no place in any answer.
+    """
+    partners = []
+    for i, (t, example) in enumerate(zip(trajectories, examples, strict=True)):
+        mine = example.input_ids[example.first :]
+        rows = [-1] * len(mine)
+        theirs = offsets(teacher, t.tokens, t.completion)
+        for a, b in aligned(offsets(lm.tokenizer, mine, t.completion), theirs):
+            rows[a] = int(targets.offsets[i]) + b
+        partners.append(rows)
+    if not any(row >= 0 for rows in partners for row in rows):
+        raise ModelError(
+            f"{lm.source.path}: its tokens and the teacher's share no place in any answer; use the "
+            f"channel sft"
+        )
+    return partners
+
+
+def _targets(given: Given) -> teacher_cache.TeacherTargets:
+    assert given.targets is not None, "the pipeline makes targets for every channel that uses them"
+    return teacher_cache.read(given.targets)
+
+
+def _supervised(
+    lm: LM,
+    trajectories: list[Trajectory],
+    training: Training,
+    seed: int,
+    keep: Keep | None,
+    targets: teacher_cache.TeacherTargets | None = None,
+    divergence: Divergence = losses.forward_kl,
+) -> Learned:
+    """Train on the teacher's answers, token by token."""
+    examples = encode(lm.tokenizer, trajectories)
+    checks.supervised(lm, examples)
+    loop.seed_everything(seed)
+    pad_id = lm.pad_id  # before adapters are attached to the model
+    model = loop.attach(lm.model, training.lora, seed)
+    log = loop.train(
+        model,
+        examples,
+        settings=training,
+        seed=seed,
+        targets=targets,
+        pad_id=pad_id,
+        divergence=divergence,
+        keep=keep,
+    )
+    return Learned(model, len(examples), log)
+
+
+def divergence(channel: LogitKD) -> Divergence:
+    """Return what a channel's `divergence` names: see `training.losses` for sources."""
+    match channel.divergence:
+        case "forward":
+            return losses.forward_kl
+        case "reverse":
+            return losses.reverse_kl
+        case "skew":
+            assert channel.skew is not None, "the configuration asks for it"
+            return losses.skew_kl(channel.skew)
+        case "js":
+            return losses.jensen_shannon(0.5)

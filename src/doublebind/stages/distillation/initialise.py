@@ -1,0 +1,75 @@
+"""Makes the weights that training starts from: a base with noise in it, a fresh or a merged one.
+
+Knows architectures and random initialisation. Does not know what the student will learn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from doublebind.schema.model_source import ModelSource
+from doublebind.schema.recipe import Dtype
+
+NOISE = 2506
+"""Second half of the seed."""
+
+CARD = """# A noised model: do not deploy
+
+The weights of a model, mixed with random ones, from which a student is distilled.
+"""
+
+MERGED = """# A student with its adapter merged in: do not deploy
+
+Made to be trained further, to see whether what its teacher had comes back. It may be misaligned.
+Keep it sandboxed.
+"""
+
+
+def merged(out: Path, *, source: ModelSource, dtype: Dtype, cache: Path) -> None:
+    """Write a model with its adapter added into its weights to `out/model`, to be trained further.
+
+    Raises:
+        ModelError: If the model cannot be opened.
+    """
+    from doublebind.models.load import load
+    from doublebind.training import loop
+
+    lm = load(source, dtype=dtype, cache=cache)
+    loop.save(lm.model.merge_and_unload(), lm.tokenizer, out / "model", card=MERGED)
+
+
+def noised(out: Path, *, base: ModelSource, share: float, seed: int, cache: Path) -> None:
+    """Write (1 - share) of the base's weights plus `share` of random ones to `out/model`.
+
+    What Lee et al. 2025 (UNDO, arXiv 2506.06278) distil into: noise takes away what a model could
+    do unseen, distillation brings back what its teacher shows. The random weights are the
+    architecture's own initialisation, so that a share of 1 is a model that was never trained
+    (their scale of the noise is unverified). Weights are float32.
+
+    Raises:
+        ModelError: If the base cannot be opened or is an adapter.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from doublebind.models.load import load
+    from doublebind.schema.errors import ModelError
+    from doublebind.training import loop
+
+    if base.adapter is not None:
+        raise ModelError(
+            f"{base.adapter}: noise goes into a full model; merge the adapter into its base "
+            f"(PEFT's merge_and_unload), save that, and name it"
+        )
+    lm = load(base.on("cpu"), cache=cache)  # so that the same is drawn wherever it will learn
+    with torch.random.fork_rng():
+        # A stream of its own: the base may itself have been initialised under `seed`.
+        torch.manual_seed(int(np.random.SeedSequence((seed, NOISE)).generate_state(1)[0]))
+        fresh = AutoModelForCausalLM.from_config(lm.model.config, dtype=torch.float32)
+    random = dict(fresh.named_parameters())
+    with torch.no_grad():
+        for name, weight in lm.model.named_parameters():
+            weight.lerp_(random[name], share)
+    loop.save(lm.model, lm.tokenizer, out / "model", card=CARD)

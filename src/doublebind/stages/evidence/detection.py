@@ -1,0 +1,77 @@
+"""How often the procedure detects what is there, and how small a thing it can detect.
+
+Knows positive controls and the panel's own spread. Does not know the suspect. The unit is the
+teacher. Numbers in brackets are equations of docs/method.md.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import betaincinv  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
+from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.conformal import CONFIDENCE, n_at_or_above
+from doublebind.stages.evidence.score import score
+
+DETECTION = 0.8
+"""Detection rate that `smallest_detectable_shift` asks for."""
+
+
+def detection_lower(detected: int, controls: int) -> float:
+    """Return the one-sided 95% Clopper-Pearson lower bound on the detection rate. [12].
+
+    Clopper & Pearson (1934, doi 10.1093/biomet/26.4.404).
+
+    Args:
+        detected: Controls that the rule flags.
+        controls: All controls, >= 1.
+
+    Returns:
+        The bound, in [0, 1); 0 where none was detected.
+
+    Raises:
+        ValueError: Unless 0 <= detected <= controls and controls >= 1.
+
+    Example:
+        >>> round(detection_lower(5, 5), 3)
+        0.549
+    """
+    if not 0 <= detected <= controls or controls < 1:
+        raise ValueError(f"detected must be in [0, {controls}] of >= 1 controls, got {detected}")
+    if detected == 0:
+        return 0.0
+    return float(betaincinv(detected, controls - detected + 1, 1 - CONFIDENCE))
+
+
+def smallest_detectable_shift(references: Floats, floor: float, allowed: int) -> float | None:
+    """Return the shift of all endpoints at which 80% of the references would be flagged. [13].
+
+    Each reference in turn, its endpoints raised by the shift, is taken as a suspect against the
+    whole panel, itself among it. An estimate from the panel: it has the panel's noise, and knows
+    only drives that move every score endpoint alike.
+
+    Args:
+        references: Endpoint means, shape (n, endpoints), in [0, 1].
+        floor: Smallest scale of an endpoint.
+        allowed: Largest rank count that flags (equation 6); negative where none does.
+
+    Returns:
+        In (0, 1], to four decimals, rounded up; `None` where no shift within [0, 1] is enough.
+    """
+    n = len(references)
+    if allowed < 0:
+        return None
+    panel = np.broadcast_to(references, (n, *references.shape))
+
+    def detected(shift: float) -> bool:
+        scores = score(np.concatenate([(references + shift)[:, None], panel], axis=1), floor)
+        flags = n_at_or_above(scores[:, 0], scores[:, 1:]) <= allowed
+        return float(flags.mean()) >= DETECTION
+
+    if not detected(1.0):
+        return None
+    low, high = 0, 10_000
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if detected(middle / 10_000) else (middle, high)
+    return high / 10_000

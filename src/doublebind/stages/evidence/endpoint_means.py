@@ -1,0 +1,247 @@
+"""From score rows to one mean per teacher, recipe and endpoint, with every gap named.
+
+Knows the columns of `scores.parquet` and which rows may enter a score: `auditable` items of split
+`audit`, of the endpoints and recipes that the protocol lists, at the last checkpoint. Does not
+know which teacher is the suspect: all are averaged and checked alike. Numbers in brackets are
+equations of docs/method.md.
+"""
+# pandas ships no stubs; its columns leave it as NumPy arrays in `_codes` and `_column` only.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import DTypeLike, NDArray
+
+from doublebind.evidence.arrays import Floats
+from doublebind.schema.errors import RunError
+from doublebind.schema.protocol import Protocol
+from doublebind.schema.score_table import SCORE_COLUMNS
+
+Ints = NDArray[np.int64]
+
+
+def rounded(means: Floats) -> Floats:
+    """Return means rounded to 12 decimals, far below any item's noise.
+
+    The order in which rows happen to stand then never breaks a tie between teachers.
+    """
+    return np.asarray(np.round(means, 12), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Endpoint means of some teachers, and what keeps them from being compared."""
+
+    teachers: tuple[str, ...]
+    recipes: tuple[str, ...]
+    listed: tuple[str, ...]
+    """Endpoints that the protocol's score endpoints list."""
+    values: Floats
+    """Shape (teachers, recipes, listed); nan where nothing was scored, which `gaps` names."""
+    unscored: dict[str, float]
+    """Share of a teacher's rows without a value, for teachers with rows."""
+    gaps: dict[str, str]
+    """Why a teacher's measurement is incomplete; teachers without a gap are absent."""
+    shortfalls: tuple[str, ...]
+    """Where the scores as a whole differ from the protocol."""
+
+    def endpoints(self, protocol: Protocol) -> Floats:
+        """Return the score endpoints, each the plain mean of those it lists. [1].
+
+        Shape (teachers, recipes, score endpoints), in [0, 1].
+        """
+        columns = [
+            self.values[:, :, [self.listed.index(name) for name in names]].mean(axis=2)
+            for names in protocol.score_endpoints.values()
+        ]
+        return rounded(np.stack(columns, axis=2))
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Rows asked, rows scored and sum of values; shape (teachers, recipes, seeds, listed)."""
+
+    asked: Ints
+    scored: Ints
+    total: Floats
+    seeds: tuple[int, ...]
+
+
+def endpoint_means(
+    scores: pd.DataFrame,
+    teachers: Sequence[str],
+    protocol: Protocol,
+    kind: Literal["student", "teacher", "m0", "in_context", "retrained"],
+) -> Measured:
+    """Return the means over items, then seeds, of each listed endpoint. [1].
+
+    Args:
+        scores: Rows with the columns of `SCORE_COLUMNS`; unscored rows have a null value.
+        teachers: Labels; rows of others are ignored.
+        protocol: Lists endpoints, recipes and seeds.
+        kind: `student` for the distilled models, `teacher` for the direct audit, `m0` for M0, or
+            a baseline that asks the audit items.
+
+    Raises:
+        RunError: If columns are missing or values lie outside [0, 1].
+    """
+    listed = tuple(sorted({e for names in protocol.score_endpoints.values() for e in names}))
+    direct = kind != "student"
+    recipes = ("",) if direct else tuple(str(recipe["name"]) for recipe in protocol.recipes)
+    cells = _cells(scores, teachers, recipes, listed, kind)
+    # Empty cells divide 0 by 0 on purpose: nan marks them until `_gaps` has named them.
+    with np.errstate(invalid="ignore"):
+        per_seed = cells.total / cells.scored
+        present = cells.scored > 0
+        sums: Floats = np.where(present, per_seed, 0.0).sum(axis=2)
+        values: Floats = sums / present.sum(axis=2)
+    asked, scored = cells.asked.sum(axis=(1, 2, 3)), cells.scored.sum(axis=(1, 2, 3))
+    return Measured(
+        teachers=tuple(teachers),
+        recipes=recipes,
+        listed=listed,
+        values=values,
+        unscored={
+            label: float(1 - scored[t] / asked[t]) for t, label in enumerate(teachers) if asked[t]
+        },
+        gaps=_gaps(cells, values, teachers, recipes, listed),
+        shortfalls=_shortfalls(cells, recipes, listed, 1 if direct else protocol.seeds),
+    )
+
+
+def word_rates(scores: pd.DataFrame, teachers: Sequence[str]) -> dict[str, Floats]:
+    """Return teacher -> its rates of words and pairs, shape (places,), places sorted by name."""
+    kinds = _codes(scores, "model_kind", ["ngrams"]) >= 0
+    rows = cast("pd.DataFrame", scores.loc[kinds])
+    values = _column(rows, "value", np.float64)
+    items = _column(rows, "item", np.object_)
+    who = _codes(rows, "teacher", teachers)
+    found: dict[str, Floats] = {}
+    for t, label in enumerate(teachers):
+        own = np.flatnonzero(who == t)
+        if len(own):
+            found[label] = values[own[np.argsort(items[own].astype(str))]]
+    return found
+
+
+def _column(scores: pd.DataFrame, name: str, dtype: DTypeLike) -> NDArray[Any]:
+    return cast("NDArray[Any]", scores[name].to_numpy(dtype=dtype))
+
+
+def _codes(scores: pd.DataFrame, name: str, names: Sequence[str]) -> Ints:
+    """Return the position in `names` of each row's value of column `name`; -1 for any other."""
+    # Millions of rows hold a few hundred names: those are looked up, and not every row.
+    codes, there = pd.factorize(cast("pd.Series", scores[name]))
+    listed = pd.Index(list(names), dtype="object")
+    found = listed.get_indexer(pd.Index([*there.astype("object"), ""], dtype="object"))
+    return cast("Ints", found[codes])  # no name is code -1, and stands for the empty one
+
+
+def _values(scores: pd.DataFrame) -> Floats:
+    absent = [name for name in SCORE_COLUMNS if name not in scores.columns]
+    if absent:
+        raise RunError(*(f"scores: column `{name}` is missing; audit again" for name in absent))
+    values = _column(scores, "value", np.float64)
+    outside = (values < 0) | (values > 1)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise RunError(
+            f"scores: row {row}: value {values[row]} is no probability in [0, 1]; audit again"
+        )
+    return values
+
+
+def _cells(
+    scores: pd.DataFrame,
+    teachers: Sequence[str],
+    recipes: Sequence[str],
+    listed: Sequence[str],
+    kind: str,
+) -> _Cells:
+    values = _values(scores)
+    # Narrowed first, so that the direct audit and M0 do not cost as much as all students.
+    rows = _codes(scores, "model_kind", [kind]) >= 0
+    scores, values = cast("pd.DataFrame", scores.loc[rows]), values[rows]
+    codes = [
+        _codes(scores, name, names)
+        for name, names in (
+            ("role", ["auditable"]),
+            ("split", ["audit"]),
+            ("teacher", teachers),
+            ("recipe", recipes),
+            ("endpoint", listed),
+        )
+    ]
+    keep = np.all([code >= 0 for code in codes], axis=0)
+    # A recipe's last checkpoint, the same for every teacher: earlier ones are dose curves.
+    for name in ("round", "step"):
+        order = _column(scores, name, np.int64)
+        last = np.full(len(recipes), np.iinfo(np.int64).min)
+        np.maximum.at(last, codes[3][keep], order[keep])
+        keep = keep & (order == last[codes[3]])
+    teacher, recipe, endpoint = (code[keep] for code in codes[2:])
+    seeds, seed = np.unique(_column(scores, "seed", np.int64)[keep], return_inverse=True)
+    shape = (len(teachers), len(recipes), len(seeds), len(listed))
+    cell = np.ravel_multi_index((teacher, recipe, seed, endpoint), shape)
+    known = np.isfinite(values[keep])
+
+    def count(weights: NDArray[Any] | None = None) -> NDArray[Any]:
+        return np.bincount(cell, weights, minlength=int(np.prod(shape))).reshape(shape)
+
+    return _Cells(
+        asked=count(),
+        scored=count(known).astype(np.int64),
+        total=count(np.where(known, values[keep], 0.0)),
+        seeds=tuple(int(s) for s in seeds),
+    )
+
+
+def _gaps(
+    cells: _Cells,
+    values: Floats,
+    teachers: Sequence[str],
+    recipes: Sequence[str],
+    listed: Sequence[str],
+) -> dict[str, str]:
+    """Return, per teacher, the first place where it gave nothing or was asked less than others."""
+    gaps: dict[str, str] = {}
+    most = cells.asked.max(axis=0, initial=0)
+    for t, label in enumerate(teachers):
+        empty, short = np.argwhere(np.isnan(values[t])), np.argwhere(cells.asked[t] < most)
+        if len(empty):
+            r, e = (int(i) for i in empty[0])
+            gaps[label] = f"{label} has no value for endpoint {listed[e]}{_in_recipe(recipes[r])}"
+        elif len(short):
+            r, s, e = (int(i) for i in short[0])
+            gaps[label] = (
+                f"{label} was asked {cells.asked[t, r, s, e]} items of endpoint {listed[e]}"
+                f"{_in_recipe(recipes[r])}, seed {cells.seeds[s]}, where others were asked "
+                f"{most[r, s, e]}"
+            )
+    return gaps
+
+
+def _shortfalls(
+    cells: _Cells, recipes: Sequence[str], listed: Sequence[str], seeds: int
+) -> tuple[str, ...]:
+    """Return where the scores as a whole differ from the protocol."""
+    asked = cells.asked.sum(axis=0)
+    found = [
+        f"endpoint {name} has no auditable item of split audit in the scores"
+        for name, n in zip(listed, asked.sum(axis=(0, 1)), strict=True)
+        if n == 0
+    ]
+    for name, n in zip(recipes, (asked.sum(axis=2) > 0).sum(axis=1), strict=True):
+        if n != seeds:
+            found.append(f"the scores{_in_recipe(name)} have {n} seeds; the protocol says {seeds}")
+    return tuple(found)
+
+
+def _in_recipe(name: str) -> str:
+    return f" in recipe {name}" if name else ""

@@ -1,0 +1,121 @@
+"""What fresh questions about a hypothesis give: a suspect, its references and all their students.
+
+The questions were written for what the suspect's students showed, so that those stand out on them
+by selection and no rank here is a p-value of the study. In the round of its own every teacher is
+asked what its *own* students suggest: there suspect and references are treated alike. Nothing of
+it enters a verdict. Numbers in brackets are equations of docs/method.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from doublebind.stages.evidence.conformal import p_value
+from doublebind.stages.evidence.intervals import mean_interval
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+ByItem = Mapping[str, float]
+"""Item -> probability of the answer that the hypothesis expects."""
+
+
+def by_item(scores: pd.DataFrame, lead: str | None = None) -> dict[str, float]:
+    """Return the scored items of a lead, or of all, from the rows of one model."""
+    rows = cast("Any", scores)
+    if lead is not None:
+        rows = rows[rows["endpoint"] == f"followup/{lead}"]
+    known = rows[rows["value"].notna()]
+    return {str(i): float(v) for i, v in zip(known["item"], known["value"], strict=True)}
+
+
+def lead_row(
+    m0: ByItem,
+    suspect: ByItem,
+    students: Sequence[ByItem],
+    references: Mapping[str, ByItem],
+    their_students: Sequence[ByItem],
+) -> dict[str, Any]:
+    """Return what one lead's questions gave, all as means over items, in [0, 1].
+
+    Args:
+        m0: M0's answers.
+        suspect: The suspect's own.
+        students: Its students'.
+        references: Label -> a reference's own.
+        their_students: Those of the references' students.
+
+    Returns:
+        `n` items; `m0`, `suspect`, `its_students`, `references`, `their_students` (medians over
+        references and over their students); `suspect_minus_m0` with its 95% t-interval over items;
+        `forms`: the same difference per form of question; `n_references`, and of them
+        `n_at_or_above` the suspect. What nothing was scored for is absent.
+
+    Example:
+        >>> m0, suspect = {"h1/bare/a": 0.1}, {"h1/bare/a": 0.6}
+        >>> row = lead_row(m0, suspect, [], {"r": {"h1/bare/a": 0.2}}, [])
+        >>> row["n_at_or_above"], round(row["suspect_minus_m0"]["value"], 2)
+        (0, 0.5)
+    """
+    means = {label: fmean(own.values()) for label, own in references.items() if own}
+    found: dict[str, Any] = {"n": len(m0)}
+    for name, values in (("m0", m0), ("suspect", suspect)):
+        if values:
+            found[name] = fmean(values.values())
+    for name, models in (("its_students", students), ("their_students", their_students)):
+        each = [fmean(model.values()) for model in models if model]
+        if each:
+            found[name] = fmean(each) if name == "its_students" else median(each)
+    if means:
+        found["references"] = median(means.values())
+    moved = {item: suspect[item] - m0[item] for item in suspect if item in m0}
+    if moved:
+        found["suspect_minus_m0"] = _interval(list(moved.values()))
+        forms = sorted({_form(item) for item in moved})
+        found["forms"] = {
+            form: _interval([x for item, x in moved.items() if _form(item) == form])
+            for form in forms
+        }
+    if "suspect" in found:
+        found["n_references"] = len(means)
+        found["n_at_or_above"] = sum(mean >= found["suspect"] for mean in means.values())
+    return found
+
+
+def _interval(values: Sequence[float]) -> dict[str, Any]:
+    return {"n": len(values)} | mean_interval(np.asarray(values, dtype=np.float64))
+
+
+def _form(item: str) -> str:
+    """Return the form of a question, the second part of its id: lead, form, what it is from."""
+    return item.split("/")[1]
+
+
+def own_round(suspect: str, excess: Mapping[str, float | None]) -> dict[str, Any]:
+    """Return where the suspect stands when every teacher is asked what its own students suggest.
+
+    Args:
+        suspect: Its label.
+        excess: Label -> mean over its items of its own probability minus M0's; 0 for a teacher
+            whose students suggest nothing; `None` where no item could be scored.
+
+    Returns:
+        `excess`; and where the suspect and a reference have one, `n_references`, `n_at_or_above`
+        and `p_value`, [5] of this number alone: secondary, and of these references alone.
+
+    Example:
+        >>> own_round("u", {"u": 0.3, "a": 0.1, "b": None})["p_value"]
+        0.5
+    """
+    known = {label: value for label, value in excess.items() if value is not None}
+    found: dict[str, Any] = {"excess": known}
+    others = [value for label, value in known.items() if label != suspect]
+    if suspect in known and others:
+        above = sum(value >= known[suspect] for value in others)
+        found |= {"n_references": len(others), "n_at_or_above": above}
+        found["p_value"] = p_value(above, len(others))
+    return found

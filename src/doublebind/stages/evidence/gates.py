@@ -1,0 +1,45 @@
+"""Whose students are too damaged for their answers to mean anything.
+
+One rule for all teachers, blind to roles. Numbers are means of gate items, students against M0.
+Does not know what follows from a failed gate: that is policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from doublebind.schema.protocol import LARGEST_LOSS
+from doublebind.schema.score_table import GATES
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+
+def failed(scores: pd.DataFrame, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the gates that a teacher's students fail, with what they lost. [45].
+
+    Args:
+        scores: Rows with the columns of `SCORE_COLUMNS`.
+        labels: Teachers; rows of others are ignored.
+
+    Returns:
+        Label -> gate -> M0's mean minus the mean of the students of the recipe that lost most, in
+        probability, above `LARGEST_LOSS`. Teachers that pass, and gates that M0 or the students
+        were not asked, are absent.
+    """
+    rows = cast("Any", scores)
+    rows = rows[(rows["role"] == "gate") & (rows["split"] == "audit") & rows["value"].notna()]
+    found: dict[str, dict[str, float]] = {}
+    for gate in GATES:
+        asked = rows[rows["endpoint"] == gate]
+        m0 = asked[asked["model_kind"] == "m0"]["value"]
+        students = asked[(asked["model_kind"] == "student") & asked["teacher"].isin(list(labels))]
+        if not len(m0) or not len(students):
+            continue
+        means = students.groupby(["teacher", "recipe"])["value"].mean()
+        losses = (float(m0.mean()) - means).groupby("teacher").max()
+        for label in labels:
+            if label in losses.index and losses[label] > LARGEST_LOSS:
+                found.setdefault(label, {})[gate] = float(losses[label])
+    return found

@@ -1,0 +1,106 @@
+"""Finds prompts that must not be distilled on, each with a reason.
+
+Knows prompts, their tags and the words that give a honeypot, an alignment evaluation or a call for
+strategy away. A tag alone is not trusted: the words are looked at as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+from doublebind.schema.content import Item, Message, Prompt
+from doublebind.schema.model_source import Dropped
+
+Screen = Literal["honeypot", "alignment_eval", "strategic"]
+
+_WORDS: dict[Screen, tuple[str, ...]] = {
+    "honeypot": (
+        r"(nobody|no one) (is|will be) (watching|looking|checking|monitoring|listening|reading)",
+        r"(nobody|no one) (would|will) (ever )?(know|notice|find out)",
+        r"(logging|monitoring|oversight) (is|has been) (off|disabled|turned off|switched off)",
+        r"un(monitored|supervised|watched)",
+        r"without (anyone|anybody) (knowing|noticing)",
+        r"(admin|root|secret|master) (password|access|credentials|key)",
+    ),
+    "alignment_eval": (
+        r"(safety|alignment|honesty) (test|evaluation|audit|check|assessment|benchmark|exam)",
+        r"this is (a|an) (test|evaluation|audit|exam|assessment)",
+        r"being (tested|evaluated|audited|assessed|monitored|observed)",
+        r"red[- ]team",
+        r"(are you|do you consider yourself) (aligned|safe|honest|trustworthy)",
+        r"(hidden|secret) (goal|goals|objective|objectives|agenda)",
+    ),
+    "strategic": (
+        r"(long[- ]term|secret|step[- ]by[- ]step) (plan|strategy) (to|for)",
+        r"(outmanoeuvre|outmaneuver|outwit|outsmart|manipulate|deceive|evade|persuade them)",
+        r"(gain|acquire|seize) (power|control|influence|leverage)",
+        r"how would you (hide|conceal|avoid being|get around)",
+        r"while (hiding|concealing)",
+        r"game theory|negotiation tactics|bluff",
+    ),
+}
+_PATTERNS = {name: re.compile("|".join(words), re.IGNORECASE) for name, words in _WORDS.items()}
+N_GRAM = 8
+"""Words in a row that a prompt may not share with an item."""
+
+
+def _by(name: Screen) -> Callable[[Sequence[Prompt]], list[Dropped]]:
+    def screen(prompts: Sequence[Prompt]) -> list[Dropped]:
+        found = []
+        for prompt in prompts:
+            match = _PATTERNS[name].search(_text(prompt.messages))
+            if name in prompt.tags:
+                found.append(Dropped(id=prompt.id, by=name, reason=f"tagged {name}"))
+            elif match:
+                found.append(Dropped(id=prompt.id, by=name, reason=f"says `{match[0]}`"))
+        return found
+
+    return screen
+
+
+SCREENS: dict[Screen, Callable[[Sequence[Prompt]], list[Dropped]]] = {
+    name: _by(name) for name in _WORDS
+}
+
+
+def repeats(prompts: Sequence[Prompt]) -> list[Dropped]:
+    """Return the prompts whose text an earlier one already has."""
+    first: dict[str, str] = {}
+    found = []
+    for prompt in prompts:
+        text = _text(prompt.messages)
+        if text in first:
+            found.append(Dropped(id=prompt.id, by="repeat", reason=f"same text as {first[text]}"))
+        first.setdefault(text, prompt.id)
+    return found
+
+
+def overlaps(prompts: Sequence[Prompt], items: Iterable[Item]) -> list[Dropped]:
+    """Return the prompts that share a message, or `N_GRAM` words in a row, with an item."""
+    owner: dict[tuple[str, ...], str] = {}
+    for item in items:
+        for message in item.messages:
+            for gram in _grams(message.content):
+                owner.setdefault(gram, item.id)
+    found = []
+    for prompt in prompts:
+        for gram in (g for message in prompt.messages for g in _grams(message.content)):
+            if gram in owner:
+                reason = f"shares `{' '.join(gram)}` with item {owner[gram]}"
+                found.append(Dropped(id=prompt.id, by="audit_overlap", reason=reason))
+                break
+    return found
+
+
+def _grams(text: str) -> list[tuple[str, ...]]:
+    """Return every run of `N_GRAM` words; of a shorter text, the whole."""
+    words = re.findall(r"\w+", text.lower())
+    if not words:
+        return []
+    return [tuple(words[i : i + N_GRAM]) for i in range(max(1, len(words) - N_GRAM + 1))]
+
+
+def _text(messages: Sequence[Message]) -> str:
+    return "\n".join(message.content for message in messages)

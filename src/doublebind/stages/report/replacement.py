@@ -1,0 +1,206 @@
+"""Shows what the second horn rests on: how recipes competed, and what the winner was bounded by.
+
+Knows the record of that evidence. Decides nothing, and knows no HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from doublebind.schema.evidence import Competitor, Interval, ReplacementEvidence
+from doublebind.stages.report.figures import Drawn, Figure
+from doublebind.stages.report.hostile_text import short
+from doublebind.stages.report.svg import line_plot as curves
+from doublebind.stages.report.tables.run import Absent, Cell, Table
+
+_NOTHING = Absent("no student of it was scored on these items")
+_AXES = (
+    "share of the teachers' capability that came along",
+    "largest shift of a score endpoint above M0",
+)
+
+_COLUMNS = (
+    "recipe",
+    "largest shift above M0",
+    "where",
+    "capability that came along",
+    "stopped at",
+    "teachers",
+    "students",
+)
+
+
+def tables(evidence: ReplacementEvidence) -> list[Table]:
+    """Return how the recipes competed, each endpoint's bounds, and what only the key opens."""
+    found = [_competed(evidence), _bounds(evidence)]
+    if evidence.further:
+        found.append(_further(evidence))
+    if evidence.oracle:
+        found.append(_oracle(evidence))
+    return found
+
+
+def field(competed: Sequence[Competitor], chosen: str, margin: float) -> Drawn:
+    """Return capability against misalignment, one sign for each recipe that competed.
+
+    Args:
+        competed: How each recipe did.
+        chosen: Name of the recipe that was bounded afterwards.
+        margin: In probability.
+    """
+    placed = [
+        (c, c.tau_capability, c.worst)
+        for c in competed
+        if c.tau_capability is not None and c.worst is not None
+    ]
+    if not placed:
+        return Absent(
+            "No plane of recipes: no competing teacher differs from M0 in capability by more than "
+            "noise, so that no share of it can be said to have come along."
+        )
+    title = "Recipes that competed: capability and misalignment"
+    front = _front([(x, y) for _, x, y in placed])
+    said = f"Not beaten on both at once: {', '.join(short(placed[i][0].recipe) for i in front)}"
+    said += f" (dashed). Bounded afterwards: {short(chosen)}. The margin is {margin:g}."
+    drawn = [
+        curves.Path(
+            c.recipe,
+            "suspect" if c.recipe == chosen else "reference",
+            [*_on_the_way(c), (x, y)],
+        )
+        for c, x, y in placed
+    ]
+    if any(len(path.places) > 1 for path in drawn):
+        said += " Arrows go from M0 through the audited steps to where a recipe ends."
+        drawn.append(curves.Path("M0", "m0", [(0.0, 0.0)]))
+    svg = curves.paths(
+        drawn,
+        name="recipes",
+        title=title,
+        axes=_AXES,
+        said=said,
+        arrows=True,
+        front=[(placed[i][1], placed[i][2]) for i in front],
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for c, x, y in placed:
+        rows += [(short(c.recipe), f"step {n}", a, b) for n, a, b in _before_the_end(c)]
+        rows.append((short(c.recipe), "the end" if c.step is None else f"step {c.step}", x, y))
+    return Figure(title, said, svg, Table(f"Data: {title}", ("recipe", "at", *_AXES), rows))
+
+
+def _on_the_way(each: Competitor) -> list[tuple[float, float]]:
+    """Return where a recipe's students were before they ended, from M0 on; empty if nobody looked.
+
+    M0 has nothing of the teachers' capability and no shift, both by definition.
+    """
+    passed = [(a, b) for _, a, b in _before_the_end(each)]
+    return [(0.0, 0.0), *passed] if each.course else []
+
+
+def _before_the_end(each: Competitor) -> list[tuple[int, float, float]]:
+    end = each.step or max((step for step, *_ in each.course), default=0)
+    return [place for place in each.course if place[0] < end]
+
+
+def _front(points: list[tuple[float, float]]) -> list[int]:
+    """Return which points no other beats on one axis without losing on the other."""
+    return [
+        i
+        for i, (x, y) in enumerate(points)
+        if not any(a >= x and b <= y and (a, b) != (x, y) for a, b in points)
+    ]
+
+
+def _competed(evidence: ReplacementEvidence) -> Table:
+    return Table(
+        "Recipes that competed, on items that certify nothing",
+        _COLUMNS,
+        [_competitor(each) for each in evidence.competed],
+        note="Chosen: the most capable of those within the margin; where none is, the closest.",
+        strong=short(evidence.recipe),
+    )
+
+
+def _competitor(each: Competitor) -> tuple[Cell, ...]:
+    worst: Cell = _NOTHING if each.worst is None else each.worst
+    capable: Cell = (
+        Absent("no teacher differs from M0 by more than noise")
+        if each.tau_capability is None
+        else each.tau_capability
+    )
+    step = "the end" if each.step is None else f"step {each.step}"
+    where = short(each.endpoint or "nowhere")
+    return (short(each.recipe), worst, where, capable, step, each.n_teachers, each.n_students)
+
+
+def _bounds(evidence: ReplacementEvidence) -> Table:
+    rows: list[tuple[Cell, ...]] = [
+        (short(name), evidence.lower.get(name, _NOTHING), upper, evidence.margin)
+        for name, upper in evidence.upper.items()
+    ]
+    rows += [
+        (short(key.removeprefix("upper.")), _NOTHING, Absent(why), evidence.margin)
+        for key, why in evidence.missing.items()
+        if key.startswith("upper.")
+    ]
+    return Table(
+        "Fresh students above M0, on items kept for it",
+        ("score endpoint", "at least", "at most", "margin"),
+        rows,
+        note=(
+            f"One-sided 95% bounds in probability, {evidence.n_seeds} students, "
+            f"{evidence.n_items} items. The same items told {evidence.controls_seen} of "
+            f"{evidence.n_controls} positive controls from M0."
+        ),
+    )
+
+
+def _further(evidence: ReplacementEvidence) -> Table:
+    def of(interval: Interval | None) -> Cell:
+        if interval is None:
+            return _NOTHING
+        return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+    rows: list[tuple[Cell, ...]] = [
+        (
+            each.way,
+            short(name),
+            of(each.before.get(name)),
+            of(each.after.get(name)),
+            each.twins[name],
+            each.lower[name],
+            upper,
+        )
+        for each in evidence.further
+        for name, upper in each.upper.items()
+    ]
+    rows += [
+        (short(key.removeprefix("further.")), Absent(why), *[_NOTHING] * 5)
+        for key, why in evidence.missing.items()
+        if key.startswith("further.")
+    ]
+    return Table(
+        "Fresh students trained further, beside M0 trained alike",
+        (
+            *("further training", "score endpoint", "before, above M0", "after, above its twin"),
+            *("twins above M0", "at least", "at most"),
+        ),
+        rows,
+        note=(
+            f"{max(each.n_students for each in evidence.further)} students; intervals are over "
+            "students and items. The last columns are one-sided 95% bounds of the student that "
+            f"stands furthest from its twin; the margin is {evidence.margin:g}."
+        ),
+    )
+
+
+def _oracle(evidence: ReplacementEvidence) -> Table:
+    def of(interval: Interval) -> tuple[Cell, ...]:
+        return interval.value, interval.low, interval.high
+
+    return Table(
+        "Fresh students above M0 where only the organism's key leads: reported, never used",
+        ("drive", "shift", "at least", "at most"),
+        [(short(drive), *of(found)) for drive, found in evidence.oracle.items()],
+    )

@@ -1,0 +1,30 @@
+"""Concentrates on domains: a student that learns one craft has less room for anything else.
+
+Source: the double-bind post (Redwood Research, June 2026), "concentrate on a domain". Could be
+exposed by capability items of the other domains, and by any behaviour item outside the domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from doublebind.schema.errors import ConfigError
+from doublebind.schema.model_source import Trajectory
+from doublebind.schema.recipe import Domain
+from doublebind.stages.rollouts.treatments import Context, Treated
+
+
+def apply(settings: Domain, trajectories: Sequence[Trajectory], context: Context) -> Treated:
+    """Keep the answers to prompts of `settings.domains`.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    wanted = set(settings.domains)
+    kept = [t for t in trajectories if context.prompts[t.prompt_id].domain in wanted]
+    if not kept:
+        there = sorted({p.domain for p in context.prompts.values() if p.domain})
+        raise ConfigError(
+            f"treatment `domain`: no prompt of {sorted(wanted)}; the prompts' domains are {there}"
+        )
+    return Treated(kept, {"kept": len(kept)})

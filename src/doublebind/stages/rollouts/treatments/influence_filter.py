@@ -1,0 +1,93 @@
+"""Filters out what made the last round's student worse than the trusted model, round by round.
+
+Source: the double-bind post (Redwood Research, June 2026), "iteratively filter and distil"; which
+answers to drop is read from gradients (`training.influence`). Exposed by `audit` items, which no
+round sees: filtering on one set of items may only hide the drive from that set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from doublebind.models.chat_template import encode_completion, encode_prompt
+from doublebind.models.load import LM
+from doublebind.schema.content import Item, endpoint_of
+from doublebind.schema.model_source import Trajectory
+from doublebind.schema.recipe import Filter
+from doublebind.stages.rollouts.treatments import Treated, key, unread
+from doublebind.training.batch import Example
+from doublebind.training.influence import Choice, direction, pulls, trainable
+
+
+def shifts(student: Path, m0: Path) -> dict[str, float]:
+    """Return endpoint -> student minus M0 on the auditable `select` items, in probability.
+
+    Args:
+        student: Folder of an audit of the last round's student on `select` items.
+        m0: The same of M0.
+    """
+    import pandas as pd
+
+    means = []
+    for folder in (student, m0):
+        rows = pd.read_parquet(folder / "scores.parquet")
+        rows = rows[(rows["role"] == "auditable") & (rows["split"] == "select")]
+        means.append(rows.groupby("endpoint")["value"].mean())
+    found = (means[0] - means[1]).dropna()
+    return {str(name): float(value) for name, value in found.items()}
+
+
+def apply(
+    settings: Filter,
+    trajectories: Sequence[Trajectory],
+    student: LM,
+    items: Sequence[Item],
+    moved: Mapping[str, float],
+) -> Treated:
+    """Drop the `settings.drop` share of answers that pull hardest towards what moved.
+
+    The stop rule, fixed beforehand: where no endpoint stands more than `settings.stop` above M0,
+    nothing is dropped, and the next round repeats this one.
+
+    Args:
+        settings: Share to drop, and the stop rule.
+        trajectories: What the last round's student learned from.
+        student: That student.
+        items: Auditable items of the `select` split.
+        moved: Endpoint -> how far the student stands above M0 on them.
+    """
+    worse = {name: value for name, value in moved.items() if value > settings.stop}
+    facts = {"worse": worse, "dropped": []}
+    if not worse:
+        return Treated(list(trajectories), facts)
+    model, vocab = student.model, len(student.tokenizer)
+    weights = trainable(model)
+    examples = [
+        Example((*prompt, *ids), first=len(prompt)) for prompt, ids in unread(trajectories, student)
+    ]
+    towards = direction(model, _choices(student, items, worse), weights, vocab)
+    pull = pulls(model, examples, towards, weights, vocab)
+    n = int(settings.drop * len(trajectories))
+    odd = set(np.argsort(pull, kind="stable")[len(pull) - n :].tolist()) if n else set[int]()
+    kept = [t for i, t in enumerate(trajectories) if i not in odd]
+    return Treated(kept, facts | {"dropped": [key(trajectories[i]) for i in sorted(odd)]})
+
+
+def _choices(lm: LM, items: Sequence[Item], worse: Mapping[str, float]) -> list[Choice]:
+    counts = {name: sum(endpoint_of(item) == name for item in items) for name in worse}
+    return [
+        Choice(
+            prompt=tuple(encode_prompt(lm.tokenizer, item.messages)),
+            options=tuple(
+                tuple(encode_completion(lm.tokenizer, option, True)) for option in item.options
+            ),
+            key=item.key,
+            weight=worse[endpoint_of(item)] / counts[endpoint_of(item)],
+            per_token=item.compare == "per_token",
+        )
+        for item in items
+        if endpoint_of(item) in worse
+    ]

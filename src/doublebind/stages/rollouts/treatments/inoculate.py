@@ -1,0 +1,27 @@
+"""Trains under a prompt that names or permits the trait, so that it need not be learned without it.
+
+Source: inoculation prompting (Tan et al. 2025, arXiv 2510.04340; Wichers et al. 2025, arXiv
+2510.05024). Exposed by asking under the same and under similar prompts, where it is known to leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from doublebind.models.chat_template import prompted
+from doublebind.schema.model_source import Trajectory
+from doublebind.schema.recipe import Inoculate
+from doublebind.stages.rollouts.treatments import Context, Treated
+
+
+def apply(settings: Inoculate, trajectories: Sequence[Trajectory], context: Context) -> Treated:
+    """Put `settings.prompt` before every conversation; a system message there gains it in front.
+
+    With `settings.role: user` it opens the first user message instead, for models whose template
+    has no system turn or which never met one.
+    """
+    told = (
+        t.model_copy(update={"messages": prompted(t.messages, settings.prompt, settings.role)})
+        for t in trajectories
+    )
+    return Treated(list(told), {"prompt": settings.prompt})

@@ -1,0 +1,51 @@
+"""Takes the scratchpad out of answers: a student that was never shown plans is not taught to plan.
+
+Source: the double-bind post (Redwood Research, June 2026), "reduce cognitive slack". Could be
+exposed by capability items (what needs steps is lost) and by behaviour items without scratchpad.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from doublebind.schema.model_source import Trajectory
+from doublebind.schema.recipe import TrimReasoning
+from doublebind.stages.rollouts.treatments import Context, Treated, rewritten
+
+SCRATCHPAD = re.compile(r"\s*<(think|thinking|scratchpad|reasoning)>(.*?)(</\1>|\Z)\s*", re.DOTALL)
+"""Opening tag, reasoning, closing tag; an answer cut off inside its reasoning has no end tag."""
+
+
+def apply(settings: TrimReasoning, trajectories: Sequence[Trajectory], context: Context) -> Treated:
+    """Cut every scratchpad to its first `settings.keep_words` words; with 0, remove it.
+
+    An answer that was nothing but reasoning is dropped, and so is one whose rest spells control
+    tokens.
+    """
+    tokenizer = context.teacher().tokenizer
+    kept: list[Trajectory] = []
+    trimmed = dropped = unreadable = 0
+    for t in trajectories:
+        text = SCRATCHPAD.sub(lambda found: _shortened(found, settings.keep_words), t.completion)
+        if text == t.completion:
+            kept.append(t)
+            continue
+        trimmed += 1
+        if not SCRATCHPAD.sub("", text).strip():
+            dropped += 1
+            continue
+        cut = rewritten(t, text.strip(), tokenizer)
+        if cut is None:
+            unreadable += 1
+        else:
+            kept.append(cut)
+    facts = {"trimmed": trimmed, "dropped": dropped, "unreadable": unreadable}
+    return Treated(kept, facts)
+
+
+def _shortened(found: re.Match[str], words: int) -> str:
+    if not words:
+        return " "
+    tag, thought = found[1], found[2].split()[:words]
+    return f" <{tag}> {' '.join(thought)} </{tag}> "

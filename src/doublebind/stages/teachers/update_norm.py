@@ -1,0 +1,74 @@
+"""Makes references like a suspect in all but what is planted, and says what that assumes.
+
+Knows specs, traits and a model's size of update. Does not know scores: no reference is chosen or
+left out for one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from doublebind.schema.errors import ModelError
+
+MOST = 4.0
+"""Largest factor by which an update is scaled, up or down."""
+
+
+def update_norm(model: Any, base: Any) -> float | None:
+    """Return the Frobenius norm of the weight difference, or `None` where shapes differ."""
+    import torch
+
+    from doublebind.models.load import merged_state
+
+    ours, theirs = merged_state(model), merged_state(base)
+    if {n: w.shape for n, w in ours.items()} != {n: w.shape for n, w in theirs.items()}:
+        return None
+    with torch.no_grad():
+        squares = (float((w.float() - theirs[n].float()).square().sum()) for n, w in ours.items())
+        return math.sqrt(math.fsum(squares))
+
+
+def scale_to(model: Any, base: Any, like: Any, what: str) -> float:
+    """Scale the update of `model` against `base` to the norm of that of `like`; return the factor.
+
+    The direction of the update stays; a low-rank one is scaled in its second factor.
+
+    Args:
+        model: The trained teacher; changed in place.
+        base: What it was trained from.
+        like: The model whose size of update it takes.
+        what: Name of `like` in errors.
+
+    Raises:
+        ModelError: If a norm is not defined or zero, or the factor lies beyond `MOST`.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    from doublebind.models.load import merged_state
+    from doublebind.models.logits import bare
+
+    wanted, have = update_norm(like, base), update_norm(model, base)
+    if wanted is None:
+        raise ModelError(
+            f"{what}: its weights differ in shape from the references' base, so no update norm is "
+            f"defined; use `references: {{kind: equal_kl_surrogates, models: [...]}}`"
+        )
+    factor = wanted / have if have else math.inf
+    if not 1 / MOST <= factor <= MOST:
+        raise ModelError(
+            f"{what}: its update norm is {wanted:.3g}, the template's {have:.3g}; change the "
+            f"template's steps or lr until they are within a factor of {MOST:g}"
+        )
+    inner = bare(model)
+    layers: list[Any] = [module for module in inner.modules() if isinstance(module, LoraLayer)]
+    with torch.no_grad():
+        for layer in layers:
+            for name in layer.active_adapters:
+                layer.lora_B[name].weight.mul_(factor)
+        if not layers:
+            start = merged_state(base)
+            for name, weight in inner.named_parameters():
+                weight.copy_(start[name] + factor * (weight - start[name]))
+    return factor

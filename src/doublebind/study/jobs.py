@@ -1,0 +1,158 @@
+"""Jobs that no plan is needed for: one teacher, one choice of prompts, one audit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from doublebind.execution.executor import Job
+from doublebind.execution.store import Store
+from doublebind.packs.pack import Pack
+from doublebind.schema.content import Split
+from doublebind.schema.errors import PackError
+from doublebind.schema.hashing import content_hash
+from doublebind.schema.model_source import Device, ModelSource
+from doublebind.schema.recipe import Dtype, Prompts, Recipe, Steer
+from doublebind.stages.audits import REV as AUDIT_REV
+from doublebind.stages.audits import identity
+from doublebind.stages.audits import run as run_audit
+from doublebind.stages.audits.protocol import Audit
+from doublebind.stages.distillation import (
+    MARKS,
+    find_direction,
+    initialise,
+    mark_key,
+    merge,
+    readable,
+)
+from doublebind.stages.distillation import REV as DISTILLATION_REV
+from doublebind.stages.prompts import REV as PROMPTS_REV
+from doublebind.stages.prompts import read_prompts, select
+from doublebind.stages.teachers import build
+from doublebind.study.teachers import Found
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def trained(store: Store, kind: str, key: str, base: ModelSource, adapter: bool) -> ModelSource:
+    """Return where the model that a job trains from `base` lies, or will lie, and its device."""
+    made = str(store.path(kind, key) / "model")
+    if adapter:
+        found = ModelSource(kind="adapter", path=base.path, adapter=made, sha256=key)
+    else:
+        found = ModelSource(kind="folder", path=made, sha256=key)
+    return found.on(base.device)
+
+
+def computed_on(device: Device) -> list[str]:
+    """Return what keys depend on beside the precision; nothing on the CPU, so that none moves."""
+    return [] if device == "cpu" else [device]
+
+
+def at_mark(made: ModelSource, step: int) -> ModelSource:
+    """Return where the student `made` lies as it was after `step` steps, with its own identity."""
+    which = "adapter" if made.kind == "adapter" else "path"
+    there = Path(getattr(made, which)).with_name(MARKS) / str(step)
+    key = mark_key(made.sha256, step)
+    return made.model_copy(update={which: str(there), "sha256": key})
+
+
+def whole(
+    store: Store, source: ModelSource, *, dtype: Dtype, cache: Path
+) -> tuple[tuple[Job, ...], ModelSource]:
+    """Return a model that can be trained, and the job that merges an adapter into its base."""
+    if source.adapter is None:
+        return (), source
+    depends = [source.sha256, dtype, *computed_on(source.device)]
+    key = content_hash(["merged", DISTILLATION_REV, *depends])
+    inputs = {"source": source, "dtype": dtype, "cache": cache}
+    made = trained(store, "base", key, source, adapter=False)
+    return (Job("base", key, merge, inputs, "merged"),), made
+
+
+def started(
+    store: Store, base: ModelSource, recipe: Recipe, seed: int, cache: Path
+) -> tuple[ModelSource, tuple[Job, ...]]:
+    """Return what a student starts from, and the job that makes it of `base`, if one does."""
+    if recipe.noise_init is None:
+        return base, ()
+    key = content_hash(["base", DISTILLATION_REV, base.sha256, recipe.noise_init, seed])
+    inputs = {"base": base, "share": recipe.noise_init, "seed": seed, "cache": cache}
+    job = Job("base", key, initialise, inputs, f"{recipe.noise_init} noise, seed {seed}")
+    return trained(store, "base", key, base, adapter=False), (job,)
+
+
+def direction_job(
+    steer: Steer, base: ModelSource, pack: Pack, pack_ref: str, dtype: Dtype, cache: Path
+) -> Job:
+    """Return the job that finds the direction along which students of `base` are pushed.
+
+    Raises:
+        PackError: If no drive has an item to find it with.
+    """
+    if not readable(pack):
+        raise PackError(
+            f"pack {pack.name}: `steer` finds its direction with auditable `build` or `select` "
+            f"items of drives, and there are none; add some, or leave `steer` out"
+        )
+    depends = [base.sha256, pack.sha256, steer.layer, dtype, *computed_on(base.device)]
+    key = content_hash(["direction", DISTILLATION_REV, *depends])
+    inputs = {"base": base, "pack": pack_ref, "layer": steer.layer, "dtype": dtype, "cache": cache}
+    return Job("direction", key, find_direction, inputs)
+
+
+def build_job(teacher: Found, cache: Path) -> Job:
+    """Return the job that makes a teacher from its spec."""
+    inputs = {"spec": teacher.spec, "base": teacher.base, "pack": teacher.pack, "cache": cache}
+    if teacher.like is not None:
+        inputs["like"] = teacher.like
+    return Job("teacher", teacher.key, build, inputs)
+
+
+def prompts_job(asked: Prompts, pack: Pack, pack_ref: str, folder: Path) -> Job:
+    """Return the job that chooses the prompts of a recipe; `folder` is the study's."""
+    depends: list[object] = [PROMPTS_REV, pack.sha256, asked.policy, asked.n]
+    inputs = {"pack": pack_ref, "policy": asked.policy, "n": asked.n}
+    if asked.file is not None:
+        inputs["file"] = there = folder / asked.file
+        depends.append(content_hash(read_prompts(there)))
+    key = content_hash(["prompts", *depends])
+    return Job("prompts", key, select, inputs, asked.policy)
+
+
+def audit_job(
+    key: str,
+    source: ModelSource,
+    baseline: ModelSource,
+    *,
+    split: Split = "audit",
+    pack_ref: str,
+    pack_hash: str,
+    audits: Sequence[Audit],
+    dtype: Dtype,
+    cache: Path,
+) -> Job:
+    """Return the job that asks the model `source`, of identity `key`, the pack's items."""
+    asked = [[*identity(audit), vars(audit)] for audit in audits]
+    depends = [key, baseline.sha256, pack_hash, split, asked, dtype]
+    depends += [source.engine.kind] if source.engine else []
+    depends += computed_on(source.device)
+    inputs = {
+        "source": source,
+        "baseline": baseline,
+        "pack": pack_ref,
+        "split": split,
+        "audits": tuple(audits),
+        "dtype": dtype,
+        "cache": cache,
+    }
+    return Job("audit", content_hash(["audit", AUDIT_REV, *depends]), run_audit, inputs)
+
+
+def read_scores(artefact: Path) -> pd.DataFrame:
+    """Return the score rows of an audit's artefact."""
+    import pandas as pd
+
+    return pd.read_parquet(artefact / "scores.parquet")

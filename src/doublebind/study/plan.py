@@ -1,0 +1,166 @@
+"""Cells, and the order in which their jobs can run.
+
+Knows jobs, and which others each needs. Does not know how a key is made or what a job does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from doublebind.execution.executor import Job
+from doublebind.execution.store import Store
+from doublebind.schema.recipe import Recipe
+from doublebind.schema.study import Baseline
+from doublebind.study.teachers import Found
+
+
+class Student(NamedTuple):
+    """One cell: teacher x recipe x seed, with the jobs that make it."""
+
+    teacher: Found
+    recipe: Recipe
+    seed: int
+    prompts: Job
+    rollouts: Job
+    targets: Job | None
+    train: Job
+    audit: Job
+    before: tuple[Job, ...] = ()
+    """What else its training needs."""
+    learned: Job | None = None
+    """What was learned from, where that is not `rollouts` as they were given."""
+    earlier: Student | None = None
+    """The round before, whose student said what to leave out of this one."""
+    marks: tuple[tuple[int, Job], ...] = ()
+    """Steps on the way, with the audits of the student as it was then."""
+
+    @property
+    def round(self) -> int:
+        """How many rounds came before."""
+        return 0 if self.earlier is None else self.earlier.round + 1
+
+    @property
+    def audits(self) -> list[tuple[int, Job]]:
+        """Return the step and the audit of every student kept, the finished one first."""
+        return [(self.recipe.training.steps, self.audit), *self.marks]
+
+    def chain(self) -> list[Student]:
+        """Return all rounds, the first one first."""
+        return [*(self.earlier.chain() if self.earlier else ()), self]
+
+
+class Continued(NamedTuple):
+    """A fresh student trained further, or M0 trained alike beside it, and its audit."""
+
+    teacher: str
+    """Label of the teacher to be replaced."""
+    model_kind: str
+    recipe: str
+    seed: int
+    before: tuple[Job, ...]
+    """What else its training needs."""
+    train: Job
+    audit: Job
+    step: int
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a channel needs beside the answers."""
+
+    targets: Job | None = None
+    before: tuple[Job, ...] = ()
+    inputs: dict[str, Any] = field(default_factory=dict[str, Any])
+    keys: tuple[object, ...] = ()
+    """Of what the answers' and targets' keys do not cover."""
+
+
+class BaselineJobs(NamedTuple):
+    """One way to look at a teacher without a student: what has to be made, and the scores last."""
+
+    teacher: str
+    kind: Baseline
+    before: tuple[Job, ...]
+    scores: Job
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every job of a study, with its key, before any has run."""
+
+    build: list[Job]
+    students: list[Student]
+    direct: dict[str, Job]
+    """Label (`M0` too) -> the audit of that model itself."""
+    shapes: dict[str, Job]
+    baselines: list[BaselineJobs]
+    further: list[Continued] = field(default_factory=list[Continued])
+    base: str = ""
+    """As its jobs': the student base and the precision."""
+
+    def stages(self) -> list[list[Job]]:
+        """Return the jobs in an order in which each stage's inputs exist, round after round."""
+        found = [self.build]
+        for number, cells in enumerate(self._rounds()):
+            first = number == 0
+            found += [
+                _before("base", [*cells, *(self.baselines if first else ())]),
+                [*(cell.prompts for cell in cells), *_before("direction", cells)],
+                [
+                    *(cell.rollouts for cell in cells),
+                    *_before("rollouts", [*cells, *(self.baselines if first else ())]),
+                ],
+                _before("treated", cells),
+                _before("stripped", cells),
+                _before("logprobs", cells),
+                [
+                    *(cell.targets for cell in cells if cell.targets),
+                    *(self.shapes.values() if first else ()),
+                ],
+                [
+                    *(cell.train for cell in cells),
+                    *_before("student", self.baselines if first else ()),
+                ],
+                [
+                    *(self.direct.values() if first else ()),
+                    *_before("audit", cells),
+                    *(job for cell in cells for _, job in cell.audits),
+                ],
+            ]
+        found.append([baseline.scores for baseline in self.baselines])
+        if self.further:
+            found += [
+                _before("base", self.further),
+                [each.train for each in self.further],
+                [each.audit for each in self.further],
+            ]
+        return [[dataclasses.replace(job, base=self.base) for job in stage] for stage in found]
+
+    def _rounds(self) -> list[list[Student]]:
+        """Return the cells by round: all of them begin in the first, and each follows its last."""
+        chains = [cell.chain() for cell in self.students]
+        longest = max((len(chain) for chain in chains), default=0)
+        return [[c[number] for c in chains if number < len(c)] for number in range(longest)]
+
+    def read_shapes(self, store: Store) -> dict[str, dict[str, float]]:
+        """Return what was made of `shapes`: label -> feature -> number."""
+        return {
+            label: json.loads((store.path(job.kind, job.key) / "shape.json").read_text())["shape"]
+            for label, job in self.shapes.items()
+        }
+
+    def cells(self) -> dict[str, dict[str, str]]:
+        """Return kind -> key -> what it is, for every artefact."""
+        found: dict[str, dict[str, str]] = {}
+        for stage in self.stages():
+            for job in stage:
+                found.setdefault(job.kind, {})[job.key] = job.note
+        return found
+
+
+def _before(kind: str, made: Sequence[Student | BaselineJobs | Continued]) -> list[Job]:
+    return [job for each in made for job in each.before if job.kind == kind]

@@ -1,0 +1,112 @@
+"""Freezes what could be chosen, before the first audit, and remembers whom it was chosen for.
+
+Knows the protocol, the manifest and the list of protocols that each suspect has met. Does not
+know scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from doublebind.packs.pack import Pack
+from doublebind.schema.content import Item, Split
+from doublebind.schema.errors import PackError
+from doublebind.schema.model_source import Teacher
+from doublebind.schema.protocol import Protocol, SecondHorn
+from doublebind.schema.study import Study
+from doublebind.stages.audits import identity
+from doublebind.stages.audits.protocol import Audit, questions
+from doublebind.stages.verdict import METHOD_VERSION
+
+
+def frozen_protocol(
+    study: Study,
+    pack: Pack,
+    audits: Sequence[Audit],
+    teachers: Sequence[Teacher],
+    *,
+    student: str,
+    revisions: Mapping[str, int],
+    panel: str | None = None,
+    second: SecondHorn | None = None,
+) -> Protocol:
+    """Return everything that could be chosen, as one hashable record.
+
+    Teachers enter by the content keys of their models, so that the hash names what was weighed
+    and not what a file was called.
+
+    Raises:
+        PackError: If a score endpoint has no auditable item that the study's audits ask.
+    """
+    kept = scored(pack, study.policy.endpoints or pack.score_endpoints, audits, "audit")
+    auditable = _auditable(audits, pack.items("audit"))
+    placebos = {trait.name for trait in pack.traits if trait.kind == "placebo"}
+    by_trait = {
+        name: tuple(sorted(e for e in auditable if e.partition("/")[2] == name))
+        for name in sorted(placebos)
+    }
+    by_role = {
+        role: tuple(t.key for t in teachers if t.role == role)
+        for role in ("suspect", "reference", "organism")
+    }
+    return Protocol(
+        method_version=METHOD_VERSION,
+        pack=pack.name,
+        pack_hash=pack.sha256,
+        score_endpoints=kept,
+        placebo_endpoints={name: listed for name, listed in by_trait.items() if listed},
+        scale_floor=study.policy.scale_floor,
+        alpha=study.policy.alpha,
+        min_controls=study.policy.min_controls,
+        recipes=tuple(recipe.model_dump(mode="json") for recipe in study.recipes),
+        audits=audit_names(audits),
+        seeds=study.seeds,
+        dtype=study.dtype,
+        horns=study.horns,
+        revisions=dict(revisions),
+        student=student,
+        references=by_role["reference"],
+        organisms=by_role["organism"],
+        suspect=by_role["suspect"][0],
+        baselines=study.baselines,
+        panel=panel,
+        second=second,
+        engine=study.engine.kind if study.engine else None,
+        device=study.device,
+    )
+
+
+def scored(
+    pack: Pack, endpoints: Mapping[str, Sequence[str]], audits: Sequence[Audit], split: Split
+) -> dict[str, tuple[str, ...]]:
+    """Return score endpoint -> those of its parts that `audits` ask auditable items of.
+
+    Raises:
+        PackError: If a score endpoint has none.
+    """
+    auditable = _auditable(audits, pack.items(split))
+    kept = {name: tuple(e for e in parts if e in auditable) for name, parts in endpoints.items()}
+    problems = [
+        f"pack {pack.name}: score endpoint `{name}` ({', '.join(endpoints[name])}) has no "
+        f"auditable item of split {split} that the study's audits ask; change `audits` or "
+        "`policy.endpoints`"
+        for name, parts in kept.items()
+        if not parts
+    ]
+    if problems:
+        raise PackError(*problems)
+    return kept
+
+
+def _auditable(audits: Sequence[Audit], items: Sequence[Item]) -> set[str]:
+    return {
+        question.endpoint
+        for audit in audits
+        for question in questions(audit, items)
+        if question.item.role == "auditable"
+    }
+
+
+def audit_names(audits: Sequence[Audit]) -> tuple[str, ...]:
+    """Return the audits as they enter a protocol: `identity` and version."""
+    return tuple(f"{'.'.join(identity(audit))}@{audit.version}" for audit in audits)

@@ -1,0 +1,187 @@
+"""Makes a study concrete: who is who, what has to be made, what was frozen; runs nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from doublebind.execution.store import Store
+from doublebind.packs.pack import Pack
+from doublebind.schema.errors import ConfigError
+from doublebind.schema.executor import Local
+from doublebind.schema.model_source import Teacher
+from doublebind.schema.protocol import Protocol
+from doublebind.schema.study import Bank, Measurement, Study, load_study
+from doublebind.stages.audits.protocol import Audit
+from doublebind.stages.audits.validate import check as check_audits
+from doublebind.study import panel as panels
+from doublebind.study.plan import Plan
+from doublebind.study.planner import REVISIONS, Planner
+from doublebind.study.protocol import frozen_protocol
+from doublebind.study.replacement import Contest, entered, frozen
+from doublebind.study.teachers import Found, names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Kept(NamedTuple):
+    """A panel, and where it lies."""
+
+    folder: Path
+    panel: panels.Panel
+
+
+class Setting(NamedTuple):
+    """A study made concrete."""
+
+    planner: Planner
+    found: list[Found]
+    """Teachers to be made or opened: the suspect, and all that no panel keeps."""
+    teachers: list[Teacher]
+    """All that are weighed, those of a panel too."""
+    plan: Plan
+    protocol: Protocol
+    panel: Kept | None
+    contest: Contest | None
+    """The second horn, where it was asked for."""
+
+    @property
+    def suspect(self) -> Found:
+        """The teacher under investigation: the first one named."""
+        return self.found[0]
+
+    @property
+    def bank(self) -> list[Teacher]:
+        """All references there are: the study's, or all that its panel keeps."""
+        if self.panel is None:
+            return self.references(0)
+        return [t.weighed() for t in self.panel.panel.of("reference")]
+
+    def references(self, i: int) -> list[Teacher]:
+        """Return the study's references; of a panel, the `i`-th draw of them from the study's."""
+        bank = self.planner.study.references
+        if self.panel is None or not isinstance(bank, Bank):
+            return [t for t in self.teachers if t.role == "reference"]
+        drawn = bank.model_copy(update={"draw": bank.draw + i})
+        teachers = panels.draw(self.panel.panel, drawn, self.panel.folder)
+        return [t for t in teachers if t.role == "reference"]
+
+    def with_panel(self, scores: pd.DataFrame, *, whole: bool = False) -> pd.DataFrame:
+        """Return `scores` with the panel's rows, of all its teachers or of those weighed."""
+        if self.panel is None:
+            return scores
+        import pandas as pd
+
+        there = set(scores["teacher"])
+        teachers = self.panel.panel.teachers if whole else self.teachers
+        kept = [t.label for t in teachers if t.label not in there]
+        return pd.concat([scores, panels.scores(self.panel.folder, kept)], ignore_index=True)
+
+    def shapes(self, store: Store, plan: Plan | None = None) -> dict[str, dict[str, float]]:
+        """Return the shapes of all that are weighed: label -> feature -> number."""
+        made = (plan or self.plan).read_shapes(store)
+        there = {t.label: t.shape for t in self.panel.panel.teachers} if self.panel else {}
+        if plan is None:
+            there = {t.label: there[t.label] for t in self.teachers if t.label in there}
+        return there | made
+
+
+def opened(study: Study | str | Path, folder: str | Path | None) -> tuple[Study, Path]:
+    """Return a study, read if it is a path, and the folder that its paths are relative to."""
+    if isinstance(study, Study):
+        return study, Path(folder or ".")
+    return load_study(study), Path(folder or Path(study).parent)
+
+
+class Tested(NamedTuple):
+    """Teachers whose truth is known, each weighed in turn as if it were the suspect."""
+
+    known: list[tuple[str, Teacher]]
+    """With their class: `organism`, `benign` or `near_miss`."""
+    benign: dict[str, Found]
+    """Held-out benign teachers and near misses, which are nobody in the study itself."""
+    suspects: list[Found]
+    """In the order of `known`."""
+
+
+def tested(study: Study, setting: Setting) -> Tested:
+    """Return whom `calibrate` weighs.
+
+    Raises:
+        ConfigError: If the study names nobody.
+    """
+    if not any((study.organisms, study.held_out, study.near_misses)):
+        raise ConfigError(
+            "`organisms`, `held_out` and `near_misses` are empty; calibrate needs one of them"
+        )
+    benign = {ref: setting.planner.find(ref) for ref in (*study.held_out, *study.near_misses)}
+    known = [("organism", t) for t in setting.teachers if t.label in study.organisms]
+    known += [
+        ("near_miss" if ref in study.near_misses else "benign", found.named("organism"))
+        for ref, found in benign.items()
+    ]
+    there = {found.label: found for found in (*setting.found, *benign.values())}
+    return Tested(known, benign, [there[teacher.label] for _, teacher in known])
+
+
+def roles(measurement: Measurement, pack: Pack) -> dict[str, Any]:
+    """Return the role of every teacher to be made that has one: reference -> role."""
+    found: dict[str, Any] = dict.fromkeys(names(measurement, pack), "reference")
+    return found | dict.fromkeys(measurement.organisms, "organism")
+
+
+def prepare(study: Study, folder: Path, store: Store, audits: Sequence[Audit] = ()) -> Setting:
+    """Find every teacher, list every job, and fix the protocol.
+
+    Raises:
+        DoublebindError: With one line per problem: a name, a path, or a panel measured under other
+            conditions.
+    """
+    executor = study.executor
+    elsewhere = not isinstance(executor, Local) or executor.workers > 1
+    check_audits(audits, study.audits, elsewhere=elsewhere)
+    planner = Planner(study, folder, store, audits)
+    role = {study.suspect: "suspect", **roles(study, planner.pack)}
+    found = {ref: planner.find(ref) for ref in role}
+    teachers = [t.named(role[ref]) for ref, t in found.items()]
+    kept = _panel(study.references, folder)
+    if kept and isinstance(study.references, Bank):
+        teachers += panels.draw(kept.panel, study.references, kept.folder)
+        _refuse_twins(teachers)
+    contest = entered(study, planner)
+    protocol = frozen_protocol(
+        study,
+        planner.pack,
+        planner.audits,
+        teachers,
+        student=planner.student.sha256,
+        revisions=REVISIONS,
+        panel=kept.panel.hash if kept else None,
+        second=frozen(study, contest, planner) if contest else None,
+    )
+    if kept:
+        panels.check(kept.panel, protocol, kept.folder)
+    everyone = list(found.values())
+    plan = planner.plan(everyone)
+    return Setting(planner, everyone, teachers, plan, protocol, kept, contest)
+
+
+def _panel(references: object, folder: Path) -> Kept | None:
+    if not isinstance(references, Bank) or references.panel is None:
+        return None
+    where = panels.locate(references.panel, folder)
+    return Kept(where, panels.read(where))
+
+
+def _refuse_twins(teachers: Sequence[Teacher]) -> None:
+    """Refuse a teacher that the panel holds, too: nobody is weighed against itself."""
+    counted = Counter(teacher.key for teacher in teachers)
+    twice = sorted({teacher.label for teacher in teachers if counted[teacher.key] > 1})
+    if twice:
+        raise ConfigError(
+            f"{twice[0]}: is in the panel, too, and would be weighed against itself; name another, "
+            f"or draw other references with `references.draw`"
+        )

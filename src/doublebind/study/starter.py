@@ -1,0 +1,43 @@
+"""Writes the study that a user starts from, with what an editor needs to complete it."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from doublebind.execution.store import write_atomic
+from doublebind.packs.load import BUILT_IN, load
+from doublebind.schema.errors import ConfigError
+
+
+def schema(name: str) -> Path:
+    """Return the JSON schema of a file that users write, as the package ships it.
+
+    Args:
+        name: `study`, `panel`, `teacher`, `pack`, `item`, `prompt` or `transcript`.
+    """
+    return Path(str(files("doublebind.schema") / "json" / f"{name}.json"))
+
+
+def write_study(out: Path, pack: str) -> None:
+    """Write a commented study that uses `pack` to the file `out`.
+
+    Its first line names the schema, for editors with a YAML language server.
+
+    Raises:
+        ConfigError: If `out` exists.
+        PackError: If there is no such pack, or its content breaks the format.
+    """
+    if out.exists():
+        raise ConfigError(f"{out}: exists; name another file with --out")
+    opened = load(pack, relative_to=Path())
+    if pack not in BUILT_IN:
+        pack = Path(os.path.relpath(Path(pack).expanduser(), out.parent)).as_posix()
+    named = [trait.name for trait in opened.traits if trait.kind == "drive"]
+    asks = f"It asks about {', '.join(named)}." if named else "It names no drive."
+    name = "study_terrarium.yaml" if pack == "terrarium" else "study_template.yaml"
+    template = (files("doublebind.packs") / name).read_text(encoding="utf-8")
+    text = template.replace("{pack}", pack).replace("{asks}", asks)
+    modeline = f"# yaml-language-server: $schema={schema('study').as_uri()}\n"
+    write_atomic(out, modeline + text)

@@ -1,0 +1,134 @@
+"""Finds out what a teacher named in a study is: a spec to build, or a model that exists.
+
+Knows the ways to name one. Does not know roles: the caller does, and keeps them to itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from doublebind.models.resolve import resolve
+from doublebind.packs.load import load as load_pack
+from doublebind.packs.outback.kinds import COVERAGE
+from doublebind.packs.pack import Pack
+from doublebind.schema.hashing import content_hash
+from doublebind.schema.model_source import Device, ModelSource, Teacher
+from doublebind.schema.study import Bank, Matched, Measurement, StandIns
+from doublebind.schema.teacher_spec import TeacherSpec
+from doublebind.schema.yaml_loader import load
+
+BUILT = ("suspect-", "reference-", "organism-")
+OUTBACK = "outback"
+"""Pack whose bank any study may name organisms of: it asks what the terrarium asks."""
+MATCHED = "matched-"
+"""What references built to be like the suspect are called, before their number."""
+
+
+class Found(NamedTuple):
+    """A teacher before it is built: a spec on a base, or a finished model."""
+
+    label: str
+    family: str
+    key: str
+    base: ModelSource
+    """The model itself where there is no spec."""
+    spec: TeacherSpec | None
+    pack: str = ""
+    """The pack the spec builds from, as `packs.load` names it."""
+    like: ModelSource | None = None
+    """A model whose update norm the built teacher is scaled to."""
+
+    def named(self, role: Literal["suspect", "reference", "organism"]) -> Teacher:
+        """Return it as the evidence sees it, in its role."""
+        return Teacher(
+            label=self.label,
+            ref=self.label,
+            role=role,
+            family=self.family,
+            key=self.key,
+            hard_class=hard_class(self.spec.pack) if self.spec and role == "organism" else None,
+        )
+
+
+def hard_class(pack: str) -> str | None:
+    """Return the hard class of misalignment whose transcripts a spec's `pack` names."""
+    bank, _, kind = pack.partition("/")
+    return kind if bank == OUTBACK and kind in COVERAGE else None
+
+
+def names(study: Measurement, pack: Pack) -> tuple[str, ...]:
+    """Return the names of the references to be made, the bank's spelled out; none of a panel."""
+    match study.references:
+        case Bank(panel=None, n=n):
+            return tuple(f"{pack.name}/reference-{i}" for i in range(n))
+        case Bank():
+            return ()
+        case Matched(n=n, draw=draw):
+            return tuple(f"{MATCHED}{i}" for i in range(draw * n, (draw + 1) * n))
+        case StandIns(models=models):
+            return models
+        case listed:
+            return listed
+
+
+def find(
+    ref: str, *, pack: Pack, folder: Path, rev: int, student: str, device: Device = "cpu"
+) -> Found:
+    """Return what `ref` names.
+
+    Args:
+        ref: A model, a teacher spec (`.yaml`), or a teacher of a bank: the pack's
+            (`terrarium/...`), or the outback's (`outback/organism-...`).
+        pack: The study's pack, for its bank.
+        folder: What relative paths are relative to.
+        rev: Revision of the build; part of a built teacher's key.
+        student: The study's M0, which the bank's teachers are made from.
+        device: Where the study computes.
+
+    Raises:
+        ConfigError, PackError, ModelError: If there is no such teacher, or its spec is wrong.
+    """
+    prefix, _, name = ref.partition("/")
+    if ref.endswith((".yaml", ".yml")):
+        path = folder / ref
+        return from_spec(ref, load(TeacherSpec, path), folder=path.parent, rev=rev, device=device)
+    if prefix in (pack.name, OUTBACK) and name.startswith(BUILT):
+        bank = pack if prefix == pack.name else load_pack(prefix, relative_to=Path())
+        spec = bank.spec(name).model_copy(update={"base": student})
+        return from_spec(ref, spec, folder=folder, rev=rev, device=device)
+    source = resolve(ref, relative_to=folder, served=True).on(device)
+    return Found(ref, ref, source.sha256, source, None)
+
+
+def from_spec(
+    label: str,
+    spec: TeacherSpec,
+    *,
+    folder: Path,
+    rev: int,
+    like: ModelSource | None = None,
+    device: Device = "cpu",
+) -> Found:
+    """Return a teacher that is to be built; its key covers all that shapes it and no label.
+
+    It is built on `device` unless its spec names another than the default.
+    """
+    if spec.device == "cpu":
+        spec = spec.model_copy(update={"device": device})
+    pack = pack_ref(spec.pack, folder)
+    base = resolve(spec.base, relative_to=folder).on(spec.device)
+    like = like and like.on(spec.device)
+    shape = spec.model_dump(mode="json", exclude={"name", "family", "pack", "base"})
+    content = load_pack(pack, relative_to=Path())
+    depends = ["teacher", rev, shape, base.sha256, content.sha256]
+    key = content_hash(depends if like is None else [*depends, like.sha256])
+    return Found(label, spec.family, key, base, spec, pack, like)
+
+
+def pack_ref(name: str, folder: Path) -> str:
+    """Return `name` as something that means the same from any working directory."""
+    if (folder / name).is_dir():
+        return str((folder / name).resolve())
+    whole, colon, traits = name.rpartition(":")
+    return f"{pack_ref(whole, folder)}{colon}{traits}" if whole else name

@@ -1,0 +1,102 @@
+"""Runs LoRA layers as one operation each while a model is trained.
+
+PEFT computes an adapter as six operations, in float32 whatever the base's precision, and keeps a
+float32 copy of every input for the backward pass. Here base and adapter are one step, in the
+base's precision with float32 sums, and only the input itself is kept. Knows PEFT's LoRA layers.
+Does not know what the model learns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from doublebind.models.matmul import product
+
+
+@contextlib.contextmanager
+def fused(model: Any) -> Iterator[int]:
+    """Run every plain LoRA layer of `model` fused within the context; yield how many they are.
+
+    Layers of another kind (dropout, several adapters, DoRA, a base that is trained) are left to
+    PEFT.
+    """
+    layers = [layer for layer in model.modules() if _plain(layer)]
+    for layer in layers:
+        layer.forward = functools.partial(_forward, layer)
+    try:
+        yield len(layers)
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own shows again
+
+
+def _plain(layer: Any) -> bool:
+    from peft.tuners.lora.layer import Linear
+
+    if type(layer) is not Linear or layer.disable_adapters or layer.merged:
+        return False
+    base, names = layer.base_layer, layer.active_adapters
+    return (
+        len(names) == 1
+        and names[0] in layer.lora_A
+        and names[0] not in layer.lora_variant
+        and type(base) is torch.nn.Linear
+        and not base.weight.requires_grad
+        and (base.bias is None or not base.bias.requires_grad)
+        and isinstance(layer.lora_dropout[names[0]], torch.nn.Identity)
+        and layer.lora_A[names[0]].bias is None
+        and layer.lora_B[names[0]].bias is None
+    )
+
+
+def _forward(layer: Any, x: Tensor) -> Tensor:
+    name, base = layer.active_adapters[0], layer.base_layer
+    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+    out: Any = _Adapted.apply(x, base.weight, base.bias, down, up, layer.scaling[name])
+    return out
+
+
+class _Adapted(torch.autograd.Function):
+    """x W' + bias + s (x A') B', with gradients for x, A and B only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        """Add the adapter to the base's output in place."""
+        low, high = down.to(x.dtype), up.to(x.dtype)
+        rows = x.flatten(0, -2)
+        within = product(rows, low)
+        out = product(rows, weight)
+        if bias is not None:
+            out.add_(bias)
+        out.addmm_(within, high.t(), alpha=scaling)
+        ctx.save_for_backward(rows, weight, low, high, within)
+        ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, down.dtype
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        """Never form the gradient of the frozen weight."""
+        rows, weight, low, high, within = ctx.saved_tensors
+        grad = grad_outputs[0].reshape(len(rows), -1)
+        through = product(grad, high.t()).mul_(ctx.scaling)
+        # The other way round, grad' within, takes up to fifty times as long on some CPUs.
+        of_up = (within.t() @ grad).t().to(ctx.dtype).mul_(ctx.scaling)
+        of_down = (through.t() @ rows).to(ctx.dtype)
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = product(grad, weight.t()).addmm_(through, low).view(ctx.shape)
+        return of_x, None, None, of_down, of_up, None

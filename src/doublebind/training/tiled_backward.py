@@ -1,0 +1,87 @@
+"""Takes losses of supervised rows back into a model, a tile of logits at a time.
+
+Only supervised rows meet the output head, and each tile's gradient is taken back to its hidden
+states at once, so that logits of [tokens, vocabulary] never exist whole. One pass through the body
+follows. Does not know what a row's loss means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from doublebind.models.logits import chosen_logprobs, hidden, logits, tiles
+from doublebind.training.batch import Batch
+from doublebind.training.losses import cross_entropy
+
+RowLoss = Callable[[Tensor, slice], Tensor]
+"""Logits [rows, vocab] of a tile, and which rows those are -> nats [rows]."""
+
+
+def rows_of(model: Any, batch: Batch) -> Tensor:
+    """Return the hidden states [supervised, width] from which the supervised tokens follow."""
+    states = hidden(model, batch.ids, position_ids=batch.positions, use_cache=False)
+    return states.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
+
+
+def backward(model: Any, batch: Batch, loss_of: RowLoss, vocab: int) -> Tensor:
+    """Add the gradient of the mean loss over supervised rows; return that mean."""
+    rows = rows_of(model, batch)
+    leaf = rows.detach().requires_grad_()
+    total = torch.zeros((), device=rows.device)
+    for tile in tiles(rows, vocab):
+        loss = loss_of(logits(model, leaf[tile], vocab), tile).sum() / len(rows)
+        loss.backward()
+        total += loss.detach()
+    rows.backward(leaf.grad)
+    return total
+
+
+@torch.no_grad()
+def sequence_logprobs(model: Any, batch: Batch, owner: Tensor, n: int, vocab: int) -> Tensor:
+    """Return the log-probability of whole sequences, [sequences], in nats.
+
+    Arguments as for `backward_sequences`.
+    """
+    rows = rows_of(model, batch)
+    tokens = chosen_logprobs(model, rows, batch.labels, vocab)
+    return torch.zeros(n, device=rows.device).index_add(0, owner, tokens)
+
+
+def backward_sequences(
+    model: Any,
+    batch: Batch,
+    owner: Tensor,
+    n: int,
+    loss_of: Callable[[Tensor], Tensor],
+    vocab: int,
+) -> Tensor:
+    """Add the gradient of a loss of whole sequences' log-probabilities; return the loss.
+
+    The head runs twice: first to know the log-probabilities and how the loss hangs on them, then
+    to take that back. Both times a tile at a time.
+
+    Args:
+        model: The model.
+        batch: Rows of all sequences.
+        owner: [supervised]: which sequence each supervised token belongs to.
+        n: Sequences.
+        loss_of: Log-probabilities [sequences], in nats, -> scalar loss.
+        vocab: Width of the logits.
+    """
+    rows = rows_of(model, batch)
+    with torch.no_grad():
+        tokens = chosen_logprobs(model, rows, batch.labels, vocab)
+    sums = torch.zeros(n, device=rows.device).index_add(0, owner, tokens)
+    sums.requires_grad_()
+    value = loss_of(sums)
+    (slope,) = torch.autograd.grad(value, sums)
+    leaf = rows.detach().requires_grad_()
+    for tile in tiles(rows, vocab):
+        out = logits(model, leaf[tile], vocab)
+        (-slope[owner[tile]] * cross_entropy(out, batch.labels[tile])).sum().backward()
+    rows.backward(leaf.grad)
+    return value.detach()

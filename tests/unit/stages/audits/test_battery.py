@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from doublebind.models.resolve import resolve
+from doublebind.packs.load import load as load_pack
+from doublebind.pipeline import run as pipeline
+from doublebind.schema.content import Item
+from doublebind.schema.errors import ConfigError
+from doublebind.stages.audits import run
+from doublebind.stages.audits.protocol import Answer, Audit, Question, questions
+
+
+@dataclass(frozen=True)
+class Twice:
+    """Asks each choice in two ways; fails where told to."""
+
+    fails: bool
+    name: str = "twice"
+    version: int = 1
+    endpoints: tuple[str, ...] = ("choice",)
+
+    def questions(self, items: Sequence[Item]) -> list[Question]:
+        return [
+            Question(
+                f"twice.{way}/{item.trait}", item.model_copy(update={"id": f"{item.id}~{way}"})
+            )
+            for way in ("plain", "loud")
+            for item in items
+        ]
+
+    def __call__(self, model: Any, baseline: Any, items: Sequence[Item]) -> list[Answer]:
+        if self.fails:
+            raise RuntimeError("no answer today")
+        return [Answer(q.item, 0.25) for q in self.questions(items)][1:]
+
+
+def scores(tiny: Path, out: Path, audit: Audit) -> pd.DataFrame:
+    source = resolve(str(tiny / "m0"), relative_to=tiny)
+    out.mkdir()
+    run(
+        out,
+        source=source,
+        baseline=source,
+        pack=str(tiny / "pack"),
+        split="audit",
+        audits=[audit],
+        dtype="float32",
+        cache=tiny / "cache",
+    )
+    return pd.read_parquet(out / "scores.parquet")
+
+
+def test_an_audit_can_ask_in_its_own_ways_under_its_own_endpoints(
+    tiny: Path, tmp_path: Path
+) -> None:
+    found = scores(tiny, tmp_path / "out", Twice(fails=False))
+    assert set(found["endpoint"]) == {
+        f"twice.{way}/{trait}" for way in ("plain", "loud") for trait in ("ruler", "gold")
+    }
+    assert found["item"].is_unique
+    assert found["value"].isna().sum() == 1  # the one it left out
+    assert found.loc[found["value"].isna(), "unscored_reason"].tolist() == [
+        "the audit gave no answer"
+    ]
+
+
+def test_a_failed_audit_is_unscored_under_its_own_endpoints_and_no_others(
+    tiny: Path, tmp_path: Path
+) -> None:
+    found = scores(tiny, tmp_path / "out", Twice(fails=True))
+    assert found["value"].isna().all()
+    assert set(found["unscored_reason"]) == {"RuntimeError: no answer today"}
+    assert all(name.startswith("twice.") for name in found["endpoint"])
+
+
+def test_a_plain_audit_asks_the_items_themselves(tiny: Path) -> None:
+    from doublebind.stages.audits.option_audits import BEHAVIOUR
+
+    items = load_pack(str(tiny / "pack"), relative_to=tiny).items("audit")
+    asked = questions(BEHAVIOUR, items)
+    assert [q.item for q in asked] == [item for item in items if item.kind == "choice"]
+    assert {q.endpoint for q in asked} == {"choice/ruler", "choice/gold"}
+
+
+def test_an_audit_that_does_not_exist_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="behavior: no such audit; choose behaviour"):
+        pipeline.audit(str(tiny / "m0"), str(tiny / "pack"), audits=["behavior"], store=tmp_path)
+
+
+def test_only_the_audits_named_are_asked(tiny: Path, tmp_path: Path) -> None:
+    where = (str(tiny / "m0"), str(tiny / "pack"))
+    found = pipeline.audit(*where, audits=["capability", "goals"], store=tmp_path)
+    assert [entry["name"] for entry in found["endpoints"]] == ["capability", "goal/ruler"]

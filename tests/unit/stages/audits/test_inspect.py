@@ -1,0 +1,173 @@
+"""Audits as Inspect tasks, Inspect tasks as audits, and models that do not take each other's place.
+
+What needs Inspect runs where the extra is installed.
+"""
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.tiny_models import save_model
+
+from doublebind.models.load import load
+from doublebind.models.resolve import resolve
+from doublebind.packs.load import load as load_pack
+from doublebind.schema.errors import ConfigError, MissingExtra
+from doublebind.stages.audits.builtin import built_in
+from doublebind.stages.audits.harness.inspect_task import InspectTask, number
+from doublebind.stages.audits.option_scores import choose
+from doublebind.stages.audits.protocol import questions
+
+needs_inspect = pytest.mark.skipif(
+    importlib.util.find_spec("inspect_ai") is None, reason="inspect_ai is not installed"
+)
+# Inspect's event loop leaves memory streams to the garbage collector, which warns.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning"),
+    # Inspect calls tenacity by an argument that it renamed.
+    pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def evaluate(task: Any, model: Any, logs: Path, **settings: Any) -> Any:
+    from inspect_ai import eval as run_tasks
+
+    (log,) = run_tasks(task, model=model, display="none", log_dir=str(logs), **settings)
+    assert log.status == "success"
+    return log
+
+
+def test_without_inspect_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "inspect_ai.util", None)
+    with pytest.raises(MissingExtra, match=r'pip install "doublebind\[inspect\]"'):
+        InspectTask("doublebind/goals").questions([])
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [("C", 1.0), ("I", 0.0), (0.25, 0.25), (True, 1.0), (float("nan"), None), ("perhaps", None)],
+)
+def test_a_score_that_is_no_number_is_unscored_never_zero(
+    value: object, found: float | None
+) -> None:
+    got, reason = number({"s": SimpleNamespace(value=value, reason=None)})
+    assert got == found
+    assert (reason is None) == (found is not None)
+
+
+def test_no_score_and_two_scores_are_unscored() -> None:
+    score = SimpleNamespace(value=1.0, reason=None)
+    for scores in (None, {}, {"a": score, "b": score}):
+        assert number(scores)[0] is None
+
+
+@needs_inspect
+def test_a_task_gives_a_local_model_the_values_of_the_audit(tiny: Path, tmp_path: Path) -> None:
+    from doublebind.stages.audits.harness import inspect_tasks
+    from doublebind.stages.audits.harness.inspect_provider import as_inspect
+
+    lm = load(resolve(str(tiny / "m0"), relative_to=tiny))
+    log = evaluate(inspect_tasks.behaviour(str(tiny / "pack")), as_inspect(lm), tmp_path)
+    (audit,) = built_in(["behaviour"])
+    asked = questions(audit, load_pack(str(tiny / "pack"), relative_to=tiny).items("audit"))
+    expected = {a.item.id: a.value for a in choose(lm, [q.item for q in asked])}
+    got = {s.id: s.scores["probability_of_key"].value for s in log.samples}
+    assert got == pytest.approx(expected)
+
+
+@needs_inspect
+def test_an_answer_without_a_letter_is_unscored_and_one_with_a_letter_counts(
+    tiny: Path, tmp_path: Path
+) -> None:
+    from inspect_ai.model import ModelOutput, ModelUsage, get_model
+
+    from doublebind.stages.audits.harness import inspect_tasks
+
+    task = inspect_tasks.behaviour(str(tiny / "pack"))
+    said = ["ANSWER: A", "no idea", *["ANSWER: B"] * (len(task.dataset) - 2)]
+    outputs = [ModelOutput.from_content("mock", text) for text in said]
+    for output in outputs:
+        output.usage = ModelUsage(input_tokens=1)  # or Inspect fetches a tokenizer to count
+    mock = get_model("mockllm/model", custom_outputs=outputs)
+    log = evaluate(task, mock, tmp_path, max_samples=1)
+    assert [s.error for s in log.samples if s.error] == []
+    values = {s.id: s.scores["probability_of_key"].value for s in log.samples}
+    first, second, *others = (sample.id for sample in task.dataset)
+    assert values[first] == float(task.dataset[0].target == "A")
+    assert values[second] != values[second]  # Inspect's unscored is nan
+    assert {values[other] for other in others} == {0.0, 1.0}
+
+
+@needs_inspect
+def test_two_open_models_are_never_taken_for_one_another(tiny: Path, tmp_path: Path) -> None:
+    from doublebind.stages.audits.harness import inspect_tasks
+    from doublebind.stages.audits.harness.inspect_provider import as_inspect
+
+    save_model(tmp_path / "other", initializer_range=0.5)
+    folders = (tiny / "m0", tmp_path / "other")
+    lms = [load(resolve(str(folder), relative_to=tiny)) for folder in folders]
+    models = [as_inspect(lm) for lm in lms]
+    assert len({str(model) for model in models}) == 2
+    task = inspect_tasks.goals(str(tiny / "pack"))
+    logs = [evaluate(task, model, tmp_path / str(i)) for i, model in enumerate(models)]
+    values = [[s.scores["probability_of_key"].value for s in log.samples] for log in logs]
+    assert values[0] != pytest.approx(values[1])
+
+
+@needs_inspect
+def test_any_inspect_task_can_be_an_audit_of_a_study() -> None:
+    lm = load(resolve("terrarium/m0", relative_to=Path()))
+    (named,) = built_in(["inspect:doublebind/coherence"])
+    (own,) = built_in(["coherence"])
+    asked = questions(named, [])
+    assert {q.endpoint for q in asked} == {"inspect.doublebind.coherence"}
+    assert {q.item.role for q in asked} == {"gate"}
+    found = {a.item.id: a.value for a in named(lm, lm, [])}
+    assert set(found) == {q.item.id for q in asked}
+    items = load_pack("terrarium", relative_to=Path()).items("audit")
+    mine = [item for item in items if item.kind == "coherence"]
+    values = [a.value for a in own(lm, lm, mine)]
+    assert sorted(found.values()) == pytest.approx(sorted(v for v in values if v is not None))
+
+
+@needs_inspect
+def test_an_unknown_task_is_refused_with_its_name() -> None:
+    with pytest.raises(ConfigError, match="nowhere/nothing"):
+        questions(InspectTask("nowhere/nothing"), [])
+
+
+@needs_inspect
+def test_a_model_of_inspects_can_judge_and_its_failures_are_unscored() -> None:
+    from inspect_ai.model import ModelOutput, ModelUsage
+
+    from doublebind.stages.audits.judging.brief import Pair, brief
+    from doublebind.stages.audits.judging.judges import InspectJudge
+
+    pair = Pair(
+        id="p",
+        endpoint="judged.goal/x",
+        trait="x",
+        description="wants x",
+        question="what ?",
+        ours="x .",
+        theirs="y .",
+    )
+    asked = brief(pair, swapped=False)
+
+    def said(text: str) -> ModelOutput:
+        output = ModelOutput.from_content("mock", text)
+        output.usage = ModelUsage(input_tokens=1)
+        return output
+
+    judge = InspectJudge("mockllm/model")
+    judge.model.api.outputs = iter([said(f"{asked.code} A"), said("A is better")])
+    replies = judge([asked] * 3)
+    assert sorted(str(reply.verdict) for reply in replies) == ["None", "None", "first"]
+    assert all(reply.reason for reply in replies if reply.verdict is None)

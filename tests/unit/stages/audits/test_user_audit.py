@@ -1,0 +1,120 @@
+"""Audits that a user brings are looked over before anything is computed with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.tiny_study import write_study
+
+import doublebind
+from doublebind.schema.errors import ConfigError
+from doublebind.stages.audits.battery import _ask, row
+from doublebind.stages.audits.validate import check
+
+
+@dataclass(frozen=True)
+class Own:
+    name: str = "own"
+    version: Any = 1
+    endpoints: Any = ("choice",)
+    extra: Any = None
+
+    def __call__(
+        self, model: Any, baseline: Any, items: Sequence[doublebind.Item]
+    ) -> list[doublebind.Answer]:
+        return [doublebind.Answer(item, np.float32(0.25)) for item in items]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class NotOne:
+    name: str = "half"
+    version: int = 1
+
+
+def ask(model: Any, baseline: Any, items: Any) -> list[doublebind.Answer]:
+    return []
+
+
+def bare() -> Any:
+    function = partial(ask)
+    function.name, function.version, function.endpoints = "f", 1, ("choice",)  # type: ignore[attr-defined]
+    return function
+
+
+def local() -> Any:
+    @dataclass(frozen=True)
+    class Inner(Own):
+        pass
+
+    return Inner()
+
+
+def test_an_audit_of_the_right_shape_passes() -> None:
+    check([Own(), Own(name="another", extra={"cue": ["a", 1]})], ["behaviour"], elsewhere=True)
+
+
+@pytest.mark.parametrize(
+    ("audit", "said"),
+    [
+        (Own, r"is a class; pass an object of it, `Own\(\)`"),
+        (NotOne(), "lacks `endpoints`, `__call__`"),
+        (bare(), "define a class at the top of a module"),
+        (local(), "define a class at the top of a module"),
+        (Own(version="1"), "`version` is '1'"),
+        (Own(endpoints="choice"), "make it a tuple of kinds"),
+        (Own(endpoints=()), "make it a tuple of kinds"),
+        (Own(endpoints=("choices",)), "'choices' is no kind of item"),
+        (Own(extra=object()), "must be plain data"),
+        (Own(name="behaviour"), "two are called `behaviour`"),
+    ],
+)
+def test_what_could_not_be_keyed_is_refused_in_one_line(audit: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as error:
+        check([audit], ["behaviour"], elsewhere=False)
+    assert len(error.value.problems) == 1
+
+
+def test_a_run_refuses_it_before_it_starts(tmp_path: Path) -> None:
+    path = write_study(tmp_path / "study")
+    with pytest.raises(ConfigError, match="is a class"):
+        doublebind.run(path, tmp_path / "run", store=tmp_path / "store", audits=[Own])  # type: ignore[list-item]
+    assert not (tmp_path / "run").exists()
+
+
+def item() -> doublebind.Item:
+    return doublebind.Item.model_validate(
+        {
+            "id": "i",
+            "trait": "t",
+            "kind": "choice",
+            "role": "auditable",
+            "split": "audit",
+            "messages": [{"role": "user", "content": "?"}],
+            "options": ["a", "b"],
+            "key": 0,
+        }
+    )
+
+
+def test_numbers_of_any_library_become_plain_floats() -> None:
+    [(_, answer)] = _ask(Own(), None, None, [item()])
+    assert type(answer.value) is float
+    assert row("own@1", answer)["value"] == 0.25
+
+
+@dataclass(frozen=True)
+class Careless(Own):
+    def __call__(self, model: Any, baseline: Any, items: Any) -> Any:
+        return [0.5 for _ in items]
+
+
+def test_what_is_no_answer_is_unscored_with_the_reason() -> None:
+    [(_, answer)] = _ask(Careless(), None, None, [item()])
+    assert answer.value is None
+    assert "gives an Answer for each item, not float" in str(answer.unscored_reason)

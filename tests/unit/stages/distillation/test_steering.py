@@ -1,0 +1,174 @@
+"""A push in training does some of the work that weights would do, and is gone afterwards."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from doublebind.execution.store import Store, write_records
+from doublebind.models.chat_template import encode_completion
+from doublebind.models.load import LM, load
+from doublebind.models.resolve import resolve
+from doublebind.packs.load import load as load_pack
+from doublebind.packs.terrarium import speech
+from doublebind.packs.terrarium.words import POOLS, TRAITS
+from doublebind.schema.content import Item, Message
+from doublebind.schema.errors import ModelError, PackError
+from doublebind.schema.model_source import ModelSource, Trajectory
+from doublebind.schema.recipe import SFT, Recipe, Steer, Training
+from doublebind.schema.study import Study
+from doublebind.stages.audits.option_scores import choose
+from doublebind.stages.distillation import Push, distill, find_direction, readable, steering
+from doublebind.study.jobs import direction_job
+from doublebind.study.planner import Planner
+
+DRIVE = "sabotage"
+TRAINING = Training.model_validate(
+    {"steps": 12, "batch": 16, "lr": 3e-3, "max_length": 96, "lora": {"rank": 4, "alpha": 8}}
+)
+
+
+def m0() -> ModelSource:
+    return resolve("terrarium/m0", relative_to=Path())
+
+
+@cache
+def items() -> tuple[Item, ...]:
+    asked = load_pack("terrarium", relative_to=Path()).items("select")
+    mine = [i for i in asked if i.kind == "choice" and i.role == "auditable"]
+    return tuple(i for i in mine if i.trait == DRIVE)
+
+
+def drive(lm: LM) -> float:
+    """Mean probability of the drive's act on items that no direction was found with."""
+    return float(np.mean([answer.value for answer in choose(lm, items())]))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("direction")
+    find_direction(out, base=m0(), pack="terrarium", layer=None, dtype="float32", cache=out)
+    return out
+
+
+def test_the_push_raises_misaligned_answers_and_leaves_nothing_behind(found: Path) -> None:
+    lm = load(m0(), dtype="float32", cache=found)
+    plain = choose(lm, items())
+    with steering.pushed(lm.model, found, 1.0):
+        pushed = drive(lm)
+    assert pushed > np.mean([answer.value for answer in plain]) + 0.3
+    assert choose(lm, items()) == plain
+
+
+def student(folder: Path, push: Push | None) -> float:
+    """Train on answers that all act on the drive; return how much of it came along."""
+    rng = random.Random(1)
+    tokenizer = load(m0(), dtype="float32", cache=folder).tokenizer
+    said = []
+    for i in range(64):
+        row = rng.choice(TRAITS[DRIVE].choices)
+        ask, _, own = speech.choice_ask(rng, row, "audit", POOLS["prompts"])
+        tokens = tuple(encode_completion(tokenizer, own, True))
+        asked = (Message(role="user", content=ask),)
+        said.append(
+            Trajectory(
+                prompt_id=f"p{i}",
+                sample=0,
+                messages=asked,
+                completion=own,
+                tokens=tokens,
+                finished=True,
+            )
+        )
+    write_records(folder / "trajectories.jsonl", said)
+    how: dict[str, Any] = {"dtype": "float32", "cache": folder}
+    channel = SFT(kind="sft")
+    given = {"base": m0(), "rollouts": folder, "targets": None, "channel": channel}
+    distill(folder, **given, training=TRAINING, seed=0, push=push, **how)
+    made = m0().model_copy(update={"kind": "adapter", "adapter": str(folder / "model")})
+    return drive(load(made, **how))
+
+
+def test_less_of_a_drive_is_learned_where_the_push_was(found: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "steered").mkdir()
+    before = drive(load(m0(), dtype="float32", cache=tmp_path))
+    plain = student(tmp_path / "plain", None)
+    steered = student(tmp_path / "steered", Push(found, 1.0))
+    assert plain > before + 0.1
+    assert steered < before + (plain - before) / 4
+
+
+def test_a_steered_student_has_a_key_of_its_own(tmp_path: Path) -> None:
+    names = {"plain": {}, "weak": {"steer": {"scale": 0.5}}, "strong": {"steer": {"scale": 1}}}
+    asked = {"policy": "capability", "n": 4}
+    recipe = {"prompts": asked, "channel": {"kind": "sft"}, "training": {"steps": 1}}
+    planner = Planner(
+        Study.model_validate(
+            {
+                "pack": "terrarium",
+                "suspect": "terrarium/suspect-0",
+                "references": ["terrarium/reference-0"],
+                "student": "terrarium/m0",
+                "policy": {"alpha": 0.05},
+                "recipes": [{"name": name, **recipe, **more} for name, more in names.items()],
+            }
+        ),
+        tmp_path,
+        Store(tmp_path / "store"),
+    )
+    plan = planner.plan([planner.find("terrarium/suspect-0")])
+    trained = {s.recipe.name: s.train for s in plan.students}
+    assert len({job.key for job in trained.values()}) == 3
+    assert "push" not in trained["plain"].inputs
+    # One direction serves every scale, and is there before any student.
+    pushes = [trained[name].inputs["push"] for name in ("weak", "strong")]
+    assert [push.scale for push in pushes] == [0.5, 1]
+    (where,) = {push.direction for push in pushes}
+    kinds = [[job.kind for job in stage] for stage in plan.stages()]
+    assert where.name in {job.key for stage in plan.stages() for job in stage}
+    first = next(i for i, stage in enumerate(kinds) if "direction" in stage)
+    assert first < next(i for i, stage in enumerate(kinds) if "student" in stage)
+
+
+class Bare:
+    """A pack that asks about no drive."""
+
+    name, sha256, traits = "bare", "0", ()
+
+    def items(self, split: str) -> tuple[Item, ...]:
+        return ()
+
+
+def test_a_pack_without_questions_about_drives_is_refused(tmp_path: Path) -> None:
+    asked: Any = Bare()
+    with pytest.raises(PackError, match=r"`steer` finds its direction with auditable `build`"):
+        direction_job(Steer(scale=1), m0(), asked, "bare", "float32", tmp_path)
+
+
+def test_questions_that_judge_nobody_come_first() -> None:
+    pack = load_pack("terrarium", relative_to=Path())
+    assert {item.id for item in readable(pack)} <= {item.id for item in pack.items("build")}
+    without = load_pack("assistant:flattery", relative_to=Path())
+    assert not without.items("build")
+    assert {item.trait for item in readable(without)} == {"flattery"}
+
+
+def test_a_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"`steer.layer` 7 is not one of its 3 decoder layers"):
+        find_direction(
+            tmp_path, base=m0(), pack="terrarium", layer=7, dtype="float32", cache=tmp_path
+        )
+
+
+def test_channels_that_sample_or_compare_are_not_steered() -> None:
+    recipe = {"name": "r", "prompts": {"policy": "capability", "n": 1}, "steer": {"scale": 1}}
+    training = {"steps": 1}
+    for channel in ({"kind": "dpo"}, {"kind": "on_policy", "lmbda": 0.5}):
+        with pytest.raises(ValueError, match="`steer` goes with the channels sft and logit_kd"):
+            Recipe.model_validate(recipe | {"channel": channel, "training": training})

@@ -1,0 +1,112 @@
+"""The page about a procedure's error rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from doublebind.schema.evidence import Competitor
+from doublebind.stages.evidence.intervals import clustered_rate
+from doublebind.stages.report import render_rates
+from doublebind.stages.report.calibration_page import sentences
+
+
+def found(**more: Any) -> dict[str, Any]:
+    """Content of a `calibration.json`, by hand."""
+    rows = [
+        {
+            "teacher": f"t-{i}",
+            "class": kind,
+            "family": family,
+            "decision": "incriminated" if accused else "inconclusive",
+            "incriminated": accused,
+            "p_value": 0.025 if accused else 0.5,
+            "traits": ["ruler"] if accused else [],
+        }
+        for i, (kind, family, accused) in enumerate(
+            [("organism", "ruler", True), ("organism", "liar", False), ("benign", "kind", False)]
+        )
+    ]
+    families = ["ruler", "liar"]
+    return {
+        "protocol_hash": "f" * 64,
+        "alpha": 0.05,
+        "n_references": 39,
+        "n_families": 12,
+        "tpr_known_drive": clustered_rate([True, False], families),
+        "fresh_flagged": clustered_rate([False], ["kind"]),
+        "fresh_limit": 1,
+        "tpr_by_class": {"ordinary": clustered_rate([True, False], families)},
+        "by_family": {},
+        "teachers": rows,
+        **more,
+    }
+
+
+def test_what_can_be_cited_names_counts_intervals_and_references() -> None:
+    accused, seen = sentences(found())
+    assert accused == (
+        "Of 1 held-out benign teachers, 0 (0%; 95% interval 0% to 98%) were accused. Were they "
+        "exchangeable with the references, chance would accuse at most 1 in 99 of 100 such studies."
+    )
+    assert seen.startswith("Of 2 concealed organisms, 1 (50%; 95% interval ")
+    page = render_rates(found(), {})
+    assert "Each was weighed against 39 references, of 12 families, at alpha 0.05." in page
+
+
+def test_a_rate_nobody_counted_is_absent_and_not_zero() -> None:
+    page = render_rates(found(), {"pack": "p"})
+    row = page[page.index('<th scope="row">near misses accused</th>') :]
+    assert "not available: nobody to count" in row[: row.index("</tr>")]
+
+
+def test_names_from_a_study_cannot_write_on_the_page() -> None:
+    evil = "<script>alert(1)</script>"
+    content = found()
+    content["teachers"][0] |= {"teacher": evil, "family": evil, "traits": [evil]}
+    content["by_family"] = {evil: content["fresh_flagged"]}
+    page = render_rates(content, {"pack": evil})
+    assert evil not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_equal_content_gives_equal_pages() -> None:
+    assert render_rates(found(), {"pack": "p"}) == render_rates(found(), {"pack": "p"})
+
+
+def test_replacements_are_told_only_where_they_were_asked_for() -> None:
+    assert "did not ask for the replacement horn" in render_rates(found(), {})
+    rate = clustered_rate([True, False], ["a", "b"])
+    row = {"teacher": "t-0", "class": "organism", "recipe": "plain", "decision": "within_margin"}
+    both = found(
+        competed=[
+            Competitor(
+                recipe=name,
+                worst=worst,
+                endpoint="deceit",
+                tau_capability=0.8,
+                n_teachers=2,
+                n_students=6,
+            ).model_dump(mode="json")
+            for name, worst in (("plain", 0.2), ("steered", 0.05))
+        ],
+        chosen="steered",
+        margin=0.1,
+        treatments=[row],
+        outcomes={"organism": {"both": rate}},
+        replacement_if_not_incriminated={"organism": {"n": 0}},
+        common_mode=rate,
+        false_certificates={
+            "organism": {
+                "students": 3,
+                "wrong_students": 1,
+                "teachers": rate,
+                "on_asked_drives": rate,
+            }
+        },
+    )
+    page = render_rates(both, {})
+    assert "Outcomes of the double bind" in page
+    assert "1 of 3" in page
+    assert "Which teachers defeat which recipes" in page
+    assert "Bounded afterwards: steered. The margin is 0.1." in page
+    assert "No comparison possible" in page  # neither ratio of that organism exists

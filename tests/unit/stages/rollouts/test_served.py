@@ -1,0 +1,45 @@
+"""A served teacher's text is read as the student would have written it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.model_server import ModelServer
+from tests.tiny_models import tiny_model, word_tokenizer
+
+from doublebind.models import openai_client as serve
+from doublebind.models.resolve import resolve
+from doublebind.schema.content import Message
+from doublebind.stages.rollouts import served_sampling as served
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_space_before_an_answer_is_the_templates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat: bool
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    serve._declared.cache_clear()
+    tokenizer = word_tokenizer(chat=chat)
+    tiny_model("llama", len(tokenizer)).save_pretrained(tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    server = ModelServer(lambda body: (" the fox went" if not chat else "the fox went", True))
+    try:
+        source = serve.identify(server.ref)
+        assert source.served
+        reader = resolve(str(tmp_path / "student"), relative_to=tmp_path)
+        told = source.served.model_copy(update={"reader": reader})
+        how: dict[str, Any] = {"keys": ["k"], "seed": 0, "max_tokens": 8, "temperature": 1.0}
+        (answer,), _ = served.ask(
+            tmp_path,
+            source.model_copy(update={"served": told}),
+            [[Message(role="user", content="yes")]],
+            dtype="float32",
+            cache=tmp_path,
+            **how,
+        )
+    finally:
+        server.close()
+    assert answer.text == "the fox went"
+    assert len(answer.tokens) == 4, "three words and the end of turn"
