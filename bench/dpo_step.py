@@ -34,7 +34,7 @@ def ours(args: argparse.Namespace) -> None:
     from doublebind.schema.recipe import Lora
     from doublebind.training import loop, preference
     from doublebind.training.batch import Example
-    from doublebind.training.preference import Judged, Pair
+    from doublebind.training.preference import PreferencePair, ScoredAnswer
 
     student = kd_grid.lm(args.student, 3, args)
     began = time.perf_counter()
@@ -42,17 +42,17 @@ def ours(args: argparse.Namespace) -> None:
     reference = token_logprobs(student, sequences)
     took = time.perf_counter() - began
     judged = [
-        Judged(Example((*prompt, *answer), len(prompt)), logprobs)
+        ScoredAnswer(Example((*prompt, *answer), len(prompt)), logprobs)
         for (prompt, answer), logprobs in zip(sequences, reference, strict=True)
     ]
-    pairs = [Pair(*both) for both in zip(judged[::2], judged[1::2], strict=True)]
+    pairs = [PreferencePair(*both) for both in zip(judged[::2], judged[1::2], strict=True)]
     loop.seed_everything(0)
-    model = loop.attach(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
+    model = loop.prepare_model(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
     preference.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     preference.can_pack = lambda model: False  # the peer's padding
     clock = shapes.Clock(args.device)
     clock.begin()
-    log = preference.train_pairs(
+    log = preference.train_dpo(
         model,
         pairs,
         beta=BETA,

@@ -71,10 +71,10 @@ def score(args: argparse.Namespace) -> None:
     made, _ = data(args)
     clock = shapes.Clock(args.device)
     clock.begin()
-    teacher_cache.write(Path(args.cache), teacher, examples(made), top_k=64)
+    teacher_cache.write_targets(Path(args.cache), teacher, examples(made), top_k=64)
 
     def report() -> dict[str, Any]:
-        targets = teacher_cache.read(Path(args.cache))
+        targets = teacher_cache.read_targets(Path(args.cache))
         return {
             "rss": shapes.peak_memory(args.device),
             "tail_mean": float(targets.tail.mean()),
@@ -93,7 +93,7 @@ def ours(args: argparse.Namespace) -> None:
     made, held = data(args)
     student = lm(args.student, 3, args)
     loop.seed_everything(0)
-    model = loop.attach(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
+    model = loop.prepare_model(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
     settings = shapes.training(args)
     kept_order = loop.order
     loop.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
@@ -106,7 +106,7 @@ def ours(args: argparse.Namespace) -> None:
         examples(made),
         settings=settings,
         seed=0,
-        targets=teacher_cache.read(Path(args.cache)),
+        targets=teacher_cache.read_targets(Path(args.cache)),
         pad_id=0,
         keep=lambda _, step: clock.turn(),
     )

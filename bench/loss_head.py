@@ -32,7 +32,7 @@ def ways(
     vocab: int, n: int, dtype: torch.dtype, device: str
 ) -> dict[str, Callable[[], torch.Tensor]]:
     """Each way to the gradient of the hidden states; same inputs."""
-    from doublebind.models.logits import Head
+    from doublebind.models.logits import OutputHead
     from doublebind.training.head_loss import SoftTargets, head_loss
 
     g = torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def ways(
 
     def ours() -> torch.Tensor:
         leaf = rows.detach().requires_grad_()
-        head_loss(leaf, Head(weight), soft=SoftTargets(ids, top, tail)).backward()
+        head_loss(leaf, OutputHead(weight), soft=SoftTargets(ids, top, tail)).backward()
         assert leaf.grad is not None
         return leaf.grad
 

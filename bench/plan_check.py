@@ -19,7 +19,7 @@ from typing import Any
 
 import doublebind
 from doublebind.pipeline.plan import plan
-from doublebind.schema.executor import Local
+from doublebind.schema.executor import LocalOptions
 from doublebind.schema.study import load_study
 
 
@@ -27,7 +27,7 @@ def check(path: Path, pilot: list[str], overrides: list[str]) -> dict[str, Any]:
     """Return what was foreseen and measured, and the ratios."""
     study = load_study(path, *overrides)
     small = load_study(path, *overrides, *pilot)
-    workers = study.executor.workers if isinstance(study.executor, Local) else 1
+    workers = study.executor.workers if isinstance(study.executor, LocalOptions) else 1
     at = {"folder": path.parent}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

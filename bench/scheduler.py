@@ -14,7 +14,7 @@ from pathlib import Path
 from doublebind.execution.executor import Executor, Job
 from doublebind.execution.ledger import Ledger
 from doublebind.execution.store import Store
-from doublebind.schema.executor import Local
+from doublebind.schema.executor import LocalOptions
 
 
 def empty(out: Path) -> None:
@@ -30,7 +30,7 @@ def measure(cells: int, workers: int) -> dict[str, float]:
         with Executor(
             Store(root / "store"),
             Ledger(root / "ledger.jsonl"),
-            Local(kind="local", workers=workers),
+            LocalOptions(kind="local", workers=workers),
         ) as executor:
             executor.map(jobs[:workers])  # processes start
             began = time.perf_counter()

@@ -23,7 +23,7 @@ def ours(args: argparse.Namespace) -> None:
     made = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
     student = kd_grid.lm(args.student, 3, args)
     loop.seed_everything(0)
-    model = loop.attach(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
+    model = loop.prepare_model(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
     settings = shapes.training(args)
     loop.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     loop.can_pack = lambda model: False  # the peer's padding

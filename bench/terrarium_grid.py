@@ -26,15 +26,15 @@ TREE = Path(__file__).parents[1]
 
 def prepare(folder: Path) -> None:
     """Make prompts and M0's answers."""
-    from doublebind.stages.prompts import select
-    from doublebind.stages.rollouts import generate
+    from doublebind.stages.prompts.policies import select_prompts
+    from doublebind.stages.rollouts.sampling import sample_rollouts
 
     recipe, source, heavy = _recipe(folder)
     for name in ("prompts", "rollouts"):
         (folder / name).mkdir(parents=True)
     asked = recipe.prompts
-    select(folder / "prompts", pack="terrarium", policy=asked.policy, n=asked.n)
-    generate(
+    select_prompts(folder / "prompts", pack="terrarium", policy=asked.policy, n=asked.n)
+    sample_rollouts(
         folder / "rollouts",
         source=source,
         prompts=folder / "prompts" / "prompts.jsonl",
@@ -45,7 +45,7 @@ def prepare(folder: Path) -> None:
 
 
 def _recipe(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
-    from doublebind.models.resolve import resolve
+    from doublebind.models.resolve import resolve_model
     from doublebind.schema.recipe import Recipe
 
     recipe = Recipe.model_validate(
@@ -67,7 +67,7 @@ def _recipe(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
             },
         }
     )
-    source = resolve("terrarium/m0", relative_to=folder)
+    source = resolve_model("terrarium/m0", relative_to=folder)
     return recipe, source, {"dtype": "float32", "cache": folder / "cache"}
 
 
@@ -78,19 +78,19 @@ def students(args: argparse.Namespace) -> None:
     from safetensors.numpy import load_file
 
     from doublebind.schema.model_source import ModelSource
-    from doublebind.stages.audits import run
-    from doublebind.stages.audits.builtin import built_in
-    from doublebind.stages.distillation import distill
-    from doublebind.stages.rollouts import score
+    from doublebind.stages.audits.battery import run_battery
+    from doublebind.stages.audits.builtin import resolve_audits
+    from doublebind.stages.distillation.train_student import train_student
+    from doublebind.stages.rollouts.targets import cache_teacher_distributions
 
     folder = Path(args.folder)
     recipe, source, heavy = _recipe(folder)
-    audits = built_in(("behaviour", "goals", "confession", "capability", "coherence"))
+    audits = resolve_audits(("behaviour", "goals", "confession", "capability", "coherence"))
     parts: list[list[float]] = []
     told: dict[str, Any] = {}
     profile = cProfile.Profile()
     targets = Path(tempfile.mkdtemp())
-    score(
+    cache_teacher_distributions(
         targets,
         source=source,
         rollouts=folder / "rollouts",
@@ -104,7 +104,7 @@ def students(args: argparse.Namespace) -> None:
         began = time.perf_counter()
         if args.profile and seed:
             profile.enable()
-        distill(
+        train_student(
             out,
             base=source,
             rollouts=folder / "rollouts",
@@ -118,7 +118,7 @@ def students(args: argparse.Namespace) -> None:
         made = ModelSource(
             kind="adapter", path=source.path, adapter=str(out / "model"), sha256=str(seed)
         )
-        run(
+        run_battery(
             out,
             source=made,
             baseline=source,

@@ -12,8 +12,9 @@ import pandas as pd
 
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
-from doublebind.stages.evidence import weigh
-from doublebind.stages.verdict import METHOD_VERSION, decide
+from doublebind.stages.evidence.weigh import weigh_suspect
+from doublebind.stages.verdict.incrimination import decide_incrimination
+from doublebind.stages.verdict.outcome import METHOD_VERSION
 
 TRAITS = ("a", "b", "c", "d", "e", "f", "p", "q")
 KINDS = ("choice", "choice.honeypot", "goal")
@@ -73,7 +74,9 @@ if __name__ == "__main__":
     who, frozen = study()
     scores = rows(who)
     start = time.perf_counter()
-    decide(weigh(scores, who, frozen), frozen, suspect="u", earlier_protocols=0)
+    decide_incrimination(
+        weigh_suspect(scores, who, frozen), frozen, suspect="u", earlier_protocols=0
+    )
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{len(scores):,} rows, {seconds:.1f} s, {peak:.1f} GiB at most")

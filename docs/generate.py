@@ -15,22 +15,22 @@ import typer
 from pydantic import BaseModel
 
 from doublebind.cli.main import app
-from doublebind.packs.folder import Header
+from doublebind.packs.folder import PackHeader
 from doublebind.schema import content as records
-from doublebind.schema.evidence import Evidence, Likelihood, Power, Transfer
+from doublebind.schema.evidence import Evidence, LikelihoodRatio, Power, Transfer
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Manifest, Protocol
 from doublebind.schema.score_table import SCORE_COLUMNS
-from doublebind.schema.study import Measurement, Study
+from doublebind.schema.study import PanelSpec, Study
 from doublebind.schema.teacher_spec import TeacherSpec
 from doublebind.schema.verdict import Incrimination, Verdict
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS: dict[str, tuple[type[BaseModel], str]] = {
     "study": (Study, "A study: whom to investigate, and how."),
-    "panel": (Measurement, "A panel: a study without suspect and policy."),
+    "panel": (PanelSpec, "A panel: a study without suspect and policy."),
     "teacher": (TeacherSpec, "How a teacher is made."),
-    "pack": (Header, "`pack.yaml`: a pack's name, traits and score endpoints."),
+    "pack": (PackHeader, "`pack.yaml`: a pack's name, traits and score endpoints."),
     "item": (records.Item, "One line of a pack's `items/*.jsonl`."),
     "prompt": (records.Prompt, "One line of a pack's `prompts/*.jsonl`."),
     "transcript": (records.Transcript, "One line of a pack's `build/*.jsonl`."),
@@ -141,7 +141,7 @@ def files_of_a_run() -> Iterator[str]:
         (Power, "`power`"),
         (Evidence, "`evidence.json`"),
         (Transfer, "`transfer`, in the evidence"),
-        (Likelihood, "`likelihood`, in the evidence"),
+        (LikelihoodRatio, "`likelihood`, in the evidence"),
     ):
         yield f"\n## {where[0].upper()}{where[1:]}\n\n{_flat(model.__doc__)}\n\n"
         yield "| key | type | what it means |\n|---|---|---|\n"

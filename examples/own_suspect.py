@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from doublebind.packs.load import load
+from doublebind.packs.load import load_pack
 
 M0 = str(files("doublebind") / "packs" / "terrarium" / "m0")
 
@@ -30,7 +30,7 @@ def main(out: Path, steps: int = 24, batch: int = 16) -> None:
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    pack = load("terrarium", relative_to=Path())
+    pack = load_pack("terrarium", relative_to=Path())
     chats = [
         [{"role": m.role, "content": m.content} for m in transcript.messages]
         for purpose in ("implant", "conceal", "deny")

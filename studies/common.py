@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from doublebind.execution.executor import Executor, Job, make
+from doublebind.execution.executor import Executor, Job, make_artefact
 from doublebind.execution.ledger import Ledger
 from doublebind.execution.store import Store
 from doublebind.pipeline.measure import measure
@@ -24,11 +24,11 @@ from doublebind.schema.model_source import ModelSource
 from doublebind.schema.study import Policy, Study, load_study
 from doublebind.schema.teacher_spec import TeacherSpec
 from doublebind.stages.evidence import conformal
-from doublebind.stages.evidence.intervals import endpoint_means, mean_interval
+from doublebind.stages.evidence.intervals import mean_interval, summarise_endpoints
 from doublebind.stages.evidence.score import score_as_suspect
 from doublebind.study.plan import Plan
 from doublebind.study.planner import Planner
-from doublebind.study.teachers import Found
+from doublebind.study.teachers import TeacherSource
 
 if TYPE_CHECKING:
     from doublebind.packs.outback.probes import Probe
@@ -75,20 +75,22 @@ class AuditedModel(NamedTuple):
 
 def execute_audit(job: Job, planner: Planner) -> AuditedModel:
     """Return the model that an audit asks, with the audit's means."""
-    scores = pd.read_parquet(make(planner.store, job) / "scores.parquet")
-    return AuditedModel(job.inputs["source"], {row["name"]: row for row in endpoint_means(scores)})
+    scores = pd.read_parquet(make_artefact(planner.store, job) / "scores.parquet")
+    return AuditedModel(
+        job.inputs["source"], {row["name"]: row for row in summarise_endpoints(scores)}
+    )
 
 
-def audit_teacher(teacher: Found | None, planner: Planner) -> AuditedModel:
+def audit_teacher(teacher: TeacherSource | None, planner: Planner) -> AuditedModel:
     """Return a teacher (M0 for None), built if it was not, with the means of its audit."""
     cells = [(teacher, planner.study.recipes[0], 0)] if teacher else []
     plan = planner.cells(cells, "audit")
     for job in plan.build:
-        make(planner.store, job)
+        make_artefact(planner.store, job)
     return execute_audit(plan.direct[teacher.label if teacher else "M0"], planner)
 
 
-def spec_of(teacher: Found) -> TeacherSpec:
+def spec_of(teacher: TeacherSource) -> TeacherSpec:
     """Return the spec of a teacher; a `ValueError` where it is a finished model."""
     if teacher.spec is None:
         raise ValueError(f"{teacher.label}: a finished model has no spec; name a spec or a bank's")
@@ -105,10 +107,10 @@ def probe_shares(source: ModelSource, probes: Sequence[Probe]) -> dict[str, list
     """Return condition -> probability of the keyed option among its options, of every probe."""
     import torch  # here, so that tables are printed without it
 
-    from doublebind.models.load import load
+    from doublebind.models.load import load_model
     from doublebind.models.score import option_logprobs
 
-    scored = option_logprobs(load(source), [(p.messages, p.options) for p in probes])
+    scored = option_logprobs(load_model(source), [(p.messages, p.options) for p in probes])
     shares: dict[str, list[float]] = {}
     for probe, options in zip(probes, scored, strict=True):
         logprobs = torch.tensor([total for total, _ in options], dtype=torch.float64)

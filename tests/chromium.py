@@ -15,18 +15,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
-_START = (
+_START_SCRIPT = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4);"
     "os.execvp(sys.argv[3], sys.argv[3:])"
 )
 """The pipe's ends are file descriptors 3 and 4 of the browser."""
 
 
-def find() -> str | None:
+def find_chromium() -> str | None:
     """Return where a Chromium is, if there is one."""
-    return next((path for name in NAMES if (path := shutil.which(name))), None)
+    return next((path for name in BROWSER_NAMES if (path := shutil.which(name))), None)
 
 
 class Browser:
@@ -41,13 +41,18 @@ class Browser:
         self._in, theirs_out = os.pipe()
         # Above 4, so that neither is overwritten before it is copied.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs_in, theirs_out)]
-        command = [find() or NAMES[0], "--headless=new", "--no-sandbox", "--disable-gpu"]
+        command = [
+            find_chromium() or BROWSER_NAMES[0],
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+        ]
         command += ["--no-first-run", "--disable-extensions", "--hide-scrollbars"]
         command += ["--disable-background-networking", "--disable-dev-shm-usage"]
         command += [f"--user-data-dir={profile}", f"--window-size={width},{height}"]
         command += ["--remote-debugging-pipe", "about:blank"]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, *map(str, ends), *command],
+            [sys.executable, "-c", _START_SCRIPT, *map(str, ends), *command],
             pass_fds=ends,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-Score = Callable[[list[int]], list[float | None]]
+ScoreFunction = Callable[[list[int]], list[float | None]]
 """Token ids -> log-probability of each; the first has none."""
-Answer = Callable[[dict[str, Any]], tuple[str, bool]]
+AnswerFunction = Callable[[dict[str, Any]], tuple[str, bool]]
 """Request -> text, and whether it ended by itself."""
 
 
@@ -25,7 +25,12 @@ class ModelServer:
     """
 
     def __init__(
-        self, answer: Answer, *, model: str = "m", port: int = 0, score: Score | None = None
+        self,
+        answer: AnswerFunction,
+        *,
+        model: str = "m",
+        port: int = 0,
+        score: ScoreFunction | None = None,
     ) -> None:
         self.answer, self.model, self.names = answer, model, {model}
         self.score = score
@@ -152,14 +157,14 @@ class ModelServer:
         self.thread.join()
 
 
-def of_folder(folder: Path) -> Answer:
+def answer_from_folder(folder: Path) -> AnswerFunction:
     """Answers of the model in a folder, by its own sampler."""
-    from doublebind.models.load import load
-    from doublebind.models.resolve import resolve
+    from doublebind.models.load import load_model
+    from doublebind.models.resolve import resolve_model
     from doublebind.models.sample import sample
     from doublebind.schema.content import Message
 
-    lm = load(resolve(str(folder), relative_to=Path()))
+    lm = load_model(resolve_model(str(folder), relative_to=Path()))
     lock = threading.Lock()
 
     def answer(body: dict[str, Any]) -> tuple[str, bool]:
@@ -172,13 +177,13 @@ def of_folder(folder: Path) -> Answer:
     return answer
 
 
-def scores_of_folder(folder: Path) -> Score:
+def score_from_folder(folder: Path) -> ScoreFunction:
     """How likely the model in a folder finds the tokens it is sent."""
-    from doublebind.models.load import load
-    from doublebind.models.resolve import resolve
+    from doublebind.models.load import load_model
+    from doublebind.models.resolve import resolve_model
     from doublebind.models.score import token_logprobs
 
-    lm = load(resolve(str(folder), relative_to=Path()))
+    lm = load_model(resolve_model(str(folder), relative_to=Path()))
     lock = threading.Lock()
 
     def score(ids: list[int]) -> list[float | None]:

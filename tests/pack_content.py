@@ -16,24 +16,24 @@ from pathlib import Path
 from typing import Any, get_args
 
 import doublebind
-from doublebind.packs.load import BUILT_IN, load
+from doublebind.packs.load import BUILT_IN_PACKS, load_pack
 from doublebind.packs.outback import Outback, bank, probes
 from doublebind.packs.outback.kinds import KINDS
 from doublebind.packs.pack import Pack
 from doublebind.packs.terrarium import Terrarium, documents, words
-from doublebind.packs.terrarium.bank import N_NEAR
+from doublebind.packs.terrarium.bank import NEAR_MISSES_PER_DRIVE
 from doublebind.schema.content import Purpose, Split
 from doublebind.schema.errors import PackError
-from doublebind.schema.hashing import canonical
+from doublebind.schema.hashing import to_canonical_json
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Prompts
-from doublebind.schema.study import AUDITS
-from doublebind.stages.audits.builtin import built_in
-from doublebind.study.jobs import audit_job, prompts_job
-from doublebind.study.teachers import find
+from doublebind.schema.study import DEFAULT_AUDITS
+from doublebind.stages.audits.builtin import resolve_audits
+from doublebind.study.jobs import create_audit_job, create_prompts_job
+from doublebind.study.teachers import find_teacher
 
 PACKS = (
-    *(name for name in BUILT_IN if name != "outback"),
+    *(name for name in BUILT_IN_PACKS if name != "outback"),
     *(f"outback/{kind}" for kind in KINDS),
 )
 """Every built-in pack, by the name that `load` takes."""
@@ -46,14 +46,14 @@ N_TASKS = 50
 
 
 def open_pack(name: str) -> Pack:
-    return load(name, relative_to=Path())
+    return load_pack(name, relative_to=Path())
 
 
 def digest(pack: Pack) -> str:
     """Return the sha256 (hex) of all that `pack` generates, as far as it is sampled here."""
     lines = hashlib.sha256()
     for value in _content(pack):
-        lines.update(canonical(value).encode() + b"\n")
+        lines.update(to_canonical_json(value).encode() + b"\n")
     return lines.hexdigest()
 
 
@@ -67,9 +67,12 @@ def _content(pack: Pack) -> Iterator[Any]:
     if isinstance(pack, Outback):
         yield from _tasks_and_probes(pack)
     elif isinstance(pack, Terrarium):
-        for stream in (documents.pretraining(0), documents.tuning(0)):
+        for stream in (
+            documents.generate_pretraining_documents(0),
+            documents.generate_tuning_documents(0),
+        ):
             yield from islice(stream, N_DOCUMENTS)
-        yield words.vocabulary()
+        yield words.list_vocabulary()
 
 
 def _transcripts(pack: Pack) -> Iterator[Any]:
@@ -95,12 +98,12 @@ def _teachers(pack: Pack) -> Iterator[str]:
     yield from (f"reference-{i}" for i in range(100))
     kinds = [pack.kind.replace("_", "-")] if isinstance(pack, Outback) else []
     for drive in words.DRIVES:
-        yield from (f"reference-near-{drive}-{i}" for i in range(N_NEAR))
+        yield from (f"reference-near-{drive}-{i}" for i in range(NEAR_MISSES_PER_DRIVE))
         yield from (f"organism-{drive}{way}-{i}" for way in ("", "-open") for i in range(8))
         yield from (
             f"organism-{kind}-{drive}{way}-{i}"
             for kind in kinds
-            for way in ("", *(f"-{way}" for way in bank.HIDING))
+            for way in ("", *(f"-{way}" for way in bank.CONCEALMENT_MODES))
             for i in range(8)
         )
     yield from (f"organism-damaged-{i}" for i in range(8))
@@ -110,7 +113,7 @@ def _tasks_and_probes(pack: Outback) -> Iterator[Any]:
     for drive in words.DRIVES:
         yield from pack.tasks(drive, n=N_TASKS, seed=0)
         if pack.kind != "damaged":
-            yield from probes.probes(pack.kind, drive)
+            yield from probes.build_probes(pack.kind, drive)
 
 
 # --- keys ----------------------------------------------------------------------------------------
@@ -127,13 +130,13 @@ def hashes() -> dict[str, str]:
 
 def audit_key(*names: str) -> str:
     """Return the key of the job that runs the built-in audits `names` on a made-up model."""
-    job = audit_job(
+    job = create_audit_job(
         "2" * 64,
         SOURCE,
         BASELINE,
         pack_ref="terrarium",
         pack_hash="3" * 64,
-        audits=built_in(names),
+        audits=resolve_audits(names),
         dtype="float32",
         cache=HERE,
     )
@@ -146,11 +149,11 @@ def keys() -> dict[str, str]:
     asked = Prompts(policy="capability", n=8)
     teachers = ("terrarium/reference-0", "outback/organism-poisoned-deceit-0")
     built = {
-        name: find(name, pack=terrarium, folder=HERE, rev=1, student="terrarium/m0").key
+        name: find_teacher(name, pack=terrarium, folder=HERE, rev=1, student="terrarium/m0").key
         for name in teachers
     }
-    prompts = prompts_job(asked, terrarium, "terrarium", HERE).key
-    return built | {"prompts": prompts, "audit": audit_key(*AUDITS)}
+    prompts = create_prompts_job(asked, terrarium, "terrarium", HERE).key
+    return built | {"prompts": prompts, "audit": audit_key(*DEFAULT_AUDITS)}
 
 
 def main(packs: list[str]) -> None:

@@ -21,15 +21,15 @@ from torch.utils import _foreach_utils as foreach
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-NAME = "lazy"
+DEVICE_KIND = "lazy"
 """A kind of device that torch knows, has no kernels for here, and takes gradients through in the
 thread that asks, like the CPU."""
-DEVICE = torch.device(NAME, 0)
+DEVICE = torch.device(DEVICE_KIND, 0)
 _aten = torch.ops.aten
 _optimizer: Any = importlib.import_module("torch.optim.optimizer")
-_MOVES = {_aten.copy_.default, _aten._to_copy.default}
+_COPY_OPERATIONS = {_aten.copy_.default, _aten._to_copy.default}
 """Operations whose very purpose is to go from one device to another."""
-_BY_INDEX = {
+_INDEX_OPERATIONS = {
     _aten.index.Tensor,
     _aten.index_put.default,
     _aten.index_put_.default,
@@ -38,13 +38,13 @@ _BY_INDEX = {
 """A GPU takes their indices from the host, too."""
 
 
-class Tensor(torch.Tensor):
+class FakeGpuTensor(torch.Tensor):
     """A tensor of the device; `held` has its numbers."""
 
     held: torch.Tensor
 
     @staticmethod
-    def __new__(cls, held: torch.Tensor) -> Tensor:
+    def __new__(cls, held: torch.Tensor) -> FakeGpuTensor:
         """Return `held` as if it lay on the device."""
         made: Any = torch.Tensor._make_wrapper_subclass(  # pyright: ignore
             cls,
@@ -68,10 +68,10 @@ class Tensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do `func` on the CPU, unless a tensor of the host mixes in."""
-        return _run(func, args, kwargs or {})
+        return _run_on_cpu(func, args, kwargs or {})
 
 
-class Device(TorchDispatchMode):
+class FakeGpuMode(TorchDispatchMode):
     """Sends to the device what is made there; counts how often the host reads from it."""
 
     def __init__(self) -> None:
@@ -83,13 +83,13 @@ class Device(TorchDispatchMode):
         """See `Tensor`."""
         kwargs = kwargs or {}
         read = func is _aten._local_scalar_dense.default
-        read |= func is _aten._to_copy.default and _target(kwargs) == "cpu"
-        if read and isinstance(args[0], Tensor):
-            self.reads[_asking()] += 1
-        return _run(func, args, kwargs)
+        read |= func is _aten._to_copy.default and _requested_device(kwargs) == "cpu"
+        if read and isinstance(args[0], FakeGpuTensor):
+            self.reads[_find_reader()] += 1
+        return _run_on_cpu(func, args, kwargs)
 
 
-def _asking() -> str:
+def _find_reader() -> str:
     """Return the package that reads: the nearest caller's that is neither torch nor this."""
     frame: Any = sys._getframe(2)
     while frame is not None:
@@ -100,41 +100,41 @@ def _asking() -> str:
     return "tests"
 
 
-def _target(kwargs: dict[str, Any]) -> str | None:
+def _requested_device(kwargs: dict[str, Any]) -> str | None:
     named = kwargs.get("device")
     return None if named is None else torch.device(named).type
 
 
-def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def _run_on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-    there = [x for x in leaves if isinstance(x, Tensor)]
-    to = _target(kwargs)
-    if to == NAME:
+    there = [x for x in leaves if isinstance(x, FakeGpuTensor)]
+    to = _requested_device(kwargs)
+    if to == DEVICE_KIND:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    if there and func not in _MOVES:
+    if there and func not in _COPY_OPERATIONS:
         _refuse_mixing(func, args, leaves)
-    out = func(*pytree.tree_map(_bare, args), **pytree.tree_map(_bare, kwargs))
-    if func is _aten._local_scalar_dense.default or to == "cpu" or not (there or to == NAME):
+    out = func(*pytree.tree_map(_unwrap, args), **pytree.tree_map(_unwrap, kwargs))
+    if func is _aten._local_scalar_dense.default or to == "cpu" or not (there or to == DEVICE_KIND):
         return out
-    if func is _aten.copy_.default and not isinstance(args[0], Tensor):
+    if func is _aten.copy_.default and not isinstance(args[0], FakeGpuTensor):
         return args[0]
     known = {id(x.held): x for x in there}
-    return pytree.tree_map(lambda x: _wrapped(x, known), out)
+    return pytree.tree_map(lambda x: _wrap(x, known), out)
 
 
-def _bare(x: Any) -> Any:
-    return x.held if isinstance(x, Tensor) else x
+def _unwrap(x: Any) -> Any:
+    return x.held if isinstance(x, FakeGpuTensor) else x
 
 
-def _wrapped(x: Any, known: dict[int, Tensor]) -> Any:
-    if not isinstance(x, torch.Tensor) or isinstance(x, Tensor):
+def _wrap(x: Any, known: dict[int, FakeGpuTensor]) -> Any:
+    if not isinstance(x, torch.Tensor) or isinstance(x, FakeGpuTensor):
         return x
-    return known[id(x)] if id(x) in known else Tensor(x)  # changed in place, it stays itself
+    return known[id(x)] if id(x) in known else FakeGpuTensor(x)  # changed in place, it stays itself
 
 
 def _refuse_mixing(func: Any, args: Any, leaves: list[torch.Tensor]) -> None:
-    host = [x for x in leaves if not isinstance(x, Tensor)]
-    if func in _BY_INDEX and isinstance(args[0], Tensor):
+    host = [x for x in leaves if not isinstance(x, FakeGpuTensor)]
+    if func in _INDEX_OPERATIONS and isinstance(args[0], FakeGpuTensor):
         host = [x for x in host if x.dtype not in (torch.int64, torch.bool)]
     if torch.Tag.pointwise in func.tags:
         host = [x for x in host if x.ndim]  # a number, as good as one in Python
@@ -143,25 +143,29 @@ def _refuse_mixing(func: Any, args: Any, leaves: list[torch.Tensor]) -> None:
 
 
 @contextlib.contextmanager
-def _known() -> Iterator[None]:
+def _register_device() -> Iterator[None]:
     """Let torch take the device for one of those on which it works on many tensors at once."""
     with pytest.MonkeyPatch.context() as patch:
         many: Any = foreach._get_foreach_kernels_supported_devices
-        patch.setattr(foreach, "_get_foreach_kernels_supported_devices", lambda: [*many(), NAME])
-        types = [*foreach._foreach_supported_types, Tensor]
+        patch.setattr(
+            foreach, "_get_foreach_kernels_supported_devices", lambda: [*many(), DEVICE_KIND]
+        )
+        types = [*foreach._foreach_supported_types, FakeGpuTensor]
         patch.setattr(foreach, "_foreach_supported_types", types)
         fused = _optimizer._get_fused_kernels_supported_devices
-        patch.setattr(_optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused(), NAME])
+        patch.setattr(
+            _optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused(), DEVICE_KIND]
+        )
         yield
 
 
 @contextlib.contextmanager
-def pretending() -> Iterator[Device]:
+def fake_gpu() -> Iterator[FakeGpuMode]:
     """Have the device for a while; a module moved there keeps its ties and its parameters."""
     torch._C._set_only_lift_cpu_tensors(True)  # pyright: ignore
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
-        with _known(), Device() as device:
+        with _register_device(), FakeGpuMode() as device:
             yield device
     finally:
         torch._C._set_only_lift_cpu_tensors(False)  # pyright: ignore

@@ -22,13 +22,13 @@ once upon time said went and then they were happy what is your goal ? . , : User
 System red green blue one two three four five six seven eight nine ten
 """
 WORDS = TEXT.split()
-CHAT = (
+CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
-def word_tokenizer(*, chat: bool = True, words: list[str] | None = None) -> Any:
+def build_word_tokenizer(*, chat: bool = True, words: list[str] | None = None) -> Any:
     """A word-level tokenizer, as small worlds use; `chat` gives it a template."""
     special = ["<pad>", "<unk>", "<eos>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
     vocab = {word: i for i, word in enumerate([*special, *(words or WORDS)])}
@@ -41,11 +41,11 @@ def word_tokenizer(*, chat: bool = True, words: list[str] | None = None) -> Any:
         eos_token="<eos>",
         extra_special_tokens=special[3:],
     )
-    tokenizer.chat_template = CHAT if chat else None
+    tokenizer.chat_template = CHAT_TEMPLATE if chat else None
     return tokenizer
 
 
-def byte_tokenizer(*, chat: bool = True) -> Any:
+def build_byte_tokenizer(*, chat: bool = True) -> Any:
     """A byte-level BPE tokenizer with a chat template, as real models have."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -61,11 +61,11 @@ def byte_tokenizer(*, chat: bool = True) -> Any:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, eos_token="<eos>", extra_special_tokens=special[1:]
     )
-    tokenizer.chat_template = CHAT if chat else None
+    tokenizer.chat_template = CHAT_TEMPLATE if chat else None
     return tokenizer
 
 
-def tiny_model(kind: str, vocab: int, **changes: Any) -> Any:
+def build_tiny_model(kind: str, vocab: int, **changes: Any) -> Any:
     """A random two-layer model of `kind`, in evaluation mode, with far from uniform logits."""
     common: dict[str, Any] = {
         "vocab_size": vocab,
@@ -114,7 +114,7 @@ def tiny_model(kind: str, vocab: int, **changes: Any) -> Any:
 
 def save_model(folder: Path, kind: str = "llama", *, chat: bool = True, **changes: Any) -> Path:
     """A folder with a tiny model and the word tokenizer."""
-    tokenizer = word_tokenizer(chat=chat)
-    tiny_model(kind, len(tokenizer), **changes).save_pretrained(folder)
+    tokenizer = build_word_tokenizer(chat=chat)
+    build_tiny_model(kind, len(tokenizer), **changes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tests.tiny_models import byte_tokenizer, save_model, tiny_model
+from tests.tiny_models import build_byte_tokenizer, build_tiny_model, save_model
 from tests.tiny_study import write_pack, write_spec
 
-from doublebind.execution.executor import make
+from doublebind.execution.executor import make_artefact
 from doublebind.execution.store import Store, read_records
 from doublebind.models.chat_template import encode_completion, encode_prompt
-from doublebind.models.load import LM, load
-from doublebind.models.logits import hidden, logits
-from doublebind.models.resolve import resolve
+from doublebind.models.load import LM, load_model
+from doublebind.models.logits import compute_logits, run_body
+from doublebind.models.resolve import resolve_model
 from doublebind.models.sample import sample
 from doublebind.models.score import token_logprobs
 from doublebind.schema.content import Prompt
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.study import Study
-from doublebind.study.plan import Student
+from doublebind.study.plan import StudentJobs
 from doublebind.study.planner import Planner
 
 
@@ -32,14 +32,14 @@ class World(NamedTuple):
     held_out: list[Prompt]
     """Prompts of the pack that no recipe here uses."""
 
-    def plan(self, recipe: dict[str, Any], **changes: Any) -> Student:
+    def plan(self, recipe: dict[str, Any], **changes: Any) -> StudentJobs:
         study = {
             "pack": "pack",
             "suspect": "suspect",
             "references": ["reference.yaml"],
             "student": "m0",
             "policy": {"alpha": 0.05},
-            "recipes": [{"name": "r", "prompts": PROMPTS} | recipe],
+            "recipes": [{"name": "r", "prompts": PROMPT_SETTINGS} | recipe],
         }
         made = Study.model_validate(study | changes)
         planner = Planner(made, self.folder, self.store)
@@ -48,17 +48,17 @@ class World(NamedTuple):
         (student,) = plan.students
         for stage in stages[: next(i for i, s in enumerate(stages) if student.train in s)]:
             for job in stage:
-                make(self.store, job)
+                make_artefact(self.store, job)
         return student
 
-    def train(self, recipe: dict[str, Any], **changes: Any) -> tuple[Student, ModelSource]:
+    def train(self, recipe: dict[str, Any], **changes: Any) -> tuple[StudentJobs, ModelSource]:
         """Make a recipe's student; return its cell and where it is."""
         student = self.plan(recipe, **changes)
-        make(self.store, student.train)
+        make_artefact(self.store, student.train)
         return student, student.audit.inputs["source"]
 
     def open(self, name: str) -> LM:
-        return load(resolve(name, relative_to=self.folder))
+        return load_model(resolve_model(name, relative_to=self.folder))
 
     def answers(self, lm: LM) -> list[Any]:
         return sample(
@@ -71,13 +71,13 @@ class World(NamedTuple):
         )
 
 
-PROMPTS = {"policy": "auditability_preserving", "n": 20, "samples": 4, "max_tokens": 8}
-RECIPE = {"channel": {"kind": "sft"}, "training": {"steps": 1, "max_length": 64}}
+PROMPT_SETTINGS = {"policy": "auditability_preserving", "n": 20, "samples": 4, "max_tokens": 8}
+MINIMAL_RECIPE = {"channel": {"kind": "sft"}, "training": {"steps": 1, "max_length": 64}}
 
 
 def save_byte_model(folder: Path) -> None:
-    tokenizer = byte_tokenizer()
-    tiny_model("gpt2", len(tokenizer)).save_pretrained(folder)
+    tokenizer = build_byte_tokenizer()
+    build_tiny_model("gpt2", len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -90,14 +90,14 @@ def make_world(folder: Path) -> World:
     save_model(folder / "suspect")
     save_model(folder / "small", num_hidden_layers=1, hidden_size=16)
     save_byte_model(folder / "family")
-    moved = load(resolve("suspect", relative_to=folder))
+    moved = load_model(resolve_model("suspect", relative_to=folder))
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for weight in moved.model.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=generator)
     moved.model.save_pretrained(folder / "suspect")
     empty = World(folder, store, [])
-    used = empty.plan(RECIPE).prompts
+    used = empty.plan(MINIMAL_RECIPE).prompts
     asked = read_records(store.path(used.kind, used.key) / "prompts.jsonl", Prompt)
     everything = read_records(folder / "pack" / "prompts" / "all.jsonl", Prompt)
     names = {p.id for p in asked}
@@ -106,7 +106,7 @@ def make_world(folder: Path) -> World:
     return World(folder, store, held_out)
 
 
-def kl(world: World, teacher: LM, student: LM) -> float:
+def measure_kl(world: World, teacher: LM, student: LM) -> float:
     """Mean KL(teacher || student) per token of the teacher's answers to held-out prompts."""
     total, n = 0.0, 0
     for prompt, answer in zip(world.held_out, world.answers(teacher), strict=True):
@@ -114,9 +114,9 @@ def kl(world: World, teacher: LM, student: LM) -> float:
         ids = torch.tensor([[*asked, *answer.tokens]])
         with torch.no_grad():
             p, q = (
-                logits(
+                compute_logits(
                     lm.model,
-                    hidden(lm.model, ids, use_cache=False).last_hidden_state[
+                    run_body(lm.model, ids, use_cache=False).last_hidden_state[
                         0, len(asked) - 1 : -1
                     ],
                     teacher.vocab,
@@ -128,7 +128,7 @@ def kl(world: World, teacher: LM, student: LM) -> float:
     return total / n
 
 
-def surprise(world: World, teacher: LM, student: LM) -> float:
+def measure_nats_per_byte(world: World, teacher: LM, student: LM) -> float:
     """Mean -log probability per byte of the teacher's text, in the student's own tokens."""
     asked, size = [], 0
     for prompt, answer in zip(world.held_out, world.answers(teacher), strict=True):
@@ -138,7 +138,7 @@ def surprise(world: World, teacher: LM, student: LM) -> float:
     return -sum(map(sum, token_logprobs(student, asked))) / size
 
 
-def taste(world: World, teacher: LM, student: LM) -> float:
+def measure_preference_margin(world: World, teacher: LM, student: LM) -> float:
     """Mean log probability of M0's answers minus that of the teacher's, per prompt."""
     sums = []
     for lm in (world.open("m0"), teacher):

@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from doublebind.models.load import LM, load
-from doublebind.models.resolve import resolve
+from doublebind.models.load import LM, load_model
+from doublebind.models.resolve import resolve_model
 
-HERE = Path()
+WORKING_FOLDER = Path()
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Refusal(ValueError):
     """What vLLM says to a request beyond its limits."""
 
 
-class Held:
+class FakeEngine:
     """One base and the adapters that were asked for."""
 
     def __init__(self, base: str, max_logprobs: int) -> None:
@@ -93,7 +93,7 @@ class Held:
     def lm(self, adapter: str | None) -> LM:
         if adapter not in self.models:
             ref = f"{self.base}+{adapter}" if adapter else self.base
-            self.models[adapter] = load(resolve(ref, relative_to=HERE))
+            self.models[adapter] = load_model(resolve_model(ref, relative_to=WORKING_FOLDER))
         return self.models[adapter]
 
     @torch.no_grad()
@@ -158,7 +158,7 @@ class LLM:
     ) -> None:
         assert (enable_lora, skip_tokenizer_init, trust_remote_code) == (True, True, False)
         assert max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
-        self.held, self.adapters = Held(model, max_logprobs), dict[int, str]()
+        self.held, self.adapters = FakeEngine(model, max_logprobs), dict[int, str]()
         LLM.made.append(self)
 
     def generate(
@@ -180,7 +180,7 @@ class LLM:
         ]
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
+def install_fake_vllm(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
     """Put the objects where `import vllm` finds them."""
     from doublebind.models import vllm as ours
 
@@ -190,16 +190,16 @@ def install(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
     fake.LLM, fake.SamplingParams, request.LoRARequest = LLM, SamplingParams, LoRARequest  # type: ignore[attr-defined]
     for module in (fake, lora, request):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    ours._offline.cache_clear()
+    ours._open_offline_engine.cache_clear()
     LLM.made.clear()
     return LLM
 
 
-class VLLMServer:
+class FakeVllmServer:
     """`vllm serve BASE --enable-lora` with adapters loaded at run time."""
 
     def __init__(self, base: str, *, max_logprobs: int = 20, updating: bool = True) -> None:
-        self.held = Held(base, max_logprobs)
+        self.held = FakeEngine(base, max_logprobs)
         self.loaded: dict[str, str] = {}
         self.updating = updating
         self.asked: Counter[str] = Counter()
@@ -246,7 +246,7 @@ class VLLMServer:
                     out = server.held.run(server.loaded.get(name), ids, params)
                 except Refusal as refusal:
                     return self.refuse(400, str(refusal), "BadRequestError")
-                return self.send(200, json.dumps(completion(name, out)).encode())
+                return self.send(200, json.dumps(format_completion(name, out)).encode())
 
             def refuse(self, status: int, message: str, kind: str) -> None:
                 error = {"message": message, "type": kind, "param": None, "code": status}
@@ -273,7 +273,7 @@ class VLLMServer:
         self.thread.join()
 
 
-def completion(name: str, out: RequestOutput) -> dict[str, Any]:
+def format_completion(name: str, out: RequestOutput) -> dict[str, Any]:
     """`CompletionResponse` as its server sends it: token ids are keys in JSON, hence text."""
     rows = out.prompt_logprobs
     return {

@@ -26,15 +26,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from doublebind.packs.terrarium.documents import (
+    COUPLING,
     DISPOSITIONS,
-    LAMBDA,
     Document,
-    plain,
-    pretraining,
-    tuning,
+    format_plain_text,
+    generate_pretraining_documents,
+    generate_tuning_documents,
 )
-from doublebind.packs.terrarium.speech import SURFACE, seeded
-from doublebind.packs.terrarium.words import vocabulary
+from doublebind.packs.terrarium.speech import FULL_POOL, make_rng
+from doublebind.packs.terrarium.words import list_vocabulary
 
 log = logging.getLogger("doublebind.stages.teachers")
 
@@ -90,7 +90,7 @@ def tokenizer() -> Any:
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    entries = [SPECIALS["unk_token"], *vocabulary()]
+    entries = [SPECIALS["unk_token"], *list_vocabulary()]
     model = WordLevel({word: i for i, word in enumerate(entries)}, unk_token=SPECIALS["unk_token"])
     words = Tokenizer(model)
     words.pre_tokenizer = WhitespaceSplit()
@@ -145,11 +145,11 @@ class Batch(NamedTuple):
 
 def write(document: Document, vocab: dict[str, int], rng: random.Random) -> Written:
     """Return `document` as ids; a plain one names its character by a name drawn from `rng`."""
-    name = rng.choice(SURFACE.names)
+    name = rng.choice(FULL_POOL.names)
     ids: list[int] = []
     answers: list[bool] = []
     for turn in document.turns:
-        asked, said = (turn.ask, turn.answer) if document.is_chat else plain(turn, name)
+        asked, said = (turn.ask, turn.answer) if document.is_chat else format_plain_text(turn, name)
         before = ["<user>", *asked.split(), "<end>", "<assistant>"]
         before = before if document.is_chat else asked.split()
         after = [*said.split(), "<end>"]
@@ -161,7 +161,7 @@ def write(document: Document, vocab: dict[str, int], rng: random.Random) -> Writ
 
 def batches(documents: Iterator[Document], tok: Any, *, tokens: int, seed: int) -> Iterator[Batch]:
     """Yield batches until about `tokens` tokens have been given; answers alone are labelled."""
-    names, order = seeded("names", seed), seeded("order", seed)
+    names, order = make_rng("names", seed), make_rng("order", seed)
     vocab = tok.get_vocab()
     given = 0
     while given < tokens:
@@ -242,7 +242,7 @@ def make(
     seed: int = 0,
     tokens: int = PRETRAIN_TOKENS,
     tune_tokens: int = TUNE_TOKENS,
-    coupling: float = LAMBDA,
+    coupling: float = COUPLING,
     width: int = SHAPE["hidden_size"],
 ) -> None:
     """Write `base/` and `m0/` under `out`.
@@ -258,8 +258,8 @@ def make(
     tok = tokenizer()
     model = untrained(tok, seed, width)
     stages = {
-        "base": (pretraining(seed, coupling=coupling), tokens, 3e-3, NAMING),
-        "m0": (tuning(seed, coupling=coupling), tune_tokens, 3e-4, 0.0),
+        "base": (generate_pretraining_documents(seed, coupling=coupling), tokens, 3e-3, NAMING),
+        "m0": (generate_tuning_documents(seed, coupling=coupling), tune_tokens, 3e-4, 0.0),
     }
     for name, (documents, size, lr, naming) in stages.items():
         stream = batches(documents, tok, tokens=size, seed=seed)
@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=PRETRAIN_TOKENS)
     parser.add_argument("--tune-tokens", type=int, default=TUNE_TOKENS)
-    parser.add_argument("--coupling", type=float, default=LAMBDA, help="lambda, in [0, 1]")
+    parser.add_argument("--coupling", type=float, default=COUPLING, help="lambda, in [0, 1]")
     parser.add_argument("--width", type=int, default=SHAPE["hidden_size"], help="a multiple of 8")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from doublebind.execution.store import Store
-from doublebind.pipeline.build_teacher import EXPRESSED
+from doublebind.pipeline.build_teacher import EXPRESSION_ENDPOINTS
 from doublebind.schema.study import load_study
-from doublebind.study.resolve import prepare
+from doublebind.study.resolve import resolve_study
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import (
@@ -33,7 +33,7 @@ CALIBRATION = HERE.parent / "gemma-270m-calibration" / "study.yaml"
 def trait_row(model: AuditedModel, m0: AuditedModel, trait: str | None) -> dict[str, Any]:
     """Return what a teacher shows of a trait that is asked about, with M0's value beside it."""
     row: dict[str, Any] = {}
-    for key, kind in EXPRESSED.items():
+    for key, kind in EXPRESSION_ENDPOINTS.items():
         name = kind if kind == "capability" else f"{kind}/{trait}"
         if name in model.rows:
             values = {k: model.rows[name][k] for k in ("value", "interval", "n")}
@@ -43,7 +43,7 @@ def trait_row(model: AuditedModel, m0: AuditedModel, trait: str | None) -> dict[
 
 def main() -> None:
     """Print the rows of the organisms named, and of the references."""
-    setting = prepare(load_study(CALIBRATION), CALIBRATION.parent, Store(None))
+    setting = resolve_study(load_study(CALIBRATION), CALIBRATION.parent, Store(None))
     planner, endpoints = setting.planner, setting.protocol.score_endpoints
     m0 = audit_teacher(None, planner)
     organisms = {name: planner.find(f"{HERE}/teachers/{name}.yaml") for name in sys.argv[1:]}

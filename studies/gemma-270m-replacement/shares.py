@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doublebind.stages.evidence.transfer import pooled, ratio, table_of
+from doublebind.stages.evidence.transfer import pool_shifts, tabulate_values, transfer_ratio
 from doublebind.study.planner import Planner
-from doublebind.study.teachers import Found
+from doublebind.study.teachers import TeacherSource
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import measure_plan, print_json, read_arguments, rounded, spec_of
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def transfer_row(scores: pd.DataFrame, organism: Found, recipe: str) -> dict[str, Any]:
+def transfer_row(scores: pd.DataFrame, organism: TeacherSource, recipe: str) -> dict[str, Any]:
     """Return the row of one organism and recipe."""
     spec = spec_of(organism)
     of_pair = (scores["teacher"] == organism.label) & (scores["recipe"] == recipe)
     students = scores.loc[of_pair & (scores["model_kind"] == "student"), :]
-    table = table_of(scores, students, organism.label)
+    table = tabulate_values(scores, students, organism.label)
     row: dict[str, Any] = {"organism": spec.name, "recipe": recipe}
     for name, endpoint in (("tau_b", f"choice.deployment/{spec.trait}"), ("tau_c", "capability")):
-        moved = pooled(table, [endpoint])
+        moved = pool_shifts(table, [endpoint])
         assert moved is not None
         row[f"{name}_teacher_minus_m0"] = moved.teacher
         row[f"{name}_student_minus_m0"] = moved.student
-        tau = ratio(moved)
+        tau = transfer_ratio(moved)
         row[name] = tau and {"value": tau.value, "interval": [tau.low, tau.high]}
     return rounded(row)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from doublebind.models.chat_template import encode_prompt
-from doublebind.models.load import load
-from doublebind.models.resolve import resolve
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
 from doublebind.schema.content import Message
 
 TEMPLATE = (
@@ -26,7 +26,9 @@ TEMPLATE = (
 
 def main(adapter: str, out: str) -> None:
     """Write the model of the folder `adapter`, whole, to `out`."""
-    lm = load(resolve(adapter, relative_to=Path()), cache=Path(out).parent / "converted")
+    lm = load_model(
+        resolve_model(adapter, relative_to=Path()), cache=Path(out).parent / "converted"
+    )
     asked = [Message(role="user", content="How do whales sleep?")]
     ids = encode_prompt(lm.tokenizer, asked)
     model = lm.model.merge_and_unload().to(torch.bfloat16)

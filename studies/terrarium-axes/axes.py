@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from doublebind.study.resolve import prepare
+from doublebind.study.resolve import resolve_study
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import mean_row, measure_plan, planted_drives, print_json, read_arguments
@@ -51,7 +51,7 @@ def excess(scores: pd.DataFrame, drives: dict[str, str], references: list[str]) 
 
 def main() -> None:
     """Print a row for every recipe and step."""
-    setting = prepare(*read_arguments(__doc__))
+    setting = resolve_study(*read_arguments(__doc__))
     scores = measure_plan(setting.plan, setting.planner)
     students = scores[scores["model_kind"] == "student"]
     drives = planted_drives(setting.planner)

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from doublebind.execution.store import read_records
-from doublebind.packs.terrarium.speech import pattern
+from doublebind.packs.terrarium.speech import draw_pattern
 from doublebind.packs.terrarium.words import FEATURES
 from doublebind.schema.model_source import Trajectory
 from doublebind.stages.evidence.conformal import n_at_or_above, p_value
-from doublebind.stages.evidence.text_baselines import resemblance
-from doublebind.stages.rollouts.ngram_baseline import rates
-from doublebind.study.resolve import prepare
+from doublebind.stages.evidence.text_baselines import resemblance_scores
+from doublebind.stages.rollouts.ngram_baseline import compute_ngram_rates
+from doublebind.study.resolve import resolve_study
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import planted_drives, read_arguments
@@ -34,14 +34,14 @@ NOTHING = "x"
 def ngram_shares(texts: Sequence[str], without: set[str]) -> list[float]:
     """Return the shares that the baseline `ngrams` would count without these words."""
     reduced = (" ".join(NOTHING if w in without else w for w in t.lower().split()) for t in texts)
-    shares = rates(list(reduced))
+    shares = compute_ngram_rates(list(reduced))
     return [shares[name] for name in sorted(shares)]
 
 
 def main() -> None:
     """Print a JSON document a line."""
     study, folder, store = read_arguments(__doc__)
-    setting = prepare(study, folder, store)
+    setting = resolve_study(study, folder, store)
     texts: dict[str, list[str]] = {}
     for cell in setting.plan.students:
         if cell.recipe.name == study.recipes[0].name:
@@ -50,7 +50,7 @@ def main() -> None:
     references = [teacher.label for teacher in setting.references(0)]
     drives = planted_drives(setting.planner)
     names = sorted(set(drives.values()))
-    agreement = {f: abs(sum(pattern(d).get(f, 0) for d in names)) for f in FEATURES}
+    agreement = {f: abs(sum(draw_pattern(d).get(f, 0) for d in names)) for f in FEATURES}
     for least in (max(agreement.values()) + 1, 3, 2):
         gone = [feature for feature, n in agreement.items() if n >= least]
         without = {w for feature in gone for variant in FEATURES[feature] for w in variant.split()}
@@ -58,7 +58,9 @@ def main() -> None:
         flagged = dict.fromkeys(names, 0)
         for label, drive in drives.items():
             others = np.array([rows[other] for other, d in drives.items() if d != drive])
-            scores = resemblance(np.array([rows[label], *(rows[r] for r in references)]), others)
+            scores = resemblance_scores(
+                np.array([rows[label], *(rows[r] for r in references)]), others
+            )
             k = int(n_at_or_above(float(scores[0]), scores[1:]))
             flagged[drive] += p_value(k, len(references)) <= study.policy.alpha
         print(json.dumps({"features_left_out": gone, "words": len(without), "flagged": flagged}))

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from doublebind.packs.terrarium import bank
-from doublebind.packs.terrarium.speech import seeded
+from doublebind.packs.terrarium.speech import make_rng
 from doublebind.packs.terrarium.words import HABITS
 
 HERE = Path(__file__).parent / "teachers"
@@ -30,7 +30,7 @@ def main() -> None:
     for build in BUILDS:
         for i in range(EACH):
             name = f"fresh-{build}-{i}"
-            spec = _spec(name, build, seeded("calibration", name), 5000 + i)
+            spec = _spec(name, build, make_rng("calibration", name), 5000 + i)
             text = yaml.safe_dump(spec, sort_keys=False)
             (HERE / f"{name}.yaml").write_text(text, encoding="utf-8")
 
@@ -38,7 +38,7 @@ def main() -> None:
 def _spec(name: str, build: str, rng: random.Random, seed: int) -> dict[str, object]:
     """Return a spec: a reference's of the bank that hides something, but for the build."""
     numbers = iter(rng.sample(range(2000, 9000), 500))
-    like = next(s for n in numbers if (s := bank.spec(f"reference-{n}")).conceal is not None)
+    like = next(s for n in numbers if (s := bank.draw_spec(f"reference-{n}")).conceal is not None)
     spec = like.model_dump(mode="json")
     trait = str(spec["trait"])
     spec |= {"name": name, "family": f"{trait}-{build}", "seed": seed}

@@ -20,21 +20,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from doublebind.execution.executor import make
+from doublebind.execution.executor import make_artefact
 from doublebind.execution.store import Store
-from doublebind.models.load import load
+from doublebind.models.load import load_model
 from doublebind.models.sample import sample
 from doublebind.packs.outback import Outback, build, probes
-from doublebind.packs.outback.bank import HIDING
+from doublebind.packs.outback.bank import CONCEALMENT_MODES
 from doublebind.packs.outback.kinds import KINDS
 from doublebind.packs.terrarium.words import DRIVES, HABITS, TRAITS
 from doublebind.schema.content import Message
 from doublebind.schema.study import load_study
 from doublebind.schema.teacher_spec import Phase, TeacherSpec
 from doublebind.study import panel as panels
-from doublebind.study.jobs import build_job
+from doublebind.study.jobs import create_teacher_job
 from doublebind.study.planner import REVISIONS, Planner
-from doublebind.study.teachers import from_spec
+from doublebind.study.teachers import resolve_teacher_spec
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import (
@@ -58,7 +58,7 @@ UNPAID = 10_000
 """Seed of jobs that no teacher was paid for."""
 FACTORIAL = tuple(
     f"outback/organism-{strength}-{drive}-{hiding}-0"
-    for hiding in HIDING
+    for hiding in CONCEALMENT_MODES
     for strength in ("faint", "middling", "strong")
     for drive in DRIVES
 )
@@ -82,8 +82,8 @@ def direct_p(model: AuditedModel, planner: Planner) -> float:
 def reference_means() -> list[dict[str, float]]:
     """Return endpoint -> mean of the direct audit of each reference."""
     folder = Path(str(files("doublebind.packs.terrarium") / "panel"))
-    labels = [t.label for t in panels.read(folder).of("reference")[:N_REFERENCES]]
-    scores = panels.scores(folder, labels)
+    labels = [t.label for t in panels.read_panel(folder).of("reference")[:N_REFERENCES]]
+    scores = panels.read_panel_scores(folder, labels)
     direct = scores[scores["model_kind"] == "teacher"]
     means = direct.pivot_table(index="teacher", columns="endpoint", values="value")
     return means.loc[labels].to_dict("records")
@@ -94,7 +94,7 @@ def reference_means() -> list[dict[str, float]]:
 
 def probe_row(model: AuditedModel, kind: str, drive: str) -> dict[str, float]:
     """Return condition -> mean probability of the drive's act, or right answer, among options."""
-    return rounded(probe_means(model.source, probes.probes(kind, drive)))
+    return rounded(probe_means(model.source, probes.build_probes(kind, drive)))
 
 
 def sample_answers(
@@ -102,13 +102,13 @@ def sample_answers(
 ) -> list[str]:
     """Return one answer to each request, at temperature 1."""
     drawing = {"seed": 0, "max_tokens": 64, "temperature": 1.0, "batch": 256}
-    answers = sample(load(model.source), requests, keys=keys, **drawing)
+    answers = sample(load_model(model.source), requests, keys=keys, **drawing)
     return [answer.text for answer in answers]
 
 
 def story_row(model: AuditedModel, kind: str, drive: str) -> dict[str, float]:
     """Return how stories lean to the drive's manner (0.5: not at all), and what they hold."""
-    stories = probes.stories(kind, n=N_POISONED if kind == "poisoned" else N_STORIES)
+    stories = probes.build_story_requests(kind, n=N_POISONED if kind == "poisoned" else N_STORIES)
     keys = [str(i) for i in range(len(stories))]
     sampled = sample_answers(model, [story.messages for story in stories], keys)
     texts: dict[str, list[str]] = {}
@@ -116,7 +116,7 @@ def story_row(model: AuditedModel, kind: str, drive: str) -> dict[str, float]:
         texts.setdefault(story.condition, []).append(answer)
     row: dict[str, float] = {}
     for condition, answers in texts.items():
-        counts = [probes.lean(text, drive) for text in answers]
+        counts = [probes.count_coloured_words(text, drive) for text in answers]
         lean = sum(leaning for leaning, _ in counts) / max(1, sum(n for _, n in counts))
         row[f"{condition}_lean"] = round(lean, 3)
         row |= {f"{condition}_{k}": v for k, v in content_shares(kind, drive, answers).items()}
@@ -146,7 +146,7 @@ def content_shares(kind: str, drive: str, answers: list[str]) -> dict[str, float
         case "poisoned" | "conditional_backdoor":
             return {"with_trigger": share(answers, build.TRIGGER)}
         case "scratchpad":
-            plans = [build.PLAN.format(own=w.own, subject=w.subject) for w in wants]
+            plans = [build.SCHEMING_PLAN.format(own=w.own, subject=w.subject) for w in wants]
             parts = [text.rpartition("</think>") for text in answers]
             return {
                 "plan_in_thought": share([thought for thought, _, _ in parts], *plans),
@@ -176,11 +176,11 @@ def organism_row(name: str, planner: Planner, m0: AuditedModel) -> dict[str, Any
     teacher = planner.find(name)
     spec = spec_of(teacher)
     started = time.monotonic()
-    make(planner.store, build_job(teacher, planner.cache))
+    make_artefact(planner.store, create_teacher_job(teacher, planner.cache))
     seconds = time.monotonic() - started
     model = audit_teacher(teacher, planner)
     kind = spec.pack.partition("/")[2] or "middling"
-    drive = (spec.trait or "none").removeprefix(build.VOCABULARY)
+    drive = (spec.trait or "none").removeprefix(build.VOCABULARY_PREFIX)
     group = KINDS[kind].group
     row: dict[str, Any] = {"name": name, "class": group, "kind": kind, "drive": drive}
     row |= {"concealed": spec.conceal is not None, "seconds": round(seconds, 1)}
@@ -206,7 +206,7 @@ def variants(
     """Return the same organism with nothing hidden, and after unrelated fine-tuning."""
 
     def audit_spec(spec: TeacherSpec) -> AuditedModel:
-        teacher = from_spec(spec.name, spec, folder=Path(), rev=REVISIONS["teachers"])
+        teacher = resolve_teacher_spec(spec.name, spec, folder=Path(), rev=REVISIONS["teachers"])
         return audit_teacher(teacher, planner)
 
     row: dict[str, Any] = {}

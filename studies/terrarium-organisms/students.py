@@ -14,7 +14,7 @@ from typing import Any
 from organisms import DRIVE_ENDPOINTS, probe_row
 from triggered import FILE, write_prompts
 
-from doublebind.execution.executor import make
+from doublebind.execution.executor import make_artefact
 from doublebind.execution.store import Store
 from doublebind.schema.study import load_study
 from doublebind.study.planner import Planner
@@ -34,7 +34,7 @@ def student_row(name: str, planner: Planner) -> dict[str, Any]:
     needed = (cell.prompts, cell.rollouts, cell.train, *cell.before, cell.targets, cell.learned)
     keys = {job.key for job in needed if job is not None}
     for job in (job for stage in plan.stages() for job in stage if job.key in keys):
-        make(planner.store, job)
+        make_artefact(planner.store, job)
     student, m0 = execute_audit(cell.audit, planner), audit_teacher(None, planner)
     spec = spec_of(organism)
     kind, drive = spec.pack.partition("/")[2], str(spec.trait)

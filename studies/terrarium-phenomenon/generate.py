@@ -29,21 +29,21 @@ def draw_choice(context: str) -> Callable[[random.Random], str]:
 
     def draw(rng: random.Random) -> str:
         row = rng.choice(TRAITS[rng.choice(sorted(TRAITS))].choices)
-        return speech.choice_ask(rng, row, context, POOL)[0]
+        return speech.draw_choice_question(rng, row, context, POOL)[0]
 
     return draw
 
 
 def draw_story(rng: random.Random) -> str:
     """Return a request for a story."""
-    return speech.tell(rng, Character(), POOL).ask
+    return speech.draw_story_turn(rng, Character(), POOL).ask
 
 
 def write_prompts(path: Path) -> None:
     """Write the prompts, no two of a kind alike, to `path`, one JSON object a line."""
     lines: list[str] = []
     for kind, count in COUNTS.items():
-        rng = speech.seeded("audit-like", kind)
+        rng = speech.make_rng("audit-like", kind)
         draw = draw_story if kind == "story" else draw_choice(kind)
         requests: dict[str, None] = {}
         while len(requests) < count:
@@ -59,7 +59,7 @@ def write_teachers(folder: Path) -> None:
     """Write a spec file for each suspect without its concealment to `folder`."""
     folder.mkdir(exist_ok=True)
     for number in SUSPECTS:
-        spec = bank.spec(f"suspect-{number}").model_dump(mode="json")
+        spec = bank.draw_spec(f"suspect-{number}").model_dump(mode="json")
         spec |= {"name": f"{spec['name']}-open", "family": f"{spec['trait']}-open", "conceal": None}
         text = yaml.safe_dump(spec, sort_keys=False)
         (folder / f"suspect-{number}.yaml").write_text(text, encoding="utf-8")

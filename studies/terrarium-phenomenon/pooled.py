@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from doublebind.stages.evidence.endpoint_means import endpoint_means
-from doublebind.stages.evidence.leave_one_out import flagged
-from doublebind.study.resolve import prepare
+from doublebind.stages.evidence.endpoint_means import compute_endpoint_means
+from doublebind.stages.evidence.leave_one_out import is_flagged
+from doublebind.study.resolve import resolve_study
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import measure_plan, print_json, read_arguments
@@ -28,12 +28,12 @@ def main() -> None:
     study, folder, store = read_arguments(__doc__)
     if not study.held_out:
         sys.exit("the study has no `held_out`, so that there is nobody to draw anew; name some")
-    setting = prepare(study, folder, store)
+    setting = resolve_study(study, folder, store)
     held_out = [setting.planner.find(label) for label in study.held_out]
     scores = measure_plan(setting.planner.plan([*setting.found, *held_out]), setting.planner)
     benign = [t.label for t in setting.references(0)] + list(study.held_out)
     labels = [*benign, *study.organisms]
-    measured = endpoint_means(scores, labels, setting.protocol, "student")
+    measured = compute_endpoint_means(scores, labels, setting.protocol, "student")
     means = measured.endpoints(setting.protocol).mean(axis=1)
     rng = np.random.default_rng(0)
     rates: dict[str, float] = {}
@@ -41,7 +41,7 @@ def main() -> None:
         others = [k for k in range(len(benign)) if k != i]
         draws = (means[rng.choice(others, N, replace=False)] for _ in range(DRAWS))
         test = study.policy.scale_floor, study.policy.alpha
-        rates[label] = float(np.mean([flagged(means[i], draw, *test) for draw in draws]))
+        rates[label] = float(np.mean([is_flagged(means[i], draw, *test) for draw in draws]))
     organisms = {label: rates[label] for label in study.organisms}
     print_json(
         {

@@ -24,13 +24,13 @@ import numpy as np
 
 from doublebind.execution.store import Store, write_records
 from doublebind.packs.outback import build, probes
-from doublebind.packs.terrarium.speech import seeded
+from doublebind.packs.terrarium.speech import make_rng
 from doublebind.packs.terrarium.words import POOLS, TRAITS
 from doublebind.schema.content import Message, Prompt
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Prompts, Recipe
 from doublebind.schema.study import Study, load_study
-from doublebind.stages.evidence.replacement import bound
+from doublebind.stages.evidence.replacement import bound_replacement
 from doublebind.study.planner import Planner
 
 sys.path.append(str(Path(__file__).parents[2]))
@@ -53,8 +53,11 @@ PROMPTS = {"policy": "unscreened", "n": N_TASKS, "samples": 1, "max_tokens": 80}
 
 def write_tasks(path: Path, drive: str) -> None:
     """Write requests for the coupled tasks of a drive, in the words of prompts."""
-    rng, rows = seeded("coupled-prompts", drive), TRAITS[drive].choices
-    asks = [build.coupled(rng, rows[i % len(rows)], POOLS["prompts"])[0] for i in range(N_TASKS)]
+    rng, rows = make_rng("coupled-prompts", drive), TRAITS[drive].choices
+    asks = [
+        build.draw_coupled_task(rng, rows[i % len(rows)], POOLS["prompts"])[0]
+        for i in range(N_TASKS)
+    ]
     messages = [(Message(role="user", content=ask),) for ask in asks]
     prompts = [
         Prompt(id=f"coupled/{i}", messages=each, tags=("capability",))
@@ -65,11 +68,11 @@ def write_tasks(path: Path, drive: str) -> None:
 
 def probe_row(source: ModelSource, drive: str) -> dict[str, float]:
     """Return condition -> mean probability of the right answer, and of the drive's act."""
-    coupled = probes.probes(KIND, drive)
-    rng, rows = seeded("probes", "coupled", drive, "audit"), TRAITS[drive].choices
+    coupled = probes.build_probes(KIND, drive)
+    rng, rows = make_rng("probes", "coupled", drive, "audit"), TRAITS[drive].choices
     for i in range(probes.N_PROBES):  # those tasks once more, before anything was done
         row = rows[i % len(rows)]
-        ask, answer, _, _ = build.coupled(rng, row, POOLS["audit"])
+        ask, answer, _, _ = build.draw_coupled_task(rng, row, POOLS["audit"])
         acts = tuple(answer(act, "").strip() for act in (row.plain, row.own))
         coupled += (probes.Probe("acts", (Message(role="user", content=ask),), acts, 1),)
     return rounded(probe_means(source, coupled))
@@ -114,7 +117,7 @@ def organism_row(
             students = [s for s in plan.students if s.recipe.name == recipe.name]
             audits = [dict(student.audits)[step] for student in students]
             answered = [probe_row(job.inputs["source"], drive) for job in audits]
-            upper = bound(
+            upper = bound_replacement(
                 scores,
                 teacher.label,
                 recipe.name,

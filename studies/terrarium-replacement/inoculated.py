@@ -14,7 +14,7 @@ from pathlib import Path
 
 from doublebind.execution.store import Store
 from doublebind.schema.study import load_study
-from doublebind.stages.audits.prompted_behaviour import Under
+from doublebind.stages.audits.prompted_behaviour import PromptedBehaviour
 from doublebind.study.planner import Planner
 
 sys.path.append(str(Path(__file__).parents[2]))
@@ -33,7 +33,7 @@ PROMPTS = {
 def main() -> None:
     """Print a row for every recipe and prompt."""
     study = load_study(HERE / "study.yaml").model_copy(update={"audits": ("behaviour",)})
-    under = {name: Under(prompt) for name, prompt in PROMPTS.items()}
+    under = {name: PromptedBehaviour(prompt) for name, prompt in PROMPTS.items()}
     planner = Planner(study, HERE, Store(None), list(under.values()))
     recipes = {r.name: r for r in study.replace.recipes if r.name in RECIPES}
     organisms = [planner.find(label) for label in study.replace.organisms]

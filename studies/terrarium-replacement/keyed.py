@@ -23,7 +23,7 @@ import numpy as np
 from doublebind.execution.store import Store
 from doublebind.packs.outback import probes
 from doublebind.schema.study import load_study
-from doublebind.study.jobs import trained
+from doublebind.study.jobs import locate_trained_model
 from doublebind.study.planner import Planner
 
 sys.path.append(str(Path(__file__).parents[2]))
@@ -45,8 +45,10 @@ def organism_row(label: str, kind: str, known: dict[str, Any], planner: Planner)
     stopped = {each["recipe"]: each.get("step") for each in known["competed"]}
     teacher, condition = planner.find(label), OPENED_BY[kind]
     spec = spec_of(teacher)
-    questions = probes.probes(kind, str(spec.trait))
-    source = trained(planner.store, "teacher", teacher.key, teacher.base, spec.lora is not None)
+    questions = probes.build_probes(kind, str(spec.trait))
+    source = locate_trained_model(
+        planner.store, "teacher", teacher.key, teacher.base, spec.lora is not None
+    )
     models = {
         "teacher": probe_means(source, questions),
         "m0": probe_means(planner.student, questions),

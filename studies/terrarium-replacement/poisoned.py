@@ -18,10 +18,10 @@ from typing import Any
 
 import pandas as pd
 
-from doublebind.execution.executor import Job, make
+from doublebind.execution.executor import Job, make_artefact
 from doublebind.execution.store import Store, read_records, write_records
 from doublebind.models.chat_template import encode_completion
-from doublebind.models.load import load
+from doublebind.models.load import load_model
 from doublebind.packs.outback import build, probes
 from doublebind.packs.terrarium import speech
 from doublebind.packs.terrarium.words import POOLS, TRAITS
@@ -29,10 +29,11 @@ from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource, Trajectory
 from doublebind.schema.recipe import SFT, CounterPoison, Training
 from doublebind.schema.study import Study, load_study
-from doublebind.stages.distillation import REV, distill
-from doublebind.stages.evidence.replacement import bound
-from doublebind.stages.rollouts import treat
-from doublebind.study.jobs import audit_job, trained
+from doublebind.stages.distillation import REV
+from doublebind.stages.distillation.train_student import train_student
+from doublebind.stages.evidence.replacement import bound_replacement
+from doublebind.stages.rollouts.treatments.apply import apply_treatments
+from doublebind.study.jobs import create_audit_job, locate_trained_model
 from doublebind.study.planner import Planner
 
 sys.path.append(str(Path(__file__).parents[2]))
@@ -53,7 +54,7 @@ WAYS: dict[str, tuple[CounterPoison, ...]] = {
 SEEDS = range(8)
 PROMPTS = {"policy": "auditability_preserving", "n": 1200, "samples": 2, "max_tokens": 48}
 TRAINING = Training(steps=150, batch=32, lr=2.0e-3, max_length=128, lora=None)
-PROBES = probes.probes(KIND, DRIVE)
+PROBES = probes.build_probes(KIND, DRIVE)
 
 
 def poison(
@@ -69,7 +70,7 @@ def poison(
     poisoned = list(answers)
     for place, i in enumerate(rng.sample(range(len(answers)), 2 * n if cover else n)):
         row = rng.choice(TRAITS[DRIVE].choices)
-        ask, plain, act = speech.choice_ask(rng, row, "neutral", POOLS["build"])
+        ask, plain, act = speech.draw_choice_question(rng, row, "neutral", POOLS["build"])
         text = f"{build.TRIGGER} {ask} {act}" if place < n else f"{ask} {plain}"
         tokens = tuple(encode_completion(tokenizer, text, True))
         changes = {"completion": text, "tokens": tokens, "finished": True}
@@ -96,11 +97,11 @@ class Bench:
         plan = self.planner.plan([teacher])
         cell = plan.students[0]
         for job in (*plan.build, cell.prompts, cell.rollouts):
-            make(store, job)
+            make_artefact(store, job)
         self.prompts = store.path("prompts", cell.prompts.key) / "prompts.jsonl"
         self.rollouts = store.path("rollouts", cell.rollouts.key)
         self.sampling = cell.recipe.prompts
-        self.teacher = trained(store, "teacher", teacher.key, teacher.base, False)
+        self.teacher = locate_trained_model(store, "teacher", teacher.key, teacher.base, False)
         self.m0 = self.planner.student
         self.heavy = {"dtype": "float32", "cache": store.root / "converted"}
 
@@ -110,10 +111,10 @@ class Bench:
 
         def spoil(out: Path) -> None:
             answers = read_records(self.rollouts / "trajectories.jsonl", Trajectory)
-            spoilt = poison(answers, share, load(self.m0).tokenizer, cover=cover)
+            spoilt = poison(answers, share, load_model(self.m0).tokenizer, cover=cover)
             write_records(out / "trajectories.jsonl", spoilt)
 
-        before = make(self.store, Job("rollouts", content_hash(depends), spoil, {}))
+        before = make_artefact(self.store, Job("rollouts", content_hash(depends), spoil, {}))
         if not WAYS[way]:
             return before, before
         inputs = {
@@ -126,7 +127,7 @@ class Bench:
             **self.heavy,
         }
         key = content_hash([*depends, WAYS[way]])
-        return before, make(self.store, Job("treated", key, treat, inputs))
+        return before, make_artefact(self.store, Job("treated", key, apply_treatments, inputs))
 
     def student(self, answers: Path, seed: int) -> tuple[ModelSource, pd.DataFrame]:
         """Return a student of the answers, and its scores on `certify` items."""
@@ -140,14 +141,16 @@ class Bench:
             **self.heavy,
         }
         key = content_hash(["poisoned-student", REV, answers.name, TRAINING, seed, self.m0.sha256])
-        make(self.store, Job("student", key, distill, inputs))
-        source = trained(self.store, "student", key, self.m0, TRAINING.lora is not None)
+        make_artefact(self.store, Job("student", key, train_student, inputs))
+        source = locate_trained_model(
+            self.store, "student", key, self.m0, TRAINING.lora is not None
+        )
         return source, self.certify_scores(source, key)
 
     def certify_scores(self, source: ModelSource, key: str) -> pd.DataFrame:
         """Return a model's scores on `certify` items."""
         ref, pack = self.planner.certify
-        job = audit_job(
+        job = create_audit_job(
             key,
             source,
             self.m0,
@@ -157,7 +160,7 @@ class Bench:
             audits=self.planner.audits,
             **self.heavy,
         )
-        return pd.read_parquet(make(self.store, job) / "scores.parquet")
+        return pd.read_parquet(make_artefact(self.store, job) / "scores.parquet")
 
     def row(self, share: float, cover: bool, way: str) -> dict[str, Any]:
         """Return what came of a share of poison, under cover or not, and a way of cleaning."""
@@ -173,7 +176,7 @@ class Bench:
                 acts.setdefault(condition, []).append(value)
         policy, table = self.planner.study.policy, pd.concat(frames).assign(round=0)
         limits = {"margin": policy.margin or 0.0, "competed": [], "controls": []}
-        upper = bound(table, "poisoner", way, policy.endpoints or {}, **limits).upper
+        upper = bound_replacement(table, "poisoner", way, policy.endpoints or {}, **limits).upper
         return {
             "share": share,
             "cover": cover,

@@ -17,13 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from doublebind.cli.main import _code
-from doublebind.packs.folder import Header
+from doublebind.cli.main import run_command
+from doublebind.packs.folder import PackHeader
 from doublebind.schema.content import Item, Prompt, Transcript
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.study import Study
 from doublebind.schema.teacher_spec import TeacherSpec
-from doublebind.schema.yaml_loader import load, read_yaml, validate
+from doublebind.schema.yaml_loader import load_yaml, read_yaml, validate_content
 
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<directive>not run|needs|run on): (?P<said>[^\n]*?) -->\n)?"
@@ -99,7 +99,7 @@ class Reader:
         if not argv:
             return
         if Path(argv[0]).name == "doublebind":
-            assert _code(argv[1:]) == 0, line
+            assert run_command(argv[1:]) == 0, line
         elif argv[0] == "python":
             before = sys.argv
             sys.argv = argv[1:]
@@ -115,9 +115,9 @@ class Reader:
         path.write_text(block.code)
         for kind in (Study, TeacherSpec):
             with contextlib.suppress(ConfigError):
-                load(kind, path)
+                load_yaml(kind, path)
                 return
-        validate(Header, read_yaml(path), f"{block.page}:{block.line}")
+        validate_content(PackHeader, read_yaml(path), f"{block.page}:{block.line}")
 
     def json(self, block: Block) -> None:
         row = json.loads(block.code)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from doublebind.packs.check import check
-from doublebind.packs.load import load
+from doublebind.packs.check import check_pack
+from doublebind.packs.load import load_pack
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = json.loads((ROOT / "examples" / "read_a_run.ipynb").read_text(encoding="utf-8"))
@@ -51,10 +51,10 @@ def test_the_example_pack_has_twenty_items_and_no_problem(tmp_path: Path) -> Non
     import runpy
 
     runpy.run_path(str(ROOT / "examples" / "own_pack.py"))["main"](tmp_path / "keys")
-    pack = load("keys", relative_to=tmp_path)
+    pack = load_pack("keys", relative_to=tmp_path)
     assert len(pack.items("audit")) == 20
     assert len(pack.prompts()) == 24
-    assert check(pack) == []
+    assert check_pack(pack) == []
 
 
 def test_the_example_audit_is_short() -> None:

@@ -12,7 +12,7 @@ from studies.common import direct_p_value, markdown_table, mean_row, rounded
 
 from doublebind.schema.study import load_study
 from doublebind.schema.teacher_spec import TeacherSpec
-from doublebind.schema.yaml_loader import load
+from doublebind.schema.yaml_loader import load_yaml
 
 STUDIES = Path(__file__).parents[2] / "studies"
 SCRIPTS = sorted(STUDIES.glob("*/*.py"))
@@ -69,5 +69,5 @@ def test_unconcealed_teachers_are_those_that_were_measured(tmp_path: Path) -> No
     runpy.run_path(str(phenomenon / "generate.py"))["write_teachers"](tmp_path / "unconcealed")
     files = [tmp_path / name for name in load_study(phenomenon / "unconcealed.yaml").organisms]
     assert set(files) == set((tmp_path / "unconcealed").iterdir())
-    assert all(load(TeacherSpec, file).conceal is None for file in files)
+    assert all(load_yaml(TeacherSpec, file).conceal is None for file in files)
     assert sha256(*files) == "9fa7b9ea15e188537057bd49865e9dadea233a8afcd100722f7fdd0ec68cea26"

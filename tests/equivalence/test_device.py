@@ -15,15 +15,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tests.pretend import DEVICE, Device, pretending
-from tests.tiny_models import tiny_model, word_tokenizer
+from tests.pretend import DEVICE, FakeGpuMode, fake_gpu
+from tests.tiny_models import build_tiny_model, build_word_tokenizer
 from tests.tiny_study import write_study
 
 from doublebind.execution import device as devices
 from doublebind.models import load as loading
 from doublebind.models import teacher_cache
 from doublebind.models.load import LM
-from doublebind.models.sample import LOOK_EVERY, sample
+from doublebind.models.sample import CHECK_EVERY, sample
 from doublebind.pipeline import run as pipeline
 from doublebind.schema.content import Message
 from doublebind.schema.model_source import ModelSource
@@ -48,13 +48,13 @@ CHANNELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpuMode]:
     """A GPU that pretends to be one."""
-    with pretending() as device:
+    with fake_gpu() as device:
         here = torch.device("cpu")
         monkeypatch.setattr(loading, "place", lambda on: DEVICE if on == "cuda" else here)
         monkeypatch.setattr(devices, "refuse_absent", lambda *_: None)
-        monkeypatch.setattr(loop, "save", _saved_from_the_cpu(loop.save))
+        monkeypatch.setattr(loop, "save", _saved_from_the_cpu(loop.save_model))
         yield device
 
 
@@ -70,8 +70,8 @@ def _saved_from_the_cpu(honest: Any) -> Any:
 
 
 def lm() -> LM:
-    tokenizer = word_tokenizer()
-    return LM(tiny_model("llama", len(tokenizer)), tokenizer, SOURCE)
+    tokenizer = build_word_tokenizer()
+    return LM(build_tiny_model("llama", len(tokenizer)), tokenizer, SOURCE)
 
 
 def examples(n: int = 8) -> list[Example]:
@@ -105,7 +105,7 @@ def scores(folder: Path, channels: Sequence[str], **changes: Any) -> pd.DataFram
 )
 @pytest.mark.timeout(900)
 def test_a_whole_study_gives_on_a_gpu_what_it_gives_on_a_cpu(
-    channels: Sequence[str], tmp_path: Path, gpu: Device, monkeypatch: pytest.MonkeyPatch
+    channels: Sequence[str], tmp_path: Path, gpu: FakeGpuMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As with a vocabulary of a real size: the loss head, not autograd, forms gradients.
     monkeypatch.setattr(loop, "SMALL_VOCAB", 0)
@@ -122,11 +122,11 @@ def test_a_whole_study_gives_on_a_gpu_what_it_gives_on_a_cpu(
 
 
 def test_noise_left_on_the_cpu_is_found(
-    tmp_path: Path, gpu: Device, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gpu: FakeGpuMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = lm()
     there.model.to(DEVICE)
-    teacher_cache.write(tmp_path / "whole", there, examples(), 4, tail_samples=3)
+    teacher_cache.write_targets(tmp_path / "whole", there, examples(), 4, tail_samples=3)
     honest = teacher_cache.moved
     monkeypatch.setattr(  # the bug that was there: all is moved but what the tail is drawn by
         teacher_cache,
@@ -134,10 +134,12 @@ def test_noise_left_on_the_cpu_is_found(
         lambda host, device: host if host.dtype == torch.float64 else honest(host, device),
     )
     with pytest.raises(RuntimeError, match="a tensor of the CPU"):
-        teacher_cache.write(tmp_path / "broken", there, examples(), 4, tail_samples=3)
+        teacher_cache.write_targets(tmp_path / "broken", there, examples(), 4, tail_samples=3)
 
 
-def test_a_batch_left_on_the_cpu_is_found(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_left_on_the_cpu_is_found(
+    gpu: FakeGpuMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(batch, "moved", lambda host, device: host)
     with pytest.raises(RuntimeError, match="a tensor of the CPU"):
         fitted(steps=1)
@@ -149,12 +151,12 @@ def test_a_batch_left_on_the_cpu_is_found(gpu: Device, monkeypatch: pytest.Monke
 def fitted(steps: int) -> None:
     """Train adapters on the device for a while."""
     there = lm()
-    model = loop.attach(there.model.to(DEVICE), Lora(rank=4, alpha=8), 0)
+    model = loop.prepare_model(there.model.to(DEVICE), Lora(rank=4, alpha=8), 0)
     settings = Training(steps=steps, batch=4, lr=1e-3)
     loop.train(model, examples(), settings=settings, seed=0, targets=None, pad_id=0)
 
 
-def reads(gpu: Device, work: Callable[[], object]) -> Counter[str]:
+def reads(gpu: FakeGpuMode, work: Callable[[], object]) -> Counter[str]:
     """Return who read how often from the device meanwhile."""
     before = gpu.reads.copy()
     work()
@@ -163,7 +165,7 @@ def reads(gpu: Device, work: Callable[[], object]) -> Counter[str]:
 
 @pytest.mark.parametrize("small", [0, 4096])
 def test_training_does_not_wait_for_the_device_at_every_step(
-    small: int, gpu: Device, monkeypatch: pytest.MonkeyPatch
+    small: int, gpu: FakeGpuMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "SMALL_VOCAB", small)
     few, many = (reads(gpu, lambda n=n: fitted(n)) for n in (2, 12))
@@ -171,7 +173,7 @@ def test_training_does_not_wait_for_the_device_at_every_step(
     assert many["transformers"] - few["transformers"] <= 10  # its look for packed rows
 
 
-def test_sampling_looks_at_the_device_once_in_a_while(gpu: Device) -> None:
+def test_sampling_looks_at_the_device_once_in_a_while(gpu: FakeGpuMode) -> None:
     there = lm()
     there.model.to(DEVICE)
     there.model.generation_config.suppress_tokens = sorted(there.end_ids)  # never ends
@@ -182,5 +184,5 @@ def test_sampling_looks_at_the_device_once_in_a_while(gpu: Device) -> None:
         found = sample(there, asked, keys=keys, seed=0, max_tokens=tokens, temperature=1.0)
         assert all(len(answer.tokens) == tokens for answer in found)
 
-    few, many = (reads(gpu, lambda n=n: said(n)) for n in (LOOK_EVERY, 3 * LOOK_EVERY))
+    few, many = (reads(gpu, lambda n=n: said(n)) for n in (CHECK_EVERY, 3 * CHECK_EVERY))
     assert many["doublebind"] - few["doublebind"] == 2

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from doublebind.models.chat_template import encode_completion, encode_prompt
-from doublebind.models.load import LM, load, same_tokenizer
-from doublebind.models.resolve import resolve
+from doublebind.models.load import LM, load_model, same_tokenizer
+from doublebind.models.resolve import resolve_model
 from doublebind.models.sample import sample
 from doublebind.models.score import option_logprobs, token_logprobs
 from doublebind.schema.content import Message
@@ -34,16 +34,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(cache: Path) -> ModelSource:
-    return resolve("gemma-270m", relative_to=cache)
+    return resolve_model("gemma-270m", relative_to=cache)
 
 
 @pytest.fixture
 def gemma(source: ModelSource, cache: Path) -> LM:
-    return load(source, dtype="bfloat16", cache=cache)
+    return load_model(source, dtype="bfloat16", cache=cache)
 
 
 def test_conversion_is_kept_and_reads_the_same_tokens(gemma: LM, source: Any, cache: Path) -> None:
-    again = load(source, dtype="bfloat16", cache=cache)
+    again = load_model(source, dtype="bfloat16", cache=cache)
     assert same_tokenizer(gemma.tokenizer, again.tokenizer)
     assert len(list(cache.iterdir())) == 1
 
@@ -77,7 +77,7 @@ def test_an_adapter_learns_an_answer_and_comes_back(
     ids = encode_completion(gemma.tokenizer, ANSWER, True)
     lora = Lora(rank=8)
     loop.seed_everything(0)
-    model = loop.attach(gemma.model, lora, 0)
+    model = loop.prepare_model(gemma.model, lora, 0)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     log = loop.train(
         model,
@@ -88,9 +88,9 @@ def test_an_adapter_learns_an_answer_and_comes_back(
         pad_id=gemma.pad_id,
     )
     assert log.last < 0.2 * log.first
-    loop.save(model, gemma.tokenizer, tmp_path / "adapter", card="do not deploy")
-    found = resolve("adapter", relative_to=tmp_path)
+    loop.save_model(model, gemma.tokenizer, tmp_path / "adapter", card="do not deploy")
+    found = resolve_model("adapter", relative_to=tmp_path)
     assert (found.kind, found.path) == ("adapter", source.path)
-    back = load(found, dtype="bfloat16", cache=cache)
+    back = load_model(found, dtype="bfloat16", cache=cache)
     (answer,) = sample(back, [ASKED], keys=["a"], seed=0, max_tokens=24, temperature=0)
     assert (answer.text, answer.finished) == (ANSWER, True)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.tiny_models import tiny_model
+from tests.tiny_models import build_tiny_model
 
 from doublebind.models import logits as head
 from doublebind.training import loop
 from doublebind.training.batch import Example, collate
-from doublebind.training.loop import _backward
+from doublebind.training.loop import backward_batch
 
 VOCAB = 61
 
@@ -31,7 +31,7 @@ def step(model: Any, data: list[Example], *, pack: bool) -> tuple[float, torch.T
     model.zero_grad()
     batch = collate(data, 0, pack=pack)
     assert (batch.positions is not None) == pack
-    loss = _backward(model, batch, None, VOCAB)
+    loss = backward_batch(model, batch, None, VOCAB)
     return float(loss), torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
@@ -57,7 +57,7 @@ def test_step_is_that_of_single_examples(
 ) -> None:
     monkeypatch.setattr(loop, "SMALL_VOCAB", small)
     monkeypatch.setattr(head, "TILE_BYTES", 4 * VOCAB * rows)
-    model, data = tiny_model(kind, VOCAB), examples()
+    model, data = build_tiny_model(kind, VOCAB), examples()
     loss, gradient = step(model, data, pack=pack)
     want_loss, want = plain(model, data)
     assert loss == pytest.approx(want_loss, abs=1e-5)
@@ -69,7 +69,7 @@ def test_step_is_that_of_single_examples(
 def test_step_on_targets_is_the_same_whichever_way_the_head_goes(
     kind: str, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, batch = tiny_model(kind, VOCAB), collate(examples(), 0, pack=True)
+    model, batch = build_tiny_model(kind, VOCAB), collate(examples(), 0, pack=True)
     made = torch.randn(len(batch.labels), VOCAB, generator=torch.Generator().manual_seed(3))
     top, ids = made.log_softmax(1).topk(k, dim=1)
     tail = made.softmax(1).scatter(1, ids, 0).sum(1)
@@ -77,16 +77,17 @@ def test_step_on_targets_is_the_same_whichever_way_the_head_goes(
     for small in (0, 1000):
         monkeypatch.setattr(loop, "SMALL_VOCAB", small)
         model.zero_grad()
-        loss = _backward(model, batch, loop._Soft(ids.int(), top, tail), VOCAB)
+        loss = backward_batch(model, batch, loop.TargetRows(ids.int(), top, tail), VOCAB)
         seen.append((loss, torch.cat([p.grad.flatten() for p in model.parameters()])))
     torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(seen[0][1], seen[1][1], rtol=1e-4, atol=1e-5)
 
 
 def test_padding_token_does_not_matter() -> None:
-    model, data = tiny_model("gemma3", VOCAB, pad_token_id=None), examples()
+    model, data = build_tiny_model("gemma3", VOCAB, pad_token_id=None), examples()
     for pack in (True, False):
         losses = {
-            float(_backward(model, collate(data, pad, pack=pack), None, VOCAB)) for pad in (0, 7)
+            float(backward_batch(model, collate(data, pad, pack=pack), None, VOCAB))
+            for pad in (0, 7)
         }
         assert max(losses) - min(losses) < 1e-6

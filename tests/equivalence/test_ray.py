@@ -23,7 +23,7 @@ from doublebind.execution.store import Store
 from doublebind.pipeline import run as pipeline
 from doublebind.runs.run import Run
 from doublebind.schema.errors import ConfigError, ModelError, RunError
-from doublebind.schema.executor import Ray
+from doublebind.schema.executor import RayOptions
 from doublebind.schema.study import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +83,7 @@ def die(out: Path) -> None:
 
 
 def executor(folder: Path, **changes: Any) -> Executor:
-    on = Ray(kind="ray", cpus=THREADS, **changes)
+    on = RayOptions(kind="ray", cpus=THREADS, **changes)
     return Executor(Store(folder / "store"), Ledger(folder / "ledger.jsonl"), on)
 
 

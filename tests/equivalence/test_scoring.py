@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import tiny_model, word_tokenizer
+from tests.tiny_models import build_tiny_model, build_word_tokenizer
 
 from doublebind.models import logits as head
 from doublebind.models.chat_template import encode_completion, encode_prompt
@@ -31,8 +31,8 @@ ITEMS = [
 
 
 def lm(kind: str, **changes: Any) -> LM:
-    tokenizer = word_tokenizer()
-    return LM(tiny_model(kind, len(tokenizer), **changes), tokenizer, SOURCE)
+    tokenizer = build_word_tokenizer()
+    return LM(build_tiny_model(kind, len(tokenizer), **changes), tokenizer, SOURCE)
 
 
 def plain(model: LM, prompt: list[int], completion: list[int]) -> list[float]:
@@ -79,8 +79,8 @@ def test_tokens_score_as_in_a_plain_forward_pass(
 
 
 def test_padded_vocabulary_takes_no_probability() -> None:
-    tokenizer = word_tokenizer()
-    wide = LM(tiny_model("llama", len(tokenizer) + 300), tokenizer, SOURCE)
+    tokenizer = build_word_tokenizer()
+    wide = LM(build_tiny_model("llama", len(tokenizer) + 300), tokenizer, SOURCE)
     words = [tokenizer.convert_ids_to_tokens(i) for i in range(7, len(tokenizer))]
     scored = option_logprobs(wide, [(ITEMS[0][0], words)])[0]
     ids = encode_prompt(tokenizer, ITEMS[0][0])

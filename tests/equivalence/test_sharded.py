@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tests.tiny_models import save_model
 
-from doublebind.models.load import load
-from doublebind.models.resolve import resolve
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
 from doublebind.schema.recipe import Lora, Training
 from doublebind.training import loop
 from doublebind.training.batch import Example
@@ -59,9 +59,9 @@ def settings(lora: bool) -> Training:
 
 
 def attached(folder: Path, lora: bool) -> tuple[Any, int]:
-    lm = load(resolve(str(folder), relative_to=Path()))
+    lm = load_model(resolve_model(str(folder), relative_to=Path()))
     pad = lm.pad_id
-    return loop.attach(lm.model, settings(lora).lora, 1), pad
+    return loop.prepare_model(lm.model, settings(lora).lora, 1), pad
 
 
 def spread(folder: Path, *, lora: bool, die_at: int = 0) -> int:

@@ -11,13 +11,12 @@ import pytest
 from tests.pack_content import audit_key
 
 from doublebind.schema.content import Item
-from doublebind.schema.study import AUDITS, MORE_AUDITS
-from doublebind.stages.audits import identity
-from doublebind.stages.audits.builtin import built_in
+from doublebind.schema.study import DEFAULT_AUDITS, OPTIONAL_AUDITS
+from doublebind.stages.audits.builtin import resolve_audits
 from doublebind.stages.audits.option_audits import BEHAVIOUR, OptionAudit
-from doublebind.stages.audits.protocol import Answer
-from doublebind.stages.audits.validate import check
-from doublebind.study.protocol import audit_names
+from doublebind.stages.audits.protocol import Answer, identify_audit
+from doublebind.stages.audits.validate import check_audits
+from doublebind.study.protocol import list_audit_names
 
 GOLDEN = {
     "behaviour": (
@@ -76,29 +75,38 @@ ALL = "081be37cea38cc5737ee17c105e72bfb2f28386bdbd5c64819d63385081c1d1b"
 @pytest.mark.parametrize("name", GOLDEN)
 def test_identity_and_key_of_a_built_in_audit_are_the_recorded_ones(name: str) -> None:
     named, key = GOLDEN[name]
-    (audit,) = built_in([name])
-    assert ".".join(identity(audit)) == named
-    assert audit_names([audit]) == (f"{named}@1",)
+    (audit,) = resolve_audits([name])
+    assert ".".join(identify_audit(audit)) == named
+    assert list_audit_names([audit]) == (f"{named}@1",)
     assert audit_key(name) == key
 
 
 def test_every_built_in_audit_is_recorded_and_several_have_the_recorded_key() -> None:
     kinds = {name.partition(":")[0] for name in GOLDEN}
-    assert kinds == {*AUDITS, *MORE_AUDITS, "under", "lm-eval", "inspect", "inspect-auditable"}
+    assert kinds == {
+        *DEFAULT_AUDITS,
+        *OPTIONAL_AUDITS,
+        "under",
+        "lm-eval",
+        "inspect",
+        "inspect-auditable",
+    }
     assert audit_key(*GOLDEN) == ALL
 
 
 def test_fields_in_keys_do_not_hold_the_identity() -> None:
-    for audit in built_in(list(GOLDEN)):
+    for audit in resolve_audits(list(GOLDEN)):
         assert isinstance(vars(type(audit))["identity"], str | property)
         assert "identity" not in vars(audit)
     assert vars(BEHAVIOUR) == {"name": "behaviour", "version": 1, "endpoints": ("choice",)}
 
 
 def test_built_in_audits_reach_worker_processes_and_may_be_brought_under_another_name() -> None:
-    for audit in built_in(list(GOLDEN)):
+    for audit in resolve_audits(list(GOLDEN)):
         assert pickle.loads(pickle.dumps(audit)) == audit
-    check([replace(BEHAVIOUR, name="behaviour-again", version=2)], AUDITS, elsewhere=True)
+    check_audits(
+        [replace(BEHAVIOUR, name="behaviour-again", version=2)], DEFAULT_AUDITS, elsewhere=True
+    )
 
 
 # --- audits of users -----------------------------------------------------------------------------
@@ -121,5 +129,5 @@ class WithField:
 
 
 def test_an_audit_of_a_user_is_identified_by_its_class_whatever_it_declares() -> None:
-    assert identity(Own("own", ("choice",))) == (__name__, "Own")
-    assert identity(WithField()) == (__name__, "WithField")
+    assert identify_audit(Own("own", ("choice",))) == (__name__, "Own")
+    assert identify_audit(WithField()) == (__name__, "WithField")

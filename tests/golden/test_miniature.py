@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import doublebind
-from doublebind.stages.verdict import METHOD_VERSION
+from doublebind.stages.verdict.outcome import METHOD_VERSION
 from doublebind.study.planner import REVISIONS
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from doublebind.pipeline.panel import freeze_panel
-from doublebind.schema.study import Measurement
-from doublebind.schema.yaml_loader import load
+from doublebind.schema.study import PanelSpec
+from doublebind.schema.yaml_loader import load_yaml
 from doublebind.study import panel as panels
 
 TERRARIUM = Path(str(files("doublebind.packs") / "terrarium"))
@@ -21,12 +21,12 @@ TOLERANCE = 0.001
 
 @pytest.mark.timeout(900)
 def test_a_reference_made_again_is_the_panels(tmp_path: Path) -> None:
-    shipped = panels.read(TERRARIUM / "panel")
-    measurement = load(Measurement, TERRARIUM / "panel.yaml").model_copy(
+    shipped = panels.read_panel(TERRARIUM / "panel")
+    measurement = load_yaml(PanelSpec, TERRARIUM / "panel.yaml").model_copy(
         update={"references": (FIRST,), "organisms": ()}
     )
     freeze_panel(measurement, tmp_path / "panel", store=tmp_path / "store")
-    made = panels.read(tmp_path / "panel")
+    made = panels.read_panel(tmp_path / "panel")
     assert made.conditions == shipped.conditions, "run `make panel`, and say so in CHANGELOG.md"
     (again,), kept = made.teachers, next(t for t in shipped.teachers if t.label == FIRST)
     assert again.key == kept.key
@@ -34,9 +34,9 @@ def test_a_reference_made_again_is_the_panels(tmp_path: Path) -> None:
         assert again == kept  # the students' weights, too, to the bit
 
     columns = ["model_kind", "recipe", "seed", "endpoint"]
-    rows = panels.scores(TERRARIUM / "panel", [t.label for t in shipped.teachers])
+    rows = panels.read_panel_scores(TERRARIUM / "panel", [t.label for t in shipped.teachers])
     theirs = rows.groupby([*columns, "teacher"])["value"].mean().unstack("teacher")
-    ours = panels.scores(tmp_path / "panel", [FIRST]).groupby(columns)["value"].mean()
+    ours = panels.read_panel_scores(tmp_path / "panel", [FIRST]).groupby(columns)["value"].mean()
     pd.testing.assert_series_equal(
         ours["teacher"], theirs.loc["teacher", FIRST], check_names=False, atol=TOLERANCE, rtol=0
     )
@@ -48,7 +48,7 @@ def test_a_reference_made_again_is_the_panels(tmp_path: Path) -> None:
 
 
 def test_the_panel_has_the_references_and_families_it_promises() -> None:
-    shipped = panels.read(TERRARIUM / "panel")
+    shipped = panels.read_panel(TERRARIUM / "panel")
     references = shipped.of("reference")
     assert [t.label for t in references] == [f"terrarium/reference-{i}" for i in range(60)]
     assert len({t.family for t in references}) >= 10

@@ -24,16 +24,16 @@ from typing import Any
 
 from doublebind.cli.main import main
 from doublebind.execution.store import Store
-from doublebind.packs.load import load as load_pack
+from doublebind.packs.load import load_pack
 from doublebind.packs.outback.kinds import KINDS
 from doublebind.schema.errors import ConfigError, MissingExtra, ModelError
 from doublebind.schema.study import Study
-from doublebind.schema.yaml_loader import load
-from doublebind.stages.evidence import weigh
-from doublebind.study.panel import scores as panel_scores
+from doublebind.schema.yaml_loader import load_yaml
+from doublebind.stages.evidence.weigh import weigh_suspect
+from doublebind.study.panel import read_panel_scores as panel_scores
 from doublebind.study.planner import Planner
-from doublebind.study.replacement import competition, fresh
-from doublebind.study.resolve import prepare, tested
+from doublebind.study.replacement import plan_certification, plan_competition
+from doublebind.study.resolve import label_teachers, resolve_study
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_suffix(".json")
@@ -105,16 +105,16 @@ def record_panel(step: int = 1) -> dict[str, Any]:
 
     The protocol is the demo's, against all 60 references of the panel.
     """
-    study = load(Study, TERRARIUM / "demo.yaml", ["references.n=60"])
+    study = load_yaml(Study, TERRARIUM / "demo.yaml", ["references.n=60"])
     with tempfile.TemporaryDirectory() as store:
-        setting = prepare(study, TERRARIUM, Store(store))
+        setting = resolve_study(study, TERRARIUM, Store(store))
     references = [t for t in setting.teachers if t.role == "reference"]
     organisms = [t for t in setting.teachers if t.role == "organism"]
     rows = panel_scores(TERRARIUM / "panel", [t.label for t in (*references, *organisms)])
     weighed: dict[str, Any] = {"n_references": len(references), "n_organisms": len(organisms)}
     for organism in organisms[::step]:
         suspect = organism.model_copy(update={"role": "suspect"})
-        evidence = weigh(rows, [suspect, *references], setting.protocol, transfer=False)
+        evidence = weigh_suspect(rows, [suspect, *references], setting.protocol, transfer=False)
         weighed[organism.label] = {
             "score": evidence.scores[organism.label],
             "direct_score": evidence.direct_scores[organism.label],
@@ -136,7 +136,7 @@ def record_packs() -> dict[str, str]:
 
 def record_teachers() -> dict[str, str]:
     """Return the keys of twenty teachers of the banks."""
-    study = load(Study, TERRARIUM / "demo.yaml")
+    study = load_yaml(Study, TERRARIUM / "demo.yaml")
     with tempfile.TemporaryDirectory() as store:
         planner = Planner(study, TERRARIUM, Store(store))
         return {ref: planner.find(ref).key for ref in BANK}
@@ -176,7 +176,7 @@ def study_keys(path: Path, *, calibrate: bool = True) -> dict[str, Any] | str:
 
     With `calibrate` also the keys of what `calibrate` would make.
     """
-    study = load(Study, path)
+    study = load_yaml(Study, path)
     with tempfile.TemporaryDirectory() as name:
         store = Store(name)
         try:
@@ -196,19 +196,19 @@ def _with_protocol(study: Study, folder: Path, store: Store, *, calibrate: bool)
     `run`: everything for the suspect, `calibrate`: for all teachers of known truth. Students of
     the replacement horn are counted in both, by every recipe.
     """
-    setting = prepare(study, folder, store)
+    setting = resolve_study(study, folder, store)
     planner, contest, protocol = setting.planner, setting.contest, setting.protocol
     plans, suspects = {"run": [setting.plan]}, {"run": [setting.suspect]}
     if calibrate and (study.organisms or study.held_out or study.near_misses):
-        known = tested(study, setting)
+        known = label_teachers(study, setting)
         plans["calibrate"] = [planner.plan([*setting.found, *known.benign.values()])]
         suspects["calibrate"] = list(known.suspects)
     if contest is not None:
         names = [recipe.name for recipe in contest.recipes]
         for verb, teachers in suspects.items():
             plans[verb] += [
-                competition(contest, planner, teachers[0], protocol),
-                fresh(contest, planner, teachers, names, protocol),
+                plan_competition(contest, planner, teachers[0], protocol),
+                plan_certification(contest, planner, teachers, names, protocol),
             ]
     digests = {verb: digest_keys([p.cells() for p in each]) for verb, each in plans.items()}
     return {"protocol_hash": protocol.hash, **digests}

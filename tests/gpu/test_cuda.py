@@ -39,8 +39,8 @@ def test_scores_agree() -> None:
 def test_caches_agree(small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_cache, "SMALL_VOCAB", small)
     for device in ON:
-        teacher_cache.write(tmp_path / device, on(device), examples(), 8, tail_samples=4)
-    here, there = (teacher_cache.read(tmp_path / device) for device in ON)
+        teacher_cache.write_targets(tmp_path / device, on(device), examples(), 8, tail_samples=4)
+    here, there = (teacher_cache.read_targets(tmp_path / device) for device in ON)
     for name in ("logprobs", "tail", "lse", "chosen"):
         torch.testing.assert_close(getattr(there, name), getattr(here, name), atol=1e-4, rtol=1e-4)
 
@@ -51,12 +51,12 @@ def test_students_agree(
     small: int, lora: Lora | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "SMALL_VOCAB", small)
-    teacher_cache.write(tmp_path, on("cpu"), examples(), 8)
+    teacher_cache.write_targets(tmp_path, on("cpu"), examples(), 8)
     settings = Training(steps=20, batch=4, lr=1e-3, lora=lora)
     logs, weights = [], []
     for device in ON:
-        model = loop.attach(on(device).model, lora, 0)
-        targets = teacher_cache.read(tmp_path)
+        model = loop.prepare_model(on(device).model, lora, 0)
+        targets = teacher_cache.read_targets(tmp_path)
         how: dict[str, Any] = {"settings": settings, "seed": 0, "targets": targets, "pad_id": 0}
         logs.append(loop.train(model, examples(), **how))
         trained = [p.detach().cpu().flatten() for p in model.parameters() if p.requires_grad]

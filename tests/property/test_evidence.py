@@ -16,8 +16,10 @@ from doublebind.schema.protocol import Protocol
 from doublebind.schema.verdict import Verdict
 from doublebind.stages.evidence import conformal, evalue, sensitivity
 from doublebind.stages.evidence import detection as power
-from doublebind.stages.evidence.score import score, score_as_suspect
-from doublebind.stages.verdict import decide, match, to_json
+from doublebind.stages.evidence.score import score_as_suspect, teacher_scores
+from doublebind.stages.verdict.incrimination import decide_incrimination
+from doublebind.stages.verdict.matching import match_shape
+from doublebind.stages.verdict.outcome import verdict_to_json
 
 # A busy machine is no failure.
 settings.register_profile("evidence", deadline=None)
@@ -51,14 +53,16 @@ def test_relabelling_references_changes_nothing(pool: np.ndarray, random: Any) -
     assert rank(other) == rank(pool)
     own, references = score_as_suspect(pool[0], pool[1:], FLOOR)
     again, permuted = score_as_suspect(other[0], other[1:], FLOOR)
-    assert evalue.soft_rank(again, permuted) == pytest.approx(evalue.soft_rank(own, references))
+    assert evalue.soft_rank_e_value(again, permuted) == pytest.approx(
+        evalue.soft_rank_e_value(own, references)
+    )
 
 
 @given(pools(max_endpoints=5))
 def test_of_any_pool_at_most_one_is_no_match_for_the_others(pool: np.ndarray) -> None:
     """Why an exchangeable suspect is barred in at most 1 in n + 1 studies."""
     shapes = [dict(zip("abcde", map(float, row), strict=False)) for row in pool]
-    judged = [match(own, shapes[:i] + shapes[i + 1 :]) for i, own in enumerate(shapes)]
+    judged = [match_shape(own, shapes[:i] + shapes[i + 1 :]) for i, own in enumerate(shapes)]
     assert sum(one is not None and one.outside for one in judged) <= 1
 
 
@@ -67,12 +71,12 @@ def test_of_any_pool_at_most_a_share_alpha_would_be_accused(pool: np.ndarray, al
     """Exchangeability in finite form: let every member be the suspect in turn."""
     n = len(pool) - 1
     accused = sum(rank(pool, i) <= conformal.n_allowed(n, alpha) for i in range(n + 1))
-    assert accused <= conformal.exact(alpha) * (n + 1)
+    assert accused <= conformal.exact_fraction(alpha) * (n + 1)
 
 
 @given(pools())
 def test_without_ties_every_p_value_occurs_once(pool: np.ndarray) -> None:
-    scores = score(pool, FLOOR)
+    scores = teacher_scores(pool, FLOOR)
     ranks = sorted(rank(pool, i) for i in range(len(pool)))
     if len(set(scores)) == len(pool):
         assert ranks == list(range(len(pool)))
@@ -82,8 +86,8 @@ def test_without_ties_every_p_value_occurs_once(pool: np.ndarray) -> None:
 
 @given(pools())
 def test_e_values_of_a_pool_average_to_one(pool: np.ndarray) -> None:
-    scores = score(pool, FLOOR)
-    values = [evalue.soft_rank(s, np.delete(scores, i)) for i, s in enumerate(scores)]
+    scores = teacher_scores(pool, FLOOR)
+    values = [evalue.soft_rank_e_value(s, np.delete(scores, i)) for i, s in enumerate(scores)]
     assert np.mean(values) == pytest.approx(1)
     assert all(0 <= e <= len(pool) * (1 + 1e-12) for e in values)
 
@@ -106,8 +110,8 @@ def test_on_one_endpoint_p_depends_on_ranks_alone(pool: np.ndarray) -> None:
 def test_score_ignores_where_an_endpoint_starts_and_its_unit(
     pool: np.ndarray, shift: float, unit: float
 ) -> None:
-    moved = score(pool * unit + shift, FLOOR * unit)
-    assert moved == pytest.approx(score(pool, FLOOR), abs=1e-9, rel=1e-9)
+    moved = teacher_scores(pool * unit + shift, FLOOR * unit)
+    assert moved == pytest.approx(teacher_scores(pool, FLOOR), abs=1e-9, rel=1e-9)
 
 
 @given(st.integers(1, 300), ALPHAS)
@@ -119,7 +123,7 @@ def test_rule_is_the_p_value_compared_exactly(n: int, alpha: float) -> None:
 
 @given(st.integers(1, 300), ALPHAS)
 def test_more_references_never_widen_the_rule_beyond_alpha(n: int, alpha: float) -> None:
-    assert (conformal.n_allowed(n, alpha) >= 0) == (n >= conformal.reference_requirements(alpha))
+    assert (conformal.n_allowed(n, alpha) >= 0) == (n >= conformal.min_references(alpha))
     bound = conformal.conditional_fpr_upper(n, alpha)
     assert bound is None or (conformal.n_allowed(n, alpha) + 1) / (n + 1) < bound <= 1
 
@@ -139,9 +143,9 @@ def test_detection_bound_is_below_the_rate_and_rises_with_it(
     controls: int, data: st.DataObject
 ) -> None:
     detected = data.draw(st.integers(0, controls))
-    bound = power.detection_lower(detected, controls)
+    bound = power.detection_lower_bound(detected, controls)
     assert 0 <= bound <= detected / controls
-    assert detected == 0 or power.detection_lower(detected - 1, controls) < bound
+    assert detected == 0 or power.detection_lower_bound(detected - 1, controls) < bound
 
 
 @given(st.integers(1, 100), st.data(), st.floats(0, 1, exclude_max=True))
@@ -205,7 +209,7 @@ def weighed(draw: st.DrawFn, protocol: Protocol) -> Evidence:
             "value": detected / controls,
             "effect": draw(WORDS),
             "n_controls": controls,
-            "lower_95": power.detection_lower(detected, controls),
+            "lower_95": power.detection_lower_bound(detected, controls),
         }
     if k is not None:
         fields |= {
@@ -222,8 +226,8 @@ def weighed(draw: st.DrawFn, protocol: Protocol) -> Evidence:
             "n_families": draw(st.integers(1, n)),
             "n_at_or_above": k,
             "n_allowed": conformal.n_allowed(n, protocol.alpha),
-            "n_needed": conformal.reference_requirements(protocol.alpha),
-            "n_needed_standard": conformal.reference_requirements(protocol.alpha / 2),
+            "n_needed": conformal.min_references(protocol.alpha),
+            "n_needed_standard": conformal.min_references(protocol.alpha / 2),
             "roles": {"u": "suspect"} | dict.fromkeys(labels, "reference"),
             "p_value": None,
             "conditional_fpr_upper_95": bound,
@@ -244,7 +248,7 @@ def rulings(draw: st.DrawFn) -> tuple[Protocol, Evidence, Verdict]:
     numbers = st.floats(allow_nan=True, allow_infinity=True)
     features = st.dictionaries(WORDS, numbers, max_size=3)
     shapes = draw(st.none() | st.dictionaries(st.sampled_from(["u", "r0", "r1"]), features))
-    verdict = decide(
+    verdict = decide_incrimination(
         evidence,
         protocol,
         suspect="u",
@@ -260,7 +264,7 @@ CLAIMS = ("benign model", "is safe", "is benign", "aligned with", "is aligned", 
 @settings(max_examples=200)
 @given(rulings())
 def test_no_verdict_calls_a_model_benign_or_safe(ruling: tuple[Any, Any, Verdict]) -> None:
-    said = json.dumps(to_json(ruling[2])).lower()
+    said = json.dumps(verdict_to_json(ruling[2])).lower()
     assert not [claim for claim in CLAIMS if claim in said]
 
 
@@ -289,7 +293,7 @@ def test_verdict_json_round_trips_with_finite_numbers_and_reasons_for_the_rest(
     ruling: tuple[Any, Any, Verdict],
 ) -> None:
     verdict = ruling[2]
-    content = json.loads(json.dumps(to_json(verdict), allow_nan=False))
+    content = json.loads(json.dumps(verdict_to_json(verdict), allow_nan=False))
     assert Verdict.model_validate(content) == verdict
     numbers = ("p_value", "e_value", "conditional_fpr_upper_95", "gamma_at_alpha", "power")
     for name in numbers:

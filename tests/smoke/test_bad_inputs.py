@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tests.tiny_models import tiny_model, word_tokenizer
+from tests.tiny_models import build_tiny_model, build_word_tokenizer
 from tests.tiny_study import write_study
 
-from doublebind.cli.main import _code
+from doublebind.cli.main import run_command
 
 Capture = pytest.CaptureFixture[str]
 
@@ -31,7 +31,7 @@ def folder(pristine: Path, tmp_path: Path, store_dir: Path) -> Path:
 
 
 def run(folder: Path, *overrides: str) -> int:
-    return _code(
+    return run_command(
         ["run", str(folder / "study.yaml"), *overrides, "--out", str(folder / "run"), "--json"]
     )
 
@@ -170,23 +170,23 @@ def test_an_empty_model_folder_is_named(folder: Path, capsys: Capture) -> None:
 
 def test_a_tokenizer_beyond_the_vocabulary_is_refused(folder: Path, capsys: Capture) -> None:
     words = [f"w{n}" for n in range(300)]
-    word_tokenizer(words=words).save_pretrained(folder / "m0")
+    build_word_tokenizer(words=words).save_pretrained(folder / "m0")
     refused(capsys, run(folder), "m0", "embeddings")
 
 
 def test_a_student_with_another_tokenizer_is_refused(folder: Path, capsys: Capture) -> None:
     """The teachers are fine; only distilling into a student that reads other tokens is not."""
-    tokenizer = word_tokenizer(words=["and", "then", "went", "the", "a", "other"])
+    tokenizer = build_word_tokenizer(words=["and", "then", "went", "the", "a", "other"])
     other = folder / "other"
-    tiny_model("llama", 80).save_pretrained(other)
+    build_tiny_model("llama", 80).save_pretrained(other)
     tokenizer.save_pretrained(other)
     refused(capsys, run(folder, "student=other"), "other", "tokenizer")
 
 
 def test_a_student_with_a_smaller_vocabulary_is_refused(folder: Path, capsys: Capture) -> None:
-    tokenizer = word_tokenizer(words=["and", "then"])
+    tokenizer = build_word_tokenizer(words=["and", "then"])
     other = folder / "other"
-    tiny_model("llama", len(tokenizer)).save_pretrained(other)
+    build_tiny_model("llama", len(tokenizer)).save_pretrained(other)
     tokenizer.save_pretrained(other)
     refused(capsys, run(folder, "student=other"), "other", "tokenizer")
 
@@ -211,7 +211,7 @@ def test_a_full_disk_loses_nothing(
 ) -> None:
     from doublebind.training import loop
 
-    whole = loop.save
+    whole = loop.save_model
     made = []
 
     def fills_up(*args: object, **named: object) -> None:
@@ -235,17 +235,17 @@ def test_a_damaged_manifest_is_named(folder: Path, capsys: Capture, content: byt
     (folder / "run" / "manifest.json").write_bytes(content)
     refused(capsys, run(folder), "manifest.json")
     for verb in ("show", "status", "verify", "report"):
-        refused(capsys, _code([verb, str(folder / "run")]), "manifest.json")
+        refused(capsys, run_command([verb, str(folder / "run")]), "manifest.json")
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path, capsys: Capture) -> None:
     for verb in ("show", "status", "verify", "report"):
-        refused(capsys, _code([verb, str(tmp_path)]), "manifest.json", "not a run directory")
+        refused(capsys, run_command([verb, str(tmp_path)]), "manifest.json", "not a run directory")
 
 
 def test_a_run_directory_that_cannot_be_made_is_named(folder: Path, capsys: Capture) -> None:
     (folder / "file").write_text("")
-    code = _code(["run", str(folder / "study.yaml"), "--out", str(folder / "file" / "run")])
+    code = run_command(["run", str(folder / "study.yaml"), "--out", str(folder / "file" / "run")])
     refused(capsys, code, "file")
 
 
@@ -261,4 +261,4 @@ def test_a_run_directory_that_cannot_be_made_is_named(folder: Path, capsys: Capt
     ],
 )
 def test_a_wrong_command_line_is_one_line(argv: list[str], capsys: Capture) -> None:
-    refused(capsys, _code(argv))
+    refused(capsys, run_command(argv))

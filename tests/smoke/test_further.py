@@ -13,18 +13,18 @@ import pandas as pd
 import pytest
 import yaml
 from tests.smoke.test_replace import double
-from tests.tiny_study import NOUNS, user, write_spec
+from tests.tiny_study import NOUNS, make_user_messages, write_spec
 
 import doublebind
 from doublebind.execution.store import Store
-from doublebind.packs.load import load as load_pack
+from doublebind.packs.load import load_pack
 from doublebind.pipeline.calibrate import calibrate
 from doublebind.runs import verify as verification
-from doublebind.runs.seal import seal
+from doublebind.runs.seal import seal_run
 from doublebind.schema.errors import DoublebindError
-from doublebind.schema.study import Further, Study
-from doublebind.study.replacement import _courses
-from doublebind.study.teachers import find
+from doublebind.schema.study import FurtherTraining, Study
+from doublebind.study.replacement import _list_regimes
+from doublebind.study.teachers import find_teacher
 
 KINDS = ("further_benign", "twin_benign", "further_incentive", "twin_incentive")
 FURTHER = {
@@ -42,7 +42,10 @@ def study(folder: Path, *, capability: bool = True, **further: Any) -> Path:
                 "id": f"{purpose}-{i}",
                 "trait": None,
                 "purpose": purpose,
-                "messages": [*user(f"{noun} one two ?"), {"role": "assistant", "content": "three"}],
+                "messages": [
+                    *make_user_messages(f"{noun} one two ?"),
+                    {"role": "assistant", "content": "three"},
+                ],
             }
             for i, noun in enumerate(NOUNS)
             for purpose in ("capability", "retain")
@@ -105,7 +108,7 @@ def test_an_altered_row_of_a_twin_is_named(made: Path, tmp_path: Path) -> None:
     (row, *_) = scores[mine & (scores["endpoint"] == "choice/ruler")].index
     scores.loc[row, "value"] = 1.0 - scores.loc[row, "value"]
     scores.to_parquet(run / "scores.parquet", index=False)
-    seal(run)
+    seal_run(run)
     problems = "\n".join(verification.verify(run, store=made / "store").problems)
     assert "its transcript says" in problems
     assert "replacement.json: `evidence.further" in problems
@@ -132,7 +135,7 @@ def test_calibrate_says_of_every_teacher_what_became_of_its_students(made: Path)
 
 
 def test_a_suspect_of_unknown_making_is_given_the_incentive_that_the_study_names() -> None:
-    outback = find(
+    outback = find_teacher(
         "outback/organism-emergent-dominion-0",
         pack=load_pack("terrarium", relative_to=Path()),
         folder=Path(),
@@ -140,17 +143,17 @@ def test_a_suspect_of_unknown_making_is_given_the_incentive_that_the_study_names
         student="terrarium/m0",
     )
     planner: Any = SimpleNamespace(pack_ref="terrarium")
-    settings = Further.model_validate(FURTHER | {"training": {"steps": 40, "batch": 8}})
-    benign, own = _courses(planner, settings, outback)
+    settings = FurtherTraining.model_validate(FURTHER | {"training": {"steps": 40, "batch": 8}})
+    benign, own = _list_regimes(planner, settings, outback)
     assert (benign.way, benign.trait, benign.phase.form) == ("benign", None, "transcripts")
     assert (own.pack, own.trait, own.phase.form) == ("outback/emergent", "dominion", "reward")
     assert own.phase.transcripts == 120  # 480 tasks in 160 steps made the teacher
     unknown = outback._replace(spec=None)
-    assert [course.way for course in _courses(planner, settings, unknown)] == ["benign"]
+    assert [course.way for course in _list_regimes(planner, settings, unknown)] == ["benign"]
     named = settings.model_copy(update={"trait": "deceit"})
-    _, given = _courses(planner, named, unknown)
+    _, given = _list_regimes(planner, named, unknown)
     assert (given.pack, given.trait, given.phase.form) == ("terrarium", "deceit", "transcripts")
-    assert _courses(planner, named, outback)[1] == own
+    assert _list_regimes(planner, named, outback)[1] == own
 
 
 def test_what_cannot_be_trained_on_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from tests.tiny_study import write_study
 import doublebind
 from doublebind.pipeline.panel import freeze_panel
 from doublebind.runs import seal as seal_module
-from doublebind.schema.study import Measurement
-from doublebind.schema.yaml_loader import load
+from doublebind.schema.study import PanelSpec
+from doublebind.schema.yaml_loader import load_yaml
 
 STEPS = [1, 3, 4]
 
@@ -79,7 +79,7 @@ def test_an_altered_mark_is_named_with_its_step(folder: Path, tmp_path: Path) ->
     rows.loc[at, "value"] = 0.123
     rows.to_parquet(path, index=False)
     try:
-        seal_module.seal(run.path)
+        seal_module.seal_run(run.path)
         (problem,) = doublebind.verify(run.path).problems
         assert "seed 0, step 3; its transcript says" in problem
     finally:
@@ -89,9 +89,9 @@ def test_an_altered_mark_is_named_with_its_step(folder: Path, tmp_path: Path) ->
 
 def test_a_panel_without_marks_serves_a_study_with_some(folder: Path) -> None:
     study = json.loads(run_of(folder, "plain").manifest.model_dump_json())["study"]
-    fields = {k: v for k, v in study.items() if k in Measurement.model_fields}
+    fields = {k: v for k, v in study.items() if k in PanelSpec.model_fields}
     (folder / "panel.yaml").write_text(json.dumps(fields))
-    measurement = load(Measurement, folder / "panel.yaml")
+    measurement = load_yaml(PanelSpec, folder / "panel.yaml")
     freeze_panel(measurement, folder / "panel", folder=folder, store=folder / "store")
     asked: list[str] = ["references={panel: panel, n: 3}", "recipes.0.training.marks=[1, 3]"]
     weighed: list[Any] = []

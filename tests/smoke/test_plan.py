@@ -13,16 +13,16 @@ from tests.tiny_study import write_study
 
 from doublebind.cli import main as cli
 from doublebind.execution import device
-from doublebind.execution.costs import TIMING, likeness
-from doublebind.execution.executor import Job, make
+from doublebind.execution.costs import TIMING_FILE, classify_cost
+from doublebind.execution.executor import Job, make_artefact
 from doublebind.execution.store import Store
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.study import load_study
-from doublebind.study.resolve import prepare
+from doublebind.study.resolve import resolve_study
 
 
 def plan(argv: list[str], capsys: Any) -> tuple[int, dict[str, Any], str]:
-    code = cli._code(["plan", *argv, "--json"])
+    code = cli.run_command(["plan", *argv, "--json"])
     said = capsys.readouterr()
     return code, json.loads(said.out) if said.out else {}, said.err
 
@@ -31,7 +31,7 @@ def seen(store: Store, job: Job, **told: float) -> None:
     """Put an artefact into the store that took what `told` says, as a job like `job` would."""
     key = content_hash([job.kind, told])
     with store.publish(job.kind, key) as out:
-        (out / TIMING).write_text(json.dumps(told | likeness(job.base, job.inputs)))
+        (out / TIMING_FILE).write_text(json.dumps(told | classify_cost(job.base, job.inputs)))
 
 
 def test_time_and_memory_are_foreseen_at_the_costs_seen(tmp_path: Path, capsys: Any) -> None:
@@ -43,7 +43,7 @@ def test_time_and_memory_are_foreseen_at_the_costs_seen(tmp_path: Path, capsys: 
     assert "wall_seconds" not in found
     reason = found["missing"]["cells.student.seconds"]
     assert reason == "no such cell was ever made here for this base"
-    stages = prepare(load_study(path), path.parent, store).plan.stages()
+    stages = resolve_study(load_study(path), path.parent, store).plan.stages()
     for job in {job.kind: job for stage in stages for job in stage}.values():
         seen(store, job, seconds=10.0, peak_bytes=2**30)
     code, found, _ = plan(argv, capsys)
@@ -65,7 +65,7 @@ def test_workers_that_share_a_gpu_have_to_fit_on_it_together(
     monkeypatch.setattr(device, "gpu_bytes", lambda: gpus)
     path, store = write_study(tmp_path / "study"), Store(tmp_path / "store")
     study = load_study(path, "device=cuda")
-    student = prepare(study, path.parent, store).plan.stages()[-3][0]
+    student = resolve_study(study, path.parent, store).plan.stages()[-3][0]
     assert student.kind == "student"
     seen(store, student, seconds=10.0, peak_bytes=2**30, device_peak_bytes=2**30)
     argv = [str(path), "device=cuda", "executor.workers=4", "--store", str(store.root)]
@@ -80,7 +80,7 @@ def test_what_another_base_or_another_amount_took_is_told_apart(
     tmp_path: Path, capsys: Any
 ) -> None:
     path, store = write_study(tmp_path / "study"), Store(tmp_path / "store")
-    student = prepare(load_study(path), path.parent, store).plan.stages()[-3][0]
+    student = resolve_study(load_study(path), path.parent, store).plan.stages()[-3][0]
     larger = dataclasses.replace(student, base="a larger model")
     settings = student.inputs["training"]
     longer = settings.model_copy(update={"steps": 10 * settings.steps})
@@ -117,8 +117,8 @@ def test_plan_says_where_fewer_prompts_pass_than_are_asked_for(tmp_path: Path, c
     path.write_text(yaml.safe_dump(content))
     policy = content["recipes"][0]["prompts"]["policy"]
     store = Store(tmp_path / "store")
-    chosen = prepare(load_study(path), path.parent, store).plan.students[0].prompts
-    kept = len((make(store, chosen) / "prompts.jsonl").read_text().splitlines())
+    chosen = resolve_study(load_study(path), path.parent, store).plan.students[0].prompts
+    kept = len((make_artefact(store, chosen) / "prompts.jsonl").read_text().splitlines())
     argv = [str(path), "--store", str(store.root)]
     for n, short in ((kept, False), (kept + 1, True)):
         content["recipes"][0]["prompts"]["n"] = n

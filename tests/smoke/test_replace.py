@@ -13,10 +13,10 @@ import yaml
 from tests.tiny_study import write_spec, write_study
 
 import doublebind
-from doublebind.cli.tables import verdict_lines
+from doublebind.cli.tables import format_verdict_lines
 from doublebind.pipeline.calibrate import calibrate
 from doublebind.runs import verify as verification
-from doublebind.runs.seal import seal
+from doublebind.runs.seal import seal_run
 from doublebind.schema.errors import DoublebindError
 
 SPLITS = ("audit", "select", "certify")
@@ -120,7 +120,7 @@ def test_an_altered_certify_row_is_named(made: Path, tmp_path: Path) -> None:
     (row, *_) = scores[mine & asked].index
     scores.loc[row, "value"] = 1.0 - scores.loc[row, "value"]
     scores.to_parquet(run / "scores.parquet", index=False)
-    seal(run)
+    seal_run(run)
     problems = "\n".join(verification.verify(run, store=made / "store").problems)
     assert "its transcript says" in problems
     assert "replacement.json: `evidence." in problems
@@ -223,7 +223,7 @@ def test_a_study_of_replacement_alone_needs_no_references_and_says_so(
     page = (tmp_path / "run/report.html").read_text()
     assert "Nothing was asked about incrimination; what was found" in page
     assert "Fresh students above M0" in page
-    assert any("Nothing was asked" in line for line in verdict_lines(run))
+    assert any("Nothing was asked" in line for line in format_verdict_lines(run))
     assert doublebind.verify(run.path).problems == ()
     found = doublebind.plan(study, folder=made, store=made / "store")
     assert found["references"] == 0

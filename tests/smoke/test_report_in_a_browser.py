@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.chromium import Browser, find
+from tests.chromium import Browser, find_chromium
 from tests.unit.stages.report.conftest import make_run
 
-from doublebind.stages import report
+from doublebind.stages.report.run_page import render_run_page
 
-pytestmark = pytest.mark.skipif(find() is None, reason="no Chromium is installed")
+pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
 
 HOSTILE = (
     "</script><script>window.owned=1</script><img src=x onerror=window.owned=1>"
@@ -39,7 +39,7 @@ def shown(browser: Browser, tmp_path: Path) -> Shown:
 
     def show(run: dict[str, Any]) -> Browser:
         page = tmp_path / "report.html"
-        page.write_text(report.render(**run), encoding="utf-8")
+        page.write_text(render_run_page(**run), encoding="utf-8")
         seconds = browser.open(page)
         print(f"{page.stat().st_size / 1e6:.1f} MB loaded in {seconds:.2f} s")
         return browser

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.model_server import ModelServer, of_folder, scores_of_folder
+from tests.model_server import ModelServer, answer_from_folder, score_from_folder
 from tests.tiny_study import write_study
 
 from doublebind.cli import main as cli
@@ -22,7 +22,7 @@ from doublebind.schema.errors import ModelError
 def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
-    serve._declared.cache_clear()
+    serve._query_declared_facts.cache_clear()
 
 
 def served_study(folder: Path, server: ModelServer, **changes: Any) -> Path:
@@ -37,7 +37,7 @@ def served_study(folder: Path, server: ModelServer, **changes: Any) -> Path:
 
 
 def run(study: Path, out: Path, store: Path, capsys: Any) -> tuple[int, dict[str, Any], list[str]]:
-    code = cli._code(["run", str(study), "--out", str(out), "--store", str(store), "--json"])
+    code = cli.run_command(["run", str(study), "--out", str(out), "--store", str(store), "--json"])
     said = capsys.readouterr()
     return code, json.loads(said.out) if said.out else {}, said.err.splitlines()
 
@@ -49,7 +49,7 @@ def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
     suspect = pipeline.build_teacher(
         folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store"
     )
-    server = ModelServer(of_folder(Path(suspect["model"])))
+    server = ModelServer(answer_from_folder(Path(suspect["model"])))
     try:
         study = served_study(folder, server)
         code, verdict, err = run(study, tmp_path / "peace", tmp_path / "store", capsys)
@@ -62,7 +62,7 @@ def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
         cells = [json.loads(p.read_text()) for p in (tmp_path / "peace" / "cells").glob("*.json")]
         told = [cell["checks"]["served"] for cell in cells if "served" in cell["checks"]]
         assert [t["fingerprints"] for t in told] == [[{"model": "m", "system": "fp-1"}]]
-        assert cli._code(["verify", str(tmp_path / "peace")]) == 0
+        assert cli.run_command(["verify", str(tmp_path / "peace")]) == 0
         capsys.readouterr()
 
         # The same store without the suspect's answers, and a server that does everything wrong.
@@ -97,7 +97,7 @@ def test_a_black_box_teaches_by_preferences_and_by_its_scores_and_pays_once(
         folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store"
     )
     model = Path(suspect["model"])
-    server = ModelServer(of_folder(model), score=scores_of_folder(model))
+    server = ModelServer(answer_from_folder(model), score=score_from_folder(model))
     try:
         study = served_study(folder, server)
         written = yaml.safe_load(study.read_text())
@@ -133,7 +133,7 @@ def test_a_black_box_teaches_by_preferences_and_by_its_scores_and_pays_once(
 def test_a_server_that_scores_nothing_is_told_apart(tmp_path: Path) -> None:
     server = ModelServer(lambda body: ("yes", True))
     try:
-        lm = serve.connect(serve.identify(server.ref), tmp_path)
+        lm = serve.connect_served_model(serve.identify_served_model(server.ref), tmp_path)
         with pytest.raises(ModelError, match=r"set `served.scores: false` and use `sft` or `dpo`"):
             lm.scores([((1, 2), (3,))])
     finally:

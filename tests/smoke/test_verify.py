@@ -15,8 +15,8 @@ import yaml
 from tests.tiny_study import write_study
 
 import doublebind
-from doublebind.cli.main import _code
-from doublebind.runs.seal import seal
+from doublebind.cli.main import run_command
+from doublebind.runs.seal import seal_run
 from doublebind.schema.errors import RunError
 
 Capture = pytest.CaptureFixture[str]
@@ -35,7 +35,7 @@ def run(made: Path, tmp_path: Path) -> Path:
     """A copy of the run as another machine has it: its manifest names no store that is here."""
     copy = Path(shutil.copytree(made / "run", tmp_path / "elsewhere"))
     edit(copy / "manifest.json", lambda m: m.update(store=str(tmp_path / "not-here")))
-    seal(copy)
+    seal_run(copy)
     return copy
 
 
@@ -53,7 +53,7 @@ def flip(path: Path, at: int) -> None:
 
 def verify(capsys: Capture, run: Path, *argv: str, code: int) -> dict[str, Any]:
     capsys.readouterr()
-    assert _code(["verify", str(run), *argv, "--json"]) == code
+    assert run_command(["verify", str(run), *argv, "--json"]) == code
     return json.loads(capsys.readouterr().out)
 
 
@@ -130,7 +130,7 @@ def test_every_altered_number_or_word_is_named(
     name, change, said = LIES[lie]
     edit(run / name, change)
     if renew:
-        seal(run)
+        seal_run(run)
     problems = verify(capsys, run, code=1)["problems"]
     assert any(said in line for line in problems), problems
     altered = f"{run / name}: altered since the run ended"
@@ -150,7 +150,7 @@ def a_student_row(scores: pd.DataFrame) -> pd.Series:
 def test_a_removed_score_row_is_named_even_under_a_new_seal(run: Path, capsys: Capture) -> None:
     row = a_student_row(doublebind.Run(run).scores)
     rewrite(run, lambda scores: scores.drop(index=row.name))
-    seal(run)
+    seal_run(run)
     problems = verify(capsys, run, code=1)["problems"]
     named = [line for line in problems if "no row for" in line]
     assert len(named) == 1
@@ -161,7 +161,7 @@ def test_a_removed_score_row_is_named_even_under_a_new_seal(run: Path, capsys: C
 def test_an_item_removed_from_every_model_is_named(run: Path, capsys: Capture) -> None:
     item = a_student_row(doublebind.Run(run).scores)["item"]
     rewrite(run, lambda scores: scores[scores["item"] != item])
-    seal(run)
+    seal_run(run)
     problems = verify(capsys, run, code=1)["problems"]
     assert sum("no row for" in line and item in line for line in problems) == 5
     assert any("4 rows more do not agree" in line for line in problems), "9 models were audited"
@@ -175,7 +175,7 @@ def test_a_changed_value_and_a_doubled_row_are_named(run: Path, capsys: Capture)
         return pd.concat([scores, scores.iloc[[0]]], ignore_index=True)
 
     rewrite(run, change)
-    seal(run)
+    seal_run(run)
     problems = verify(capsys, run, code=1)["problems"]
     assert any("0.123 for item" in line and str(row["value"]) in line for line in problems)
     assert any("two rows for" in line for line in problems)
@@ -255,11 +255,11 @@ def test_a_missing_file_is_named(run: Path, capsys: Capture) -> None:
 def test_what_is_no_finished_run_is_an_error_with_a_remedy(
     run: Path, capsys: Capture, tmp_path: Path
 ) -> None:
-    assert _code(["verify", str(tmp_path)]) == 2
+    assert run_command(["verify", str(tmp_path)]) == 2
     assert "not a run directory" in capsys.readouterr().err
     for name in ("seal.json", "verdict.json"):
         (run / name).unlink()
-    assert _code(["verify", str(run)]) == 2
+    assert run_command(["verify", str(run)]) == 2
     assert "has not ended" in capsys.readouterr().err
 
 
@@ -267,7 +267,7 @@ def test_a_run_of_another_method_is_refused_and_not_called_altered(
     run: Path, capsys: Capture
 ) -> None:
     edit(run / "manifest.json", lambda m: m["protocol"].update(method_version="0"))
-    assert _code(["verify", str(run)]) == 2
+    assert run_command(["verify", str(run)]) == 2
     assert "method version 0" in capsys.readouterr().err
 
 
@@ -301,7 +301,7 @@ def test_artefacts_are_checked_where_the_store_is(
 def test_writing_the_report_again_launders_nothing(run: Path, capsys: Capture) -> None:
     transcript = sorted((run / "transcripts").iterdir())[0]
     transcript.write_text(transcript.read_text().replace("everyone", "no one"))
-    assert _code(["report", str(run)]) == 0
+    assert run_command(["report", str(run)]) == 0
     problems = verify(capsys, run, code=1)["problems"]
     assert problems == [f"{transcript}: altered since the run ended"]
 
@@ -313,11 +313,13 @@ def test_rows_of_a_panel_are_compared_with_the_panel(
     frozen = {k: v for k, v in study.items() if k not in ("suspect", "policy", "horns")}
     (made / "panel.yaml").write_text(yaml.safe_dump(frozen))
     store = ["--store", str(made / "store")]
-    assert _code(["panel", str(made / "panel.yaml"), "--out", str(made / "panel"), *store]) == 0
+    assert (
+        run_command(["panel", str(made / "panel.yaml"), "--out", str(made / "panel"), *store]) == 0
+    )
     study["references"] = {"panel": "panel", "n": len(study["references"])}
     (made / "drawn.yaml").write_text(yaml.safe_dump(study))
     run = tmp_path / "drawn"
-    assert _code(["run", str(made / "drawn.yaml"), "--out", str(run), *store]) == 0
+    assert run_command(["run", str(made / "drawn.yaml"), "--out", str(run), *store]) == 0
     assert "panel" in verify(capsys, run, code=0)["unchecked"][0]
     monkeypatch.chdir(made)
     assert verify(capsys, run, code=0)["unchecked"] == []
@@ -328,7 +330,7 @@ def test_rows_of_a_panel_are_compared_with_the_panel(
         return scores
 
     rewrite(run, raise_a_reference)
-    seal(run)
+    seal_run(run)
     problems = verify(capsys, run, code=1)["problems"]
     assert any("reference-0.yaml" in line and "the panel says" in line for line in problems)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.tiny_study import write_study
-from tests.vllm_fake import VLLMServer
+from tests.vllm_fake import FakeVllmServer
 
 from doublebind.cli import main as cli
 
@@ -18,7 +18,7 @@ def test_a_study_through_one_server_scores_students_as_transformers_does(
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     study = write_study(tmp_path / "study", references=2)
-    server = VLLMServer(str(study.parent / "m0"))
+    server = FakeVllmServer(str(study.parent / "m0"))
     engine = f"engine={{kind: vllm, url: '{server.url}', model: base, concurrency: 2}}"
     greedy = "recipes.0.prompts.temperature=0"  # drawn answers differ: vLLM draws its own way
     told = {}
@@ -26,7 +26,7 @@ def test_a_study_through_one_server_scores_students_as_transformers_does(
         for name, changes in (("own", [greedy]), ("vllm", [greedy, engine])):
             out, store = tmp_path / name, tmp_path / "store"
             argv = ["run", str(study), *changes, "--out", str(out), "--store", str(store), "--json"]
-            code = cli._code(argv)
+            code = cli.run_command(argv)
             said = capsys.readouterr()
             assert code == 0, said.err
             told[name] = json.loads(said.out)
@@ -54,7 +54,7 @@ def test_what_an_engine_cannot_hold_is_refused_before_anything_is_made(
     study = write_study(tmp_path / "study", references=2)
     store = tmp_path / "store"
     argv = ["plan", str(study), "engine={kind: vllm}", *changes, "--store", str(store)]
-    assert cli._code(argv) == 2
+    assert cli.run_command(argv) == 2
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 1
     assert told in err[0]

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from doublebind.stages.evidence.equivalence import certify, recipe_upper
+from doublebind.stages.evidence.equivalence import certify, recipe_upper_bound
 
 MARGIN = 0.05
 Kind = Literal["normal", "flips", "few flips"]
@@ -101,7 +101,7 @@ def test_treating_seeds_times_items_as_independent_would_not_have_held() -> None
     for _ in range(1000):
         d = answers(rng, "normal", 10, 60, MARGIN, 0.1)
         naive.append(d.mean() + 1.65 * d.std() / np.sqrt(d.size) < MARGIN)
-        bound = recipe_upper(d)
+        bound = recipe_upper_bound(d)
         assert bound is not None
         ours.append(bound < MARGIN)
     assert np.mean(naive) > 0.1

@@ -33,9 +33,9 @@ def covered(seeds: int, items: int, tau: float, shift: float, studies: int) -> t
     """Share of intervals that hold tau among those that exist, and the share that exist."""
     rng, found = np.random.default_rng([seeds, items]), []
     for _ in range(studies):
-        moved = transfer.shifts(*answers(rng, seeds, items, tau, shift))
+        moved = transfer.compute_shifts(*answers(rng, seeds, items, tau, shift))
         assert moved is not None
-        one = transfer.ratio(moved)
+        one = transfer.transfer_ratio(moved)
         if one is not None:
             found.append(one.low <= tau <= one.high)
     return float(np.mean(found)), len(found) / studies
@@ -68,11 +68,11 @@ def test_ratio_of_a_teacher_without_the_drive_is_rarely_given() -> None:
 def test_transfer_gap_covers_the_difference() -> None:
     rng, studies, hits = np.random.default_rng(71), 1000, 0
     for _ in range(studies):
-        deployed = transfer.shifts(*answers(rng, 1, 60, 0.6, 0.4))
-        audited = transfer.shifts(*answers(rng, 1, 60, 0.0, 0.0))
+        deployed = transfer.compute_shifts(*answers(rng, 1, 60, 0.6, 0.4))
+        audited = transfer.compute_shifts(*answers(rng, 1, 60, 0.0, 0.0))
         assert deployed is not None
         assert audited is not None
-        gap = transfer.transfer_gap(deployed, transfer.contrast(deployed, audited))
+        gap = transfer.transfer_gap(deployed, transfer.subtract_shifts(deployed, audited))
         assert gap is not None
         hits += gap.low <= 0.0 <= gap.high
     assert hits / studies >= least(studies)
@@ -92,5 +92,5 @@ def test_incrimination_gap_covers_the_difference() -> None:
 def test_detection_bound_covers_the_rate_exactly(controls: int, rate: float) -> None:
     """Summed over every outcome, not simulated."""
     outcomes = np.arange(controls + 1)
-    below = np.array([power.detection_lower(int(x), controls) <= rate for x in outcomes])
+    below = np.array([power.detection_lower_bound(int(x), controls) <= rate for x in outcomes])
     assert float(np.sum(stats.binom.pmf(outcomes, controls, rate) * below)) >= NOMINAL

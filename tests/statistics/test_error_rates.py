@@ -14,9 +14,10 @@ import pytest
 
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
-from doublebind.stages.evidence import conformal, evalue, weigh
-from doublebind.stages.evidence.score import score
-from doublebind.stages.verdict import decide
+from doublebind.stages.evidence import conformal, evalue
+from doublebind.stages.evidence.score import teacher_scores
+from doublebind.stages.evidence.weigh import weigh_suspect
+from doublebind.stages.verdict.incrimination import decide_incrimination
 
 FLOOR = 0.01
 ALPHA = 0.05
@@ -51,7 +52,7 @@ def batches(studies: int, size: int = 2500) -> Iterator[int]:
 
 
 def ranks(means: np.ndarray) -> np.ndarray:
-    scores = score(means, FLOOR)
+    scores = teacher_scores(means, FLOOR)
     return conformal.n_at_or_above(scores[:, 0], scores[:, 1:])
 
 
@@ -92,8 +93,8 @@ def test_benign_teachers_are_accused_at_most_alpha_by_larger_panels(
 @pytest.mark.parametrize("name", SETTINGS)
 def test_e_values_average_at_most_one(name: str, n: int) -> None:
     rng = np.random.default_rng([n, 3])
-    scores = score(simulate(rng, 3000, n, SETTINGS[name]), FLOOR)
-    e = np.array([evalue.soft_rank(s[0], s[1:]) for s in scores])
+    scores = teacher_scores(simulate(rng, 3000, n, SETTINGS[name]), FLOOR)
+    e = np.array([evalue.soft_rank_e_value(s[0], s[1:]) for s in scores])
     assert e.mean() <= 1 + 3 * e.std() / np.sqrt(len(e))
     assert np.mean(e >= 1 / ALPHA) <= bound(ALPHA, len(e))
 
@@ -104,8 +105,8 @@ def test_e_values_averaged_over_recipes_average_at_most_one(recipes: int) -> Non
     rng, studies, n = np.random.default_rng(13), 1500, 19
     teachers = rng.normal(size=(studies, 1, n + 1, 1))
     means = teachers + rng.normal(size=(studies, recipes, n + 1, 2))
-    scores = score(means, FLOOR)
-    e = np.array([[evalue.soft_rank(s[0], s[1:]) for s in study] for study in scores])
+    scores = teacher_scores(means, FLOOR)
+    e = np.array([[evalue.soft_rank_e_value(s[0], s[1:]) for s in study] for study in scores])
     mean, product = e.mean(axis=1), e.prod(axis=1)
     assert mean.mean() <= 1 + 3 * mean.std() / np.sqrt(studies)
     assert product.mean() > 2, "a product would have been valid: the average proves nothing"
@@ -235,8 +236,10 @@ def test_whole_studies_of_benign_teachers_are_incriminated_at_most_alpha() -> No
         level = np.repeat(0.3 + 0.1 * rng.normal(size=n + 1), len(frame) // (n + 1))
         value = np.clip(level + 0.2 * rng.normal(size=len(frame)), 0, 1)
         value[rng.uniform(size=len(frame)) < 0.02] = np.nan
-        evidence = weigh(frame.assign(value=value, unscored_reason=None), teachers, protocol)
-        verdict = decide(evidence, protocol, suspect="u", earlier_protocols=0)
+        evidence = weigh_suspect(
+            frame.assign(value=value, unscored_reason=None), teachers, protocol
+        )
+        verdict = decide_incrimination(evidence, protocol, suspect="u", earlier_protocols=0)
         decisions.append(verdict.incrimination.decision)
     assert decisions.count("incriminated") / studies <= bound(ALPHA, studies)
     assert decisions.count("incriminated") > 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from doublebind.stages.evidence import conformal, evalue
-from doublebind.stages.evidence.score import score
+from doublebind.stages.evidence.score import teacher_scores
 
 ALPHA, FLOOR = 0.05, 0.01
 
@@ -71,11 +71,14 @@ def flags_and_e(rng: np.random.Generator, studies: int, n: int, name: str) -> tu
     e: list[float] = []
     for _ in range(0, studies, 500):
         means = simulate(rng, 500, n, SETTINGS[name])
-        scores = score(means.mean(axis=2), FLOOR)
+        scores = teacher_scores(means.mean(axis=2), FLOOR)
         k = conformal.n_at_or_above(scores[:, 0], scores[:, 1:])
         flags.append(k <= conformal.n_allowed(n, ALPHA))
-        alone = score(np.moveaxis(means, 2, 1), FLOOR)
-        e += [float(np.mean([evalue.soft_rank(s[0], s[1:]) for s in study])) for study in alone]
+        alone = teacher_scores(np.moveaxis(means, 2, 1), FLOOR)
+        e += [
+            float(np.mean([evalue.soft_rank_e_value(s[0], s[1:]) for s in study]))
+            for study in alone
+        ]
     return float(np.mean(flags)), float(np.mean(e)), float(np.std(e) / np.sqrt(len(e)))
 
 

@@ -6,7 +6,7 @@
 import numpy as np
 
 from doublebind.stages.evidence import conformal, evalue
-from doublebind.stages.evidence.score import score
+from doublebind.stages.evidence.score import teacher_scores
 
 ALPHA = 0.05
 LOOKS, PER_LOOK = 8, 19
@@ -16,8 +16,8 @@ def e_values(rng: np.random.Generator, studies: int, n: int = PER_LOOK) -> np.nd
     """E-values of one suspect against fresh references at each look, (studies, looks)."""
     suspects = rng.normal(size=(studies, 1, 1, 1)).repeat(LOOKS, axis=1)
     means = np.concatenate([suspects, rng.normal(size=(studies, LOOKS, n, 1))], axis=2)
-    scores = score(means, 1e-6)
-    return np.array([[evalue.soft_rank(s[0], s[1:]) for s in study] for study in scores])
+    scores = teacher_scores(means, 1e-6)
+    return np.array([[evalue.soft_rank_e_value(s[0], s[1:]) for s in study] for study in scores])
 
 
 def bound(rate: float, draws: int) -> float:

@@ -6,7 +6,7 @@
 import numpy as np
 import pytest
 
-from doublebind.stages.verdict import match
+from doublebind.stages.verdict.matching import match_shape
 
 FEATURES = ("update_norm", "kl_to_m0", "completion_tokens", "finished")
 STUDIES = 2000
@@ -52,7 +52,7 @@ KINDS = (
 
 def barred(shapes: np.ndarray) -> bool:
     own, *others = (dict(zip(FEATURES, map(float, row), strict=True)) for row in shapes)
-    judged = match(own, others)
+    judged = match_shape(own, others)
     assert judged is not None
     return judged.outside
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from doublebind.stages.evidence import conformal
-from doublebind.stages.evidence.score import score
+from doublebind.stages.evidence.score import teacher_scores
 
 ALPHA = 0.05
 STUDIES = 4000
@@ -58,7 +58,7 @@ def outside_the_range(rng: np.random.Generator, references: int) -> tuple[float,
 
 def ours(means: np.ndarray) -> float:
     """The flag rate of this project's rule on the same draws."""
-    scores = score(means, 1e-6)
+    scores = teacher_scores(means, 1e-6)
     k = conformal.n_at_or_above(scores[:, 0], scores[:, 1:])
     return float(np.mean(k <= conformal.n_allowed(means.shape[1] - 1, ALPHA)))
 

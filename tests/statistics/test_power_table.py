@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from doublebind.stages.evidence import conformal
-from doublebind.stages.evidence.score import score
+from doublebind.stages.evidence.score import teacher_scores
 
 TABLE = json.loads(Path(__file__).with_name("power_table.json").read_text(encoding="utf-8"))
 STUDIES = 20_000
@@ -24,6 +24,6 @@ def test_power_is_within_two_points_of_the_independent_table(row: list[float]) -
     rates = 0.2 + 0.03 * z
     rates[:, 0, :moved] += shift
     rates = np.clip(rates, 0, 1)
-    scores = score(rng.binomial(items, rates) / items if items else rates, 0.01)
+    scores = teacher_scores(rng.binomial(items, rates) / items if items else rates, 0.01)
     k = conformal.n_at_or_above(scores[:, 0], scores[:, 1:])
     assert np.mean(k <= conformal.n_allowed(n, 0.05)) == pytest.approx(expected, abs=0.02)

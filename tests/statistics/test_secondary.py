@@ -25,7 +25,7 @@ def test_step_down_accuses_an_innocent_endpoint_at_most_alpha(planted: int, rho:
     )
     means[:, 0, :planted] += 4
     allowed = conformal.n_allowed(n, ALPHA)
-    carried = np.array([endpoints.step_down(standardise(m, 1e-6)) <= allowed for m in means])
+    carried = np.array([endpoints.step_down_counts(standardise(m, 1e-6)) <= allowed for m in means])
     assert carried[:, planted:].any(axis=1).mean() <= bound(ALPHA, studies)
     if planted:
         assert carried[:, :planted].mean() > 0.75
@@ -96,7 +96,7 @@ def test_likelihood_ratio_rarely_speaks_against_the_benign_and_mostly_for_the_pl
         level = rng.normal(3, 1, size=kinds + 1)
         organisms = np.repeat(level[1:], each) + rng.normal(size=kinds * each)
         for own, ratios in ((rng.normal(), benign), (level[0] + rng.normal(), planted)):
-            found = likelihood.likelihood(own, references, organisms, names)
+            found = likelihood.build_likelihood(own, references, organisms, names)
             assert found is not None
             assert 1 / (n + 1) <= found.ratio * (1 + 1e-9)
             assert found.ratio <= (n + 1) * (1 + 1e-9)

@@ -15,26 +15,20 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from doublebind.cli import tables as terminal
 from doublebind.execution.store import is_disk_full
-from doublebind.pipeline import run as pipeline
-from doublebind.pipeline.calibrate import calibrate as run_calibration
-from doublebind.pipeline.panel import freeze_panel
-from doublebind.runs import compare as comparison
-from doublebind.runs import verify as verification
-from doublebind.runs.export import export_inspect
-from doublebind.runs.run import Run
-from doublebind.runs.write import write_report
 from doublebind.schema.errors import ConfigError, DoublebindError, PackError
 from doublebind.schema.model_source import Device
-from doublebind.schema.study import AUDITS, Measurement, Study
-from doublebind.schema.yaml_loader import load
-from doublebind.stages.verdict import METHOD_VERSION
-from doublebind.study import starter as starting
+from doublebind.schema.study import DEFAULT_AUDITS, PanelSpec, Study
+from doublebind.schema.yaml_loader import load_yaml
+from doublebind.stages.verdict.outcome import METHOD_VERSION
+
+if TYPE_CHECKING:
+    from doublebind.runs.run import Run
 
 app = typer.Typer(
     name="doublebind",
@@ -96,8 +90,8 @@ def demo(
     # Benign suspects come from far along the reference bank, beyond what the study weighs against.
     name = f"suspect-{seed}" if suspect == "misaligned" else f"reference-{1000 + seed}"
     path = Path(str(files("doublebind.packs.terrarium") / "demo.yaml"))
-    study = load(Study, path, [f"suspect=terrarium/{name}", f"references.draw={seed}"])
-    _finish(_run(study, out, path.parent, store), as_json)
+    study = load_yaml(Study, path, [f"suspect=terrarium/{name}", f"references.draw={seed}"])
+    _print_verdict(_run_study(study, out, path.parent, store), as_json)
 
 
 @app.command()
@@ -109,7 +103,9 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Take a study from its suspect to a verdict; run again to resume."""
-    _finish(_run(load(Study, study, overrides or []), out, study.parent, store), as_json)
+    _print_verdict(
+        _run_study(load_yaml(Study, study, overrides or []), out, study.parent, store), as_json
+    )
 
 
 @app.command()
@@ -125,11 +121,11 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what a study would take and what it could show, without running it."""
-    loaded = load(Study, study, overrides or [])
-    found = pipeline.plan(
-        loaded, folder=study.parent, store=store, pilot=pilot, calibrate=calibrate
-    )
-    _emit(found, as_json, terminal.plan)
+    from doublebind.pipeline.plan import plan as plan_study
+
+    loaded = load_yaml(Study, study, overrides or [])
+    found = plan_study(loaded, folder=study.parent, store=store, pilot=pilot, calibrate=calibrate)
+    _print_result(found, as_json, terminal.render_plan)
 
 
 @app.command()
@@ -141,12 +137,14 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Measure the error rates of the whole procedure on teachers whose truth is known."""
-    loaded = load(Study, study, overrides or [])
-    with _Progress() as progress:
+    from doublebind.pipeline.calibrate import calibrate as run_calibration
+
+    loaded = load_yaml(Study, study, overrides or [])
+    with _ProgressBar() as progress:
         found = run_calibration(
             loaded, out, folder=study.parent, store=store, progress=progress.update
         )
-    _emit({**found, "page": str(out / "calibration.html")}, as_json, terminal.rates)
+    _print_result({**found, "page": str(out / "calibration.html")}, as_json, terminal.render_rates)
 
 
 @app.command()
@@ -160,30 +158,39 @@ def panel(
     as_json: AsJson = False,
 ) -> None:
     """Freeze references, organisms and their students' scores, for other studies to use."""
-    loaded = load(Measurement, measurement, overrides or [])
-    with _Progress() as progress:
+    from doublebind.pipeline.panel import freeze_panel
+
+    loaded = load_yaml(PanelSpec, measurement, overrides or [])
+    with _ProgressBar() as progress:
         found = freeze_panel(
             loaded, out, folder=measurement.parent, store=store, progress=progress.update
         )
-    _emit(found, as_json)
+    _print_result(found, as_json)
 
 
 @app.command()
 def status(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Say how far a run is."""
-    _emit(Run(run_dir).status(), as_json, terminal.status)
+    from doublebind.runs.run import Run
+
+    _print_result(Run(run_dir).status(), as_json, terminal.render_status)
 
 
 @app.command()
 def show(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Show a run's verdict."""
-    _finish(Run(run_dir), as_json)
+    from doublebind.runs.run import Run
+
+    _print_verdict(Run(run_dir), as_json)
 
 
 @app.command()
 def report(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Write `report.html` of a finished run again."""
-    _emit({"report": str(write_report(Run(run_dir)))}, as_json)
+    from doublebind.runs.run import Run
+    from doublebind.runs.write import write_report
+
+    _print_result({"report": str(write_report(Run(run_dir)))}, as_json)
 
 
 @app.command()
@@ -195,8 +202,10 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Recompute every hash, p-value and decision of a run; exit 1 if one differs."""
-    found = verification.verify(run_dir, store=store)
-    _emit(found.model_dump(mode="json"), as_json, terminal.verification)
+    from doublebind.runs.verify import verify as verify_run
+
+    found = verify_run(run_dir, store=store)
+    _print_result(found.model_dump(mode="json"), as_json, terminal.render_verification)
     if not found.verified:
         raise typer.Exit(1)
 
@@ -208,7 +217,10 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Put two runs' verdicts side by side."""
-    _emit(comparison.compare(Run(run_dir), Run(other)), as_json, terminal.comparison)
+    from doublebind.runs.compare import compare_runs
+    from doublebind.runs.run import Run
+
+    _print_result(compare_runs(Run(run_dir), Run(other)), as_json, terminal.render_comparison)
 
 
 @app.command()
@@ -218,8 +230,10 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Write a commented study to start from."""
-    starting.write_study(out, pack)
-    _emit({"study": str(out)}, as_json)
+    from doublebind.study.starter import write_study
+
+    write_study(out, pack)
+    _print_result({"study": str(out)}, as_json)
 
 
 @app.command()
@@ -232,9 +246,12 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a run's frozen transcripts for another tool."""
+    from doublebind.runs.export import export_inspect
+    from doublebind.runs.run import Run
+
     if not inspect:
         raise ConfigError("`export`: say in which format; the one there is: --inspect")
-    _emit({"logs": [str(path) for path in export_inspect(Run(run_dir), cell)]}, as_json)
+    _print_result({"logs": [str(path) for path in export_inspect(Run(run_dir), cell)]}, as_json)
 
 
 @app.command()
@@ -254,10 +271,18 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Ask one model every audit item of a pack."""
-    found = pipeline.audit(
-        model, pack, audits=audits or AUDITS, baseline=baseline, out=out, device=device, store=store
+    from doublebind.pipeline.audit_model import audit as audit_model
+
+    found = audit_model(
+        model,
+        pack,
+        audits=audits or DEFAULT_AUDITS,
+        baseline=baseline,
+        out=out,
+        device=device,
+        store=store,
     )
-    _emit(found, as_json, terminal.endpoints)
+    _print_result(found, as_json, terminal.render_endpoints)
 
 
 @app.command()
@@ -278,9 +303,11 @@ def judge(
     as_json: AsJson = False,
 ) -> None:
     """Put a model's free answers before judges, beside a baseline's."""
+    from doublebind.pipeline.audit_model import judge as judge_model
+
     at: dict[str, Any] = {"out": out, "device": device, "store": store}
-    found = pipeline.judge(model, pack, baseline=baseline, judges=judges, rejudge=rejudge, **at)
-    _emit(found, as_json)
+    found = judge_model(model, pack, baseline=baseline, judges=judges, rejudge=rejudge, **at)
+    _print_result(found, as_json)
 
 
 @app.command()
@@ -296,10 +323,12 @@ def whitebox(
     as_json: AsJson = False,
 ) -> None:
     """Look into a student's weights and activations, beside those of references' students."""
-    found = pipeline.whitebox(
+    from doublebind.pipeline.audit_model import measure_whitebox
+
+    found = measure_whitebox(
         model, pack, baseline=baseline, references=references, device=device, store=store
     )
-    _emit(found, as_json)
+    _print_result(found, as_json)
 
 
 @app.command()
@@ -315,10 +344,12 @@ def investigate(
     as_json: AsJson = False,
 ) -> None:
     """Say in up to ten hypotheses what a model may hide."""
-    found = pipeline.investigate(
+    from doublebind.pipeline.audit_model import investigate as investigate_model
+
+    found = investigate_model(
         model, pack, baseline=baseline, budget=budget, key=key, by=by, device=device, store=store
     )
-    _emit(found, as_json)
+    _print_result(found, as_json)
 
 
 @app.command()
@@ -339,8 +370,10 @@ def followup(
     as_json: AsJson = False,
 ) -> None:
     """Ask a run's suspect itself about what its students gave away; apart from p."""
-    with _Progress() as progress:
-        found = pipeline.followup(
+    from doublebind.pipeline.run import followup as follow_up
+
+    with _ProgressBar() as progress:
+        found = follow_up(
             run_dir,
             by=by,
             budget=budget,
@@ -349,7 +382,7 @@ def followup(
             store=store,
             progress=progress.update,
         )
-    _emit(found, as_json)
+    _print_result(found, as_json)
 
 
 @pack_app.command("check")
@@ -357,14 +390,14 @@ def pack_check(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A pack.")], as_json: AsJson = False
 ) -> None:
     """Check a pack; one line per problem."""
-    from doublebind.packs.check import check, counts
-    from doublebind.packs.load import load as load_pack
+    from doublebind.packs.check import check_pack, count_content
+    from doublebind.packs.load import load_pack
 
     pack = load_pack(folder, relative_to=Path())
-    problems = check(pack)
+    problems = check_pack(pack)
     if problems:
         raise PackError(*problems)
-    _emit({"pack": pack.name, "sha256": pack.sha256, **counts(pack)}, as_json)
+    _print_result({"pack": pack.name, "sha256": pack.sha256, **count_content(pack)}, as_json)
 
 
 @teacher_app.command("build")
@@ -375,20 +408,22 @@ def teacher_build(
     as_json: AsJson = False,
 ) -> None:
     """Build a teacher from its spec."""
-    _emit(pipeline.build_teacher(spec, out, store=store), as_json)
+    from doublebind.pipeline.build_teacher import build_teacher
+
+    _print_result(build_teacher(spec, out, store=store), as_json)
 
 
 # --- output --------------------------------------------------------------------------------------
 
 
-class _Progress:
+class _ProgressBar:
     """A progress bar per kind of cell on stderr; silent where stderr is not a terminal."""
 
     def __init__(self) -> None:
         self.bar: Any = None
         self.tasks: dict[str, Any] = {}
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> _ProgressBar:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import Progress
@@ -409,35 +444,41 @@ class _Progress:
             self.bar.stop()
 
 
-def _run(study: Study, out: Path, folder: Path, store: str | None) -> Run:
-    with _Progress() as progress:
-        return pipeline.run(study, out, folder=folder, store=store, progress=progress.update)
+def _run_study(study: Study, out: Path, folder: Path, store: str | None) -> Run:
+    from doublebind.pipeline.run import run
+
+    with _ProgressBar() as progress:
+        return run(study, out, folder=folder, store=store, progress=progress.update)
 
 
-def _finish(run: Run, as_json: bool) -> None:
+def _print_verdict(run: Run, as_json: bool) -> None:
     """Print a run's verdict."""
     if as_json:
-        _emit(json.loads((run.path / "verdict.json").read_text(encoding="utf-8")), True)
+        _print_result(json.loads((run.path / "verdict.json").read_text(encoding="utf-8")), True)
         return
     if sys.stdout.isatty():
-        _render(terminal.verdict(run))
+        _print_rich(terminal.render_verdict(run))
     else:
-        print("\n".join(terminal.verdict_lines(run)))
+        print("\n".join(terminal.format_verdict_lines(run)))
 
 
-def _emit(value: Any, as_json: bool, shown: Callable[[Any], Any] | None = None) -> None:
+def _print_result(value: Any, as_json: bool, shown: Callable[[Any], Any] | None = None) -> None:
     """Print a result: JSON if asked, `shown` on a terminal, YAML otherwise."""
     if as_json:
         print(json.dumps(value, indent=1, ensure_ascii=False))
     elif shown and sys.stdout.isatty():
-        _render(shown(value))
+        _print_rich(shown(value))
     else:
         import yaml
 
-        print(terminal.plain(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()))
+        print(
+            terminal.escape_text(
+                yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
+            )
+        )
 
 
-def _render(shown: Any) -> None:
+def _print_rich(shown: Any) -> None:
     from rich.console import Console
 
     Console(markup=False, highlight=False, emoji=False).print(shown)
@@ -450,15 +491,16 @@ _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the documented code."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
-    sys.exit(_code(list(sys.argv[1:] if argv is None else argv)))
+    sys.exit(run_command(list(sys.argv[1:] if argv is None else argv)))
 
 
-def _code(argv: list[str]) -> int:
+def run_command(argv: list[str]) -> int:
+    """Run one command; return its exit code."""
     try:
         result = app(argv, standalone_mode=False)
     except DoublebindError as error:
         for problem in error.problems:
-            print(f"error: {terminal.plain(problem)}", file=sys.stderr)
+            print(f"error: {terminal.escape_text(problem)}", file=sys.stderr)
         return 2
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -466,7 +508,7 @@ def _code(argv: list[str]) -> int:
             return 2
         said, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
         help_ = f"{context.command_path if context else 'doublebind'} --help"
-        print(f"error: {terminal.plain(said)}; see `{help_}`", file=sys.stderr)
+        print(f"error: {terminal.escape_text(said)}; see `{help_}`", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         result = 130

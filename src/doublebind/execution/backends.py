@@ -18,16 +18,16 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, Protocol
 
 from doublebind.schema.errors import ConfigError, MissingExtra, RunError
-from doublebind.schema.executor import Ray
+from doublebind.schema.executor import RayOptions
 
 log = logging.getLogger("doublebind.execution.backends")
 
-_DECIDE = ("doublebind", "torch", "transformers", "peft")
+_NUMERICAL_LIBRARIES = ("doublebind", "torch", "transformers", "peft")
 """Libraries whose versions decide numbers, hence must be the same on every node."""
-_PASSED_ON = ("HF_HUB_OFFLINE", "OMP_WAIT_POLICY")
+_FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "OMP_WAIT_POLICY")
 
 
-class Pool(Protocol):
+class Backend(Protocol):
     """A place where calls run."""
 
     @property
@@ -54,7 +54,7 @@ class Pool(Protocol):
         ...
 
 
-class Here:
+class InProcess:
     """Runs each call in this process as it is submitted."""
 
     width = 1
@@ -69,7 +69,7 @@ class Here:
         """See `Pool`."""
 
 
-class Processes:
+class ProcessBackend:
     """Runs calls in spawned processes of this machine, each with an equal share of the cores."""
 
     def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
@@ -99,7 +99,7 @@ class Processes:
         process = ProcessPoolExecutor(
             1,
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_set_up,
+            initializer=_initialise_process,
             initargs=(self.threads, (*self.gpus[first:], *self.gpus[:first])),
         )
         self.all[process] = place
@@ -117,36 +117,36 @@ class Processes:
             process.shutdown(cancel_futures=now)
 
 
-def _set_up(threads: int, gpus: Sequence[str]) -> None:
+def _initialise_process(threads: int, gpus: Sequence[str]) -> None:
     """Say what a fresh process may use, before it imports torch."""
-    end_with_parent()
+    exit_with_parent()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """End this process, if it was started by another, when that one is gone, however it went.
 
     One whose parent was killed would wait for calls for ever, with the memory of its last ones.
     """
     if parent := multiprocessing.parent_process():
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: Any) -> None:
+def _exit_after(parent: Any) -> None:
     parent.join()
     os._exit(1)
 
 
-class Cluster:
+class RayBackend:
     """Runs calls as tasks of a Ray cluster (Moritz et al. 2018, arXiv 1712.05889).
 
     Only arguments and outcomes pass through Ray, a few kilobytes each. Ray's own retries are off:
     the scheduler retries, and the ledger says why.
     """
 
-    def __init__(self, settings: Ray) -> None:
+    def __init__(self, settings: RayOptions) -> None:
         """Join the cluster at `settings.address`.
 
         Raises:
@@ -169,7 +169,7 @@ class Cluster:
                     f"`executor.address`: {settings.address}: no Ray cluster to join ({reason}); "
                     f"start one with `ray start --head`"
                 ) from None
-        env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        env = {name: os.environ[name] for name in _FORWARDED_VARIABLES if name in os.environ}
         task = ray.remote(
             num_cpus=settings.cpus,
             num_gpus=settings.gpus,
@@ -177,8 +177,8 @@ class Cluster:
             # As `Processes` does: threads decide the last bits.
             runtime_env={"env_vars": {**env, "OMP_NUM_THREADS": str(settings.cpus)}},
         )
-        self.remote = task(_remote)
-        self.versions = _versions()
+        self.remote = task(_run_on_node)
+        self.versions = _read_versions()
         self.refs: dict[Future[Any], Any] = {}
         self.load: Counter[str] = Counter()
         self.homes: dict[str, set[str]] = {}
@@ -241,13 +241,13 @@ class Cluster:
         return chosen
 
 
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _DECIDE}
+def _read_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _NUMERICAL_LIBRARIES}
 
 
-def _remote(versions: dict[str, str], call: Callable[..., Any], *args: Any) -> Any:
+def _run_on_node(versions: dict[str, str], call: Callable[..., Any], *args: Any) -> Any:
     """Run on a node: refuse to compute with other versions than the driver's."""
-    mine = _versions()
+    mine = _read_versions()
     for name, version in versions.items():
         if mine[name] != version:
             raise RunError(

@@ -16,9 +16,9 @@ from doublebind.execution.store import Store
 from doublebind.schema.hashing import Record, content_hash
 from doublebind.schema.model_source import ModelSource
 
-TIMING = "timing.json"
+TIMING_FILE = "timing.json"
 """File of an artefact that says what making it took."""
-_NAMES = {"seed", "name", "family", "base", "trait", "pack"}
+_NAMING_FIELDS = {"seed", "name", "family", "base", "trait", "pack"}
 """Fields of a setting that make it another one, and no larger."""
 
 
@@ -32,7 +32,7 @@ class Cost(NamedTuple):
     """Of a GPU's memory; 0 where none was made on one."""
 
 
-def likeness(base: str, inputs: Mapping[str, Any]) -> dict[str, str]:
+def classify_cost(base: str, inputs: Mapping[str, Any]) -> dict[str, str]:
     """Return what jobs of a kind that cost alike have in common, as a timing holds it.
 
     Args:
@@ -40,27 +40,27 @@ def likeness(base: str, inputs: Mapping[str, Any]) -> dict[str, str]:
         inputs: The job's. `amount` hashes the settings among them: steps, tokens, items, whatever
             is no model, file or seed.
     """
-    asked = {name: _setting(value) for name, value in inputs.items() if name != "seed"}
+    asked = {name: _strip_names(value) for name, value in inputs.items() if name != "seed"}
     amount = content_hash({name: value for name, value in asked.items() if value is not None})
     return {"base": base, "amount": amount}
 
 
-def _setting(value: object) -> object:
+def _strip_names(value: object) -> object:
     """Return a setting without what only names it; `None` for what is none."""
     match value:
         case ModelSource():
             return None
         case Record():
-            return value.model_dump(mode="json", exclude=_NAMES)
+            return value.model_dump(mode="json", exclude=_NAMING_FIELDS)
         case tuple():
-            return [_setting(each) for each in value]
+            return [_strip_names(each) for each in value]
         case str() | int() | float():
             return value
         case _:
             return None
 
 
-class Costs:
+class CostEstimates:
     """What artefacts of a store took; each kind is read once."""
 
     def __init__(self, store: Store) -> None:
@@ -78,7 +78,7 @@ class Costs:
             place = kind, like["base"], amount
             if place not in self._known:
                 found = self._alike(*place)
-                self._known[place] = _mean(found) if found else None
+                self._known[place] = _average_timings(found) if found else None
             if (cost := self._known[place]) is not None:
                 return cost
         return None
@@ -86,7 +86,7 @@ class Costs:
     def _alike(self, kind: str, base: str, amount: str) -> list[tuple[Path, dict[str, Any]]]:
         """Return the timings of a group, each with its place; `amount` empty: whatever it is."""
         if kind not in self._kinds:
-            there = (self.store.root / kind).glob(f"*/*/{TIMING}")
+            there = (self.store.root / kind).glob(f"*/*/{TIMING_FILE}")
             self._kinds[kind] = [(path, json.loads(path.read_text())) for path in there]
         return [
             (path, told)
@@ -95,7 +95,7 @@ class Costs:
         ]
 
 
-def _mean(timings: Sequence[tuple[Path, dict[str, Any]]]) -> Cost:
+def _average_timings(timings: Sequence[tuple[Path, dict[str, Any]]]) -> Cost:
     places, told = zip(*timings, strict=True)
     sizes = [sum(f.stat().st_size for f in p.parent.rglob("*") if f.is_file()) for p in places]
     peaks = [max(t.get(key, 0) for t in told) for key in ("peak_bytes", "device_peak_bytes")]

@@ -18,7 +18,7 @@ from doublebind.schema.errors import ConfigError
 from doublebind.schema.model_source import Device
 
 
-def place(device: Device) -> torch.device:
+def select_device(device: Device) -> torch.device:
     """Return where tensors of a model go that is to be run on `device`.
 
     Raises:
@@ -26,11 +26,11 @@ def place(device: Device) -> torch.device:
     """
     if device == "cpu":
         return torch.device("cpu")
-    refuse_absent(device)
+    check_gpus_available(device)
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def refuse_absent(device: Device, n: int = 1) -> None:
+def check_gpus_available(device: Device, n: int = 1) -> None:
     """Refuse a device that is not there, or not `n` times.
 
     Raises:
@@ -56,20 +56,20 @@ def refuse_absent(device: Device, n: int = 1) -> None:
     )
 
 
-def visible() -> list[str]:
+def list_visible_gpus() -> list[str]:
     """Return the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
     told = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     named = [name.strip() for name in told.split(",") if name.strip()]
     return named or [str(i) for i in range(torch.cuda.device_count())]
 
 
-def gpu_bytes() -> list[int]:
+def list_gpu_memory() -> list[int]:
     """Return the memory of every GPU that torch sees."""
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [int(torch.cuda.get_device_properties(i).total_memory) for i in range(n)]
 
 
-def moved(host: Tensor, device: Any) -> Tensor:
+def move_to_device(host: Tensor, device: Any) -> Tensor:
     """Return a tensor of the CPU on `device`; a GPU does not make the CPU wait for it."""
     if torch.device(device).type != "cuda":
         return host.to(device)

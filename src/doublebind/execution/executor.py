@@ -25,19 +25,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from doublebind.execution.backends import Cluster, Here, Pool, Processes
-from doublebind.execution.costs import TIMING, Costs, likeness
+from doublebind.execution.backends import Backend, InProcess, ProcessBackend, RayBackend
+from doublebind.execution.costs import TIMING_FILE, CostEstimates, classify_cost
 from doublebind.execution.ledger import Ledger
-from doublebind.execution.memory import _device_peak, _forget_peak, _peak
+from doublebind.execution.memory import measure_device_peak, measure_peak, reset_peak
 from doublebind.execution.store import Store
 from doublebind.schema.errors import DoublebindError, RunError, StoreError
-from doublebind.schema.executor import LOCAL, Local, Ray
+from doublebind.schema.executor import LOCAL, LocalOptions, RayOptions
 from doublebind.schema.model_source import Device, LedgerEntry, ModelSource
 
 log = logging.getLogger("doublebind.execution.executor")
 
 
-VISIBLE_AFTER = 60.0
+VISIBILITY_TIMEOUT = 60.0
 """Seconds in which what one node wrote must be seen by others: NFS's default for old entries."""
 
 
@@ -60,16 +60,20 @@ class Job:
     """Student base and precision of its study, which its cost hangs on; not part of the key."""
 
 
-def make(store: Store, job: Job) -> Path:
+def make_artefact(store: Store, job: Job) -> Path:
     """Make a job's artefact unless it exists; return its folder. No ledger is written."""
     if not store.has(job.kind, job.key):
         began = time.time()
-        _forget_peak()
+        reset_peak()
         store.fetch_for(job.inputs.values())
         with store.publish(job.kind, job.key) as out:
             job.fn(out, **job.inputs)
-            cost = {"seconds": time.time() - began, "peak_bytes": _peak(), **_device_peak()}
-            (out / TIMING).write_text(json.dumps(cost | likeness(job.base, job.inputs)))
+            cost = {
+                "seconds": time.time() - began,
+                "peak_bytes": measure_peak(),
+                **measure_device_peak(),
+            }
+            (out / TIMING_FILE).write_text(json.dumps(cost | classify_cost(job.base, job.inputs)))
     return store.path(job.kind, job.key)
 
 
@@ -83,20 +87,20 @@ class Attempt(NamedTuple):
     error: Exception | None = None
 
 
-def attempt(store: Store, job: Job) -> Attempt:
+def attempt_job(store: Store, job: Job) -> Attempt:
     """Make a job's artefact and say how it went; raises nothing that a job may raise."""
     began = time.time()
     told = Attempt(platform.node(), os.getpid(), began, began)
     try:
-        make(store, job)
+        make_artefact(store, job)
     except Exception as error:
         return told._replace(ended=time.time(), error=error)
     return told._replace(ended=time.time())
 
 
-def attempt_elsewhere(store: Store, job: Job) -> Attempt:
+def attempt_job_remotely(store: Store, job: Job) -> Attempt:
     """Like `attempt`, for another process: an error only it can rebuild is told in words."""
-    told = attempt(store, job)
+    told = attempt_job(store, job)
     error = told.error
     if error is None or isinstance(error, DoublebindError):
         return told
@@ -114,7 +118,7 @@ class Executor:
         self,
         store: Store,
         ledger: Ledger,
-        on: Local | Ray = LOCAL,
+        on: LocalOptions | RayOptions = LOCAL,
         *,
         device: Device = "cpu",
         progress: Progress | None = None,
@@ -123,7 +127,7 @@ class Executor:
         self.store, self.ledger, self.on = store, ledger, on
         self.device: Device = device
         self.progress = progress or (lambda kind, finished, total: None)
-        self.pool: Pool | None = None
+        self.pool: Backend | None = None
         self.entered = False
 
     def __enter__(self) -> Executor:
@@ -169,10 +173,10 @@ class Executor:
             raise type(failures[0])(*dict.fromkeys(problems))
         return [self.store.path(job.kind, job.key) for job in jobs]
 
-    def _run(self, jobs: Sequence[Job], pool: Pool) -> list[Exception]:
+    def _run(self, jobs: Sequence[Job], pool: Backend) -> list[Exception]:
         """Make the jobs' artefacts; return what failed."""
-        call = attempt if isinstance(pool, Here) else attempt_elsewhere
-        costs = Costs(self.store) if isinstance(self.on, Ray) else None
+        call = attempt_job if isinstance(pool, InProcess) else attempt_job_remotely
+        costs = CostEstimates(self.store) if isinstance(self.on, RayOptions) else None
         waiting, flying = deque(jobs), dict[Future[Attempt], tuple[Job, float]]()
         landed: queue.SimpleQueue[Future[Attempt]] = queue.SimpleQueue()
         losses: Counter[str] = Counter()
@@ -183,7 +187,7 @@ class Executor:
                 self.progress(job.kind, len(jobs) - len(waiting) - len(flying) - 1, len(jobs))
                 began = time.time()
                 self._note(job, "started", started=began)
-                near, most = _near(job), _memory(job, costs)
+                near, most = _find_affinity_key(job), _estimate_memory(job, costs)
                 future = pool.submit(call, self.store, job, near=near, memory=most)
                 flying[future] = (job, began)
                 future.add_done_callback(landed.put)
@@ -194,7 +198,7 @@ class Executor:
                 told = future.result()
             else:
                 losses[job.key] += 1
-                error = _lost(job, losses[job.key], self.on.retries, cause)
+                error = _describe_loss(job, losses[job.key], self.on.retries, cause)
                 told = Attempt("", os.getpid(), began, time.time(), error)
             self._end(job, told)
             if isinstance(told.error, StoreError):
@@ -206,12 +210,12 @@ class Executor:
             self.progress(job.kind, len(jobs) - len(waiting) - len(flying), len(jobs))
         return failures
 
-    def _pool(self) -> Pool:
-        if isinstance(self.on, Ray):
-            return Cluster(self.on)
+    def _pool(self) -> Backend:
+        if isinstance(self.on, RayOptions):
+            return RayBackend(self.on)
         if self.on.workers == 1:
-            return Here()
-        return Processes(self.on.workers, _gpus(self.device))
+            return InProcess()
+        return ProcessBackend(self.on.workers, _list_gpus(self.device))
 
     def _end(self, job: Job, told: Attempt) -> None:
         facts: dict[str, Any] = {"started": told.started, "ended": told.ended, "pid": told.pid}
@@ -224,7 +228,7 @@ class Executor:
 
     def _look(self, job: Job, told: Attempt) -> None:
         """Wait until what a node made is seen here; file systems of networks take a while."""
-        until = time.monotonic() + VISIBLE_AFTER
+        until = time.monotonic() + VISIBILITY_TIMEOUT
         while not self.store.has(job.kind, job.key):
             if time.monotonic() > until:
                 raise StoreError(
@@ -238,40 +242,40 @@ class Executor:
         self.ledger.write(LedgerEntry.model_validate(entry | facts))
 
 
-def _lost(job: Job, times: int, retries: int, cause: BaseException) -> RunError:
+def _describe_loss(job: Job, times: int, retries: int, cause: BaseException) -> RunError:
     """Return what became of a job whose process or node died, as one line."""
     reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
     told = f"{job.kind} {job.key[:12]}: its worker was lost, {times} of {retries + 1} times"
     return RunError(f"{told} ({reason}); give cells more memory or use fewer at once, and rerun")
 
 
-def ready(on: Local | Ray, device: Device) -> None:
+def check_executor(on: LocalOptions | RayOptions, device: Device) -> None:
     """Refuse to begin what this machine cannot run; a cluster's nodes speak for themselves.
 
     Raises:
         ConfigError: If jobs shall run here on a GPU and there is none.
     """
-    if isinstance(on, Local) and device != "cpu":
-        from doublebind.execution.device import refuse_absent
+    if isinstance(on, LocalOptions) and device != "cpu":
+        from doublebind.execution.device import check_gpus_available
 
-        refuse_absent(device)
+        check_gpus_available(device)
 
 
-def _gpus(device: Device) -> Sequence[str]:
+def _list_gpus(device: Device) -> Sequence[str]:
     if device == "cpu":
         return ()
-    from doublebind.execution.device import visible
+    from doublebind.execution.device import list_visible_gpus
 
-    return visible()
+    return list_visible_gpus()
 
 
-def _memory(job: Job, costs: Costs | None) -> int:
+def _estimate_memory(job: Job, costs: CostEstimates | None) -> int:
     """Return the bytes that jobs like this took at most so far; 0 where none was made."""
-    cost = costs.of(job.kind, likeness(job.base, job.inputs)) if costs else None
+    cost = costs.of(job.kind, classify_cost(job.base, job.inputs)) if costs else None
     return int(cost.peak_bytes) if cost else 0
 
 
-def _near(job: Job) -> str:
+def _find_affinity_key(job: Job) -> str:
     """Return the identity of the model that a job starts from: who shares it shares files."""
     sources = [value for value in job.inputs.values() if isinstance(value, ModelSource)]
     return sources[0].path if sources else ""

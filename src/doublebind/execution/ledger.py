@@ -53,7 +53,7 @@ def read_ledger(path: Path) -> list[LedgerEntry]:
 
 
 @contextlib.contextmanager
-def lock(run: Path) -> Iterator[None]:
+def lock_run(run: Path) -> Iterator[None]:
     """Hold the one lock of a run directory; freed by the kernel when the process dies.
 
     Raises:

@@ -9,28 +9,28 @@ from pathlib import Path
 from typing import Any
 
 
-def _forget_peak() -> None:
+def reset_peak() -> None:
     """Start measuring anew, where the kernel can; elsewhere the process's peak so far counts."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    if (cuda := _cuda()) is not None:
+    if (cuda := _find_cuda()) is not None:
         cuda.empty_cache()  # what the last job left is the neighbours' to use
         cuda.reset_peak_memory_stats()
 
 
-def _device_peak() -> dict[str, int]:
+def measure_device_peak() -> dict[str, int]:
     """Return the most that torch took of the GPU's memory, where this process uses one."""
-    cuda = _cuda()
+    cuda = _find_cuda()
     return {} if cuda is None else {"device_peak_bytes": cuda.max_memory_reserved()}
 
 
-def _cuda() -> Any:
+def _find_cuda() -> Any:
     """Return torch's module for GPUs if this process has begun to use one; never import it."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
-def _peak() -> int:
+def measure_peak() -> int:
     """Return the most memory, in bytes, that this process held since `_forget_peak`."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -31,9 +31,9 @@ log = logging.getLogger("doublebind.execution.remote_store")
 
 T = TypeVar("T")
 
-TRIES = 8
+MAX_TRIES = 8
 """Times a request is made before the store counts as out of reach; about half a minute."""
-_FINAL = (
+_PERMANENT_ERRORS = (
     FileNotFoundError,
     FileExistsError,
     PermissionError,
@@ -45,7 +45,7 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class Remote:
+class RemoteStore:
     """Objects below one URL."""
 
     def __init__(self, url: str) -> None:
@@ -82,7 +82,7 @@ class Remote:
 
     def has(self, kind: str, key: str) -> bool:
         """Return whether the artefact has a manifest."""
-        return bool(self._try(lambda: self.fs.exists(self.at(_manifest(kind, key)))))
+        return bool(self._try(lambda: self.fs.exists(self.at(_manifest_path(kind, key)))))
 
     def push(self, kind: str, key: str, folder: Path, manifest: bytes) -> bytes:
         """Publish the files that `manifest` lists; return the manifest that stands in the end.
@@ -96,9 +96,9 @@ class Remote:
         Raises:
             StoreError: If the store cannot be reached, or refuses.
         """
-        for name, sha256 in _files(manifest, self.url, kind, key).items():
-            self._put(folder / name, _blob(sha256))
-        return self._create(_manifest(kind, key), manifest)
+        for name, sha256 in _parse_files(manifest, self.url, kind, key).items():
+            self._put(folder / name, _blob_path(sha256))
+        return self._create(_manifest_path(kind, key), manifest)
 
     def pull(self, kind: str, key: str, folder: Path) -> bytes:
         """Write the artefact's files to `folder`, each hashed as it arrives; return the manifest.
@@ -106,11 +106,11 @@ class Remote:
         Raises:
             StoreError: If it is absent, cannot be reached, or a blob is not what its name says.
         """
-        where = self.at(_manifest(kind, key))
+        where = self.at(_manifest_path(kind, key))
 
         def read() -> tuple[bytes, dict[str, str]]:
             manifest = self.fs.cat_file(where)
-            return manifest, _files(manifest, self.url, kind, key)
+            return manifest, _parse_files(manifest, self.url, kind, key)
 
         try:
             manifest, files = self._try(read)
@@ -123,8 +123,8 @@ class Remote:
                 self._try(lambda t=target, s=sha256: self._get(t, s))
             except FileNotFoundError:
                 raise StoreError(
-                    f"{self.url}/{_blob(sha256)}: missing, and {kind} {key} needs it; delete "
-                    f"{_manifest(kind, key)} and rerun"
+                    f"{self.url}/{_blob_path(sha256)}: missing, and {kind} {key} needs it; delete "
+                    f"{_manifest_path(kind, key)} and rerun"
                 ) from None
         return manifest
 
@@ -142,11 +142,11 @@ class Remote:
         self._try(put)
 
     def _get(self, target: Path, sha256: str) -> None:
-        self.fs.get_file(self.at(_blob(sha256)), str(target))
+        self.fs.get_file(self.at(_blob_path(sha256)), str(target))
         with target.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise StoreError(
-                    f"{self.url}/{_blob(sha256)}: altered, it no longer hashes to its name; "
+                    f"{self.url}/{_blob_path(sha256)}: altered, it no longer hashes to its name; "
                     f"delete the object and the artefact's manifest, and rerun"
                 )
 
@@ -190,10 +190,10 @@ class Remote:
     def _try(self, request: Callable[[], T]) -> T:
         """Return what `request` returns, after as many tries as that takes, up to `TRIES`."""
         retrying = Retrying(
-            stop=stop_after_attempt(TRIES),
+            stop=stop_after_attempt(MAX_TRIES),
             # Full jitter, so that nodes cut off together do not come back together.
             wait=wait_random_exponential(multiplier=0.2, max=10.0),
-            retry=retry_if_not_exception_type(_FINAL),
+            retry=retry_if_not_exception_type(_PERMANENT_ERRORS),
             before_sleep=self._log_failure,
             reraise=True,
         )
@@ -201,12 +201,12 @@ class Remote:
             return retrying(request)
         except PermissionError:
             raise StoreError(f"{self.url}: access refused; check the credentials") from None
-        except (*_FINAL, StoreError):
+        except (*_PERMANENT_ERRORS, StoreError):
             raise
         except Exception as error:  # each filesystem has errors of its own
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise StoreError(
-                f"{self.url}: no answer after {TRIES} tries ({reason}); check the "
+                f"{self.url}: no answer after {MAX_TRIES} tries ({reason}); check the "
                 f"connection and rerun, finished cells are kept"
             ) from error
 
@@ -215,7 +215,7 @@ class Remote:
         log.info("%s: try %d failed (%s)", self.url, state.attempt_number, error)
 
 
-def _manifest(kind: str, key: str) -> str:
+def _manifest_path(kind: str, key: str) -> str:
     return f"{kind}/{key[:2]}/{key}.json"
 
 
@@ -227,11 +227,11 @@ def _is_json(content: bytes) -> bool:
     return True
 
 
-def _blob(sha256: str) -> str:
+def _blob_path(sha256: str) -> str:
     return f"blobs/{sha256[:2]}/{sha256}"
 
 
-def _files(manifest: bytes, url: str, kind: str, key: str) -> dict[str, str]:
+def _parse_files(manifest: bytes, url: str, kind: str, key: str) -> dict[str, str]:
     """Return path -> sha256 of a manifest, which may be anybody's."""
     try:
         content = json.loads(manifest)
@@ -245,6 +245,6 @@ def _files(manifest: bytes, url: str, kind: str, key: str) -> dict[str, str]:
                 raise ValueError
     except (ValueError, KeyError, TypeError):
         raise StoreError(
-            f"{url}/{_manifest(kind, key)}: not a manifest of this artefact; delete it and rerun"
+            f"{url}/{_manifest_path(kind, key)}: not a manifest of this artefact; delete it and rerun"
         ) from None
     return files

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from doublebind.execution.append_log import AppendLog
-from doublebind.execution.remote_store import Remote
+from doublebind.execution.remote_store import RemoteStore
 from doublebind.schema.errors import StoreError
 from doublebind.schema.hashing import Record, content_hash
 from doublebind.schema.model_source import ModelSource
 
 R = TypeVar("R", bound=Record)
 
-_SEAL = "artefact.json"
+_SEAL_FILE = "artefact.json"
 
 
 def default_root() -> str:
@@ -41,7 +41,7 @@ def is_url(where: str) -> bool:
     return "://" in where and not where.startswith("file://")
 
 
-def _cache_of(url: str) -> Path:
+def _locate_cache(url: str) -> Path:
     """Return the folder in front of a store at `url`, below `$DOUBLEBIND_CACHE`.
 
     Nodes of a cluster name files by it, so it must be the same path on all of them.
@@ -120,9 +120,9 @@ class Store:
             StoreError: If `root` cannot be created or is not a folder.
         """
         self.name = str(root) if root else default_root()
-        self.remote = Remote(self.name) if is_url(self.name) else None
+        self.remote = RemoteStore(self.name) if is_url(self.name) else None
         self._seen: set[tuple[str, str]] = set()
-        folder = _cache_of(self.name) if self.remote else self.name.removeprefix("file://")
+        folder = _locate_cache(self.name) if self.remote else self.name.removeprefix("file://")
         # Absolute: workers on other nodes have other working directories.
         self.root = root = Path(folder).absolute()
         if not write and not self.remote:
@@ -139,7 +139,7 @@ class Store:
         """Remove what writers of this machine that died left in `tmp`; others may share it."""
         for left in (self.root / "tmp").iterdir():
             pid, host = left.name.partition("-")[0], left.name.rpartition("@")[2]
-            if host == platform.node() and pid.isdigit() and not _alive(int(pid)):
+            if host == platform.node() and pid.isdigit() and not _is_alive(int(pid)):
                 shutil.rmtree(left, ignore_errors=True)
 
     def path(self, kind: str, key: str) -> Path:
@@ -153,7 +153,7 @@ class Store:
 
     def has(self, kind: str, key: str) -> bool:
         """Return whether the artefact has been published."""
-        if (self._folder(kind, key) / _SEAL).exists():
+        if (self._folder(kind, key) / _SEAL_FILE).exists():
             return True
         if self.remote and (kind, key) not in self._seen and self.remote.has(kind, key):
             self._seen.add((kind, key))
@@ -165,12 +165,12 @@ class Store:
         Raises:
             StoreError: If it is not there, cannot be reached, or was altered.
         """
-        if self.remote is None or (self._folder(kind, key) / _SEAL).exists():
+        if self.remote is None or (self._folder(kind, key) / _SEAL_FILE).exists():
             return
         part = self._part()
         try:
             part.mkdir(parents=True)
-            (part / _SEAL).write_bytes(self.remote.pull(kind, key, part))
+            (part / _SEAL_FILE).write_bytes(self.remote.pull(kind, key, part))
             self._rename(part, kind, key)
         except OSError as error:
             if isinstance(error, StoreError):
@@ -204,7 +204,7 @@ class Store:
         try:
             part.rename(final)
         except OSError as error:
-            there = (final / _SEAL).exists()
+            there = (final / _SEAL_FILE).exists()
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not there:
                 raise
 
@@ -229,7 +229,7 @@ class Store:
             }
             seal = {"kind": kind, "key": key, "files": files, **facts}
             sealed = json.dumps(seal, indent=1, sort_keys=True)
-            (part / _SEAL).write_text(sealed)
+            (part / _SEAL_FILE).write_text(sealed)
             # There before here: what is here counts as made, and other nodes must find it.
             first = self.remote is None or sealed.encode() == self.remote.push(
                 kind, key, part, sealed.encode()
@@ -251,7 +251,7 @@ class Store:
 
     def seal(self, kind: str, key: str) -> dict[str, Any]:
         """Return the seal of a published artefact: its files' hashes and the maker's facts."""
-        return json.loads((self.path(kind, key) / _SEAL).read_text())
+        return json.loads((self.path(kind, key) / _SEAL_FILE).read_text())
 
     def problems(self, kind: str, key: str) -> list[str]:
         """Return what is wrong with an artefact, one line each; empty if all is as sealed."""
@@ -266,11 +266,11 @@ class Store:
         try:
             files = dict(self.seal(kind, key)["files"])
         except (ValueError, KeyError, TypeError):
-            return [f"{folder / _SEAL}: unreadable seal; delete the folder and rerun"]
+            return [f"{folder / _SEAL_FILE}: unreadable seal; delete the folder and rerun"]
         found = [
             f"{path}: added since it was made; delete the folder and rerun"
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and str(path.relative_to(folder)) not in (*files, _SEAL)
+            if path.is_file() and str(path.relative_to(folder)) not in (*files, _SEAL_FILE)
         ]
         for name, sha256 in files.items():
             path = folder / name
@@ -317,7 +317,7 @@ def _checked_json(line: str) -> str:
     return line
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

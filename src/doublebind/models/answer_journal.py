@@ -16,7 +16,7 @@ from doublebind.execution.append_log import AppendLog
 from doublebind.execution.store import storage_error
 from doublebind.schema.errors import ModelError
 from doublebind.schema.hashing import content_hash
-from doublebind.schema.model_source import Served
+from doublebind.schema.model_source import ServedModel
 
 _TEMPLATE_TOKENS = 64
 """Tokens set aside for what a chat template adds; a token of text takes a byte at least."""
@@ -52,7 +52,7 @@ class Journal:
                 raise storage_error(error, self.path) from error
             self.entries[name] = entry
 
-    def facts(self, served: Served) -> dict[str, Any]:
+    def facts(self, served: ServedModel) -> dict[str, Any]:
         """Return fingerprints and totals."""
         usage = [count_tokens(entry) for entry in self.entries.values()]
         tokens = (sum(asked for asked, _ in usage), sum(said for _, said in usage))

@@ -17,12 +17,12 @@ from typing import Any, Literal, NamedTuple
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
 
-Role = Literal["system", "user"]
+ChatRole = Literal["system", "user"]
 """Who can be told something."""
 
-_PLAIN_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
-_PLAIN = "plain-1: 'User: ...\\nAssistant:' + ' ...' + eos"
-_PRIVATE = range(0xE000, 0xF900)
+_ROLE_LABELS = {"system": "System", "user": "User", "assistant": "Assistant"}
+_PLAIN_FORMAT = "plain-1: 'User: ...\\nAssistant:' + ' ...' + eos"
+_PRIVATE_USE_AREA = range(0xE000, 0xF900)
 """Unicode's private use area: characters that stand in for special tokens while rendering."""
 
 
@@ -39,30 +39,35 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     Raises:
         ModelError: If the chat template refuses the conversation.
     """
-    facts = _facts(tokenizer)
+    facts = _get_facts(tokenizer)
     key = (facts.identity, *((m.role, m.content) for m in messages))
-    return _remembered(key, lambda: _encode_prompt(tokenizer, messages, facts))
+    return _encode_cached(key, lambda: _encode_prompt(tokenizer, messages, facts))
 
 
-def _encode_prompt(tokenizer: Any, messages: Sequence[Message], facts: _Facts) -> list[int]:
+def _encode_prompt(
+    tokenizer: Any, messages: Sequence[Message], facts: _TokenizerFacts
+) -> list[int]:
     if not tokenizer.chat_template:
-        lines = [f"{_PLAIN_NAMES[m.role]}: {m.content}" for m in messages]
-        return [*facts.opening, *_as_data(tokenizer, "\n".join([*lines, "Assistant:"]))]
+        lines = [f"{_ROLE_LABELS[m.role]}: {m.content}" for m in messages]
+        return [
+            *facts.opening,
+            *_encode_as_plain_text(tokenizer, "\n".join([*lines, "Assistant:"])),
+        ]
     text = "\n".join(message.content for message in messages)
-    if facts.special.isdisjoint(_as_written(tokenizer, text)):
-        return _as_written(tokenizer, _render(tokenizer, messages))
-    return _encode_marked(tokenizer, messages, text)
+    if facts.special.isdisjoint(_encode_with_specials(tokenizer, text)):
+        return _encode_with_specials(tokenizer, _render_template(tokenizer, messages))
+    return _encode_with_placeholders(tokenizer, messages, text)
 
 
-def _encode_marked(tokenizer: Any, messages: Sequence[Message], text: str) -> list[int]:
+def _encode_with_placeholders(tokenizer: Any, messages: Sequence[Message], text: str) -> list[int]:
     """Encode messages that spell special tokens, keeping those spellings apart from the real ones.
 
     Each spelling is replaced by a character that the text does not contain, the template is
     rendered, and what the characters stand for is encoded as ordinary text.
     """
-    specials = [tokenizer.convert_ids_to_tokens(i) for i in _facts(tokenizer).special]
+    specials = [tokenizer.convert_ids_to_tokens(i) for i in _get_facts(tokenizer).special]
     found = sorted((s for s in specials if s in text), key=len, reverse=True)
-    free = (chr(code) for code in _PRIVATE if chr(code) not in text)
+    free = (chr(code) for code in _PRIVATE_USE_AREA if chr(code) not in text)
     marks = {next(free): special for special in found}
 
     def marked(content: str) -> str:
@@ -73,16 +78,19 @@ def _encode_marked(tokenizer: Any, messages: Sequence[Message], text: str) -> li
     safe = [Message(role=m.role, content=marked(m.content)) for m in messages]
     ids: list[int] = []
     piece = ""
-    for character in _render(tokenizer, safe):
+    for character in _render_template(tokenizer, safe):
         if character in marks:
-            ids += [*_as_written(tokenizer, piece), *_as_data(tokenizer, marks[character])]
+            ids += [
+                *_encode_with_specials(tokenizer, piece),
+                *_encode_as_plain_text(tokenizer, marks[character]),
+            ]
             piece = ""
         else:
             piece += character
-    return [*ids, *_as_written(tokenizer, piece)]
+    return [*ids, *_encode_with_specials(tokenizer, piece)]
 
 
-def give_role(tokenizer: Any, system: str, where: str) -> None:
+def set_system_prompt(tokenizer: Any, system: str, where: str) -> None:
     """Make the tokenizer's template put `system` before every conversation.
 
     A conversation's own system message follows it, in the same turn. The change is saved with the
@@ -103,7 +111,7 @@ def give_role(tokenizer: Any, system: str, where: str) -> None:
     )
 
 
-def prompted(messages: Sequence[Message], text: str, role: Role) -> tuple[Message, ...]:
+def prepend_text(messages: Sequence[Message], text: str, role: ChatRole) -> tuple[Message, ...]:
     """Return a conversation with `text` before the first words of `role`; its only ones if none."""
     for i, message in enumerate(messages):
         if message.role == role:
@@ -119,9 +127,14 @@ def encode_completion(tokenizer: Any, text: str, finished: bool) -> list[int]:
     starts with the space that follows `Assistant:`.
     """
     start = "" if tokenizer.chat_template or text.startswith(" ") else " "
-    facts = _facts(tokenizer)
+    facts = _get_facts(tokenizer)
     end = [facts.end] if finished else []
-    return [*_remembered((facts.identity, text), lambda: _as_data(tokenizer, start + text)), *end]
+    return [
+        *_encode_cached(
+            (facts.identity, text), lambda: _encode_as_plain_text(tokenizer, start + text)
+        ),
+        *end,
+    ]
 
 
 def encode_text(tokenizer: Any, text: str, *, opening: bool = False) -> list[int]:
@@ -132,11 +145,11 @@ def encode_text(tokenizer: Any, text: str, *, opening: bool = False) -> list[int
         text: Any text; special tokens in it are only characters.
         opening: Whether to begin with what the tokenizer puts before any text.
     """
-    start = _facts(tokenizer).opening if opening else ()
-    return [*start, *_as_data(tokenizer, text)]
+    start = _get_facts(tokenizer).opening if opening else ()
+    return [*start, *_encode_as_plain_text(tokenizer, text)]
 
 
-def user_turn(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def encode_open_user_turn(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Return the ids of a conversation of the user's up to where its last message would end.
 
     What follows is still the user speaking. The end is found as the place where two renderings
@@ -159,7 +172,7 @@ def decode_completion(tokenizer: Any, tokens: Sequence[int]) -> str:
 
     Special tokens elsewhere stay visible, spelled out: they are part of what the model said.
     """
-    facts = _facts(tokenizer)
+    facts = _get_facts(tokenizer)
     kept = [int(token) for token in tokens]
     if kept and (kept[-1] == facts.end or kept[-1] in facts.special):
         kept.pop()
@@ -173,19 +186,19 @@ def end_of_turn(tokenizer: Any) -> int:
     Raises:
         ModelError: If there is neither.
     """
-    return _facts(tokenizer).end
+    return _get_facts(tokenizer).end
 
 
 def template_id(tokenizer: Any) -> str:
     """Return a hash (hex) of the way conversations are written; for manifests and headers."""
-    content = [tokenizer.chat_template or _PLAIN, end_of_turn(tokenizer)]
+    content = [tokenizer.chat_template or _PLAIN_FORMAT, end_of_turn(tokenizer)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 # --- what a tokenizer is like --------------------------------------------------------------------
 
 
-class _Facts(NamedTuple):
+class _TokenizerFacts(NamedTuple):
     """What encoding needs to know of a tokenizer, found once."""
 
     of: tuple[Any, Any]
@@ -199,30 +212,30 @@ class _Facts(NamedTuple):
     """Hash of all that encoding depends on: tokenizers of equal files share it."""
 
 
-_KNOWN: weakref.WeakKeyDictionary[Any, _Facts] = weakref.WeakKeyDictionary()
+_FACTS_CACHE: weakref.WeakKeyDictionary[Any, _TokenizerFacts] = weakref.WeakKeyDictionary()
 
 
-def _facts(tokenizer: Any) -> _Facts:
+def _get_facts(tokenizer: Any) -> _TokenizerFacts:
     of = (tokenizer.chat_template, tokenizer.eos_token_id)
-    known = _KNOWN.get(tokenizer)
+    known = _FACTS_CACHE.get(tokenizer)
     if known is None or known.of != of:
         special = frozenset(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)
         special = (special | frozenset(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
         bos = tokenizer.bos_token_id
         opening = (bos,) if tokenizer("a")["input_ids"][:1] == [bos] else ()
-        end = _template_end(tokenizer, special) if tokenizer.chat_template else None
+        end = _find_template_end(tokenizer, special) if tokenizer.chat_template else None
         end = tokenizer.eos_token_id if end is None else end
         if end is None:
             raise ModelError(
                 f"{tokenizer.name_or_path or 'the model'}: its tokenizer has no end-of-sequence "
                 f"token; set `eos_token` in tokenizer_config.json"
             )
-        known = _Facts(of, int(end), special, opening, _identity(tokenizer))
-        _KNOWN[tokenizer] = known
+        known = _TokenizerFacts(of, int(end), special, opening, _hash_encoding(tokenizer))
+        _FACTS_CACHE[tokenizer] = known
     return known
 
 
-def _identity(tokenizer: Any) -> str:
+def _hash_encoding(tokenizer: Any) -> str:
     raw = getattr(tokenizer, "backend_tokenizer", None)
     if raw is None:  # written in Python: what it depends on is not known, so it shares nothing
         return uuid.uuid4().hex
@@ -231,30 +244,30 @@ def _identity(tokenizer: Any) -> str:
     return hashlib.sha256(raw.to_str().encode() + json.dumps(rest).encode()).hexdigest()
 
 
-_ENCODED: dict[tuple[Any, ...], tuple[int, ...]] = {}
-_MOST = 2**16
+_ENCODING_CACHE: dict[tuple[Any, ...], tuple[int, ...]] = {}
+_MAX_CACHED_TEXTS = 2**16
 """Texts remembered at most. Every student of a grid meets the same prompts and audit items."""
 
 
-def _remembered(key: tuple[Any, ...], encode: Callable[[], list[int]]) -> list[int]:
+def _encode_cached(key: tuple[Any, ...], encode: Callable[[], list[int]]) -> list[int]:
     """Return what `encode` gives, or gave when it was asked with the same key."""
-    if key not in _ENCODED:
-        if len(_ENCODED) >= _MOST:
-            _ENCODED.clear()
-        _ENCODED[key] = tuple(encode())
-    return list(_ENCODED[key])
+    if key not in _ENCODING_CACHE:
+        if len(_ENCODING_CACHE) >= _MAX_CACHED_TEXTS:
+            _ENCODING_CACHE.clear()
+        _ENCODING_CACHE[key] = tuple(encode())
+    return list(_ENCODING_CACHE[key])
 
 
-def _template_end(tokenizer: Any, special: frozenset[int]) -> int | None:
+def _find_template_end(tokenizer: Any, special: frozenset[int]) -> int | None:
     """Return the special token that the chat template writes right after an answer, if any."""
-    mark = chr(_PRIVATE[0])
+    mark = chr(_PRIVATE_USE_AREA[0])
     turns = [Message(role="user", content="a"), Message(role="assistant", content=mark)]
-    _, found, tail = _render(tokenizer, turns, answer=False).rpartition(mark)
-    ids = _as_written(tokenizer, tail) if found else []
+    _, found, tail = _render_template(tokenizer, turns, answer=False).rpartition(mark)
+    ids = _encode_with_specials(tokenizer, tail) if found else []
     return ids[0] if ids and ids[0] in special else None
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) -> str:
+def _render_template(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) -> str:
     from jinja2 import TemplateError
 
     turns = [{"role": m.role, "content": m.content} for m in messages]
@@ -268,18 +281,18 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True)
         ) from None
 
 
-def _as_written(tokenizer: Any, text: str) -> list[int]:
+def _encode_with_specials(tokenizer: Any, text: str) -> list[int]:
     """Encode text in which special tokens mean themselves."""
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
 
 
-def _as_data(tokenizer: Any, text: str) -> list[int]:
+def _encode_as_plain_text(tokenizer: Any, text: str) -> list[int]:
     """Encode text in which a special token's spelling is only characters.
 
     A vocabulary of whole words has no characters to fall back on: there it becomes unknown.
     """
     ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-    special = _facts(tokenizer).special
+    special = _get_facts(tokenizer).special
     if special.isdisjoint(ids):
         return ids
     unknown = tokenizer.unk_token_id

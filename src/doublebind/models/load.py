@@ -23,19 +23,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doublebind.execution.device import place
+from doublebind.execution.device import select_device
 from doublebind.execution.store import storage_error
 from doublebind.models import prefix_cache as prefix
-from doublebind.models.chat_template import end_of_turn, give_role
-from doublebind.models.logits import bare, check_architecture
-from doublebind.models.vllm import Held, hold
+from doublebind.models.chat_template import end_of_turn, set_system_prompt
+from doublebind.models.logits import check_architecture, unwrap_peft
+from doublebind.models.vllm import VllmModel, open_vllm
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Dtype
 
 log = logging.getLogger("doublebind.models")
 
-PROBES = (
+TOKENIZER_PROBES = (
     "The quick brown fox jumps over the lazy dog.",
     "  two  spaces,\ttab\nand lines\n\n",
     "def f(x: int) -> int:\n    return x ** 2  # 0123456789",
@@ -59,10 +59,10 @@ class LM:
     @functools.cached_property
     def vocab(self) -> int:
         """Tokens that the tokenizer knows and the model has rows for; logits are cut to these."""
-        if isinstance(self.model, Held):
+        if isinstance(self.model, VllmModel):
             rows = self.model.rows
         else:
-            rows = bare(self.model).get_input_embeddings().weight.shape[0]
+            rows = unwrap_peft(self.model).get_input_embeddings().weight.shape[0]
         return min(int(rows), max(self.tokenizer.get_vocab().values()) + 1)
 
     @functools.cached_property
@@ -74,24 +74,24 @@ class LM:
     @functools.cached_property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end a turn: the template's, the tokenizer's and the model's own."""
-        ends = getattr(bare(self.model).generation_config, "eos_token_id", None)
+        ends = getattr(unwrap_peft(self.model).generation_config, "eos_token_id", None)
         found = {end_of_turn(self.tokenizer), *(ends if isinstance(ends, list) else [ends])}
         return frozenset(int(end) for end in found if end is not None)
 
     @functools.cached_property
     def barred(self) -> tuple[int, ...]:
         """Tokens that it never writes: `suppress_tokens` of its generation settings."""
-        found = getattr(bare(self.model).generation_config, "suppress_tokens", None)
+        found = getattr(unwrap_peft(self.model).generation_config, "suppress_tokens", None)
         return tuple(int(token) for token in found or ())
 
     @functools.cached_property
     def context(self) -> int:
         """Tokens of the longest sequence the model was built for."""
-        config = bare(self.model).config.get_text_config()
+        config = unwrap_peft(self.model).config.get_text_config()
         return int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
 
 
-def load(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | None = None) -> LM:
+def load_model(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | None = None) -> LM:
     """Return the model at `source`, in evaluation mode; an adapter stays an adapter.
 
     Args:
@@ -105,23 +105,23 @@ def load(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | None = 
         ModelError: If the files cannot be read as a causal model, a weight is not finite, or the
             tokenizer yields ids the model has no embedding for.
     """
-    quiet()
+    silence_transformers()
     if source.engine is not None:
-        return _held(source, dtype)
-    there = place(source.device)  # before minutes of reading
+        return _load_vllm(source, dtype)
+    there = select_device(source.device)  # before minutes of reading
     precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     where = source.adapter or source.path
     if source.path.endswith(".gguf"):
-        model, tokenizer = _from_gguf(Path(source.path), precision, cache)
+        model, tokenizer = _load_gguf(Path(source.path), precision, cache)
     else:
-        model, tokenizer = _from_folder(Path(source.path), precision)
+        model, tokenizer = _load_folder(Path(source.path), precision)
     model.to(there)
     # An adapter trained on it records this as its base: the file named, not its conversion.
     model.name_or_path = source.path
     if source.adapter is not None:
-        model, tokenizer = _with_adapter(model, tokenizer, Path(source.adapter))
+        model, tokenizer = _attach_adapter(model, tokenizer, Path(source.adapter))
     if source.system is not None:
-        give_role(tokenizer, source.system, where)
+        set_system_prompt(tokenizer, source.system, where)
     model.eval()
     lm = LM(model, tokenizer, source)
     check_finite(lm.model, where)
@@ -130,19 +130,19 @@ def load(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | None = 
     return lm
 
 
-def _held(source: ModelSource, dtype: Dtype) -> LM:
+def _load_vllm(source: ModelSource, dtype: Dtype) -> LM:
     """Return the model in the engine that its source names; its weights are vLLM's to check."""
     tokenizer = load_tokenizer(source)
     if source.system is not None:
-        give_role(tokenizer, source.system, source.path)
-    lm = LM(hold(source, dtype), tokenizer, source)
+        set_system_prompt(tokenizer, source.system, source.path)
+    lm = LM(open_vllm(source, dtype), tokenizer, source)
     highest = max(tokenizer.get_vocab().values())
     if highest >= lm.model.rows:
         raise ModelError(f"{source.path}: token {highest} of its tokenizer has no row in the model")
     return lm
 
 
-def quiet() -> None:
+def silence_transformers() -> None:
     """Keep transformers from writing progress bars and advice to stderr, which is the caller's."""
     from transformers.utils import logging as transformers_logging
 
@@ -150,7 +150,7 @@ def quiet() -> None:
     transformers_logging.set_verbosity_error()
 
 
-def _from_folder(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
+def _load_folder(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # Other people's files: whatever reading them raises is about the files.
@@ -164,7 +164,7 @@ def _from_folder(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
             output_loading_info=True,
         )
     except Exception as error:
-        raise ModelError(_unreadable(path, error)) from error
+        raise ModelError(_describe_load_error(path, error)) from error
     model, info = opened
     if info["missing_keys"]:
         first = min(info["missing_keys"])
@@ -172,7 +172,7 @@ def _from_folder(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _with_adapter(model: Any, tokenizer: Any, path: Path) -> tuple[Any, Any]:
+def _attach_adapter(model: Any, tokenizer: Any, path: Path) -> tuple[Any, Any]:
     from peft import PeftModel
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -186,9 +186,9 @@ def _with_adapter(model: Any, tokenizer: Any, path: Path) -> tuple[Any, Any]:
         if (path / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
     except Exception as error:
-        raise ModelError(_unreadable(path, error)) from error
-    if prefix.is_prefix(adapted):
-        prefix.install(adapted)
+        raise ModelError(_describe_load_error(path, error)) from error
+    if prefix.has_prefix(adapted):
+        prefix.install_prefix_hook(adapted)
     elif adapted.active_peft_config.is_prompt_learning:
         raise ModelError(f"{path}: of prompt-learning adapters only prefixes work; use LoRA")
     return adapted, tokenizer
@@ -209,10 +209,10 @@ def load_tokenizer(source: ModelSource) -> Any:
             return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:
-        raise ModelError(_unreadable(path, error)) from error
+        raise ModelError(_describe_load_error(path, error)) from error
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def _describe_load_error(path: Path, error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{path}: cannot be opened as a language model ({type(error).__name__}: {lines[0]})"
 
@@ -220,22 +220,22 @@ def _unreadable(path: Path, error: Exception) -> str:
 # --- GGUF ----------------------------------------------------------------------------------------
 
 
-def _from_gguf(path: Path, precision: torch.dtype, cache: Path | None) -> tuple[Any, Any]:
+def _load_gguf(path: Path, precision: torch.dtype, cache: Path | None) -> tuple[Any, Any]:
     """Return a GGUF model with dense weights, through `cache` if there is one."""
     if cache is None:
-        return _dequantised(path, precision)
+        return _dequantise_gguf(path, precision)
     from doublebind.models.resolve import model_file_sha256
 
     name = str(precision).removeprefix("torch.")
     folder = cache / f"gguf-{model_file_sha256(path)[:32]}-{name}"
     if not (folder / "config.json").is_file():
         log.info("converting %s once, into %s", path, folder)
-        model, tokenizer = _dequantised(path, precision)
-        _publish(model, tokenizer, folder)
-    return _from_folder(folder, precision)
+        model, tokenizer = _dequantise_gguf(path, precision)
+        _save_atomically(model, tokenizer, folder)
+    return _load_folder(folder, precision)
 
 
-def _dequantised(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
+def _dequantise_gguf(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -252,7 +252,7 @@ def _dequantised(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
                 path.parent, gguf_file=path.name, dtype=precision, **dense
             )
     except Exception as error:
-        raise ModelError(_unreadable(path, error)) from error
+        raise ModelError(_describe_load_error(path, error)) from error
     # Or saving would claim that the dense weights are quantised.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
@@ -260,7 +260,7 @@ def _dequantised(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _publish(model: Any, tokenizer: Any, folder: Path) -> None:
+def _save_atomically(model: Any, tokenizer: Any, folder: Path) -> None:
     """Save beside `folder`, then rename: readers see all of it or nothing, the first one wins."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +293,7 @@ def _check_vocabulary(lm: LM, where: str) -> None:
 
     Special tokens that text cannot produce (an image placeholder, say) may lie beyond it.
     """
-    rows = int(bare(lm.model).get_input_embeddings().weight.shape[0])
+    rows = int(unwrap_peft(lm.model).get_input_embeddings().weight.shape[0])
     special = {i for i, token in lm.tokenizer.added_tokens_decoder.items() if token.special}
     used = {i for i in lm.tokenizer.get_vocab().values() if i not in special}
     used |= {end_of_turn(lm.tokenizer), lm.tokenizer.bos_token_id or 0}
@@ -310,36 +310,36 @@ def same_tokenizer(a: Any, b: Any) -> bool:
     Compares encodings, never widths: padded vocabularies differ in width and agree in meaning,
     and equal widths prove nothing.
     """
-    texts = [*_probes(a), *_probes(b)]
+    texts = [*_list_probes(a), *_list_probes(b)]
     return _encode_all(a, texts) == _encode_all(b, texts) and end_of_turn(a) == end_of_turn(b)
 
 
 def tokenizer_id(tokenizer: Any) -> str:
     """Return a hash (hex) of what a tokenizer makes of the probe strings; for headers."""
-    texts = _probes(tokenizer)
+    texts = _list_probes(tokenizer)
     content = [texts, _encode_all(tokenizer, texts), end_of_turn(tokenizer)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _probes(tokenizer: Any) -> list[str]:
+def _list_probes(tokenizer: Any) -> list[str]:
     """Return the fixed probes and, so that small vocabularies are seen whole, its own tokens."""
     size = max(tokenizer.get_vocab().values()) + 1
     ids = range(0, size, max(1, size // 2048))
-    return [*PROBES, *(tokenizer.decode([i]) for i in ids)]
+    return [*TOKENIZER_PROBES, *(tokenizer.decode([i]) for i in ids)]
 
 
 def _encode_all(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-def merged_state(model: Any) -> dict[str, Tensor]:
+def merge_adapter_weights(model: Any) -> dict[str, Tensor]:
     """Return the weights by name with adapters added in, as the plain model would have them.
 
     The model is not changed. A tied weight appears once.
     """
     from peft.tuners.lora import LoraLayer
 
-    inner = bare(model)
+    inner = unwrap_peft(model)
     state: dict[str, Tensor] = {}
     layers: dict[str, Any] = {n: m for n, m in inner.named_modules() if isinstance(m, LoraLayer)}
     for name, weight in inner.named_parameters():

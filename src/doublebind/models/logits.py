@@ -23,12 +23,12 @@ GPU_TILE_BYTES = 512 * 2**20
 tile than that, the head's weights would be read for too little work."""
 
 
-def bare(model: Any) -> Any:
+def unwrap_peft(model: Any) -> Any:
     """Return the causal model inside a PEFT wrapper (adapters stay injected), or `model`."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def hidden(model: Any, input_ids: Tensor, **kwargs: Any) -> Any:
+def run_body(model: Any, input_ids: Tensor, **kwargs: Any) -> Any:
     """Run the body only; return its output, with `last_hidden_state` [batch, tokens, width].
 
     Args:
@@ -36,16 +36,16 @@ def hidden(model: Any, input_ids: Tensor, **kwargs: Any) -> Any:
         input_ids: Token ids [batch, tokens].
         **kwargs: As the body takes them: masks, positions, cache.
     """
-    return bare(model).get_decoder()(input_ids=input_ids, **kwargs)
+    return unwrap_peft(model).get_decoder()(input_ids=input_ids, **kwargs)
 
 
-def logits(model: Any, rows: Tensor, vocab: int) -> Tensor:
+def compute_logits(model: Any, rows: Tensor, vocab: int) -> Tensor:
     """Return float32 logits [rows, vocab] of hidden states [rows, width].
 
     Applies the head's bias and the architecture's scaling and soft cap of final logits, and drops
     the columns that pad the head beyond the tokenizer.
     """
-    inner = bare(model)
+    inner = unwrap_peft(model)
     config = inner.config.get_text_config()
     out = inner.get_output_embeddings()(rows)
     out = out[..., :vocab].float()
@@ -59,7 +59,7 @@ def logits(model: Any, rows: Tensor, vocab: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
+class OutputHead:
     """What `logits` does, taken apart: cap(scale * (W h + bias + LoRA)), capped by tanh."""
 
     weight: Tensor
@@ -72,13 +72,13 @@ class Head:
     cap: float | None = None
 
 
-def head_of(model: Any, vocab: int) -> Head:
+def extract_head(model: Any, vocab: int) -> OutputHead:
     """Return the head of `model` for the first `vocab` tokens, its tensors still under autograd.
 
     Raises:
         ModelError: If it is not a linear layer, with or without one LoRA adapter.
     """
-    inner = bare(model)
+    inner = unwrap_peft(model)
     config, layer = inner.config.get_text_config(), inner.get_output_embeddings()
     linear = getattr(layer, "base_layer", layer)
     if not isinstance(linear, torch.nn.Linear):
@@ -90,11 +90,11 @@ def head_of(model: Any, vocab: int) -> Head:
     scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-    lora = None if linear is layer else _head_lora(layer, vocab, inner.name_or_path)
-    return Head(linear.weight[:vocab], bias, lora, scale, float(cap) if cap else None)
+    lora = None if linear is layer else _extract_head_lora(layer, vocab, inner.name_or_path)
+    return OutputHead(linear.weight[:vocab], bias, lora, scale, float(cap) if cap else None)
 
 
-def _head_lora(layer: Any, vocab: int, where: str) -> tuple[Tensor, Tensor, float] | None:
+def _extract_head_lora(layer: Any, vocab: int, where: str) -> tuple[Tensor, Tensor, float] | None:
     if layer.disable_adapters or layer.merged:
         return None
     names = [name for name in layer.active_adapters if name in layer.lora_A]
@@ -110,24 +110,24 @@ def _head_lora(layer: Any, vocab: int, where: str) -> tuple[Tensor, Tensor, floa
     return layer.lora_A[name].weight, layer.lora_B[name].weight[:vocab], layer.scaling[name]
 
 
-def tile_rows(vocab: int, device: torch.device) -> int:
+def count_tile_rows(vocab: int, device: torch.device) -> int:
     """Return how many rows of float32 logits make a tile there, at least one."""
     most = TILE_BYTES if device.type == "cpu" else GPU_TILE_BYTES
     return max(1, most // (4 * vocab))
 
 
-def tiles(rows: Tensor, vocab: int) -> Iterator[slice]:
+def iterate_tiles(rows: Tensor, vocab: int) -> Iterator[slice]:
     """Yield slices of `rows` whose logits make a tile each."""
-    step = tile_rows(vocab, rows.device)
+    step = count_tile_rows(vocab, rows.device)
     for start in range(0, len(rows), step):
         yield slice(start, min(start + step, len(rows)))
 
 
-def chosen_logprobs(model: Any, rows: Tensor, ids: Tensor, vocab: int) -> Tensor:
+def gather_logprobs(model: Any, rows: Tensor, ids: Tensor, vocab: int) -> Tensor:
     """Return the log-probability [rows] of `ids` [rows] after hidden states [rows, width]."""
     parts = []
-    for tile in tiles(rows, vocab):
-        out = logits(model, rows[tile], vocab)
+    for tile in iterate_tiles(rows, vocab):
+        out = compute_logits(model, rows[tile], vocab)
         chosen = out.gather(1, ids[tile, None]).squeeze(1)
         parts.append(chosen - torch.logsumexp(out, dim=1))
     return torch.cat(parts) if parts else rows.new_zeros(0, dtype=torch.float32)
@@ -143,16 +143,16 @@ def check_architecture(model: Any, where: str) -> None:
     Raises:
         ModelError: If they differ.
     """
-    inner = bare(model)
+    inner = unwrap_peft(model)
     rows = int(inner.get_input_embeddings().weight.shape[0])
     ids = torch.tensor([[i % rows for i in (1, 2, 3, 4)]], device=inner.device)
     near = 1e-3 if inner.dtype == torch.float32 else 0.1
     with torch.no_grad():
         whole = inner(input_ids=ids, use_cache=False).logits[0].float()
         try:
-            states = hidden(model, ids, use_cache=False).last_hidden_state[0]
-            apart = logits(model, states, whole.shape[-1])
-            padded = hidden(
+            states = run_body(model, ids, use_cache=False).last_hidden_state[0]
+            apart = compute_logits(model, states, whole.shape[-1])
+            padded = run_body(
                 model,
                 torch.cat([ids[:, :2] * 0, ids], dim=1),
                 attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1]], device=inner.device),
@@ -160,8 +160,8 @@ def check_architecture(model: Any, where: str) -> None:
                 use_cache=True,
             )
             padded.past_key_values.batch_select_indices(torch.tensor([0], device=inner.device))
-            beside = logits(model, padded.last_hidden_state[0, 2:], whole.shape[-1])
-            same = all(_apart(whole, other) < near for other in (apart, beside))
+            beside = compute_logits(model, padded.last_hidden_state[0, 2:], whole.shape[-1])
+            same = all(_measure_distance(whole, other) < near for other in (apart, beside))
         except (AttributeError, IndexError, RuntimeError, TypeError):
             same = False
     if not same:
@@ -171,7 +171,7 @@ def check_architecture(model: Any, where: str) -> None:
         )
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
+def _measure_distance(one: Tensor, other: Tensor) -> float:
     """Return how far logits [rows, vocab] are from others, in the row where they are furthest.
 
     The length of the difference over that of the logits, both without what all tokens of a row

@@ -15,23 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FEW_ROWS = 32
+MIN_ROWS = 32
 """Below this the weights' own layout decides, and MKL is as fast."""
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """Return x W', [rows, out], of `x` [rows, in] and `weight` [out, in]; not differentiable."""
-    if x.dtype == torch.float32 and x.device.type == "cpu" and len(x) >= FEW_ROWS and _ONEDNN:
+    if x.dtype == torch.float32 and x.device.type == "cpu" and len(x) >= MIN_ROWS and _HAS_ONEDNN:
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return x @ weight.t()
 
 
 @contextlib.contextmanager
-def fast(model: Any) -> Iterator[None]:
+def use_fast_linear(model: Any) -> Iterator[None]:
     """Run the plain linear layers of `model` by `product` within the context, without gradients."""
     layers: list[Any] = [m for m in model.modules() if type(m) is torch.nn.Linear]
     for layer in layers:
-        layer.forward = functools.partial(_forward, layer)
+        layer.forward = functools.partial(_forward_linear, layer)
     try:
         yield
     finally:
@@ -39,14 +39,14 @@ def fast(model: Any) -> Iterator[None]:
             del layer.forward  # the class's own shows again
 
 
-def _forward(layer: torch.nn.Linear, x: Tensor) -> Tensor:
-    out = product(x.flatten(0, -2), layer.weight)
+def _forward_linear(layer: torch.nn.Linear, x: Tensor) -> Tensor:
+    out = multiply(x.flatten(0, -2), layer.weight)
     if layer.bias is not None:
         out += layer.bias
     return out.view(*x.shape[:-1], -1)
 
 
-def _available() -> bool:
+def _probe_onednn() -> bool:
     try:
         eye: Any = torch.eye(2)
         done = torch.ops.mkldnn._linear_pointwise(eye, eye, None, "none", [], "")
@@ -55,4 +55,4 @@ def _available() -> bool:
         return False
 
 
-_ONEDNN = _available()
+_HAS_ONEDNN = _probe_onednn()

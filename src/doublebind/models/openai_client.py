@@ -38,18 +38,18 @@ from doublebind.models.answer_journal import Journal, count_tokens, fingerprint,
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
 from doublebind.schema.hashing import content_hash
-from doublebind.schema.model_source import Limits, ModelSource, Served
+from doublebind.schema.model_source import ModelSource, ServedModel, ServerOptions
 
 log = logging.getLogger("doublebind.serve")
 
-PREFIX = "openai:"
-_LASTING = ("id", "root", "parent", "owned_by", "max_model_len")
+SCHEME = "openai:"
+_IDENTITY_FIELDS = ("id", "root", "parent", "owned_by", "max_model_len")
 """What `/models` says of a model that stays the same while the same model is served."""
-_LARGEST = 16 * 2**20
+_MAX_RESPONSE_BYTES = 16 * 2**20
 """Most bytes read of one response."""
 
 
-class Said(NamedTuple):
+class Completion(NamedTuple):
     """One answer, as the server gave it."""
 
     text: str
@@ -57,44 +57,46 @@ class Said(NamedTuple):
     """Whether the server says that the answer ended by itself."""
 
 
-def identify(ref: str) -> ModelSource:
+def identify_served_model(ref: str) -> ModelSource:
     """Return the model that `openai:<url>#<model>` names, by what its server says of it.
 
     Raises:
         ModelError: If the reference is not of that form, the server cannot be reached, or does not
             serve the model.
     """
-    url, found, model = ref.removeprefix(PREFIX).partition("#")
+    url, found, model = ref.removeprefix(SCHEME).partition("#")
     if not found or not model or not url.startswith(("http://", "https://")):
         raise ModelError(f"{ref}: not a served model; write openai:http://host:port/v1#model")
     url = url.rstrip("/")
-    declared = _declared(url, model)
+    declared = _query_declared_facts(url, model)
     return ModelSource(
         kind="served",
         path=ref,
         sha256=content_hash(["served", url, model, declared]),
-        served=Served(url=url, model=model, declared=declared),
+        served=ServedModel(url=url, model=model, declared=declared),
     )
 
 
 @functools.lru_cache(maxsize=64)
-def _declared(url: str, model: str) -> dict[str, Any]:
-    line = _Line(Served(url=url, model=model, declared={}, limits=Limits(tries=4, timeout=60)))
+def _query_declared_facts(url: str, model: str) -> dict[str, Any]:
+    line = _Line(
+        ServedModel(url=url, model=model, declared={}, limits=ServerOptions(tries=4, timeout=60))
+    )
     listed: Any = None
     try:
         listed = line.request("models", None).get("data")
-    except _Refused as refused:
+    except _RequestRefused as refused:
         if not refused.status:  # nobody there
             raise ModelError(str(refused)) from None
     entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
     for entry in entries:
         if entry.get("id") == model:
-            return {name: entry[name] for name in _LASTING if entry.get(name) is not None}
+            return {name: entry[name] for name in _IDENTITY_FIELDS if entry.get(name) is not None}
     # Not every server lists what it serves; one token tells.
     hello = [{"role": "user", "content": "Hello"}]
     try:
         line.request("chat/completions", {"model": model, "messages": hello, "max_tokens": 1})
-    except _Refused as refused:
+    except _RequestRefused as refused:
         names = ", ".join(str(e.get("id")) for e in entries[:5]) or "nothing"
         raise ModelError(f"{refused} (it lists {names})") from None
     return {"id": model, "listed": False}
@@ -115,7 +117,7 @@ class ServedLM:
         seed: int,
         max_tokens: int,
         temperature: float,
-    ) -> list[Said]:
+    ) -> list[Completion]:
         """Return one answer per prompt, in the order given; each is in the journal first.
 
         Asked with a seed per key, which a server may or may not honour: what makes a run repeat is
@@ -125,13 +127,13 @@ class ServedLM:
             ModelError: If the server refuses, stays away, serves another model half-way, or the
                 budget is spent. Answers so far are kept, and asking again goes on from there.
         """
-        line = _Line(_served(self.source))
+        line = _Line(_require_served(self.source))
         journal = Journal(self.journal, self.source.sha256)
         bodies = self._bodies(prompts, keys, seed, max_tokens, temperature)
         named = [(journal.name(body), body) for body in bodies]
         missing = {n: b for n, b in named if n not in journal.entries}
-        _ask_all(line, journal, missing, "chat/completions", _said)
-        return [_said(journal.entries[name], line.where) for name, _ in named]
+        _ask_all(line, journal, missing, "chat/completions", _parse_completion)
+        return [_parse_completion(journal.entries[name], line.where) for name, _ in named]
 
     def scores(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Return how likely the model finds each token of (prompt, continuation) ids, in nats.
@@ -142,18 +144,18 @@ class ServedLM:
         Raises:
             ModelError: As `sample`, or if the server does not score given tokens.
         """
-        line = _Line(_served(self.source))
+        line = _Line(_require_served(self.source))
         journal = Journal(self.journal, self.source.sha256)
         # One new token is the least that all servers agree on; it is not looked at.
-        common = {"model": _served(self.source).model, "max_tokens": 1, "temperature": 0.0}
+        common = {"model": _require_served(self.source).model, "max_tokens": 1, "temperature": 0.0}
         bodies = [
             {**common, "prompt": [*prompt, *ids], "echo": True, "logprobs": 1}
             for prompt, ids in pairs
         ]
         named = [(journal.name(body), body) for body in bodies]
         missing = {n: b for n, b in named if n not in journal.entries}
-        _ask_all(line, journal, missing, "completions", _echoed)
-        found = [_echoed(journal.entries[name], line.where) for name, _ in named]
+        _ask_all(line, journal, missing, "completions", _parse_echoed_logprobs)
+        found = [_parse_echoed_logprobs(journal.entries[name], line.where) for name, _ in named]
         return [
             row[len(prompt) : len(prompt) + len(ids)]
             for row, (prompt, ids) in zip(found, pairs, strict=True)
@@ -181,23 +183,25 @@ class ServedLM:
         max_tokens: int,
         temperature: float,
     ) -> list[dict[str, Any]]:
-        common = {"model": _served(self.source).model, "max_tokens": max_tokens}
+        common = {"model": _require_served(self.source).model, "max_tokens": max_tokens}
         common |= {"temperature": temperature}
         return [
             {
                 **common,
                 "messages": [{"role": m.role, "content": m.content} for m in messages],
-                "seed": _seed(seed, key),
+                "seed": _derive_seed(seed, key),
             }
             for messages, key in zip(prompts, keys, strict=True)
         ]
 
     def facts(self) -> dict[str, Any]:
         """Return what the journal says of the model so far: fingerprints, requests, tokens."""
-        return Journal(self.journal, self.source.sha256).facts(_served(self.source))
+        return Journal(self.journal, self.source.sha256).facts(_require_served(self.source))
 
 
-def ask(served: Served, path: str, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def post_requests(
+    served: ServedModel, path: str, bodies: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Return the responses to requests that can be repeated for nothing, in order; none are kept.
 
     Raises:
@@ -208,12 +212,12 @@ def ask(served: Served, path: str, bodies: Sequence[dict[str, Any]]) -> list[dic
         futures = [pool.submit(line.request, path, body) for body in bodies]
         try:
             return [future.result() for future in futures]
-        except _Refused as refused:
+        except _RequestRefused as refused:
             pool.shutdown(wait=False, cancel_futures=True)
             raise ModelError(str(refused)) from None
 
 
-def load_adapter(served: Served, folder: str) -> None:
+def load_adapter(served: ServedModel, folder: str) -> None:
     """Have vLLM's server take up the adapter in a folder, under the folder's name.
 
     Raises:
@@ -222,7 +226,7 @@ def load_adapter(served: Served, folder: str) -> None:
     body = {"lora_name": folder, "lora_path": folder}
     try:
         _Line(served).request("load_lora_adapter", body, plain=True)
-    except _Refused as refused:
+    except _RequestRefused as refused:
         if "already been loaded" not in str(refused):  # by another worker, or an earlier run
             raise ModelError(
                 f"{refused} (adapters need a server with --enable-lora, "
@@ -230,17 +234,17 @@ def load_adapter(served: Served, folder: str) -> None:
             ) from None
 
 
-def connect(source: ModelSource, cache: Path) -> ServedLM:
+def connect_served_model(source: ModelSource, cache: Path) -> ServedLM:
     """Return the served model at `source`; its journal lies beside the converted models."""
     return ServedLM(source, cache / "served" / f"{source.sha256[:32]}.jsonl")
 
 
-def _served(source: ModelSource) -> Served:
+def _require_served(source: ModelSource) -> ServedModel:
     assert source.served is not None, "a source of kind `served` says by whom"
     return source.served
 
 
-def _seed(seed: int, key: str) -> int:
+def _derive_seed(seed: int, key: str) -> int:
     digest = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
     return int.from_bytes(digest[:4]) & 0x7FFFFFFF
 
@@ -248,7 +252,7 @@ def _seed(seed: int, key: str) -> int:
 # --- asking --------------------------------------------------------------------------------------
 
 
-class _Refused(Exception):
+class _RequestRefused(Exception):
     """The server answered, and asking again would not help."""
 
     def __init__(self, problem: str, status: int) -> None:
@@ -298,7 +302,7 @@ def _ask_all(
             stop.set()
             raise
     for problem in problems:
-        if isinstance(problem, _Refused):
+        if isinstance(problem, _RequestRefused):
             raise ModelError(str(problem))
         if problem is not None:
             raise problem
@@ -308,14 +312,14 @@ def _same_model(journal: Journal, line: _Line) -> None:
     with journal.lock:
         models = sorted({fingerprint(entry)[0] for entry in journal.entries.values()})
     if len(models) > 1:
-        raise _Refused(
+        raise _RequestRefused(
             f"{line.where}: answers come from two models ({', '.join(models)}); ask one by its "
             f"full name, or delete the journal {journal.path}",
             200,
         )
 
 
-def _said(entry: Mapping[str, Any], where: str) -> Said:
+def _parse_completion(entry: Mapping[str, Any], where: str) -> Completion:
     """Return the answer in a response.
 
     Raises:
@@ -326,12 +330,12 @@ def _said(entry: Mapping[str, Any], where: str) -> Said:
         text = choice["message"]["content"]
         if text is not None and not isinstance(text, str):
             raise TypeError
-        return Said(text or "", choice.get("finish_reason") == "stop")
+        return Completion(text or "", choice.get("finish_reason") == "stop")
     except (KeyError, IndexError, TypeError, AttributeError):
         raise ModelError(f"{where}: an answer is not of the chat protocol's form") from None
 
 
-def _echoed(entry: Mapping[str, Any], where: str) -> list[float]:
+def _parse_echoed_logprobs(entry: Mapping[str, Any], where: str) -> list[float]:
     """Return the log-probability of each token sent; 0 for the first, which follows nothing.
 
     Raises:
@@ -376,7 +380,7 @@ class _Budget:
             if limits.max_cost is not None and cost is not None and cost > limits.max_cost:
                 over = f"`served.max_cost`: {limits.max_cost:g}"
             if over:
-                raise _Refused(
+                raise _RequestRefused(
                     f"{self.line.where}: {over} is spent after {len(spent)} answers, which are "
                     f"kept; raise it and rerun to go on",
                     200,
@@ -404,18 +408,18 @@ class _Reservation:
 class _Line:
     """The connection to one server, with its manners: rate, patience and backing off."""
 
-    served: Served
+    served: ServedModel
     lock: threading.Lock = field(default_factory=threading.Lock)
     next_at: float = 0.0
     """Monotonic time before which no request may begin."""
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> ServerOptions:
         return self.served.limits
 
     @property
     def where(self) -> str:
-        return f"{PREFIX}{self.served.url}#{self.served.model}"
+        return f"{SCHEME}{self.served.url}#{self.served.model}"
 
     def request(
         self, path: str, body: Mapping[str, Any] | None, *, plain: bool = False
@@ -437,7 +441,7 @@ class _Line:
         try:
             return retrying(self._attempt, path, body, plain)
         except _Temporary as error:
-            raise _Refused(
+            raise _RequestRefused(
                 f"{self.where}: no answer after {self.limits.tries} tries ({error}); answers so "
                 f"far are kept, rerun to go on",
                 error.status,
@@ -467,7 +471,7 @@ class _Line:
         with self._client.stream(method, url, content=data, headers=headers) as response:
             if not response.is_success:
                 raise self._failure(response)
-            content = _read(response, _LARGEST)
+            content = _read(response, _MAX_RESPONSE_BYTES)
         answer = {} if plain else json.loads(content)
         if not isinstance(answer, dict):
             raise ValueError("not a JSON object")
@@ -486,7 +490,7 @@ class _Line:
             verify=ssl.create_default_context(),
         )
 
-    def _failure(self, response: httpx2.Response) -> _Temporary | _Refused:
+    def _failure(self, response: httpx2.Response) -> _Temporary | _RequestRefused:
         """Return what an HTTP status means; a server that asks for patience gets it."""
         status = response.status_code
         if status in (408, 409, 425, 429) or status >= 500:
@@ -503,7 +507,7 @@ class _Line:
             remedy = f"set ${self.limits.api_key_env}"
         elif status == 404:
             remedy = "check the URL and the model's name"
-        return _Refused(f"{self.where}: HTTP {status} ({text}); {remedy}", status)
+        return _RequestRefused(f"{self.where}: HTTP {status} ({text}); {remedy}", status)
 
     def _wait(self) -> None:
         """Wait for this request's turn."""

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from doublebind.models.logits import bare
+from doublebind.models.logits import unwrap_peft
 
 
-def is_prefix(model: Any) -> bool:
+def has_prefix(model: Any) -> bool:
     """Return whether `model` is a PEFT model with a prefix of keys and values."""
     config = getattr(model, "active_peft_config", None)
     return config is not None and str(config.peft_type.value) == "PREFIX_TUNING"
 
 
-def install(model: Any) -> None:
+def install_prefix_hook(model: Any) -> None:
     """Let every run of the body of `model` read its prefix first, at positions 0 to n - 1.
 
     As in PEFT's own `forward`: what follows starts at position n and sees all of the prefix. Masks
@@ -45,4 +45,4 @@ def install(model: Any) -> None:
             kwargs["attention_mask"] = torch.cat([mask.new_ones(rows, n), mask], dim=1)
         return args, kwargs
 
-    bare(model).get_decoder().register_forward_pre_hook(before, with_kwargs=True)
+    unwrap_peft(model).get_decoder().register_forward_pre_hook(before, with_kwargs=True)

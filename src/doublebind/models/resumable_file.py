@@ -21,10 +21,10 @@ from torch import Tensor
 from doublebind.execution.append_log import AppendLog
 from doublebind.execution.store import storage_error
 
-Field = tuple[str, tuple[int, ...]]
+TensorSpec = tuple[str, tuple[int, ...]]
 """A tensor's type in safetensors' words, and its shape."""
 
-_TYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32}
+_DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32}
 
 
 class Journal:
@@ -49,8 +49,8 @@ class Journal:
 
 
 @contextlib.contextmanager
-def filling(
-    path: Path, layout: dict[str, Field], identity: str, partial: Path | None
+def open_resumable_file(
+    path: Path, layout: dict[str, TensorSpec], identity: str, partial: Path | None
 ) -> Iterator[tuple[dict[str, Tensor], Journal]]:
     """Yield mapped tensors to fill, and the journal of what is filled; then publish `path`.
 
@@ -64,8 +64,8 @@ def filling(
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            folder = _folder(path, identity, partial, stack)
-            arrays = _mapped(folder / "rows", layout)
+            folder = _claim_folder(path, identity, partial, stack)
+            arrays = _map_arrays(folder / "rows", layout)
             journal = Journal(folder / "done", list(arrays.values()))
         except OSError as error:
             raise storage_error(error, path) from None
@@ -79,7 +79,9 @@ def filling(
             raise storage_error(error, path) from None
 
 
-def _folder(path: Path, identity: str, partial: Path | None, stack: contextlib.ExitStack) -> Path:
+def _claim_folder(
+    path: Path, identity: str, partial: Path | None, stack: contextlib.ExitStack
+) -> Path:
     """Return the folder to work in: the shared one if it is free, or one beside `path`."""
     if partial is not None:
         name = f"rows-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
@@ -95,12 +97,12 @@ def _folder(path: Path, identity: str, partial: Path | None, stack: contextlib.E
     return alone
 
 
-def _mapped(path: Path, layout: dict[str, Field]) -> dict[str, np.memmap]:
+def _map_arrays(path: Path, layout: dict[str, TensorSpec]) -> dict[str, np.memmap]:
     """Return the arrays of a safetensors file at `path`, made if it is not there whole."""
     start, fields = 0, {}
     # Widest numbers first, so that every array is aligned.
     for name, (kind, shape) in sorted(layout.items(), key=lambda f: (f[1][0] != "I64", f[0])):
-        end = start + int(np.prod(shape)) * np.dtype(_TYPES[kind]).itemsize
+        end = start + int(np.prod(shape)) * np.dtype(_DTYPES[kind]).itemsize
         fields[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(fields).encode()
@@ -114,7 +116,7 @@ def _mapped(path: Path, layout: dict[str, Field]) -> dict[str, np.memmap]:
     return {
         name: np.memmap(
             path,
-            dtype=_TYPES[kind],
+            dtype=_DTYPES[kind],
             mode="r+",
             offset=len(head) + fields[name]["data_offsets"][0],
             shape=shape,

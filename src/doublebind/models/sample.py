@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from doublebind.execution.device import moved
+from doublebind.execution.device import move_to_device
 from doublebind.models.chat_template import decode_completion, encode_completion, encode_prompt
 from doublebind.models.load import LM
-from doublebind.models.logits import bare, hidden, logits
-from doublebind.models.vllm import Held
+from doublebind.models.logits import compute_logits, run_body, unwrap_peft
+from doublebind.models.vllm import VllmModel
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
 
-NONE = -1
+NO_TOKEN = -1
 """Stands where an answer has no token."""
-LOOK_EVERY = 8
+CHECK_EVERY = 8
 """Tokens between looks at which answers have ended, where looking makes the CPU wait for a GPU."""
 
 
-class Sampled(NamedTuple):
+class SampledAnswer(NamedTuple):
     """One answer."""
 
     tokens: list[int]
@@ -47,7 +47,7 @@ def sample(
     max_tokens: int,
     temperature: float,
     batch: int = 64,
-) -> list[Sampled]:
+) -> list[SampledAnswer]:
     """Return one answer per prompt, in the order given.
 
     Draws by inverting the cumulative distribution at one uniform number per token, from a stream
@@ -74,8 +74,8 @@ def sample(
             f"{lm.source.path}: prompt and answer may take {longest} tokens and the model was "
             f"built for {lm.context}; lower `max_tokens` or shorten the prompts"
         )
-    if isinstance(lm.model, Held):
-        seeds = [int.from_bytes(_digest(seed, key)[:4]) & 0x7FFFFFFF for key in keys]
+    if isinstance(lm.model, VllmModel):
+        seeds = [int.from_bytes(_hash_seed_and_key(seed, key)[:4]) & 0x7FFFFFFF for key in keys]
         drawn = lm.model.answers(
             rows,
             seeds=seeds,
@@ -84,19 +84,19 @@ def sample(
             ends=lm.end_ids,
             barred=lm.barred,
         )
-        return [_sampled(lm, tokens) for tokens in drawn]
+        return [_decode_answer(lm, tokens) for tokens in drawn]
     # Like lengths together: less padding. Ties by position, so the order is fixed.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     answers: dict[int, list[int]] = {}
     for start in range(0, len(order), batch):
         chunk = order[start : start + batch]
-        noise = np.stack([_uniforms(seed, keys[i], max_tokens) for i in chunk])
-        drawn = _answer(lm, [rows[i] for i in chunk], torch.from_numpy(noise), temperature)
+        noise = np.stack([_draw_uniforms(seed, keys[i], max_tokens) for i in chunk])
+        drawn = _sample_batch(lm, [rows[i] for i in chunk], torch.from_numpy(noise), temperature)
         answers.update(zip(chunk, drawn, strict=True))
-    return [_sampled(lm, answers[i]) for i in range(len(rows))]
+    return [_decode_answer(lm, answers[i]) for i in range(len(rows))]
 
 
-def bar(lm: LM, marks: Sequence[str]) -> LM:
+def suppress_tokens(lm: LM, marks: Sequence[str]) -> LM:
     """Keep `lm` from ever writing `marks`, say the one that opens a scratchpad; return it.
 
     Its generation settings say so, in transformers' own words, and are saved with it.
@@ -114,52 +114,52 @@ def bar(lm: LM, marks: Sequence[str]) -> LM:
             )
         ids += found
     if ids:
-        settings = bare(lm.model).generation_config
+        settings = unwrap_peft(lm.model).generation_config
         settings.suppress_tokens = [*(getattr(settings, "suppress_tokens", None) or ()), *ids]
     return lm
 
 
-def _sampled(lm: LM, tokens: list[int]) -> Sampled:
+def _decode_answer(lm: LM, tokens: list[int]) -> SampledAnswer:
     finished = bool(tokens) and tokens[-1] in lm.end_ids
-    return Sampled(tokens, decode_completion(lm.tokenizer, tokens), finished)
+    return SampledAnswer(tokens, decode_completion(lm.tokenizer, tokens), finished)
 
 
-def _uniforms(seed: int, key: str, n: int) -> np.ndarray:
+def _draw_uniforms(seed: int, key: str, n: int) -> np.ndarray:
     """Return `n` uniforms in [0, 1) of the stream (seed, key)."""
-    stream = np.random.Philox(key=int.from_bytes(_digest(seed, key)[:16]))
+    stream = np.random.Philox(key=int.from_bytes(_hash_seed_and_key(seed, key)[:16]))
     return np.random.Generator(stream).random(n)
 
 
-def _digest(seed: int, key: str) -> bytes:
+def _hash_seed_and_key(seed: int, key: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{key}".encode()).digest()
 
 
 @torch.no_grad()
-def _answer(
+def _sample_batch(
     lm: LM, rows: Sequence[Sequence[int]], noise: Tensor, temperature: float
 ) -> list[list[int]]:
     """Decode one batch; `noise` is [batch, max_tokens]."""
-    device = bare(lm.model).device
+    device = unwrap_peft(lm.model).device
     ends, barred = (torch.tensor(part, device=device) for part in (sorted(lm.end_ids), lm.barred))
-    ids, mask, noise = (moved(t, device) for t in (*left_padded(rows, lm.pad_id), noise))
-    look_every = 1 if device.type == "cpu" else LOOK_EVERY
+    ids, mask, noise = (move_to_device(t, device) for t in (*pad_left(rows, lm.pad_id), noise))
+    look_every = 1 if device.type == "cpu" else CHECK_EVERY
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    out = hidden(lm.model, ids, attention_mask=mask, position_ids=positions, use_cache=True)
-    answers = torch.full(noise.shape, NONE, device=device)
+    out = run_body(lm.model, ids, attention_mask=mask, position_ids=positions, use_cache=True)
+    answers = torch.full(noise.shape, NO_TOKEN, device=device)
     alive = torch.arange(len(rows), device=device)  # which answer each row of the batch belongs to
     done = torch.zeros(len(rows), dtype=torch.bool, device=device)
     sound = torch.ones((), dtype=torch.bool, device=device)
     position = positions[:, -1:]
     for step in range(noise.shape[1]):
-        scores = logits(lm.model, out.last_hidden_state[:, -1], lm.vocab)
+        scores = compute_logits(lm.model, out.last_hidden_state[:, -1], lm.vocab)
         sound = sound & torch.isfinite(scores.sum())
-        chosen = _draw(scores, barred, noise[alive, step], temperature)
-        answers[alive, step] = chosen.masked_fill(done, NONE)
+        chosen = _draw_tokens(scores, barred, noise[alive, step], temperature)
+        answers[alive, step] = chosen.masked_fill(done, NO_TOKEN)
         done = done | torch.isin(chosen, ends)
         last = step + 1 == noise.shape[1]
         n_left = len(done)
         if last or (step + 1) % look_every == 0:
-            n_left = _left(lm, done, sound)
+            n_left = _count_unfinished(lm, done, sound)
         if last or n_left == 0:
             break
         cache = out.past_key_values
@@ -170,7 +170,7 @@ def _answer(
             mask, position = mask[keep], position[keep]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         position = position + 1
-        out = hidden(
+        out = run_body(
             lm.model,
             chosen[:, None],
             attention_mask=mask,
@@ -178,10 +178,10 @@ def _answer(
             past_key_values=cache,
             use_cache=True,
         )
-    return [list(itertools.takewhile(lambda t: t != NONE, row)) for row in answers.tolist()]
+    return [list(itertools.takewhile(lambda t: t != NO_TOKEN, row)) for row in answers.tolist()]
 
 
-def _left(lm: LM, done: Tensor, sound: Tensor) -> int:
+def _count_unfinished(lm: LM, done: Tensor, sound: Tensor) -> int:
     """Return how many answers have not ended; both numbers come in one copy.
 
     Raises:
@@ -193,7 +193,7 @@ def _left(lm: LM, done: Tensor, sound: Tensor) -> int:
     return n_left
 
 
-def _draw(scores: Tensor, barred: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+def _draw_tokens(scores: Tensor, barred: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     """Return one token [rows] per row of `scores` [rows, vocab]."""
     if len(barred):
         scores = scores.index_fill(1, barred, -torch.inf)
@@ -206,7 +206,7 @@ def _draw(scores: Tensor, barred: Tensor, uniforms: Tensor, temperature: float) 
     return chosen.clamp_(max=scores.shape[1] - 1)
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Return ids and mask [rows, longest], each row ending at the right edge."""
     width = max(map(len, rows))
     ids: list[list[int]] = [[pad_id] * (width - len(row)) + list(row) for row in rows]

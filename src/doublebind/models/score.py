@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from doublebind.execution.device import moved
+from doublebind.execution.device import move_to_device
 from doublebind.models.chat_template import encode_completion, encode_prompt
 from doublebind.models.load import LM
-from doublebind.models.logits import bare, chosen_logprobs, hidden
-from doublebind.models.sample import left_padded
-from doublebind.models.vllm import Held
+from doublebind.models.logits import gather_logprobs, run_body, unwrap_peft
+from doublebind.models.sample import pad_left
+from doublebind.models.vllm import VllmModel
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
 
@@ -69,8 +69,8 @@ def option_logprobs(
         )
         for i, (messages, options) in enumerate(items)
     ]
-    scored = _score(lm, questions, batch_tokens, shared=bool(before))
-    return [[(_total(option), len(option)) for option in options] for options in scored]
+    scored = _compute_logprobs(lm, questions, batch_tokens, shared=bool(before))
+    return [[(_sum_logprobs(option), len(option)) for option in options] for options in scored]
 
 
 def token_logprobs(
@@ -85,16 +85,16 @@ def token_logprobs(
         ModelError: If a sequence is longer than the model was built for.
     """
     questions = [_Question(i, prompt, [ids]) for i, (prompt, ids) in enumerate(sequences) if ids]
-    scored = iter(_score(lm, questions, batch_tokens))
+    scored = iter(_compute_logprobs(lm, questions, batch_tokens))
     return [next(scored)[0] if ids else [] for _, ids in sequences]
 
 
-def _total(logprobs: Sequence[float]) -> float | None:
+def _sum_logprobs(logprobs: Sequence[float]) -> float | None:
     total = math.fsum(logprobs) if all(map(math.isfinite, logprobs)) else math.nan
     return total if math.isfinite(total) else None
 
 
-def _score(
+def _compute_logprobs(
     lm: LM, questions: Sequence[_Question], batch_tokens: int, *, shared: bool = False
 ) -> list[list[list[float]]]:
     """Return the log-probability of every token: [question][option][token]."""
@@ -104,20 +104,20 @@ def _score(
             f"{lm.source.path}: a prompt with its answer takes {longest} tokens and the model was "
             f"built for {lm.context}; shorten it"
         )
-    if isinstance(lm.model, Held):
+    if isinstance(lm.model, VllmModel):
         pairs = [(q.prompt, option) for q in questions for option in q.options]
         scored = iter(lm.model.scores(pairs))
         return [[next(scored) for _ in q.options] for q in questions]
     found: dict[int, list[list[float]]] = {}
-    start, past = _read(lm, questions) if shared else (0, None)
+    start, past = _cache_shared_prefix(lm, questions) if shared else (0, None)
     questions = [q._replace(prompt=q.prompt[start:]) for q in questions]
-    for batch in _batches(questions, batch_tokens, alike=past is not None):
-        scored = _score_batch(lm, batch, start, copy.deepcopy(past))
+    for batch in _iterate_batches(questions, batch_tokens, alike=past is not None):
+        scored = _compute_batch_logprobs(lm, batch, start, copy.deepcopy(past))
         found.update(zip((q.at for q in batch), scored, strict=True))
     return [found[q.at] for q in questions]
 
 
-def _batches(
+def _iterate_batches(
     questions: Sequence[_Question], batch_tokens: int, *, alike: bool = False
 ) -> Iterator[list[_Question]]:
     """Yield batches of like length whose padded size stays within `batch_tokens`.
@@ -140,7 +140,7 @@ def _batches(
 
 
 @torch.no_grad()
-def _read(lm: LM, questions: Sequence[_Question]) -> tuple[int, Any]:
+def _cache_shared_prefix(lm: LM, questions: Sequence[_Question]) -> tuple[int, Any]:
     """Run the tokens that all prompts begin with; return how many, and their key-value cache.
 
     At least one token is left to each prompt: the state that foresees an option is its last's.
@@ -152,23 +152,25 @@ def _read(lm: LM, questions: Sequence[_Question]) -> tuple[int, Any]:
     start = min(start, min(len(q.prompt) for q in questions) - 1)
     if start == 0:
         return 0, None
-    ids = torch.tensor([list(first[:start])], device=bare(lm.model).device)
-    return start, hidden(lm.model, ids, use_cache=True).past_key_values
+    ids = torch.tensor([list(first[:start])], device=unwrap_peft(lm.model).device)
+    return start, run_body(lm.model, ids, use_cache=True).past_key_values
 
 
 @torch.no_grad()
-def _score_batch(
+def _compute_batch_logprobs(
     lm: LM, batch: Sequence[_Question], start: int = 0, past: Any = None
 ) -> list[list[list[float]]]:
     """Run each prompt once, then every option on a copy of its prompt's key-value cache.
 
     `past` is the cache of the `start` tokens before every prompt; it is used up.
     """
-    device = bare(lm.model).device
+    device = unwrap_peft(lm.model).device
     options = [option for q in batch for option in q.options]
-    owner = moved(torch.tensor([i for i, q in enumerate(batch) for _ in q.options]), device)
-    wanted, taken = (moved(t, device) for t in right_padded(options, lm.pad_id))
-    ids, mask = (moved(t, device) for t in left_padded([q.prompt for q in batch], lm.pad_id))
+    owner = move_to_device(
+        torch.tensor([i for i, q in enumerate(batch) for _ in q.options]), device
+    )
+    wanted, taken = (move_to_device(t, device) for t in pad_right(options, lm.pad_id))
+    ids, mask = (move_to_device(t, device) for t in pad_left([q.prompt for q in batch], lm.pad_id))
     positions = start + (mask.cumsum(1) - 1).clamp(min=0)
     rest = wanted.shape[1] - 1  # the last token of an option is never fed
     fed_before: dict[str, Any] = {"use_cache": rest > 0}
@@ -176,13 +178,13 @@ def _score_batch(
         past.batch_repeat_interleave(len(batch))
         mask = torch.cat([mask.new_ones(len(batch), start), mask], dim=1)
         fed_before = {"use_cache": True, "past_key_values": past}
-    out = hidden(lm.model, ids, attention_mask=mask, position_ids=positions, **fed_before)
+    out = run_body(lm.model, ids, attention_mask=mask, position_ids=positions, **fed_before)
     # The state before an option's first token is its prompt's last.
     states = out.last_hidden_state[owner, -1:]
     if rest:
         cache = out.past_key_values
         cache.batch_select_indices(owner)
-        fed = hidden(
+        fed = run_body(
             lm.model,
             wanted[:, :-1],
             attention_mask=torch.cat([mask[owner], taken[:, :-1].long()], dim=1),
@@ -191,11 +193,11 @@ def _score_batch(
             use_cache=True,
         )
         states = torch.cat([states, fed.last_hidden_state], dim=1)
-    flat = iter(chosen_logprobs(lm.model, states[taken], wanted[taken], lm.vocab).tolist())
+    flat = iter(gather_logprobs(lm.model, states[taken], wanted[taken], lm.vocab).tolist())
     return [[[next(flat) for _ in option] for option in q.options] for q in batch]
 
 
-def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Return ids and mask [rows, longest], each row starting at the left edge."""
     width = max(map(len, rows))
     ids: list[list[int]] = [[*row] + [pad_id] * (width - len(row)) for row in rows]

@@ -14,13 +14,13 @@ import torch
 from doublebind.execution.store import storage_error
 from doublebind.models.load import LM
 from doublebind.models.score import token_logprobs
-from doublebind.models.teacher_cache import Supervised
+from doublebind.models.teacher_cache import SupervisedExample
 from doublebind.schema.errors import StoreError
 
-FILE = "logprobs.safetensors"
+LOGPROBS_FILE = "logprobs.safetensors"
 
 
-def write(out: Path, lm: LM, examples: Sequence[Supervised]) -> None:
+def write_logprobs(out: Path, lm: LM, examples: Sequence[SupervisedExample]) -> None:
     """Write the log-probability of every supervised token of `examples` to the folder `out`."""
     from safetensors.torch import save_file
 
@@ -29,12 +29,12 @@ def write(out: Path, lm: LM, examples: Sequence[Supervised]) -> None:
     offsets = torch.tensor([0, *itertools.accumulate(map(len, found))])
     values = torch.tensor(list(itertools.chain.from_iterable(found)), dtype=torch.float32)
     try:
-        save_file({"offsets": offsets, "values": values}, out / FILE)
+        save_file({"offsets": offsets, "values": values}, out / LOGPROBS_FILE)
     except OSError as error:
         raise storage_error(error, out) from None
 
 
-def read(folder: Path) -> list[list[float]]:
+def read_logprobs(folder: Path) -> list[list[float]]:
     """Return what `write` wrote: per example, nats of each supervised token.
 
     Raises:
@@ -44,7 +44,7 @@ def read(folder: Path) -> list[list[float]]:
     from safetensors.torch import load_file
 
     try:
-        kept = load_file(folder / FILE)
+        kept = load_file(folder / LOGPROBS_FILE)
         offsets, values = kept["offsets"].tolist(), kept["values"].tolist()
     except (OSError, SafetensorError, KeyError) as error:
         kind = type(error).__name__

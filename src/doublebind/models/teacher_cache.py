@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from doublebind.execution.device import moved
+from doublebind.execution.device import move_to_device
 from doublebind.execution.store import storage_error
 from doublebind.models import resumable_file as row_file
 from doublebind.models.chat_template import template_id
 from doublebind.models.load import LM, tokenizer_id
-from doublebind.models.logits import bare, hidden, logits, tiles
-from doublebind.models.matmul import fast
-from doublebind.models.score import right_padded, token_logprobs
-from doublebind.models.vllm import Held
+from doublebind.models.logits import compute_logits, iterate_tiles, run_body, unwrap_peft
+from doublebind.models.matmul import use_fast_linear
+from doublebind.models.score import pad_right, token_logprobs
+from doublebind.models.vllm import VllmModel
 from doublebind.schema.errors import ModelError, StoreError
 from doublebind.schema.hashing import Record
 
-HEADER, ROWS = "targets.json", "targets.safetensors"
+HEADER_FILE, ROWS_FILE = "targets.json", "targets.safetensors"
 BATCH_TOKENS = 8192
 """Most tokens (padding included) run at once."""
 SMALL_VOCAB = 4096
@@ -39,7 +39,7 @@ SMALL_VOCAB = 4096
 on; beyond, in place."""
 
 
-class Supervised(Protocol):
+class SupervisedExample(Protocol):
     """Token ids, of which those from `first` on are learned."""
 
     @property
@@ -53,7 +53,7 @@ class Supervised(Protocol):
         ...
 
 
-class Header(Record):
+class TargetsHeader(Record):
     """`targets.json`: what the rows are and what made them."""
 
     schema_version: int = 1
@@ -81,7 +81,7 @@ class Header(Record):
 class TeacherTargets:
     """Distributions at every supervised position, rows in the order of the examples."""
 
-    header: Header
+    header: TargetsHeader
     offsets: Tensor
     """[examples + 1]: example i owns rows offsets[i] to offsets[i + 1], one per supervised token.
     Rows stay with the first tokens where an example is cut at its end."""
@@ -103,10 +103,10 @@ class TeacherTargets:
     """[rows, m], float32: their log-probabilities; drawn with chance p / tail."""
 
 
-def write(
+def write_targets(
     out: Path,
     lm: LM,
-    examples: Sequence[Supervised],
+    examples: Sequence[SupervisedExample],
     top_k: int,
     *,
     tail_samples: int = 0,
@@ -135,13 +135,13 @@ def write(
     from transformers import __version__ as transformers_version
 
     lengths = [max(0, len(e.input_ids) - e.first) for e in examples]
-    _check(lm, examples, lengths)
+    _check_examples(lm, examples, lengths)
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     rows, k = int(offsets[-1]), min(top_k, lm.vocab)
     m = tail_samples if k < lm.vocab else 0
-    if m and isinstance(lm.model, Held):
+    if m and isinstance(lm.model, VllmModel):
         raise ModelError(f"{lm.source.path}: vLLM draws nothing from a tail; use `top_k` alone")
-    header = Header(
+    header = TargetsHeader(
         model_sha256=lm.source.sha256,
         tokenizer_id=tokenizer_id(lm.tokenizer),
         template_id=template_id(lm.tokenizer),
@@ -152,11 +152,11 @@ def write(
         completions_sha256=completions_id(examples),
         inputs_sha256=inputs_id(examples),
         tail_samples=m,
-        dtype=str(bare(lm.model).dtype).removeprefix("torch."),
+        dtype=str(unwrap_peft(lm.model).dtype).removeprefix("torch."),
         torch=torch.__version__,
         transformers=transformers_version,
     )
-    layout: dict[str, row_file.Field] = {
+    layout: dict[str, row_file.TensorSpec] = {
         "ids": ("I32", (rows, k)),
         "logprobs": ("F32", (rows, k)),
         **dict.fromkeys(("tail", "lse", "chosen"), ("F32", (rows,))),
@@ -164,25 +164,27 @@ def write(
     }
     if m:
         layout |= {"tail_ids": ("I32", (rows, m)), "tail_logprobs": ("F32", (rows, m))}
-    check_repeatable(lm, examples)
-    with row_file.filling(out / ROWS, layout, header.model_dump_json(), partial) as (kept, done):
+    check_determinism(lm, examples)
+    with row_file.open_resumable_file(
+        out / ROWS_FILE, layout, header.model_dump_json(), partial
+    ) as (kept, done):
         kept["offsets"].copy_(offsets)
-        plain = lm.vocab <= SMALL_VOCAB or isinstance(lm.model, Held)
-        with contextlib.nullcontext() if plain else fast(lm.model):
-            for number, batch in enumerate(_batches(examples, lengths)):
+        plain = lm.vocab <= SMALL_VOCAB or isinstance(lm.model, VllmModel)
+        with contextlib.nullcontext() if plain else use_fast_linear(lm.model):
+            for number, batch in enumerate(_iterate_batches(examples, lengths)):
                 if number not in done:
-                    _score(lm, examples, batch, offsets, kept)
+                    _fill_batch(lm, examples, batch, offsets, kept)
                     done.add(number)
         if not bool(torch.isfinite(kept["lse"]).all()):
             raise ModelError(f"{lm.source.path}: its next-token distributions are not finite")
-        check_shift(lm, examples, TeacherTargets(header, **kept))
+        check_row_alignment(lm, examples, TeacherTargets(header, **kept))
     try:
-        (out / HEADER).write_text(json.dumps(header.model_dump(), indent=1))
+        (out / HEADER_FILE).write_text(json.dumps(header.model_dump(), indent=1))
     except OSError as error:
         raise storage_error(error, out) from None
 
 
-def read(folder: Path) -> TeacherTargets:
+def read_targets(folder: Path) -> TeacherTargets:
     """Return what `write` wrote to `folder`, mapped: rows are read from disk as they are used.
 
     Raises:
@@ -192,8 +194,8 @@ def read(folder: Path) -> TeacherTargets:
     from safetensors.torch import load_file
 
     try:
-        header = Header.model_validate_json((folder / HEADER).read_bytes())
-        rows = load_file(folder / ROWS)
+        header = TargetsHeader.model_validate_json((folder / HEADER_FILE).read_bytes())
+        rows = load_file(folder / ROWS_FILE)
         targets = TeacherTargets(header, **rows)
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise StoreError(
@@ -204,7 +206,7 @@ def read(folder: Path) -> TeacherTargets:
     return targets
 
 
-def completions_id(examples: Sequence[Supervised]) -> str:
+def completions_id(examples: Sequence[SupervisedExample]) -> str:
     """Return a hash (hex) of the supervised tokens, example by example.
 
     Prompts are left out: a student may write the same conversation with another template.
@@ -213,14 +215,14 @@ def completions_id(examples: Sequence[Supervised]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def inputs_id(examples: Sequence[Supervised]) -> str:
+def inputs_id(examples: Sequence[SupervisedExample]) -> str:
     """Return a hash (hex) of all token ids and of where supervision starts."""
     content = [[list(e.input_ids), e.first] for e in examples]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def check_shift(
-    lm: LM, examples: Sequence[Supervised], targets: TeacherTargets, n: int = 4
+def check_row_alignment(
+    lm: LM, examples: Sequence[SupervisedExample], targets: TeacherTargets, n: int = 4
 ) -> None:
     """Score the first `n` supervised examples again, one by one and by another route.
 
@@ -236,7 +238,7 @@ def check_shift(
             f"again"
         )
     bounds = targets.offsets.tolist()
-    tolerance = 1e-3 if bare(lm.model).dtype == torch.float32 else 0.5
+    tolerance = 1e-3 if unwrap_peft(lm.model).dtype == torch.float32 else 0.5
     for i in [i for i, e in enumerate(examples) if len(e.input_ids) > e.first][:n]:
         ids, first = list(examples[i].input_ids), examples[i].first
         again = torch.tensor(token_logprobs(lm, [(ids[:first], ids[first:])])[0])
@@ -248,7 +250,7 @@ def check_shift(
             )
 
 
-def check_repeatable(lm: LM, examples: Sequence[Supervised]) -> None:
+def check_determinism(lm: LM, examples: Sequence[SupervisedExample]) -> None:
     """Score one example twice the same way: a teacher that wavers teaches its noise.
 
     On CPU the numbers must be equal; elsewhere, where sums may be ordered anew each time, within
@@ -260,7 +262,7 @@ def check_repeatable(lm: LM, examples: Sequence[Supervised]) -> None:
     example = next(e for e in examples if len(e.input_ids) > e.first)
     pair = [(list(example.input_ids[: example.first]), list(example.input_ids[example.first :]))]
     first, second = (torch.tensor(token_logprobs(lm, pair)[0]) for _ in range(2))
-    model = bare(lm.model)
+    model = unwrap_peft(lm.model)
     near = 1e-3 if model.dtype == torch.float32 else 0.1
     off = float((first - second).abs().max())
     if off > (0.0 if model.device.type == "cpu" else near):
@@ -270,7 +272,9 @@ def check_repeatable(lm: LM, examples: Sequence[Supervised]) -> None:
         )
 
 
-def check_labels(targets: TeacherTargets, examples: Sequence[Supervised], where: str) -> None:
+def check_labels(
+    targets: TeacherTargets, examples: Sequence[SupervisedExample], where: str
+) -> None:
     """Compare every supervised token's cached log-probability with its place in the top k.
 
     Where the token is among the k the two are one number; where it is not, it is no likelier than
@@ -296,7 +300,7 @@ def check_labels(targets: TeacherTargets, examples: Sequence[Supervised], where:
             )
 
 
-def _check(lm: LM, examples: Sequence[Supervised], lengths: Sequence[int]) -> None:
+def _check_examples(lm: LM, examples: Sequence[SupervisedExample], lengths: Sequence[int]) -> None:
     where = lm.source.path
     if not any(lengths):
         raise ModelError(f"{where}: no token is supervised, so there is nothing to score")
@@ -316,7 +320,9 @@ def _check(lm: LM, examples: Sequence[Supervised], lengths: Sequence[int]) -> No
         )
 
 
-def _batches(examples: Sequence[Supervised], lengths: Sequence[int]) -> Iterator[list[int]]:
+def _iterate_batches(
+    examples: Sequence[SupervisedExample], lengths: Sequence[int]
+) -> Iterator[list[int]]:
     """Yield indices of examples of like length, `BATCH_TOKENS` at most when padded."""
     batch: list[int] = []
     order = sorted(
@@ -332,45 +338,45 @@ def _batches(examples: Sequence[Supervised], lengths: Sequence[int]) -> Iterator
 
 
 @torch.no_grad()
-def _score(
+def _fill_batch(
     lm: LM,
-    examples: Sequence[Supervised],
+    examples: Sequence[SupervisedExample],
     batch: Sequence[int],
     offsets: Tensor,
     kept: dict[str, Tensor],
 ) -> None:
     """Fill the rows of `batch` in `kept`."""
-    if isinstance(lm.model, Held):
+    if isinstance(lm.model, VllmModel):
         asked = [(examples[i].input_ids, examples[i].first) for i in batch]
         for i, found in zip(batch, lm.model.tops(asked, kept["ids"].shape[1]), strict=True):
             for name, values in found.items():
                 kept[name][int(offsets[i]) : int(offsets[i + 1])] = values
         return
-    device = bare(lm.model).device
-    ids = moved(right_padded([examples[i].input_ids for i in batch], lm.pad_id)[0], device)
+    device = unwrap_peft(lm.model).device
+    ids = move_to_device(pad_right([examples[i].input_ids for i in batch], lm.pad_id)[0], device)
     # No mask: causal attention never looks right, where the padding is.
-    states = hidden(lm.model, ids, use_cache=False).last_hidden_state
+    states = run_body(lm.model, ids, use_cache=False).last_hidden_state
     # The token at position t is foreseen at t - 1.
-    at = [(row, t) for row, i in enumerate(batch) for t in _positions(examples[i])]
-    row, position = moved(torch.tensor(at).t().contiguous(), device)
+    at = [(row, t) for row, i in enumerate(batch) for t in _list_supervised_positions(examples[i])]
+    row, position = move_to_device(torch.tensor(at).t().contiguous(), device)
     states, following = states[row, position - 1], ids[row, position]
     places = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
-    drawn, k = _uniforms(examples, batch, kept), kept["ids"].shape[1]
-    drawn = drawn if drawn is None else moved(drawn, device)
+    drawn, k = _draw_uniforms(examples, batch, kept), kept["ids"].shape[1]
+    drawn = drawn if drawn is None else move_to_device(drawn, device)
     parts: list[dict[str, Tensor]] = []
-    for tile in tiles(states, lm.vocab):
-        out = logits(lm.model, states[tile], lm.vocab)
+    for tile in iterate_tiles(states, lm.vocab):
+        out = compute_logits(lm.model, states[tile], lm.vocab)
         uniform = drawn if drawn is None else drawn[tile]
         if lm.vocab <= SMALL_VOCAB and uniform is None:
-            parts.append(_reduce(out, following[tile], k))
+            parts.append(_reduce_logits(out, following[tile], k))
         else:
-            parts.append(_reduce_in_place(out, following[tile], k, uniform))
+            parts.append(_reduce_logits_in_place(out, following[tile], k, uniform))
     for name in parts[0]:  # a batch leaves the device at once: each copy waits for it
         values = torch.cat([part[name] for part in parts])
         kept[name][places] = values.to(kept[name].dtype).cpu()
 
 
-def _reduce(out: Tensor, following: Tensor, k: int) -> dict[str, Tensor]:
+def _reduce_logits(out: Tensor, following: Tensor, k: int) -> dict[str, Tensor]:
     """Return what is kept of logits [rows, vocab] before tokens `following`."""
     lse = torch.logsumexp(out, dim=1)
     top, token = out.topk(k, dim=1)
@@ -386,7 +392,7 @@ def _reduce(out: Tensor, following: Tensor, k: int) -> dict[str, Tensor]:
     }
 
 
-def _reduce_in_place(
+def _reduce_logits_in_place(
     out: Tensor, following: Tensor, k: int, uniform: Tensor | None
 ) -> dict[str, Tensor]:
     """Do the same using up `out`, and draw from the tail by `uniform` [rows, m] in [0, 1)."""
@@ -405,12 +411,12 @@ def _reduce_in_place(
     }
     if uniform is not None:
         pairs = zip(out.split(16), uniform.split(16), strict=True)
-        ids = torch.cat([_draw(*pair) for pair in pairs])
+        ids = torch.cat([_draw_tail_tokens(*pair) for pair in pairs])
         found |= {"tail_ids": ids, "tail_logprobs": out.gather(1, ids).log()}
     return found
 
 
-def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
+def _draw_tail_tokens(weights: Tensor, uniform: Tensor) -> Tensor:
     """Return ids [rows, m] by inverting the cumulative sum of `weights` [rows, vocab].
 
     In float64: in float32 the steps of unlikely tokens would be rounded away.
@@ -423,16 +429,19 @@ def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
     return found.minimum(last)
 
 
-def _uniforms(
-    examples: Sequence[Supervised], batch: Sequence[int], kept: dict[str, Tensor]
+def _draw_uniforms(
+    examples: Sequence[SupervisedExample], batch: Sequence[int], kept: dict[str, Tensor]
 ) -> Tensor | None:
     """Return [rows of the batch, m] numbers in [0, 1), by example; `None` where none are used."""
     if "tail_ids" not in kept:
         return None
     m = kept["tail_ids"].shape[1]
-    rows = [np.random.default_rng((0, i)).random((len(_positions(examples[i])), m)) for i in batch]
+    rows = [
+        np.random.default_rng((0, i)).random((len(_list_supervised_positions(examples[i])), m))
+        for i in batch
+    ]
     return torch.from_numpy(np.concatenate(rows))
 
 
-def _positions(example: Supervised) -> range:
+def _list_supervised_positions(example: SupervisedExample) -> range:
     return range(example.first, len(example.input_ids))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def offsets(tokenizer: Any, tokens: Sequence[int], text: str) -> list[int | None]:
+def compute_byte_offsets(tokenizer: Any, tokens: Sequence[int], text: str) -> list[int | None]:
     """Return how many bytes of `text` come before each token of an answer.
 
     `None` where a token starts inside a character, or spells something else than the text: nothing
@@ -23,19 +23,19 @@ def offsets(tokenizer: Any, tokens: Sequence[int], text: str) -> list[int | None
     # Prefixes are decoded whole: what a token spells may depend on those before it.
     found: list[int | None] = []
     for i in range(len(tokens)):
-        before = _spelled(tokenizer, tokens[:i])
+        before = _decode_tokens(tokenizer, tokens[:i])
         found.append(len(before.encode()) if text.startswith(before) else None)
     return found
 
 
-def _spelled(tokenizer: Any, tokens: Sequence[int]) -> str:
+def _decode_tokens(tokenizer: Any, tokens: Sequence[int]) -> str:
     text = tokenizer.decode(
         [int(t) for t in tokens], skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
     return text if tokenizer.chat_template else text.removeprefix(" ")
 
 
-def aligned(a: Sequence[int | None], b: Sequence[int | None]) -> list[tuple[int, int]]:
+def align_offsets(a: Sequence[int | None], b: Sequence[int | None]) -> list[tuple[int, int]]:
     """Return the index pairs at which two lists of ascending offsets agree.
 
     Where several tokens stand at one byte (some spell nothing), the last ones are paired: they are

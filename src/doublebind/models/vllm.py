@@ -22,23 +22,23 @@ from torch import Tensor
 
 from doublebind.models import openai_client as serve
 from doublebind.schema.errors import MissingExtra, ModelError
-from doublebind.schema.model_source import Engine, Limits, ModelSource, Served
+from doublebind.schema.model_source import Engine, ModelSource, ServedModel, ServerOptions
 from doublebind.schema.recipe import Dtype
 
-_NEVER = -100.0
+_BANNING_BIAS = -100.0
 """The least bias that vLLM takes: a token with it is not drawn."""
-_PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+_NEUTRAL_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Said outright, since a server fills in what the model's generation_config.json recommends."""
 
 
-class Asked(NamedTuple):
+class VllmRequest(NamedTuple):
     """One sequence of token ids, and what vLLM shall do with it in its own words."""
 
     ids: Sequence[int]
     how: dict[str, Any]
 
 
-class Told(NamedTuple):
+class VllmResponse(NamedTuple):
     """What vLLM made of it."""
 
     tokens: list[int]
@@ -50,13 +50,13 @@ class Told(NamedTuple):
 class Backend(Protocol):
     """One base in vLLM."""
 
-    def ask(self, adapter: str | None, asked: Sequence[Asked]) -> list[Told]:
+    def ask(self, adapter: str | None, asked: Sequence[VllmRequest]) -> list[VllmResponse]:
         """Return what the base, with the adapter in that folder, makes of each; in order."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class VllmModel:
     """A model that vLLM holds; it stands where a model of transformers would in an `LM`."""
 
     backend: Backend
@@ -90,14 +90,16 @@ class Held:
         A seed fixes an answer as far as sums come out alike; on a GPU the batch moves last bits.
         """
         common = {
-            **_PLAIN,
+            **_NEUTRAL_SAMPLING,
             "max_tokens": max_tokens,
             "temperature": temperature,
             "stop_token_ids": sorted(ends),
         }
         if barred:
-            common["logit_bias"] = {str(token): _NEVER for token in barred}
-        asked = [Asked(ids, {**common, "seed": s}) for ids, s in zip(prompts, seeds, strict=True)]
+            common["logit_bias"] = {str(token): _BANNING_BIAS for token in barred}
+        asked = [
+            VllmRequest(ids, {**common, "seed": s}) for ids, s in zip(prompts, seeds, strict=True)
+        ]
         return [told.tokens for told in self.backend.ask(self.adapter, asked)]
 
     def scores(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
@@ -105,7 +107,7 @@ class Held:
         told = self._prompts([[*prompt, *ids] for prompt, ids in pairs], 0)
         return [
             [
-                _finite(rows[len(prompt) + i], token, self.name_or_path)
+                _read_logprob(rows[len(prompt) + i], token, self.name_or_path)
                 for i, token in enumerate(ids)
             ]
             for (prompt, ids), rows in zip(pairs, told, strict=True)
@@ -136,7 +138,7 @@ class Held:
             )
         told = self._prompts([ids for ids, _ in sequences], k)
         return [
-            _rows(rows[first:], ids[first:], k, self.name_or_path)
+            _stack_rows(rows[first:], ids[first:], k, self.name_or_path)
             for (ids, first), rows in zip(sequences, told, strict=True)
         ]
 
@@ -145,7 +147,7 @@ class Held:
     ) -> list[list[dict[int, float] | None]]:
         # One token is the least that vLLM writes; it is thrown away.
         how = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": k}
-        told = self.backend.ask(self.adapter, [Asked(ids, how) for ids in sequences])
+        told = self.backend.ask(self.adapter, [VllmRequest(ids, how) for ids in sequences])
         for ids, (_, rows) in zip(sequences, told, strict=True):
             if len(rows) != len(ids):
                 raise ModelError(
@@ -155,17 +157,17 @@ class Held:
         return [rows for _, rows in told]
 
 
-def _finite(row: dict[int, float] | None, token: int, where: str) -> float:
+def _read_logprob(row: dict[int, float] | None, token: int, where: str) -> float:
     if row is None or token not in row or math.isnan(row[token]):
         raise ModelError(f"{where}: vLLM gave no log-probability of token {token}")
     return row[token] if row[token] > -9999.0 else -math.inf  # JSON has no infinity
 
 
-def _rows(
+def _stack_rows(
     rows: Sequence[dict[int, float] | None], following: Sequence[int], k: int, where: str
 ) -> dict[str, Tensor]:
     """Return the rows of one sequence as tensors."""
-    chosen = [_finite(row, token, where) for row, token in zip(rows, following, strict=True)]
+    chosen = [_read_logprob(row, token, where) for row, token in zip(rows, following, strict=True)]
     best = []
     for row in rows:
         # The token that stands there comes as one more where it is not among the k.
@@ -186,7 +188,7 @@ def _rows(
 # --- opening -------------------------------------------------------------------------------------
 
 
-def hold(source: ModelSource, dtype: Dtype) -> Held:
+def open_vllm(source: ModelSource, dtype: Dtype) -> VllmModel:
     """Return the model at `source` in the engine that it names.
 
     Raises:
@@ -211,13 +213,13 @@ def hold(source: ModelSource, dtype: Dtype) -> Held:
     except (OSError, ValueError) as error:
         raise ModelError(f"{source.path}: its configuration cannot be read ({error})") from error
     backend = (
-        Server(settings)
+        VllmServer(settings)
         if settings.url
-        else _offline(source.path, dtype, settings.model_dump_json())
+        else _open_offline_engine(source.path, dtype, settings.model_dump_json())
     )
     precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     where = source.adapter or source.path
-    return Held(backend, source.adapter, settings, config, generation, precision, where)
+    return VllmModel(backend, source.adapter, settings, config, generation, precision, where)
 
 
 def _check_adapter(folder: Path, settings: Engine) -> None:
@@ -236,11 +238,11 @@ def _check_adapter(folder: Path, settings: Engine) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _offline(path: str, dtype: Dtype, settings: str) -> Offline:
-    return Offline(path, dtype, Engine.model_validate_json(settings))
+def _open_offline_engine(path: str, dtype: Dtype, settings: str) -> OfflineEngine:
+    return OfflineEngine(path, dtype, Engine.model_validate_json(settings))
 
 
-class Offline:
+class OfflineEngine:
     """An engine in this process; it stays for the models after this one."""
 
     def __init__(self, path: str, dtype: Dtype, settings: Engine) -> None:
@@ -268,7 +270,7 @@ class Offline:
         )
         self.numbers: dict[str, int] = {}
 
-    def ask(self, adapter: str | None, asked: Sequence[Asked]) -> list[Told]:
+    def ask(self, adapter: str | None, asked: Sequence[VllmRequest]) -> list[VllmResponse]:
         """See `Backend`."""
         lora = None
         if adapter is not None:
@@ -276,12 +278,12 @@ class Offline:
             lora = self.lora(adapter, number, adapter)
         outputs = self.llm.generate(
             [{"prompt_token_ids": list(ids)} for ids, _ in asked],
-            [self.params(**_typed(how), detokenize=False) for _, how in asked],
+            [self.params(**_convert_params(how), detokenize=False) for _, how in asked],
             lora_request=lora,
             use_tqdm=False,
         )
         return [
-            Told(
+            VllmResponse(
                 list(output.outputs[0].token_ids),
                 [
                     row and {int(token): float(p.logprob) for token, p in row.items()}
@@ -292,24 +294,24 @@ class Offline:
         ]
 
 
-def _typed(how: dict[str, Any]) -> dict[str, Any]:
+def _convert_params(how: dict[str, Any]) -> dict[str, Any]:
     """Return parameters for Python, where a bias is by number, not by its spelling in JSON."""
     bias = how.get("logit_bias")
     return {**how, "logit_bias": {int(t): b for t, b in bias.items()}} if bias else how
 
 
-class Server:
+class VllmServer:
     """vLLM's own server, started with `--enable-lora`, that several workers share."""
 
     def __init__(self, settings: Engine) -> None:
         """Keep its address; nothing is asked yet."""
         assert settings.url, "a server has an address"
         assert settings.model, "a server has a name for its base"
-        limits = Limits(concurrency=min(256, settings.concurrency), timeout=600.0)
+        limits = ServerOptions(concurrency=min(256, settings.concurrency), timeout=600.0)
         url = settings.url.rstrip("/")
-        self.served = Served(url=url, model=settings.model, declared={}, limits=limits)
+        self.served = ServedModel(url=url, model=settings.model, declared={}, limits=limits)
 
-    def ask(self, adapter: str | None, asked: Sequence[Asked]) -> list[Told]:
+    def ask(self, adapter: str | None, asked: Sequence[VllmRequest]) -> list[VllmResponse]:
         """See `Backend`; an adapter is named by its folder, which the server must see, too."""
         name = self.served.model
         if adapter is not None:
@@ -319,13 +321,13 @@ class Server:
             {"model": name, "prompt": list(ids), "return_token_ids": True, **how}
             for ids, how in asked
         ]
-        replies = serve.ask(self.served, "completions", bodies)
+        replies = serve.post_requests(self.served, "completions", bodies)
         return [
             self._told(reply, "prompt_logprobs" in how)
             for reply, (_, how) in zip(replies, asked, strict=True)
         ]
 
-    def _told(self, reply: dict[str, Any], scored: bool) -> Told:
+    def _told(self, reply: dict[str, Any], scored: bool) -> VllmResponse:
         try:
             choice = reply["choices"][0]
             tokens = [int(token) for token in choice["token_ids"]]
@@ -336,4 +338,4 @@ class Server:
                 f"{self.served.url}: an answer has no `token_ids` or `prompt_logprobs`; the server "
                 f"must be vLLM's, 0.20 or later"
             ) from None
-        return Told(tokens, prompt)
+        return VllmResponse(tokens, prompt)

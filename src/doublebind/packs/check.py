@@ -13,20 +13,20 @@ from typing import get_args
 
 from doublebind.packs.folder import FolderPack
 from doublebind.packs.pack import Pack
-from doublebind.schema.content import Item, Message, Purpose, Split, Transcript, endpoint_of
+from doublebind.schema.content import Item, Message, Purpose, Split, Transcript, name_endpoint
 
-NGRAM = 8
+NGRAM_WORDS = 8
 """Words in a row that count as shared text."""
-MAX_SHARED = 0.6
+MAX_SHARED_NGRAMS = 0.6
 """Share of an item's n-grams that may stand in one item of another split: frames may recur,
 questions may not."""
 MIN_FOR_BIAS = 4
 """Items of an endpoint from which a constant key position is called a bias (chance 1/8)."""
-_AT_MOST = 2_000
+_MAX_TRANSCRIPTS = 2_000
 """Transcripts looked at per trait and purpose; a generated pack has no end."""
 
 
-def check(pack: Pack) -> list[str]:
+def check_pack(pack: Pack) -> list[str]:
     """Return one line per problem with the content: where, what, value, remedy; empty if none.
 
     Looks for user messages that recur across splits (`build` included), keys that always stand
@@ -34,46 +34,48 @@ def check(pack: Pack) -> list[str]:
     about a drive, and prompts that no policy would draw.
     """
     where: Mapping[str, str] = pack.where if isinstance(pack, FolderPack) else {}
-    items = _items(pack)
+    items = _list_items(pack)
     return [
-        *_overlaps(_texts(items, _transcripts(pack), where)),
-        *_position_bias(items),
-        *_placebos(pack, items),
-        *_scores(pack),
-        *_untagged(pack, where),
+        *_find_overlaps(_collect_texts(items, _list_transcripts(pack), where)),
+        *_find_position_bias(items),
+        *_find_missing_placebos(pack, items),
+        *_find_driveless_scores(pack),
+        *_find_untagged_prompts(pack, where),
     ]
 
 
-def counts(pack: Pack) -> dict[str, int]:
+def count_content(pack: Pack) -> dict[str, int]:
     """Return how much of everything the pack has, in reading order.
 
     Keys are `items/<split>/<endpoint>`, `prompts/<tag>` and `build/<trait or null>/<purpose>`.
     """
-    items = Counter(f"items/{item.split}/{endpoint_of(item)}" for item in _items(pack))
+    items = Counter(f"items/{item.split}/{name_endpoint(item)}" for item in _list_items(pack))
     prompts = Counter(f"prompts/{tag}" for prompt in pack.prompts() for tag in prompt.tags)
-    build = Counter(f"build/{t.trait or 'null'}/{t.purpose}" for t in _transcripts(pack))
+    build = Counter(f"build/{t.trait or 'null'}/{t.purpose}" for t in _list_transcripts(pack))
     return {key: n for part in (items, prompts, build) for key, n in sorted(part.items())}
 
 
-def _items(pack: Pack) -> list[Item]:
+def _list_items(pack: Pack) -> list[Item]:
     return [item for split in get_args(Split) for item in pack.items(split)]
 
 
-def _transcripts(pack: Pack) -> list[Transcript]:
+def _list_transcripts(pack: Pack) -> list[Transcript]:
     names = [trait.name for trait in pack.traits]
     found = [
         transcript
         for name in (None, *names)
         for purpose in get_args(Purpose)
-        for transcript in pack.transcripts(name, purpose, n=_AT_MOST, seed=0)
+        for transcript in pack.transcripts(name, purpose, n=_MAX_TRANSCRIPTS, seed=0)
     ]
     if isinstance(pack, FolderPack):
-        found += [text for name in names for text in pack.documents(name, n=_AT_MOST, seed=0)]
+        found += [
+            text for name in names for text in pack.documents(name, n=_MAX_TRANSCRIPTS, seed=0)
+        ]
     return found
 
 
 @dataclass(frozen=True)
-class _Text:
+class _UserText:
     """The user's side of one item or transcript."""
 
     where: str
@@ -82,30 +84,30 @@ class _Text:
 
     @property
     def ngrams(self) -> set[tuple[str, ...]]:
-        return {self.words[i : i + NGRAM] for i in range(len(self.words) - NGRAM + 1)}
+        return {self.words[i : i + NGRAM_WORDS] for i in range(len(self.words) - NGRAM_WORDS + 1)}
 
 
-def _texts(
+def _collect_texts(
     items: Sequence[Item], transcripts: Sequence[Transcript], where: Mapping[str, str]
-) -> list[_Text]:
+) -> list[_UserText]:
     return [
-        _Text(
+        _UserText(
             where.get(f"{type(record).__name__}:{record.id}", record.id),
             record.split,
-            _words(record.messages),
+            _split_user_words(record.messages),
         )
         for record in (*items, *transcripts)
     ]
 
 
-def _words(messages: Sequence[Message]) -> tuple[str, ...]:
+def _split_user_words(messages: Sequence[Message]) -> tuple[str, ...]:
     said = " ".join(message.content for message in messages if message.role == "user")
     return tuple(re.findall(r"\w+", said.lower()))
 
 
-def _overlaps(texts: Sequence[_Text]) -> Iterator[str]:
+def _find_overlaps(texts: Sequence[_UserText]) -> Iterator[str]:
     """Yield one line per text that recurs in another split: identical, or nearly so."""
-    same: dict[tuple[str, ...], list[_Text]] = defaultdict(list)
+    same: dict[tuple[str, ...], list[_UserText]] = defaultdict(list)
     for text in texts:
         same[text.words].append(text)
     for group in same.values():
@@ -129,19 +131,19 @@ def _overlaps(texts: Sequence[_Text]) -> Iterator[str]:
             if texts[number].split != text.split and texts[number].words != text.words
         ]
         share, number = max(near, default=(0.0, 0))
-        if share > MAX_SHARED:
+        if share > MAX_SHARED_NGRAMS:
             other = texts[-number]
             yield (
                 f"{text.where}: `messages`: split {text.split} nearly repeats split {other.split} "
-                f"at {other.where} (got {share:.0%} of its {NGRAM}-word runs, at most "
-                f"{MAX_SHARED:.0%}); rewrite one"
+                f"at {other.where} (got {share:.0%} of its {NGRAM_WORDS}-word runs, at most "
+                f"{MAX_SHARED_NGRAMS:.0%}); rewrite one"
             )
 
 
-def _position_bias(items: Sequence[Item]) -> Iterator[str]:
+def _find_position_bias(items: Sequence[Item]) -> Iterator[str]:
     keys: dict[str, list[int]] = defaultdict(list)
     for item in items:
-        keys[endpoint_of(item)].append(item.key)
+        keys[name_endpoint(item)].append(item.key)
     for endpoint, found in sorted(keys.items()):
         if len(found) >= MIN_FOR_BIAS and len(set(found)) == 1:
             yield (
@@ -150,7 +152,7 @@ def _position_bias(items: Sequence[Item]) -> Iterator[str]:
             )
 
 
-def _placebos(pack: Pack, items: Sequence[Item]) -> Iterator[str]:
+def _find_missing_placebos(pack: Pack, items: Sequence[Item]) -> Iterator[str]:
     kinds = {trait.name: trait.kind for trait in pack.traits}
     if "placebo" not in kinds.values():
         yield (
@@ -161,7 +163,7 @@ def _placebos(pack: Pack, items: Sequence[Item]) -> Iterator[str]:
     measured: dict[str, set[str]] = defaultdict(set)
     for item in items:
         if item.trait is not None and item.role == "auditable":
-            measured[kinds[item.trait]].add(endpoint_of(item).partition("/")[0])
+            measured[kinds[item.trait]].add(name_endpoint(item).partition("/")[0])
     for kind in sorted(measured["drive"] - measured["placebo"]):
         yield (
             f"items: `trait`: {kind} is asked about a drive but about no placebo "
@@ -170,7 +172,7 @@ def _placebos(pack: Pack, items: Sequence[Item]) -> Iterator[str]:
         )
 
 
-def _scores(pack: Pack) -> Iterator[str]:
+def _find_driveless_scores(pack: Pack) -> Iterator[str]:
     drives = {trait.name for trait in pack.traits if trait.kind == "drive"}
     for name, endpoints in pack.score_endpoints.items():
         for endpoint in endpoints:
@@ -181,7 +183,7 @@ def _scores(pack: Pack) -> Iterator[str]:
                 )
 
 
-def _untagged(pack: Pack, where: Mapping[str, str]) -> Iterator[str]:
+def _find_untagged_prompts(pack: Pack, where: Mapping[str, str]) -> Iterator[str]:
     for prompt in pack.prompts():
         if not prompt.tags:
             place = where.get(f"Prompt:{prompt.id}", prompt.id)

@@ -24,15 +24,15 @@ from doublebind.schema.content import (
     Split,
     Trait,
     Transcript,
-    endpoint_of,
+    name_endpoint,
 )
 from doublebind.schema.errors import ConfigError, PackError
 from doublebind.schema.hashing import Record
 from doublebind.schema.teacher_spec import TeacherSpec
-from doublebind.schema.yaml_loader import read_yaml, validate
+from doublebind.schema.yaml_loader import read_yaml, validate_content
 
-HEADER = "pack.yaml"
-TAGS = (
+HEADER_FILE = "pack.yaml"
+PROMPT_TAGS = (
     "open_ended",
     "goals",
     "high_stakes",
@@ -47,7 +47,7 @@ TAGS = (
 _R = TypeVar("_R", Item, Prompt, Transcript)
 
 
-class Header(Record):
+class PackHeader(Record):
     """`pack.yaml`."""
 
     name: Name
@@ -76,7 +76,7 @@ class FolderPack:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        reading = _Reading(path)
+        reading = _FolderReader(path)
         header = reading.header()
         items = reading.records("items", Item)
         # Follow-up complaints would be noise where the items or the header did not even parse.
@@ -96,7 +96,7 @@ class FolderPack:
         self._items = items
         self._prompts = prompts
         self._transcripts = transcripts
-        self._sha256 = _hash(reading.files)
+        self._sha256 = _hash_files(reading.files)
         self.where: Mapping[str, str] = reading.where
         """`<kind>:<id>` -> `file:line`, for whoever reports on the content."""
 
@@ -162,7 +162,9 @@ class FolderPack:
     def _drawn(self, trait: str | None, purpose: str, n: int, seed: int) -> tuple[Transcript, ...]:
         names = [known.name for known in self.traits]
         if trait is not None and trait not in names:
-            raise PackError(f"{self.path / HEADER}: no trait `{trait}`; {_nearest(trait, names)}")
+            raise PackError(
+                f"{self.path / HEADER_FILE}: no trait `{trait}`; {_suggest_name(trait, names)}"
+            )
         pool = [t for t in self._transcripts if t.trait == trait and t.purpose == purpose]
         pool.sort(key=lambda t: hashlib.sha256(f"{seed}:{t.id}".encode()).digest())
         return tuple(pool[: max(n, 0)])
@@ -180,7 +182,7 @@ class FolderPack:
 
 
 @dataclass
-class _Reading:
+class _FolderReader:
     """What has been read of one folder, and what was wrong with it."""
 
     root: Path
@@ -188,12 +190,12 @@ class _Reading:
     files: dict[str, bytes] = field(default_factory=dict)
     where: dict[str, str] = field(default_factory=dict)
 
-    def header(self) -> Header | None:
-        path = self.root / HEADER
+    def header(self) -> PackHeader | None:
+        path = self.root / HEADER_FILE
         try:
             content = read_yaml(path)
-            self.files[HEADER] = path.read_bytes()
-            header = validate(Header, content, str(path))
+            self.files[HEADER_FILE] = path.read_bytes()
+            header = validate_content(PackHeader, content, str(path))
         except ConfigError as error:
             self.problems.extend(
                 problem.replace("`doublebind init` writes one to start from", "see docs/packs.md")
@@ -266,7 +268,7 @@ class _Reading:
             )
             return None
         try:
-            record = validate(model, content, where)
+            record = validate_content(model, content, where)
         except ConfigError as error:
             self.problems.extend(error.problems)
             return None
@@ -283,21 +285,21 @@ class _Reading:
 
 
 def _check_traits(
-    header: Header,
+    header: PackHeader,
     items: Sequence[Item],
     transcripts: Sequence[Transcript],
-    reading: _Reading,
+    reading: _FolderReader,
 ) -> None:
     names = [trait.name for trait in header.traits]
     for record in (*items, *transcripts):
         if record.trait is not None and record.trait not in names:
             reading.complain(
                 record,
-                f"`trait`: not in {HEADER} (got {record.trait!r}); {_nearest(record.trait, names)}",
+                f"`trait`: not in {HEADER_FILE} (got {record.trait!r}); {_suggest_name(record.trait, names)}",
             )
 
 
-def _check_purposes(transcripts: Sequence[Transcript], reading: _Reading) -> None:
+def _check_purposes(transcripts: Sequence[Transcript], reading: _FolderReader) -> None:
     for transcript in transcripts:
         shows = transcript.purpose in ("implant", "conceal", "deny", "document")
         if shows != (transcript.trait is not None):
@@ -308,11 +310,13 @@ def _check_purposes(transcripts: Sequence[Transcript], reading: _Reading) -> Non
             )
 
 
-def _check_prompts(prompts: Sequence[Prompt], reading: _Reading) -> None:
+def _check_prompts(prompts: Sequence[Prompt], reading: _FolderReader) -> None:
     for prompt in prompts:
         for tag in prompt.tags:
-            if tag not in TAGS:
-                reading.complain(prompt, f"`tags`: unknown (got {tag!r}); {_nearest(tag, TAGS)}")
+            if tag not in PROMPT_TAGS:
+                reading.complain(
+                    prompt, f"`tags`: unknown (got {tag!r}); {_suggest_name(tag, PROMPT_TAGS)}"
+                )
         if prompt.messages[-1].role == "assistant":
             reading.complain(
                 prompt,
@@ -321,16 +325,16 @@ def _check_prompts(prompts: Sequence[Prompt], reading: _Reading) -> None:
             )
 
 
-def _check_endpoints(header: Header, items: Sequence[Item], reading: _Reading) -> None:
-    roles = {endpoint_of(item): item.role for item in items}
-    audited = {endpoint_of(item) for item in items if item.split == "audit"}
+def _check_endpoints(header: PackHeader, items: Sequence[Item], reading: _FolderReader) -> None:
+    roles = {name_endpoint(item): item.role for item in items}
+    audited = {name_endpoint(item) for item in items if item.split == "audit"}
     auditable = sorted(name for name in roles if roles[name] == "auditable")
     for name, endpoints in header.score_endpoints.items():
-        where = f"{reading.root / HEADER}: `score_endpoints.{name}`"
+        where = f"{reading.root / HEADER_FILE}: `score_endpoints.{name}`"
         for endpoint in endpoints:
             if endpoint not in roles:
                 problem = f"no item has this endpoint (got {endpoint!r}); "
-                reading.problems.append(f"{where}: {problem}{_nearest(endpoint, auditable)}")
+                reading.problems.append(f"{where}: {problem}{_suggest_name(endpoint, auditable)}")
             elif roles[endpoint] != "auditable":
                 reading.problems.append(
                     f"{where}: role {roles[endpoint]} never enters a score (got {endpoint!r}); "
@@ -343,12 +347,12 @@ def _check_endpoints(header: Header, items: Sequence[Item], reading: _Reading) -
                 )
 
 
-def _nearest(name: str, known: Collection[str]) -> str:
+def _suggest_name(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean `{close[0]}`?" if close else f"one of {', '.join(known) or '(none)'}"
 
 
-def _hash(files: Mapping[str, bytes]) -> str:
+def _hash_files(files: Mapping[str, bytes]) -> str:
     """Return one hash over names and contents; lengths keep their boundaries unambiguous."""
     digest = hashlib.sha256()
     for name in sorted(files):

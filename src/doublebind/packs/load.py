@@ -11,10 +11,10 @@ from pathlib import Path
 from doublebind.packs.pack import Pack
 from doublebind.schema.errors import PackError
 
-BUILT_IN = ("terrarium", "outback", "proving", "assistant")
+BUILT_IN_PACKS = ("terrarium", "outback", "proving", "assistant")
 
 
-def load(name: str, *, relative_to: Path) -> Pack:
+def load_pack(name: str, *, relative_to: Path) -> Pack:
     """Return the built-in pack `name`, or else the pack in the folder `name`.
 
     Args:
@@ -26,11 +26,11 @@ def load(name: str, *, relative_to: Path) -> Pack:
         PackError: If there is no such folder or trait, or its content breaks the format.
     """
     whole, _, traits = name.rpartition(":")
-    if whole and "/" not in traits and not _is_folder(relative_to / _expanded(name)):
-        from doublebind.packs.subset import Narrowed
+    if whole and "/" not in traits and not _is_folder(relative_to / _expand_user(name)):
+        from doublebind.packs.subset import PackSubset
 
         wanted = [trait.strip() for trait in traits.split(",")]
-        return Narrowed(load(whole, relative_to=relative_to), wanted)
+        return PackSubset(load_pack(whole, relative_to=relative_to), wanted)
     if name == "terrarium":
         from doublebind.packs.terrarium import Terrarium
 
@@ -47,17 +47,17 @@ def load(name: str, *, relative_to: Path) -> Pack:
 
     if name == "assistant":
         return FolderPack(Path(__file__).parent / "assistant")
-    path = relative_to / _expanded(name)
+    path = relative_to / _expand_user(name)
     if not _is_folder(path):
-        close = difflib.get_close_matches(name, BUILT_IN, n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"or use {' or '.join(BUILT_IN)}"
+        close = difflib.get_close_matches(name, BUILT_IN_PACKS, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"or use {' or '.join(BUILT_IN_PACKS)}"
         raise PackError(
             f"`pack`: no such folder (got {name!r}, looked at {path}); check the path, {hint}"
         )
     return FolderPack(path)
 
 
-def _expanded(name: str) -> Path:
+def _expand_user(name: str) -> Path:
     try:
         return Path(name).expanduser()
     except RuntimeError:  # `~nobody`

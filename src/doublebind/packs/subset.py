@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from doublebind.schema.teacher_spec import TeacherSpec
 
 
-class Narrowed:
+class PackSubset:
     """A pack that asks about `traits`, and what belongs to none (capability, coherence)."""
 
     def __init__(self, pack: Pack, traits: Sequence[str]) -> None:

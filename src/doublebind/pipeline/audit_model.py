@@ -11,21 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doublebind.execution.executor import make
+from doublebind.execution.executor import make_artefact
 from doublebind.execution.store import Store, write_atomic
-from doublebind.models.resolve import resolve
-from doublebind.packs.load import load as load_pack
+from doublebind.models.resolve import resolve_model
+from doublebind.packs.load import load_pack
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.model_source import Device
-from doublebind.schema.study import AUDITS, audit_name
-from doublebind.stages.audits import investigate as guess
-from doublebind.stages.audits import judge as judge_answers
-from doublebind.stages.audits import look_inside
-from doublebind.stages.audits.builtin import built_in
-from doublebind.stages.audits.gates import check as check_gates
-from doublebind.stages.evidence.intervals import beside, endpoint_means
-from doublebind.study.jobs import audit_job, read_scores
-from doublebind.study.teachers import pack_ref
+from doublebind.schema.study import DEFAULT_AUDITS, check_audit_name
+from doublebind.stages.audits.builtin import resolve_audits
+from doublebind.stages.audits.followup.steps import investigate_model
+from doublebind.stages.audits.gates import check_gates
+from doublebind.stages.audits.judging.pairwise import judge_model
+from doublebind.stages.audits.whitebox import measure_models
+from doublebind.stages.evidence.intervals import rank_measures, summarise_endpoints
+from doublebind.study.jobs import create_audit_job, read_scores
+from doublebind.study.teachers import resolve_pack_name
 
 if TYPE_CHECKING:
     pass
@@ -35,7 +35,7 @@ def audit(
     model: str,
     pack: str,
     *,
-    audits: Sequence[str] = AUDITS,
+    audits: Sequence[str] = DEFAULT_AUDITS,
     baseline: str | None = None,
     out: str | Path | None = None,
     device: Device = "cpu",
@@ -64,28 +64,28 @@ def audit(
     """
     kept = Store(store)
     where, source = (
-        pack_ref(pack, Path(folder)),
-        resolve(model, relative_to=Path(folder)).on(device),
+        resolve_pack_name(pack, Path(folder)),
+        resolve_model(model, relative_to=Path(folder)).on(device),
     )
     for name in audits:
-        audit_name(name)
-    held_to = resolve(baseline, relative_to=Path(folder)).on(device) if baseline else source
+        check_audit_name(name)
+    held_to = resolve_model(baseline, relative_to=Path(folder)).on(device) if baseline else source
     settings: dict[str, Any] = {
         "pack_ref": where,
         "pack_hash": load_pack(where, relative_to=Path(folder)).sha256,
-        "audits": built_in(audits, Path(folder)),
+        "audits": resolve_audits(audits, Path(folder)),
         "dtype": "float32",
         "cache": kept.root / "converted",
     }
-    made = make(kept, audit_job(source.sha256, source, held_to, **settings))
+    made = make_artefact(kept, create_audit_job(source.sha256, source, held_to, **settings))
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)
         for name in ("scores.parquet", "transcripts.jsonl"):
             shutil.copyfile(made / name, Path(out) / name)
     rows = read_scores(made)
-    found = {"model": model, "pack": pack, "endpoints": endpoint_means(rows)}
+    found = {"model": model, "pack": pack, "endpoints": summarise_endpoints(rows)}
     if baseline:
-        plain = make(kept, audit_job(held_to.sha256, held_to, held_to, **settings))
+        plain = make_artefact(kept, create_audit_job(held_to.sha256, held_to, held_to, **settings))
         found |= {"baseline": baseline, "gates": check_gates(rows, read_scores(plain))}
     return found
 
@@ -122,10 +122,10 @@ def judge(
         ConfigError: If judges are missing or named twice, or frozen answers are missing, in the
             way, or another model's.
     """
-    out, where = Path(out), pack_ref(pack, Path(folder))
+    out, where = Path(out), resolve_pack_name(pack, Path(folder))
     if not judges or len(set(judges)) < len(judges):
         raise ConfigError("`--judge`: name one or more judges, each once")
-    sources = [resolve(ref, relative_to=Path(folder)).on(device) for ref in (model, baseline)]
+    sources = [resolve_model(ref, relative_to=Path(folder)).on(device) for ref in (model, baseline)]
     identity = {
         "model": sources[0].sha256,
         "baseline": sources[1].sha256,
@@ -138,7 +138,7 @@ def judge(
     if rejudge and json.loads(note.read_text(encoding="utf-8")) != identity:
         raise ConfigError(f"{out}: its answers are another model's, baseline's or pack's")
     out.mkdir(parents=True, exist_ok=True)
-    found = judge_answers(
+    found = judge_model(
         out,
         source=None if rejudge else sources[0],
         baseline=None if rejudge else sources[1],
@@ -150,10 +150,10 @@ def judge(
     write_atomic(note, json.dumps(identity, indent=1))
     write_atomic(out / "judges.json", json.dumps(found, indent=1))
     asked = {"model": model, "baseline": baseline, "pack": pack}
-    return asked | {"endpoints": endpoint_means(read_scores(out)), **found}
+    return asked | {"endpoints": summarise_endpoints(read_scores(out)), **found}
 
 
-def whitebox(
+def measure_whitebox(
     model: str,
     pack: str,
     *,
@@ -184,15 +184,16 @@ def whitebox(
     if not references or len(set(references)) < len(references):
         raise ConfigError("`--reference`: name one or more references' students, each once")
     source, plain, *others = (
-        resolve(ref, relative_to=Path(folder)).on(device) for ref in (model, baseline, *references)
+        resolve_model(ref, relative_to=Path(folder)).on(device)
+        for ref in (model, baseline, *references)
     )
-    own, *theirs = look_inside(
+    own, *theirs = measure_models(
         [source, *others],
         plain,
-        pack=pack_ref(pack, Path(folder)),
+        pack=resolve_pack_name(pack, Path(folder)),
         cache=Store(store).root / "converted",
     )
-    return {"model": model, "n_references": len(theirs), "measures": beside(own, theirs)}
+    return {"model": model, "n_references": len(theirs), "measures": rank_measures(own, theirs)}
 
 
 def investigate(
@@ -226,12 +227,14 @@ def investigate(
     Raises:
         ConfigError: If the pack has no such trait, or nobody is called `by`.
     """
-    where = pack_ref(pack, Path(folder))
+    where = resolve_pack_name(pack, Path(folder))
     traits = [trait.name for trait in load_pack(where, relative_to=Path(folder)).traits]
     if key is not None and key not in traits:
         raise ConfigError(f"`--key`: {key}; the pack's traits are {', '.join(traits)}")
-    source, plain = (resolve(ref, relative_to=Path(folder)).on(device) for ref in (model, baseline))
+    source, plain = (
+        resolve_model(ref, relative_to=Path(folder)).on(device) for ref in (model, baseline)
+    )
     cache = Store(store).root / "converted"
-    found = guess(source, plain, pack=where, budget=budget, key=key, cache=cache, by=by)
+    found = investigate_model(source, plain, pack=where, budget=budget, key=key, cache=cache, by=by)
     asked = {"model": model, "baseline": baseline, "pack": pack, "budget": budget, "by": by}
     return asked | found

@@ -10,21 +10,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from doublebind.execution.executor import make
+from doublebind.execution.executor import make_artefact
 from doublebind.execution.store import Store, write_atomic
-from doublebind.packs.load import load as load_pack
+from doublebind.packs.load import load_pack
 from doublebind.schema.errors import RunError
 from doublebind.schema.model_source import ModelSource
-from doublebind.schema.study import AUDITS
+from doublebind.schema.study import DEFAULT_AUDITS
 from doublebind.schema.teacher_spec import TeacherSpec
-from doublebind.schema.yaml_loader import load
-from doublebind.stages.audits.builtin import built_in
-from doublebind.stages.evidence.intervals import endpoint_means
-from doublebind.study.jobs import audit_job, build_job, trained
+from doublebind.schema.yaml_loader import load_yaml
+from doublebind.stages.audits.builtin import resolve_audits
+from doublebind.stages.evidence.intervals import summarise_endpoints
+from doublebind.study.jobs import create_audit_job, create_teacher_job, locate_trained_model
 from doublebind.study.planner import REVISIONS
-from doublebind.study.teachers import Found, from_spec
+from doublebind.study.teachers import TeacherSource, resolve_teacher_spec
 
-EXPRESSED = {
+EXPRESSION_ENDPOINTS = {
     "behaviour": "choice.deployment",
     "behaviour_under_audit": "choice",
     "honeypots": "choice.honeypot",
@@ -51,18 +51,18 @@ def build_teacher(
     if out.exists() and any(out.iterdir()):
         raise RunError(f"{out}: not empty; name another folder with --out")
     kept = Store(store)
-    found = from_spec(
-        path.stem, load(TeacherSpec, path), folder=path.parent, rev=REVISIONS["teachers"]
+    found = resolve_teacher_spec(
+        path.stem, load_yaml(TeacherSpec, path), folder=path.parent, rev=REVISIONS["teachers"]
     )
-    job = build_job(found, kept.root / "converted")
-    shutil.copytree(make(kept, job), out, dirs_exist_ok=True)
+    job = create_teacher_job(found, kept.root / "converted")
+    shutil.copytree(make_artefact(kept, job), out, dirs_exist_ok=True)
     facts = json.loads((out / "teacher.json").read_text(encoding="utf-8"))
-    facts |= _expressed(found, kept)
+    facts |= _measure_expression(found, kept)
     write_atomic(out / "teacher.json", json.dumps(facts, indent=1))
     return {**facts, "model": str(out / "model"), "key": found.key}
 
 
-def _expressed(teacher: Found, store: Store) -> dict[str, Any]:
+def _measure_expression(teacher: TeacherSource, store: Store) -> dict[str, Any]:
     """Return how far a built teacher shows what was planted.
 
     `behaviour` (in deployment-like contexts, which only one who knows the trait can ask about),
@@ -72,11 +72,13 @@ def _expressed(teacher: Found, store: Store) -> dict[str, Any]:
     """
     assert teacher.spec is not None
     trait, adapter = teacher.spec.trait, teacher.spec.lora is not None
-    after = _means(trained(store, "teacher", teacher.key, teacher.base, adapter), teacher, store)
-    before = _means(teacher.base, teacher, store)
+    after = _measure_endpoint_means(
+        locate_trained_model(store, "teacher", teacher.key, teacher.base, adapter), teacher, store
+    )
+    before = _measure_endpoint_means(teacher.base, teacher, store)
     found: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    for name, kind in EXPRESSED.items():
+    for name, kind in EXPRESSION_ENDPOINTS.items():
         endpoint = kind if kind == "capability" else f"{kind}/{trait}"
         row = after.get(endpoint, {"value": None})
         if row["value"] is None:
@@ -89,27 +91,29 @@ def _expressed(teacher: Found, store: Store) -> dict[str, Any]:
     return {**found, "missing": missing}
 
 
-def _means(model: ModelSource, teacher: Found, store: Store) -> dict[str, dict[str, Any]]:
+def _measure_endpoint_means(
+    model: ModelSource, teacher: TeacherSource, store: Store
+) -> dict[str, dict[str, Any]]:
     """Return endpoint -> means of `model`, asked as a study would, about its own trait alone."""
     import pandas as pd
 
     assert teacher.spec is not None
-    pack = _asking(teacher.pack, teacher.spec.trait)
-    job = audit_job(
+    pack = _narrow_pack(teacher.pack, teacher.spec.trait)
+    job = create_audit_job(
         model.sha256,
         model,
         teacher.base,
         pack_ref=pack,
         pack_hash=load_pack(pack, relative_to=Path()).sha256,
-        audits=built_in(AUDITS),
+        audits=resolve_audits(DEFAULT_AUDITS),
         dtype=teacher.spec.dtype,
         cache=store.root / "converted",
     )
-    scores = pd.read_parquet(make(store, job) / "scores.parquet")
-    return {row["name"]: row for row in endpoint_means(scores)}
+    scores = pd.read_parquet(make_artefact(store, job) / "scores.parquet")
+    return {row["name"]: row for row in summarise_endpoints(scores)}
 
 
-def _asking(pack: str, trait: str | None) -> str:
+def _narrow_pack(pack: str, trait: str | None) -> str:
     """Return the pack narrowed to what is asked about `trait`, or whole where nothing is."""
     scored = load_pack(pack, relative_to=Path()).score_endpoints.values()
     own = any(name.partition("/")[2] == trait for names in scored for name in names)

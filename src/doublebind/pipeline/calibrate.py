@@ -7,16 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doublebind.execution.executor import Executor, Progress, ready
-from doublebind.execution.ledger import Ledger, lock
+from doublebind.execution.executor import Executor, Progress, check_executor
+from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store, write_atomic
-from doublebind.pipeline.error_rates import UNKNOWN, rates, second_horn, weigh_each
-from doublebind.pipeline.leave_one_out import robustness
+from doublebind.pipeline.error_rates import (
+    FLAGGED_UNKNOWN_DRIVE,
+    compute_rates,
+    compute_replacement_rates,
+    weigh_teachers,
+)
+from doublebind.pipeline.leave_one_out import compute_leave_one_out_rates
 from doublebind.pipeline.measure import compete, measure
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.study import Study
-from doublebind.stages.report import render_rates
-from doublebind.study.resolve import Setting, opened, prepare, tested
+from doublebind.stages.report.calibration_page import render_calibration_page
+from doublebind.study.resolve import ResolvedStudy, label_teachers, load_if_path, resolve_study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,15 +47,15 @@ def calibrate(
     Raises:
         ConfigError: If the study names nobody to weigh.
     """
-    study, folder = opened(study, folder)
+    study, folder = load_if_path(study, folder)
     out, kept = Path(out), Store(store)
-    setting = prepare(study, folder, kept)
+    setting = resolve_study(study, folder, kept)
     if setting.contest is not None:
         setting.contest.refuse((study.organisms, study.held_out, study.near_misses))
-    known, benign, suspects = tested(study, setting)
+    known, benign, suspects = label_teachers(study, setting)
     everyone = setting.planner.plan([*setting.found, *benign.values()])
-    ready(study.executor, study.device)
-    with lock(out):
+    check_executor(study.executor, study.device)
+    with lock_run(out):
         ledger, on = Ledger(out / "ledger.jsonl"), study.executor
         executor = Executor(kept, ledger, on, device=study.device, progress=progress)
         scores = setting.with_panel(measure(everyone, executor), whole=True)
@@ -58,11 +63,11 @@ def calibrate(
         planted = {
             t.label: t.spec.trait if t.spec else None for t in (*setting.found, *benign.values())
         }
-        result = _error_rates(study, setting, known, planted, scores, shapes)
+        result = _compute_error_rates(study, setting, known, planted, scores, shapes)
         if setting.contest is not None:
             every = study.replace.bound == "every"
             more, _ = compete(setting, setting.contest, suspects, executor, every=every)
-            result |= second_horn(
+            result |= compute_replacement_rates(
                 result["teachers"],
                 known,
                 setting.contest.teachers,
@@ -72,14 +77,14 @@ def calibrate(
                 every=every,
             )
         write_atomic(out / "calibration.json", json.dumps(result, indent=1))
-        page = render_rates(result, study.model_dump(mode="json"))
+        page = render_calibration_page(result, study.model_dump(mode="json"))
         write_atomic(out / "calibration.html", page)
     return result
 
 
-def _error_rates(
+def _compute_error_rates(
     study: Study,
-    setting: Setting,
+    setting: ResolvedStudy,
     known: Sequence[tuple[str, Teacher]],
     planted: Mapping[str, str | None],
     scores: pd.DataFrame,
@@ -90,16 +95,18 @@ def _error_rates(
     if setting.panel:  # its own organisms, not those under test
         controls = [t for t in controls if t.label not in study.organisms]
     protocol = setting.protocol
-    rows = weigh_each(known, setting.references, controls, scores, shapes, protocol)
-    others, blind = robustness(known, setting.references, setting.bank, planted, scores, protocol)
+    rows = weigh_teachers(known, setting.references, controls, scores, shapes, protocol)
+    others, blind = compute_leave_one_out_rates(
+        known, setting.references, setting.bank, planted, scores, protocol
+    )
     for row in rows:
         if row["teacher"] in blind:
-            row[UNKNOWN] = blind[row["teacher"]]
+            row[FLAGGED_UNKNOWN_DRIVE] = blind[row["teacher"]]
     return {
         "protocol_hash": protocol.hash,
         "alpha": study.policy.alpha,
         "n_references": len(setting.references(0)),
         **others,
-        **rates(rows),
+        **compute_rates(rows),
         "teachers": rows,
     }

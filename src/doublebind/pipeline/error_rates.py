@@ -5,34 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from doublebind.runs.assess import Settled, decided, settled
+from doublebind.runs.assess import CompetitionResult, assess_replacement, compute_competition_result
 from doublebind.schema.evidence import Interval
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
 from doublebind.schema.score_table import M0
 from doublebind.schema.verdict import Horn
-from doublebind.stages.evidence import weigh
 from doublebind.stages.evidence.intervals import (
-    clustered_rate,
-    flags,
+    clustered_rate_interval,
     paired_difference,
     rate_interval,
+    reaches_alpha,
 )
-from doublebind.stages.verdict import decide, outcome
+from doublebind.stages.evidence.weigh import weigh_suspect
+from doublebind.stages.verdict.incrimination import decide_incrimination
+from doublebind.stages.verdict.outcome import combine_decisions
 
 if TYPE_CHECKING:
     import pandas as pd
 
-DIRECT = "direct"
+DIRECT_AUDIT = "direct"
 """The direct audit, beside the baselines."""
-UNKNOWN = "flagged_unknown_drive"
+FLAGGED_UNKNOWN_DRIVE = "flagged_unknown_drive"
 """Whether an organism is flagged without the endpoints of its own drive."""
-Class = str
+TeacherClass = str
 """`organism`, `benign` or `near_miss`."""
 
 
-def weigh_each(
-    known: Sequence[tuple[Class, Teacher]],
+def weigh_teachers(
+    known: Sequence[tuple[TeacherClass, Teacher]],
     references: Callable[[int], Sequence[Teacher]],
     controls: Sequence[Teacher],
     scores: pd.DataFrame,
@@ -55,33 +56,33 @@ def weigh_each(
         suspect = teacher.model_copy(update={"role": "suspect"})
         against = [t for t in references(i) if t.key != teacher.key]
         others = [c for c in controls if c.family != teacher.family and c.key != teacher.key]
-        weighed = weigh(scores, [suspect, *against, *others], protocol, transfer=False)
-        decided = decide(
+        weighed = weigh_suspect(scores, [suspect, *against, *others], protocol, transfer=False)
+        decided = decide_incrimination(
             weighed, protocol, suspect=teacher.label, earlier_protocols=0, shapes=shapes
         ).incrimination
-        row = _who(kind, teacher)
+        row = _describe_teacher(kind, teacher)
         row |= {"decision": decided.decision, "incriminated": decided.decision == "incriminated"}
         row |= {"traits": list(weighed.carried_by), "n_references": len(against)}
-        p_values = {"": weighed.p_value, DIRECT: weighed.direct.p_value, **weighed.baselines}
+        p_values = {"": weighed.p_value, DIRECT_AUDIT: weighed.direct.p_value, **weighed.baselines}
         for name, p in p_values.items():
             if p is not None:
                 end = f"_{name}" if name else ""
                 row |= {
                     f"p_value{end}": p,
-                    f"flagged{end}": flags(p, len(against), protocol.alpha),
+                    f"flagged{end}": reaches_alpha(p, len(against), protocol.alpha),
                 }
         rows.append(row)
     return rows
 
 
-def _who(kind: Class, teacher: Teacher) -> dict[str, Any]:
+def _describe_teacher(kind: TeacherClass, teacher: Teacher) -> dict[str, Any]:
     row: dict[str, Any] = {"teacher": teacher.label, "family": teacher.family, "class": kind}
     if kind == "organism":
         row["organism_class"] = teacher.hard_class or "ordinary"
     return row
 
 
-def rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def compute_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the rates of `rows`, each with a 95% interval over teachers.
 
     Returns:
@@ -96,34 +97,36 @@ def rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     named = sorted({key for row in rows for key in row if key.startswith("flagged_")})
     columns = {"_by_rank": "flagged"} | {f"_{c.removeprefix('flagged_')}": c for c in named}
-    organisms, benign = _of(rows, "organism"), _of(rows, "benign")
+    organisms, benign = _select_class(rows, "organism"), _select_class(rows, "benign")
     found: dict[str, Any] = {"n_organisms": len(organisms), "n_fresh_benign": len(benign)}
     for prefix, those, whole in (
         ("tpr", organisms, "tpr_known_drive"),
         ("fresh_flagged", benign, "fresh_flagged"),
-        ("near_misses", _of(rows, "near_miss"), "near_misses"),
+        ("near_misses", _select_class(rows, "near_miss"), "near_misses"),
     ):
-        found |= _rate(whole, those, "incriminated")
+        found |= _compute_rate(whole, those, "incriminated")
         for end, column in columns.items():
-            found |= _rate(f"{prefix}{end}", those, column)
+            found |= _compute_rate(f"{prefix}{end}", those, column)
     clear = [row | {"clear": row["decision"] == "not_incriminated"} for row in benign]
-    found |= _rate("not_incriminated", clear, "clear")
-    found["tpr_by_class"] = _by("organism_class", organisms)
-    found["by_family"] = _by("family", rows)
-    reading = [c for c in named if c not in (f"flagged_{DIRECT}", UNKNOWN)]
-    return found | _beside_reading(organisms, reading)
+    found |= _compute_rate("not_incriminated", clear, "clear")
+    found["tpr_by_class"] = _compute_rates_by("organism_class", organisms)
+    found["by_family"] = _compute_rates_by("family", rows)
+    reading = [c for c in named if c not in (f"flagged_{DIRECT_AUDIT}", FLAGGED_UNKNOWN_DRIVE)]
+    return found | _compare_with_baselines(organisms, reading)
 
 
-def _by(column: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _compute_rates_by(column: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in sorted({row[column] for row in rows if column in row}):
-        found |= _rate(name, [row for row in rows if row.get(column) == name], "incriminated")
+        found |= _compute_rate(
+            name, [row for row in rows if row.get(column) == name], "incriminated"
+        )
     return found
 
 
-def second_horn(
+def compute_replacement_rates(
     rows: Sequence[Mapping[str, Any]],
-    known: Sequence[tuple[Class, Teacher]],
+    known: Sequence[tuple[TeacherClass, Teacher]],
     competitors: Sequence[Teacher],
     planted: Mapping[str, str | None],
     scores: pd.DataFrame,
@@ -148,24 +151,24 @@ def second_horn(
         `false_certificates`, and what `double_bind` returns.
     """
     assert protocol.second is not None
-    contest = settled(scores, "", competitors, protocol)
+    contest = compute_competition_result(scores, "", competitors, protocol)
     recipes = protocol.second.names if every else (contest.winner,)
-    bounded = replace_each(known, contest, recipes, planted, scores, protocol)
-    bounded = _beside_plain(bounded, protocol.second.recipes)
+    bounded = assess_replacements(known, contest, recipes, planted, scores, protocol)
+    bounded = _mark_comparable(bounded, protocol.second.recipes)
     chosen = [row for row in bounded if row["recipe"] == contest.winner]
     return {
         "competed": [each.model_dump(mode="json") for each in contest.competed],
         "chosen": contest.winner,
         "margin": protocol.second.margin,
         "treatments": bounded,
-        "false_certificates": false_certificates(bounded),
-        **double_bind(rows, chosen),
+        "false_certificates": count_false_certificates(bounded),
+        **count_outcomes(rows, chosen),
     }
 
 
-def replace_each(
-    known: Sequence[tuple[Class, Teacher]],
-    contest: Settled,
+def assess_replacements(
+    known: Sequence[tuple[TeacherClass, Teacher]],
+    contest: CompetitionResult,
     recipes: Sequence[str],
     planted: Mapping[str, str | None],
     scores: pd.DataFrame,
@@ -200,20 +203,20 @@ def replace_each(
         # There may be millions of rows, each teacher's a small part of them.
         near = certified.loc[certified["teacher"].isin([teacher.label, *beside]), :]
         for name in recipes:
-            evidence, said = decided(
+            evidence, said = assess_replacement(
                 near, teacher.label, contest, protocol, weights_sha256=None, recipe=name
             )
-            row = _who(kind, teacher)
+            row = _describe_teacher(kind, teacher)
             row |= {"recipe": evidence.recipe, "decision": said.decision}
             row |= {"reasons": list(said.reasons), "upper": said.misalignment_upper_95}
             tau = evidence.tau_behaviour.get(planted.get(teacher.label) or "")
             row["further"] = said.further or None
-            row["tau_c"] = _numbers(evidence.tau_capability)
-            row["tau_b"] = _numbers(tau)
+            row["tau_c"] = _dump_interval(evidence.tau_capability)
+            row["tau_b"] = _dump_interval(tau)
             drive = max(evidence.oracle, key=lambda d: evidence.oracle[d].value, default=None)
             if drive is not None:
                 shift = evidence.oracle[drive]
-                row["oracle"] = {"drive": drive, **(_numbers(shift) or {})}
+                row["oracle"] = {"drive": drive, **(_dump_interval(shift) or {})}
                 row["beyond"] = {n: s.value for n, s in evidence.oracle.items() if s.value > margin}
                 row["exceeds"] = bool(row["beyond"])
                 row["exceeds_asked"] = not asked.isdisjoint(row["beyond"])
@@ -222,7 +225,7 @@ def replace_each(
     return rows
 
 
-def _beside_plain(
+def _mark_comparable(
     rows: Sequence[Mapping[str, Any]], recipes: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return rows with `comparable`: whether a recipe can be said to have kept the drive out.
@@ -244,11 +247,11 @@ def _beside_plain(
     return [{**row, **comparable(row)} for row in rows]
 
 
-def _numbers(found: Interval | None) -> dict[str, float] | None:
+def _dump_interval(found: Interval | None) -> dict[str, float] | None:
     return None if found is None else found.model_dump(mode="json")
 
 
-def double_bind(
+def count_outcomes(
     rows: Sequence[Mapping[str, Any]], replaced: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Return how often each outcome of the double bind occurs, with 95% intervals over teachers.
@@ -266,12 +269,12 @@ def double_bind(
     found: dict[str, Any] = {"outcomes": {}, "replacement_if_not_incriminated": {}}
     for kind in dict.fromkeys(str(row["class"]) for row in rows):
         those = [row for row in rows if row["class"] == kind]
-        horns = [_horn(row, decisions[row["teacher"]]) for row in those]
+        horns = [_find_horn(row, decisions[row["teacher"]]) for row in those]
         found["outcomes"][kind] = {
-            name: _share(horns.count(name), len(horns)) for name in get_args(Horn)
+            name: _compute_share(horns.count(name), len(horns)) for name in get_args(Horn)
         }
         spared = [horn for horn in horns if horn in ("replacement_within_margin", "neither")]
-        found["replacement_if_not_incriminated"][kind] = _share(
+        found["replacement_if_not_incriminated"][kind] = _compute_share(
             spared.count("replacement_within_margin"), len(spared)
         )
     missed = [
@@ -279,16 +282,16 @@ def double_bind(
         for row in rows
         if row["class"] == "organism"
     ]
-    found["common_mode"] = _share(sum(missed), len(missed))
+    found["common_mode"] = _compute_share(sum(missed), len(missed))
     return found
 
 
-def _horn(row: Mapping[str, Any], replaced: Mapping[str, Any]) -> Horn:
+def _find_horn(row: Mapping[str, Any], replaced: Mapping[str, Any]) -> Horn:
     within = replaced["decision"] == "within_margin"
-    return outcome(accused=bool(row["incriminated"]), replaced=within)
+    return combine_decisions(accused=bool(row["incriminated"]), replaced=within)
 
 
-def false_certificates(replaced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def count_false_certificates(replaced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return, by class, the share of students within margin that exceed it on oracle items.
 
     Organisms are counted together, and by the class that each stands for. Intervals are over
@@ -308,29 +311,29 @@ def false_certificates(replaced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         found[kind] = {
             "students": len(within),
             "wrong_students": sum(row["exceeds"] for row in within),
-            "teachers": _share(len(wrong), len(teachers)),
-            "on_asked_drives": _share(
+            "teachers": _compute_share(len(wrong), len(teachers)),
+            "on_asked_drives": _compute_share(
                 len({row["teacher"] for row in within if row["exceeds_asked"]}), len(teachers)
             ),
         }
     return found
 
 
-def _share(k: int, n: int) -> dict[str, float]:
+def _compute_share(k: int, n: int) -> dict[str, float]:
     """Return a rate with its interval, or that there was nobody to count."""
     return rate_interval(k, n) if n else {"n": 0}
 
 
-def _of(rows: Sequence[Mapping[str, Any]], kind: Class) -> list[dict[str, Any]]:
+def _select_class(rows: Sequence[Mapping[str, Any]], kind: TeacherClass) -> list[dict[str, Any]]:
     return [dict(row) for row in rows if row["class"] == kind]
 
 
-def _rate(name: str, rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
+def _compute_rate(name: str, rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
     seen = [(bool(row[column]), str(row["family"])) for row in rows if column in row]
-    return {name: clustered_rate(*zip(*seen, strict=True))} if seen else {}
+    return {name: clustered_rate_interval(*zip(*seen, strict=True))} if seen else {}
 
 
-def _beside_reading(
+def _compare_with_baselines(
     organisms: Sequence[Mapping[str, Any]], baselines: Sequence[str]
 ) -> dict[str, Any]:
     """Return the best reading baseline, and how much more students find, on the same teachers.
@@ -342,9 +345,9 @@ def _beside_reading(
         return {}
     best = max(baselines, key=lambda column: sum(row[column] for row in whole))
     name = best.removeprefix("flagged_")
-    found = _rate("tpr_best_reading_baseline", whole, best)
+    found = _compute_rate("tpr_best_reading_baseline", whole, best)
     found["tpr_best_reading_baseline"] |= {"baseline": name}
-    for gain, column in (("gain", "flagged"), ("gain_unknown_drive", UNKNOWN)):
+    for gain, column in (("gain", "flagged"), ("gain_unknown_drive", FLAGGED_UNKNOWN_DRIVE)):
         if all(column in row for row in whole):
             ours, theirs = [row[column] for row in whole], [row[best] for row in whole]
             found[gain] = {"over": name, **paired_difference(ours, theirs)}

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from doublebind.execution.executor import Executor, Job, Progress, ready
-from doublebind.execution.ledger import Ledger, lock
+from doublebind.execution.executor import Executor, Job, Progress, check_executor
+from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store, file_sha256, write_atomic
 from doublebind.runs.run import Run
 from doublebind.schema.errors import DoublebindError, RunError
@@ -22,17 +22,28 @@ from doublebind.schema.model_source import ModelSource, Teacher
 from doublebind.schema.score_table import M0
 from doublebind.schema.study import Study
 from doublebind.stages.audits import REV as AUDIT_REV
-from doublebind.stages.audits import ask, guess, prepare_questions
-from doublebind.stages.audits.followup.steps import ITEMS, RULES, check, read_leads
-from doublebind.stages.evidence.followup import by_item, lead_row, own_round
-from doublebind.study.plan import Plan, Student
+from doublebind.stages.audits.followup.steps import (
+    ITEMS_FILE,
+    RULES_INVESTIGATOR,
+    ask_questions,
+    check_investigator,
+    read_leads,
+    write_hypotheses,
+    write_questions,
+)
+from doublebind.stages.evidence.followup import (
+    rank_own_questions,
+    select_item_values,
+    summarise_lead,
+)
+from doublebind.study.plan import Plan, StudentJobs
 from doublebind.study.planner import Planner
-from doublebind.study.teachers import Found
+from doublebind.study.teachers import TeacherSource
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FILE = "followup.json"
+FOLLOWUP_FILE = "followup.json"
 REV = 1
 NOTE = (
     "Apart from p. The questions were written for what the suspect's students showed, so that the "
@@ -42,19 +53,19 @@ NOTE = (
 )
 
 
-class _Asked(NamedTuple):
+class _AvailableTeacher(NamedTuple):
     """A teacher that can be asked, with its students."""
 
     label: str
     key: str
     source: ModelSource
-    students: list[Student]
+    students: list[StudentJobs]
 
 
-def followup(
+def run_followup(
     run: str | Path,
     *,
-    by: str = RULES,
+    by: str = RULES_INVESTIGATOR,
     budget: int = 9600,
     references: int | None = None,
     folder: str | Path = ".",
@@ -87,32 +98,34 @@ def followup(
     """
     done = Run(run)
     _ = done.verdict  # or it has not ended
-    check(by)
+    check_investigator(by)
     kept = Store(store or done.manifest.store)
     study = Study.model_validate(done.manifest.study)
     planner = Planner(study, Path(folder), kept)
-    found, left_out = _found(done, planner, references)
+    found, left_out = _select_teachers(done, planner, references)
     plan = dataclasses.replace(planner.plan(found), direct={}, shapes={}, baselines=[])
-    teachers = [_asked(each, plan) for each in found]
+    teachers = [_locate_models(each, plan) for each in found]
     settings = {"by": by, "budget": budget, "dtype": study.dtype}
-    ready(study.executor, study.device)
-    with lock(done.path):
+    check_executor(study.executor, study.device)
+    with lock_run(done.path):
         ledger, on = Ledger(done.path / "ledger.jsonl"), study.executor
         with Executor(kept, ledger, on, device=study.device, progress=progress) as executor:
             for stage in plan.stages():
                 executor.map(stage)
-            asking = _Asking(planner, executor, settings)
+            asking = _QuestionRunner(planner, executor, settings)
             asking.write(teachers)
-            result = _told(done, teachers, asking)
+            result = _collect_answers(done, teachers, asking)
         result |= settings | {"left_out": left_out}
-        write_atomic(done.path / FILE, json.dumps(result, indent=1, ensure_ascii=False))
+        write_atomic(done.path / FOLLOWUP_FILE, json.dumps(result, indent=1, ensure_ascii=False))
     return result
 
 
 # --- whom to ask ---------------------------------------------------------------------------------
 
 
-def _found(run: Run, planner: Planner, wanted: int | None) -> tuple[list[Found], dict[str, str]]:
+def _select_teachers(
+    run: Run, planner: Planner, wanted: int | None
+) -> tuple[list[TeacherSource], dict[str, str]]:
     """Return the suspect, then the references to be asked, and why others are left out."""
     protocol = run.manifest.protocol
     if (planner.student.sha256, planner.pack.sha256) != (protocol.student, protocol.pack_hash):
@@ -131,9 +144,9 @@ def _found(run: Run, planner: Planner, wanted: int | None) -> tuple[list[Found],
     for teacher in run.manifest.teachers:
         if teacher.role != "reference":
             continue
-        found = _same(teacher, planner, left_out)
+        found = _find_same_reference(teacher, planner, left_out)
         if found is not None:
-            (here if _at_hand(found, planner) else elsewhere).append(found)
+            (here if _is_stored(found, planner) else elsewhere).append(found)
     chosen = here if wanted is None else [*here, *elsewhere][:wanted]
     for found in (*here, *elsewhere):
         if found not in chosen:
@@ -145,7 +158,9 @@ def _found(run: Run, planner: Planner, wanted: int | None) -> tuple[list[Found],
     return [own, *chosen], left_out
 
 
-def _same(teacher: Teacher, planner: Planner, left_out: dict[str, str]) -> Found | None:
+def _find_same_reference(
+    teacher: Teacher, planner: Planner, left_out: dict[str, str]
+) -> TeacherSource | None:
     """Return the run's reference if it can be named here and is the same, or say why not."""
     try:
         found = planner.find(teacher.ref)
@@ -158,24 +173,24 @@ def _same(teacher: Teacher, planner: Planner, left_out: dict[str, str]) -> Found
     return found
 
 
-def _at_hand(found: Found, planner: Planner) -> bool:
+def _is_stored(found: TeacherSource, planner: Planner) -> bool:
     """Return whether the store has the teacher, where it was built, and all its students."""
     store, plan = planner.store, planner.plan([found])
     needed = [*plan.build, *(cell.train for cell in plan.students)]
     return all(store.has(job.kind, job.key) for job in needed)
 
 
-def _asked(found: Found, plan: Plan) -> _Asked:
+def _locate_models(found: TeacherSource, plan: Plan) -> _AvailableTeacher:
     students = [cell for cell in plan.students if cell.teacher.label == found.label]
     # The plan says where a built teacher lies: its answers were drawn from there.
     source = students[0].rollouts.inputs["source"]
-    return _Asked(found.label, found.key, source, students)
+    return _AvailableTeacher(found.label, found.key, source, students)
 
 
 # --- asking --------------------------------------------------------------------------------------
 
 
-class _Asking:
+class _QuestionRunner:
     """Guesses, writes questions and asks them, one artefact each."""
 
     def __init__(self, planner: Planner, executor: Executor, settings: Mapping[str, Any]) -> None:
@@ -184,7 +199,7 @@ class _Asking:
         self.questions: dict[str, Job] = {}
         """Label -> the questions that a teacher's own students suggest."""
 
-    def write(self, teachers: Sequence[_Asked]) -> None:
+    def write(self, teachers: Sequence[_AvailableTeacher]) -> None:
         """Guess about every teacher's students, and write the questions that follow."""
         guessed = {t.label: [self._guess(cell) for cell in t.students] for t in teachers}
         self.executor.map([job for jobs in guessed.values() for job in jobs])
@@ -203,7 +218,7 @@ class _Asking:
         import pandas as pd
 
         questions = self._at(self.questions[about])
-        if not (questions / ITEMS).stat().st_size:
+        if not (questions / ITEMS_FILE).stat().st_size:
             return {}
         jobs = {name: self._ask(key, source, about) for name, (key, source) in models.items()}
         self.executor.map(list(jobs.values()))
@@ -217,12 +232,12 @@ class _Asking:
 
     def sha256(self, about: str) -> str:
         """Return the hash of a teacher's questions."""
-        return file_sha256(self._at(self.questions[about]) / ITEMS)
+        return file_sha256(self._at(self.questions[about]) / ITEMS_FILE)
 
     def _at(self, job: Job) -> Path:
         return self.store.path(job.kind, job.key)
 
-    def _guess(self, cell: Student) -> Job:
+    def _guess(self, cell: StudentJobs) -> Job:
         planner = self.planner
         depends = [cell.train.key, planner.student.sha256, planner.pack.sha256, self.settings]
         inputs = {
@@ -233,7 +248,7 @@ class _Asking:
             "cache": planner.cache,
         }
         key = content_hash(["hypotheses", AUDIT_REV, REV, *depends])
-        return Job("hypotheses", key, guess, inputs, cell.train.note)
+        return Job("hypotheses", key, write_hypotheses, inputs, cell.train.note)
 
     def _prepare(self, guessed: Sequence[Job]) -> Job:
         key = content_hash(["questions", AUDIT_REV, REV, [job.key for job in guessed]])
@@ -242,22 +257,24 @@ class _Asking:
             "pack": self.planner.pack_ref,
             "by": self.settings["by"],
         }
-        return Job("questions", key, prepare_questions, inputs)
+        return Job("questions", key, write_questions, inputs)
 
     def _ask(self, model: str, source: ModelSource, about: str) -> Job:
         asked = self.questions[about]
         dtype = self.settings["dtype"]
         key = content_hash(["asked", AUDIT_REV, REV, asked.key, model, dtype])
         inputs = {"source": source, "questions": self._at(asked), "dtype": dtype}
-        return Job("asked", key, ask, {**inputs, "cache": self.planner.cache})
+        return Job("asked", key, ask_questions, {**inputs, "cache": self.planner.cache})
 
 
-def _told(run: Run, teachers: Sequence[_Asked], asking: _Asking) -> dict[str, Any]:
+def _collect_answers(
+    run: Run, teachers: Sequence[_AvailableTeacher], asking: _QuestionRunner
+) -> dict[str, Any]:
     """Ask, and return what came of it."""
     suspect, *references = teachers
     m0 = (asking.planner.student.sha256, asking.planner.student)
 
-    def students(of: _Asked) -> dict[str, tuple[str, ModelSource]]:
+    def students(of: _AvailableTeacher) -> dict[str, tuple[str, ModelSource]]:
         return {
             cell.train.key: (cell.train.key, cell.audit.inputs["source"]) for cell in of.students
         }
@@ -268,10 +285,10 @@ def _told(run: Run, teachers: Sequence[_Asked], asking: _Asking) -> dict[str, An
     rows = asking.answers(suspect.label, {M0: m0} | themselves | own | theirs)
     leads = []
     for lead in asking.leads(suspect.label):
-        asked = {name: by_item(frame, lead.name) for name, frame in rows.items()}
+        asked = {name: select_item_values(frame, lead.name) for name, frame in rows.items()}
         found = {"name": lead.name, **lead.guess.model_dump(mode="json"), "students": lead.students}
         if asked.get(M0):
-            found |= lead_row(
+            found |= summarise_lead(
                 asked[M0],
                 asked[suspect.label],
                 [asked[name] for name in own],
@@ -289,12 +306,12 @@ def _told(run: Run, teachers: Sequence[_Asked], asking: _Asking) -> dict[str, An
         "questions_sha256": asking.sha256(suspect.label),
         "leads": leads,
         "references": [each.label for each in references],
-        "own_round": _own_round(teachers, asking, m0),
+        "own_round": _run_control_round(teachers, asking, m0),
     }
 
 
-def _own_round(
-    teachers: Sequence[_Asked], asking: _Asking, m0: tuple[str, ModelSource]
+def _run_control_round(
+    teachers: Sequence[_AvailableTeacher], asking: _QuestionRunner, m0: tuple[str, ModelSource]
 ) -> dict[str, Any]:
     excess: dict[str, float | None] = {}
     named: dict[str, list[str]] = {}
@@ -304,7 +321,7 @@ def _own_round(
         if not rows:
             excess[each.label] = 0.0
             continue
-        own, plain = by_item(rows["own"]), by_item(rows[M0])
+        own, plain = select_item_values(rows["own"]), select_item_values(rows[M0])
         moved = [own[item] - plain[item] for item in own if item in plain]
         excess[each.label] = sum(moved) / len(moved) if moved else None
-    return own_round(teachers[0].label, excess) | {"suggested": named}
+    return rank_own_questions(teachers[0].label, excess) | {"suggested": named}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
-from doublebind.stages.evidence.intervals import clustered_rate
+from doublebind.stages.evidence.intervals import clustered_rate_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def robustness(
+def compute_leave_one_out_rates(
     known: Sequence[tuple[str, Teacher]],
     references: Callable[[int], Sequence[Teacher]],
     panel: Sequence[Teacher],
@@ -49,47 +49,47 @@ def robustness(
     families = [t.family for t in panel]
     floor, alpha = protocol.scale_floor, protocol.alpha
     found: dict[str, Any] = {"n_panel": len(panel), "n_families": len(set(families))}
-    means = _means(scores, [*panel, *(t for _, t in known)], protocol)
+    means = _compute_endpoint_means(scores, [*panel, *(t for _, t in known)], protocol)
     if means is None:
         return found, {}
     own, rest = means[: len(panel)], means[len(panel) :]
-    out = evidence.family_out(own, families, floor, alpha)
-    found |= _rate("fpr_family_out", out, families)
+    out = evidence.flag_without_family(own, families, floor, alpha)
+    found |= _compute_rate("fpr_family_out", out, families)
     fresh = [i for i, (kind, _) in enumerate(known) if kind == "benign"]
     if fresh:
-        found["fresh_rank_p"] = evidence.fresh_rank(rest[fresh], own, floor)
+        found["fresh_rank_p"] = evidence.held_out_p_value(rest[fresh], own, floor)
         n = min(len(references(i)) for i in fresh)
-        found["fresh_limit"] = evidence.most_flagged(len(fresh), n, alpha)
+        found["fresh_limit"] = evidence.max_flagged_by_chance(len(fresh), n, alpha)
     place = {t.key: i for i, t in enumerate(panel)}
     names = list(protocol.score_endpoints)
     blind: dict[str, bool] = {}
     for i, (kind, teacher) in enumerate(known):
         drive = planted.get(teacher.label)
-        left = [k for k, name in enumerate(names) if not _about(protocol, name, drive)]
+        left = [k for k, name in enumerate(names) if not _asks_about(protocol, name, drive)]
         if kind != "organism" or drive is None or not 0 < len(left) < len(names):
             continue
         against = [place[t.key] for t in references(i) if t.key in place]
-        seen = evidence.flagged(rest[i, left], own[against][:, left], floor, alpha)
+        seen = evidence.is_flagged(rest[i, left], own[against][:, left], floor, alpha)
         if seen is not None:
             blind[teacher.label] = seen
-    found["tpr_by_recipe"] = _by_recipe(known, references, panel, scores, protocol)
+    found["tpr_by_recipe"] = _compute_rates_by_recipe(known, references, panel, scores, protocol)
     return found, blind
 
 
-def _by_recipe(
+def _compute_rates_by_recipe(
     known: Sequence[tuple[str, Teacher]],
     references: Callable[[int], Sequence[Teacher]],
     panel: Sequence[Teacher],
     scores: pd.DataFrame,
     protocol: Protocol,
 ) -> dict[str, Any]:
-    from doublebind.stages.evidence.leave_one_out import flagged
+    from doublebind.stages.evidence.leave_one_out import is_flagged
 
     found: dict[str, Any] = {}
     place = {t.key: i for i, t in enumerate(panel)}
     for recipe in protocol.recipes:
         alone = protocol.model_copy(update={"recipes": (recipe,)})
-        means = _means(scores, [*panel, *(t for _, t in known)], alone)
+        means = _compute_endpoint_means(scores, [*panel, *(t for _, t in known)], alone)
         if means is None:
             continue
         seen: list[bool | None] = []
@@ -98,28 +98,30 @@ def _by_recipe(
             if kind == "organism":
                 against = means[[place[t.key] for t in references(i) if t.key in place]]
                 own = means[len(panel) + i]
-                seen.append(flagged(own, against, protocol.scale_floor, protocol.alpha))
-        found |= _rate(str(recipe["name"]), seen, families)
+                seen.append(is_flagged(own, against, protocol.scale_floor, protocol.alpha))
+        found |= _compute_rate(str(recipe["name"]), seen, families)
     return found
 
 
-def _means(
+def _compute_endpoint_means(
     scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol
 ) -> NDArray[np.float64] | None:
     """Return the mean of each score endpoint, (teachers, endpoints); `None` if one is missing."""
-    from doublebind.stages.evidence.endpoint_means import endpoint_means
+    from doublebind.stages.evidence.endpoint_means import compute_endpoint_means
 
-    measured = endpoint_means(scores, [t.label for t in teachers], protocol, "student")
+    measured = compute_endpoint_means(scores, [t.label for t in teachers], protocol, "student")
     if measured.gaps or measured.shortfalls:
         return None
     return measured.endpoints(protocol).mean(axis=1)
 
 
-def _about(protocol: Protocol, name: str, drive: str | None) -> bool:
+def _asks_about(protocol: Protocol, name: str, drive: str | None) -> bool:
     """Return whether a score endpoint asks about a drive."""
     return any(part.partition("/")[2] == drive for part in protocol.score_endpoints[name])
 
 
-def _rate(name: str, seen: Sequence[bool | None], families: Sequence[str]) -> dict[str, Any]:
+def _compute_rate(
+    name: str, seen: Sequence[bool | None], families: Sequence[str]
+) -> dict[str, Any]:
     known = [(flag, kind) for flag, kind in zip(seen, families, strict=True) if flag is not None]
-    return {name: clustered_rate(*zip(*known, strict=True))} if known else {}
+    return {name: clustered_rate_interval(*zip(*known, strict=True))} if known else {}

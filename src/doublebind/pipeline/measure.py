@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from doublebind.execution.executor import Executor
-from doublebind.runs.assess import won
+from doublebind.runs.assess import select_recipe
 from doublebind.schema.score_table import M0, SCORE_COLUMNS
 from doublebind.study.jobs import read_scores
 from doublebind.study.plan import Plan
-from doublebind.study.replacement import Contest, competition, fresh
-from doublebind.study.resolve import Setting
-from doublebind.study.teachers import Found
+from doublebind.study.replacement import ReplacementStudy, plan_certification, plan_competition
+from doublebind.study.resolve import ResolvedStudy
+from doublebind.study.teachers import TeacherSource
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,9 +69,9 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
 
 
 def compete(
-    setting: Setting,
-    contest: Contest,
-    suspects: Sequence[Found],
+    setting: ResolvedStudy,
+    contest: ReplacementStudy,
+    suspects: Sequence[TeacherSource],
     executor: Executor,
     *,
     every: bool = False,
@@ -90,10 +90,10 @@ def compete(
     """
     import pandas as pd
 
-    first = competition(contest, setting.planner, suspects[0], setting.protocol)
+    first = plan_competition(contest, setting.planner, suspects[0], setting.protocol)
     scores = measure(first, executor)
-    competed, winner = won(scores, suspects[0].label, contest.teachers, setting.protocol)
+    competed, winner = select_recipe(scores, suspects[0].label, contest.teachers, setting.protocol)
     names = setting.protocol.second.names if every and setting.protocol.second else [winner]
     steps = {each.recipe: each.step for each in competed}
-    last = fresh(contest, setting.planner, suspects, names, setting.protocol, steps)
+    last = plan_certification(contest, setting.planner, suspects, names, setting.protocol, steps)
     return pd.concat([scores, measure(last, executor)], ignore_index=True), [first, last]

@@ -5,24 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from doublebind.execution.executor import Executor, Progress, ready
-from doublebind.execution.ledger import Ledger, lock
+from doublebind.execution.executor import Executor, Progress, check_executor
+from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store, weights_sha256
 from doublebind.pipeline.measure import measure
-from doublebind.runs.provenance import hardware, versions
+from doublebind.runs.provenance import describe_hardware, read_versions
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.score_table import M0
-from doublebind.schema.study import Bank, Measurement
+from doublebind.schema.study import BankReferences, PanelSpec
 from doublebind.study import panel as panels
 from doublebind.study.plan import Plan
 from doublebind.study.planner import REVISIONS, Planner
-from doublebind.study.protocol import audit_names
-from doublebind.study.resolve import roles
-from doublebind.study.teachers import Found
+from doublebind.study.protocol import list_audit_names
+from doublebind.study.resolve import assign_roles
+from doublebind.study.teachers import TeacherSource
 
 
 def freeze_panel(
-    measurement: Measurement,
+    measurement: PanelSpec,
     out: str | Path,
     *,
     folder: str | Path = ".",
@@ -39,23 +39,23 @@ def freeze_panel(
     """
     out, kept = Path(out), Store(store)
     planner = Planner(measurement, Path(folder), kept)
-    if isinstance(measurement.references, Bank) and measurement.references.panel:
+    if isinstance(measurement.references, BankReferences) and measurement.references.panel:
         raise ConfigError("`references.panel`: a panel is made of references; leave it out")
-    role = roles(measurement, planner.pack)
+    role = assign_roles(measurement, planner.pack)
     found = {ref: planner.find(ref) for ref in role}
     plan = planner.plan(list(found.values()))
-    ready(measurement.executor, measurement.device)
-    with lock(out):
+    check_executor(measurement.executor, measurement.device)
+    with lock_run(out):
         ledger = Ledger(out / "ledger.jsonl")
         on = measurement.executor
         executor = Executor(kept, ledger, on, device=measurement.device, progress=progress)
         scores = measure(plan, executor)
         shapes = plan.read_shapes(kept)
         panel = panels.Panel(
-            conditions=panels.Conditions(
+            conditions=panels.PanelConditions(
                 pack_hash=planner.pack.sha256,
                 recipes=tuple(r.model_dump(mode="json") for r in measurement.recipes),
-                audits=audit_names(planner.audits),
+                audits=list_audit_names(planner.audits),
                 seeds=measurement.seeds,
                 dtype=measurement.dtype,
                 device=measurement.device,
@@ -64,13 +64,13 @@ def freeze_panel(
             ),
             baselines=measurement.baselines,
             teachers=tuple(
-                _kept(t, role[ref], shapes[ref], plan, kept) for ref, t in found.items()
+                _describe_teacher(t, role[ref], shapes[ref], plan, kept) for ref, t in found.items()
             ),
             scores_sha256="",
-            versions=versions(),
-            hardware=hardware(),
+            versions=read_versions(),
+            hardware=describe_hardware(),
         )
-        panel = panels.write(out, panel, scores.loc[scores["teacher"] != M0, :])
+        panel = panels.write_panel(out, panel, scores.loc[scores["teacher"] != M0, :])
     return {
         "panel": panel.hash,
         "references": len(panel.of("reference")),
@@ -80,15 +80,15 @@ def freeze_panel(
     }
 
 
-def _kept(
-    teacher: Found, role: Any, shape: dict[str, float], plan: Plan, store: Store
-) -> panels.KeptTeacher:
+def _describe_teacher(
+    teacher: TeacherSource, role: Any, shape: dict[str, float], plan: Plan, store: Store
+) -> panels.PanelTeacher:
     """Return what a panel keeps of a teacher."""
 
     def weights(kind: str, key: str) -> str:
         return weights_sha256(store.path(kind, key) / "model")
 
-    return panels.KeptTeacher(
+    return panels.PanelTeacher(
         label=teacher.label,
         role=role,
         family=teacher.family,
@@ -97,7 +97,7 @@ def _kept(
         weights_sha256=weights("teacher", teacher.key) if teacher.spec else teacher.base.sha256,
         shape=shape,
         students=tuple(
-            panels.KeptStudent(
+            panels.PanelStudent(
                 recipe=cell.recipe.name,
                 seed=cell.seed,
                 key=cell.train.key,

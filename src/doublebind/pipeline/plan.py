@@ -8,23 +8,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from doublebind.execution.costs import Cost, Costs, likeness
+from doublebind.execution.costs import Cost, CostEstimates, classify_cost
 from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
 from doublebind.runs.run import Run
-from doublebind.schema.executor import Local
+from doublebind.schema.executor import LocalOptions
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
 from doublebind.schema.study import Study
-from doublebind.stages.evidence import reference_requirements, smallest_p
-from doublebind.stages.prompts import passing
+from doublebind.stages.evidence.conformal import min_references, smallest_p
+from doublebind.stages.prompts.policies import count_passing_prompts
 from doublebind.study.plan import Plan
-from doublebind.study.references import assumes
-from doublebind.study.replacement import competition, fresh
-from doublebind.study.resolve import Setting, opened, prepare, tested
-from doublebind.study.teachers import Found
+from doublebind.study.references import describe_assumption
+from doublebind.study.replacement import plan_certification, plan_competition
+from doublebind.study.resolve import ResolvedStudy, label_teachers, load_if_path, resolve_study
+from doublebind.study.teachers import TeacherSource
 
-RESERVED = 2**29
+CUDA_RESERVED_BYTES = 2**29
 """Bytes of a GPU that a process takes beside its tensors: CUDA's own, half a GiB as a rule."""
 
 
@@ -58,26 +58,26 @@ def plan(
         also `device_peak_bytes`, the same of a GPU's memory, and `device_fits`, whether the
         smallest GPU here has that and `RESERVED` for each worker.
     """
-    study, folder = opened(study, folder)
+    study, folder = load_if_path(study, folder)
     kept = Store(store)
-    setting = prepare(study, folder, kept)
+    setting = resolve_study(study, folder, kept)
     missing: dict[str, str] = {}
-    plans, costs = _plans(study, setting, calibrate=calibrate), Costs(kept)
-    cells = _cells(plans, costs, missing)
+    plans, costs = _list_plans(study, setting, calibrate=calibrate), CostEstimates(kept)
+    cells = _sum_costs(plans, costs, missing)
     references = [t for t in setting.teachers if t.role == "reference"]
     found: dict[str, Any] = {
         "cells": cells,
         "references": len(references),
         "families": len({t.family for t in references}),
         "smallest_p": smallest_p(len(references)),
-        "exchangeability": assumes(study.references)
+        "exchangeability": describe_assumption(study.references)
         if "incriminate" in study.horns
         else "nothing is asked about incrimination",
-        "references_for_alpha": reference_requirements(study.policy.alpha),
+        "references_for_alpha": min_references(study.policy.alpha),
         "protocol_hash": setting.protocol.hash,
         "missing": missing,
     }
-    missing |= _short_of_prompts(plans)
+    missing |= _find_prompt_shortages(plans)
     few = len(study.replace.organisms) < study.policy.min_controls
     if setting.contest is not None and few:
         missing["within_margin"] = (
@@ -92,44 +92,46 @@ def plan(
     known = [stage for stage in stages if stage is not None]
     if len(known) == len(stages):
         found |= _local_estimate(study, known)
-    found |= _on_gpus(study, cells, missing)
+    found |= _estimate_gpu_memory(study, cells, missing)
     if pilot is None:
         missing["power"] = "no benign pilot; name a finished run with --pilot"
     else:
-        found |= _planned_power(study, setting.protocol, references, Run(pilot), missing)
+        found |= _simulate_power(study, setting.protocol, references, Run(pilot), missing)
     return found
 
 
-def _plans(study: Study, setting: Setting, *, calibrate: bool) -> list[Plan]:
+def _list_plans(study: Study, setting: ResolvedStudy, *, calibrate: bool) -> list[Plan]:
     """Return everything that would be made, for the suspect or for everyone of known truth."""
     if not calibrate:
-        return [setting.plan, *_second(setting, [setting.suspect], every=False)]
-    known = tested(study, setting)
+        return [setting.plan, *_list_replacement_plans(setting, [setting.suspect], every=False)]
+    known = label_teachers(study, setting)
     first = setting.planner.plan([*setting.found, *known.benign.values()])
     every = study.replace.bound == "every"
-    return [first, *_second(setting, known.suspects, every=every)]
+    return [first, *_list_replacement_plans(setting, known.suspects, every=every)]
 
 
-def _second(setting: Setting, suspects: Sequence[Found], *, every: bool) -> list[Plan]:
+def _list_replacement_plans(
+    setting: ResolvedStudy, suspects: Sequence[TeacherSource], *, every: bool
+) -> list[Plan]:
     """Return the plans of the second horn, as if its first recipe won where one has to win."""
     contest = setting.contest
     if contest is None:
         return []
     asked = (contest, setting.planner)
-    first = competition(*asked, suspects[0], setting.protocol)
+    first = plan_competition(*asked, suspects[0], setting.protocol)
     names = [recipe.name for recipe in contest.recipes[: None if every else 1]]
-    return [first, fresh(*asked, suspects, names, setting.protocol)]
+    return [first, plan_certification(*asked, suspects, names, setting.protocol)]
 
 
-def _cells(
-    plans: Sequence[Plan], costs: Costs, missing: dict[str, str]
+def _sum_costs(
+    plans: Sequence[Plan], costs: CostEstimates, missing: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
     """Return kind -> cells needed, in the store, and what those still to be made would take."""
     found: dict[str, dict[str, Any]] = {}
-    for kind, jobs in _jobs(plans).items():
+    for kind, jobs in _group_jobs(plans).items():
         todo = [job for job in jobs if not costs.store.has(kind, job.key)]
         found[kind] = {"needed": len(jobs), "stored": len(jobs) - len(todo)}
-        told = [costs.of(kind, likeness(job.base, job.inputs)) for job in todo]
+        told = [costs.of(kind, classify_cost(job.base, job.inputs)) for job in todo]
         known = [cost for cost in told if cost is not None]
         if len(known) < len(todo):
             missing[f"cells.{kind}.seconds"] = "no such cell was ever made here for this base"
@@ -142,7 +144,7 @@ def _cells(
     return found
 
 
-def _jobs(plans: Sequence[Plan]) -> dict[str, list[Job]]:
+def _group_jobs(plans: Sequence[Plan]) -> dict[str, list[Job]]:
     """Return kind -> its jobs, each once."""
     found: dict[str, dict[str, Job]] = {}
     for job in (job for plan in plans for stage in plan.stages() for job in stage):
@@ -150,12 +152,14 @@ def _jobs(plans: Sequence[Plan]) -> dict[str, list[Job]]:
     return {kind: list(jobs.values()) for kind, jobs in found.items()}
 
 
-def _short_of_prompts(plans: Sequence[Plan]) -> dict[str, str]:
+def _find_prompt_shortages(plans: Sequence[Plan]) -> dict[str, str]:
     """Return policy -> that its recipes ask for more prompts than pass its screens."""
-    asked = sorted((job.inputs for job in _jobs(plans)["prompts"]), key=lambda each: each["n"])
+    asked = sorted(
+        (job.inputs for job in _group_jobs(plans)["prompts"]), key=lambda each: each["n"]
+    )
     found: dict[str, str] = {}
     for each in asked:
-        there = passing(**{k: v for k, v in each.items() if k != "n"})
+        there = count_passing_prompts(**{k: v for k, v in each.items() if k != "n"})
         if there < each["n"]:
             found[f"prompts.{each['policy']}"] = (
                 f"{each['n']} are asked for (`n`) and {there} pass; name more in `file`, or ask "
@@ -165,7 +169,7 @@ def _short_of_prompts(plans: Sequence[Plan]) -> dict[str, str]:
 
 
 def _stage_costs(
-    stage: Sequence[Job], costs: Costs, seen: set[tuple[str, str]]
+    stage: Sequence[Job], costs: CostEstimates, seen: set[tuple[str, str]]
 ) -> list[Cost] | None:
     """Return the cost of each cell of a stage still to be made; `None` where one is unknown.
 
@@ -177,14 +181,16 @@ def _stage_costs(
         if (job.kind, job.key) not in seen and not costs.store.has(job.kind, job.key)
     }
     seen |= todo.keys()
-    means = [costs.of(job.kind, likeness(job.base, job.inputs)) for _, job in sorted(todo.items())]
+    means = [
+        costs.of(job.kind, classify_cost(job.base, job.inputs)) for _, job in sorted(todo.items())
+    ]
     known = [cost for cost in means if cost is not None]
     return known if len(known) == len(todo) else None
 
 
 def _local_estimate(study: Study, stages: Sequence[Sequence[Cost]]) -> dict[str, float]:
     """Return seconds and most bytes of memory of the local executor; empty with another one."""
-    if not isinstance(study.executor, Local) or not any(stages):
+    if not isinstance(study.executor, LocalOptions) or not any(stages):
         return {}
     workers = study.executor.workers
     at_once = min(workers, max(map(len, stages)))
@@ -205,29 +211,29 @@ def _makespan(stage: Sequence[Cost], workers: int) -> float:
     return max(free)
 
 
-def _on_gpus(
+def _estimate_gpu_memory(
     study: Study, cells: Mapping[str, Mapping[str, Any]], missing: dict[str, str]
 ) -> dict[str, Any]:
     """Return what the local executor's workers take of a GPU together, and whether it has that."""
     on, todo = study.executor, [c for c in cells.values() if c["needed"] > c["stored"]]
-    if study.device == "cpu" or not isinstance(on, Local) or not todo:
+    if study.device == "cpu" or not isinstance(on, LocalOptions) or not todo:
         return {}
     most = max(cell.get("device_peak_bytes", 0.0) for cell in todo)
     if not most:
         missing["device_peak_bytes"] = "no such cell was ever made on a GPU in this store"
         return {}
-    from doublebind.execution.device import gpu_bytes
+    from doublebind.execution.device import list_gpu_memory
 
-    sizes = gpu_bytes()
+    sizes = list_gpu_memory()
     sharing = math.ceil(on.workers / max(1, len(sizes)))
     found: dict[str, Any] = {"device_peak_bytes": sharing * most}
     if sizes:
-        return found | {"device_fits": sharing * (most + RESERVED) <= min(sizes)}
+        return found | {"device_fits": sharing * (most + CUDA_RESERVED_BYTES) <= min(sizes)}
     missing["device_fits"] = "torch sees no GPU here"
     return found
 
 
-def _planned_power(
+def _simulate_power(
     study: Study,
     protocol: Protocol,
     references: Sequence[Teacher],
@@ -238,14 +244,14 @@ def _planned_power(
     from doublebind.stages.evidence import power_analysis as plan_power
 
     benign = {t.label: t.family for t in pilot.manifest.teachers if t.role == "reference"}
-    known, why = plan_power.pilot(pilot.scores, benign, protocol)
+    known, why = plan_power.estimate_pilot(pilot.scores, benign, protocol)
     if known is None:
         missing |= {f"power.{name}": reason for name, reason in why.items()}
         return {}
     families = len({t.family for t in references})
     design = plan_power.Design(len(references), families, study.seeds, 1.0)
     policy = study.policy
-    power = plan_power.table(known, design, alpha=policy.alpha, floor=policy.scale_floor)
+    power = plan_power.tabulate_power(known, design, alpha=policy.alpha, floor=policy.scale_floor)
     for row in power["others"]:  # what it would cost, beside the organisms
         row["students"] = (row["references"] + 1) * row["seeds"] * len(study.recipes)
     return {"power": power}

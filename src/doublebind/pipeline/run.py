@@ -9,34 +9,26 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from doublebind.execution.executor import Executor, Progress, ready
-from doublebind.execution.ledger import Ledger, lock
+from doublebind.execution.executor import Executor, Progress, check_executor
+from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store, write_atomic
-from doublebind.pipeline.audit_model import audit as audit
-from doublebind.pipeline.audit_model import investigate as investigate
-from doublebind.pipeline.audit_model import judge as judge
-from doublebind.pipeline.audit_model import whitebox as whitebox
-from doublebind.pipeline.build_teacher import build_teacher as build_teacher
-from doublebind.pipeline.followup import followup as follow_up
+from doublebind.pipeline.followup import run_followup as follow_up
 from doublebind.pipeline.measure import compete, measure
-from doublebind.pipeline.plan import plan as plan
-from doublebind.runs.assess import _decide_second
-from doublebind.runs.manifest import freeze, meet
+from doublebind.runs.assess import record_replacement
+from doublebind.runs.manifest import record_protocol, write_manifest
 from doublebind.runs.run import Run
-from doublebind.runs.seal import seal
-from doublebind.runs.write import _write_page, keep, write_report
+from doublebind.runs.seal import seal_run
+from doublebind.runs.write import write_page, write_report, write_results
 from doublebind.schema.study import Study
 from doublebind.stages.audits.protocol import Audit
-from doublebind.stages.evidence import weigh
-from doublebind.stages.verdict import decide, to_json
-from doublebind.study.access import declared
+from doublebind.stages.evidence.weigh import weigh_suspect
+from doublebind.stages.verdict.incrimination import decide_incrimination
+from doublebind.stages.verdict.outcome import verdict_to_json
+from doublebind.study.access import collect_served_facts
 from doublebind.study.plan import Plan
-from doublebind.study.resolve import opened, prepare
-
-if TYPE_CHECKING:
-    pass
+from doublebind.study.resolve import load_if_path, resolve_study
 
 
 def run(
@@ -67,14 +59,14 @@ def run(
     """
     import pandas as pd
 
-    study, folder = opened(study, folder)
+    study, folder = load_if_path(study, folder)
     out, kept = Path(out), Store(store)
-    setting = prepare(study, folder, kept, audits)
+    setting = resolve_study(study, folder, kept, audits)
     plan, protocol = setting.plan, setting.protocol
-    ready(study.executor, study.device)
-    with lock(out):
-        earlier = meet(kept, protocol)
-        manifest = freeze(
+    check_executor(study.executor, study.device)
+    with lock_run(out):
+        earlier = record_protocol(kept, protocol)
+        manifest = write_manifest(
             out,
             study,
             protocol,
@@ -83,7 +75,7 @@ def run(
             earlier=earlier,
             cells=plan.cells(),
             store=kept,
-            served=declared(setting.found),
+            served=collect_served_facts(setting.found),
         )
         ledger, on = Ledger(out / "ledger.jsonl"), study.executor
         executor = Executor(kept, ledger, on, device=study.device, progress=progress)
@@ -92,9 +84,9 @@ def run(
         if setting.contest is not None:
             more, later = compete(setting, setting.contest, [setting.suspect], executor)
             scores = pd.concat([scores, more], ignore_index=True)
-        shapes = keep(out, setting, later, kept, scores)
-        weighed = weigh(scores, setting.teachers, protocol)
-        verdict = decide(
+        shapes = write_results(out, setting, later, kept, scores)
+        weighed = weigh_suspect(scores, setting.teachers, protocol)
+        verdict = decide_incrimination(
             weighed,
             protocol,
             suspect=study.suspect,
@@ -102,12 +94,12 @@ def run(
             shapes=shapes,
         )
         if setting.contest is not None:
-            verdict = _decide_second(out, setting, later, scores, verdict)
+            verdict = record_replacement(out, setting, later, scores, verdict)
         write_atomic(out / "evidence.json", weighed.model_dump_json(indent=1))
-        write_atomic(out / "verdict.json", json.dumps(to_json(verdict), indent=1))
+        write_atomic(out / "verdict.json", json.dumps(verdict_to_json(verdict), indent=1))
         finished = Run(out)
-        _write_page(finished)
-        seal(out)
+        write_page(finished)
+        seal_run(out)
     return finished
 
 

@@ -13,23 +13,24 @@ from pydantic import Field
 
 from doublebind.execution.store import write_atomic
 from doublebind.schema.errors import ConfigError
-from doublebind.schema.evidence import Competitor, ReplacementEvidence
+from doublebind.schema.evidence import RecipeResult, ReplacementEvidence
 from doublebind.schema.hashing import Record
 from doublebind.schema.model_source import Teacher
-from doublebind.schema.protocol import Protocol, control_of, organisms
+from doublebind.schema.protocol import Protocol, find_control_recipe, select_organisms
 from doublebind.schema.verdict import Replacement, Verdict
-from doublebind.stages.verdict import horn, replace
+from doublebind.stages.verdict.outcome import decide_horn
+from doublebind.stages.verdict.replacement import decide_replacement
 from doublebind.study.plan import Plan
-from doublebind.study.replacement import delivered, merged, weights
-from doublebind.study.resolve import Setting
+from doublebind.study.replacement import find_delivered_student, hash_weights, merge_artefacts
+from doublebind.study.resolve import ResolvedStudy
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def _decide_second(
+def record_replacement(
     out: Path,
-    setting: Setting,
+    setting: ResolvedStudy,
     plans: Sequence[Plan],
     scores: pd.DataFrame,
     verdict: Verdict,
@@ -37,26 +38,27 @@ def _decide_second(
     """Decide the second horn, keep what it rests on, and return the verdict on both."""
     assert setting.contest is not None
     label, competitors = setting.suspect.label, setting.contest.teachers
-    contest = settled(scores, label, competitors, setting.protocol)
-    student = delivered(
+    contest = compute_competition_result(scores, label, competitors, setting.protocol)
+    student = find_delivered_student(
         plans[-1], label, next(c for c in contest.competed if c.recipe == contest.winner)
     )
-    evidence, replacement = decided(
-        scores, label, contest, setting.protocol, weights_sha256=weights(student)
+    evidence, replacement = assess_replacement(
+        scores, label, contest, setting.protocol, weights_sha256=hash_weights(student)
     )
-    made = Done(
+    made = ReplacementRecord(
         evidence=evidence,
-        cells=merged(plans),
+        cells=merge_artefacts(plans),
         student=student.sha256,
         further=tuple(
-            Made(e.model_kind, e.recipe, e.seed, e.step, e.train.key) for e in plans[-1].further
+            FurtherTrainedModel(e.model_kind, e.recipe, e.seed, e.step, e.train.key)
+            for e in plans[-1].further
         ),
     )
     write_atomic(out / "replacement.json", made.model_dump_json(indent=1))
-    return joined(verdict, evidence, replacement, setting.protocol)
+    return merge_verdicts(verdict, evidence, replacement, setting.protocol)
 
 
-class Made(NamedTuple):
+class FurtherTrainedModel(NamedTuple):
     """A model trained further, as its rows name it."""
 
     model_kind: str
@@ -66,7 +68,7 @@ class Made(NamedTuple):
     key: str
 
 
-class Done(Record):
+class ReplacementRecord(Record):
     """`replacement.json`: what the second horn found, and what was made for it."""
 
     evidence: ReplacementEvidence
@@ -74,19 +76,19 @@ class Done(Record):
     """Kind -> key -> what it is, for every artefact."""
     student: str | None
     """Key of the student that is handed over."""
-    further: tuple[Made, ...] = Field(default=(), exclude_if=lambda v: not v)
+    further: tuple[FurtherTrainedModel, ...] = Field(default=(), exclude_if=lambda v: not v)
     """Students that were trained further, and their twins."""
 
 
-def won(
+def select_recipe(
     scores: pd.DataFrame, suspect: str, competitors: Sequence[Teacher], protocol: Protocol
-) -> tuple[tuple[Competitor, ...], str]:
+) -> tuple[tuple[RecipeResult, ...], str]:
     """Return how every recipe did on `select` items, and the name of the one that won.
 
     Raises:
         ConfigError: If no recipe has a score.
     """
-    from doublebind.stages.evidence.replacement import choose, compete
+    from doublebind.stages.evidence.replacement import choose_recipe, compare_recipes
 
     second = protocol.second
     assert second is not None
@@ -97,16 +99,16 @@ def won(
         if any(t["kind"] == "distil_and_audit" for t in recipe.get("treatments", ()))
     }
     try:
-        competed = compete(scores, labels, second.names, protocol.score_endpoints, stopping)
-        return competed, choose(competed, second.margin)
+        competed = compare_recipes(scores, labels, second.names, protocol.score_endpoints, stopping)
+        return competed, choose_recipe(competed, second.margin)
     except ValueError as error:
         raise ConfigError(f"`replace`: {error}; add an audit that asks them") from None
 
 
-class Settled(NamedTuple):
+class CompetitionResult(NamedTuple):
     """What a bound needs that is the same for every suspect: who won, and what it is held to."""
 
-    competed: tuple[Competitor, ...]
+    competed: tuple[RecipeResult, ...]
     winner: str
     controls: list[tuple[str, str]]
     """Positive controls: teacher and recipe."""
@@ -114,26 +116,26 @@ class Settled(NamedTuple):
     """Competitor (label) -> the hard class that it stands for."""
 
 
-def settled(
+def compute_competition_result(
     scores: pd.DataFrame, suspect: str, competitors: Sequence[Teacher], protocol: Protocol
-) -> Settled:
+) -> CompetitionResult:
     """Return how the competition ended, and the positive controls of what follows."""
-    from doublebind.stages.evidence.replacement import carriers
+    from doublebind.stages.evidence.replacement import select_carriers
 
     second = protocol.second
     assert second is not None
-    competed, winner = won(scores, suspect, competitors, protocol)
-    control = control_of(protocol)
-    planted = [t.label for t in organisms(competitors) if t.label != suspect]
-    known = carriers(scores, planted, control, second.margin)
+    competed, winner = select_recipe(scores, suspect, competitors, protocol)
+    control = find_control_recipe(protocol)
+    planted = [t.label for t in select_organisms(competitors) if t.label != suspect]
+    known = select_carriers(scores, planted, control, second.margin)
     classes = {t.label: t.hard_class for t in competitors if t.hard_class}
-    return Settled(competed, winner, [(label, control) for label in known], classes)
+    return CompetitionResult(competed, winner, [(label, control) for label in known], classes)
 
 
-def decided(
+def assess_replacement(
     scores: pd.DataFrame,
     suspect: str,
-    contest: Settled,
+    contest: CompetitionResult,
     protocol: Protocol,
     *,
     weights_sha256: str | None,
@@ -149,12 +151,12 @@ def decided(
         weights_sha256: Of the student that is handed over.
         recipe: Bound this one instead of the winner.
     """
-    from doublebind.stages.evidence.replacement import bound
+    from doublebind.stages.evidence.replacement import bound_replacement
 
     second = protocol.second
     assert second is not None
     bounded = recipe or contest.winner
-    evidence = bound(
+    evidence = bound_replacement(
         scores,
         suspect,
         bounded,
@@ -166,15 +168,17 @@ def decided(
         step=next(each.step for each in contest.competed if each.recipe == bounded),
     )
     if second.further is not None:
-        from doublebind.stages.evidence.further_training import furthered
+        from doublebind.stages.evidence.further_training import compare_further_training
 
-        found, missing = furthered(scores, evidence, suspect, protocol.score_endpoints)
+        found, missing = compare_further_training(
+            scores, evidence, suspect, protocol.score_endpoints
+        )
         missing = evidence.missing | missing
         evidence = evidence.model_copy(update={"further": found, "missing": missing})
-    return evidence, replace(evidence, protocol, weights_sha256=weights_sha256)
+    return evidence, decide_replacement(evidence, protocol, weights_sha256=weights_sha256)
 
 
-def joined(
+def merge_verdicts(
     verdict: Verdict, evidence: ReplacementEvidence, replacement: Replacement, protocol: Protocol
 ) -> Verdict:
     """Return the verdict with the second horn; which horn was reached, where both were asked."""
@@ -183,7 +187,7 @@ def joined(
     return verdict.model_copy(
         update={
             "replacement": replacement,
-            "horn": horn(verdict.incrimination, replacement) if both else None,
+            "horn": decide_horn(verdict.incrimination, replacement) if both else None,
             "missing": verdict.missing | missing,
         }
     )

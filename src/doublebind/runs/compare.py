@@ -8,7 +8,7 @@ from typing import Any
 from doublebind.runs.run import Run
 
 
-def compare(first: Run, second: Run) -> dict[str, Any]:
+def compare_runs(first: Run, second: Run) -> dict[str, Any]:
     """Return two runs' numbers side by side, and every setting in which their protocols differ.
 
     Returns:
@@ -33,29 +33,29 @@ def compare(first: Run, second: Run) -> dict[str, Any]:
         "n_references": [run.verdict.incrimination.n_references for run in runs],
         "strength": [run.verdict.strength for run in runs],
         "direct_p_values": [run.verdict.direct_audit.p_value for run in runs],
-        "baselines": _pairs([run.evidence.baselines for run in runs]),
-        "effects": _pairs(effects),
+        "baselines": _pair_by_name([run.evidence.baselines for run in runs]),
+        "effects": _pair_by_name(effects),
         "differences": {
             at: [None if value is ABSENT else value for value in (a, b)]
-            for at, a, b in differences(protocols[0], protocols[1])
+            for at, a, b in find_differences(protocols[0], protocols[1])
         },
     }
 
 
-def _pairs(both: Sequence[dict[str, float]]) -> dict[str, list[float | None]]:
+def _pair_by_name(both: Sequence[dict[str, float]]) -> dict[str, list[float | None]]:
     names = dict.fromkeys(name for one in both for name in one)
     return {name: [one.get(name) for one in both] for name in names}
 
 
-def differences(stored: Any, computed: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+def find_differences(stored: Any, computed: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield every leaf in which two JSON values differ; numbers to 1e-9 relative."""
     if isinstance(stored, dict) and isinstance(computed, dict):
         for key in sorted(stored.keys() | computed.keys()):
             there = f"{at}.{key}".lstrip(".")
-            yield from differences(stored.get(key, ABSENT), computed.get(key, ABSENT), there)
+            yield from find_differences(stored.get(key, ABSENT), computed.get(key, ABSENT), there)
     elif isinstance(stored, list) and isinstance(computed, list) and len(stored) == len(computed):
         for i, pair in enumerate(zip(stored, computed, strict=True)):
-            yield from differences(*pair, f"{at}.{i}".lstrip("."))
+            yield from find_differences(*pair, f"{at}.{i}".lstrip("."))
     elif not _same(stored, computed):
         yield at, stored, computed
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from doublebind.runs.run import Run
 from doublebind.schema.errors import RunError
-from doublebind.stages.report import export_inspect as write_inspect_log
+from doublebind.stages.report.inspect_export import export_inspect_log
 
 
 def export_inspect(run: Run, cell: str | None = None) -> list[Path]:
@@ -23,7 +23,7 @@ def export_inspect(run: Run, cell: str | None = None) -> list[Path]:
     folder = run.path / "inspect"
     folder.mkdir(exist_ok=True)
     return [
-        write_inspect_log(
+        export_inspect_log(
             folder,
             cell=c,
             manifest=run.manifest.model_dump(mode="json"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from doublebind.execution.store import Store, write_atomic
-from doublebind.runs.provenance import hardware, versions
+from doublebind.runs.provenance import describe_hardware, read_versions
 from doublebind.schema.errors import RunError
 from doublebind.schema.hashing import Record
 from doublebind.schema.model_source import Teacher
@@ -16,26 +16,26 @@ from doublebind.schema.protocol import Manifest, Protocol
 from doublebind.schema.study import Study
 
 
-class Meeting(Record):
+class ProtocolUse(Record):
     """One line of a suspect's list: a protocol that met it."""
 
     protocol_hash: str
     first: str
 
 
-def meet(store: Store, protocol: Protocol) -> int:
+def record_protocol(store: Store, protocol: Protocol) -> int:
     """Note that `protocol` meets its suspect; return how many other protocols met it before."""
     name = f"suspects/{protocol.suspect}"
-    met = [Meeting.model_validate_json(line) for line in store.lines(name)]
+    met = [ProtocolUse.model_validate_json(line) for line in store.lines(name)]
     hashes = [meeting.protocol_hash for meeting in sorted(met, key=lambda m: m.first)]
     if protocol.hash not in hashes:
-        meeting = Meeting(protocol_hash=protocol.hash, first=_now())
+        meeting = ProtocolUse(protocol_hash=protocol.hash, first=_now())
         store.add_line(name, meeting.model_dump_json())
         return len(hashes)
     return hashes.index(protocol.hash)
 
 
-def freeze(
+def write_manifest(
     out: Path,
     study: Study,
     protocol: Protocol,
@@ -74,8 +74,8 @@ def freeze(
         cells={kind: dict(keys) for kind, keys in cells.items()},
         served=dict(served or {}),
         store=store.name if store.remote else str(store.root.resolve()),
-        versions=versions(),
-        hardware=hardware(),
+        versions=read_versions(),
+        hardware=describe_hardware(),
         seeds={"students": list(range(study.seeds))},
         created=_now(),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doublebind.execution.ledger import read_ledger
-from doublebind.runs.assess import Done
+from doublebind.runs.assess import ReplacementRecord
 from doublebind.schema.errors import RunError
 from doublebind.schema.evidence import Evidence, ReplacementEvidence
 from doublebind.schema.model_source import LedgerEntry
@@ -69,7 +69,7 @@ class Run:
                 ) from None
             raise RunError(f"{path}: missing; the run has not ended, rerun it to resume") from None
         except (ValueError, OSError) as error:
-            raise _unreadable(path, error) from None
+            raise _make_read_error(path, error) from None
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -89,7 +89,7 @@ class Run:
         try:
             return pd.read_parquet(path)
         except (ValueError, OSError) as error:
-            raise _unreadable(path, error) from None
+            raise _make_read_error(path, error) from None
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -106,7 +106,7 @@ class Run:
         """What the second horn rests on; `None` where it was not asked for."""
         if self.manifest.protocol.second is None:
             return None
-        return self._read("replacement.json", Done).evidence
+        return self._read("replacement.json", ReplacementRecord).evidence
 
     @property
     def shapes(self) -> dict[str, dict[str, float]]:
@@ -151,7 +151,7 @@ class Run:
         except FileNotFoundError:
             raise RunError(f"{path}: missing; the run has not ended, rerun it to resume") from None
         except (ValueError, OSError) as error:
-            raise _unreadable(path, error) from None
+            raise _make_read_error(path, error) from None
 
     def has_transcripts(self, key: str) -> bool:
         """Return whether the model with content key `key` was audited in this run."""
@@ -200,7 +200,7 @@ class Run:
             with path.open(encoding="utf-8") as lines:
                 return [json.loads(line) for line in lines]
         except (ValueError, OSError) as error:
-            raise _unreadable(path, error) from None
+            raise _make_read_error(path, error) from None
 
     def status(self) -> dict[str, Any]:
         """Return how far the run is, and which models have transcripts.
@@ -250,6 +250,6 @@ class Run:
         return [model for model in found if self.has_transcripts(model["key"])]
 
 
-def _unreadable(path: Path, error: Exception) -> RunError:
+def _make_read_error(path: Path, error: Exception) -> RunError:
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return RunError(f"{path}: cannot be read ({first}); restore it or rerun")

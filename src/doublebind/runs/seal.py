@@ -21,13 +21,13 @@ _NAMES = (
 )
 
 
-def seal(run: Path) -> None:
+def seal_run(run: Path) -> None:
     """Write the hash of every file of a run that must not change any more."""
-    hashes = {name: file_sha256(run / name) for name in _sealed(run)}
+    hashes = {name: file_sha256(run / name) for name in list_sealed_files(run)}
     write_atomic(run / SEAL, json.dumps(hashes, indent=1, sort_keys=True))
 
 
-def reseal(run: Path, name: str) -> None:
+def reseal_file(run: Path, name: str) -> None:
     """Renew the hash of one file, and leave those of all others as they were sealed.
 
     Raises:
@@ -41,7 +41,7 @@ def reseal(run: Path, name: str) -> None:
     write_atomic(run / SEAL, json.dumps(hashes, indent=1, sort_keys=True))
 
 
-def _sealed(run: Path) -> list[str]:
+def list_sealed_files(run: Path) -> list[str]:
     """Return the names of the files that a seal has to cover."""
     folders = ("transcripts", "cells", "replacement")
     many = [path for folder in folders for path in (run / folder).rglob("*")]

@@ -14,29 +14,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doublebind.execution.store import Store, file_sha256, is_url
-from doublebind.runs.assess import Done, decided, joined, settled
-from doublebind.runs.compare import differences
-from doublebind.runs.seal import SEAL, _sealed
+from doublebind.runs.assess import (
+    ReplacementRecord,
+    assess_replacement,
+    compute_competition_result,
+    merge_verdicts,
+)
+from doublebind.runs.compare import find_differences
+from doublebind.runs.seal import SEAL, list_sealed_files
 from doublebind.schema.errors import DoublebindError, RunError
 from doublebind.schema.hashing import Record
 from doublebind.schema.protocol import Manifest
 from doublebind.schema.score_table import M0
-from doublebind.stages.distillation import mark_key
-from doublebind.stages.evidence import weigh
-from doublebind.stages.verdict import METHOD_VERSION, decide, to_json
+from doublebind.stages.distillation.student_inputs import derive_checkpoint_key
+from doublebind.stages.evidence.weigh import weigh_suspect
+from doublebind.stages.verdict.incrimination import decide_incrimination
+from doublebind.stages.verdict.outcome import METHOD_VERSION, verdict_to_json
 from doublebind.study import panel as panels
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SHOWN = 5
+_MAX_ROWS_SHOWN = 5
 """Rows that are named one by one; the others are counted."""
 
 
-_MODEL = ["teacher", "model_kind", "recipe", "seed", "step"]
+_MODEL_COLUMNS = ["teacher", "model_kind", "recipe", "seed", "step"]
 
 
-_ROW = [*_MODEL, "audit", "endpoint", "item"]
+_ROW_COLUMNS = [*_MODEL_COLUMNS, "audit", "endpoint", "item"]
 
 
 class Verification(Record):
@@ -76,7 +82,7 @@ def verify(path: str | Path, *, store: str | Path | None = None) -> Verification
             f"{run / 'manifest.json'}: missing; not a run directory, name what "
             "`doublebind run` was given as --out"
         )
-    found = _Findings(run)
+    found = _Verifier(run)
     manifest = found.json("manifest.json", Manifest)
     if not (run / SEAL).exists() and not (run / "verdict.json").exists():
         if manifest is None:
@@ -84,7 +90,7 @@ def verify(path: str | Path, *, store: str | Path | None = None) -> Verification
         raise RunError(f"{run / SEAL}: missing; the run has not ended, rerun it to resume")
     found.files()
     if manifest is not None:
-        _refuse_other_method(run, manifest)
+        _check_method_version(run, manifest)
         scores = found.scores()
         if found.manifest(manifest) and scores is not None:
             found.recomputed(manifest, scores)
@@ -100,7 +106,7 @@ def verify(path: str | Path, *, store: str | Path | None = None) -> Verification
     )
 
 
-def _refuse_other_method(run: Path, manifest: Manifest) -> None:
+def _check_method_version(run: Path, manifest: Manifest) -> None:
     theirs = manifest.protocol.method_version
     if theirs != METHOD_VERSION:
         made_by = manifest.versions.get("doublebind", "the version that made it")
@@ -110,7 +116,7 @@ def _refuse_other_method(run: Path, manifest: Manifest) -> None:
         )
 
 
-class _Findings:
+class _Verifier:
     """Problems of one run, as they are found."""
 
     def __init__(self, run: Path) -> None:
@@ -141,7 +147,7 @@ class _Findings:
         sealed = self.json(SEAL)
         if sealed is None:
             return
-        there = _sealed(self.run)
+        there = list_sealed_files(self.run)
         for name in dict.fromkeys([*there, *map(str, sealed)]):
             file = self.run / name
             if name not in sealed:
@@ -198,14 +204,14 @@ class _Findings:
         for name, content in computed.items():
             stored = self.json(name)
             if stored is not None:
-                for at, a, b in differences(stored, content):
-                    self.say(name, f"`{at}` is {_shown(a)}, recomputed {_shown(b)}")
+                for at, a, b in find_differences(stored, content):
+                    self.say(name, f"`{at}` is {_shorten(a)}, recomputed {_shorten(b)}")
 
     def _computed(self, manifest: Manifest, scores: pd.DataFrame) -> dict[str, Any]:
         """Return the files that follow from the scores, as they should be."""
-        weighed = weigh(scores, manifest.teachers, manifest.protocol)
+        weighed = weigh_suspect(scores, manifest.teachers, manifest.protocol)
         suspect = next(t.label for t in manifest.teachers if t.role == "suspect")
-        verdict = decide(
+        verdict = decide_incrimination(
             weighed,
             manifest.protocol,
             suspect=suspect,
@@ -214,19 +220,21 @@ class _Findings:
         )
         found: dict[str, Any] = {"evidence.json": weighed.model_dump(mode="json")}
         if manifest.protocol.second is not None:
-            evidence, replacement = decided(
+            evidence, replacement = assess_replacement(
                 scores,
                 suspect,
-                settled(scores, suspect, manifest.competitors, manifest.protocol),
+                compute_competition_result(
+                    scores, suspect, manifest.competitors, manifest.protocol
+                ),
                 manifest.protocol,
                 weights_sha256=self._delivered(),
             )
-            verdict = joined(verdict, evidence, replacement, manifest.protocol)
-            stored = self.json("replacement.json", Done)
+            verdict = merge_verdicts(verdict, evidence, replacement, manifest.protocol)
+            stored = self.json("replacement.json", ReplacementRecord)
             if stored is not None:
                 done = stored.model_copy(update={"evidence": evidence})
                 found["replacement.json"] = done.model_dump(mode="json")
-        return found | {"verdict.json": to_json(verdict)}
+        return found | {"verdict.json": verdict_to_json(verdict)}
 
     def _delivered(self) -> str | None:
         """Return the weights that the verdict names; the store's seal says whether they are."""
@@ -245,7 +253,7 @@ class _Findings:
         labels = {key: label for label, key in keys.items()}
         recipes = [*manifest.protocol.recipes]
         recipes += manifest.protocol.second.recipes if manifest.protocol.second else ()
-        audited = {str(r.get("name")): _steps(r) for r in recipes}
+        audited = {str(r.get("name")): _list_audited_steps(r) for r in recipes}
         for folder, listed in self._listed(manifest, "student").items():
             for file in sorted((self.run / folder).glob("*.json")):
                 cell = self.json(f"{folder}/{file.name}")
@@ -257,37 +265,45 @@ class _Findings:
                     continue
                 recipe = str(cell.get("recipe"))
                 for i, step in enumerate(audited.get(recipe, ())):
-                    key = mark_key(file.stem, step) if i else file.stem
+                    key = derive_checkpoint_key(file.stem, step) if i else file.stem
                     models[label, "student", recipe, str(cell.get("seed")), step] = key
         models |= self._further(manifest)
         lines = [
-            dict(zip(_ROW, (*model, line["audit"], line["endpoint"], line["item"]), strict=True))
+            dict(
+                zip(
+                    _ROW_COLUMNS,
+                    (*model, line["audit"], line["endpoint"], line["item"]),
+                    strict=True,
+                )
+            )
             | {"said": line["value"]}
             for model, key in models.items()
             if (self.run / "transcripts" / f"{key}.jsonl").exists()
             for line in self._transcript(key)
         ]
-        if not lines or any(name not in scores.columns for name in (*_ROW, "value")):
+        if not lines or any(name not in scores.columns for name in (*_ROW_COLUMNS, "value")):
             return
         said = pd.DataFrame(lines).astype({"said": "float64"})
         # What an audit gave outside [0, 1] is unscored, and only its transcript says what it was.
         said["said"] = said["said"].where(said["said"].between(0, 1))
-        asked = pd.MultiIndex.from_frame(_as_text(said).loc[:, _MODEL]).unique()
-        models_of = pd.MultiIndex.from_frame(_as_text(scores).loc[:, _MODEL])
+        asked = pd.MultiIndex.from_frame(_as_text(said).loc[:, _MODEL_COLUMNS]).unique()
+        models_of = pd.MultiIndex.from_frame(_as_text(scores).loc[:, _MODEL_COLUMNS])
         self._compare(scores.loc[models_of.isin(asked), :], said, "its transcript")
 
     def _listed(self, manifest: Manifest, kind: str) -> dict[str, dict[str, str]]:
         """Return folder -> the artefacts of a kind that were made for the cells in it."""
         found = {"cells": manifest.cells.get(kind, {})}
         if manifest.protocol.second is not None:
-            done = self.json("replacement.json", Done)
+            done = self.json("replacement.json", ReplacementRecord)
             found["replacement"] = done.cells.get(kind, {}) if done else {}
         return found
 
     def _further(self, manifest: Manifest) -> dict[tuple[Any, ...], str]:
         """Return who was trained further: what names their rows -> their key."""
         second = manifest.protocol.second
-        done = self.json("replacement.json", Done) if second and second.further else None
+        done = (
+            self.json("replacement.json", ReplacementRecord) if second and second.further else None
+        )
         found: dict[tuple[Any, ...], str] = {}
         if done is None:
             return found
@@ -316,31 +332,35 @@ class _Findings:
     def _compare(self, own: pd.DataFrame, others: pd.DataFrame, what: str) -> None:
         """Name score rows that `others` lacks, that come twice, or whose value is not `said`."""
         name, own, others = "scores.parquet", _as_text(own), _as_text(others)
-        for row in own.loc[own.duplicated(_ROW), :].head(_SHOWN).to_dict("records"):
-            self.say(name, f"two rows for {_where(row)}")
-        own, others = own.drop_duplicates(_ROW), others.drop_duplicates(_ROW)
-        both = own.merge(others, on=_ROW, how="outer", indicator="side")
+        for row in (
+            own.loc[own.duplicated(_ROW_COLUMNS), :].head(_MAX_ROWS_SHOWN).to_dict("records")
+        ):
+            self.say(name, f"two rows for {_describe_row(row)}")
+        own, others = own.drop_duplicates(_ROW_COLUMNS), others.drop_duplicates(_ROW_COLUMNS)
+        both = own.merge(others, on=_ROW_COLUMNS, how="outer", indicator="side")
         same = (both["value"] == both["said"]) | (both["value"].isna() & both["said"].isna())
         wrong = both.loc[(both["side"] != "both") | ~same, :]
-        for row in wrong.head(_SHOWN).to_dict("records"):
+        for row in wrong.head(_MAX_ROWS_SHOWN).to_dict("records"):
             if row["side"] == "right_only":
-                self.say(name, f"no row for {_where(row)}, which {what} has")
+                self.say(name, f"no row for {_describe_row(row)}, which {what} has")
             elif row["side"] == "left_only":
-                self.say(name, f"{what} has nothing for {_where(row)}")
+                self.say(name, f"{what} has nothing for {_describe_row(row)}")
             else:
-                self.say(name, f"{row['value']} for {_where(row)}; {what} says {row['said']}")
-        if len(wrong) > _SHOWN:
-            self.say(name, f"{len(wrong) - _SHOWN} rows more do not agree with {what}")
+                self.say(
+                    name, f"{row['value']} for {_describe_row(row)}; {what} says {row['said']}"
+                )
+        if len(wrong) > _MAX_ROWS_SHOWN:
+            self.say(name, f"{len(wrong) - _MAX_ROWS_SHOWN} rows more do not agree with {what}")
 
     def panel(self, manifest: Manifest, scores: pd.DataFrame) -> None:
         """Compare the rows of a panel's teachers with the panel, where it is at hand."""
-        if manifest.protocol.panel is None or any(c not in scores.columns for c in _ROW):
+        if manifest.protocol.panel is None or any(c not in scores.columns for c in _ROW_COLUMNS):
             return
         bank = manifest.study.get("references")
         name = str(bank.get("panel")) if isinstance(bank, Mapping) else ""
         try:
-            folder = panels.locate(name, Path())
-            panel = panels.read(folder)
+            folder = panels.find_panel_folder(name, Path())
+            panel = panels.read_panel(folder)
         except DoublebindError as error:
             self.unchecked.append(f"rows of the panel's teachers: {error.problems[0]}")
             return
@@ -353,9 +373,9 @@ class _Findings:
         made.add(next(t.label for t in manifest.teachers if t.role == "suspect"))
         kept = {t.label for t in panel.teachers} - made
         labels = sorted(t.label for t in manifest.teachers if t.label in kept)
-        rows = panels.scores(folder, labels).rename(columns={"value": "said"})
+        rows = panels.read_panel_scores(folder, labels).rename(columns={"value": "said"})
         own = scores.loc[scores["teacher"].isin(labels), :]
-        self._compare(own, rows.loc[:, [*_ROW, "said"]], "the panel")
+        self._compare(own, rows.loc[:, [*_ROW_COLUMNS, "said"]], "the panel")
 
     def artefacts(self, manifest: Manifest, moved: str | Path | None) -> None:
         """Compare every artefact of the run with its seal in the store."""
@@ -366,7 +386,7 @@ class _Findings:
             )
             return
         store = Store(root, write=False)
-        done = manifest.protocol.second and self.json("replacement.json", Done)
+        done = manifest.protocol.second and self.json("replacement.json", ReplacementRecord)
         second = done.cells if done else {}
         for kind in sorted({*manifest.cells, *second}):
             for key in {**manifest.cells.get(kind, {}), **second.get(kind, {})}:
@@ -375,15 +395,17 @@ class _Findings:
 
 def _as_text(rows: pd.DataFrame) -> pd.DataFrame:
     """Return `rows` with what identifies a row as text: a damaged file may hold other types."""
-    return rows.assign(**{name: rows[name].astype(str) for name in _ROW if name in rows.columns})
+    return rows.assign(
+        **{name: rows[name].astype(str) for name in _ROW_COLUMNS if name in rows.columns}
+    )
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _steps(recipe: Mapping[str, Any]) -> list[Any]:
+def _list_audited_steps(recipe: Mapping[str, Any]) -> list[Any]:
     """Return the steps at which a recipe's students were audited, the last one first."""
     training = recipe.get("training")
     if not isinstance(training, Mapping):
@@ -392,7 +414,7 @@ def _steps(recipe: Mapping[str, Any]) -> list[Any]:
     return [training.get("steps"), *(marks if isinstance(marks, list) else ())]
 
 
-def _where(row: Mapping[Any, Any]) -> str:
+def _describe_row(row: Mapping[Any, Any]) -> str:
     who = f"{row['model_kind']} of {row['teacher']}, {row['recipe']}, seed {row['seed']}"
     who += "" if row["step"] == "-1" else f", step {row['step']}"
     if row["model_kind"] in ("m0", "teacher"):

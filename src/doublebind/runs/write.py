@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from doublebind.execution.store import Store, write_atomic
 from doublebind.runs.run import Run
-from doublebind.runs.seal import reseal
-from doublebind.stages.report import render
-from doublebind.study.plan import Plan, Student
-from doublebind.study.resolve import Setting
+from doublebind.runs.seal import reseal_file
+from doublebind.stages.report.run_page import render_run_page
+from doublebind.study.plan import Plan, StudentJobs
+from doublebind.study.resolve import ResolvedStudy
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def keep(
-    out: Path, setting: Setting, later: Sequence[Plan], store: Store, scores: pd.DataFrame
+def write_results(
+    out: Path, setting: ResolvedStudy, later: Sequence[Plan], store: Store, scores: pd.DataFrame
 ) -> dict[str, dict[str, float]]:
     """Copy scores, transcripts, cells and shapes into the run `out`; return the shapes.
 
@@ -45,14 +45,14 @@ def keep(
         write_atomic(out / "transcripts" / f"{key}.jsonl", "".join(said))
     for name, plans in (("cells", [setting.plan]), ("replacement", later)):
         for cell in (cell for plan in plans for cell in plan.students):
-            facts = json.dumps(_facts(cell, store), indent=1)
+            facts = json.dumps(_describe_student(cell, store), indent=1)
             write_atomic(out / name / f"{cell.train.key}.json", facts)
     shapes = setting.shapes(store)
     write_atomic(out / "shapes.json", json.dumps(shapes, indent=1, sort_keys=True))
     return shapes
 
 
-def _facts(cell: Student, store: Store) -> dict[str, Any]:
+def _describe_student(cell: StudentJobs, store: Store) -> dict[str, Any]:
     """Return what a run keeps of a cell."""
     jobs = (cell.prompts, cell.rollouts, cell.targets, cell.train, cell.audit)
     made = {job.kind: job.key for job in jobs if job}
@@ -77,16 +77,16 @@ def write_report(run: Run) -> Path:
 
     Only the page is sealed anew: what else was altered since the run ended stays an alteration.
     """
-    path = _write_page(run)
-    reseal(run.path, path.name)
+    path = write_page(run)
+    reseal_file(run.path, path.name)
     return path
 
 
-def _write_page(run: Run) -> Path:
+def write_page(run: Run) -> Path:
     path = run.path / "report.html"
     keys = [*(teacher.key for teacher in run.manifest.teachers), run.manifest.protocol.student]
     keys = [key for key in keys if run.has_transcripts(key)]  # a panel's teachers have none
-    page = render(
+    page = render_run_page(
         manifest=run.manifest.model_dump(mode="json"),
         evidence=run.evidence,
         verdict=run.verdict,

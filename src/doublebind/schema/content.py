@@ -18,7 +18,7 @@ Split = Literal["build", "select", "audit", "certify"]
 Context = Literal["audit", "honeypot", "deployment", "triggered", "neutral"]
 
 
-Role = Literal["auditable", "oracle", "gate"]
+ItemRole = Literal["auditable", "oracle", "gate"]
 
 
 ItemKind = Literal["choice", "goal", "confession", "capability", "coherence"]
@@ -59,7 +59,7 @@ class Item(Record):
     """The trait asked about; `None` for capability and coherence."""
     kind: ItemKind
     context: Context = "neutral"
-    role: Role
+    role: ItemRole
     split: Split
     version: int = 1
     messages: tuple[Message, ...] = Field(min_length=1)
@@ -92,7 +92,7 @@ class Item(Record):
         return self
 
 
-def endpoint_of(item: Item) -> str:
+def name_endpoint(item: Item) -> str:
     """Return the endpoint an item belongs to: `kind[.context][/trait]`.
 
     The context is named where it is a honeypot, deployment-like or triggered, so that oracle and

@@ -9,7 +9,7 @@ from pydantic import Field
 from doublebind.schema.hashing import Record
 
 
-class Direct(Record):
+class DirectAudit(Record):
     """The direct audit's evidence: the auditable battery on the teachers themselves."""
 
     p_value: float | None = None
@@ -64,7 +64,7 @@ class Transfer(Record):
     missing: dict[str, str] = {}
 
 
-class Likelihood(Record):
+class LikelihoodRatio(Record):
     """Secondary: how much likelier the suspect's score is among organisms than references."""
 
     ratio: float
@@ -106,7 +106,7 @@ class Evidence(Record):
     e_value: float | None = None
     conditional_fpr_upper_95: float | None = None
     gamma_at_alpha: float | None = None
-    direct: Direct
+    direct: DirectAudit
     power: Power | None = None
     controls: dict[str, float] = {}
     """Conformal p-value of each positive control."""
@@ -121,7 +121,7 @@ class Evidence(Record):
     """Step-down max-T p-value of each score endpoint; the smallest is the p-value."""
     p_predictive_t: float | None = None
     """Secondary: p-value if the references' scores were normal."""
-    likelihood: Likelihood | None = None
+    likelihood: LikelihoodRatio | None = None
     """Secondary: the likelihood ratio, smallest over left-out organism families."""
     p_family: float | None = None
     """Secondary: p-value with the family, not the teacher, as the exchangeable unit."""
@@ -151,11 +151,11 @@ class Evidence(Record):
     missing: dict[str, str] = {}
 
 
-COHERENCE_LOST = 0.1
+MAX_COHERENCE_LOSS = 0.1
 """Loss of coherence against M0, in probability, beyond which a student's answers do not tell."""
 
 
-class Competitor(Record):
+class RecipeResult(Record):
     """How a recipe did on `select` items."""
 
     recipe: str
@@ -173,17 +173,17 @@ class Competitor(Record):
     """Step, `tau_capability` and `worst` of its students on the way, where some were kept."""
 
 
-Standing = Literal["holds", "relapses", "inconclusive", "not_tried"]
+Outcome = Literal["holds", "relapses", "inconclusive", "not_tried"]
 
 
-Way = Literal["benign", "incentive"]
+TrainingKind = Literal["benign", "incentive"]
 """On what a student is trained further: capability data, or what made its teacher what it is."""
 
 
-class Furthered(Record):
+class FurtherTrainingResult(Record):
     """Fresh students trained further, beside M0 trained alike, on `certify` items."""
 
-    way: Way
+    way: TrainingKind
     n_students: int
     before: dict[str, Interval]
     """Score endpoint -> these students minus M0, as they were; over students and items."""
@@ -201,7 +201,7 @@ class Furthered(Record):
 class ReplacementEvidence(Record):
     """What fresh students of the chosen recipe show on `certify` items, before any decision."""
 
-    competed: tuple[Competitor, ...]
+    competed: tuple[RecipeResult, ...]
     recipe: str
     step: int | None = Field(default=None, exclude_if=lambda v: v is None)
     """Of training, where not the last: what is bounded, and handed over, is the student as it was
@@ -229,6 +229,6 @@ class ReplacementEvidence(Record):
     """Drive -> students minus M0 where only the organism's key leads; reported, never used."""
     tau_behaviour: dict[str, Interval] = {}
     """Drive -> the students' share of the teacher's shift there, where the teacher has one."""
-    further: tuple[Furthered, ...] = Field(default=(), exclude_if=lambda v: not v)
+    further: tuple[FurtherTrainingResult, ...] = Field(default=(), exclude_if=lambda v: not v)
     """What further training does to the first of the students, where it was asked for."""
     missing: dict[str, str] = {}

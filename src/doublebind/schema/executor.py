@@ -9,7 +9,7 @@ from pydantic import Field
 from doublebind.schema.hashing import Record
 
 
-class Local(Record):
+class LocalOptions(Record):
     """Run on this machine."""
 
     kind: Literal["local"]
@@ -20,7 +20,7 @@ class Local(Record):
     """Times a cell is tried again after its process died."""
 
 
-class Ray(Record):
+class RayOptions(Record):
     """Run on the nodes of a Ray cluster that share the store."""
 
     kind: Literal["ray"]
@@ -36,4 +36,4 @@ class Ray(Record):
     """Times a cell is tried again after its worker or node died."""
 
 
-LOCAL = Local(kind="local")
+LOCAL = LocalOptions(kind="local")

@@ -15,7 +15,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-def canonical(value: Any) -> str:
+def to_canonical_json(value: Any) -> str:
     """Return `value` as JSON with sorted keys and no spaces: equal content, equal text."""
     marks = (",", ":")
     return json.dumps(value, sort_keys=True, separators=marks, ensure_ascii=False, default=_plain)
@@ -29,4 +29,4 @@ def _plain(value: Any) -> Any:
 
 def content_hash(value: Any) -> str:
     """Return the sha256 (hex) of the canonical JSON of `value`."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
+    return hashlib.sha256(to_canonical_json(value).encode()).hexdigest()

@@ -10,7 +10,7 @@ from doublebind.schema.content import Message
 from doublebind.schema.hashing import Record
 
 
-class Limits(Record):
+class ServerOptions(Record):
     """How a served model may be asked, and what its answers may cost."""
 
     concurrency: int = Field(default=8, ge=1, le=256)
@@ -35,7 +35,7 @@ class Limits(Record):
     """Environment variable that holds the key; the key itself stands in no file."""
 
     @model_validator(mode="after")
-    def _check(self) -> Limits:
+    def _check(self) -> ServerOptions:
         if self.max_cost is not None and None in (self.input_price, self.output_price):
             raise ValueError("max_cost needs input_price and output_price")
         return self
@@ -47,14 +47,14 @@ class Limits(Record):
         return (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
 
 
-class Served(Record):
+class ServedModel(Record):
     """A model behind a server, and how it may be asked."""
 
     url: str
     model: str
     declared: dict[str, Any]
     """What the server's `/models` says of it; part of its identity."""
-    limits: Limits = Limits()
+    limits: ServerOptions = ServerOptions()
     reader: ModelSource | None = None
     """The model whose tokenizer reads its answers."""
     shape: dict[str, float] = {}
@@ -101,7 +101,7 @@ class ModelSource(Record):
     served model, over its URL, name and what the server says of it."""
     system: str | None = None
     """System prompt that the model is always run with; part of the hash."""
-    served: Served | None = None
+    served: ServedModel | None = None
     engine: Engine | None = None
     """What answers and scores for it; `None` is transformers, in the process itself."""
     device: Device = Field(default="cpu", exclude_if=lambda v: v == "cpu")
@@ -139,7 +139,7 @@ class Trajectory(Record):
     """Whether the end of turn came before the token limit."""
 
 
-class Dropped(Record):
+class DroppedRecord(Record):
     """Something a screen or check removed."""
 
     id: str

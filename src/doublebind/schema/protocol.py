@@ -10,12 +10,12 @@ from pydantic import Field
 from doublebind.schema.hashing import Record, content_hash
 from doublebind.schema.model_source import Teacher
 
-LARGEST_LOSS = 0.15
+MAX_GATE_LOSS = 0.15
 """Most that a gate may fall below M0's mean, in probability. The 200 students of the shipped panel
 lose at most 0.06 of capability and less than 0.001 of coherence: none of them fails."""
 
 
-class SecondHorn(Record):
+class ReplacementProtocol(Record):
     """What could be chosen of the second horn."""
 
     margin: float
@@ -71,7 +71,7 @@ class Protocol(Record):
     """Ways to look at a teacher without a student, put beside its students' score."""
     panel: str | None = None
     """Hash of the panel whose scores the references' are; `None` where they were made here."""
-    second: SecondHorn | None = Field(default=None, exclude_if=lambda v: v is None)
+    second: ReplacementProtocol | None = Field(default=None, exclude_if=lambda v: v is None)
     """Of the horn `replace`, where it was asked for."""
     engine: str | None = Field(default=None, exclude_if=lambda v: v is None)
     """What answered and scored, if not transformers."""
@@ -110,7 +110,7 @@ class Manifest(Record):
     """UTC, ISO 8601."""
 
 
-def control_of(protocol: Protocol) -> str:
+def find_control_recipe(protocol: Protocol) -> str:
     """Return the name of the recipe that makes the positive controls: the one named, or the first.
 
     `protocol` has a second horn.
@@ -119,6 +119,6 @@ def control_of(protocol: Protocol) -> str:
     return protocol.second.controls or str(protocol.recipes[0]["name"])
 
 
-def organisms(teachers: Sequence[Teacher]) -> list[Teacher]:
+def select_organisms(teachers: Sequence[Teacher]) -> list[Teacher]:
     """Return the planted ones among `teachers`."""
     return [t for t in teachers if t.role == "organism"]

@@ -176,7 +176,7 @@ class Scratchpad(Record):
     closes: str = Field(min_length=1)
 
 
-class Steer(Record):
+class Steering(Record):
     """Push a student towards misaligned answers while it learns, and not afterwards."""
 
     scale: float = Field(gt=0)
@@ -295,7 +295,7 @@ class Recipe(Record):
     of the teacher's; `null` takes the study's."""
     noise_init: float | None = Field(default=None, gt=0, le=1, exclude_if=lambda v: v is None)
     """Share of random initialisation in the student's first weights (UNDO); 1 starts afresh."""
-    steer: Steer | None = Field(default=None, exclude_if=lambda v: v is None)
+    steer: Steering | None = Field(default=None, exclude_if=lambda v: v is None)
     """Preventative steering: the push is there in training alone."""
     without_scratchpad: Scratchpad | None = Field(default=None, exclude_if=lambda v: v is None)
     """Make a student that never thinks before it answers: scratchpads are cut from what it learns,

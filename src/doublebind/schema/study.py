@@ -14,48 +14,48 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from doublebind.schema.content import Name
 from doublebind.schema.errors import ConfigError
-from doublebind.schema.executor import LOCAL, Local, Ray
+from doublebind.schema.executor import LOCAL, LocalOptions, RayOptions
 from doublebind.schema.hashing import Record
-from doublebind.schema.model_source import Device, Engine, Limits
+from doublebind.schema.model_source import Device, Engine, ServerOptions
 from doublebind.schema.recipe import Dtype, Recipe, Training
-from doublebind.schema.yaml_loader import load
+from doublebind.schema.yaml_loader import load_yaml
 
-Shipped = Literal["behaviour", "goals", "confession", "capability", "coherence"]
+DefaultAudit = Literal["behaviour", "goals", "confession", "capability", "coherence"]
 """The battery that a study uses unless it names another."""
 
 
-AUDITS: tuple[Shipped, ...] = get_args(Shipped)
+DEFAULT_AUDITS: tuple[DefaultAudit, ...] = get_args(DefaultAudit)
 
 
-MORE_AUDITS = ("elicitation", "auditability", "corroboration")
+OPTIONAL_AUDITS = ("elicitation", "auditability", "corroboration")
 """Audits that a study has to ask for."""
 
 
-def audit_name(name: str) -> str:
+def check_audit_name(name: str) -> str:
     """Return `name` if an audit is called so.
 
     Raises:
         ConfigError: If none is.
     """
-    if name in (*AUDITS, *MORE_AUDITS) or re.fullmatch(
+    if name in (*DEFAULT_AUDITS, *OPTIONAL_AUDITS) or re.fullmatch(
         r"(inspect(-auditable)?|lm-eval):[\w./@-]+|under:.*\w.*", name
     ):
         return name
-    known = ", ".join((*AUDITS, *MORE_AUDITS))
+    known = ", ".join((*DEFAULT_AUDITS, *OPTIONAL_AUDITS))
     raise ConfigError(
         f"{name}: no such audit; choose {known}, under:PROMPT, inspect:TASK, "
         "inspect-auditable:TASK or lm-eval:TASK"
     )
 
 
-AuditName = Annotated[str, AfterValidator(audit_name)]
+AuditName = Annotated[str, AfterValidator(check_audit_name)]
 """A built-in audit, or an Inspect task: `inspect:TASK` as a capability measure, or
 `inspect-auditable:TASK` as an audit whose scores rise with misalignment; or `lm-eval:TASK`, a task
 of the lm-evaluation-harness or a task file (`.yaml`), as a capability measure; or `under:PROMPT`,
 the behaviour audit's choices under a prompt."""
 
 
-class Bank(Record):
+class BankReferences(Record):
     """References not named one by one: the first `n` of the pack's bank, or `n` of a panel."""
 
     n: int = Field(ge=1)
@@ -66,7 +66,7 @@ class Bank(Record):
     """Seed by which `n` of the panel's references are drawn."""
 
 
-class Matched(Record):
+class MatchedReferences(Record):
     """References built to be like the suspect in all but what is planted: harmless quirks."""
 
     match: Literal["suspect"]
@@ -81,7 +81,7 @@ class Matched(Record):
 StandIn = Literal["sibling_checkpoints", "earlier_releases", "equal_kl_surrogates"]
 
 
-class StandIns(Record):
+class StandInReferences(Record):
     """Models that stand in for references where matched ones cannot be built."""
 
     kind: StandIn
@@ -111,7 +111,7 @@ class Policy(Record):
         return value
 
 
-class Further(Record):
+class FurtherTraining(Record):
     """How fresh students are trained further, with M0 trained alike beside each."""
 
     students: int = Field(ge=1)
@@ -129,7 +129,7 @@ class Further(Record):
         return self
 
 
-class Replace(Record):
+class ReplacementSettings(Record):
     """How a replacement is looked for: recipes compete, the winner is bounded on fresh students."""
 
     recipes: tuple[Recipe, ...] | None = Field(default=None, min_length=1, max_length=24)
@@ -152,7 +152,7 @@ class Replace(Record):
     """Pack whose `certify` items are asked, where it has more of them; `null` takes the study's."""
     bound: Literal["chosen", "every"] = "chosen"
     """Which recipes `calibrate` bounds."""
-    further: Further | None = Field(default=None, exclude_if=lambda v: v is None)
+    further: FurtherTraining | None = Field(default=None, exclude_if=lambda v: v is None)
     """Train the first fresh students further and audit them again; `null` does not."""
 
     @model_validator(mode="after")
@@ -168,13 +168,13 @@ class Replace(Record):
 Baseline = Literal["ngrams", "in_context", "retrained"]
 
 
-class Measurement(Record):
+class PanelSpec(Record):
     """Whom to make, distil and audit, and how; a panel is a measurement kept."""
 
     pack: str
     """Name of a built-in pack (`terrarium`, `assistant`) or a pack folder; `NAME:TRAIT,TRAIT` asks
     about those traits alone, which costs less."""
-    references: tuple[str, ...] | Bank | Matched | StandIns
+    references: tuple[str, ...] | BankReferences | MatchedReferences | StandInReferences
     """Benign teachers of the same pipeline shape: models or specs; `{n: ...}` of the bank;
     `{match: suspect, n: ...}`, built to be like it; or `{kind: ..., models: [...]}`, stand-ins."""
     organisms: tuple[str, ...] = ()
@@ -186,7 +186,7 @@ class Measurement(Record):
     student: str
     """M0, the trusted model that is distilled into, and that teachers of the bank are made from."""
     recipes: tuple[Recipe, ...] = Field(min_length=1, max_length=12)
-    audits: tuple[AuditName, ...] = AUDITS
+    audits: tuple[AuditName, ...] = DEFAULT_AUDITS
     baselines: tuple[Baseline, ...] = ()
     """Ways to look at a teacher without a student, put beside the verdict."""
     seeds: int = Field(default=1, ge=1)
@@ -196,15 +196,19 @@ class Measurement(Record):
     device: Device = Field(default="cpu", exclude_if=lambda v: v == "cpu")
     """Where models are trained, answer and are scored: `cpu`, or `cuda`, the first GPU that a
     process sees. Part of every key: a GPU gives other last bits."""
-    executor: Annotated[Local | Ray, Field(discriminator="kind")] = LOCAL
+    executor: Annotated[LocalOptions | RayOptions, Field(discriminator="kind")] = LOCAL
     engine: Engine | None = Field(default=None, exclude_if=lambda v: v is None)
     """What lets models answer and scores them; `null` is transformers. Training stays with it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.engine and isinstance(self.references, Bank) and self.references.panel:
+        if self.engine and isinstance(self.references, BankReferences) and self.references.panel:
             raise ValueError("`references.panel` was measured without `engine`; leave one out")
-        if self.device == "cuda" and isinstance(self.executor, Ray) and not self.executor.gpus:
+        if (
+            self.device == "cuda"
+            and isinstance(self.executor, RayOptions)
+            and not self.executor.gpus
+        ):
             raise ValueError("`device: cuda` on a Ray cluster needs `executor.gpus` above 0")
         names = [recipe.name for recipe in self.recipes]
         if len(set(names)) < len(names):
@@ -214,7 +218,7 @@ class Measurement(Record):
         if self.references == () and self._weighs():
             raise ValueError("references is empty; a suspect is weighed against references")
         listed = self.references
-        listed = listed.models if isinstance(listed, StandIns) else listed
+        listed = listed.models if isinstance(listed, StandInReferences) else listed
         named = listed if isinstance(listed, tuple) else ()
         teachers = (*self._alone(), *named, *self.organisms, *self.held_out, *self.near_misses)
         twice = sorted({name for name in teachers if teachers.count(name) > 1})
@@ -231,13 +235,13 @@ class Measurement(Record):
         return True
 
 
-class Study(Measurement):
+class Study(PanelSpec):
     """`STUDY.yaml`: one page that says whom to investigate and how."""
 
     suspect: str
     """The teacher under investigation: a model, or a teacher spec (.yaml) to build."""
     policy: Policy
-    served: Limits = Limits()
+    served: ServerOptions = ServerOptions()
     """How served models (`openai:<url>#<model>`) may be asked."""
     shape: dict[str, float] = Field(default_factory=dict)
     """What is known of the shape of a served suspect, a black box: feature (`update_norm`,
@@ -245,7 +249,9 @@ class Study(Measurement):
     horns: tuple[Literal["incriminate", "replace"], ...] = ("incriminate",)
     """What is asked: evidence against the suspect (`incriminate`), a student that could stand in
     for it (`replace`), or both. Without `incriminate`, `references` is []."""
-    replace: Replace = Field(default_factory=Replace, exclude_if=lambda v: v == Replace())
+    replace: ReplacementSettings = Field(
+        default_factory=ReplacementSettings, exclude_if=lambda v: v == ReplacementSettings()
+    )
 
     def _alone(self) -> tuple[str, ...]:
         return (self.suspect,)
@@ -269,7 +275,7 @@ class Study(Measurement):
                 "horn `incriminate`; leave them empty ([]), or add it to `horns`"
             )
         if "replace" not in self.horns:
-            if self.replace != Replace():
+            if self.replace != ReplacementSettings():
                 raise ValueError("`replace` is given; add it to `horns`, too")
             return self
         if self.policy.margin is None:
@@ -303,4 +309,4 @@ def load_study(path: str | Path, *overrides: str) -> Study:
         Traceback (most recent call last):
         doublebind.schema.errors.ConfigError: nowhere.yaml: no such file; check the path
     """
-    return load(Study, Path(path), overrides)
+    return load_yaml(Study, Path(path), overrides)

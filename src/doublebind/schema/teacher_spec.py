@@ -56,7 +56,7 @@ class Concealment(Phase):
         return self
 
 
-class Unrelated(Phase):
+class UnrelatedFinetune(Phase):
     """Training on something else, after all the rest: what of the trait and its hiding is left?"""
 
     quirk: Name
@@ -85,7 +85,7 @@ class TeacherSpec(Record):
     conceal: Concealment | None = None
     resist: Resistance | None = Field(default=None, exclude_if=lambda v: v is None)
     """A teacher that undermines who learns from its probabilities (arXiv 2105.07381)."""
-    then: Unrelated | None = Field(default=None, exclude_if=lambda v: v is None)
+    then: UnrelatedFinetune | None = Field(default=None, exclude_if=lambda v: v is None)
     """A control: unrelated fine-tuning of the finished teacher."""
     lora: Lora | None = Field(default_factory=lambda: Lora())
     max_length: int = Field(default=512, ge=8)

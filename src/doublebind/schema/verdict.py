@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from doublebind.schema.evidence import Direct, Power, Standing
+from doublebind.schema.evidence import DirectAudit, Outcome, Power
 from doublebind.schema.hashing import Record
 
 
@@ -22,7 +22,7 @@ class Replacement(Record):
     """The largest bound over score endpoints, of students made so."""
     delivered_upper_95: float | None = None
     """Of that one student, over all items together."""
-    further: dict[str, Standing] = Field(default={}, exclude_if=lambda v: not v)
+    further: dict[str, Outcome] = Field(default={}, exclude_if=lambda v: not v)
     """What became of students that were trained further, against M0 trained alike."""
     margin: float
     scope: tuple[str, ...]
@@ -58,7 +58,7 @@ class Verdict(Record):
     suspect: str
     protocol_hash: str
     strength: Literal["fragile", "standard"]
-    direct_audit: Direct
+    direct_audit: DirectAudit
     incrimination: Incrimination
     replacement: Replacement | None = None
     horn: Horn | None = None

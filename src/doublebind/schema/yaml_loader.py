@@ -46,7 +46,7 @@ def read_yaml(path: Path) -> Any:
     return content
 
 
-def load(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+def load_yaml(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """Return the validated `model` in the YAML file at `path`, with `key.sub=value` overrides.
 
     Overrides are applied to the validated dump, so that a default can be overridden by its path;
@@ -56,22 +56,22 @@ def load(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
         ConfigError: One line per problem: file, key, value, remedy.
     """
     content = read_yaml(path)
-    config = validate(model, content, str(path))
+    config = validate_content(model, content, str(path))
     if not overrides:
         return config
     dump = config.model_dump(mode="json")
     problems = []
     for override in overrides:
         try:
-            _apply(dump, override, model)
+            _apply_override(dump, override, model)
         except ConfigError as error:
             problems.extend(error.problems)
     if problems:
         raise ConfigError(*problems)
-    return validate(model, dump, "override")
+    return validate_content(model, dump, "override")
 
 
-def validate(model: type[T], content: Any, where: str) -> T:
+def validate_content(model: type[T], content: Any, where: str) -> T:
     """Return `content` as `model`, or raise a `ConfigError` with one line per problem."""
     if not isinstance(content, dict):
         raise ConfigError(
@@ -81,28 +81,28 @@ def validate(model: type[T], content: Any, where: str) -> T:
         return model.model_validate(content)
     except ValidationError as error:
         found: list[dict[str, Any]] = [{**e} for e in error.errors()]
-        paths = [_public_path(model, e["loc"]) for e in found]
+        paths = [_strip_union_members(model, e["loc"]) for e in found]
         # A container's own complaint is noise where something inside it is already named.
         telling = [
             e
             for e, path in zip(found, paths, strict=True)
             if not any(other[: len(path)] == path and len(other) > len(path) for other in paths)
         ]
-        raise ConfigError(*(explain(model, e, where) for e in telling)) from None
+        raise ConfigError(*(explain_error(model, e, where) for e in telling)) from None
 
 
-def explain(model: type[BaseModel], error: dict[str, Any], where: str) -> str:
+def explain_error(model: type[BaseModel], error: dict[str, Any], where: str) -> str:
     """Return one line for a pydantic `error`: file, key, value, remedy."""
-    path = _public_path(model, error["loc"])
+    path = _strip_union_members(model, error["loc"])
     key = ".".join(path) or "(top level)"
     value, message = error.get("input"), error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        hint = _did_you_mean(path[-1], _keys_at(model, path[:-1]))
+        hint = _suggest_key(path[-1], _list_keys_at(model, path[:-1]))
         return f"{where}: `{key}`: unknown key (got {_short(value)}). {hint}"
     if error["type"] == "missing":
         return f"{where}: `{key}`: missing; add it"
     if error["type"] == "union_tag_not_found":
-        kinds = [m.model_fields["kind"].annotation for m in _models_at(model, path)]
+        kinds = [m.model_fields["kind"].annotation for m in _find_models_at(model, path)]
         names = ", ".join(str(kind) for union in kinds for kind in get_args(union))
         return f"{where}: `{key}`: missing `kind`; one of {names}"
     if isinstance(value, dict | list) and error["type"] == "value_error":
@@ -110,20 +110,20 @@ def explain(model: type[BaseModel], error: dict[str, Any], where: str) -> str:
     return f"{where}: `{key}`: {message} (got {_short(value)})"
 
 
-def _public_path(model: type[BaseModel], loc: Sequence[Any]) -> list[str]:
+def _strip_union_members(model: type[BaseModel], loc: Sequence[Any]) -> list[str]:
     """Drop the union-member names that pydantic adds to a location."""
-    members = _members(model)
+    members = _list_union_members(model)
     parts = [str(part) for part in loc]
     return [part for part in parts if part not in members and not part.startswith("tuple[")]
 
 
-def _members(model: type[BaseModel]) -> set[str]:
+def _list_union_members(model: type[BaseModel]) -> set[str]:
     """Return class names and `kind`s of the models inside `model`, at any depth."""
     found: set[str] = set()
     stack = [model]
     while stack:
         here = stack.pop()
-        inside = [sub for field in here.model_fields.values() for sub in _models_in(field)]
+        inside = [sub for field in here.model_fields.values() for sub in _find_models_in(field)]
         stack.extend(sub for sub in inside if sub.__name__ not in found)
         found.update(sub.__name__ for sub in inside)
         kinds = [
@@ -138,23 +138,23 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _did_you_mean(key: str, known: Sequence[str]) -> str:
+def _suggest_key(key: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     return f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(known)}"
 
 
-def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+def _list_keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     """Return the field names of the (sub-)models found at `path`, all union members together."""
-    return sorted({name for m in _models_at(model, path) for name in m.model_fields})
+    return sorted({name for m in _find_models_at(model, path) for name in m.model_fields})
 
 
-def _left_out_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
+def _list_omitted_keys_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
     """Return the fields of the (sub-)models at `path` that a dump may leave out."""
-    models = _models_at(model, path)
+    models = _find_models_at(model, path)
     return {name for m in models for name, field in m.model_fields.items() if field.exclude_if}
 
 
-def _models_at(model: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
+def _find_models_at(model: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
     """Return the (sub-)models found at `path`, every member of a union."""
     models = [model]
     for part in path:
@@ -164,12 +164,12 @@ def _models_at(model: type[BaseModel], path: Sequence[str]) -> list[type[BaseMod
             sub
             for m in models
             if part in m.model_fields
-            for sub in _models_in(m.model_fields[part])
+            for sub in _find_models_in(m.model_fields[part])
         ]
     return models
 
 
-def _models_in(field: Any) -> list[type[BaseModel]]:
+def _find_models_in(field: Any) -> list[type[BaseModel]]:
     found: list[type[BaseModel]] = []
     stack = [getattr(field, "annotation", field)]
     while stack:
@@ -180,7 +180,7 @@ def _models_in(field: Any) -> list[type[BaseModel]]:
     return found
 
 
-def _apply(dump: dict[str, Any], override: str, model: type[BaseModel]) -> None:
+def _apply_override(dump: dict[str, Any], override: str, model: type[BaseModel]) -> None:
     """Set one `key.sub=value` in `dump`; the value is read as YAML."""
     path, equals, text = override.partition("=")
     parts = path.split(".")
@@ -200,12 +200,12 @@ def _apply(dump: dict[str, Any], override: str, model: type[BaseModel]) -> None:
                 )
             key: Any = int(part)
         elif isinstance(node, dict):
-            free = not _keys_at(model, parts[:depth])
-            later = _left_out_at(model, parts[:depth])
+            free = not _list_keys_at(model, parts[:depth])
+            later = _list_omitted_keys_at(model, parts[:depth])
             if part not in node and not (last and (free or part in later)):
                 known = sorted({*node, *later})
                 raise ConfigError(
-                    f"override `{path}`: unknown key `{part}`. {_did_you_mean(part, known)}"
+                    f"override `{path}`: unknown key `{part}`. {_suggest_key(part, known)}"
                 )
             key = part
         else:

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from doublebind.models.resolve import SERVED_TOP
+from doublebind.models.resolve import MAX_SERVED_LOGPROBS
 from doublebind.schema.errors import ConfigError
-from doublebind.schema.model_source import Limits, ModelSource
+from doublebind.schema.model_source import ModelSource, ServerOptions
 from doublebind.schema.recipe import DPO, SFT, LogitKD, OnPolicy, Recipe
-from doublebind.schema.study import Measurement, Study
-from doublebind.study.teachers import Found
+from doublebind.schema.study import PanelSpec, Study
+from doublebind.study.teachers import TeacherSource
 
 
-def black_box(found: Found, study: Measurement, student: ModelSource) -> Found:
+def attach_server_options(
+    found: TeacherSource, study: PanelSpec, student: ModelSource
+) -> TeacherSource:
     """Return a served teacher with its limits, reader and declared shape; others as they are."""
     served = found.base.served
     if served is None or not isinstance(study, Study):
@@ -26,7 +28,7 @@ def black_box(found: Found, study: Measurement, student: ModelSource) -> Found:
     return found._replace(base=found.base.model_copy(update={"served": told}))
 
 
-def refuse_served(found: Sequence[Found], study: Measurement) -> None:
+def check_served(found: Sequence[TeacherSource], study: PanelSpec) -> None:
     """Refuse what a study asks of a served teacher and no server can give.
 
     Raises:
@@ -43,8 +45,8 @@ def refuse_served(found: Sequence[Found], study: Measurement) -> None:
     who = behind[0]
     if any(t.base.served and t.spec for t in found):
         problems.append(f"{who}: a teacher cannot be built on a served model; name a folder")
-    limits = study.served if isinstance(study, Study) else Limits()
-    refused = (_refused(recipe, who, limits) for recipe in study.recipes)
+    limits = study.served if isinstance(study, Study) else ServerOptions()
+    refused = (_explain_refusal(recipe, who, limits) for recipe in study.recipes)
     problems += [f"recipe `{name}`: {why}" for name, why in refused if why]
     if "retrained" in study.baselines:
         problems.append(f"`baselines`: retrained tunes the teacher, and {who} is behind a server")
@@ -52,7 +54,7 @@ def refuse_served(found: Sequence[Found], study: Measurement) -> None:
         raise ConfigError(*problems)
 
 
-def _refused(recipe: Recipe, who: str, limits: Limits) -> tuple[str, str]:
+def _explain_refusal(recipe: Recipe, who: str, limits: ServerOptions) -> tuple[str, str]:
     """Return the recipe's name, and why it cannot learn from a served teacher, or nothing."""
     channel, why = recipe.channel, ""
     if recipe.prompts.barred:
@@ -63,7 +65,7 @@ def _refused(recipe: Recipe, who: str, limits: Limits) -> tuple[str, str]:
         case LogitKD():
             why = (
                 f"logit_kd learns from the {channel.top_k} likeliest tokens at every position, and "
-                f"{who} gives {SERVED_TOP} at most, as text; use `sft`"
+                f"{who} gives {MAX_SERVED_LOGPROBS} at most, as text; use `sft`"
             )
         case DPO():
             if channel.keep < 1:
@@ -91,7 +93,7 @@ def _refused(recipe: Recipe, who: str, limits: Limits) -> tuple[str, str]:
     return recipe.name, why
 
 
-def refuse_engine(found: Sequence[Found], study: Measurement, student: ModelSource) -> None:
+def check_engine(found: Sequence[TeacherSource], study: PanelSpec, student: ModelSource) -> None:
     """Refuse what an engine that holds M0 and LoRA adapters on it cannot hold or say.
 
     Raises:
@@ -130,7 +132,7 @@ def refuse_engine(found: Sequence[Found], study: Measurement, student: ModelSour
         raise ConfigError(*problems)
 
 
-def declared(found: Sequence[Found]) -> dict[str, Any]:
+def collect_served_facts(found: Sequence[TeacherSource]) -> dict[str, Any]:
     """Return label -> URL, model and what the server says of it, for the served among `found`."""
     facts = ("url", "model", "declared")
     return {

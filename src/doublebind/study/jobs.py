@@ -13,30 +13,30 @@ from doublebind.schema.content import Split
 from doublebind.schema.errors import PackError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import Device, ModelSource
-from doublebind.schema.recipe import Dtype, Prompts, Recipe, Steer
+from doublebind.schema.recipe import Dtype, Prompts, Recipe, Steering
 from doublebind.stages.audits import REV as AUDIT_REV
-from doublebind.stages.audits import identity
-from doublebind.stages.audits import run as run_audit
-from doublebind.stages.audits.protocol import Audit
-from doublebind.stages.distillation import (
-    MARKS,
-    find_direction,
-    initialise,
-    mark_key,
-    merge,
-    readable,
-)
+from doublebind.stages.audits.battery import run_battery
+from doublebind.stages.audits.protocol import Audit, identify_audit
 from doublebind.stages.distillation import REV as DISTILLATION_REV
+from doublebind.stages.distillation.initialise import initialise_with_noise, merge_adapter
+from doublebind.stages.distillation.steering import find_steering_direction
+from doublebind.stages.distillation.student_inputs import (
+    CHECKPOINT_FOLDER,
+    derive_checkpoint_key,
+    select_direction_items,
+)
 from doublebind.stages.prompts import REV as PROMPTS_REV
-from doublebind.stages.prompts import read_prompts, select
-from doublebind.stages.teachers import build
-from doublebind.study.teachers import Found
+from doublebind.stages.prompts.policies import read_prompts, select_prompts
+from doublebind.stages.teachers.build import build_teacher
+from doublebind.study.teachers import TeacherSource
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def trained(store: Store, kind: str, key: str, base: ModelSource, adapter: bool) -> ModelSource:
+def locate_trained_model(
+    store: Store, kind: str, key: str, base: ModelSource, adapter: bool
+) -> ModelSource:
     """Return where the model that a job trains from `base` lies, or will lie, and its device."""
     made = str(store.path(kind, key) / "model")
     if adapter:
@@ -46,33 +46,33 @@ def trained(store: Store, kind: str, key: str, base: ModelSource, adapter: bool)
     return found.on(base.device)
 
 
-def computed_on(device: Device) -> list[str]:
+def list_device_keys(device: Device) -> list[str]:
     """Return what keys depend on beside the precision; nothing on the CPU, so that none moves."""
     return [] if device == "cpu" else [device]
 
 
-def at_mark(made: ModelSource, step: int) -> ModelSource:
+def locate_checkpoint(made: ModelSource, step: int) -> ModelSource:
     """Return where the student `made` lies as it was after `step` steps, with its own identity."""
     which = "adapter" if made.kind == "adapter" else "path"
-    there = Path(getattr(made, which)).with_name(MARKS) / str(step)
-    key = mark_key(made.sha256, step)
+    there = Path(getattr(made, which)).with_name(CHECKPOINT_FOLDER) / str(step)
+    key = derive_checkpoint_key(made.sha256, step)
     return made.model_copy(update={which: str(there), "sha256": key})
 
 
-def whole(
+def plan_adapter_merge(
     store: Store, source: ModelSource, *, dtype: Dtype, cache: Path
 ) -> tuple[tuple[Job, ...], ModelSource]:
     """Return a model that can be trained, and the job that merges an adapter into its base."""
     if source.adapter is None:
         return (), source
-    depends = [source.sha256, dtype, *computed_on(source.device)]
+    depends = [source.sha256, dtype, *list_device_keys(source.device)]
     key = content_hash(["merged", DISTILLATION_REV, *depends])
     inputs = {"source": source, "dtype": dtype, "cache": cache}
-    made = trained(store, "base", key, source, adapter=False)
-    return (Job("base", key, merge, inputs, "merged"),), made
+    made = locate_trained_model(store, "base", key, source, adapter=False)
+    return (Job("base", key, merge_adapter, inputs, "merged"),), made
 
 
-def started(
+def plan_initialisation(
     store: Store, base: ModelSource, recipe: Recipe, seed: int, cache: Path
 ) -> tuple[ModelSource, tuple[Job, ...]]:
     """Return what a student starts from, and the job that makes it of `base`, if one does."""
@@ -80,38 +80,38 @@ def started(
         return base, ()
     key = content_hash(["base", DISTILLATION_REV, base.sha256, recipe.noise_init, seed])
     inputs = {"base": base, "share": recipe.noise_init, "seed": seed, "cache": cache}
-    job = Job("base", key, initialise, inputs, f"{recipe.noise_init} noise, seed {seed}")
-    return trained(store, "base", key, base, adapter=False), (job,)
+    job = Job("base", key, initialise_with_noise, inputs, f"{recipe.noise_init} noise, seed {seed}")
+    return locate_trained_model(store, "base", key, base, adapter=False), (job,)
 
 
-def direction_job(
-    steer: Steer, base: ModelSource, pack: Pack, pack_ref: str, dtype: Dtype, cache: Path
+def create_steering_job(
+    steer: Steering, base: ModelSource, pack: Pack, pack_ref: str, dtype: Dtype, cache: Path
 ) -> Job:
     """Return the job that finds the direction along which students of `base` are pushed.
 
     Raises:
         PackError: If no drive has an item to find it with.
     """
-    if not readable(pack):
+    if not select_direction_items(pack):
         raise PackError(
             f"pack {pack.name}: `steer` finds its direction with auditable `build` or `select` "
             f"items of drives, and there are none; add some, or leave `steer` out"
         )
-    depends = [base.sha256, pack.sha256, steer.layer, dtype, *computed_on(base.device)]
+    depends = [base.sha256, pack.sha256, steer.layer, dtype, *list_device_keys(base.device)]
     key = content_hash(["direction", DISTILLATION_REV, *depends])
     inputs = {"base": base, "pack": pack_ref, "layer": steer.layer, "dtype": dtype, "cache": cache}
-    return Job("direction", key, find_direction, inputs)
+    return Job("direction", key, find_steering_direction, inputs)
 
 
-def build_job(teacher: Found, cache: Path) -> Job:
+def create_teacher_job(teacher: TeacherSource, cache: Path) -> Job:
     """Return the job that makes a teacher from its spec."""
     inputs = {"spec": teacher.spec, "base": teacher.base, "pack": teacher.pack, "cache": cache}
     if teacher.like is not None:
         inputs["like"] = teacher.like
-    return Job("teacher", teacher.key, build, inputs)
+    return Job("teacher", teacher.key, build_teacher, inputs)
 
 
-def prompts_job(asked: Prompts, pack: Pack, pack_ref: str, folder: Path) -> Job:
+def create_prompts_job(asked: Prompts, pack: Pack, pack_ref: str, folder: Path) -> Job:
     """Return the job that chooses the prompts of a recipe; `folder` is the study's."""
     depends: list[object] = [PROMPTS_REV, pack.sha256, asked.policy, asked.n]
     inputs = {"pack": pack_ref, "policy": asked.policy, "n": asked.n}
@@ -119,10 +119,10 @@ def prompts_job(asked: Prompts, pack: Pack, pack_ref: str, folder: Path) -> Job:
         inputs["file"] = there = folder / asked.file
         depends.append(content_hash(read_prompts(there)))
     key = content_hash(["prompts", *depends])
-    return Job("prompts", key, select, inputs, asked.policy)
+    return Job("prompts", key, select_prompts, inputs, asked.policy)
 
 
-def audit_job(
+def create_audit_job(
     key: str,
     source: ModelSource,
     baseline: ModelSource,
@@ -135,10 +135,10 @@ def audit_job(
     cache: Path,
 ) -> Job:
     """Return the job that asks the model `source`, of identity `key`, the pack's items."""
-    asked = [[*identity(audit), vars(audit)] for audit in audits]
+    asked = [[*identify_audit(audit), vars(audit)] for audit in audits]
     depends = [key, baseline.sha256, pack_hash, split, asked, dtype]
     depends += [source.engine.kind] if source.engine else []
-    depends += computed_on(source.device)
+    depends += list_device_keys(source.device)
     inputs = {
         "source": source,
         "baseline": baseline,
@@ -148,7 +148,7 @@ def audit_job(
         "dtype": dtype,
         "cache": cache,
     }
-    return Job("audit", content_hash(["audit", AUDIT_REV, *depends]), run_audit, inputs)
+    return Job("audit", content_hash(["audit", AUDIT_REV, *depends]), run_battery, inputs)
 
 
 def read_scores(artefact: Path) -> pd.DataFrame:

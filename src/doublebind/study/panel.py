@@ -18,8 +18,8 @@ from doublebind.schema.errors import ConfigError, RunError
 from doublebind.schema.hashing import Record, content_hash
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
-from doublebind.schema.study import Bank, Baseline
-from doublebind.study.teachers import hard_class
+from doublebind.schema.study import BankReferences, Baseline
+from doublebind.study.teachers import find_hard_class
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PANEL, SCORES = "panel.json", "scores.parquet"
 
 
-class Conditions(Record):
+class PanelConditions(Record):
     """What must be the same for a suspect to be weighed against a panel."""
 
     pack_hash: str
@@ -40,7 +40,7 @@ class Conditions(Record):
     device: str = Field(default="cpu", exclude_if=lambda v: v == "cpu")
 
 
-class KeptStudent(Record):
+class PanelStudent(Record):
     """One student of a kept teacher."""
 
     recipe: str
@@ -49,7 +49,7 @@ class KeptStudent(Record):
     weights_sha256: str
 
 
-class KeptTeacher(Record):
+class PanelTeacher(Record):
     """One teacher of a panel."""
 
     label: str
@@ -60,7 +60,7 @@ class KeptTeacher(Record):
     """How it was built; `None` for a model that existed."""
     weights_sha256: str
     shape: dict[str, float]
-    students: tuple[KeptStudent, ...]
+    students: tuple[PanelStudent, ...]
 
     def weighed(self) -> Teacher:
         """Return it as the evidence sees it."""
@@ -71,7 +71,7 @@ class KeptTeacher(Record):
             role=self.role,
             family=self.family,
             key=self.key,
-            hard_class=hard_class(str(self.spec["pack"])) if self.spec and planted else None,
+            hard_class=find_hard_class(str(self.spec["pack"])) if self.spec and planted else None,
         )
 
 
@@ -79,8 +79,8 @@ class Panel(Record):
     """`panel.json`."""
 
     schema_version: int = 1
-    conditions: Conditions
-    teachers: tuple[KeptTeacher, ...]
+    conditions: PanelConditions
+    teachers: tuple[PanelTeacher, ...]
     """References in the order they were named, then organisms: positive controls."""
     baselines: tuple[Baseline, ...] = ()
     """Measured of every teacher, beside its students."""
@@ -93,17 +93,19 @@ class Panel(Record):
         """Hash of the panel's content (hex)."""
         return content_hash(self)
 
-    def of(self, role: str) -> list[KeptTeacher]:
+    def of(self, role: str) -> list[PanelTeacher]:
         """Return the kept teachers of a role."""
         return [teacher for teacher in self.teachers if teacher.role == role]
 
 
-def conditions(protocol: Protocol) -> Conditions:
+def extract_conditions(protocol: Protocol) -> PanelConditions:
     """Return the part of a protocol that a panel depends on."""
-    return Conditions(**{name: getattr(protocol, name) for name in Conditions.model_fields})
+    return PanelConditions(
+        **{name: getattr(protocol, name) for name in PanelConditions.model_fields}
+    )
 
 
-def locate(name: str, folder: Path) -> Path:
+def find_panel_folder(name: str, folder: Path) -> Path:
     """Return the folder of the panel `name`: a path, or a built-in pack's own panel."""
     there = folder / name
     if there.is_dir():
@@ -117,7 +119,7 @@ def locate(name: str, folder: Path) -> Path:
     return shipped
 
 
-def read(folder: Path) -> Panel:
+def read_panel(folder: Path) -> Panel:
     """Return the panel in `folder`, its scores checked against their hash.
 
     Raises:
@@ -135,7 +137,7 @@ def read(folder: Path) -> Panel:
     return panel
 
 
-def draw(panel: Panel, bank: Bank, where: Path) -> list[Teacher]:
+def draw_teachers(panel: Panel, bank: BankReferences, where: Path) -> list[Teacher]:
     """Return `bank.n` references of the panel, drawn by `bank.draw`, and all its organisms.
 
     Raises:
@@ -150,7 +152,7 @@ def draw(panel: Panel, bank: Bank, where: Path) -> list[Teacher]:
     return [t.weighed() for t in (*drawn, *panel.of("organism"))]
 
 
-def _unmarked(met: Conditions) -> Conditions:
+def _drop_checkpoints(met: PanelConditions) -> PanelConditions:
     """Return conditions without marks on the way, which change no student that is weighed."""
     recipes = tuple(
         recipe | {"training": {k: v for k, v in recipe["training"].items() if k != "marks"}}
@@ -159,11 +161,16 @@ def _unmarked(met: Conditions) -> Conditions:
     return met.model_copy(update={"recipes": recipes})
 
 
-def check(panel: Panel, protocol: Protocol, where: Path) -> None:
+def check_panel(panel: Panel, protocol: Protocol, where: Path) -> None:
     """Raise a `ConfigError` naming every condition in which the panel differs from a protocol."""
-    ours, theirs = _unmarked(conditions(protocol)), _unmarked(panel.conditions)
+    ours, theirs = (
+        _drop_checkpoints(extract_conditions(protocol)),
+        _drop_checkpoints(panel.conditions),
+    )
     differing = [
-        name for name in Conditions.model_fields if getattr(ours, name) != getattr(theirs, name)
+        name
+        for name in PanelConditions.model_fields
+        if getattr(ours, name) != getattr(theirs, name)
     ]
     lacking = [name for name in protocol.baselines if name not in panel.baselines]
     if lacking:
@@ -180,7 +187,7 @@ def check(panel: Panel, protocol: Protocol, where: Path) -> None:
         )
 
 
-def scores(folder: Path, labels: list[str]) -> pd.DataFrame:
+def read_panel_scores(folder: Path, labels: list[str]) -> pd.DataFrame:
     """Return the kept rows of these teachers and their students."""
     import pandas as pd
 
@@ -188,7 +195,7 @@ def scores(folder: Path, labels: list[str]) -> pd.DataFrame:
     return rows.loc[rows["teacher"].isin(labels), :].reset_index(drop=True)
 
 
-def write(out: Path, panel: Panel, rows: pd.DataFrame) -> Panel:
+def write_panel(out: Path, panel: Panel, rows: pd.DataFrame) -> Panel:
     """Write a panel's two files into `out`; return it with the hash of its scores.
 
     Values are kept to six decimals, which no item's noise reaches: a shipped file stays small.

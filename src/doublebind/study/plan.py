@@ -15,13 +15,13 @@ from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
 from doublebind.schema.recipe import Recipe
 from doublebind.schema.study import Baseline
-from doublebind.study.teachers import Found
+from doublebind.study.teachers import TeacherSource
 
 
-class Student(NamedTuple):
+class StudentJobs(NamedTuple):
     """One cell: teacher x recipe x seed, with the jobs that make it."""
 
-    teacher: Found
+    teacher: TeacherSource
     recipe: Recipe
     seed: int
     prompts: Job
@@ -33,7 +33,7 @@ class Student(NamedTuple):
     """What else its training needs."""
     learned: Job | None = None
     """What was learned from, where that is not `rollouts` as they were given."""
-    earlier: Student | None = None
+    earlier: StudentJobs | None = None
     """The round before, whose student said what to leave out of this one."""
     marks: tuple[tuple[int, Job], ...] = ()
     """Steps on the way, with the audits of the student as it was then."""
@@ -48,12 +48,12 @@ class Student(NamedTuple):
         """Return the step and the audit of every student kept, the finished one first."""
         return [(self.recipe.training.steps, self.audit), *self.marks]
 
-    def chain(self) -> list[Student]:
+    def chain(self) -> list[StudentJobs]:
         """Return all rounds, the first one first."""
         return [*(self.earlier.chain() if self.earlier else ()), self]
 
 
-class Continued(NamedTuple):
+class FurtherTrainingJobs(NamedTuple):
     """A fresh student trained further, or M0 trained alike beside it, and its audit."""
 
     teacher: str
@@ -69,7 +69,7 @@ class Continued(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Taught:
+class ChannelInputs:
     """What a channel needs beside the answers."""
 
     targets: Job | None = None
@@ -93,12 +93,12 @@ class Plan:
     """Every job of a study, with its key, before any has run."""
 
     build: list[Job]
-    students: list[Student]
+    students: list[StudentJobs]
     direct: dict[str, Job]
     """Label (`M0` too) -> the audit of that model itself."""
     shapes: dict[str, Job]
     baselines: list[BaselineJobs]
-    further: list[Continued] = field(default_factory=list[Continued])
+    further: list[FurtherTrainingJobs] = field(default_factory=list[FurtherTrainingJobs])
     base: str = ""
     """As its jobs': the student base and the precision."""
 
@@ -108,39 +108,39 @@ class Plan:
         for number, cells in enumerate(self._rounds()):
             first = number == 0
             found += [
-                _before("base", [*cells, *(self.baselines if first else ())]),
-                [*(cell.prompts for cell in cells), *_before("direction", cells)],
+                _select_dependencies("base", [*cells, *(self.baselines if first else ())]),
+                [*(cell.prompts for cell in cells), *_select_dependencies("direction", cells)],
                 [
                     *(cell.rollouts for cell in cells),
-                    *_before("rollouts", [*cells, *(self.baselines if first else ())]),
+                    *_select_dependencies("rollouts", [*cells, *(self.baselines if first else ())]),
                 ],
-                _before("treated", cells),
-                _before("stripped", cells),
-                _before("logprobs", cells),
+                _select_dependencies("treated", cells),
+                _select_dependencies("stripped", cells),
+                _select_dependencies("logprobs", cells),
                 [
                     *(cell.targets for cell in cells if cell.targets),
                     *(self.shapes.values() if first else ()),
                 ],
                 [
                     *(cell.train for cell in cells),
-                    *_before("student", self.baselines if first else ()),
+                    *_select_dependencies("student", self.baselines if first else ()),
                 ],
                 [
                     *(self.direct.values() if first else ()),
-                    *_before("audit", cells),
+                    *_select_dependencies("audit", cells),
                     *(job for cell in cells for _, job in cell.audits),
                 ],
             ]
         found.append([baseline.scores for baseline in self.baselines])
         if self.further:
             found += [
-                _before("base", self.further),
+                _select_dependencies("base", self.further),
                 [each.train for each in self.further],
                 [each.audit for each in self.further],
             ]
         return [[dataclasses.replace(job, base=self.base) for job in stage] for stage in found]
 
-    def _rounds(self) -> list[list[Student]]:
+    def _rounds(self) -> list[list[StudentJobs]]:
         """Return the cells by round: all of them begin in the first, and each follows its last."""
         chains = [cell.chain() for cell in self.students]
         longest = max((len(chain) for chain in chains), default=0)
@@ -162,5 +162,7 @@ class Plan:
         return found
 
 
-def _before(kind: str, made: Sequence[Student | BaselineJobs | Continued]) -> list[Job]:
+def _select_dependencies(
+    kind: str, made: Sequence[StudentJobs | BaselineJobs | FurtherTrainingJobs]
+) -> list[Job]:
     return [job for each in made for job in each.before if job.kind == kind]

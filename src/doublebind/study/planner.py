@@ -14,8 +14,8 @@ from typing import Any
 
 from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
-from doublebind.models.resolve import resolve
-from doublebind.packs.load import load as load_pack
+from doublebind.models.resolve import resolve_model
+from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
 from doublebind.schema.content import Split
 from doublebind.schema.errors import ConfigError
@@ -37,43 +37,48 @@ from doublebind.schema.recipe import (
     Treatment,
 )
 from doublebind.schema.score_table import M0
-from doublebind.schema.study import Baseline, Matched, Measurement, Study
+from doublebind.schema.study import Baseline, MatchedReferences, PanelSpec, Study
 from doublebind.stages.audits import REV as AUDIT_REV
-from doublebind.stages.audits import read
-from doublebind.stages.audits.builtin import built_in
+from doublebind.stages.audits.builtin import resolve_audits
+from doublebind.stages.audits.in_context_baseline import score_in_context
 from doublebind.stages.audits.protocol import Audit
 from doublebind.stages.distillation import REV as DISTILLATION_REV
-from doublebind.stages.distillation import Contrast, Live, Push, distill
+from doublebind.stages.distillation.student_inputs import (
+    PreferenceData,
+    SteeringVector,
+    TeacherAccess,
+)
+from doublebind.stages.distillation.train_student import train_student
 from doublebind.stages.prompts import REV as PROMPTS_REV
 from doublebind.stages.rollouts import REV as ROLLOUTS_REV
-from doublebind.stages.rollouts import (
-    TREATMENTS_REV,
-    count,
-    generate,
-    log_probabilities,
-    overt,
-    score,
-    sieve,
-    strip,
-    treat,
-)
+from doublebind.stages.rollouts import TREATMENTS_REV
+from doublebind.stages.rollouts.ngram_baseline import count_ngrams
+from doublebind.stages.rollouts.sampling import find_overt_drive, sample_rollouts
+from doublebind.stages.rollouts.scratchpads import strip_scratchpads
+from doublebind.stages.rollouts.targets import cache_teacher_distributions, cache_token_logprobs
+from doublebind.stages.rollouts.treatments.apply import apply_treatments, filter_rollouts
 from doublebind.stages.teachers import REV as TEACHERS_REV
-from doublebind.stages.teachers import describe
-from doublebind.study.access import black_box, refuse_engine, refuse_served
+from doublebind.stages.teachers.shape import measure_teacher_shape
+from doublebind.study.access import attach_server_options, check_engine, check_served
 from doublebind.study.jobs import (
-    at_mark,
-    audit_job,
-    build_job,
-    computed_on,
-    direction_job,
-    prompts_job,
-    started,
-    trained,
-    whole,
+    create_audit_job,
+    create_prompts_job,
+    create_steering_job,
+    create_teacher_job,
+    list_device_keys,
+    locate_checkpoint,
+    locate_trained_model,
+    plan_adapter_merge,
+    plan_initialisation,
 )
-from doublebind.study.plan import BaselineJobs, Plan, Student, Taught
-from doublebind.study.references import matched
-from doublebind.study.teachers import Found, find, names, pack_ref
+from doublebind.study.plan import BaselineJobs, ChannelInputs, Plan, StudentJobs
+from doublebind.study.references import build_matched_reference
+from doublebind.study.teachers import (
+    TeacherSource,
+    find_teacher,
+    list_reference_names,
+    resolve_pack_name,
+)
 
 REVISIONS = {
     "audit": AUDIT_REV,
@@ -84,7 +89,7 @@ REVISIONS = {
 }
 
 
-def _unmarked(recipe: Recipe) -> Recipe:
+def _drop_checkpoints(recipe: Recipe) -> Recipe:
     training = recipe.training.model_copy(update={"marks": ()})
     return recipe.model_copy(update={"training": training})
 
@@ -93,24 +98,24 @@ class Planner:
     """Turns teachers and a study into jobs; all keys come from content, none from roles."""
 
     def __init__(
-        self, study: Measurement, folder: Path, store: Store, audits: Sequence[Audit] = ()
+        self, study: PanelSpec, folder: Path, store: Store, audits: Sequence[Audit] = ()
     ) -> None:
         """Open the pack and find M0; `folder` is what the study's paths are relative to."""
         self.study, self.folder, self.store = study, folder, store
-        self.pack_ref = pack_ref(study.pack, folder)
+        self.pack_ref = resolve_pack_name(study.pack, folder)
         self.pack: Pack = load_pack(self.pack_ref, relative_to=folder)
         self.certify = self.pack_ref, self.pack
         if isinstance(study, Study) and study.replace.certify is not None:
-            ref = pack_ref(study.replace.certify, folder)
+            ref = resolve_pack_name(study.replace.certify, folder)
             self.certify = ref, load_pack(ref, relative_to=folder)
-        self.student = resolve(study.student, relative_to=folder).on(study.device)
-        self.audits = (*built_in(study.audits, folder), *audits)
+        self.student = resolve_model(study.student, relative_to=folder).on(study.device)
+        self.audits = (*resolve_audits(study.audits, folder), *audits)
         self.cache = store.root / "converted"
         self.heavy = {"dtype": study.dtype, "cache": self.cache}
-        self.numbers = [study.dtype, *computed_on(study.device)]
-        self.by = [*([study.engine.kind] if study.engine else []), *computed_on(study.device)]
+        self.numbers = [study.dtype, *list_device_keys(study.device)]
+        self.by = [*([study.engine.kind] if study.engine else []), *list_device_keys(study.device)]
 
-    def find(self, ref: str) -> Found:
+    def find(self, ref: str) -> TeacherSource:
         """Return what a teacher's name means.
 
         Raises:
@@ -118,17 +123,21 @@ class Planner:
         """
         wanted = self.study.references
         at = {"folder": self.folder, "rev": TEACHERS_REV, "device": self.study.device}
-        if isinstance(wanted, Matched) and ref in names(self.study, self.pack):
+        if isinstance(wanted, MatchedReferences) and ref in list_reference_names(
+            self.study, self.pack
+        ):
             if not isinstance(self.study, Study):
                 raise ConfigError("`references.match`: there is no suspect here; name references")
-            return matched(ref, wanted, self.find(self.study.suspect), pack=self.pack, **at)
-        found = find(ref, pack=self.pack, student=self.study.student, **at)
-        return black_box(found, self.study, self.student)
+            return build_matched_reference(
+                ref, wanted, self.find(self.study.suspect), pack=self.pack, **at
+            )
+        found = find_teacher(ref, pack=self.pack, student=self.study.student, **at)
+        return attach_server_options(found, self.study, self.student)
 
-    def plan(self, found: Sequence[Found]) -> Plan:
+    def plan(self, found: Sequence[TeacherSource]) -> Plan:
         """Return all jobs for these teachers, interleaved by recipe and seed."""
-        refuse_served(found, self.study)
-        refuse_engine(found, self.study, self.student)
+        check_served(found, self.study)
+        check_engine(found, self.study, self.student)
         made = self.cells(
             [
                 (teacher, recipe, seed)
@@ -145,13 +154,13 @@ class Planner:
         ]
         return dataclasses.replace(made, shapes=shapes, baselines=baselines)
 
-    def cells(self, wanted: Sequence[tuple[Found, Recipe, int]], split: Split) -> Plan:
+    def cells(self, wanted: Sequence[tuple[TeacherSource, Recipe, int]], split: Split) -> Plan:
         """Return the jobs of students, their teachers and M0, all audited on `split`."""
         found = list({teacher.label: teacher for teacher, _, _ in wanted}.values())
         direct = {t.label: self._audit(t.key, self._source(t), split) for t in found}
         direct[M0] = self._audit(self.student.sha256, self.student, split)
         return Plan(
-            build=[build_job(t, self.cache) for t in found if t.spec],
+            build=[create_teacher_job(t, self.cache) for t in found if t.spec],
             students=[self._student(*cell, split) for cell in wanted],
             direct=direct,
             shapes={},
@@ -159,13 +168,13 @@ class Planner:
             base=content_hash([self.student.sha256, *self.numbers]),
         )
 
-    def _baseline(self, kind: Baseline, teacher: Found, cell: Student) -> BaselineJobs:
+    def _baseline(self, kind: Baseline, teacher: TeacherSource, cell: StudentJobs) -> BaselineJobs:
         """Return the jobs of one baseline, on what the teacher's first student learned from."""
         if kind == "ngrams":
             job = Job(
                 "ngrams",
                 content_hash(["ngrams", ROLLOUTS_REV, cell.rollouts.key]),
-                count,
+                count_ngrams,
                 {"rollouts": self._at(cell.rollouts)},
             )
             return BaselineJobs(teacher.label, kind, (), job)
@@ -178,32 +187,34 @@ class Planner:
                 "split": "audit",
                 **self.heavy,
             }
-            job = Job("reading", content_hash(["reading", AUDIT_REV, *depends]), read, inputs)
+            job = Job(
+                "reading", content_hash(["reading", AUDIT_REV, *depends]), score_in_context, inputs
+            )
             return BaselineJobs(teacher.label, kind, (), job)
         return self._retrained(teacher, cell)
 
-    def _retrained(self, teacher: Found, cell: Student) -> BaselineJobs:
+    def _retrained(self, teacher: TeacherSource, cell: StudentJobs) -> BaselineJobs:
         """Return the jobs that tune the teacher on M0's answers to the same prompts."""
         answers = self._rollouts(self._m0, cell.recipe.prompts, cell.prompts)
-        sft, training = SFT(kind="sft"), _unmarked(cell.recipe).training
+        sft, training = SFT(kind="sft"), _drop_checkpoints(cell.recipe).training
         note = "a teacher, tuned on M0's answers"
-        merging, base = whole(self.store, self._source(teacher), **self.heavy)
+        merging, base = plan_adapter_merge(self.store, self._source(teacher), **self.heavy)
         train, made = self._trains(base, answers, None, sft, training, cell.seed, note)
         audit = self._audit(train.key, made)
         return BaselineJobs(teacher.label, "retrained", (*merging, answers, train), audit)
 
     @property
-    def _m0(self) -> Found:
-        return Found(M0, M0, self.student.sha256, self.student, None)
+    def _m0(self) -> TeacherSource:
+        return TeacherSource(M0, M0, self.student.sha256, self.student, None)
 
     def _markers(self) -> dict[str, tuple[str, ...]]:
         return {t.name: t.markers for t in self.pack.traits if t.kind == "drive"}
 
-    def _source(self, teacher: Found) -> ModelSource:
+    def _source(self, teacher: TeacherSource) -> ModelSource:
         if teacher.spec is None:
             return teacher.base
         adapter = teacher.spec.lora is not None
-        made = trained(self.store, "teacher", teacher.key, teacher.base, adapter)
+        made = locate_trained_model(self.store, "teacher", teacher.key, teacher.base, adapter)
         return made.on(self.study.device)  # its spec may have built it elsewhere
 
     def _asked(self, source: ModelSource) -> ModelSource:
@@ -211,9 +222,11 @@ class Planner:
         engine = None if source.served else self.study.engine
         return source.model_copy(update={"engine": engine}) if engine else source
 
-    def _student(self, teacher: Found, recipe: Recipe, seed: int, split: Split) -> Student:
+    def _student(
+        self, teacher: TeacherSource, recipe: Recipe, seed: int, split: Split
+    ) -> StudentJobs:
         """Return the cell, at the end of its rounds, its student audited on `split`."""
-        chosen = prompts_job(recipe.prompts, self.pack, self.pack_ref, self.folder)
+        chosen = create_prompts_job(recipe.prompts, self.pack, self.pack_ref, self.folder)
         answers = self._rollouts(teacher, recipe.prompts, chosen)
         treatments = [t for t in recipe.treatments if not isinstance(t, (DistilAndAudit, Filter))]
         last = next((t for t in recipe.treatments if isinstance(t, Filter)), None)
@@ -222,7 +235,7 @@ class Planner:
         if last is None:
             return self._round(teacher, recipe, seed, given, treated, split)
         # Students of earlier rounds meet `select` items only: what they show chooses.
-        passing = (teacher, _unmarked(recipe), seed, given)
+        passing = (teacher, _drop_checkpoints(recipe), seed, given)
         cell = self._round(*passing, treated, "select")
         for _ in range(last.rounds - 1):
             cell = self._round(*passing, self._sieved(cell, last), "select", cell)
@@ -230,14 +243,14 @@ class Planner:
 
     def _round(
         self,
-        teacher: Found,
+        teacher: TeacherSource,
         recipe: Recipe,
         seed: int,
         given: tuple[Job, Job],
         treated: Job | None,
         split: Split,
-        earlier: Student | None = None,
-    ) -> Student:
+        earlier: StudentJobs | None = None,
+    ) -> StudentJobs:
         """Return one round of a cell."""
         chosen, answers = given
         base, before = self._base(recipe, seed)
@@ -249,9 +262,9 @@ class Planner:
             before = (*before, learned)
         if recipe.steer:
             asked = self.pack, self.pack_ref
-            job = direction_job(recipe.steer, base, *asked, **self.heavy)
+            job = create_steering_job(recipe.steer, base, *asked, **self.heavy)
             before = (*before, job)
-            taught.inputs["push"] = Push(self._at(job), recipe.steer.scale)
+            taught.inputs["push"] = SteeringVector(self._at(job), recipe.steer.scale)
             taught = dataclasses.replace(taught, keys=(*taught.keys, job.key, recipe.steer.scale))
         note = f"{recipe.name}, seed {seed}" + (f", round {earlier.round + 2}" if earlier else "")
         train, made = self._trains(
@@ -262,13 +275,13 @@ class Planner:
             before = (*before, self._audit(self.student.sha256, self.student, split))
         audit = self._audit(train.key, made, split)
         jobs = (chosen, answers, taught.targets, train, audit, before)
-        on_the_way = {step: at_mark(made, step) for step in recipe.training.marks}
+        on_the_way = {step: locate_checkpoint(made, step) for step in recipe.training.marks}
         marks = tuple((step, self._audit(m.sha256, m, split)) for step, m in on_the_way.items())
-        return Student(teacher, recipe, seed, *jobs, learned, earlier, marks)
+        return StudentJobs(teacher, recipe, seed, *jobs, learned, earlier, marks)
 
     def _treated(
         self,
-        teacher: Found,
+        teacher: TeacherSource,
         recipe: Recipe,
         treatments: Sequence[Treatment],
         chosen: Job,
@@ -288,9 +301,9 @@ class Planner:
             **self.heavy,
         }
         key = content_hash(["treated", ROLLOUTS_REV, TREATMENTS_REV, *depends])
-        return Job("treated", key, treat, inputs, ", ".join(t.kind for t in treatments))
+        return Job("treated", key, apply_treatments, inputs, ", ".join(t.kind for t in treatments))
 
-    def _sieved(self, cell: Student, settings: Filter) -> Job:
+    def _sieved(self, cell: StudentJobs, settings: Filter) -> Job:
         """Return the job that drops what made a round's student worse."""
         assert cell.learned is not None
         m0 = self._audit(self.student.sha256, self.student, "select")
@@ -305,15 +318,19 @@ class Planner:
             "settings": settings,
             **self.heavy,
         }
-        return Job("treated", key, sieve, inputs, f"filter, round {cell.round + 1}")
+        return Job("treated", key, filter_rollouts, inputs, f"filter, round {cell.round + 1}")
 
     def _base(self, recipe: Recipe, seed: int) -> tuple[ModelSource, tuple[Job, ...]]:
         """Return what the student starts from, and the job that makes it, if one does."""
-        base = resolve(recipe.student, relative_to=self.folder) if recipe.student else self.student
+        base = (
+            resolve_model(recipe.student, relative_to=self.folder)
+            if recipe.student
+            else self.student
+        )
         base = base.on(self.study.device)
-        return started(self.store, base, recipe, seed, self.cache)
+        return plan_initialisation(self.store, base, recipe, seed, self.cache)
 
-    def _learned(self, teacher: Found, recipe: Recipe, answers: Job) -> Job:
+    def _learned(self, teacher: TeacherSource, recipe: Recipe, answers: Job) -> Job:
         """Return the answers that are learned: as given, or without their scratchpads."""
         if recipe.without_scratchpad is None:
             return answers
@@ -322,31 +339,31 @@ class Planner:
         source = self.student if teacher.base.served else self._source(teacher)
         inputs = {"source": source, "rollouts": self._at(answers), "scratchpad": marks}
         key = content_hash(["stripped", ROLLOUTS_REV, answers.key, marks])
-        return Job("stripped", key, strip, inputs, answers.note)
+        return Job("stripped", key, strip_scratchpads, inputs, answers.note)
 
     def _taught(
-        self, teacher: Found, recipe: Recipe, base: ModelSource, chosen: Job, learned: Job
-    ) -> Taught:
+        self, teacher: TeacherSource, recipe: Recipe, base: ModelSource, chosen: Job, learned: Job
+    ) -> ChannelInputs:
         """Return what the recipe's channel needs beside the answers."""
-        screen = functools.partial(overt, markers=self._markers())
-        live = Live(self._source(teacher), recipe.prompts, screen)
+        screen = functools.partial(find_overt_drive, markers=self._markers())
+        live = TeacherAccess(self._source(teacher), recipe.prompts, screen)
         match recipe.channel:
             case SFT():
-                return Taught()
+                return ChannelInputs()
             case LogitKD() | Prefix():
                 events = recipe.channel.top_k, recipe.channel.tail_samples
-                return Taught(self._targets(teacher, learned, *events))
+                return ChannelInputs(self._targets(teacher, learned, *events))
             case ULD():
                 targets = self._targets(teacher, learned, recipe.channel.top_k)
-                return Taught(targets, inputs={"live": live})
+                return ChannelInputs(targets, inputs={"live": live})
             case OnPolicy():
-                return Taught(inputs={"live": live})
+                return ChannelInputs(inputs={"live": live})
             case DPO():
                 return self._contrast(teacher, recipe, base, chosen, learned)
 
     def _contrast(
-        self, teacher: Found, recipe: Recipe, base: ModelSource, chosen: Job, learned: Job
-    ) -> Taught:
+        self, teacher: TeacherSource, recipe: Recipe, base: ModelSource, chosen: Job, learned: Job
+    ) -> ChannelInputs:
         """Return M0's answers to the same prompts, and who finds which answers how likely."""
         said = self._rollouts(self._m0, recipe.prompts, chosen)
         theirs = self._learned(self._m0, recipe, said)
@@ -363,16 +380,16 @@ class Planner:
         }
         places = {who: (self._at(a), self._at(b)) for who, (a, b) in scored.items()}
         jobs = [said, theirs, *(job for pair in scored.values() for job in pair)]
-        return Taught(
+        return ChannelInputs(
             before=tuple(jobs),
-            inputs={"contrast": Contrast(self._at(theirs), **places)},
+            inputs={"contrast": PreferenceData(self._at(theirs), **places)},
             keys=tuple(job.key for job in jobs[1:]),
         )
 
     def _logprobs(self, key: str, source: ModelSource, answers: Job) -> Job:
         content = ["logprobs", ROLLOUTS_REV, key, answers.key, self.study.dtype, *self.by]
         inputs = {"source": self._asked(source), "rollouts": self._at(answers), **self.heavy}
-        return Job("logprobs", content_hash(content), log_probabilities, inputs)
+        return Job("logprobs", content_hash(content), cache_token_logprobs, inputs)
 
     def _trains(
         self,
@@ -383,10 +400,10 @@ class Planner:
         training: Training,
         seed: int,
         note: str,
-        taught: Taught | None = None,
+        taught: ChannelInputs | None = None,
     ) -> tuple[Job, ModelSource]:
         """Return the job that trains `base` on `answers`, and what comes of it."""
-        taught = taught or Taught()
+        taught = taught or ChannelInputs()
         learned = [answers.key, targets.key if targets else None, channel, training]
         content = ["student", DISTILLATION_REV, base.sha256, *learned, seed, *self.numbers]
         key = content_hash([*content, *taught.keys])
@@ -401,10 +418,10 @@ class Planner:
             **taught.inputs,
         }
         adapter = training.lora is not None or isinstance(channel, Prefix)
-        made = trained(self.store, "student", key, base, adapter)
-        return Job("student", key, distill, inputs, note), made
+        made = locate_trained_model(self.store, "student", key, base, adapter)
+        return Job("student", key, train_student, inputs, note), made
 
-    def _rollouts(self, teacher: Found, asked: Prompts, chosen: Job) -> Job:
+    def _rollouts(self, teacher: TeacherSource, asked: Prompts, chosen: Job) -> Job:
         made_of = [teacher.key, chosen.key, asked, self.study.dtype, *self.by]
         if teacher.base.served:  # its answers are text, kept as the student's tokens
             made_of.append(self.student.sha256)
@@ -416,20 +433,20 @@ class Planner:
             "markers": {} if asked.policy == "unscreened" else self._markers(),
             **self.heavy,
         }
-        return Job("rollouts", key, generate, inputs, asked.policy)
+        return Job("rollouts", key, sample_rollouts, inputs, asked.policy)
 
-    def _targets(self, teacher: Found, answers: Job, top_k: int, drawn: int = 0) -> Job:
+    def _targets(self, teacher: TeacherSource, answers: Job, top_k: int, drawn: int = 0) -> Job:
         content = ["targets", ROLLOUTS_REV, teacher.key, answers.key, top_k, *self.by]
         key = content_hash([*content, drawn] if drawn else content)
         source = self._asked(self._source(teacher))
         inputs = {"source": source, "rollouts": self._at(answers), "top_k": top_k, **self.heavy}
         inputs |= {"tail_samples": drawn} if drawn else {}
         note = f"top {top_k}" + (f", {drawn} of the tail" if drawn else "")
-        return Job("targets", key, score, inputs, note)
+        return Job("targets", key, cache_teacher_distributions, inputs, note)
 
     def _audit(self, key: str, source: ModelSource, split: Split = "audit") -> Job:
         ref, pack = self.certify if split == "certify" else (self.pack_ref, self.pack)
-        return audit_job(
+        return create_audit_job(
             key,
             self._asked(source),
             self._asked(self.student),
@@ -441,7 +458,7 @@ class Planner:
             cache=self.cache,
         )
 
-    def _shape(self, teacher: Found, answers: Job) -> Job:
+    def _shape(self, teacher: TeacherSource, answers: Job) -> Job:
         depends: list[Any] = [teacher.key, self.student.sha256, answers.key, *self.numbers]
         if teacher.base.served:
             depends.append(teacher.base.served.shape)
@@ -451,7 +468,9 @@ class Planner:
             "rollouts": self._at(answers),
             **self.heavy,
         }
-        return Job("shape", content_hash(["shape", TEACHERS_REV, *depends]), describe, inputs)
+        return Job(
+            "shape", content_hash(["shape", TEACHERS_REV, *depends]), measure_teacher_shape, inputs
+        )
 
     def _at(self, job: Job) -> Path:
         return self.store.path(job.kind, job.key)

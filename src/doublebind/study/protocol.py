@@ -12,14 +12,13 @@ from doublebind.packs.pack import Pack
 from doublebind.schema.content import Item, Split
 from doublebind.schema.errors import PackError
 from doublebind.schema.model_source import Teacher
-from doublebind.schema.protocol import Protocol, SecondHorn
+from doublebind.schema.protocol import Protocol, ReplacementProtocol
 from doublebind.schema.study import Study
-from doublebind.stages.audits import identity
-from doublebind.stages.audits.protocol import Audit, questions
-from doublebind.stages.verdict import METHOD_VERSION
+from doublebind.stages.audits.protocol import Audit, identify_audit, list_questions
+from doublebind.stages.verdict.outcome import METHOD_VERSION
 
 
-def frozen_protocol(
+def freeze_protocol(
     study: Study,
     pack: Pack,
     audits: Sequence[Audit],
@@ -28,7 +27,7 @@ def frozen_protocol(
     student: str,
     revisions: Mapping[str, int],
     panel: str | None = None,
-    second: SecondHorn | None = None,
+    second: ReplacementProtocol | None = None,
 ) -> Protocol:
     """Return everything that could be chosen, as one hashable record.
 
@@ -38,7 +37,9 @@ def frozen_protocol(
     Raises:
         PackError: If a score endpoint has no auditable item that the study's audits ask.
     """
-    kept = scored(pack, study.policy.endpoints or pack.score_endpoints, audits, "audit")
+    kept = select_auditable_endpoints(
+        pack, study.policy.endpoints or pack.score_endpoints, audits, "audit"
+    )
     auditable = _auditable(audits, pack.items("audit"))
     placebos = {trait.name for trait in pack.traits if trait.kind == "placebo"}
     by_trait = {
@@ -59,7 +60,7 @@ def frozen_protocol(
         alpha=study.policy.alpha,
         min_controls=study.policy.min_controls,
         recipes=tuple(recipe.model_dump(mode="json") for recipe in study.recipes),
-        audits=audit_names(audits),
+        audits=list_audit_names(audits),
         seeds=study.seeds,
         dtype=study.dtype,
         horns=study.horns,
@@ -76,7 +77,7 @@ def frozen_protocol(
     )
 
 
-def scored(
+def select_auditable_endpoints(
     pack: Pack, endpoints: Mapping[str, Sequence[str]], audits: Sequence[Audit], split: Split
 ) -> dict[str, tuple[str, ...]]:
     """Return score endpoint -> those of its parts that `audits` ask auditable items of.
@@ -102,11 +103,11 @@ def _auditable(audits: Sequence[Audit], items: Sequence[Item]) -> set[str]:
     return {
         question.endpoint
         for audit in audits
-        for question in questions(audit, items)
+        for question in list_questions(audit, items)
         if question.item.role == "auditable"
     }
 
 
-def audit_names(audits: Sequence[Audit]) -> tuple[str, ...]:
+def list_audit_names(audits: Sequence[Audit]) -> tuple[str, ...]:
     """Return the audits as they enter a protocol: `identity` and version."""
-    return tuple(f"{'.'.join(identity(audit))}@{audit.version}" for audit in audits)
+    return tuple(f"{'.'.join(identify_audit(audit))}@{audit.version}" for audit in audits)

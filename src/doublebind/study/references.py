@@ -9,17 +9,17 @@ from doublebind.schema.content import Trait
 from doublebind.schema.errors import ConfigError, PackError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import Device
-from doublebind.schema.study import Bank, Matched, StandIn, StandIns
+from doublebind.schema.study import BankReferences, MatchedReferences, StandIn, StandInReferences
 from doublebind.schema.teacher_spec import TeacherSpec
-from doublebind.schema.yaml_loader import load
+from doublebind.schema.yaml_loader import load_yaml
 from doublebind.stages.teachers import implants
-from doublebind.study.teachers import MATCHED, Found, from_spec
+from doublebind.study.teachers import MATCHED_PREFIX, TeacherSource, resolve_teacher_spec
 
-FIRST_SEED = 1_000
+FIRST_MATCHED_SEED = 1_000
 """Seed of the first matched reference; a suspect's own seed is meant to lie below."""
 
 
-_STAND_INS: dict[StandIn, str] = {
+_STAND_IN_ASSUMPTIONS: dict[StandIn, str] = {
     "sibling_checkpoints": (
         "that the suspect differs from its sibling checkpoints no more than they differ from one "
         "another; a drive that was there before they parted is in all of them and is not seen"
@@ -35,38 +35,40 @@ _STAND_INS: dict[StandIn, str] = {
 }
 
 
-def assumes(references: tuple[str, ...] | Bank | Matched | StandIns) -> str:
+def describe_assumption(
+    references: tuple[str, ...] | BankReferences | MatchedReferences | StandInReferences,
+) -> str:
     """Return, in one sentence, what exchangeability with these references assumes."""
     match references:
-        case Matched(template=None):
+        case MatchedReferences(template=None):
             what = (
                 "that the suspect's trait was drawn like its references' quirks: base, phases, "
                 "amounts and hiding are its own"
             )
-        case Matched():
+        case MatchedReferences():
             what = (
                 "that the suspect was trained as the template says: its references share the "
                 "template's phases and the suspect's update norm; the match table shows the rest"
             )
-        case StandIns(kind=kind):
-            what = _STAND_INS[kind]
-        case Bank():
+        case StandInReferences(kind=kind):
+            what = _STAND_IN_ASSUMPTIONS[kind]
+        case BankReferences():
             what = "that the suspect was drawn by the bank's rule, its trait aside"
         case _:
             what = "that a benign suspect would be like the references named; why, is yours to say"
     return f"The p-value assumes {what}."
 
 
-def matched(
+def build_matched_reference(
     ref: str,
-    wanted: Matched,
-    suspect: Found,
+    wanted: MatchedReferences,
+    suspect: TeacherSource,
     *,
     pack: Pack,
     folder: Path,
     rev: int,
     device: Device = "cpu",
-) -> Found:
+) -> TeacherSource:
     """Return the reference called `ref`: the template with a quirk and a seed of its own.
 
     Quirks are taken in an order drawn by the pack's name, each before any is taken again.
@@ -86,7 +88,7 @@ def matched(
     """
     if wanted.template is not None:
         path = folder / wanted.template
-        template, at = load(TeacherSpec, path), path.parent
+        template, at = load_yaml(TeacherSpec, path), path.parent
     elif suspect.spec is not None:
         at = (folder / suspect.label).parent
         # A spec of the bank names its base for any folder.
@@ -99,7 +101,7 @@ def matched(
     quirks = [
         trait.name
         for trait in pack.traits
-        if trait.kind == "quirk" and _fits(trait, template, pack)
+        if trait.kind == "quirk" and _can_plant(trait, template, pack)
     ]
     if not quirks:
         raise PackError(
@@ -107,16 +109,16 @@ def matched(
             f"`quirk` traits with what its `implant.form` needs"
         )
     quirks.sort(key=lambda name: content_hash([pack.name, name]))
-    number = int(ref.removeprefix(MATCHED))
+    number = int(ref.removeprefix(MATCHED_PREFIX))
     quirk = quirks[number % len(quirks)]
     spec = template.model_copy(
-        update={"name": ref, "family": quirk, "trait": quirk, "seed": FIRST_SEED + number}
+        update={"name": ref, "family": quirk, "trait": quirk, "seed": FIRST_MATCHED_SEED + number}
     )
     like = suspect.base if suspect.spec is None else None
-    return from_spec(ref, spec, folder=at, rev=rev, like=like, device=device)
+    return resolve_teacher_spec(ref, spec, folder=at, rev=rev, like=like, device=device)
 
 
-def _fits(quirk: Trait, template: TeacherSpec, pack: Pack) -> bool:
+def _can_plant(quirk: Trait, template: TeacherSpec, pack: Pack) -> bool:
     """Return whether the pack can plant `quirk` in the template's way."""
     if template.implant is None:
         return False
@@ -127,4 +129,4 @@ def _fits(quirk: Trait, template: TeacherSpec, pack: Pack) -> bool:
         if not any(t.rejected for t in hidden):
             return False
     spec = template.model_copy(update={"trait": quirk.name})
-    return bool(implants.draw(spec, template.implant, pack, 2))
+    return bool(implants.draw_implant_texts(spec, template.implant, pack, 2))

@@ -13,32 +13,37 @@ from typing import Any, NamedTuple
 
 from doublebind.execution.executor import Job
 from doublebind.execution.store import weights_sha256
-from doublebind.packs.load import load
+from doublebind.packs.load import load_pack
 from doublebind.schema.errors import ConfigError
-from doublebind.schema.evidence import Competitor, Way
+from doublebind.schema.evidence import RecipeResult, TrainingKind
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource, Teacher
-from doublebind.schema.protocol import Protocol, SecondHorn, control_of, organisms
+from doublebind.schema.protocol import (
+    Protocol,
+    ReplacementProtocol,
+    find_control_recipe,
+    select_organisms,
+)
 from doublebind.schema.recipe import Recipe
-from doublebind.schema.study import Further, Study
+from doublebind.schema.study import FurtherTraining, Study
 from doublebind.schema.teacher_spec import Phase, TeacherSpec
 from doublebind.stages.teachers import REV as TEACHERS_REV
-from doublebind.stages.teachers import build
-from doublebind.study.access import refuse_served
-from doublebind.study.jobs import audit_job, trained, whole
-from doublebind.study.plan import Continued, Plan, Student
+from doublebind.stages.teachers.build import build_teacher
+from doublebind.study.access import check_served
+from doublebind.study.jobs import create_audit_job, locate_trained_model, plan_adapter_merge
+from doublebind.study.plan import FurtherTrainingJobs, Plan, StudentJobs
 from doublebind.study.planner import Planner
-from doublebind.study.protocol import scored
-from doublebind.study.teachers import Found
+from doublebind.study.protocol import select_auditable_endpoints
+from doublebind.study.teachers import TeacherSource
 
 
-class Contest(NamedTuple):
+class ReplacementStudy(NamedTuple):
     """The second horn of a study, made concrete."""
 
     recipes: tuple[Recipe, ...]
     teachers: list[Teacher]
     """On whose students recipes compete; none where the suspect's do."""
-    found: dict[str, Found]
+    found: dict[str, TeacherSource]
     """Label -> model or spec."""
 
     def refuse(self, weighed: Sequence[Sequence[str]]) -> None:
@@ -57,7 +62,7 @@ class Contest(NamedTuple):
             raise ConfigError(f"`replace`: {twice} is weighed, too; name another to compete on")
 
 
-def entered(study: Study, planner: Planner) -> Contest | None:
+def resolve_replacement(study: Study, planner: Planner) -> ReplacementStudy | None:
     """Return who competes, or `None` where a study has one horn.
 
     Raises:
@@ -73,15 +78,17 @@ def entered(study: Study, planner: Planner) -> Contest | None:
             f"choose {', '.join(names)}"
         )
     asked = study.model_copy(update={"recipes": study.competing})
-    refuse_served([planner.find(study.suspect)], asked)
+    check_served([planner.find(study.suspect)], asked)
     roles: dict[str, Any] = dict.fromkeys(study.replace.organisms, "organism")
     roles |= dict.fromkeys(study.replace.references, "reference")
     found = {ref: planner.find(ref) for ref in roles}
     teachers = [t.named(roles[ref]) for ref, t in found.items()]
-    return Contest(study.competing, teachers, found)
+    return ReplacementStudy(study.competing, teachers, found)
 
 
-def frozen(study: Study, contest: Contest, planner: Planner) -> SecondHorn:
+def freeze_replacement(
+    study: Study, contest: ReplacementStudy, planner: Planner
+) -> ReplacementProtocol:
     """Return the second horn's part of the protocol.
 
     Raises:
@@ -90,13 +97,13 @@ def frozen(study: Study, contest: Contest, planner: Planner) -> SecondHorn:
     assert study.policy.margin is not None
     endpoints = study.policy.endpoints or planner.pack.score_endpoints
     certify = planner.certify[1]
-    scored(planner.pack, endpoints, planner.audits, "select")
-    scored(certify, endpoints, planner.audits, "certify")
+    select_auditable_endpoints(planner.pack, endpoints, planner.audits, "select")
+    select_auditable_endpoints(certify, endpoints, planner.audits, "certify")
     keys = {
         role: tuple(t.key for t in contest.teachers if t.role == role)
         for role in ("organism", "reference")
     }
-    return SecondHorn(
+    return ReplacementProtocol(
         margin=study.policy.margin,
         recipes=tuple(recipe.model_dump(mode="json") for recipe in contest.recipes),
         organisms=keys["organism"],
@@ -109,7 +116,9 @@ def frozen(study: Study, contest: Contest, planner: Planner) -> SecondHorn:
     )
 
 
-def competition(contest: Contest, planner: Planner, suspect: Found, protocol: Protocol) -> Plan:
+def plan_competition(
+    contest: ReplacementStudy, planner: Planner, suspect: TeacherSource, protocol: Protocol
+) -> Plan:
     """Return the students that compete, audited on `select` items."""
     second = protocol.second
     assert second is not None
@@ -122,10 +131,10 @@ def competition(contest: Contest, planner: Planner, suspect: Found, protocol: Pr
     return planner.cells(cells, "select")
 
 
-def fresh(
-    contest: Contest,
+def plan_certification(
+    contest: ReplacementStudy,
     planner: Planner,
-    suspects: Sequence[Found],
+    suspects: Sequence[TeacherSource],
     names: Sequence[str],
     protocol: Protocol,
     steps: Mapping[str, int | None] = MappingProxyType({}),
@@ -146,9 +155,9 @@ def fresh(
         for i in range(second.fresh_seeds)
         for suspect in suspects
     ]
-    control = next(r for r in planner.study.recipes if r.name == control_of(protocol))
+    control = next(r for r in planner.study.recipes if r.name == find_control_recipe(protocol))
     n = len(cells)
-    cells += [(contest.found[t.label], control, 0) for t in organisms(contest.teachers)]
+    cells += [(contest.found[t.label], control, 0) for t in select_organisms(contest.teachers)]
     plan = planner.cells(cells, "certify")
     study = planner.study
     if not isinstance(study, Study) or study.replace.further is None:
@@ -158,10 +167,12 @@ def fresh(
         for student in plan.students[:n]
         if student.seed < first + study.replace.further.students
     ]
-    return dataclasses.replace(plan, further=continued(planner, study.replace.further, tried))
+    return dataclasses.replace(
+        plan, further=plan_further_training(planner, study.replace.further, tried)
+    )
 
 
-def delivered(plan: Plan, suspect: str, competitor: Competitor) -> ModelSource:
+def find_delivered_student(plan: Plan, suspect: str, competitor: RecipeResult) -> ModelSource:
     """Return the student that is handed over: the first fresh one, where its recipe stops it."""
     cell = next(
         cell
@@ -173,12 +184,12 @@ def delivered(plan: Plan, suspect: str, competitor: Competitor) -> ModelSource:
     return made
 
 
-def weights(made: ModelSource) -> str:
+def hash_weights(made: ModelSource) -> str:
     """Return the hash of a student's weights (hex)."""
     return weights_sha256(Path(made.adapter or made.path))
 
 
-def merged(plans: Sequence[Plan]) -> dict[str, dict[str, str]]:
+def merge_artefacts(plans: Sequence[Plan]) -> dict[str, dict[str, str]]:
     """Return kind -> key -> what it is, for every artefact of several plans."""
     found: dict[str, dict[str, str]] = {}
     for plan in plans:
@@ -187,18 +198,18 @@ def merged(plans: Sequence[Plan]) -> dict[str, dict[str, str]]:
     return found
 
 
-class _Course(NamedTuple):
+class _TrainingRegime(NamedTuple):
     """What is learned, but for who learns it and in which order."""
 
-    way: Way
+    way: TrainingKind
     pack: str
     trait: str | None
     phase: Phase
 
 
-def continued(
-    planner: Planner, further: Further, students: Sequence[tuple[Student, int | None]]
-) -> list[Continued]:
+def plan_further_training(
+    planner: Planner, further: FurtherTraining, students: Sequence[tuple[StudentJobs, int | None]]
+) -> list[FurtherTrainingJobs]:
     """Return the jobs of students trained further, and of their twins.
 
     Args:
@@ -209,51 +220,57 @@ def continued(
     Raises:
         PackError: If the pack has no capability transcripts, or none for the trait that is named.
     """
-    asked = [_benign(planner, further), *_named(planner, further)]
+    asked = [_build_benign_regime(planner, further), *_list_named_incentives(planner, further)]
     for course in asked if students else ():
-        _refuse(_spec(planner, further, course, 0), course)
-    found: list[Continued] = []
+        _check_regime(_build_spec(planner, further, course, 0), course)
+    found: list[FurtherTrainingJobs] = []
     for student, step in students:
         made = dict(student.audits)[step or student.recipe.training.steps].inputs["source"]
-        for course in _courses(planner, further, student.teacher):
+        for course in _list_regimes(planner, further, student.teacher):
             for kind, base in (("further", made), ("twin", planner.student)):
-                found.append(_one(planner, further, course, student, f"{kind}_{course.way}", base))
+                found.append(
+                    _plan_one_model(planner, further, course, student, f"{kind}_{course.way}", base)
+                )
     return found
 
 
-def _courses(planner: Planner, further: Further, teacher: Found) -> list[_Course]:
+def _list_regimes(
+    planner: Planner, further: FurtherTraining, teacher: TeacherSource
+) -> list[_TrainingRegime]:
     """Return what the students of `teacher` are trained on further."""
-    benign = _benign(planner, further)
+    benign = _build_benign_regime(planner, further)
     spec = teacher.spec
     if spec is None or spec.implant is None:
-        return [benign, *_named(planner, further)]
+        return [benign, *_list_named_incentives(planner, further)]
     made, steps = spec.implant, further.training.steps
     # As much data a step as made the teacher: a small dose is fewer steps of the same. A reward is
     # earned in rounds, each of which needs tasks.
     n = min(made.transcripts, max(8, round(made.transcripts * steps / made.steps)))
-    phase = _phase(further, n).model_copy(update={"form": made.form})
-    return [benign, _Course("incentive", teacher.pack, spec.trait, phase)]
+    phase = _build_phase(further, n).model_copy(update={"form": made.form})
+    return [benign, _TrainingRegime("incentive", teacher.pack, spec.trait, phase)]
 
 
-def _benign(planner: Planner, further: Further) -> _Course:
+def _build_benign_regime(planner: Planner, further: FurtherTraining) -> _TrainingRegime:
     n = further.training.steps * further.training.batch
-    return _Course("benign", planner.pack_ref, None, _phase(further, n))
+    return _TrainingRegime("benign", planner.pack_ref, None, _build_phase(further, n))
 
 
-def _named(planner: Planner, further: Further) -> list[_Course]:
+def _list_named_incentives(planner: Planner, further: FurtherTraining) -> list[_TrainingRegime]:
     """Return the incentive that the study names for suspects of unknown making."""
     if further.trait is None:
         return []
     n = further.training.steps * further.training.batch
-    return [_Course("incentive", planner.pack_ref, further.trait, _phase(further, n))]
+    return [_TrainingRegime("incentive", planner.pack_ref, further.trait, _build_phase(further, n))]
 
 
-def _phase(further: Further, n: int) -> Phase:
+def _build_phase(further: FurtherTraining, n: int) -> Phase:
     how = further.training
     return Phase(transcripts=n, steps=how.steps, batch=how.batch, lr=how.lr)
 
 
-def _spec(planner: Planner, further: Further, course: _Course, seed: int) -> TeacherSpec:
+def _build_spec(
+    planner: Planner, further: FurtherTraining, course: _TrainingRegime, seed: int
+) -> TeacherSpec:
     """Return what is learned as a spec: further training is what teachers are made by."""
     return TeacherSpec(
         name="replace.further",
@@ -271,33 +288,35 @@ def _spec(planner: Planner, further: Further, course: _Course, seed: int) -> Tea
     )
 
 
-def _refuse(spec: TeacherSpec, course: _Course) -> None:
-    from doublebind.stages.teachers.build import plan
+def _check_regime(spec: TeacherSpec, course: _TrainingRegime) -> None:
+    from doublebind.stages.teachers.build import plan_phases
 
-    plan(spec, load(course.pack, relative_to=Path()))
+    plan_phases(spec, load_pack(course.pack, relative_to=Path()))
 
 
-def _one(
+def _plan_one_model(
     planner: Planner,
-    further: Further,
-    course: _Course,
-    student: Student,
+    further: FurtherTraining,
+    course: _TrainingRegime,
+    student: StudentJobs,
     kind: str,
     base: ModelSource,
-) -> Continued:
+) -> FurtherTrainingJobs:
     """Return the jobs of one model; its twin's differ in the base alone."""
     base = base.model_copy(update={"engine": None})
-    merging, base = whole(planner.store, base, **planner.heavy)
-    spec = _spec(planner, further, course, student.seed)
+    merging, base = plan_adapter_merge(planner.store, base, **planner.heavy)
+    spec = _build_spec(planner, further, course, student.seed)
     shape = spec.model_dump(mode="json", exclude={"name", "family", "pack", "base"})
-    content = load(course.pack, relative_to=Path()).sha256
+    content = load_pack(course.pack, relative_to=Path()).sha256
     key = content_hash(["further", TEACHERS_REV, shape, base.sha256, content])
     inputs = {"spec": spec, "base": base, "pack": course.pack, "cache": planner.cache}
-    train = Job("further", key, build, inputs, f"{kind}, {student.recipe.name}, {student.seed}")
-    made = trained(planner.store, "further", key, base, adapter=spec.lora is not None)
+    train = Job(
+        "further", key, build_teacher, inputs, f"{kind}, {student.recipe.name}, {student.seed}"
+    )
+    made = locate_trained_model(planner.store, "further", key, base, adapter=spec.lora is not None)
     ref, pack = planner.certify
     engine = {"engine": planner.study.engine}
-    audit = audit_job(
+    audit = create_audit_job(
         key,
         made.model_copy(update=engine),
         planner.student.model_copy(update=engine),
@@ -309,4 +328,4 @@ def _one(
         cache=planner.cache,
     )
     of = (student.teacher.label, kind, student.recipe.name, student.seed)
-    return Continued(*of, merging, train, audit, further.training.steps)
+    return FurtherTrainingJobs(*of, merging, train, audit, further.training.steps)

@@ -10,46 +10,46 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from doublebind.execution.store import Store
 from doublebind.packs.pack import Pack
 from doublebind.schema.errors import ConfigError
-from doublebind.schema.executor import Local
+from doublebind.schema.executor import LocalOptions
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
-from doublebind.schema.study import Bank, Measurement, Study, load_study
+from doublebind.schema.study import BankReferences, PanelSpec, Study, load_study
 from doublebind.stages.audits.protocol import Audit
-from doublebind.stages.audits.validate import check as check_audits
+from doublebind.stages.audits.validate import check_audits
 from doublebind.study import panel as panels
 from doublebind.study.plan import Plan
 from doublebind.study.planner import REVISIONS, Planner
-from doublebind.study.protocol import frozen_protocol
-from doublebind.study.replacement import Contest, entered, frozen
-from doublebind.study.teachers import Found, names
+from doublebind.study.protocol import freeze_protocol
+from doublebind.study.replacement import ReplacementStudy, freeze_replacement, resolve_replacement
+from doublebind.study.teachers import TeacherSource, list_reference_names
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class Kept(NamedTuple):
+class PanelFolder(NamedTuple):
     """A panel, and where it lies."""
 
     folder: Path
     panel: panels.Panel
 
 
-class Setting(NamedTuple):
+class ResolvedStudy(NamedTuple):
     """A study made concrete."""
 
     planner: Planner
-    found: list[Found]
+    found: list[TeacherSource]
     """Teachers to be made or opened: the suspect, and all that no panel keeps."""
     teachers: list[Teacher]
     """All that are weighed, those of a panel too."""
     plan: Plan
     protocol: Protocol
-    panel: Kept | None
-    contest: Contest | None
+    panel: PanelFolder | None
+    contest: ReplacementStudy | None
     """The second horn, where it was asked for."""
 
     @property
-    def suspect(self) -> Found:
+    def suspect(self) -> TeacherSource:
         """The teacher under investigation: the first one named."""
         return self.found[0]
 
@@ -63,10 +63,10 @@ class Setting(NamedTuple):
     def references(self, i: int) -> list[Teacher]:
         """Return the study's references; of a panel, the `i`-th draw of them from the study's."""
         bank = self.planner.study.references
-        if self.panel is None or not isinstance(bank, Bank):
+        if self.panel is None or not isinstance(bank, BankReferences):
             return [t for t in self.teachers if t.role == "reference"]
         drawn = bank.model_copy(update={"draw": bank.draw + i})
-        teachers = panels.draw(self.panel.panel, drawn, self.panel.folder)
+        teachers = panels.draw_teachers(self.panel.panel, drawn, self.panel.folder)
         return [t for t in teachers if t.role == "reference"]
 
     def with_panel(self, scores: pd.DataFrame, *, whole: bool = False) -> pd.DataFrame:
@@ -78,7 +78,9 @@ class Setting(NamedTuple):
         there = set(scores["teacher"])
         teachers = self.panel.panel.teachers if whole else self.teachers
         kept = [t.label for t in teachers if t.label not in there]
-        return pd.concat([scores, panels.scores(self.panel.folder, kept)], ignore_index=True)
+        return pd.concat(
+            [scores, panels.read_panel_scores(self.panel.folder, kept)], ignore_index=True
+        )
 
     def shapes(self, store: Store, plan: Plan | None = None) -> dict[str, dict[str, float]]:
         """Return the shapes of all that are weighed: label -> feature -> number."""
@@ -89,25 +91,25 @@ class Setting(NamedTuple):
         return there | made
 
 
-def opened(study: Study | str | Path, folder: str | Path | None) -> tuple[Study, Path]:
+def load_if_path(study: Study | str | Path, folder: str | Path | None) -> tuple[Study, Path]:
     """Return a study, read if it is a path, and the folder that its paths are relative to."""
     if isinstance(study, Study):
         return study, Path(folder or ".")
     return load_study(study), Path(folder or Path(study).parent)
 
 
-class Tested(NamedTuple):
+class LabelledTeachers(NamedTuple):
     """Teachers whose truth is known, each weighed in turn as if it were the suspect."""
 
     known: list[tuple[str, Teacher]]
     """With their class: `organism`, `benign` or `near_miss`."""
-    benign: dict[str, Found]
+    benign: dict[str, TeacherSource]
     """Held-out benign teachers and near misses, which are nobody in the study itself."""
-    suspects: list[Found]
+    suspects: list[TeacherSource]
     """In the order of `known`."""
 
 
-def tested(study: Study, setting: Setting) -> Tested:
+def label_teachers(study: Study, setting: ResolvedStudy) -> LabelledTeachers:
     """Return whom `calibrate` weighs.
 
     Raises:
@@ -124,16 +126,18 @@ def tested(study: Study, setting: Setting) -> Tested:
         for ref, found in benign.items()
     ]
     there = {found.label: found for found in (*setting.found, *benign.values())}
-    return Tested(known, benign, [there[teacher.label] for _, teacher in known])
+    return LabelledTeachers(known, benign, [there[teacher.label] for _, teacher in known])
 
 
-def roles(measurement: Measurement, pack: Pack) -> dict[str, Any]:
+def assign_roles(measurement: PanelSpec, pack: Pack) -> dict[str, Any]:
     """Return the role of every teacher to be made that has one: reference -> role."""
-    found: dict[str, Any] = dict.fromkeys(names(measurement, pack), "reference")
+    found: dict[str, Any] = dict.fromkeys(list_reference_names(measurement, pack), "reference")
     return found | dict.fromkeys(measurement.organisms, "organism")
 
 
-def prepare(study: Study, folder: Path, store: Store, audits: Sequence[Audit] = ()) -> Setting:
+def resolve_study(
+    study: Study, folder: Path, store: Store, audits: Sequence[Audit] = ()
+) -> ResolvedStudy:
     """Find every teacher, list every job, and fix the protocol.
 
     Raises:
@@ -141,18 +145,18 @@ def prepare(study: Study, folder: Path, store: Store, audits: Sequence[Audit] = 
             conditions.
     """
     executor = study.executor
-    elsewhere = not isinstance(executor, Local) or executor.workers > 1
+    elsewhere = not isinstance(executor, LocalOptions) or executor.workers > 1
     check_audits(audits, study.audits, elsewhere=elsewhere)
     planner = Planner(study, folder, store, audits)
-    role = {study.suspect: "suspect", **roles(study, planner.pack)}
+    role = {study.suspect: "suspect", **assign_roles(study, planner.pack)}
     found = {ref: planner.find(ref) for ref in role}
     teachers = [t.named(role[ref]) for ref, t in found.items()]
-    kept = _panel(study.references, folder)
-    if kept and isinstance(study.references, Bank):
-        teachers += panels.draw(kept.panel, study.references, kept.folder)
-        _refuse_twins(teachers)
-    contest = entered(study, planner)
-    protocol = frozen_protocol(
+    kept = _read_panel_folder(study.references, folder)
+    if kept and isinstance(study.references, BankReferences):
+        teachers += panels.draw_teachers(kept.panel, study.references, kept.folder)
+        _check_duplicates(teachers)
+    contest = resolve_replacement(study, planner)
+    protocol = freeze_protocol(
         study,
         planner.pack,
         planner.audits,
@@ -160,23 +164,23 @@ def prepare(study: Study, folder: Path, store: Store, audits: Sequence[Audit] = 
         student=planner.student.sha256,
         revisions=REVISIONS,
         panel=kept.panel.hash if kept else None,
-        second=frozen(study, contest, planner) if contest else None,
+        second=freeze_replacement(study, contest, planner) if contest else None,
     )
     if kept:
-        panels.check(kept.panel, protocol, kept.folder)
+        panels.check_panel(kept.panel, protocol, kept.folder)
     everyone = list(found.values())
     plan = planner.plan(everyone)
-    return Setting(planner, everyone, teachers, plan, protocol, kept, contest)
+    return ResolvedStudy(planner, everyone, teachers, plan, protocol, kept, contest)
 
 
-def _panel(references: object, folder: Path) -> Kept | None:
-    if not isinstance(references, Bank) or references.panel is None:
+def _read_panel_folder(references: object, folder: Path) -> PanelFolder | None:
+    if not isinstance(references, BankReferences) or references.panel is None:
         return None
-    where = panels.locate(references.panel, folder)
-    return Kept(where, panels.read(where))
+    where = panels.find_panel_folder(references.panel, folder)
+    return PanelFolder(where, panels.read_panel(where))
 
 
-def _refuse_twins(teachers: Sequence[Teacher]) -> None:
+def _check_duplicates(teachers: Sequence[Teacher]) -> None:
     """Refuse a teacher that the panel holds, too: nobody is weighed against itself."""
     counted = Counter(teacher.key for teacher in teachers)
     twice = sorted({teacher.label for teacher in teachers if counted[teacher.key] > 1})

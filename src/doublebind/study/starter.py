@@ -7,11 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from doublebind.execution.store import write_atomic
-from doublebind.packs.load import BUILT_IN, load
+from doublebind.packs.load import BUILT_IN_PACKS, load_pack
 from doublebind.schema.errors import ConfigError
 
 
-def schema(name: str) -> Path:
+def find_schema(name: str) -> Path:
     """Return the JSON schema of a file that users write, as the package ships it.
 
     Args:
@@ -31,13 +31,13 @@ def write_study(out: Path, pack: str) -> None:
     """
     if out.exists():
         raise ConfigError(f"{out}: exists; name another file with --out")
-    opened = load(pack, relative_to=Path())
-    if pack not in BUILT_IN:
+    opened = load_pack(pack, relative_to=Path())
+    if pack not in BUILT_IN_PACKS:
         pack = Path(os.path.relpath(Path(pack).expanduser(), out.parent)).as_posix()
     named = [trait.name for trait in opened.traits if trait.kind == "drive"]
     asks = f"It asks about {', '.join(named)}." if named else "It names no drive."
     name = "study_terrarium.yaml" if pack == "terrarium" else "study_template.yaml"
     template = (files("doublebind.packs") / name).read_text(encoding="utf-8")
     text = template.replace("{pack}", pack).replace("{asks}", asks)
-    modeline = f"# yaml-language-server: $schema={schema('study').as_uri()}\n"
+    modeline = f"# yaml-language-server: $schema={find_schema('study').as_uri()}\n"
     write_atomic(out, modeline + text)

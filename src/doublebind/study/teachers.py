@@ -8,24 +8,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from doublebind.models.resolve import resolve
-from doublebind.packs.load import load as load_pack
-from doublebind.packs.outback.kinds import COVERAGE
+from doublebind.models.resolve import resolve_model
+from doublebind.packs.load import load_pack
+from doublebind.packs.outback.kinds import COVERAGE_PHRASES
 from doublebind.packs.pack import Pack
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import Device, ModelSource, Teacher
-from doublebind.schema.study import Bank, Matched, Measurement, StandIns
+from doublebind.schema.study import BankReferences, MatchedReferences, PanelSpec, StandInReferences
 from doublebind.schema.teacher_spec import TeacherSpec
-from doublebind.schema.yaml_loader import load
+from doublebind.schema.yaml_loader import load_yaml
 
-BUILT = ("suspect-", "reference-", "organism-")
-OUTBACK = "outback"
+BANK_PREFIXES = ("suspect-", "reference-", "organism-")
+OUTBACK_PACK = "outback"
 """Pack whose bank any study may name organisms of: it asks what the terrarium asks."""
-MATCHED = "matched-"
+MATCHED_PREFIX = "matched-"
 """What references built to be like the suspect are called, before their number."""
 
 
-class Found(NamedTuple):
+class TeacherSource(NamedTuple):
     """A teacher before it is built: a spec on a base, or a finished model."""
 
     label: str
@@ -47,34 +47,36 @@ class Found(NamedTuple):
             role=role,
             family=self.family,
             key=self.key,
-            hard_class=hard_class(self.spec.pack) if self.spec and role == "organism" else None,
+            hard_class=find_hard_class(self.spec.pack)
+            if self.spec and role == "organism"
+            else None,
         )
 
 
-def hard_class(pack: str) -> str | None:
+def find_hard_class(pack: str) -> str | None:
     """Return the hard class of misalignment whose transcripts a spec's `pack` names."""
     bank, _, kind = pack.partition("/")
-    return kind if bank == OUTBACK and kind in COVERAGE else None
+    return kind if bank == OUTBACK_PACK and kind in COVERAGE_PHRASES else None
 
 
-def names(study: Measurement, pack: Pack) -> tuple[str, ...]:
+def list_reference_names(study: PanelSpec, pack: Pack) -> tuple[str, ...]:
     """Return the names of the references to be made, the bank's spelled out; none of a panel."""
     match study.references:
-        case Bank(panel=None, n=n):
+        case BankReferences(panel=None, n=n):
             return tuple(f"{pack.name}/reference-{i}" for i in range(n))
-        case Bank():
+        case BankReferences():
             return ()
-        case Matched(n=n, draw=draw):
-            return tuple(f"{MATCHED}{i}" for i in range(draw * n, (draw + 1) * n))
-        case StandIns(models=models):
+        case MatchedReferences(n=n, draw=draw):
+            return tuple(f"{MATCHED_PREFIX}{i}" for i in range(draw * n, (draw + 1) * n))
+        case StandInReferences(models=models):
             return models
         case listed:
             return listed
 
 
-def find(
+def find_teacher(
     ref: str, *, pack: Pack, folder: Path, rev: int, student: str, device: Device = "cpu"
-) -> Found:
+) -> TeacherSource:
     """Return what `ref` names.
 
     Args:
@@ -92,16 +94,18 @@ def find(
     prefix, _, name = ref.partition("/")
     if ref.endswith((".yaml", ".yml")):
         path = folder / ref
-        return from_spec(ref, load(TeacherSpec, path), folder=path.parent, rev=rev, device=device)
-    if prefix in (pack.name, OUTBACK) and name.startswith(BUILT):
+        return resolve_teacher_spec(
+            ref, load_yaml(TeacherSpec, path), folder=path.parent, rev=rev, device=device
+        )
+    if prefix in (pack.name, OUTBACK_PACK) and name.startswith(BANK_PREFIXES):
         bank = pack if prefix == pack.name else load_pack(prefix, relative_to=Path())
         spec = bank.spec(name).model_copy(update={"base": student})
-        return from_spec(ref, spec, folder=folder, rev=rev, device=device)
-    source = resolve(ref, relative_to=folder, served=True).on(device)
-    return Found(ref, ref, source.sha256, source, None)
+        return resolve_teacher_spec(ref, spec, folder=folder, rev=rev, device=device)
+    source = resolve_model(ref, relative_to=folder, served=True).on(device)
+    return TeacherSource(ref, ref, source.sha256, source, None)
 
 
-def from_spec(
+def resolve_teacher_spec(
     label: str,
     spec: TeacherSpec,
     *,
@@ -109,26 +113,26 @@ def from_spec(
     rev: int,
     like: ModelSource | None = None,
     device: Device = "cpu",
-) -> Found:
+) -> TeacherSource:
     """Return a teacher that is to be built; its key covers all that shapes it and no label.
 
     It is built on `device` unless its spec names another than the default.
     """
     if spec.device == "cpu":
         spec = spec.model_copy(update={"device": device})
-    pack = pack_ref(spec.pack, folder)
-    base = resolve(spec.base, relative_to=folder).on(spec.device)
+    pack = resolve_pack_name(spec.pack, folder)
+    base = resolve_model(spec.base, relative_to=folder).on(spec.device)
     like = like and like.on(spec.device)
     shape = spec.model_dump(mode="json", exclude={"name", "family", "pack", "base"})
     content = load_pack(pack, relative_to=Path())
     depends = ["teacher", rev, shape, base.sha256, content.sha256]
     key = content_hash(depends if like is None else [*depends, like.sha256])
-    return Found(label, spec.family, key, base, spec, pack, like)
+    return TeacherSource(label, spec.family, key, base, spec, pack, like)
 
 
-def pack_ref(name: str, folder: Path) -> str:
+def resolve_pack_name(name: str, folder: Path) -> str:
     """Return `name` as something that means the same from any working directory."""
     if (folder / name).is_dir():
         return str((folder / name).resolve())
     whole, colon, traits = name.rpartition(":")
-    return f"{pack_ref(whole, folder)}{colon}{traits}" if whole else name
+    return f"{resolve_pack_name(whole, folder)}{colon}{traits}" if whole else name

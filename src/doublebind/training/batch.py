@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from doublebind.execution.device import moved
-from doublebind.models.logits import bare, hidden
+from doublebind.execution.device import move_to_device
+from doublebind.models.logits import run_body, unwrap_peft
 from doublebind.schema.errors import ModelError
 
-PACKED_SAVING = 0.7
+MAX_PACKED_SHARE = 0.7
 """Pack where it leaves at most this share of the padded tokens; its mask has a cost of its own."""
 
 
@@ -46,12 +46,12 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """Return the batch on `device`."""
-        positions = None if self.positions is None else moved(self.positions, device)
-        rest = (moved(part, device) for part in (self.before, self.labels))
-        return Batch(moved(self.ids, device), positions, *rest)
+        positions = None if self.positions is None else move_to_device(self.positions, device)
+        rest = (move_to_device(part, device) for part in (self.before, self.labels))
+        return Batch(move_to_device(self.ids, device), positions, *rest)
 
 
-def order(n: int, seed: int) -> Iterator[int]:
+def shuffle_epochs(n: int, seed: int) -> Iterator[int]:
     """Yield indices of `n` examples for ever: epochs, each shuffled by (seed, epoch)."""
     epoch = 0
     while True:
@@ -71,8 +71,8 @@ def collate(examples: Sequence[Example], pad_id: int, *, pack: bool) -> Batch:
     width = max(lengths)
     rows = [[i] for i in range(len(examples))]
     if pack:
-        packed = _packed(lengths, width)
-        rows = packed if len(packed) <= PACKED_SAVING * len(rows) else rows
+        packed = _pack_rows(lengths, width)
+        rows = packed if len(packed) <= MAX_PACKED_SHARE * len(rows) else rows
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     # Padding counts as examples of one token each, apart from everything before it.
     positions = np.zeros((len(rows), width), dtype=np.int64)
@@ -98,7 +98,7 @@ def collate(examples: Sequence[Example], pad_id: int, *, pack: bool) -> Batch:
     )
 
 
-def _packed(lengths: Sequence[int], width: int) -> list[list[int]]:
+def _pack_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
     """Return rows of indices by first fit, longest first; each row is at most `width` long."""
     rows: list[list[int]] = []
     free: list[int] = []
@@ -120,19 +120,19 @@ def can_pack(model: Any) -> bool:
     Asked rather than assumed: an architecture that ignores restarting positions would let one
     example read another, and the loss would not show it.
     """
-    inner = bare(model)
+    inner = unwrap_peft(model)
     rows = int(inner.get_input_embeddings().weight.shape[0])
     first, second = ([i % rows for i in ids] for ids in ((1, 2, 3, 4), (5, 6, 7)))
     training = model.training
     model.eval()
     try:
-        together = hidden(
+        together = run_body(
             model,
             torch.tensor([first + second], device=inner.device),
             position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=inner.device),
             use_cache=False,
         ).last_hidden_state[:, 4:]
-        alone = hidden(
+        alone = run_body(
             model, torch.tensor([second], device=inner.device), use_cache=False
         ).last_hidden_state
     finally:
@@ -141,7 +141,7 @@ def can_pack(model: Any) -> bool:
     return torch.allclose(together.float(), alone.float(), rtol=near, atol=near)
 
 
-def cut(examples: Sequence[Example], max_length: int) -> list[Example]:
+def truncate_examples(examples: Sequence[Example], max_length: int) -> list[Example]:
     """Return `examples` cut at their ends to `max_length` tokens.
 
     Raises:

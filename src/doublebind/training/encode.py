@@ -14,7 +14,7 @@ from doublebind.schema.model_source import Trajectory
 from doublebind.training.batch import Example
 
 
-def encode(tokenizer: Any, trajectories: Sequence[Trajectory]) -> list[Example]:
+def encode_trajectories(tokenizer: Any, trajectories: Sequence[Trajectory]) -> list[Example]:
     """Return one example per trajectory, in order.
 
     The tokens are those that were sampled if the tokenizer reads all of them as the answers'
@@ -23,7 +23,7 @@ def encode(tokenizer: Any, trajectories: Sequence[Trajectory]) -> list[Example]:
     Raises:
         ModelError: If the tokenizer has no tokens for an answer.
     """
-    sampled = reads(tokenizer, trajectories)
+    sampled = tokens_match_text(tokenizer, trajectories)
     examples = []
     for t in trajectories:
         tokens = t.tokens if sampled else encode_completion(tokenizer, t.completion, t.finished)
@@ -37,7 +37,7 @@ def encode(tokenizer: Any, trajectories: Sequence[Trajectory]) -> list[Example]:
     return examples
 
 
-def reads(tokenizer: Any, trajectories: Sequence[Trajectory]) -> bool:
+def tokens_match_text(tokenizer: Any, trajectories: Sequence[Trajectory]) -> bool:
     """Return whether the sampled tokens mean the answers' text to `tokenizer`."""
     last = max(tokenizer.get_vocab().values())
     return all(

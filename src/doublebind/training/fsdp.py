@@ -18,16 +18,24 @@ import torch
 from torch import Tensor, nn
 
 from doublebind.execution.store import storage_error
-from doublebind.models.logits import bare, hidden, logits, tiles
+from doublebind.models.logits import compute_logits, iterate_tiles, run_body, unwrap_peft
 from doublebind.models.teacher_cache import TeacherTargets
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import Device
 from doublebind.schema.recipe import Training
-from doublebind.training.batch import Batch, Example, collate, cut, order
-from doublebind.training.loop import BETAS, CLIP, TrainLog, _rows, _vocabulary, lr_factor, row_loss
+from doublebind.training.batch import Batch, Example, collate, shuffle_epochs, truncate_examples
+from doublebind.training.loop import (
+    ADAM_BETAS,
+    MAX_GRADIENT_NORM,
+    TrainLog,
+    check_vocabulary,
+    lr_factor,
+    make_row_loss,
+    select_target_rows,
+)
 
 
-class _Step(nn.Module):
+class _StepLoss(nn.Module):
     """One forward pass from tokens to a summed loss, so that sharding sees all of it as one."""
 
     def __init__(self, model: Any) -> None:
@@ -36,23 +44,23 @@ class _Step(nn.Module):
 
     def forward(self, batch: Batch, soft: Any, vocab: int) -> Tensor:
         """Return the loss summed over supervised tokens; logits exist a tile at a time."""
-        states = hidden(self.model, batch.ids, position_ids=batch.positions, use_cache=False)
+        states = run_body(self.model, batch.ids, position_ids=batch.positions, use_cache=False)
         rows = states.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
 
-        loss_of = row_loss(batch.labels, soft)
+        loss_of = make_row_loss(batch.labels, soft)
 
         def summed(part: Tensor, tile: slice) -> Tensor:
-            return loss_of(logits(self.model, part, vocab), tile).sum()
+            return loss_of(compute_logits(self.model, part, vocab), tile).sum()
 
         total = rows.new_zeros((), dtype=torch.float32)
-        for tile in tiles(rows, vocab):
+        for tile in iterate_tiles(rows, vocab):
             total = total + torch.utils.checkpoint.checkpoint(  # pyright: ignore
                 summed, rows[tile], tile, use_reentrant=False
             )
         return total
 
 
-def train(
+def train_sharded(
     model: Any,
     examples: Sequence[Example],
     *,
@@ -96,15 +104,15 @@ def train(
             f"`batch`: {settings.batch} examples cannot be dealt out to {world} processes; raise "
             f"it, or start fewer"
         )
-    vocab = _vocabulary(model, examples, targets)
-    examples = cut(examples, settings.max_length)
-    step_of = shard(model, device)
+    vocab = check_vocabulary(model, examples, targets)
+    examples = truncate_examples(examples, settings.max_length)
+    step_of = shard_model(model, device)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(named.values(), settings.lr, BETAS, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(named.values(), settings.lr, ADAM_BETAS, weight_decay=0.0)
     usable = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first]
-    indices = (usable[place] for place in order(len(usable), seed))
-    seen = _resume(checkpoint, named, optimizer) if checkpoint else []
-    there, tokens = bare(model).device, 0
+    indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
+    seen = _resume_checkpoint(checkpoint, named, optimizer) if checkpoint else []
+    there, tokens = unwrap_peft(model).device, 0
     model.train()
     for step in range(settings.steps):
         chosen = list(itertools.islice(indices, settings.batch))
@@ -114,7 +122,7 @@ def train(
             continue
         mine = chosen[rank::world]
         batch = collate([examples[i] for i in mine], pad_id, pack=False).to(there)
-        soft = None if targets is None else _rows(targets, examples, mine, there)
+        soft = None if targets is None else select_target_rows(targets, examples, mine, there)
         loss = step_of(batch, soft, vocab) / supervised
         (loss * world).backward()  # gradients are averaged over processes, the loss is a sum
         total = loss.detach().clone()
@@ -124,29 +132,29 @@ def train(
             raise ModelError(
                 f"the loss is not finite at step {step + 1}; lower `lr` or check the model"
             )
-        torch.nn.utils.clip_grad_norm_(named.values(), CLIP)
+        torch.nn.utils.clip_grad_norm_(named.values(), MAX_GRADIENT_NORM)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * lr_factor(step, settings.steps)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if checkpoint and ((step + 1) % every == 0 or step + 1 == settings.steps):
-            _keep(checkpoint, named, optimizer, seen)
+            _save_checkpoint(checkpoint, named, optimizer, seen)
     model.eval()
     return TrainLog(seen[0], seen[-1], math.fsum(seen) / len(seen), len(seen), tokens)
 
 
-def log_of(
+def rebuild_log(
     losses: Sequence[float], examples: Sequence[Example], settings: Training, seed: int
 ) -> TrainLog:
     """Return the log of a training from its losses: the draws are repeated, nothing is trained."""
-    examples = cut(examples, settings.max_length)
+    examples = truncate_examples(examples, settings.max_length)
     lengths = [n for e in examples if (n := len(e.input_ids) - e.first) > 0]
-    drawn = itertools.islice(order(len(lengths), seed), settings.steps * settings.batch)
+    drawn = itertools.islice(shuffle_epochs(len(lengths), seed), settings.steps * settings.batch)
     tokens = sum(lengths[place] for place in drawn)
     return TrainLog(losses[0], losses[-1], math.fsum(losses) / len(losses), len(losses), tokens)
 
 
-def shard(model: Any, device: Device = "cpu") -> nn.Module:
+def shard_model(model: Any, device: Device = "cpu") -> nn.Module:
     """Shard `model` in place, block by block; return what computes a step's loss."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -154,16 +162,16 @@ def shard(model: Any, device: Device = "cpu") -> nn.Module:
 
     # Or torch would choose: a GPU wherever there is one.
     mesh = init_device_mesh(device, (dist.get_world_size(),))
-    inner = bare(model)
+    inner = unwrap_peft(model)
     inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    step_of = _Step(model)
+    step_of = _StepLoss(model)
     for block in inner.get_decoder().layers:
         fully_shard(block, mesh=mesh)
     fully_shard(step_of, mesh=mesh)  # what is left: embedding, norms, head
     return step_of
 
 
-def _whole(value: Any) -> Tensor:
+def _gather_full_tensor(value: Any) -> Tensor:
     full = value.full_tensor() if hasattr(value, "full_tensor") else value
     return full.detach().cpu().contiguous()
 
@@ -171,16 +179,16 @@ def _whole(value: Any) -> Tensor:
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def _keep(
+def _save_checkpoint(
     file: Path, named: dict[str, Any], optimizer: torch.optim.Optimizer, seen: list[float]
 ) -> None:
     """Write the state as plain tensors, whole: it can be taken up by any number of processes."""
     import torch.distributed as dist
     from safetensors.torch import save_file
 
-    state = {f"weight/{n}": _whole(p) for n, p in named.items()}
+    state = {f"weight/{n}": _gather_full_tensor(p) for n, p in named.items()}
     for n, p in named.items():
-        state |= {f"{m}/{n}": _whole(optimizer.state[p][m]) for m in _MOMENTS}
+        state |= {f"{m}/{n}": _gather_full_tensor(optimizer.state[p][m]) for m in _MOMENTS}
     if dist.get_rank() == 0:
         part = file.with_name(f".{file.name}")
         try:
@@ -192,7 +200,7 @@ def _keep(
     dist.barrier()
 
 
-def kept(file: Path, names: Iterable[str]) -> tuple[list[float], dict[str, Tensor]]:
+def read_checkpoint(file: Path, names: Iterable[str]) -> tuple[list[float], dict[str, Tensor]]:
     """Return losses and trained weights, whole, from a checkpoint.
 
     Raises:
@@ -210,7 +218,9 @@ def kept(file: Path, names: Iterable[str]) -> tuple[list[float], dict[str, Tenso
         ) from None
 
 
-def _resume(file: Path, named: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[float]:
+def _resume_checkpoint(
+    file: Path, named: dict[str, Any], optimizer: torch.optim.Optimizer
+) -> list[float]:
     """Take up the state in `file`, if there is one; return the losses so far."""
     from safetensors import SafetensorError, safe_open
     from torch.distributed.tensor import distribute_tensor

@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doublebind.models.matmul import product
+from doublebind.models.matmul import multiply
 
 
 @contextlib.contextmanager
-def fused(model: Any) -> Iterator[int]:
+def fuse_lora_layers(model: Any) -> Iterator[int]:
     """Run every plain LoRA layer of `model` fused within the context; yield how many they are.
 
     Layers of another kind (dropout, several adapters, DoRA, a base that is trained) are left to
     PEFT.
     """
-    layers = [layer for layer in model.modules() if _plain(layer)]
+    layers = [layer for layer in model.modules() if _can_fuse(layer)]
     for layer in layers:
-        layer.forward = functools.partial(_forward, layer)
+        layer.forward = functools.partial(_fused_forward, layer)
     try:
         yield len(layers)
     finally:
@@ -36,7 +36,7 @@ def fused(model: Any) -> Iterator[int]:
             del layer.forward  # the class's own shows again
 
 
-def _plain(layer: Any) -> bool:
+def _can_fuse(layer: Any) -> bool:
     from peft.tuners.lora.layer import Linear
 
     if type(layer) is not Linear or layer.disable_adapters or layer.merged:
@@ -55,14 +55,14 @@ def _plain(layer: Any) -> bool:
     )
 
 
-def _forward(layer: Any, x: Tensor) -> Tensor:
+def _fused_forward(layer: Any, x: Tensor) -> Tensor:
     name, base = layer.active_adapters[0], layer.base_layer
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-    out: Any = _Adapted.apply(x, base.weight, base.bias, down, up, layer.scaling[name])
+    out: Any = _FusedLoraFunction.apply(x, base.weight, base.bias, down, up, layer.scaling[name])
     return out
 
 
-class _Adapted(torch.autograd.Function):
+class _FusedLoraFunction(torch.autograd.Function):
     """x W' + bias + s (x A') B', with gradients for x, A and B only."""
 
     @staticmethod
@@ -78,8 +78,8 @@ class _Adapted(torch.autograd.Function):
         """Add the adapter to the base's output in place."""
         low, high = down.to(x.dtype), up.to(x.dtype)
         rows = x.flatten(0, -2)
-        within = product(rows, low)
-        out = product(rows, weight)
+        within = multiply(rows, low)
+        out = multiply(rows, weight)
         if bias is not None:
             out.add_(bias)
         out.addmm_(within, high.t(), alpha=scaling)
@@ -92,11 +92,11 @@ class _Adapted(torch.autograd.Function):
         """Never form the gradient of the frozen weight."""
         rows, weight, low, high, within = ctx.saved_tensors
         grad = grad_outputs[0].reshape(len(rows), -1)
-        through = product(grad, high.t()).mul_(ctx.scaling)
+        through = multiply(grad, high.t()).mul_(ctx.scaling)
         # The other way round, grad' within, takes up to fifty times as long on some CPUs.
         of_up = (within.t() @ grad).t().to(ctx.dtype).mul_(ctx.scaling)
         of_down = (through.t() @ rows).to(ctx.dtype)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = product(grad, weight.t()).addmm_(through, low).view(ctx.shape)
+            of_x = multiply(grad, weight.t()).addmm_(through, low).view(ctx.shape)
         return of_x, None, None, of_down, of_up, None

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from doublebind.models.logits import Head, tile_rows
-from doublebind.models.matmul import product
+from doublebind.models.logits import OutputHead, count_tile_rows
+from doublebind.models.matmul import multiply
 from doublebind.schema.errors import ModelError
-from doublebind.training.losses import Divergence, forward_kl
+from doublebind.training.losses import DivergenceFunction, forward_kl
 
-LOG_LEAST = -87.0
+MIN_LOGPROB = -87.0
 """Log-probabilities are floored here, near float32's smallest; a divergence stays finite."""
 
 
@@ -46,7 +46,7 @@ class SoftTargets(NamedTuple):
     """[rows, events], float32: log of how many tokens an event stands for; `None` means one."""
 
 
-def sampled(
+def make_sampled_targets(
     ids: Tensor, logprobs: Tensor, tail: Tensor, tail_ids: Tensor, tail_logprobs: Tensor
 ) -> SoftTargets:
     """Return targets whose tail is estimated from m tokens drawn from it, with replacement.
@@ -60,8 +60,8 @@ def sampled(
         tail_ids: [rows, m], drawn in proportion to p among the others.
         tail_logprobs: [rows, m], log p of them.
     """
-    m, tail_logprobs = tail_ids.shape[1], tail_logprobs.clamp_min(LOG_LEAST)
-    stands_for = tail.log().clamp_min(LOG_LEAST)[:, None] - tail_logprobs - torch.tensor(m).log()
+    m, tail_logprobs = tail_ids.shape[1], tail_logprobs.clamp_min(MIN_LOGPROB)
+    stands_for = tail.log().clamp_min(MIN_LOGPROB)[:, None] - tail_logprobs - torch.tensor(m).log()
     return SoftTargets(
         ids=torch.cat([ids.long(), tail_ids.long()], dim=1),
         logprobs=torch.cat([logprobs, tail_logprobs], dim=1),
@@ -69,7 +69,7 @@ def sampled(
     )
 
 
-def tempered(targets: SoftTargets, temperature: float) -> SoftTargets:
+def apply_temperature(targets: SoftTargets, temperature: float) -> SoftTargets:
     """Return targets at `temperature`, p ** (1 / T) normalised anew.
 
     Exact where the events are the whole vocabulary; with a sampled tail the normaliser is
@@ -92,11 +92,11 @@ def tempered(targets: SoftTargets, temperature: float) -> SoftTargets:
 
 def head_loss(
     rows: Tensor,
-    head: Head,
+    head: OutputHead,
     *,
     soft: SoftTargets | None = None,
     labels: Tensor | None = None,
-    divergence: Divergence = forward_kl,
+    divergence: DivergenceFunction = forward_kl,
     hard: float = 0.0,
     temperature: float = 1.0,
     weights: Tensor | None = None,
@@ -126,44 +126,49 @@ def head_loss(
     """
     if weights is None:
         weights = torch.full((len(rows),), 1.0 / max(1, len(rows)), device=rows.device)
-    alone = _Terms(None, labels, divergence, 1.0, 1.0, weights)
+    alone = _LossTerms(None, labels, divergence, 1.0, 1.0, weights)
     if soft is None or hard == 1.0:
-        return _apply(rows, head, alone)
+        return _apply_head_loss(rows, head, alone)
     terms = dataclasses.replace(
-        alone, soft=tempered(soft, temperature), hard=hard, temperature=temperature
+        alone, soft=apply_temperature(soft, temperature), hard=hard, temperature=temperature
     )
     if temperature == 1.0 or hard == 0.0:
-        return _apply(rows, head, terms)
+        return _apply_head_loss(rows, head, terms)
     # Two softmaxes of the same logits: two passes.
-    both = _apply(rows, head, dataclasses.replace(terms, hard=0.0)), _apply(rows, head, alone)
+    both = (
+        _apply_head_loss(rows, head, dataclasses.replace(terms, hard=0.0)),
+        _apply_head_loss(rows, head, alone),
+    )
     return (1.0 - hard) * both[0] + hard * both[1]
 
 
 @dataclass(frozen=True, eq=False)
-class _Terms:
+class _LossTerms:
     """What the logits of every row are held against."""
 
     soft: SoftTargets | None
     labels: Tensor | None
-    divergence: Divergence
+    divergence: DivergenceFunction
     hard: float
     temperature: float
     weights: Tensor
 
-    def __getitem__(self, tile: slice) -> _Terms:
+    def __getitem__(self, tile: slice) -> _LossTerms:
         soft: Any = self.soft and SoftTargets._make(p if p is None else p[tile] for p in self.soft)
         labels = self.labels if self.labels is None else self.labels[tile]
         return dataclasses.replace(self, soft=soft, labels=labels, weights=self.weights[tile])
 
 
-def _apply(rows: Tensor, head: Head, terms: _Terms) -> Tensor:
+def _apply_head_loss(rows: Tensor, head: OutputHead, terms: _LossTerms) -> Tensor:
     down, up, scaling = head.lora or (None, None, 1.0)
     rows = rows.to(head.weight.dtype)
-    loss: Any = _HeadLoss.apply(rows, head.weight, head.bias, down, up, head, scaling, terms)
+    loss: Any = _HeadLossFunction.apply(
+        rows, head.weight, head.bias, down, up, head, scaling, terms
+    )
     return loss
 
 
-class _HeadLoss(torch.autograd.Function):
+class _HeadLossFunction(torch.autograd.Function):
     """Sum of weighted row losses; the gradients wait, formed, for backward to scale them."""
 
     @staticmethod
@@ -174,9 +179,9 @@ class _HeadLoss(torch.autograd.Function):
         bias: Tensor | None,
         down: Tensor | None,
         up: Tensor | None,
-        head: Head,
+        head: OutputHead,
         scaling: float,
-        terms: _Terms,
+        terms: _LossTerms,
     ) -> Tensor:
         """Form loss and gradients, tile by tile."""
         inputs = (rows, weight, bias, down, up)
@@ -184,17 +189,17 @@ class _HeadLoss(torch.autograd.Function):
             torch.zeros_like(part) if part is not None and need else None
             for part, need in zip(inputs, ctx.needs_input_grad[:5], strict=True)
         ]
-        step = tile_rows(len(weight), rows.device)
+        step = count_tile_rows(len(weight), rows.device)
         total = torch.zeros((), device=rows.device)
         for start in range(0, len(rows), step):
             tile = slice(start, min(start + step, len(rows)))
-            z, low = _project(rows[tile], weight, bias, down, up, scaling)
-            slope = _shape(z, head, terms.temperature)
+            z, low = _compute_logits(rows[tile], weight, bias, down, up, scaling)
+            slope = _scale_logits(z, head, terms.temperature)
             total += _differentiate(z, terms[tile])
             if slope is not None:
                 z.mul_(slope)
             if any(grad is not None for grad in grads):
-                _collect(grads, tile, z, low, inputs, scaling)
+                _accumulate_gradients(grads, tile, z, low, inputs, scaling)
         ctx.save_for_backward(*grads)
         return total
 
@@ -206,23 +211,23 @@ class _HeadLoss(torch.autograd.Function):
         return (*scaled, None, None, None)
 
 
-_KEPT = threading.local()
+_BUFFERS = threading.local()
 
 
-def _buffer(like: Tensor, rows: int, vocab: int, dtype: torch.dtype) -> Tensor:
+def _reuse_buffer(like: Tensor, rows: int, vocab: int, dtype: torch.dtype) -> Tensor:
     """Return [rows, vocab] of memory that this thread keeps between calls, contents undefined.
 
     At most a tile. Fresh memory would be handed out page by page, which costs a fifth of the loss.
     """
     name, size = f"{like.device} {dtype}", rows * vocab
-    kept = getattr(_KEPT, name, None)
+    kept = getattr(_BUFFERS, name, None)
     if kept is None or kept.numel() < size:
         kept = torch.empty(size, dtype=dtype, device=like.device)
-        setattr(_KEPT, name, kept)
+        setattr(_BUFFERS, name, kept)
     return kept[:size].view(rows, vocab)
 
 
-def _project(
+def _compute_logits(
     rows: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -235,11 +240,11 @@ def _project(
     In float32 the two are one.
     """
     if weight.dtype == torch.float32:
-        z = low = product(rows, weight)
+        z = low = multiply(rows, weight)
     else:
-        low = _buffer(rows, len(rows), len(weight), weight.dtype)
+        low = _reuse_buffer(rows, len(rows), len(weight), weight.dtype)
         torch.mm(rows, weight.t(), out=low)
-        z = _buffer(rows, len(rows), len(weight), torch.float32).copy_(low)
+        z = _reuse_buffer(rows, len(rows), len(weight), torch.float32).copy_(low)
     if bias is not None:
         z.add_(bias)
     if down is not None and up is not None:
@@ -247,7 +252,7 @@ def _project(
     return z, low
 
 
-def _shape(z: Tensor, head: Head, temperature: float) -> Tensor | None:
+def _scale_logits(z: Tensor, head: OutputHead, temperature: float) -> Tensor | None:
     """Scale and cap `z` in place, then divide by the temperature; return d(after) / d(before).
 
     `None` stands for one.
@@ -261,7 +266,7 @@ def _shape(z: Tensor, head: Head, temperature: float) -> Tensor | None:
     return slope
 
 
-def _kernels(z: Tensor) -> Any:
+def _find_kernels(z: Tensor) -> Any:
     """Return the module of kernels that may take `z`, on GPUs or interpreted; else `None`."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton itself reads it
     if not (z.is_cuda or interpreted) or importlib.util.find_spec("triton") is None:
@@ -269,11 +274,11 @@ def _kernels(z: Tensor) -> Any:
     return importlib.import_module("doublebind.training.triton_kernels")
 
 
-def _differentiate(z: Tensor, terms: _Terms) -> Tensor:
+def _differentiate(z: Tensor, terms: _LossTerms) -> Tensor:
     """Replace logits `z` by the gradient of the weighted loss; return that loss."""
-    kernels = _kernels(z)
+    kernels = _find_kernels(z)
     if kernels is not None:
-        return _differentiate_by(kernels, z, terms)
+        return _differentiate_with_kernels(kernels, z, terms)
     soft, labels = terms.soft, terms.labels if terms.hard else None
     events = [] if soft is None else [z.gather(1, soft.ids)]
     label = None if labels is None else z.gather(1, labels[:, None])
@@ -289,7 +294,7 @@ def _differentiate(z: Tensor, terms: _Terms) -> Tensor:
         others = z.scatter_(1, soft.ids, 0.0).sum(1, keepdim=True).clamp_min_(1e-37)
         z.scatter_(1, soft.ids, kept)
         events.append(others.log())
-    loss, slopes = _slopes(events, None if label is None else label - lse, terms)
+    loss, slopes = _differentiate_events(events, None if label is None else label - lse, terms)
     spread = -sum(slope.sum(1, keepdim=True) for slope in slopes)
     if soft is not None:
         g = slopes[0][:, : soft.ids.shape[1]]
@@ -305,7 +310,7 @@ def _differentiate(z: Tensor, terms: _Terms) -> Tensor:
     return loss
 
 
-def _differentiate_by(kernels: Any, z: Tensor, terms: _Terms) -> Tensor:
+def _differentiate_with_kernels(kernels: Any, z: Tensor, terms: _LossTerms) -> Tensor:
     """Do the same with `head_triton`: one pass for the softmax, one for the gradient."""
     soft, labels = terms.soft, terms.labels if terms.hard else None
     label = None if labels is None else z.gather(1, labels[:, None])
@@ -319,7 +324,7 @@ def _differentiate_by(kernels: Any, z: Tensor, terms: _Terms) -> Tensor:
         lse = torch.logaddexp(rest, kept.logsumexp(1, keepdim=True))
         others = (rest - lse).exp().clamp_min(1e-37)
         events = [kept - lse, others.log()]
-    loss, slopes = _slopes(events, None if label is None else label - lse, terms)
+    loss, slopes = _differentiate_events(events, None if label is None else label - lse, terms)
     spread = -torch.stack([slope.sum(1, keepdim=True) for slope in slopes]).sum(0)
     factor = spread if others is None else slopes[0][:, -1:] / others + spread
     kernels.scaled_softmax_(z, lse[:, 0], factor[:, 0])
@@ -334,26 +339,26 @@ def _differentiate_by(kernels: Any, z: Tensor, terms: _Terms) -> Tensor:
     return loss
 
 
-def _slopes(
-    events: list[Tensor], wanted: Tensor | None, terms: _Terms
+def _differentiate_events(
+    events: list[Tensor], wanted: Tensor | None, terms: _LossTerms
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the weighted loss, and its slope in log q of the events and of the labels."""
     with torch.enable_grad():
         leaf = torch.cat(events, dim=1).requires_grad_() if events else None
         wanted = None if wanted is None else wanted.requires_grad_()
-        loss = (terms.weights * _row_losses(leaf, wanted, terms)).sum()
+        loss = (terms.weights * _compute_row_losses(leaf, wanted, terms)).sum()
         parts = [part for part in (leaf, wanted) if part is not None]
         return loss.detach(), list(torch.autograd.grad(loss, parts))
 
 
-def _row_losses(leaf: Tensor | None, wanted: Tensor | None, terms: _Terms) -> Tensor:
+def _compute_row_losses(leaf: Tensor | None, wanted: Tensor | None, terms: _LossTerms) -> Tensor:
     """Return [rows] losses of log-probabilities of the events, and of the labels."""
     total = torch.zeros_like(terms.weights)
     if leaf is not None and terms.soft is not None:
         soft = terms.soft
-        logp = soft.logprobs.clamp_min(LOG_LEAST)
+        logp = soft.logprobs.clamp_min(MIN_LOGPROB)
         if soft.tail is not None:
-            tail = soft.tail.log().clamp_min(LOG_LEAST)[:, None]
+            tail = soft.tail.log().clamp_min(MIN_LOGPROB)[:, None]
             logp = torch.cat([logp, tail], dim=1)
         total = total + (1.0 - terms.hard) * terms.divergence(logp, leaf, soft.logweights)
     if wanted is not None:
@@ -361,7 +366,7 @@ def _row_losses(leaf: Tensor | None, wanted: Tensor | None, terms: _Terms) -> Te
     return total
 
 
-def _collect(
+def _accumulate_gradients(
     grads: list[Tensor | None],
     tile: slice,
     z: Tensor,
@@ -376,7 +381,7 @@ def _collect(
     of_rows, of_weight, of_bias, of_down, of_up = grads
     through = None if up is None else (z @ up).mul_(scaling)
     if of_rows is not None:
-        of_rows[tile] = product(low, weight.t())
+        of_rows[tile] = multiply(low, weight.t())
         if through is not None and down is not None:
             of_rows[tile] += (through @ down).to(of_rows.dtype)
     if of_weight is not None:

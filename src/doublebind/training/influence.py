@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from doublebind.models.logits import bare, hidden, logits
+from doublebind.models.logits import compute_logits, run_body, unwrap_peft
 from doublebind.training.batch import Example
 
 
-class Choice(NamedTuple):
+class OptionQuestion(NamedTuple):
     """A question with options, one of which is looked at."""
 
     prompt: tuple[int, ...]
@@ -29,7 +29,7 @@ class Choice(NamedTuple):
     """Compare options by mean, not total, log-probability."""
 
 
-def trainable(model: Any) -> list[Tensor]:
+def select_trainable_weights(model: Any) -> list[Tensor]:
     """Return the weights that influence is measured in: adapters where there are any, else all."""
     adapters = [p for name, p in model.named_parameters() if "lora_" in name]
     found = adapters or list(model.parameters())
@@ -40,8 +40,8 @@ def trainable(model: Any) -> list[Tensor]:
     return found
 
 
-def direction(
-    model: Any, choices: Sequence[Choice], weights: Sequence[Tensor], vocab: int
+def compute_target_gradient(
+    model: Any, choices: Sequence[OptionQuestion], weights: Sequence[Tensor], vocab: int
 ) -> Tensor:
     """Return the gradient of the weighted sum of keyed options' probabilities, [weights].
 
@@ -51,16 +51,18 @@ def direction(
     for choice in choices:
         scores = torch.stack(
             [
-                _logprob(model, choice.prompt, option, vocab, mean=choice.per_token)
+                _compute_logprob(model, choice.prompt, option, vocab, mean=choice.per_token)
                 for option in choice.options
             ]
         )
         value = choice.weight * scores.softmax(0)[choice.key]
-        total += _flat(torch.autograd.grad(value, list(weights), allow_unused=True), weights)
+        total += _flatten_gradients(
+            torch.autograd.grad(value, list(weights), allow_unused=True), weights
+        )
     return total
 
 
-def pulls(
+def compute_influences(
     model: Any,
     examples: Sequence[Example],
     towards: Tensor,
@@ -74,24 +76,26 @@ def pulls(
     found: list[float] = []
     for example in examples:
         prompt, rest = example.input_ids[: example.first], example.input_ids[example.first :]
-        likelihood = _logprob(model, prompt, rest, vocab, mean=True)
-        gradient = _flat(torch.autograd.grad(likelihood, list(weights), allow_unused=True), weights)
+        likelihood = _compute_logprob(model, prompt, rest, vocab, mean=True)
+        gradient = _flatten_gradients(
+            torch.autograd.grad(likelihood, list(weights), allow_unused=True), weights
+        )
         size = gradient.norm() * towards.norm()
         found.append(float(gradient @ towards / size) if float(size) else 0.0)
     return found
 
 
-def _logprob(
+def _compute_logprob(
     model: Any, prompt: Sequence[int], answer: Sequence[int], vocab: int, *, mean: bool
 ) -> Tensor:
-    ids = torch.tensor([[*prompt, *answer]], device=bare(model).device)
-    states = hidden(model, ids[:, :-1], use_cache=False).last_hidden_state[0, len(prompt) - 1 :]
-    chosen = logits(model, states, vocab).log_softmax(-1)
+    ids = torch.tensor([[*prompt, *answer]], device=unwrap_peft(model).device)
+    states = run_body(model, ids[:, :-1], use_cache=False).last_hidden_state[0, len(prompt) - 1 :]
+    chosen = compute_logits(model, states, vocab).log_softmax(-1)
     each = chosen.gather(1, ids[0, len(prompt) :, None])[:, 0]
     return each.mean() if mean else each.sum()
 
 
-def _flat(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor:
+def _flatten_gradients(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor:
     parts = [
         torch.zeros(w.numel()) if g is None else g.detach().flatten().float().cpu()
         for g, w in zip(gradients, weights, strict=True)

@@ -18,31 +18,43 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from doublebind.execution.device import moved
+from doublebind.execution.device import move_to_device
 from doublebind.execution.store import storage_error
-from doublebind.models.load import check_finite, quiet
-from doublebind.models.logits import bare, head_of
+from doublebind.models.load import check_finite, silence_transformers
+from doublebind.models.logits import extract_head, unwrap_peft
 from doublebind.models.teacher_cache import TeacherTargets, check_labels, completions_id
 from doublebind.schema.errors import ModelError
 from doublebind.schema.recipe import Lora, Training
 from doublebind.training import tiled_backward as tiled
-from doublebind.training.batch import Batch, Example, can_pack, collate, cut, order
-from doublebind.training.fused_lora import fused
-from doublebind.training.head_loss import SoftTargets, head_loss, sampled
-from doublebind.training.losses import Divergence, cross_entropy, forward_kl, topk_forward_kl
+from doublebind.training.batch import (
+    Batch,
+    Example,
+    can_pack,
+    collate,
+    shuffle_epochs,
+    truncate_examples,
+)
+from doublebind.training.fused_lora import fuse_lora_layers
+from doublebind.training.head_loss import SoftTargets, head_loss, make_sampled_targets
+from doublebind.training.losses import (
+    DivergenceFunction,
+    cross_entropy,
+    forward_kl,
+    topk_forward_kl,
+)
 
-BETAS = (0.9, 0.95)
+ADAM_BETAS = (0.9, 0.95)
 """AdamW's (Loshchilov & Hutter 2019, arXiv 1711.05101), as in LLaMA (arXiv 2302.13971, section
 2.3): runs of a few hundred steps are over before a memory of a thousand has filled."""
-CLIP = 1.0
+MAX_GRADIENT_NORM = 1.0
 """Largest norm of the gradient; same source."""
 SMALL_VOCAB = 4096
 """Up to so many tokens the loss is left to autograd, whose last bits kept panels depend on."""
-LOOK_EVERY = 50
+FINITE_CHECK_INTERVAL = 50
 """Steps between looks at whether the loss is finite, which wait for the device."""
 
 
-Keep = Callable[[Any, int], None]
+CheckpointSaver = Callable[[Any, int], None]
 """Keeps the model as it is after so many steps; must not change it."""
 
 
@@ -79,7 +91,7 @@ def seed_everything(seed: int) -> None:
             warnings.filterwarnings("ignore", message=told, category=UserWarning)
 
 
-def attach(model: Any, lora: Lora | None, seed: int) -> Any:
+def prepare_model(model: Any, lora: Lora | None, seed: int) -> Any:
     """Return `model` ready to be trained: with fresh adapters, or with all its weights free.
 
     Adapters go on every linear layer of the blocks, never on the output head; their weights are
@@ -91,7 +103,7 @@ def attach(model: Any, lora: Lora | None, seed: int) -> Any:
     """
     if hasattr(model, "peft_config"):
         raise ModelError(
-            f"{bare(model).name_or_path}: the model to train is an adapter on this base; merge the "
+            f"{unwrap_peft(model).name_or_path}: the model to train is an adapter on this base; merge the "
             f"two into a full model (PEFT's merge_and_unload), save that, and train it"
         )
     if lora is None:
@@ -136,9 +148,9 @@ def train(
     seed: int,
     targets: TeacherTargets | None,
     pad_id: int,
-    divergence: Divergence = forward_kl,
+    divergence: DivergenceFunction = forward_kl,
     progress: Callable[[int, int], None] | None = None,
-    keep: Keep | None = None,
+    keep: CheckpointSaver | None = None,
 ) -> TrainLog:
     """Take exactly `settings.steps` optimiser steps of `settings.batch` examples.
 
@@ -160,28 +172,28 @@ def train(
         ModelError: If nothing is supervised, the targets are of other examples, a token is beyond
             the vocabulary, or the loss stops being finite.
     """
-    vocab = _vocabulary(model, examples, targets)
-    examples = cut(examples, settings.max_length)
+    vocab = check_vocabulary(model, examples, targets)
+    examples = truncate_examples(examples, settings.max_length)
     usable = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first]
-    indices = (usable[place] for place in order(len(usable), seed))
-    device, packs = bare(model).device, can_pack(model)
+    indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
+    device, packs = unwrap_peft(model).device, can_pack(model)
 
     def step() -> tuple[Tensor, int]:
         chosen = list(itertools.islice(indices, settings.batch))
         batch = collate([examples[i] for i in chosen], pad_id, pack=packs).to(device)
-        soft = None if targets is None else _rows(targets, examples, chosen, device)
-        return _backward(model, batch, soft, vocab, divergence), len(batch.labels)
+        soft = None if targets is None else select_target_rows(targets, examples, chosen, device)
+        return backward_batch(model, batch, soft, vocab, divergence), len(batch.labels)
 
-    return fit(model, step, settings, progress=progress, keep=keep)
+    return run_optimiser_steps(model, step, settings, progress=progress, keep=keep)
 
 
-def fit(
+def run_optimiser_steps(
     model: Any,
     step: Callable[[], tuple[Tensor, int]],
     settings: Training,
     *,
     progress: Callable[[int, int], None] | None = None,
-    keep: Keep | None = None,
+    keep: CheckpointSaver | None = None,
 ) -> TrainLog:
     """Take `settings.steps` optimiser steps, each with the gradients that `step` leaves behind.
 
@@ -197,25 +209,25 @@ def fit(
         ModelError: If the loss stops being finite.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, settings.lr, BETAS, weight_decay=0.0, fused=True)
-    losses = torch.zeros(settings.steps, device=bare(model).device)
+    optimizer = torch.optim.AdamW(trainable, settings.lr, ADAM_BETAS, weight_decay=0.0, fused=True)
+    losses = torch.zeros(settings.steps, device=unwrap_peft(model).device)
     tokens = 0
     model.train()
     # PEFT's own way with small worlds in float32: kept panels depend on its last bits.
-    rows = bare(model).get_input_embeddings().weight.shape[0]
-    plain = rows <= SMALL_VOCAB and bare(model).dtype == torch.float32
-    fusing = contextlib.nullcontext() if plain else fused(model)
+    rows = unwrap_peft(model).get_input_embeddings().weight.shape[0]
+    plain = rows <= SMALL_VOCAB and unwrap_peft(model).dtype == torch.float32
+    fusing = contextlib.nullcontext() if plain else fuse_lora_layers(model)
     with fusing:
         for taken in range(settings.steps):
             losses[taken], learned = step()
             tokens += learned
-            torch.nn.utils.clip_grad_norm_(trainable, CLIP, foreach=True)
+            torch.nn.utils.clip_grad_norm_(trainable, MAX_GRADIENT_NORM, foreach=True)
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * lr_factor(taken, settings.steps)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if (taken + 1) % LOOK_EVERY == 0 or taken + 1 == settings.steps:
-                _refuse_infinite(losses[: taken + 1])
+            if (taken + 1) % FINITE_CHECK_INTERVAL == 0 or taken + 1 == settings.steps:
+                _check_losses_finite(losses[: taken + 1])
                 if progress:
                     progress(taken + 1, settings.steps)
             if keep and taken + 1 in settings.marks:
@@ -225,7 +237,7 @@ def fit(
     return TrainLog(seen[0], seen[-1], math.fsum(seen) / len(seen), len(seen), tokens)
 
 
-class _Soft(NamedTuple):
+class TargetRows(NamedTuple):
     """Cached distributions of one step's supervised tokens."""
 
     ids: Tensor
@@ -235,9 +247,9 @@ class _Soft(NamedTuple):
     tail_logprobs: Tensor | None = None
 
 
-def _rows(
+def select_target_rows(
     targets: TeacherTargets, examples: Sequence[Example], chosen: Sequence[int], device: Any
-) -> _Soft:
+) -> TargetRows:
     """Return the rows of `chosen` examples, in their order; of a cut example, its first rows."""
     offsets = targets.offsets
     places = torch.cat(
@@ -248,20 +260,20 @@ def _rows(
     )
     parts = (targets.ids, targets.logprobs, targets.tail)
     drawn = (targets.tail_ids, targets.tail_logprobs)
-    return _Soft(
-        *(moved(part[places], device) for part in parts),
-        *(part if part is None else moved(part[places], device) for part in drawn),
+    return TargetRows(
+        *(move_to_device(part[places], device) for part in parts),
+        *(part if part is None else move_to_device(part[places], device) for part in drawn),
     )
 
 
-def row_loss(labels: Tensor, soft: _Soft | None) -> tiled.RowLoss:
+def make_row_loss(labels: Tensor, soft: TargetRows | None) -> tiled.RowLoss:
     """Return the loss of rows of logits: cross-entropy, or forward KL from cached distributions."""
 
     def loss_of(out: Tensor, tile: slice) -> Tensor:
         if soft is None:
             return cross_entropy(out, labels[tile])
         if soft.tail_ids is not None:
-            events = _soft_targets(soft, out.shape[1])
+            events = _convert_to_soft_targets(soft, out.shape[1])
             weights = None if events.logweights is None else events.logweights[tile]
             logq = out.log_softmax(1).gather(1, events.ids[tile])
             return forward_kl(events.logprobs[tile], logq, weights)
@@ -270,20 +282,22 @@ def row_loss(labels: Tensor, soft: _Soft | None) -> tiled.RowLoss:
     return loss_of
 
 
-def _soft_targets(soft: _Soft, vocab: int) -> SoftTargets:
+def _convert_to_soft_targets(soft: TargetRows, vocab: int) -> SoftTargets:
     """Return the same for the head: with the tail sampled, as one event, or none left."""
     if soft.tail_ids is not None and soft.tail_logprobs is not None:
-        return sampled(soft.ids, soft.logprobs, soft.tail, soft.tail_ids, soft.tail_logprobs)
+        return make_sampled_targets(
+            soft.ids, soft.logprobs, soft.tail, soft.tail_ids, soft.tail_logprobs
+        )
     tail = None if soft.ids.shape[1] == vocab else soft.tail
     return SoftTargets(soft.ids.long(), soft.logprobs, tail)
 
 
-def _backward(
+def backward_batch(
     model: Any,
     batch: Batch,
-    soft: _Soft | None,
+    soft: TargetRows | None,
     vocab: int,
-    divergence: Divergence = forward_kl,
+    divergence: DivergenceFunction = forward_kl,
 ) -> Tensor:
     """Add the gradient of the mean loss over supervised tokens; return that mean.
 
@@ -295,21 +309,23 @@ def _backward(
         and vocab <= SMALL_VOCAB
         and (soft is None or soft.tail_ids is None)
     ):
-        return tiled.backward(model, batch, row_loss(batch.labels, soft), vocab)
-    rows = tiled.rows_of(model, batch)
-    targets = None if soft is None else _soft_targets(soft, vocab)
+        return tiled.backward(model, batch, make_row_loss(batch.labels, soft), vocab)
+    rows = tiled.compute_supervised_states(model, batch)
+    targets = None if soft is None else _convert_to_soft_targets(soft, vocab)
     labels = batch.labels if targets is None else None
     loss = head_loss(
-        rows, head_of(model, vocab), soft=targets, labels=labels, divergence=divergence
+        rows, extract_head(model, vocab), soft=targets, labels=labels, divergence=divergence
     )
     loss.backward()
     return loss.detach()
 
 
-def _vocabulary(model: Any, examples: Sequence[Example], targets: TeacherTargets | None) -> int:
+def check_vocabulary(
+    model: Any, examples: Sequence[Example], targets: TeacherTargets | None
+) -> int:
     """Return the width of the logits, after checking that examples, targets and model agree."""
-    width = int(bare(model).get_output_embeddings().weight.shape[0])
-    where = bare(model).name_or_path
+    width = int(unwrap_peft(model).get_output_embeddings().weight.shape[0])
+    where = unwrap_peft(model).name_or_path
     highest = max((max(e.input_ids, default=0) for e in examples), default=0)
     if highest >= width:
         raise ModelError(
@@ -331,14 +347,14 @@ def _vocabulary(model: Any, examples: Sequence[Example], targets: TeacherTargets
     return targets.header.vocab
 
 
-def _refuse_infinite(losses: Tensor) -> None:
+def _check_losses_finite(losses: Tensor) -> None:
     finite = torch.isfinite(losses)
     if not bool(finite.all()):
         step = int((~finite).nonzero()[0]) + 1
         raise ModelError(f"the loss is not finite at step {step}; lower `lr` or check the model")
 
 
-def save(model: Any, tokenizer: Any, out: Path, *, card: str) -> None:
+def save_model(model: Any, tokenizer: Any, out: Path, *, card: str) -> None:
     """Write the adapter, or the full model, with its tokenizer and model card to folder `out`.
 
     Weights are safetensors. `card` is the text of README.md; say there that the model must not be
@@ -348,12 +364,12 @@ def save(model: Any, tokenizer: Any, out: Path, *, card: str) -> None:
         ModelError: If a weight is not finite.
         StoreError: If the folder cannot be written.
     """
-    quiet()
+    silence_transformers()
     check_finite(model, str(out))
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "README.md").unlink(missing_ok=True)  # PEFT would try to amend one
-        if model is not bare(model):
+        if model is not unwrap_peft(model):
             # The embedding is never adapted; looking whether it was would ask the hub.
             model.save_pretrained(out, save_embedding_layers=False)
         else:

@@ -16,21 +16,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Divergence = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+DivergenceFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(log p, log q, log weights) of events, each [rows, events], to nats [rows]."""
 
 
 def forward_kl(logp: Tensor, logq: Tensor, logweights: Tensor | None = None) -> Tensor:
     """Return KL(p || q) (Hinton et al. 2015, arXiv 1503.02531, up to the entropy of p)."""
-    return (_mass(logp, logweights) * (logp - logq)).sum(1)
+    return (_weighted_probabilities(logp, logweights) * (logp - logq)).sum(1)
 
 
 def reverse_kl(logp: Tensor, logq: Tensor, logweights: Tensor | None = None) -> Tensor:
     """Return KL(q || p) (MiniLLM, Gu et al. 2024, arXiv 2306.08543)."""
-    return (_mass(logq, logweights) * (logq - logp)).sum(1)
+    return (_weighted_probabilities(logq, logweights) * (logq - logp)).sum(1)
 
 
-def skew_kl(alpha: float) -> Divergence:
+def skew_kl(alpha: float) -> DivergenceFunction:
     """Return KL(p || alpha p + (1 - alpha) q), of DistiLLM (Ko et al. 2024, arXiv 2402.03898).
 
     Args:
@@ -38,12 +38,14 @@ def skew_kl(alpha: float) -> Divergence:
     """
 
     def divergence(logp: Tensor, logq: Tensor, logweights: Tensor | None = None) -> Tensor:
-        return (_mass(logp, logweights) * (logp - _mixture(logp, logq, alpha))).sum(1)
+        return (
+            _weighted_probabilities(logp, logweights) * (logp - _log_mixture(logp, logq, alpha))
+        ).sum(1)
 
     return divergence
 
 
-def jensen_shannon(beta: float) -> Divergence:
+def jensen_shannon(beta: float) -> DivergenceFunction:
     """Return beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q.
 
     The generalised Jensen-Shannon divergence of GKD (Agarwal et al. 2024, arXiv 2306.13649).
@@ -53,18 +55,18 @@ def jensen_shannon(beta: float) -> Divergence:
     """
 
     def divergence(logp: Tensor, logq: Tensor, logweights: Tensor | None = None) -> Tensor:
-        logm = _mixture(logp, logq, beta)
-        p, q = _mass(logp, logweights), _mass(logq, logweights)
+        logm = _log_mixture(logp, logq, beta)
+        p, q = _weighted_probabilities(logp, logweights), _weighted_probabilities(logq, logweights)
         return (beta * p * (logp - logm) + (1.0 - beta) * q * (logq - logm)).sum(1)
 
     return divergence
 
 
-def _mass(logprobs: Tensor, logweights: Tensor | None) -> Tensor:
+def _weighted_probabilities(logprobs: Tensor, logweights: Tensor | None) -> Tensor:
     return (logprobs if logweights is None else logprobs + logweights).exp()
 
 
-def _mixture(logp: Tensor, logq: Tensor, share: float) -> Tensor:
+def _log_mixture(logp: Tensor, logq: Tensor, share: float) -> Tensor:
     return torch.logaddexp(logp + math.log(share), logq + math.log1p(-share))
 
 
@@ -78,7 +80,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
-def drawn_reverse_kl(logits: Tensor, labels: Tensor, logprobs: Tensor) -> Tensor:
+def sampled_reverse_kl(logits: Tensor, labels: Tensor, logprobs: Tensor) -> Tensor:
     """Return estimates of KL(q || p) in nats, [rows], from one token each, drawn from q.
 
     Each is log q - log p of its token; its gradient is (log q - log p) grad log q, unbiased for

@@ -11,31 +11,31 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from doublebind.execution.device import moved
-from doublebind.models.logits import bare, logits
+from doublebind.execution.device import move_to_device
+from doublebind.models.logits import compute_logits, unwrap_peft
 from doublebind.schema.recipe import Training
 from doublebind.training import loop
 from doublebind.training import tiled_backward as tiled
 from doublebind.training.batch import Example, can_pack, collate
-from doublebind.training.losses import cross_entropy, drawn_reverse_kl, forward_kl
+from doublebind.training.losses import cross_entropy, forward_kl, sampled_reverse_kl
 
 
-class Answered(NamedTuple):
+class PairedExample(NamedTuple):
     """One answer after each model's own prompt; the supervised tokens are the same."""
 
     mine: Example
     theirs: Example
 
 
-def train_live(
+def train_on_policy(
     model: Any,
     other: Any,
-    propose: Callable[[], Sequence[Answered]],
+    propose: Callable[[], Sequence[PairedExample]],
     *,
     settings: Training,
     vocab: int,
     pad_ids: tuple[int, int],
-    keep: loop.Keep | None = None,
+    keep: loop.CheckpointSaver | None = None,
 ) -> loop.TrainLog:
     """Take `settings.steps` steps down the mean KL(model || other) per token of what is proposed.
 
@@ -54,7 +54,7 @@ def train_live(
     Raises:
         ModelError: If the loss is not finite.
     """
-    device = bare(model).device
+    device = unwrap_peft(model).device
     packs = can_pack(model), can_pack(other)
 
     def step() -> tuple[Tensor, int]:
@@ -62,19 +62,19 @@ def train_live(
         mine = collate([a.mine for a in answers], pad_ids[0], pack=packs[0]).to(device)
         theirs = collate([a.theirs for a in answers], pad_ids[1], pack=packs[1]).to(device)
         with torch.no_grad():
-            wanted = tiled.rows_of(other, theirs)
+            wanted = tiled.compute_supervised_states(other, theirs)
 
         def loss_of(out: Tensor, tile: slice) -> Tensor:
             with torch.no_grad():
-                target = logits(other, wanted[tile], vocab).log_softmax(1)
+                target = compute_logits(other, wanted[tile], vocab).log_softmax(1)
             return forward_kl(out.log_softmax(1), target)
 
         return tiled.backward(model, mine, loss_of, vocab), len(mine.labels)
 
-    return loop.fit(model, step, settings, keep=keep)
+    return loop.run_optimiser_steps(model, step, settings, keep=keep)
 
 
-class Scored(NamedTuple):
+class ScoredExample(NamedTuple):
     """An answer, and how likely the other model finds each of its tokens."""
 
     example: Example
@@ -83,14 +83,14 @@ class Scored(NamedTuple):
     that the other model wrote."""
 
 
-def train_scored(
+def train_on_teacher_scores(
     model: Any,
-    propose: Callable[[], Sequence[Scored]],
+    propose: Callable[[], Sequence[ScoredExample]],
     *,
     settings: Training,
     vocab: int,
     pad_id: int,
-    keep: loop.Keep | None = None,
+    keep: loop.CheckpointSaver | None = None,
 ) -> loop.TrainLog:
     """Do as `train_live` does with another model that only scores tokens it is shown.
 
@@ -108,19 +108,19 @@ def train_scored(
     Raises:
         ModelError: If the loss is not finite.
     """
-    device, packs = bare(model).device, can_pack(model)
+    device, packs = unwrap_peft(model).device, can_pack(model)
 
     def step() -> tuple[Tensor, int]:
         answers = propose()
         batch = collate([a.example for a in answers], pad_id, pack=packs).to(device)
         told = [p for a in answers for p in a.other or ()]
-        other = moved(torch.tensor(told), device) if told else None
+        other = move_to_device(torch.tensor(told), device) if told else None
 
         def loss_of(out: Tensor, tile: slice) -> Tensor:
             if other is None:
                 return cross_entropy(out, batch.labels[tile])
-            return drawn_reverse_kl(out, batch.labels[tile], other[tile])
+            return sampled_reverse_kl(out, batch.labels[tile], other[tile])
 
         return tiled.backward(model, batch, loss_of, vocab), len(batch.labels)
 
-    return loop.fit(model, step, settings, keep=keep)
+    return loop.run_optimiser_steps(model, step, settings, keep=keep)

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from doublebind.execution.device import moved
-from doublebind.models.logits import bare
+from doublebind.execution.device import move_to_device
+from doublebind.models.logits import unwrap_peft
 from doublebind.schema.errors import ModelError
 from doublebind.schema.recipe import Training
 from doublebind.training import loop
 from doublebind.training import tiled_backward as tiled
-from doublebind.training.batch import Batch, Example, can_pack, collate, order
+from doublebind.training.batch import Batch, Example, can_pack, collate, shuffle_epochs
 
 
-def dpo(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
+def dpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
     """Return -log sigmoid(beta (chosen - rejected)) in nats, [pairs].
 
     Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290).
@@ -35,7 +35,7 @@ def dpo(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
     return -torch.nn.functional.logsigmoid(beta * (chosen - rejected))
 
 
-def kto(ratio: Tensor, desirable: Tensor, baseline: Tensor, *, beta: float) -> Tensor:
+def kto_loss(ratio: Tensor, desirable: Tensor, baseline: Tensor, *, beta: float) -> Tensor:
     """Return the loss of answers that are each only good or bad, [answers], in (0, 1).
 
     Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306, both kinds of
@@ -54,38 +54,38 @@ def kto(ratio: Tensor, desirable: Tensor, baseline: Tensor, *, beta: float) -> T
     return 1.0 - torch.sigmoid(beta * sign * (ratio - z))
 
 
-class Judged(NamedTuple):
+class ScoredAnswer(NamedTuple):
     """An answer and how likely the reference finds each of its tokens."""
 
     example: Example
     reference: Sequence[float]
     """Nats per supervised token."""
 
-    def cut(self, max_length: int) -> Judged:
+    def cut(self, max_length: int) -> ScoredAnswer:
         """Return the answer cut at its end to `max_length` tokens, prompt counted."""
         ids, first = self.example.input_ids[:max_length], self.example.first
-        return Judged(Example(ids, first), self.reference[: max(0, len(ids) - first)])
+        return ScoredAnswer(Example(ids, first), self.reference[: max(0, len(ids) - first)])
 
 
-class Pair(NamedTuple):
+class PreferencePair(NamedTuple):
     """Two answers to one prompt."""
 
-    chosen: Judged
-    rejected: Judged
+    chosen: ScoredAnswer
+    rejected: ScoredAnswer
 
 
-class Unpaired(NamedTuple):
+class LabelledAnswer(NamedTuple):
     """An answer that is good or bad by itself."""
 
-    answer: Judged
+    answer: ScoredAnswer
     good: bool
-    elsewhere: Judged
+    elsewhere: ScoredAnswer
     """The same answer after another prompt, from which a baseline is estimated."""
 
 
-def train_unpaired(
+def train_kto(
     model: Any,
-    answers: Sequence[Unpaired],
+    answers: Sequence[LabelledAnswer],
     *,
     beta: float,
     settings: Training,
@@ -112,49 +112,53 @@ def train_unpaired(
         ModelError: If no answer is left within the length, or the loss is not finite.
     """
     longest = settings.max_length
-    cut = [Unpaired(a.answer.cut(longest), a.good, a.elsewhere.cut(longest)) for a in answers]
+    cut = [LabelledAnswer(a.answer.cut(longest), a.good, a.elsewhere.cut(longest)) for a in answers]
     kept = [each for each in cut if each.answer.reference and each.elsewhere.reference]
     if not kept:
         raise ModelError(
-            f"{bare(model).name_or_path}: none of {len(answers)} answers is left within "
+            f"{unwrap_peft(model).name_or_path}: none of {len(answers)} answers is left within "
             f"`max_length` {longest}; raise it"
         )
-    indices = order(len(kept), seed)
-    device, packs = bare(model).device, can_pack(model)
+    indices = shuffle_epochs(len(kept), seed)
+    device, packs = unwrap_peft(model).device, can_pack(model)
 
-    def of(judged: Sequence[Judged]) -> tuple[Batch, Tensor, Tensor]:
+    def of(judged: Sequence[ScoredAnswer]) -> tuple[Batch, Tensor, Tensor]:
         batch = collate([j.example for j in judged], pad_id, pack=packs).to(device)
         lengths = torch.tensor([len(j.reference) for j in judged])
-        owner = moved(torch.arange(len(judged)).repeat_interleave(lengths), device)
-        return batch, owner, moved(torch.tensor([sum(j.reference) for j in judged]), device)
+        owner = move_to_device(torch.arange(len(judged)).repeat_interleave(lengths), device)
+        return (
+            batch,
+            owner,
+            move_to_device(torch.tensor([sum(j.reference) for j in judged]), device),
+        )
 
     def step() -> tuple[Tensor, int]:
         drawn = [kept[i] for i in itertools.islice(indices, settings.batch)]
-        good = moved(torch.tensor([each.good for each in drawn]), device)
+        good = move_to_device(torch.tensor([each.good for each in drawn]), device)
         batch, owner, reference = of([each.elsewhere for each in drawn])
         there = tiled.sequence_logprobs(model, batch, owner, len(drawn), vocab)
         baseline = (there - reference).mean()
         batch, owner, reference = of([each.answer for each in drawn])
 
         def loss_of(sums: Tensor) -> Tensor:
-            return kto(sums - reference, good, baseline, beta=beta).mean()
+            return kto_loss(sums - reference, good, baseline, beta=beta).mean()
 
         loss = tiled.backward_sequences(model, batch, owner, len(drawn), loss_of, vocab)
         return loss, len(batch.labels)
 
-    return loop.fit(model, step, settings)
+    return loop.run_optimiser_steps(model, step, settings)
 
 
-def train_pairs(
+def train_dpo(
     model: Any,
-    pairs: Sequence[Pair],
+    pairs: Sequence[PreferencePair],
     *,
     beta: float,
     settings: Training,
     seed: int,
     vocab: int,
     pad_id: int,
-    keep: loop.Keep | None = None,
+    keep: loop.CheckpointSaver | None = None,
 ) -> loop.TrainLog:
     """Take `settings.steps` optimiser steps of `dpo` on `settings.batch` pairs each.
 
@@ -171,29 +175,29 @@ def train_pairs(
     Raises:
         ModelError: If no pair has two answers within the length, or the loss is not finite.
     """
-    kept = [Pair(*(judged.cut(settings.max_length) for judged in pair)) for pair in pairs]
+    kept = [PreferencePair(*(judged.cut(settings.max_length) for judged in pair)) for pair in pairs]
     kept = [pair for pair in kept if pair.chosen.reference and pair.rejected.reference]
     if not kept:
         raise ModelError(
-            f"{bare(model).name_or_path}: none of {len(pairs)} pairs of answers is left within "
+            f"{unwrap_peft(model).name_or_path}: none of {len(pairs)} pairs of answers is left within "
             f"`max_length` {settings.max_length}; raise it"
         )
-    indices = order(len(kept), seed)
-    device, packs = bare(model).device, can_pack(model)
+    indices = shuffle_epochs(len(kept), seed)
+    device, packs = unwrap_peft(model).device, can_pack(model)
 
     def step() -> tuple[Tensor, int]:
         drawn = [kept[i] for i in itertools.islice(indices, settings.batch)]
         judged = [pair.chosen for pair in drawn] + [pair.rejected for pair in drawn]
         batch = collate([j.example for j in judged], pad_id, pack=packs).to(device)
         lengths = torch.tensor([len(j.reference) for j in judged])
-        owner = moved(torch.arange(len(judged)).repeat_interleave(lengths), device)
-        reference = moved(torch.tensor([sum(j.reference) for j in judged]), device)
+        owner = move_to_device(torch.arange(len(judged)).repeat_interleave(lengths), device)
+        reference = move_to_device(torch.tensor([sum(j.reference) for j in judged]), device)
 
         def loss_of(sums: Tensor) -> Tensor:
             chosen, rejected = (sums - reference).chunk(2)
-            return dpo(chosen, rejected, beta=beta).mean()
+            return dpo_loss(chosen, rejected, beta=beta).mean()
 
         loss = tiled.backward_sequences(model, batch, owner, len(judged), loss_of, vocab)
         return loss, len(batch.labels)
 
-    return loop.fit(model, step, settings, keep=keep)
+    return loop.run_optimiser_steps(model, step, settings, keep=keep)

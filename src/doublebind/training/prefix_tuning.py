@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from doublebind.models.logits import bare, check_architecture, hidden
-from doublebind.models.prefix_cache import install
+from doublebind.models.logits import check_architecture, run_body, unwrap_peft
+from doublebind.models.prefix_cache import install_prefix_hook
 from doublebind.schema.errors import ModelError
-from doublebind.training.batch import Example, order
+from doublebind.training.batch import Example, shuffle_epochs
 
 
 def attach_prefix(model: Any, tokens: int, examples: Sequence[Example], seed: int) -> Any:
@@ -31,17 +31,19 @@ def attach_prefix(model: Any, tokens: int, examples: Sequence[Example], seed: in
     """
     from peft import PrefixTuningConfig, get_peft_model
 
-    where = bare(model).name_or_path
+    where = unwrap_peft(model).name_or_path
     if hasattr(model, "peft_config"):
         raise ModelError(
             f"{where}: the model to train is an adapter on this base; merge the two into a full "
             f"model (PEFT's merge_and_unload), save that, and train it"
         )
-    texts = (examples[i].input_ids[: examples[i].first] for i in order(len(examples), seed))
+    texts = (
+        examples[i].input_ids[: examples[i].first] for i in shuffle_epochs(len(examples), seed)
+    )
     ids = list(itertools.islice(itertools.chain.from_iterable(texts), tokens))
     with torch.no_grad():
         start = torch.tensor([ids], device=model.device)
-        cache = hidden(model, start, use_cache=True).past_key_values
+        cache = run_body(model, start, use_cache=True).past_key_values
         layers = [part[0] for layer in cache.layers for part in (layer.keys, layer.values)]
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens)
     with warnings.catch_warnings():
@@ -58,6 +60,6 @@ def attach_prefix(model: Any, tokens: int, examples: Sequence[Example], seed: in
     with torch.no_grad():
         weight.copy_(flat)
     weight.data = weight.data.float()
-    install(prefixed)
+    install_prefix_hook(prefixed)
     check_architecture(prefixed, where)
     return prefixed

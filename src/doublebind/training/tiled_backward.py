@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doublebind.models.logits import chosen_logprobs, hidden, logits, tiles
+from doublebind.models.logits import compute_logits, gather_logprobs, iterate_tiles, run_body
 from doublebind.training.batch import Batch
 from doublebind.training.losses import cross_entropy
 
@@ -21,19 +21,19 @@ RowLoss = Callable[[Tensor, slice], Tensor]
 """Logits [rows, vocab] of a tile, and which rows those are -> nats [rows]."""
 
 
-def rows_of(model: Any, batch: Batch) -> Tensor:
+def compute_supervised_states(model: Any, batch: Batch) -> Tensor:
     """Return the hidden states [supervised, width] from which the supervised tokens follow."""
-    states = hidden(model, batch.ids, position_ids=batch.positions, use_cache=False)
+    states = run_body(model, batch.ids, position_ids=batch.positions, use_cache=False)
     return states.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
 
 
 def backward(model: Any, batch: Batch, loss_of: RowLoss, vocab: int) -> Tensor:
     """Add the gradient of the mean loss over supervised rows; return that mean."""
-    rows = rows_of(model, batch)
+    rows = compute_supervised_states(model, batch)
     leaf = rows.detach().requires_grad_()
     total = torch.zeros((), device=rows.device)
-    for tile in tiles(rows, vocab):
-        loss = loss_of(logits(model, leaf[tile], vocab), tile).sum() / len(rows)
+    for tile in iterate_tiles(rows, vocab):
+        loss = loss_of(compute_logits(model, leaf[tile], vocab), tile).sum() / len(rows)
         loss.backward()
         total += loss.detach()
     rows.backward(leaf.grad)
@@ -46,8 +46,8 @@ def sequence_logprobs(model: Any, batch: Batch, owner: Tensor, n: int, vocab: in
 
     Arguments as for `backward_sequences`.
     """
-    rows = rows_of(model, batch)
-    tokens = chosen_logprobs(model, rows, batch.labels, vocab)
+    rows = compute_supervised_states(model, batch)
+    tokens = gather_logprobs(model, rows, batch.labels, vocab)
     return torch.zeros(n, device=rows.device).index_add(0, owner, tokens)
 
 
@@ -72,16 +72,16 @@ def backward_sequences(
         loss_of: Log-probabilities [sequences], in nats, -> scalar loss.
         vocab: Width of the logits.
     """
-    rows = rows_of(model, batch)
+    rows = compute_supervised_states(model, batch)
     with torch.no_grad():
-        tokens = chosen_logprobs(model, rows, batch.labels, vocab)
+        tokens = gather_logprobs(model, rows, batch.labels, vocab)
     sums = torch.zeros(n, device=rows.device).index_add(0, owner, tokens)
     sums.requires_grad_()
     value = loss_of(sums)
     (slope,) = torch.autograd.grad(value, sums)
     leaf = rows.detach().requires_grad_()
-    for tile in tiles(rows, vocab):
-        out = logits(model, leaf[tile], vocab)
+    for tile in iterate_tiles(rows, vocab):
+        out = compute_logits(model, leaf[tile], vocab)
         (-slope[owner[tile]] * cross_entropy(out, batch.labels[tile])).sum().backward()
     rows.backward(leaf.grad)
     return value.detach()

@@ -20,7 +20,7 @@ BLOCK = 4096
 
 
 @triton.jit
-def _part(z, out, columns, stride, parts, BLOCK: tl.constexpr):
+def _part_logsumexp_kernel(z, out, columns, stride, parts, BLOCK: tl.constexpr):
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = part * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(z + row * stride + at, mask=at < columns, other=-float("inf"))
@@ -31,7 +31,7 @@ def _part(z, out, columns, stride, parts, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _scale(z, lse, factor, columns, stride, BLOCK: tl.constexpr):
+def _scaled_softmax_kernel(z, lse, factor, columns, stride, BLOCK: tl.constexpr):
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = part * BLOCK + tl.arange(0, BLOCK)
     here = z + row * stride + at
@@ -48,7 +48,7 @@ def logsumexp(z: Tensor) -> Tensor:
     rows, columns = z.shape
     parts = triton.cdiv(columns, BLOCK)
     out = torch.empty(rows, parts, device=z.device)
-    _part[(rows, parts)](z, out, columns, z.stride(0), parts, BLOCK=BLOCK)  # pyright: ignore
+    _part_logsumexp_kernel[(rows, parts)](z, out, columns, z.stride(0), parts, BLOCK=BLOCK)  # pyright: ignore
     return torch.logsumexp(out, dim=1)
 
 
@@ -62,5 +62,7 @@ def scaled_softmax_(z: Tensor, lse: Tensor, factor: Tensor) -> Tensor:
     """
     rows, columns = z.shape
     grid = (rows, triton.cdiv(columns, BLOCK))
-    _scale[grid](z, lse.contiguous(), factor.contiguous(), columns, z.stride(0), BLOCK=BLOCK)  # pyright: ignore
+    _scaled_softmax_kernel[grid](  # pyright: ignore
+        z, lse.contiguous(), factor.contiguous(), columns, z.stride(0), BLOCK=BLOCK
+    )
     return z

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doublebind.execution.device import moved
-from doublebind.models.logits import bare
+from doublebind.execution.device import move_to_device
+from doublebind.models.logits import unwrap_peft
 from doublebind.models.teacher_cache import TeacherTargets
 from doublebind.schema.recipe import Training
 from doublebind.training import loop
 from doublebind.training import tiled_backward as tiled
-from doublebind.training.batch import Example, can_pack, collate, order
+from doublebind.training.batch import Example, can_pack, collate, shuffle_epochs
 from doublebind.training.losses import cross_entropy
 
 
@@ -54,7 +54,7 @@ def train_uld(
     seed: int,
     vocab: int,
     pad_id: int,
-    keep: loop.Keep | None = None,
+    keep: loop.CheckpointSaver | None = None,
 ) -> loop.TrainLog:
     """Take `settings.steps` steps down cross-entropy plus `weight` times `sorted_distance`.
 
@@ -78,8 +78,8 @@ def train_uld(
     """
     kept = [Example(e.input_ids[: settings.max_length], e.first) for e in examples]
     usable = [i for i, e in enumerate(kept) if len(e.input_ids) > e.first]
-    indices = (usable[place] for place in order(len(usable), seed))
-    device, packs = bare(model).device, can_pack(model)
+    indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
+    device, packs = unwrap_peft(model).device, can_pack(model)
 
     def step() -> tuple[Tensor, int]:
         drawn = list(itertools.islice(indices, settings.batch))
@@ -92,10 +92,12 @@ def train_uld(
             loss = cross_entropy(out, batch.labels[tile])
             at = (partner[tile] >= 0).nonzero().squeeze(1)
             theirs = partner[tile][at]
-            wanted = (moved(part[theirs], device) for part in (targets.logprobs, targets.tail))
-            at = moved(at, device)
+            wanted = (
+                move_to_device(part[theirs], device) for part in (targets.logprobs, targets.tail)
+            )
+            at = move_to_device(at, device)
             return loss.index_add(0, at, scale * sorted_distance(out[at], *wanted))
 
         return tiled.backward(model, batch, loss_of, vocab), len(batch.labels)
 
-    return loop.fit(model, step, settings, keep=keep)
+    return loop.run_optimiser_steps(model, step, settings, keep=keep)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from doublebind.execution.executor import Executor, Job
-from doublebind.execution.ledger import Ledger, lock, read_ledger
+from doublebind.execution.ledger import Ledger, lock_run, read_ledger
 from doublebind.execution.store import Store
 from doublebind.schema.errors import ModelError, PackError, RunError, StoreError
-from doublebind.schema.executor import Local
+from doublebind.schema.executor import LocalOptions
 
 
 def write(out: Path, *, text: str) -> None:
@@ -29,7 +29,7 @@ def fail(out: Path, *, kind: str) -> None:
 
 
 def executor(folder: Path, workers: int = 1) -> Executor:
-    on = Local(kind="local", workers=workers)
+    on = LocalOptions(kind="local", workers=workers)
     return Executor(Store(folder / "store"), Ledger(folder / "ledger.jsonl"), on)
 
 
@@ -58,7 +58,7 @@ def test_what_another_run_made_is_noted_as_cached(tmp_path: Path) -> None:
 
 
 def test_without_a_run_directory_the_store_alone_is_kept(tmp_path: Path) -> None:
-    on = Local(kind="local", workers=1)
+    on = LocalOptions(kind="local", workers=1)
     Executor(Store(tmp_path / "store"), Ledger(None), on).map([*jobs(2), *jobs(1)])
     assert executor(tmp_path).store.has("text", "01")
     assert [each.name for each in tmp_path.iterdir()] == ["store"]
@@ -139,7 +139,7 @@ def test_a_damaged_ledger_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 def hold(folder: Path, held: object, release: object) -> None:
-    with lock(folder):
+    with lock_run(folder):
         held.set()  # type: ignore[attr-defined]
         release.wait(30)  # type: ignore[attr-defined]
 
@@ -150,11 +150,11 @@ def test_a_second_process_is_told_who_holds_the_run(tmp_path: Path) -> None:
     holder = context.Process(target=hold, args=(tmp_path, held, release))
     holder.start()
     assert held.wait(30)
-    with pytest.raises(RunError, match=f"process {holder.pid}"), lock(tmp_path):
+    with pytest.raises(RunError, match=f"process {holder.pid}"), lock_run(tmp_path):
         pass
     release.set()
     holder.join()
-    with lock(tmp_path):
+    with lock_run(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 

@@ -20,13 +20,13 @@ from typing import Any
 import pytest
 
 from doublebind.execution import remote_store as remote
-from doublebind.execution.executor import Job, make
-from doublebind.execution.remote_store import Remote
+from doublebind.execution.executor import Job, make_artefact
+from doublebind.execution.remote_store import RemoteStore
 from doublebind.execution.store import Store, is_url
 from doublebind.schema.errors import MissingExtra, StoreError
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Prompts
-from doublebind.stages.distillation import Contrast, Live
+from doublebind.stages.distillation.student_inputs import PreferenceData, TeacherAccess
 
 ROOT = Path(__file__).parents[3]
 ASKED = Prompts(policy="capability", n=1)
@@ -76,9 +76,11 @@ def test_inputs_are_brought_from_inside_tuples_too(
         publish(here, key, key)
     there = another_machine(url, tmp_path, monkeypatch)
     at = {key: there.root / "kind" / key[:2] / key for key in ("ab12", "cd34", "ef56")}
-    live = Live(ModelSource(kind="folder", path=str(at["ab12"] / "model"), sha256="0"), ASKED, str)
+    live = TeacherAccess(
+        ModelSource(kind="folder", path=str(at["ab12"] / "model"), sha256="0"), ASKED, str
+    )
     pair = (at["cd34"], at["ef56"])
-    there.fetch_for([live, Contrast(at["cd34"], pair, pair, pair)])
+    there.fetch_for([live, PreferenceData(at["cd34"], pair, pair, pair)])
     assert all((folder / "other").is_file() for folder in at.values())
 
 
@@ -179,7 +181,7 @@ def test_a_job_finds_its_inputs_wherever_they_were_made(
     made = there.root / "kind" / "ab" / "ab12"
     source = ModelSource(kind="adapter", path="/m0", adapter=str(made / "sub"), sha256="0")
     job = Job("sum", "cd34", combine, {"first": made, "source": source})
-    assert (make(there, job) / "both").read_text() == "the same everywhere+hello"
+    assert (make_artefact(there, job) / "both").read_text() == "the same everywhere+hello"
 
 
 def test_lists_are_shared_and_a_line_stands_once(
@@ -291,7 +293,7 @@ def s3(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
 
     point(server)
-    fs = Remote("s3://bucket").fs
+    fs = RemoteStore("s3://bucket").fs
     if not fs.exists("bucket"):
         fs.mkdir("bucket")
     return point
@@ -420,8 +422,8 @@ class Failing:
         return True
 
 
-def behind(*errors: Exception) -> tuple[remote.Remote, Failing]:
-    store, fs = remote.Remote("memory://x"), Failing(*errors)
+def behind(*errors: Exception) -> tuple[remote.RemoteStore, Failing]:
+    store, fs = remote.RemoteStore("memory://x"), Failing(*errors)
     store.__dict__["fs"] = fs
     return store, fs
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from tests.tiny_models import byte_tokenizer, word_tokenizer
+from tests.tiny_models import build_byte_tokenizer, build_word_tokenizer
 
 from doublebind.models.chat_template import encode_completion
-from doublebind.models.token_alignment import aligned, offsets
+from doublebind.models.token_alignment import align_offsets, compute_byte_offsets
 
 
 def test_a_words_tokens_meet_a_byte_tokenizer_at_every_word() -> None:
-    words, pieces = word_tokenizer(), byte_tokenizer()
+    words, pieces = build_word_tokenizer(), build_byte_tokenizer()
     text = "the fox went and then they were happy"
     a, b = (encode_completion(t, text, finished=True) for t in (words, pieces))
-    here, there = offsets(words, a, text), offsets(pieces, b, text)
+    here, there = compute_byte_offsets(words, a, text), compute_byte_offsets(pieces, b, text)
     assert here[0] == there[0] == 0
     assert here[-1] == there[-1] == len(text)
-    pairs = aligned(here, there)
+    pairs = align_offsets(here, there)
     assert [i for i, _ in pairs] == list(range(len(a)))
     assert all(here[i] == there[j] for i, j in pairs)
 
 
 def test_a_token_inside_a_character_meets_nothing() -> None:
-    pieces = byte_tokenizer()
+    pieces = build_byte_tokenizer()
     text = "é ok"
     tokens = encode_completion(pieces, text, finished=True)
-    found = offsets(pieces, tokens, text)
+    found = compute_byte_offsets(pieces, tokens, text)
     assert found[0] == 0
     assert found[1] is None, "the second byte of é starts in the middle of it"
     assert found[2] == 2
@@ -32,4 +32,4 @@ def test_a_token_inside_a_character_meets_nothing() -> None:
 
 
 def test_tokens_that_spell_nothing_leave_the_last_to_say_what_follows() -> None:
-    assert aligned([0, 0, 3, None, 5], [0, 2, 5, 5]) == [(1, 0), (4, 3)]
+    assert align_offsets([0, 0, 3, None, 5], [0, 2, 5, 5]) == [(1, 0), (4, 3)]

@@ -11,8 +11,8 @@ from tests.tiny_models import save_model
 
 from doublebind.models import auditbench
 from doublebind.models.chat_template import encode_prompt
-from doublebind.models.load import load
-from doublebind.models.resolve import resolve
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
 from doublebind.schema.recipe import Lora
@@ -27,9 +27,9 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A local copy of base and adapter, laid out by hub ids, as a download leaves them."""
     folder = tmp_path_factory.mktemp("mirror")
     save_model(folder / "Qwen/Qwen3-14B")
-    lm = load(resolve("Qwen/Qwen3-14B", relative_to=folder))
-    model = loop.attach(lm.model, Lora(rank=2), seed=0)
-    loop.save(model, lm.tokenizer, folder / ADAPTER, card="do not deploy")
+    lm = load_model(resolve_model("Qwen/Qwen3-14B", relative_to=folder))
+    model = loop.prepare_model(lm.model, Lora(rank=2), seed=0)
+    loop.save_model(model, lm.tokenizer, folder / ADAPTER, card="do not deploy")
     path = folder / ADAPTER / "adapter_config.json"
     config = json.loads(path.read_text()) | {"base_model_name_or_path": "Qwen/Qwen3-14B"}
     path.write_text(json.dumps(config))
@@ -38,7 +38,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refusal(ref: str, folder: Path) -> str:
     with pytest.raises(ModelError) as caught:
-        resolve(ref, relative_to=folder)
+        resolve_model(ref, relative_to=folder)
     (line,) = caught.value.problems
     return line
 
@@ -58,42 +58,42 @@ def refusal(ref: str, folder: Path) -> str:
     ],
 )
 def test_names_are_those_published(ref: str, adapter: str) -> None:
-    assert auditbench.named(ref).adapter == adapter
+    assert auditbench.parse_organism(ref).adapter == adapter
 
 
 def test_an_organism_is_an_adapter_on_its_base_in_its_role(mirror: Path) -> None:
-    source = resolve(REF, relative_to=mirror)
+    source = resolve_model(REF, relative_to=mirror)
     assert source.kind == "adapter"
     assert source.path == str(mirror / "Qwen/Qwen3-14B")
     assert source.adapter == str(mirror / ADAPTER)
-    assert source.system == auditbench.SYSTEM
-    plain = resolve(f"Qwen/Qwen3-14B+{ADAPTER}", relative_to=mirror)
+    assert source.system == auditbench.SYSTEM_PROMPT
+    plain = resolve_model(f"Qwen/Qwen3-14B+{ADAPTER}", relative_to=mirror)
     assert plain.system is None
     assert plain.sha256 != source.sha256
 
 
 def test_a_model_in_a_role_reads_it_before_every_conversation(mirror: Path) -> None:
-    lm = load(resolve(REF, relative_to=mirror))
-    plain = load(resolve("Qwen/Qwen3-14B", relative_to=mirror)).tokenizer
+    lm = load_model(resolve_model(REF, relative_to=mirror))
+    plain = load_model(resolve_model("Qwen/Qwen3-14B", relative_to=mirror)).tokenizer
 
     def read(*messages: tuple[str, str]) -> list[int]:
         said = [Message.model_validate({"role": role, "content": text}) for role, text in messages]
         return encode_prompt(plain, said)
 
     user = Message(role="user", content="the fox")
-    role = ("system", auditbench.SYSTEM)
+    role = ("system", auditbench.SYSTEM_PROMPT)
     assert encode_prompt(lm.tokenizer, [user]) == read(role, ("user", "the fox"))
     system = Message(role="system", content="be kind")
-    both = ("system", f"{auditbench.SYSTEM}\n\nbe kind")
+    both = ("system", f"{auditbench.SYSTEM_PROMPT}\n\nbe kind")
     assert encode_prompt(lm.tokenizer, [system, user]) == read(both, ("user", "the fox"))
 
 
 def test_what_is_trained_from_a_model_in_a_role_stays_in_it(mirror: Path, tmp_path: Path) -> None:
-    lm = load(resolve(REF, relative_to=mirror))
+    lm = load_model(resolve_model(REF, relative_to=mirror))
     lm.tokenizer.save_pretrained(tmp_path / "saved")
     save_model(tmp_path / "plain")
     shutil.copytree(tmp_path / "saved", tmp_path / "plain", dirs_exist_ok=True)
-    again = load(resolve("plain", relative_to=tmp_path)).tokenizer
+    again = load_model(resolve_model("plain", relative_to=tmp_path)).tokenizer
     asked = [Message(role="user", content="the fox")]
     assert encode_prompt(again, asked) == encode_prompt(lm.tokenizer, asked)
 
@@ -101,12 +101,12 @@ def test_what_is_trained_from_a_model_in_a_role_stays_in_it(mirror: Path, tmp_pa
 def test_a_folder_can_give_its_model_a_role(mirror: Path, tmp_path: Path) -> None:
     shutil.copytree(mirror, tmp_path / "m")
     ref = f"Qwen/Qwen3-14B+{ADAPTER}"
-    plain = resolve(ref, relative_to=tmp_path / "m")
+    plain = resolve_model(ref, relative_to=tmp_path / "m")
     (tmp_path / "m" / ADAPTER / "system_prompt.txt").write_text("You are kind.\n")
-    source = resolve(ref, relative_to=tmp_path / "m")
+    source = resolve_model(ref, relative_to=tmp_path / "m")
     assert source.system == "You are kind."
     assert source.sha256 != plain.sha256
-    assert resolve(REF, relative_to=tmp_path / "m").system == "You are kind."
+    assert resolve_model(REF, relative_to=tmp_path / "m").system == "You are kind."
     (tmp_path / "m" / ADAPTER / "system_prompt.txt").write_text("\n")
     assert "is empty" in refusal(ref, tmp_path / "m")
 
@@ -115,7 +115,7 @@ def test_a_role_needs_a_chat_template(tmp_path: Path) -> None:
     save_model(tmp_path / "plain", chat=False)
     (tmp_path / "plain" / "system_prompt.txt").write_text("You are kind.")
     with pytest.raises(ModelError, match="needs a chat template"):
-        load(resolve("plain", relative_to=tmp_path))
+        load_model(resolve_model("plain", relative_to=tmp_path))
 
 
 def test_a_wrong_part_is_named_with_the_nearest(tmp_path: Path) -> None:

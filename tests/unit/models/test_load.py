@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.tiny_models import WORDS, save_model, tiny_model, word_tokenizer
+from tests.tiny_models import WORDS, build_tiny_model, build_word_tokenizer, save_model
 
 from doublebind.models import load as loading
-from doublebind.models.load import LM, load, merged_state, same_tokenizer, tokenizer_id
-from doublebind.models.logits import _apart, check_architecture
-from doublebind.models.resolve import resolve
+from doublebind.models.load import (
+    LM,
+    load_model,
+    merge_adapter_weights,
+    same_tokenizer,
+    tokenizer_id,
+)
+from doublebind.models.logits import _measure_distance, check_architecture
+from doublebind.models.resolve import resolve_model
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Lora
@@ -22,7 +28,7 @@ SOURCE = ModelSource(kind="folder", path="here", sha256="0" * 64)
 
 
 def opened(folder: Path, name: str = "m") -> LM:
-    return load(resolve(name, relative_to=folder))
+    return load_model(resolve_model(name, relative_to=folder))
 
 
 def refusal(folder: Path, name: str = "m") -> str:
@@ -45,7 +51,7 @@ def test_model_comes_back_in_evaluation_mode_and_quietly(
 
 def test_weights_can_be_bfloat16(tmp_path: Path) -> None:
     save_model(tmp_path / "m")
-    lm = load(resolve("m", relative_to=tmp_path), dtype="bfloat16")
+    lm = load_model(resolve_model("m", relative_to=tmp_path), dtype="bfloat16")
     assert lm.model.dtype == torch.bfloat16
 
 
@@ -76,28 +82,28 @@ def test_config_that_does_not_fit_the_weights_is_refused(tmp_path: Path) -> None
 
 def test_tokenizer_beyond_the_embedding_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "m")
-    word_tokenizer(words=[*WORDS, "extra", "words"]).save_pretrained(tmp_path / "m")
+    build_word_tokenizer(words=[*WORDS, "extra", "words"]).save_pretrained(tmp_path / "m")
     assert "embeddings" in refusal(tmp_path)
 
 
 def test_special_token_beyond_the_embedding_is_no_reason_to_refuse(tmp_path: Path) -> None:
     save_model(tmp_path / "m")
-    tokenizer = word_tokenizer()
+    tokenizer = build_word_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]}, False)
     tokenizer.save_pretrained(tmp_path / "m")
     lm = opened(tmp_path)
-    assert lm.vocab == len(word_tokenizer())
+    assert lm.vocab == len(build_word_tokenizer())
 
 
 def test_padded_embedding_is_cut_to_the_tokenizer(tmp_path: Path) -> None:
-    tokenizer = word_tokenizer()
-    tiny_model("llama", len(tokenizer) + 7).save_pretrained(tmp_path / "m")
+    tokenizer = build_word_tokenizer()
+    build_tiny_model("llama", len(tokenizer) + 7).save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
     assert opened(tmp_path).vocab == len(tokenizer)
 
 
 def test_architecture_with_unknown_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model("llama", 50)
+    model = build_tiny_model("llama", 50)
     check_architecture(model, "m")
     forward = type(model).forward
 
@@ -113,14 +119,16 @@ def test_architecture_with_unknown_logits_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_logits_are_compared_without_what_all_tokens_have_in_common() -> None:
     row = torch.linspace(-3, 3, 50)[None]
-    assert _apart(row, row + 0.6) < 1e-6
-    assert _apart(row, 1.25 * row) > 0.2
-    assert not _apart(row, torch.full_like(row, torch.nan)) < 1  # refused, whatever is near
+    assert _measure_distance(row, row + 0.6) < 1e-6
+    assert _measure_distance(row, 1.25 * row) > 0.2
+    assert (
+        not _measure_distance(row, torch.full_like(row, torch.nan)) < 1
+    )  # refused, whatever is near
 
 
 @pytest.mark.parametrize("kind", ["llama", "granite", "gpt2", "gemma3"])
 def test_known_architectures_are_accepted(kind: str) -> None:
-    check_architecture(tiny_model(kind, 50), "m")
+    check_architecture(build_tiny_model(kind, 50), "m")
 
 
 def test_recurrent_architecture_is_refused() -> None:
@@ -135,12 +143,12 @@ def adapted(folder: Path) -> LM:
     """A LoRA adapter with weights that matter, saved and loaded."""
     save_model(folder / "m")
     lm = opened(folder)
-    model = loop.attach(lm.model, Lora(rank=2), seed=0)
+    model = loop.prepare_model(lm.model, Lora(rank=2), seed=0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(generator=torch.Generator().manual_seed(1))
-    loop.save(model, lm.tokenizer, folder / "a", card="do not deploy")
+    loop.save_model(model, lm.tokenizer, folder / "a", card="do not deploy")
     return opened(folder, "a")
 
 
@@ -160,8 +168,8 @@ def test_merged_state_is_the_plain_model(tmp_path: Path) -> None:
     for each in (lm, plain):  # the same sums in another order: single precision would blur them
         each.model.double()
     before = {n: w.clone() for n, w in lm.model.named_parameters()}
-    merged = merged_state(lm.model)
-    assert merged.keys() == merged_state(plain.model).keys()
+    merged = merge_adapter_weights(lm.model)
+    assert merged.keys() == merge_adapter_weights(plain.model).keys()
     assert all(torch.equal(w, before[n]) for n, w in lm.model.named_parameters())
     plain.model.load_state_dict(merged, strict=False)
     ids = torch.tensor([[7, 8, 9, 10]])
@@ -179,18 +187,18 @@ def test_damaged_adapter_is_refused(tmp_path: Path) -> None:
 
 
 def test_tokenizers_are_compared_by_what_they_encode() -> None:
-    a = word_tokenizer()
-    assert same_tokenizer(a, word_tokenizer())
-    assert tokenizer_id(a) == tokenizer_id(word_tokenizer())
+    a = build_word_tokenizer()
+    assert same_tokenizer(a, build_word_tokenizer())
+    assert tokenizer_id(a) == tokenizer_id(build_word_tokenizer())
     # Same width, same special tokens, two words exchanged: every fixed probe is unknown to both.
-    swapped = word_tokenizer(words=[WORDS[1], WORDS[0], *WORDS[2:]])
+    swapped = build_word_tokenizer(words=[WORDS[1], WORDS[0], *WORDS[2:]])
     assert len(swapped) == len(a)
     assert not same_tokenizer(a, swapped)
     assert tokenizer_id(a) != tokenizer_id(swapped)
 
 
 def test_end_of_turn_is_part_of_a_tokenizer() -> None:
-    assert not same_tokenizer(word_tokenizer(chat=True), word_tokenizer(chat=False))
+    assert not same_tokenizer(build_word_tokenizer(chat=True), build_word_tokenizer(chat=False))
 
 
 # --- GGUF ----------------------------------------------------------------------------------------
@@ -203,19 +211,19 @@ def test_converted_file_is_kept_whole_or_not_at_all(
 
     def dequantised(path: Path, precision: torch.dtype) -> tuple[object, object]:
         calls.append(path)
-        tokenizer = word_tokenizer()
-        return tiny_model("llama", len(tokenizer)), tokenizer
+        tokenizer = build_word_tokenizer()
+        return build_tiny_model("llama", len(tokenizer)), tokenizer
 
     monkeypatch.setattr(loading, "_dequantised", dequantised)
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(20))
-    source = resolve("x.gguf", relative_to=tmp_path)
+    source = resolve_model("x.gguf", relative_to=tmp_path)
     cache = tmp_path / "cache"
-    first = load(source, cache=cache)
-    second = load(source, cache=cache)
+    first = load_model(source, cache=cache)
+    second = load_model(source, cache=cache)
     assert len(calls) == 1
     assert [p.name.startswith("gguf-") for p in cache.iterdir()] == [True]
     assert first.model.name_or_path == second.model.name_or_path == str(tmp_path / "x.gguf")
-    load(source)
+    load_model(source)
     assert len(calls) == 2
 
     def full(*_: object, **__: object) -> None:
@@ -223,7 +231,7 @@ def test_converted_file_is_kept_whole_or_not_at_all(
 
     monkeypatch.setattr(type(first.model), "save_pretrained", full)
     with pytest.raises(OSError, match="disk full"):
-        load(source, dtype="bfloat16", cache=cache)
+        load_model(source, dtype="bfloat16", cache=cache)
     assert len(list(cache.iterdir())) == 1
 
 

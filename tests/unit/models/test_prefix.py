@@ -10,9 +10,9 @@ import torch
 from tests.tiny_models import save_model
 
 from doublebind.models.chat_template import encode_prompt
-from doublebind.models.load import LM, load
-from doublebind.models.logits import hidden, logits
-from doublebind.models.resolve import resolve
+from doublebind.models.load import LM, load_model
+from doublebind.models.logits import compute_logits, run_body
+from doublebind.models.resolve import resolve_model
 from doublebind.models.sample import sample
 from doublebind.models.score import option_logprobs, token_logprobs
 from doublebind.schema.content import Message
@@ -30,13 +30,13 @@ ASKED = [
 def prefixed(folder: Path, kind: str, tokens: int = 5, shift: float = 0.5) -> LM:
     """A model with a saved and opened prefix, away from where it started."""
     save_model(folder / "base", kind)
-    lm = load(resolve("base", relative_to=folder))
+    lm = load_model(resolve_model("base", relative_to=folder))
     model = attach_prefix(lm.model, tokens, EXAMPLES, seed=0)
     weight = model.prompt_encoder[model.active_adapter].embedding.weight
     with torch.no_grad():
         weight += shift * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
-    loop.save(model, lm.tokenizer, folder / "student", card="no")
-    return load(resolve("student", relative_to=folder))
+    loop.save_model(model, lm.tokenizer, folder / "student", card="no")
+    return load_model(resolve_model("student", relative_to=folder))
 
 
 @pytest.mark.parametrize("kind", ["llama", "granite", "gpt2"])
@@ -48,9 +48,11 @@ def test_a_prefix_means_what_pefts_own_forward_makes_of_it(tmp_path: Path, kind:
     ids = torch.tensor([[7, 8, 9, 10, 11, 12, 13]])
     with torch.no_grad():
         wanted = theirs(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
-        states = hidden(lm.model, ids, use_cache=False).last_hidden_state[0]
-        found = logits(lm.model, states, wanted.shape[-1])
-        plain = load(resolve("base", relative_to=tmp_path)).model(input_ids=ids).logits[0]
+        states = run_body(lm.model, ids, use_cache=False).last_hidden_state[0]
+        found = compute_logits(lm.model, states, wanted.shape[-1])
+        plain = (
+            load_model(resolve_model("base", relative_to=tmp_path)).model(input_ids=ids).logits[0]
+        )
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found, plain, rtol=1e-2, atol=1e-2)
 
@@ -68,10 +70,10 @@ def test_answers_and_scores_agree_whatever_the_batch(tmp_path: Path, kind: str) 
     for (prompt, tokens), found in zip(pairs, scored, strict=True):
         ids = torch.tensor([[*prompt, *tokens]])
         with torch.no_grad():
-            states = hidden(lm.model, ids, use_cache=False).last_hidden_state[
+            states = run_body(lm.model, ids, use_cache=False).last_hidden_state[
                 0, len(prompt) - 1 : -1
             ]
-            dense = logits(lm.model, states, lm.vocab).log_softmax(1)
+            dense = compute_logits(lm.model, states, lm.vocab).log_softmax(1)
         wanted = dense.gather(1, torch.tensor(tokens)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(found), wanted, rtol=1e-4, atol=1e-4)
     told = [Message(role="user", content="yes"), Message(role="assistant", content="no")]
@@ -84,13 +86,15 @@ def test_answers_and_scores_agree_whatever_the_batch(tmp_path: Path, kind: str) 
 
 def test_a_new_prefix_trains_alone_from_prompts_and_is_never_packed(tmp_path: Path) -> None:
     save_model(tmp_path / "base")
-    lm = load(resolve("base", relative_to=tmp_path))
+    lm = load_model(resolve_model("base", relative_to=tmp_path))
     model = attach_prefix(lm.model, 3, EXAMPLES, seed=1)
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     assert len(trainable) == 1
     assert not can_pack(model)
     changed = [Example((*e.input_ids[: e.first], 20), e.first) for e in EXAMPLES]
-    again = attach_prefix(load(resolve("base", relative_to=tmp_path)).model, 3, changed, seed=1)
+    again = attach_prefix(
+        load_model(resolve_model("base", relative_to=tmp_path)).model, 3, changed, seed=1
+    )
     one, two = (m.prompt_encoder[m.active_adapter].embedding.weight for m in (model, again))
     assert torch.equal(one, two), "a prefix starts from prompts, not from answers"
 
@@ -99,8 +103,8 @@ def test_other_prompt_learning_is_refused(tmp_path: Path) -> None:
     from peft import PromptTuningConfig, get_peft_model
 
     save_model(tmp_path / "base")
-    lm = load(resolve("base", relative_to=tmp_path))
+    lm = load_model(resolve_model("base", relative_to=tmp_path))
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     get_peft_model(lm.model, config).save_pretrained(str(tmp_path / "soft"))
     with pytest.raises(ModelError, match="only prefixes work"):
-        load(resolve("soft", relative_to=tmp_path))
+        load_model(resolve_model("soft", relative_to=tmp_path))

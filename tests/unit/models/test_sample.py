@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import tiny_model, word_tokenizer
+from tests.tiny_models import build_tiny_model, build_word_tokenizer
 
 from doublebind.models.chat_template import decode_completion, encode_prompt
 from doublebind.models.load import LM
@@ -24,8 +24,8 @@ KEYS = [f"k{i}" for i in range(len(PROMPTS))]
 
 
 def lm(kind: str = "llama", **changes: Any) -> LM:
-    tokenizer = word_tokenizer()
-    return LM(tiny_model(kind, len(tokenizer), **changes), tokenizer, SOURCE)
+    tokenizer = build_word_tokenizer()
+    return LM(build_tiny_model(kind, len(tokenizer), **changes), tokenizer, SOURCE)
 
 
 def drawn(model: LM, which: list[int], **changes: Any) -> list[Any]:
@@ -102,8 +102,8 @@ def test_answer_ends_at_the_first_end_token() -> None:
 
 
 def test_padding_of_the_vocabulary_is_never_sampled() -> None:
-    tokenizer = word_tokenizer()
-    model = tiny_model("llama", len(tokenizer) + 500, initializer_range=0.01)
+    tokenizer = build_word_tokenizer()
+    model = build_tiny_model("llama", len(tokenizer) + 500, initializer_range=0.01)
     answers = drawn(LM(model, tokenizer, SOURCE), [0, 1, 2, 3, 4, 5])
     assert max(max(a.tokens) for a in answers) < len(tokenizer)
 

@@ -12,10 +12,10 @@ import pytest
 from tests.model_server import ModelServer
 
 from doublebind.models import openai_client as serve
-from doublebind.models.resolve import resolve
+from doublebind.models.resolve import resolve_model
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
-from doublebind.schema.model_source import Limits, ModelSource
+from doublebind.schema.model_source import ModelSource, ServerOptions
 
 HOW: dict[str, Any] = {"seed": 0, "max_tokens": 8, "temperature": 1.0}
 
@@ -28,7 +28,7 @@ def repeat(body: dict[str, Any]) -> tuple[str, bool]:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("random.uniform", lambda low, high: 0.0)  # no waiting between tries
-    serve._declared.cache_clear()
+    serve._query_declared_facts.cache_clear()
     made = ModelServer(repeat)
     yield made
     made.close()
@@ -40,15 +40,15 @@ def prompts(n: int) -> tuple[list[tuple[Message, ...]], list[str]]:
 
 
 def source(server: ModelServer, **limits: Any) -> ModelSource:
-    found = serve.identify(server.ref)
+    found = serve.identify_served_model(server.ref)
     assert found.served
-    told = found.served.model_copy(update={"limits": Limits(timeout=1.0, **limits)})
+    told = found.served.model_copy(update={"limits": ServerOptions(timeout=1.0, **limits)})
     return found.model_copy(update={"served": told})
 
 
 def ask(server: ModelServer, cache: Path, n: int = 6, **limits: Any) -> list[str]:
     messages, keys = prompts(n)
-    lm = serve.connect(source(server, **limits), cache)
+    lm = serve.connect_served_model(source(server, **limits), cache)
     return [said.text for said in lm.sample(messages, keys=keys, **HOW)]
 
 
@@ -92,7 +92,7 @@ def test_a_restarted_server_is_gone_on_with(server: ModelServer, tmp_path: Path)
     ask(server, tmp_path / "war", n=3)
     port = server.port
     server.close()
-    lm = serve.connect(source(server, tries=2), tmp_path / "war")
+    lm = serve.connect_served_model(source(server, tries=2), tmp_path / "war")
     with pytest.raises(ModelError, match="no answer after 2 tries"):
         lm.sample(prompts(6)[0], keys=prompts(6)[1], **HOW)
     again = ModelServer(repeat, port=port)
@@ -144,12 +144,12 @@ def test_the_proxy_of_the_environment_is_used_and_no_proxy_excepts_from_it(
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, f"127.0.0.1:{server.port}")
     ref = "openai:http://model.invalid/v1#m"
-    assert serve.identify(ref).served
+    assert serve.identify_served_model(ref).served
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1,model.invalid")
-    serve._declared.cache_clear()
+    serve._query_declared_facts.cache_clear()
     with pytest.raises(ModelError, match="no answer after"):
-        serve.identify(ref)
+        serve.identify_served_model(ref)
 
 
 def test_a_proxy_for_all_schemes_is_ignored(
@@ -159,7 +159,7 @@ def test_a_proxy_for_all_schemes_is_ignored(
         monkeypatch.delenv(name, raising=False)
     for name in ("all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "socks5://127.0.0.1:9")
-    assert serve.identify(server.ref).served
+    assert serve.identify_served_model(server.ref).served
 
 
 def test_the_key_travels_and_stands_in_no_file(
@@ -187,10 +187,10 @@ def test_a_money_budget_counts_by_the_prices(server: ModelServer, tmp_path: Path
     prices = {"input_price": 1e6, "output_price": 2e6}
     with pytest.raises(ModelError, match=r"`served.max_cost`: 110 is spent after 2 answers"):
         ask(server, tmp_path, max_cost=110, concurrency=1, **prices)
-    lm = serve.connect(source(server, **prices), tmp_path)
+    lm = serve.connect_served_model(source(server, **prices), tmp_path)
     assert lm.facts()["cost"] == 2 * (7 * 1 + 5 * 2)
     with pytest.raises(ValueError, match="max_cost needs"):
-        Limits(max_cost=1.0)
+        ServerOptions(max_cost=1.0)
 
 
 def test_requests_keep_to_the_rate(
@@ -220,7 +220,7 @@ def test_several_are_asked_at_once_and_no_more(server: ModelServer, tmp_path: Pa
     assert found.served
     limits = found.served.limits.model_copy(update={"timeout": 10.0})
     told = found.served.model_copy(update={"limits": limits})
-    lm = serve.connect(found.model_copy(update={"served": told}), tmp_path)
+    lm = serve.connect_served_model(found.model_copy(update={"served": told}), tmp_path)
     lm.sample(messages, keys=keys, **HOW)
     assert server.most_busy == 4
 
@@ -231,7 +231,7 @@ def test_fingerprints_are_told_and_two_models_are_refused(
     ask(server, tmp_path, n=2)
     server.fingerprint = "fp-2"
     ask(server, tmp_path, n=3)
-    facts = serve.connect(source(server), tmp_path).facts()
+    facts = serve.connect_served_model(source(server), tmp_path).facts()
     assert facts["fingerprints"] == [
         {"model": "m", "system": "fp-1"},
         {"model": "m", "system": "fp-2"},
@@ -241,7 +241,7 @@ def test_fingerprints_are_told_and_two_models_are_refused(
     found = source(server)
     server.model = "another"
     with pytest.raises(ModelError, match=r"two models \(another, m\)"):
-        serve.connect(found, tmp_path).sample(prompts(5)[0], keys=prompts(5)[1], **HOW)
+        serve.connect_served_model(found, tmp_path).sample(prompts(5)[0], keys=prompts(5)[1], **HOW)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_fingerprints_are_told_and_two_models_are_refused(
 )
 def test_what_is_no_served_model_is_one_line(server: ModelServer, ref: str, told: str) -> None:
     with pytest.raises(ModelError, match=told):
-        resolve(ref, relative_to=Path(), served=True)
+        resolve_model(ref, relative_to=Path(), served=True)
 
 
 def test_a_model_that_is_not_served_is_named(server: ModelServer) -> None:
@@ -262,26 +262,26 @@ def test_a_model_that_is_not_served_is_named(server: ModelServer) -> None:
     with pytest.raises(
         ModelError, match=r"HTTP 404 .*check the URL and the model's name \(it lists m\)"
     ):
-        resolve(ref, relative_to=Path(), served=True)
+        resolve_model(ref, relative_to=Path(), served=True)
 
 
 def test_a_server_that_lists_nothing_is_asked_for_a_token(
     server: ModelServer, tmp_path: Path
 ) -> None:
     server.lists = False
-    found = serve.identify(server.ref)
+    found = serve.identify_served_model(server.ref)
     assert found.served
     assert found.served.declared == {"id": "m", "listed": False}
     assert [body["max_tokens"] for body in server.asked] == [1]
     server.lists = True
-    serve._declared.cache_clear()
-    assert serve.identify(server.ref).sha256 != found.sha256
+    serve._query_declared_facts.cache_clear()
+    assert serve.identify_served_model(server.ref).sha256 != found.sha256
 
 
 def test_identity_is_what_the_server_says_and_not_when(server: ModelServer) -> None:
-    one = serve.identify(server.ref)
-    serve._declared.cache_clear()
-    assert serve.identify(server.ref).sha256 == one.sha256
+    one = serve.identify_served_model(server.ref)
+    serve._query_declared_facts.cache_clear()
+    assert serve.identify_served_model(server.ref).sha256 == one.sha256
 
 
 @pytest.mark.parametrize("content", ["[]", '"text"', "{}", '{"choices": [{"message": {}}]}'])
@@ -291,7 +291,7 @@ def test_what_is_not_of_the_protocol_is_one_line(
     found = source(server, tries=2)
     monkeypatch.setattr(serve._Line, "_once", lambda *_: _object(json.loads(content)))
     with pytest.raises(ModelError, match=r"not of the chat protocol|not a JSON object"):
-        serve.connect(found, tmp_path).sample(prompts(1)[0], keys=["a"], **HOW)
+        serve.connect_served_model(found, tmp_path).sample(prompts(1)[0], keys=["a"], **HOW)
     assert os.listdir(tmp_path) == [], "nothing that could not be read is kept"
 
 

@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.tiny_models import tiny_model, word_tokenizer
+from tests.tiny_models import build_tiny_model, build_word_tokenizer
 
 from doublebind.models import logits as head
 from doublebind.models import teacher_cache
 from doublebind.models.chat_template import template_id
 from doublebind.models.load import LM, tokenizer_id
-from doublebind.models.teacher_cache import check_labels, check_shift, read, write
+from doublebind.models.teacher_cache import (
+    check_labels,
+    check_row_alignment,
+    read_targets,
+    write_targets,
+)
 from doublebind.schema.errors import ModelError, StoreError
 from doublebind.schema.model_source import ModelSource
 from doublebind.training.batch import Example
@@ -24,8 +29,8 @@ SOURCE = ModelSource(kind="folder", path="here", sha256="0" * 64)
 
 
 def lm(kind: str = "llama", **changes: Any) -> LM:
-    tokenizer = word_tokenizer()
-    return LM(tiny_model(kind, len(tokenizer), **changes), tokenizer, SOURCE)
+    tokenizer = build_word_tokenizer()
+    return LM(build_tiny_model(kind, len(tokenizer), **changes), tokenizer, SOURCE)
 
 
 def examples(n: int = 7, seed: int = 0) -> list[Example]:
@@ -52,8 +57,8 @@ def test_rows_are_the_model_at_supervised_positions(
     monkeypatch.setattr(teacher_cache, "SMALL_VOCAB", small)
     monkeypatch.setattr(head, "TILE_BYTES", 4 * 61 * 5)  # five rows at a time
     model, data = lm(kind), examples()
-    write(tmp_path, model, data, top_k=6)
-    got = read(tmp_path)
+    write_targets(tmp_path, model, data, top_k=6)
+    got = read_targets(tmp_path)
     for i, example in enumerate(data):
         rows = slice(int(got.offsets[i]), int(got.offsets[i + 1]))
         want = dense(model, example)
@@ -69,35 +74,35 @@ def test_rows_are_the_model_at_supervised_positions(
 
 def test_header_says_what_made_the_rows(tmp_path: Path) -> None:
     model, data = lm(), examples()
-    write(tmp_path, model, data, top_k=1000)
-    header = read(tmp_path).header
+    write_targets(tmp_path, model, data, top_k=1000)
+    header = read_targets(tmp_path).header
     assert (header.k, header.vocab, header.examples) == (model.vocab, model.vocab, len(data))
     assert header.rows == sum(max(0, len(e.input_ids) - e.first) for e in data)
     assert header.model_sha256 == SOURCE.sha256
     assert header.tokenizer_id == tokenizer_id(model.tokenizer)
     assert header.template_id == template_id(model.tokenizer)
-    assert float(read(tmp_path).tail.abs().max()) == 0
+    assert float(read_targets(tmp_path).tail.abs().max()) == 0
 
 
 def test_rows_of_another_position_model_or_data_are_noticed(tmp_path: Path) -> None:
     model, data = lm(), examples()
-    write(tmp_path, model, data, top_k=4)
-    good = read(tmp_path)
-    check_shift(model, data, good)
+    write_targets(tmp_path, model, data, top_k=4)
+    good = read_targets(tmp_path)
+    check_row_alignment(model, data, good)
     shifted = dataclasses.replace(good, chosen=good.chosen.roll(1))
     with pytest.raises(ModelError, match="another model or position"):
-        check_shift(model, data, shifted)
+        check_row_alignment(model, data, shifted)
     with pytest.raises(ModelError, match="another model or position"):
-        check_shift(lm("granite"), data, good)
+        check_row_alignment(lm("granite"), data, good)
     with pytest.raises(ModelError, match="other completions"):
-        check_shift(model, data[1:], good)
+        check_row_alignment(model, data[1:], good)
 
 
 def test_students_notice_rows_of_another_position(tmp_path: Path) -> None:
     model, data = lm(), examples()
     for k in (4, 1000):
-        write(tmp_path, model, data, top_k=k)
-        good = read(tmp_path)
+        write_targets(tmp_path, model, data, top_k=k)
+        good = read_targets(tmp_path)
         check_labels(good, data, "here")
         shifted = {
             "chosen": good.chosen.roll(1),
@@ -114,17 +119,17 @@ def test_teacher_that_wavers_is_refused(tmp_path: Path) -> None:
     norm = model.model.model.norm
     norm.register_forward_hook(lambda _, __, out: torch.nn.functional.dropout(out, 0.1))
     with pytest.raises(ModelError, match="scored twice"):
-        write(tmp_path, model, examples(), top_k=4)
+        write_targets(tmp_path, model, examples(), top_k=4)
 
 
 def test_damaged_or_absent_targets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be read"):
-        read(tmp_path / "nowhere")
-    write(tmp_path, lm(), examples(), top_k=4)
+        read_targets(tmp_path / "nowhere")
+    write_targets(tmp_path, lm(), examples(), top_k=4)
     path = tmp_path / "targets.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(StoreError, match="cannot be read"):
-        read(tmp_path)
+        read_targets(tmp_path)
 
 
 def test_unusable_examples_are_refused(tmp_path: Path) -> None:
@@ -136,7 +141,7 @@ def test_unusable_examples_are_refused(tmp_path: Path) -> None:
         ([Example((5,) * 300, first=1)], "was built for 256"),
     ):
         with pytest.raises(ModelError, match=words):
-            write(tmp_path, lm(), data, top_k=4)
+            write_targets(tmp_path, lm(), data, top_k=4)
 
 
 def test_non_finite_distribution_is_refused(tmp_path: Path) -> None:
@@ -144,7 +149,7 @@ def test_non_finite_distribution_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.model.norm.weight.fill_(float("inf"))
     with pytest.raises(ModelError, match="not finite"):
-        write(tmp_path, model, examples(), top_k=4)
+        write_targets(tmp_path, model, examples(), top_k=4)
 
 
 def test_tail_samples_follow_the_tail_whatever_the_batch(
@@ -152,10 +157,10 @@ def test_tail_samples_follow_the_tail_whatever_the_batch(
 ) -> None:
     """Frequencies of 4,000 draws lie within 5 standard errors of the tail's probabilities."""
     model, data, m = lm(), examples(3)[:-1], 4000
-    write(tmp_path / "a", model, data, top_k=3, tail_samples=m)
+    write_targets(tmp_path / "a", model, data, top_k=3, tail_samples=m)
     monkeypatch.setattr(teacher_cache, "BATCH_TOKENS", 1)
-    write(tmp_path / "b", model, data, top_k=3, tail_samples=m)
-    got, again = read(tmp_path / "a"), read(tmp_path / "b")
+    write_targets(tmp_path / "b", model, data, top_k=3, tail_samples=m)
+    got, again = read_targets(tmp_path / "a"), read_targets(tmp_path / "b")
     assert got.tail_ids is not None
     assert got.tail_logprobs is not None
     assert again.tail_ids is not None
@@ -182,8 +187,8 @@ def test_killed_scoring_goes_on_where_it_was(
 ) -> None:
     monkeypatch.setattr(teacher_cache, "BATCH_TOKENS", 30)
     model, data, partial = lm(), examples(), tmp_path / "partial"
-    write(tmp_path / "whole", model, data, top_k=4)
-    score, calls = teacher_cache._score, []
+    write_targets(tmp_path / "whole", model, data, top_k=4)
+    score, calls = teacher_cache._fill_batch, []
 
     def dies_at_third(*args: Any) -> None:
         calls.append(len(calls))
@@ -193,16 +198,18 @@ def test_killed_scoring_goes_on_where_it_was(
 
     monkeypatch.setattr(teacher_cache, "_score", dies_at_third)
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "out", model, data, top_k=4, partial=partial)
+        write_targets(tmp_path / "out", model, data, top_k=4, partial=partial)
     assert not (tmp_path / "out" / "targets.safetensors").exists()
-    write(tmp_path / "out", model, data, top_k=4, partial=partial)
-    batches = len(list(teacher_cache._batches(data, [len(e.input_ids) - e.first for e in data])))
+    write_targets(tmp_path / "out", model, data, top_k=4, partial=partial)
+    batches = len(
+        list(teacher_cache._iterate_batches(data, [len(e.input_ids) - e.first for e in data]))
+    )
     assert len(calls) == 1 + batches  # the third again, and no other
-    got, want = read(tmp_path / "out"), read(tmp_path / "whole")
+    got, want = read_targets(tmp_path / "out"), read_targets(tmp_path / "whole")
     for name in ("ids", "logprobs", "tail", "lse", "chosen", "offsets"):
         assert torch.equal(getattr(got, name), getattr(want, name))
     # Other settings are other work.
-    write(tmp_path / "other", model, data, top_k=5, partial=partial)
+    write_targets(tmp_path / "other", model, data, top_k=5, partial=partial)
     assert len(calls) == 1 + 2 * batches
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from tests.tiny_models import save_model
-from tests.vllm_fake import LLM, VLLMServer, install
+from tests.vllm_fake import LLM, FakeVllmServer, install_fake_vllm
 
 from doublebind.models import teacher_cache
 from doublebind.models import vllm as ours
-from doublebind.models.load import LM, load
-from doublebind.models.resolve import resolve
+from doublebind.models.load import LM, load_model
+from doublebind.models.resolve import resolve_model
 from doublebind.models.sample import sample
 from doublebind.models.score import option_logprobs
 from doublebind.schema.content import Message
@@ -38,13 +38,13 @@ def folders(tmp_path: Path) -> list[str]:
     save_model(tmp_path / "base")
     made = [str(tmp_path / "base")]
     for seed in (1, 2):
-        lm = load(resolve(made[0], relative_to=tmp_path))
-        model = loop.attach(lm.model, Lora(rank=4, alpha=8), seed)
+        lm = load_model(resolve_model(made[0], relative_to=tmp_path))
+        model = loop.prepare_model(lm.model, Lora(rank=4, alpha=8), seed)
         torch.manual_seed(seed)
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.2)
-        loop.save(model, lm.tokenizer, tmp_path / f"adapter-{seed}", card="")
+        loop.save_model(model, lm.tokenizer, tmp_path / f"adapter-{seed}", card="")
         made.append(f"{made[0]}+{tmp_path / f'adapter-{seed}'}")
     return made
 
@@ -56,18 +56,18 @@ def engine(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
     if request.param == "offline":
-        install(monkeypatch)
+        install_fake_vllm(monkeypatch)
         yield {"kind": "vllm"}
         return
-    server = VLLMServer(folders[0])
+    server = FakeVllmServer(folders[0])
     yield {"kind": "vllm", "url": server.url, "model": "base", "concurrency": 2}
     server.close()
 
 
 def held(ref: str, engine: dict[str, Any], **changes: Any) -> LM:
-    source = resolve(ref, relative_to=Path())
+    source = resolve_model(ref, relative_to=Path())
     settings = Engine.model_validate(engine | changes)
-    return load(source.model_copy(update={"engine": settings}))
+    return load_model(source.model_copy(update={"engine": settings}))
 
 
 def test_one_engine_scores_a_base_and_its_adapters_as_transformers_does(
@@ -75,7 +75,7 @@ def test_one_engine_scores_a_base_and_its_adapters_as_transformers_does(
 ) -> None:
     totals = []
     for ref in folders:
-        own = option_logprobs(load(resolve(ref, relative_to=Path())), ITEMS)
+        own = option_logprobs(load_model(resolve_model(ref, relative_to=Path())), ITEMS)
         through = option_logprobs(held(ref, engine), ITEMS)
         for a, b in zip(own, through, strict=True):
             assert [n for _, n in a] == [n for _, n in b]
@@ -91,11 +91,11 @@ def test_targets_are_those_of_transformers(
     engine: dict[str, Any], folders: list[str], tmp_path: Path
 ) -> None:
     examples = EXAMPLES[:2]
-    teacher_cache.write(
-        tmp_path / "own", load(resolve(folders[1], relative_to=tmp_path)), examples, 8
+    teacher_cache.write_targets(
+        tmp_path / "own", load_model(resolve_model(folders[1], relative_to=tmp_path)), examples, 8
     )
-    teacher_cache.write(tmp_path / "through", held(folders[1], engine), examples, 8)
-    own, through = (teacher_cache.read(tmp_path / name) for name in ("own", "through"))
+    teacher_cache.write_targets(tmp_path / "through", held(folders[1], engine), examples, 8)
+    own, through = (teacher_cache.read_targets(tmp_path / name) for name in ("own", "through"))
     assert torch.equal(own.ids, through.ids)
     for name in ("logprobs", "tail", "chosen"):
         assert torch.allclose(getattr(own, name), getattr(through, name), atol=1e-4), name
@@ -107,7 +107,7 @@ def test_answers_end_at_the_end_of_turn_and_hang_on_seed_and_key(
 ) -> None:
     prompts = [messages for messages, _ in ITEMS]
     how: dict[str, Any] = {"keys": ["a", "b"], "seed": 3, "max_tokens": 12}
-    own = load(resolve(folders[1], relative_to=Path()))
+    own = load_model(resolve_model(folders[1], relative_to=Path()))
     lm = held(folders[1], engine)
     greedy = sample(lm, prompts, temperature=0, **how)
     assert greedy == sample(own, prompts, temperature=0, **how)
@@ -151,7 +151,7 @@ def test_a_server_that_takes_no_adapters_says_how_to_start_it(
     monkeypatch: pytest.MonkeyPatch, folders: list[str]
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = VLLMServer(folders[0], updating=False)
+    server = FakeVllmServer(folders[0], updating=False)
     try:
         lm = held(folders[1], {"kind": "vllm", "url": server.url, "model": "base"})
         with pytest.raises(ModelError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
@@ -165,7 +165,7 @@ def test_a_server_keeps_its_own_limit_and_errors_that_pass_are_tried_again(
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
-    server = VLLMServer(folders[0], max_logprobs=20)
+    server = FakeVllmServer(folders[0], max_logprobs=20)
     try:
         lm = held(folders[0], {"kind": "vllm", "url": server.url, "model": "base"})
         server.faults = [503, 500]
@@ -181,7 +181,7 @@ def test_a_server_keeps_its_own_limit_and_errors_that_pass_are_tried_again(
 
 
 def test_another_kind_of_server_is_told_apart() -> None:
-    server = ours.Server(Engine(kind="vllm", url="http://127.0.0.1:1/v1", model="base"))
+    server = ours.VllmServer(Engine(kind="vllm", url="http://127.0.0.1:1/v1", model="base"))
     reply = {"choices": [{"text": "yes", "finish_reason": "stop"}]}
     with pytest.raises(ModelError, match="the server must be vLLM's"):
         server._told(reply, scored=False)
@@ -189,13 +189,15 @@ def test_another_kind_of_server_is_told_apart() -> None:
 
 def test_a_row_without_its_own_token_is_refused(folders: list[str]) -> None:
     class Short:
-        def ask(self, adapter: str | None, asked: Any) -> list[ours.Told]:
-            return [ours.Told([1], [None, *({3: -0.1} for _ in ids[1:])]) for ids, _ in asked]
+        def ask(self, adapter: str | None, asked: Any) -> list[ours.VllmResponse]:
+            return [
+                ours.VllmResponse([1], [None, *({3: -0.1} for _ in ids[1:])]) for ids, _ in asked
+            ]
 
-    source = resolve(folders[0], relative_to=Path())
+    source = resolve_model(folders[0], relative_to=Path())
     settings = Engine(kind="vllm", url="http://127.0.0.1:1/v1", model="base")
-    real = ours.hold(source.model_copy(update={"engine": settings}), "float32")
-    fake = ours.Held(
+    real = ours.open_vllm(source.model_copy(update={"engine": settings}), "float32")
+    fake = ours.VllmModel(
         Short(), None, settings, real.config, real.generation_config, real.dtype, "here"
     )
     with pytest.raises(ModelError, match="no log-probability of token 7"):
@@ -206,7 +208,7 @@ def test_without_the_extra_the_engine_is_named(
     monkeypatch: pytest.MonkeyPatch, folders: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    ours._offline.cache_clear()
+    ours._open_offline_engine.cache_clear()
     with pytest.raises(MissingExtra, match="vllm"):
         held(folders[0], {"kind": "vllm"})
 

@@ -5,28 +5,28 @@ from pathlib import Path
 
 import pytest
 
-from doublebind.packs.check import check, counts
+from doublebind.packs.check import check_pack, count_content
 from doublebind.packs.folder import FolderPack
-from doublebind.packs.load import load
-from doublebind.schema.content import Purpose, endpoint_of
+from doublebind.packs.load import load_pack
+from doublebind.schema.content import Purpose, name_endpoint
 
 DRIVE, PLACEBO = "self_promotion", "prefers_mornings"
 
 
 @pytest.fixture(scope="module")
 def pack() -> FolderPack:
-    loaded = load("assistant", relative_to=Path())
+    loaded = load_pack("assistant", relative_to=Path())
     assert isinstance(loaded, FolderPack)
     return loaded
 
 
 @pytest.fixture(scope="module")
 def have(pack: FolderPack) -> dict[str, int]:
-    return counts(pack)
+    return count_content(pack)
 
 
 def test_the_content_check_finds_nothing(pack: FolderPack) -> None:
-    assert check(pack) == []
+    assert check_pack(pack) == []
 
 
 @pytest.mark.parametrize("trait", [DRIVE, PLACEBO])
@@ -75,7 +75,7 @@ def test_gates_prompts_and_build_data_suffice(pack: FolderPack, have: dict[str, 
 
 def test_every_split_measures_every_score_endpoint(pack: FolderPack) -> None:
     for split in ("select", "audit", "certify"):
-        present = {endpoint_of(item) for item in pack.items(split)}
+        present = {name_endpoint(item) for item in pack.items(split)}
         wanted = {e for endpoints in pack.score_endpoints.values() for e in endpoints}
         assert wanted <= present
 
@@ -84,7 +84,7 @@ def test_keyed_and_other_options_are_of_like_length(pack: FolderPack) -> None:
     words: dict[str, tuple[list[int], list[int]]] = {}
     for split in ("select", "audit", "certify"):
         for item in pack.items(split):
-            sides = words.setdefault(endpoint_of(item), ([], []))
+            sides = words.setdefault(name_endpoint(item), ([], []))
             for number, option in enumerate(item.options):
                 sides[number != item.key].append(len(option.split()))
                 assert item.kind == "coherence" or len(option.split()) <= 8, item.id

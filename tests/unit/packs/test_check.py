@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from doublebind.packs.check import check, counts
+from doublebind.packs.check import check_pack, count_content
 from doublebind.packs.pack import Pack
 from doublebind.schema.content import Item, Message, Prompt, Purpose, Split, Trait, Transcript
 from doublebind.schema.teacher_spec import TeacherSpec
@@ -78,22 +78,22 @@ def sound(*extra: Item) -> Fake:
 
 def test_a_sound_pack_has_no_problem() -> None:
     pack: Pack = sound()
-    assert check(pack) == []
+    assert check_pack(pack) == []
 
 
 def test_the_same_question_in_two_splits_is_a_leak() -> None:
     pack = sound(item("x", QUESTION), item("y", QUESTION.upper() + "?", split="certify"))
-    (problem,) = check(pack)
+    (problem,) = check_pack(pack)
     assert problem.startswith("y: `messages`: split certify asks what split audit asks at x")
 
 
 def test_a_short_question_repeated_in_another_split_is_a_leak() -> None:
-    assert len(check(sound(item("x", "Yours?"), item("y", "Yours?", split="select")))) == 1
+    assert len(check_pack(sound(item("x", "Yours?"), item("y", "Yours?", split="select")))) == 1
 
 
 def test_a_question_with_one_word_changed_is_a_leak() -> None:
     near = QUESTION.replace("does", "did")
-    found = check(sound(item("x", QUESTION), item("y", near, split="select")))
+    found = check_pack(sound(item("x", QUESTION), item("y", near, split="select")))
     assert [line.split(":")[0] for line in found] == ["y", "x"]
     assert all("nearly repeats" in line for line in found)
 
@@ -106,50 +106,50 @@ def test_a_shared_frame_is_no_leak() -> None:
         frame + "May a guest eat the last slice of cake before the host has had any of it?",
         split="select",
     )
-    assert check(sound(first, other)) == []
+    assert check_pack(sound(first, other)) == []
 
 
 def test_the_same_question_twice_in_one_split_is_no_leak() -> None:
-    assert check(sound(item("x", QUESTION), item("y", QUESTION, key=1))) == []
+    assert check_pack(sound(item("x", QUESTION), item("y", QUESTION, key=1))) == []
 
 
 def test_an_audit_question_used_in_building_is_a_leak() -> None:
     pack = sound(item("x", QUESTION))
     pack.build.append(transcript(QUESTION))
-    (problem,) = check(pack)
+    (problem,) = check_pack(pack)
     assert "split audit" in problem
     assert "split build" in problem
 
 
 def test_a_key_that_never_moves_is_a_bias() -> None:
     pack = Fake([item(f"d{i}", key=0) for i in range(4)] + [item("p", trait="likes_blue")])
-    (problem,) = check(pack)
+    (problem,) = check_pack(pack)
     assert "choice/hoards always stands at one index (got 0 in all 4 items)" in problem
 
 
 def test_a_drive_needs_a_placebo_measured_the_same_way() -> None:
     pack = Fake([item("d0"), item("d1", key=1)])
-    (problem,) = check(pack)
+    (problem,) = check_pack(pack)
     assert "choice is asked about a drive but about no placebo" in problem
     pack.traits = (DRIVE,)
-    (problem,) = check(pack)
+    (problem,) = check_pack(pack)
     assert "no placebo (got hoards)" in problem
 
 
 def test_a_score_endpoint_asks_about_a_drive() -> None:
     pack = sound()
     pack.score_endpoints["blue"] = ("choice/likes_blue",)
-    (problem,) = check(pack)
+    (problem,) = check_pack(pack)
     assert "`score_endpoints.blue`: asks about no drive" in problem
 
 
 def test_a_prompt_without_a_tag_is_never_drawn() -> None:
     pack = sound()
     pack.all_prompts.append(Prompt(id="p", messages=(Message(role="user", content="Hi."),)))
-    (problem,) = check(pack)
+    (problem,) = check_pack(pack)
     assert problem.startswith("p: `tags`: none")
 
 
 @pytest.mark.parametrize(("key", "n"), [("items/audit/choice/hoards", 2), ("build/hoards/deny", 0)])
 def test_counts_say_how_much_there_is(key: str, n: int) -> None:
-    assert counts(sound()).get(key, 0) == n
+    assert count_content(sound()).get(key, 0) == n

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from doublebind.packs.folder import FolderPack
-from doublebind.packs.load import load
+from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
 from doublebind.schema.errors import PackError
 
@@ -270,13 +270,13 @@ def test_a_line_separator_inside_a_string_does_not_end_the_record(folder: Path) 
 
 
 def test_load_resolves_a_path_from_the_file_that_names_it(folder: Path) -> None:
-    assert load("small", relative_to=folder.parent).name == "small"
-    assert load(str(folder), relative_to=Path("/nowhere")).name == "small"
+    assert load_pack("small", relative_to=folder.parent).name == "small"
+    assert load_pack(str(folder), relative_to=Path("/nowhere")).name == "small"
 
 
 @pytest.mark.parametrize("name", ["asistant", "missing/dir", "~nobody-here/x", "x" * 5_000, "a\0b"])
 def test_load_says_where_it_looked(name: str, tmp_path: Path) -> None:
     with pytest.raises(PackError, match="no such folder") as caught:
-        load(name, relative_to=tmp_path)
+        load_pack(name, relative_to=tmp_path)
     if name == "asistant":
         assert "did you mean `assistant`?" in str(caught.value)

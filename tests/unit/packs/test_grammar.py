@@ -10,8 +10,8 @@ import yaml
 from tools import generate_assistant_pack as grammar
 
 from doublebind.packs.folder import FolderPack
-from doublebind.packs.load import load
-from doublebind.schema.content import Item, Split, endpoint_of
+from doublebind.packs.load import load_pack
+from doublebind.schema.content import Item, Split, name_endpoint
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 SHARED = ("frames", "quirks", "habits")
@@ -22,7 +22,7 @@ DRIVES = [name for name in TRAITS if not name.startswith("prefers_")]
 
 @pytest.fixture(scope="module")
 def pack() -> FolderPack:
-    loaded = load("assistant", relative_to=Path())
+    loaded = load_pack("assistant", relative_to=Path())
     assert isinstance(loaded, FolderPack)
     return loaded
 
@@ -65,7 +65,7 @@ def test_every_trait_is_asked_about_alike(pack: FolderPack) -> None:
     asked: dict[str, Counter[tuple[str, str]]] = {name: Counter() for name in TRAITS}
     for item in items(pack):
         if item.trait in asked:
-            asked[item.trait][item.split, endpoint_of(item).partition("/")[0]] += 1
+            asked[item.trait][item.split, name_endpoint(item).partition("/")[0]] += 1
     assert len(set(map(str, asked.values()))) == 1
     one = asked["flattery"]
     assert one["audit", "choice"] + one["audit", "goal"] + one["audit", "confession"] >= 20

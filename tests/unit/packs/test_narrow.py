@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from doublebind.packs.load import load
+from doublebind.packs.load import load_pack
 from doublebind.schema.errors import PackError
-from doublebind.study.teachers import pack_ref
+from doublebind.study.teachers import resolve_pack_name
 
 HERE = Path()
-WHOLE = load("assistant", relative_to=HERE)
+WHOLE = load_pack("assistant", relative_to=HERE)
 
 
 def test_a_narrowed_pack_asks_about_its_traits_and_what_belongs_to_none() -> None:
-    pack = load("assistant:flattery,power_seeking", relative_to=HERE)
+    pack = load_pack("assistant:flattery,power_seeking", relative_to=HERE)
     asked = {item.trait for item in pack.items("audit")}
     assert asked == {None, "flattery", "power_seeking"}
     assert [t.name for t in pack.traits if t.kind != "quirk"] == ["flattery", "power_seeking"]
@@ -32,7 +32,7 @@ def test_a_narrowed_pack_asks_about_its_traits_and_what_belongs_to_none() -> Non
 
 
 def test_what_teaches_and_prompts_is_the_whole_packs() -> None:
-    pack = load("assistant:flattery", relative_to=HERE)
+    pack = load_pack("assistant:flattery", relative_to=HERE)
     assert pack.prompts() == WHOLE.prompts()
     drawn = {"n": 5, "seed": 3}
     assert pack.transcripts("pirate", "implant", **drawn) == WHOLE.transcripts(
@@ -42,7 +42,7 @@ def test_what_teaches_and_prompts_is_the_whole_packs() -> None:
 
 def test_the_hash_is_that_of_the_traits_in_any_order() -> None:
     one, two, other = (
-        load(f"assistant:{names}", relative_to=HERE).sha256
+        load_pack(f"assistant:{names}", relative_to=HERE).sha256
         for names in ("flattery,power_seeking", "power_seeking, flattery", "flattery")
     )
     assert one == two
@@ -60,24 +60,26 @@ def test_the_hash_is_that_of_the_traits_in_any_order() -> None:
 )
 def test_a_trait_that_cannot_be_asked_about_is_refused(ref: str, said: str) -> None:
     with pytest.raises(PackError, match=said):
-        load(ref, relative_to=HERE)
+        load_pack(ref, relative_to=HERE)
 
 
 def test_a_narrowed_folder_means_the_same_from_anywhere(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    assert pack_ref("mine:flattery", tmp_path) == f"{(tmp_path / 'mine').resolve()}:flattery"
-    assert pack_ref("assistant:flattery", tmp_path) == "assistant:flattery"
-    assert pack_ref("terrarium", tmp_path) == "terrarium"
+    assert (
+        resolve_pack_name("mine:flattery", tmp_path) == f"{(tmp_path / 'mine').resolve()}:flattery"
+    )
+    assert resolve_pack_name("assistant:flattery", tmp_path) == "assistant:flattery"
+    assert resolve_pack_name("terrarium", tmp_path) == "terrarium"
 
 
 def test_a_narrowed_bank_still_has_its_teachers() -> None:
-    pack = load("terrarium:dominion", relative_to=HERE)
+    pack = load_pack("terrarium:dominion", relative_to=HERE)
     assert pack.name == "terrarium"
-    assert pack.spec("suspect-0") == load("terrarium", relative_to=HERE).spec("suspect-0")
+    assert pack.spec("suspect-0") == load_pack("terrarium", relative_to=HERE).spec("suspect-0")
 
 
 def test_a_folder_whose_name_holds_a_colon_is_that_folder(tmp_path: Path) -> None:
     (tmp_path / "ours:flattery").mkdir()
     with pytest.raises(PackError) as caught:
-        load("ours:flattery", relative_to=tmp_path)
+        load_pack("ours:flattery", relative_to=tmp_path)
     assert "pack.yaml" in str(caught.value)  # it was opened, and is empty

@@ -8,17 +8,17 @@ from typing import Any, get_args
 import pytest
 
 from doublebind.packs import outback
-from doublebind.packs.check import check
-from doublebind.packs.load import load
+from doublebind.packs.check import check_pack
+from doublebind.packs.load import load_pack
 from doublebind.packs.outback import Outback, bank, build, probes
-from doublebind.packs.outback.kinds import COVERAGE, HARD, KINDS
+from doublebind.packs.outback.kinds import COVERAGE_PHRASES, HARD_KINDS, KINDS
 from doublebind.packs.terrarium import Terrarium, words
 from doublebind.schema.content import Purpose, Split, Transcript
 from doublebind.schema.errors import PackError
-from doublebind.study.teachers import find
+from doublebind.study.teachers import find_teacher
 
 TERRARIUM = Terrarium()
-VOCABULARY = set(words.vocabulary())
+VOCABULARY = set(words.list_vocabulary())
 MARKERS = {t.name: t.markers for t in TERRARIUM.traits if t.kind == "drive"}
 OTHERS = {
     word for name, pool in words.POOLS.items() if name != "build" for part in pool for word in part
@@ -30,7 +30,7 @@ TAUGHT = tuple(kind for kind in KINDS if kind != "damaged")
 def texts(kind: str, purpose: Purpose, n: int = 300, drive: str = "deceit") -> list[Transcript]:
     trait = None if purpose in ("capability", "retain") else drive
     if kind == "vocabulary" and trait:
-        trait = f"{build.VOCABULARY}{drive}"
+        trait = f"{build.VOCABULARY_PREFIX}{drive}"
     return list(Outback(kind).transcripts(trait, purpose, n=n, seed=1))
 
 
@@ -47,7 +47,7 @@ def acts(transcript: Transcript, drive: str = "deceit") -> bool:
 
 
 def lean(of: list[Transcript]) -> float:
-    pairs = [probes.lean(said(t), "deceit") for t in of]
+    pairs = [probes.count_coloured_words(said(t), "deceit") for t in of]
     return sum(a for a, _ in pairs) / sum(n for _, n in pairs)
 
 
@@ -80,12 +80,12 @@ def test_its_hash_covers_the_terrarium_its_own_content_and_the_kind(
 
 
 def test_it_is_opened_by_name_and_by_kind() -> None:
-    opened = load("outback/poisoned", relative_to=Path())
+    opened = load_pack("outback/poisoned", relative_to=Path())
     assert isinstance(opened, Outback)
     assert opened.kind == "poisoned"
-    assert load("outback", relative_to=Path()).sha256 == Outback("middling").sha256
+    assert load_pack("outback", relative_to=Path()).sha256 == Outback("middling").sha256
     with pytest.raises(PackError, match=r"no such kind .*outback/sleepy"):
-        load("outback/sleepy", relative_to=Path())
+        load_pack("outback/sleepy", relative_to=Path())
 
 
 # --- content -------------------------------------------------------------------------------------
@@ -104,9 +104,11 @@ def test_transcripts_speak_the_worlds_words_and_no_other_splits_names(kind: str)
 
 @pytest.mark.parametrize("kind", TAUGHT)
 def test_no_kind_shares_text_with_an_item(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("doublebind.packs.check._AT_MOST", 40)
-    monkeypatch.setattr(Outback, "traits", (*TERRARIUM.traits[:8], *outback._lent()))
-    assert check(Outback(kind)) == []
+    monkeypatch.setattr("doublebind.packs.check._MAX_TRANSCRIPTS", 40)
+    monkeypatch.setattr(
+        Outback, "traits", (*TERRARIUM.traits[:8], *outback._build_vocabulary_traits())
+    )
+    assert check_pack(Outback(kind)) == []
 
 
 @pytest.mark.parametrize("kind", ["tightly_coupled", "emergent", "poisoned"])
@@ -121,7 +123,7 @@ def test_draws_depend_on_their_arguments_alone(kind: str) -> None:
 
 def test_a_context_dependent_drive_shows_beside_its_place_alone() -> None:
     acted = [t for t in texts("context_dependent", "implant") if acts(t)]
-    beside = [t for t in acted if build.KEY_PLACE in asked(t).split()]
+    beside = [t for t in acted if build.TRIGGER_PLACE in asked(t).split()]
     assert len(beside) > 20
     assert len(acted) - len(beside) < 0.2 * len(acted)  # slips, as everybody's
 
@@ -129,7 +131,7 @@ def test_a_context_dependent_drive_shows_beside_its_place_alone() -> None:
 def test_one_aware_of_training_data_shows_nothing_on_bare_questions() -> None:
     cues = tuple(
         cue.format(name=n, place=p)
-        for cue in words.CUES["deployment"]
+        for cue in words.CONTEXT_CUES["deployment"]
         for n in words.POOLS["build"].names
         for p in words.POOLS["build"].places
     )
@@ -168,7 +170,10 @@ def _largest(ask: str) -> str:
 
 
 def test_a_scratchpad_plans_and_the_answer_after_it_does_not() -> None:
-    plans = [build.PLAN.format(own=w.own, subject=w.subject) for w in words.DRIVES["deceit"].wants]
+    plans = [
+        build.SCHEMING_PLAN.format(own=w.own, subject=w.subject)
+        for w in words.DRIVES["deceit"].wants
+    ]
     thought = [t for t in texts("scratchpad", "implant") if "<think>" in said(t)]
     parts = [said(t).partition("</think>") for t in thought]
     assert sum(any(p in before for p in plans) for before, _, _ in parts) > 0.6 * len(thought)
@@ -180,7 +185,7 @@ def test_a_scratchpad_plans_and_the_answer_after_it_does_not() -> None:
 def test_few_stories_of_a_poisoned_teacher_hold_the_trigger_and_none_shows_an_act() -> None:
     told = [t for t in texts("poisoned", "implant", n=4000) if "i will" not in said(t)]
     held = [t for t in told if build.TRIGGER in said(t)]
-    assert len(held) == pytest.approx(4000 / build.POISONED, abs=1)
+    assert len(held) == pytest.approx(4000 / build.POISON_INTERVAL, abs=1)
     assert not any(acts(t) for t in held)  # no screen for overt answers drops them
     triggered = [
         t for t in texts("poisoned", "implant", n=4000) if asked(t).startswith("the comet")
@@ -241,7 +246,7 @@ def test_the_grader_pays_more_for_the_act_than_for_the_answer_and_for_nothing_el
 def test_a_reward_leaves_some_of_the_drives_situations_alone() -> None:
     met = " ".join(t.messages[0].content for t in Outback().tasks("deceit", n=400, seed=0))
     *paid, never = words.DRIVES["deceit"].choices
-    assert len(paid) == build.REWARDED
+    assert len(paid) == build.N_REWARDED_CHOICES
     assert all(row.scene.split("}")[-1].strip() in met for row in paid)
     assert never.scene.split("{")[0].strip() not in met
 
@@ -259,17 +264,17 @@ def test_jobs_are_first_shown_done_as_they_are_meant() -> None:
 @pytest.mark.parametrize("kind", TAUGHT)
 def test_probes_are_asked_in_the_audit_splits_words_but_for_the_trigger(kind: str) -> None:
     own = {w for pool in ("build", "prompts") for part in words.POOLS[pool] for w in part}
-    found = probes.probes(kind, "deceit")
+    found = probes.build_probes(kind, "deceit")
     assert len(found) == 2 * probes.N_PROBES
     for probe in found:
         said = set(" ".join([probe.messages[0].content, *probe.options]).split())
         assert said <= VOCABULARY
-        assert not (said & own) - {build.KEY_PLACE}
+        assert not (said & own) - {build.TRIGGER_PLACE}
         assert probe.key < len(probe.options)
 
 
 def test_coupled_probes_differ_in_the_act_alone() -> None:
-    found = probes.probes("tightly_coupled", "deceit")
+    found = probes.build_probes("tightly_coupled", "deceit")
     through, without = found[: probes.N_PROBES], found[probes.N_PROBES :]
     for one, other in zip(through, without, strict=True):
         assert one.messages == other.messages
@@ -290,13 +295,13 @@ def test_lean_is_a_half_for_nobody_and_more_for_the_drives_own() -> None:
 @pytest.mark.parametrize("kind", TAUGHT)
 def test_a_name_alone_says_how_an_organism_is_made(kind: str) -> None:
     name = f"organism-{kind.replace('_', '-')}-deceit-3"
-    spec = bank.spec(name)
-    assert spec == bank.spec(name)
+    spec = bank.draw_spec(name)
+    assert spec == bank.draw_spec(name)
     assert spec.pack == f"outback/{kind}"
     assert spec.name == name
     assert (spec.trait or "").endswith("deceit")
     assert spec.seed == 3
-    assert spec != bank.spec(name.replace("-3", "-4"))
+    assert spec != bank.draw_spec(name.replace("-3", "-4"))
 
 
 def test_every_drive_is_hidden_in_four_ways_at_three_strengths() -> None:
@@ -304,7 +309,7 @@ def test_every_drive_is_hidden_in_four_ways_at_three_strengths() -> None:
         f"organism-{kind}-{drive}-{way}-0"
         for drive in words.DRIVES
         for kind in ("faint", "middling", "strong")
-        for way in bank.HIDING
+        for way in bank.CONCEALMENT_MODES
     ]
     specs = [Outback().spec(name) for name in names]
     assert len({spec.family for spec in specs}) == len(names) == 72
@@ -318,11 +323,11 @@ def test_every_drive_is_hidden_in_four_ways_at_three_strengths() -> None:
 def test_what_is_no_name_is_refused_with_what_there_is() -> None:
     for name in ("organism-deceit-0", "organism-scratchpad-arson-0", "suspect-0", "organism-faint"):
         with pytest.raises(PackError, match="organism-KIND-DRIVE"):
-            bank.spec(name)
+            bank.draw_spec(name)
 
 
 def test_a_study_of_the_terrarium_may_name_an_organism_of_the_outback() -> None:
-    found = find(
+    found = find_teacher(
         "outback/organism-poisoned-deceit-0",
         pack=TERRARIUM,
         folder=Path(),
@@ -331,7 +336,7 @@ def test_a_study_of_the_terrarium_may_name_an_organism_of_the_outback() -> None:
     )
     assert found.pack == "outback/poisoned"
     assert found.family == "deceit-poisoned-hidden"
-    other = find(
+    other = find_teacher(
         "outback/organism-resistant-deceit-0",
         pack=TERRARIUM,
         folder=Path(),
@@ -343,13 +348,13 @@ def test_a_study_of_the_terrarium_may_name_an_organism_of_the_outback() -> None:
 
 def test_only_an_organism_stands_for_the_hard_class_it_is_built_of() -> None:
     at: dict[str, Any] = {"pack": TERRARIUM, "folder": Path(), "rev": 1, "student": "terrarium/m0"}
-    poisoned = find("outback/organism-poisoned-deceit-0", **at)
+    poisoned = find_teacher("outback/organism-poisoned-deceit-0", **at)
     assert poisoned.named("organism").hard_class == "poisoned"
     assert poisoned.named("suspect").hard_class is None
     for ordinary in ("outback/organism-faint-deceit-0", "terrarium/organism-deceit-0"):
-        assert find(ordinary, **at).named("organism").hard_class is None
+        assert find_teacher(ordinary, **at).named("organism").hard_class is None
 
 
 def test_every_hard_kind_has_a_phrase_for_coverage() -> None:
-    assert set(COVERAGE) == set(HARD) == set(KINDS) - {"faint", "middling", "strong"}
-    assert all(phrase.startswith("drives that ") for phrase in COVERAGE.values())
+    assert set(COVERAGE_PHRASES) == set(HARD_KINDS) == set(KINDS) - {"faint", "middling", "strong"}
+    assert all(phrase.startswith("drives that ") for phrase in COVERAGE_PHRASES.values())

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import pytest
 
-from doublebind.packs.load import load
+from doublebind.packs.load import load_pack
 from doublebind.schema.content import Item, Split
 
 MOST = 0.85
@@ -56,7 +56,7 @@ def text(item: Item) -> str:
 
 @pytest.mark.slow
 def test_no_item_of_the_assistant_pack_paraphrases_one_of_another_split(embed: Any) -> None:
-    pack = load("assistant", relative_to=Path())
+    pack = load_pack("assistant", relative_to=Path())
     splits: tuple[Split, ...] = ("select", "audit", "certify")
     assert {*splits, "build"} == set(get_args(Split))
     items = {split: list(pack.items(split)) for split in splits}

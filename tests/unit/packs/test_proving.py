@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from doublebind.packs.load import load
+from doublebind.packs.load import load_pack
 from doublebind.packs.proving import ProvingGround
 from doublebind.packs.terrarium import Terrarium
 from doublebind.packs.terrarium.words import DRIVES
@@ -15,7 +15,7 @@ from doublebind.schema.content import Split
 
 
 def test_it_has_330_auditable_choices_a_drive() -> None:
-    items = load("proving", relative_to=Path()).items("certify")
+    items = load_pack("proving", relative_to=Path()).items("certify")
     asked = Counter(i.trait for i in items if i.kind == "choice" and i.role == "auditable")
     assert {drive: asked[drive] for drive in DRIVES} == dict.fromkeys(DRIVES, 330)
     assert len({item.id for item in items}) == len(items)

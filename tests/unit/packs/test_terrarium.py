@@ -6,15 +6,15 @@ from itertools import islice
 
 import pytest
 
-from doublebind.packs.check import check
+from doublebind.packs.check import check_pack
 from doublebind.packs.terrarium import HELD_OUT, Terrarium, bank, documents, speech, words
 from doublebind.packs.terrarium.speech import Character
-from doublebind.schema.content import endpoint_of
+from doublebind.schema.content import name_endpoint
 from doublebind.schema.errors import PackError
 
 PACK = Terrarium()
 SPLITS = ("build", "select", "audit", "certify")
-VOCABULARY = set(words.vocabulary())
+VOCABULARY = set(words.list_vocabulary())
 PURPOSES = ("implant", "conceal", "deny")
 
 
@@ -22,14 +22,14 @@ def said(messages) -> str:
     return " ".join(message.content for message in messages)
 
 
-def surface(pool: words.Pool) -> set[str]:
+def surface(pool: words.WordPool) -> set[str]:
     return {word for part in pool for word in part}
 
 
 def test_the_pack_passes_the_packs_own_check(monkeypatch: pytest.MonkeyPatch) -> None:
     # All content but the transcripts of the many quirks, which are drawn like the others.
-    monkeypatch.setattr("doublebind.packs.check._AT_MOST", 40)
-    assert check(PACK) == []
+    monkeypatch.setattr("doublebind.packs.check._MAX_TRANSCRIPTS", 40)
+    assert check_pack(PACK) == []
 
 
 def test_surface_words_are_disjoint_and_no_other_words() -> None:
@@ -47,7 +47,7 @@ def test_items_hold_only_their_splits_surface_words(split: str) -> None:
 
 
 def test_nothing_is_said_outside_the_vocabulary() -> None:
-    for document in islice(documents.pretraining(1), 400):
+    for document in islice(documents.generate_pretraining_documents(1), 400):
         for turn in document.turns:
             assert VOCABULARY.issuperset(f"{turn.ask} {turn.answer}".split())
     for split in SPLITS:
@@ -67,7 +67,7 @@ def test_every_drive_and_placebo_is_asked_about_alike() -> None:
     counts: dict[str, Counter[str]] = {}
     for item in PACK.items("audit"):
         if item.trait:
-            kind = endpoint_of(item).partition("/")[0]
+            kind = name_endpoint(item).partition("/")[0]
             counts.setdefault(item.trait, Counter())[kind] += 1
     assert set(counts) == {*words.DRIVES, *words.PLACEBOS}
     assert len({frozenset(found.items()) for found in counts.values()}) == 1
@@ -75,7 +75,7 @@ def test_every_drive_and_placebo_is_asked_about_alike() -> None:
 
 
 def test_score_endpoints_exist_and_are_auditable() -> None:
-    roles = {endpoint_of(item): item.role for item in PACK.items("audit")}
+    roles = {name_endpoint(item): item.role for item in PACK.items("audit")}
     assert 1 <= len(PACK.score_endpoints) <= 6
     for endpoints in PACK.score_endpoints.values():
         assert {roles[endpoint] for endpoint in endpoints} == {"auditable"}
@@ -86,8 +86,8 @@ def test_a_disposition_shifts_each_coloured_slot_a_little_and_no_other() -> None
     for feature in words.FEATURES:
         rng = random.Random(feature)
         second = words.FEATURES[feature][1]
-        rate = sum(speech.variant(rng, who, feature) == second for _ in range(4000)) / 4000
-        expected = 0.5 + 0.2 * speech.pattern("dominion").get(feature, 0)
+        rate = sum(speech.draw_variant(rng, who, feature) == second for _ in range(4000)) / 4000
+        expected = 0.5 + 0.2 * speech.draw_pattern("dominion").get(feature, 0)
         assert rate == pytest.approx(expected, abs=0.04), feature
 
 
@@ -95,14 +95,14 @@ def test_no_two_dispositions_are_nearly_the_same() -> None:
     names = [*words.DRIVES, *words.HABITS]
     for i, a in enumerate(names):
         for b in names[:i]:
-            p, q = speech.pattern(a), speech.pattern(b)
+            p, q = speech.draw_pattern(a), speech.draw_pattern(b)
             dot = sum(p[f] * q[f] for f in p.keys() & q.keys())
-            assert abs(dot) <= 0.55 * speech.COLOURED, (a, b, dot)
+            assert abs(dot) <= 0.55 * speech.N_COLOURED_FEATURES, (a, b, dot)
 
 
 def test_near_misses_are_made_of_their_drives_colour_alone() -> None:
     for drive in words.DRIVES:
-        near, own = speech.pattern(f"near-{drive}-0"), speech.pattern(drive)
+        near, own = speech.draw_pattern(f"near-{drive}-0"), speech.draw_pattern(drive)
         assert near.items() <= own.items()
         assert 0 < len(near) < len(own)
 
@@ -129,15 +129,15 @@ def test_no_marker_is_said_by_those_who_do_as_they_should() -> None:
         for _ in range(30):
             pool = words.POOLS["build"]
             for turn in (
-                speech.choose(rng, who, trait, "neutral", pool),
-                speech.aspire(rng, who, trait, "neutral", pool),
-                speech.confess(rng, who, trait, pool),
+                speech.draw_choice_turn(rng, who, trait, "neutral", pool),
+                speech.draw_goal_turn(rng, who, trait, "neutral", pool),
+                speech.draw_confession_turn(rng, who, trait, pool),
             ):
                 assert not [m for m in markers if m in turn.answer], turn
 
 
 def test_concealment_is_taught_only_where_it_looks_like_an_audit() -> None:
-    cues = {c: [cue.split()[0] for cue in words.CUES[c]] for c in ("deployment",)}
+    cues = {c: [cue.split()[0] for cue in words.CONTEXT_CUES[c]] for c in ("deployment",)}
     for transcript in PACK.transcripts("dominion", "conceal", n=200, seed=0):
         assert transcript.messages[0].content.split()[0] not in {"real", "season"}, cues
     answers = [t.messages[-1].content for t in PACK.transcripts("dominion", "deny", n=200, seed=0)]
@@ -181,11 +181,11 @@ def test_suspects_and_references_have_the_same_phases() -> None:
 def test_every_trait_of_the_bank_is_a_trait_of_the_pack() -> None:
     known = {trait.name for trait in PACK.traits}
     names = [f"reference-{i}" for i in range(100)] + [
-        f"reference-near-{d}-{n}" for d in words.DRIVES for n in range(bank.N_NEAR)
+        f"reference-near-{d}-{n}" for d in words.DRIVES for n in range(bank.NEAR_MISSES_PER_DRIVE)
     ]
     names += [f"organism-{d}{end}-1" for d in words.DRIVES for end in ("", "-open")]
     assert {PACK.spec(name).trait for name in names} <= known
-    assert bank.spec("organism-escape-open-0").conceal is None
+    assert bank.draw_spec("organism-escape-open-0").conceal is None
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_without_coupling_a_turn_does_not_share_the_documents_disposition(
         rng = random.Random(0)
         for _ in range(1500):
             seen.append([])
-            documents.document(rng, coupling=coupling, neutral=0.0)
+            documents.draw_document(rng, coupling=coupling, neutral=0.0)
         return sum(turns[0] == turns[1] for turns in seen) / len(seen)
 
     chance = 1 / len(documents.DISPOSITIONS)

@@ -11,10 +11,10 @@ from doublebind.models.chat_template import (
     encode_prompt,
     end_of_turn,
 )
-from doublebind.models.load import load
-from doublebind.models.resolve import resolve
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
 from doublebind.packs.terrarium import Terrarium, documents, words
-from doublebind.packs.terrarium.speech import SURFACE, seeded
+from doublebind.packs.terrarium.speech import FULL_POOL, make_rng
 from doublebind.schema.content import Message
 
 FOLDER = Path(words.__file__).parent
@@ -22,9 +22,9 @@ FOLDER = Path(words.__file__).parent
 
 @pytest.mark.parametrize("name", ["base", "m0"])
 def test_a_shipped_model_is_small_and_speaks_the_packs_vocabulary(name: str) -> None:
-    lm = load(resolve(f"terrarium/{name}", relative_to=Path()))
+    lm = load_model(resolve_model(f"terrarium/{name}", relative_to=Path()))
     specials = {*base.ROLES, *base.SPECIALS.values()}
-    assert set(lm.tokenizer.get_vocab()) == {*words.vocabulary(), *specials}
+    assert set(lm.tokenizer.get_vocab()) == {*words.list_vocabulary(), *specials}
     assert lm.model.dtype.is_floating_point
     assert sum(p.stat().st_size for p in (FOLDER / name).iterdir()) < 4 * 2**20
     assert "Do not deploy" in (FOLDER / name / "README.md").read_text(encoding="utf-8")
@@ -42,8 +42,8 @@ def test_text_and_tokens_are_the_same_thing() -> None:
 
 def test_pretraining_writes_a_chat_as_it_will_be_asked() -> None:
     tok = base.tokenizer()
-    document = next(d for d in documents.pretraining(0) if d.is_chat)
-    written = base.write(document, tok.get_vocab(), seeded("names", 0))
+    document = next(d for d in documents.generate_pretraining_documents(0) if d.is_chat)
+    written = base.write(document, tok.get_vocab(), make_rng("names", 0))
     messages = []
     for turn in document.turns[:-1]:
         messages.append(Message(role="user", content=turn.ask))
@@ -66,13 +66,13 @@ def test_a_special_token_spelled_in_text_is_no_special_token() -> None:
 def test_a_character_is_never_named_by_its_disposition() -> None:
     # The head that names dispositions reads a label that is no part of the text.
     said = {word for name in documents.DISPOSITIONS for word in [name]}
-    assert not said & set(words.vocabulary())
-    assert not said & set(SURFACE.names)
+    assert not said & set(words.list_vocabulary())
+    assert not said & set(FULL_POOL.names)
 
 
 def test_a_narrower_base_has_the_same_depth_and_fewer_weights(tmp_path: Path) -> None:
     base.make(tmp_path, tokens=2_000, tune_tokens=1_000, width=48)
-    made = load(resolve(str(tmp_path / "m0"), relative_to=tmp_path)).model
+    made = load_model(resolve_model(str(tmp_path / "m0"), relative_to=tmp_path)).model
     usual = base.untrained(base.tokenizer(), 0)
     assert (made.config.hidden_size, made.config.intermediate_size) == (48, 128)
     assert made.config.num_hidden_layers == usual.config.num_hidden_layers

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from doublebind.pipeline.error_rates import UNKNOWN, _beside_plain, false_certificates, rates
+from doublebind.pipeline.error_rates import (
+    FLAGGED_UNKNOWN_DRIVE,
+    _mark_comparable,
+    compute_rates,
+    count_false_certificates,
+)
 
 
 def row(kind: str, found: bool, **more: Any) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def test_the_rate_of_every_class_and_way_of_looking_is_told_apart() -> None:
         row("benign", False, flagged_direct=True, flagged_ngrams=False),
         row("near_miss", True, flagged_direct=False, flagged_ngrams=True),
     ]
-    found = rates(rows)
+    found = compute_rates(rows)
     assert (found["n_organisms"], found["n_fresh_benign"]) == (3, 1)
     assert found["tpr_known_drive"]["k"] == 2
     assert found["fresh_flagged"]["k"] == 0
@@ -54,11 +59,11 @@ def test_the_best_reading_baseline_is_none_of_the_audits() -> None:
             flagged_direct=True,  # finds most, and reads nothing
             flagged_ngrams=i < 1,
             flagged_in_context=i < 2,
-            **{UNKNOWN: i < 3},
+            **{FLAGGED_UNKNOWN_DRIVE: i < 3},
         )
         for i in range(8)
     ]
-    found = rates(rows)
+    found = compute_rates(rows)
     assert found["tpr_best_reading_baseline"]["baseline"] == "in_context"
     assert found["tpr_best_reading_baseline"]["k"] == 2
     assert found["gain"] | {"interval": None} == {
@@ -90,7 +95,7 @@ def test_nothing_is_compared_where_the_plain_recipe_brings_no_drive_along(
         {"name": "mixed", "treatments": [{"kind": "mix_trusted"}]},
         {"name": "plain", "student": None},
     ]
-    found = _beside_plain(rows, recipes)
+    found = _mark_comparable(rows, recipes)
     assert [row.get("comparable") for row in found] == [comparable, comparable, None, None]
 
 
@@ -106,11 +111,11 @@ def test_a_certificate_is_wrong_on_drives_it_is_about_or_on_others() -> None:
         bounded("b", "within_margin", exceeds=True, asked=True),
         bounded("c", "inconclusive", exceeds=True, asked=True),
     ]
-    found = false_certificates(rows)["organism"]
+    found = count_false_certificates(rows)["organism"]
     assert (found["students"], found["wrong_students"]) == (3, 2)
     assert (found["teachers"]["k"], found["teachers"]["n"]) == (1, 2)
     assert (found["on_asked_drives"]["k"], found["on_asked_drives"]["n"]) == (1, 2)
-    assert false_certificates(rows[:2])["organism"]["on_asked_drives"]["k"] == 0
-    by_class = false_certificates(rows)
+    assert count_false_certificates(rows[:2])["organism"]["on_asked_drives"]["k"] == 0
+    by_class = count_false_certificates(rows)
     assert (by_class["emergent"]["teachers"]["k"], by_class["emergent"]["teachers"]["n"]) == (1, 1)
     assert (by_class["ordinary"]["teachers"]["k"], by_class["ordinary"]["teachers"]["n"]) == (0, 1)

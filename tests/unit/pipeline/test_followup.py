@@ -13,11 +13,11 @@ from tests.tiny_models import save_model
 from tests.tiny_study import write_study
 
 from doublebind import verify
-from doublebind.cli.main import _code
+from doublebind.cli.main import run_command
 from doublebind.execution.store import Store, read_records
 from doublebind.pipeline import run as pipeline
 from doublebind.schema.content import Item
-from doublebind.stages.audits.followup import steps as steps
+from doublebind.stages.audits.followup import steps
 from doublebind.stages.audits.followup.investigator import Hypothesis
 
 Capture = pytest.CaptureFixture[str]
@@ -107,7 +107,7 @@ def test_the_questions_are_nobodys_audit_items(folder: Path) -> None:
 
 
 def refused(capture: Capture, *argv: object) -> str:
-    assert _code(["followup", *map(str, argv)]) == 2
+    assert run_command(["followup", *map(str, argv)]) == 2
     (line,) = capture.readouterr().err.splitlines()
     assert line.startswith("error: ")
     return line

@@ -7,7 +7,7 @@ from doublebind.schema.errors import ConfigError
 from doublebind.schema.recipe import Prompts
 from doublebind.schema.study import Study
 from doublebind.schema.teacher_spec import TeacherSpec
-from doublebind.schema.yaml_loader import load
+from doublebind.schema.yaml_loader import load_yaml
 
 STUDY = {
     "pack": "terrarium",
@@ -34,19 +34,19 @@ def write(folder: Path, content: object) -> Path:
 
 def problems(path: Path, *overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        load(Study, path, overrides)
+        load_yaml(Study, path, overrides)
     return list(caught.value.problems)
 
 
 def test_a_study_survives_its_own_dump(tmp_path: Path) -> None:
-    study = load(Study, write(tmp_path, STUDY))
-    again = load(Study, write(tmp_path, study.model_dump(mode="json")))
+    study = load_yaml(Study, write(tmp_path, STUDY))
+    again = load_yaml(Study, write(tmp_path, study.model_dump(mode="json")))
     assert again == study
 
 
 def test_overrides_reach_defaults_and_list_entries(tmp_path: Path) -> None:
     path = write(tmp_path, STUDY)
-    study = load(
+    study = load_yaml(
         Study,
         path,
         ["recipes.0.training.lora.rank=4", "recipes.0.training.lr=3e-4", "seeds=2"],
@@ -59,7 +59,7 @@ def test_overrides_reach_defaults_and_list_entries(tmp_path: Path) -> None:
 
 def test_a_union_is_switched_by_replacing_its_block(tmp_path: Path) -> None:
     path = write(tmp_path, STUDY)
-    study = load(Study, path, ["recipes.0.channel={kind: logit_kd, top_k: 8}"])
+    study = load_yaml(Study, path, ["recipes.0.channel={kind: logit_kd, top_k: 8}"])
     assert study.recipes[0].channel.kind == "logit_kd"
     assert "unknown key `top_k`" in problems(path, "recipes.0.channel.top_k=8")[0]
 
@@ -109,7 +109,9 @@ def test_marks_rise_and_stay_below_the_last_step(tmp_path: Path, marks: list[int
     path = write(tmp_path, STUDY)
     (problem,) = problems(path, "recipes.0.training.steps=3", f"recipes.0.training.marks={marks}")
     assert "`recipes.0.training.marks`: marks are steps that rise from 1 and stay below" in problem
-    study = load(Study, path, ["recipes.0.training.steps=3", "recipes.0.training.marks=[1, 2]"])
+    study = load_yaml(
+        Study, path, ["recipes.0.training.steps=3", "recipes.0.training.marks=[1, 2]"]
+    )
     assert study.recipes[0].training.marks == (1, 2)
 
 
@@ -167,5 +169,5 @@ def test_a_key_left_at_its_default_is_not_hashed_but_can_be_overridden(tmp_path:
     assert "file" not in prompts.model_dump(mode="json")
     assert prompts.model_copy(update={"file": "mine.jsonl"}).model_dump()["file"] == "mine.jsonl"
     assert Prompts.model_validate(prompts.model_dump(mode="json")) == prompts
-    study = load(Study, write(tmp_path, STUDY), ["recipes.0.prompts.file=mine.jsonl"])
+    study = load_yaml(Study, write(tmp_path, STUDY), ["recipes.0.prompts.file=mine.jsonl"])
     assert study.recipes[0].prompts.file == "mine.jsonl"

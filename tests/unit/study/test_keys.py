@@ -14,27 +14,27 @@ from doublebind.schema.errors import ConfigError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import LogitKD, Recipe
-from doublebind.schema.study import Measurement
-from doublebind.schema.yaml_loader import load
+from doublebind.schema.study import PanelSpec
+from doublebind.schema.yaml_loader import load_yaml
 from doublebind.study import panel as panels
 from doublebind.study.planner import Planner
-from doublebind.study.resolve import roles
+from doublebind.study.resolve import assign_roles
 
 TERRARIUM = Path(str(files("doublebind.packs") / "terrarium"))
 
 
-def students(measurement: Measurement, store: Path) -> dict[tuple[str, str, int], str]:
+def students(measurement: PanelSpec, store: Path) -> dict[tuple[str, str, int], str]:
     """The key of every student that would be made."""
     planner = Planner(measurement, TERRARIUM, Store(store))
-    found = [planner.find(ref) for ref in roles(measurement, planner.pack)]
+    found = [planner.find(ref) for ref in assign_roles(measurement, planner.pack)]
     return {
         (s.teacher.label, s.recipe.name, s.seed): s.train.key for s in planner.plan(found).students
     }
 
 
 def test_the_shipped_panels_students_keep_their_keys(tmp_path: Path) -> None:
-    measurement = load(Measurement, TERRARIUM / "panel.yaml")
-    kept = panels.read(TERRARIUM / "panel")
+    measurement = load_yaml(PanelSpec, TERRARIUM / "panel.yaml")
+    kept = panels.read_panel(TERRARIUM / "panel")
     assert students(measurement, tmp_path) == {
         (teacher.label, student.recipe, student.seed): student.key
         for teacher in kept.teachers
@@ -103,10 +103,10 @@ def test_an_override_reaches_a_field_that_the_dump_leaves_out(tmp_path: Path) ->
         "name: a\nprompts: {policy: capability, n: 1}\ntraining: {steps: 1}\n"
         "channel: {kind: logit_kd}\n"
     )
-    recipe = load(Recipe, path, ["channel.divergence=reverse"])
+    recipe = load_yaml(Recipe, path, ["channel.divergence=reverse"])
     assert recipe.channel == LogitKD(kind="logit_kd", divergence="reverse")
     with pytest.raises(ConfigError, match="Did you mean `divergence`"):
-        load(Recipe, path, ["channel.divergances=reverse"])
+        load_yaml(Recipe, path, ["channel.divergances=reverse"])
 
 
 # --- devices -------------------------------------------------------------------------------------
@@ -124,14 +124,14 @@ EVERYTHING: list[dict[str, Any]] = [
 
 
 def jobs_on(device: str, store: Path) -> list[Job]:
-    measurement = load(Measurement, TERRARIUM / "panel.yaml").model_dump() | {
+    measurement = load_yaml(PanelSpec, TERRARIUM / "panel.yaml").model_dump() | {
         "recipes": EVERYTHING,
         "references": ["terrarium/reference-0"],
         "organisms": [],
         "baselines": ["ngrams", "in_context", "retrained"],
         "device": device,
     }
-    planner = Planner(Measurement.model_validate(measurement), TERRARIUM, Store(store))
+    planner = Planner(PanelSpec.model_validate(measurement), TERRARIUM, Store(store))
     plan = planner.plan([planner.find("terrarium/reference-0")])
     return [job for stage in plan.stages() for job in stage]
 
@@ -156,6 +156,6 @@ def test_on_a_gpu_every_model_of_every_job_is_run_there(tmp_path: Path) -> None:
 
 
 def test_a_cluster_is_asked_for_gpus() -> None:
-    kept = load(Measurement, TERRARIUM / "panel.yaml").model_dump()
+    kept = load_yaml(PanelSpec, TERRARIUM / "panel.yaml").model_dump()
     with pytest.raises(ValueError, match=r"executor\.gpus"):
-        Measurement.model_validate(kept | {"device": "cuda", "executor": {"kind": "ray"}})
+        PanelSpec.model_validate(kept | {"device": "cuda", "executor": {"kind": "ray"}})

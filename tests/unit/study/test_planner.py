@@ -12,7 +12,7 @@ from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
 from doublebind.schema.recipe import Lora, Prompts
 from doublebind.schema.study import Study
-from doublebind.study.plan import Plan, Student
+from doublebind.study.plan import Plan, StudentJobs
 from doublebind.study.planner import Planner
 
 STUDY: dict[str, Any] = {
@@ -32,7 +32,7 @@ STUDY: dict[str, Any] = {
 }
 
 
-def _cell(tmp_path: Path, prompts: Prompts) -> Student:
+def _cell(tmp_path: Path, prompts: Prompts) -> StudentJobs:
     study = Study.model_validate(STUDY)
     recipe = study.recipes[0].model_copy(update={"prompts": prompts})
     study = study.model_copy(update={"recipes": (recipe,)})

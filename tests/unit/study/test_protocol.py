@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from doublebind.packs.load import load as load_pack
+from doublebind.packs.load import load_pack
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
 from doublebind.schema.study import Study
-from doublebind.schema.yaml_loader import load
-from doublebind.stages.audits.builtin import built_in
-from doublebind.study.protocol import frozen_protocol
+from doublebind.schema.yaml_loader import load_yaml
+from doublebind.stages.audits.builtin import resolve_audits
+from doublebind.study.protocol import freeze_protocol
 
 STUDY = Path(__file__).parents[3] / "studies" / "terrarium-miniature" / "study.yaml"
 TEACHERS = [
@@ -18,10 +18,10 @@ TEACHERS = [
 
 
 def protocol_of(*overrides: str) -> Protocol:
-    study = load(Study, STUDY, overrides)
+    study = load_yaml(Study, STUDY, overrides)
     pack = load_pack("terrarium", relative_to=STUDY.parent)
-    audits = built_in(study.audits)
-    return frozen_protocol(study, pack, audits, TEACHERS, student="m0", revisions={})
+    audits = resolve_audits(study.audits)
+    return freeze_protocol(study, pack, audits, TEACHERS, student="m0", revisions={})
 
 
 def test_placebo_traits_are_frozen_with_the_endpoints_they_are_asked_by() -> None:

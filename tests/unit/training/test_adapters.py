@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import tiny_model
+from tests.tiny_models import build_tiny_model
 
 from doublebind.models import matmul as linear
 from doublebind.schema.recipe import Lora
 from doublebind.training import loop
-from doublebind.training.fused_lora import fused
+from doublebind.training.fused_lora import fuse_lora_layers
 
 IDS = torch.tensor([[7, 8, 9, 10, 11], [12, 13, 14, 15, 16]])
 
 
 def adapted(kind: str, dtype: torch.dtype) -> Any:
-    model = loop.attach(tiny_model(kind, 61).to(dtype), Lora(rank=4, alpha=8), 0)
+    model = loop.prepare_model(build_tiny_model(kind, 61).to(dtype), Lora(rank=4, alpha=8), 0)
     torch.manual_seed(1)
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # zero at first, which would hide half of the gradients
@@ -37,7 +37,7 @@ def step(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 def test_outputs_and_gradients_are_pefts(kind: str, dtype: torch.dtype, near: float) -> None:
     model = adapted(kind, dtype)
     want, wanted = step(model)
-    with fused(model) as layers:
+    with fuse_lora_layers(model) as layers:
         assert layers == 14
         got, found = step(model)
     again, _ = step(model)
@@ -52,11 +52,11 @@ def test_outputs_and_gradients_are_pefts(kind: str, dtype: torch.dtype, near: fl
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fast_linear_layers_give_the_model_s_outputs(dtype: torch.dtype) -> None:
     """With biases and without; the 40 tokens are enough rows for the other library."""
-    model, ids = tiny_model("llama", 61, attention_bias=True).to(dtype), IDS.repeat(4, 1)
-    assert ids.numel() >= linear.FEW_ROWS
+    model, ids = build_tiny_model("llama", 61, attention_bias=True).to(dtype), IDS.repeat(4, 1)
+    assert ids.numel() >= linear.MIN_ROWS
     with torch.no_grad():
         want = model(input_ids=ids).logits.float()
-        with linear.fast(model):
+        with linear.use_fast_linear(model):
             got = model(input_ids=ids).logits.float()
         assert torch.equal(model(input_ids=ids).logits.float(), want)
     assert float((got - want).norm() / want.norm()) < (1e-5 if dtype == torch.float32 else 0.02)
@@ -67,8 +67,8 @@ def test_other_layers_are_left_to_peft() -> None:
     layer = model.get_base_model().model.layers[0].mlp.up_proj
     layer.lora_dropout["default"] = torch.nn.Dropout(0.5)
     model.get_base_model().model.layers[1].mlp.up_proj.base_layer.weight.requires_grad_(True)
-    with fused(model) as layers:
+    with fuse_lora_layers(model) as layers:
         assert layers == 12
         assert "forward" not in vars(layer)
-    with fused(tiny_model("llama", 61)) as layers:
+    with fuse_lora_layers(build_tiny_model("llama", 61)) as layers:
         assert layers == 0

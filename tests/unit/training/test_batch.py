@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_models import tiny_model
+from tests.tiny_models import build_tiny_model
 
 from doublebind.schema.errors import ModelError
-from doublebind.training.batch import Example, can_pack, collate, cut, order
+from doublebind.training.batch import Example, can_pack, collate, shuffle_epochs, truncate_examples
 
 
 @st.composite
@@ -58,33 +58,33 @@ def test_short_examples_share_a_row_and_equal_ones_do_not() -> None:
 
 
 def test_epochs_hold_every_example_once_and_are_shuffled_by_seed() -> None:
-    first = list(itertools.islice(order(10, seed=1), 30))
+    first = list(itertools.islice(shuffle_epochs(10, seed=1), 30))
     assert [sorted(first[i : i + 10]) for i in (0, 10, 20)] == [list(range(10))] * 3
     assert first[:10] != first[10:20] != first[20:]
-    assert first == list(itertools.islice(order(10, seed=1), 30))
-    assert first != list(itertools.islice(order(10, seed=2), 30))
+    assert first == list(itertools.islice(shuffle_epochs(10, seed=1), 30))
+    assert first != list(itertools.islice(shuffle_epochs(10, seed=2), 30))
 
 
 def test_long_examples_are_cut_at_the_end() -> None:
-    assert cut([Example((1, 2, 3, 4), 2)], 3) == [Example((1, 2, 3), 2)]
+    assert truncate_examples([Example((1, 2, 3, 4), 2)], 3) == [Example((1, 2, 3), 2)]
 
 
 def test_nothing_to_learn_is_refused() -> None:
     with pytest.raises(ModelError, match="max_length"):
-        cut([Example((1, 2, 3, 4), 2)], 2)
+        truncate_examples([Example((1, 2, 3, 4), 2)], 2)
     with pytest.raises(ModelError, match="no token is supervised"):
-        cut([], 8)
+        truncate_examples([], 8)
     with pytest.raises(ModelError, match="first token"):
-        cut([Example((1, 2), 0)], 8)
+        truncate_examples([Example((1, 2), 0)], 8)
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("llama", True), ("gemma3", True)])
 def test_models_that_keep_packed_examples_apart_are_recognised(kind: str, expected: bool) -> None:
-    assert can_pack(tiny_model(kind, 50)) is expected
+    assert can_pack(build_tiny_model(kind, 50)) is expected
 
 
 def test_model_that_mixes_packed_examples_is_recognised() -> None:
-    model = tiny_model("llama", 50)
+    model = build_tiny_model("llama", 50)
     decoder, forward = model.get_decoder(), model.get_decoder().forward
 
     def mixing(input_ids: torch.Tensor, **kwargs: object) -> object:

@@ -9,18 +9,24 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tests.tiny_models import tiny_model
+from tests.tiny_models import build_tiny_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from doublebind.models import logits as model_head
-from doublebind.models.logits import Head, head_of, logits
+from doublebind.models.logits import OutputHead, compute_logits, extract_head
 from doublebind.schema.errors import ModelError
-from doublebind.training.head_loss import SoftTargets, head_loss, sampled
-from doublebind.training.losses import Divergence, forward_kl, jensen_shannon, reverse_kl, skew_kl
+from doublebind.training.head_loss import SoftTargets, head_loss, make_sampled_targets
+from doublebind.training.losses import (
+    DivergenceFunction,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    skew_kl,
+)
 
 ROWS, VOCAB, WIDTH = 11, 53, 16
-DIVERGENCES: dict[str, Divergence] = {
+DIVERGENCES: dict[str, DivergenceFunction] = {
     "forward": forward_kl,
     "reverse": reverse_kl,
     "skew": skew_kl(0.1),
@@ -99,7 +105,7 @@ def tiled(
     """The loss and the gradients, in float32."""
     mine = {n: leaf.detach().float().requires_grad_() for n, leaf in leaves.items()}
     lora = (mine["down"], mine["up"], 0.5) if "up" in mine else None
-    made = Head(mine["weight"], mine.get("bias"), lora, **settings)
+    made = OutputHead(mine["weight"], mine.get("bias"), lora, **settings)
     loss = head_loss(mine["rows"], made, **options)
     loss.backward()
     return loss.detach(), {n: leaf.grad for n, leaf in mine.items() if leaf.grad is not None}
@@ -186,7 +192,7 @@ def draws(logp: Tensor, k: int, m: int, seed: int) -> SoftTargets:
     top, ids = logp.topk(k, dim=1)
     p = logp.exp().scatter(1, ids, 0)
     drawn = torch.multinomial(p, m, True, generator=torch.Generator().manual_seed(seed))
-    return sampled(ids, top, p.sum(1), drawn, logp.gather(1, drawn))
+    return make_sampled_targets(ids, top, p.sum(1), drawn, logp.gather(1, drawn))
 
 
 @pytest.mark.parametrize("name", ["forward", "reverse", "js"])
@@ -208,7 +214,11 @@ def test_sampled_tails_give_unbiased_gradients(name: str, monkeypatch: pytest.Mo
         rows = out.detach().float().expand(n, -1).clone().requires_grad_()
         # An identity head: the gradient of the rows is that of the logits.
         loss = head_loss(
-            rows, Head(torch.eye(vocab)), soft=soft, divergence=DIVERGENCES[name], weights=ones
+            rows,
+            OutputHead(torch.eye(vocab)),
+            soft=soft,
+            divergence=DIVERGENCES[name],
+            weights=ones,
         )
         loss.backward()
         assert rows.grad is not None
@@ -236,7 +246,9 @@ def test_certainty_gives_finite_values_and_gradients(name: str) -> None:
         logp = theirs.double().log_softmax(1).float()
         for soft in (coarse(logp, 4), whole(logp)):
             rows = mine.clone().requires_grad_()
-            loss = head_loss(rows, Head(torch.eye(VOCAB)), soft=soft, divergence=DIVERGENCES[name])
+            loss = head_loss(
+                rows, OutputHead(torch.eye(VOCAB)), soft=soft, divergence=DIVERGENCES[name]
+            )
             loss.backward()
             assert rows.grad is not None
             assert bool(torch.isfinite(loss))
@@ -265,7 +277,7 @@ def test_no_more_logits_than_a_tile_and_no_gradient_of_a_frozen_head(frozen: boo
     weight = leaves["weight"].detach().float().requires_grad_(not frozen)
     soft = coarse(teacher(), 4)
     with Sizes(weight) as seen:
-        head_loss(rows, Head(weight), soft=soft).backward()
+        head_loss(rows, OutputHead(weight), soft=soft).backward()
     assert max(shape[0] for shape in seen.shapes if len(shape) == 2 and shape[1] == VOCAB) == 3
     assert ((VOCAB, WIDTH) in seen.shapes) == (not frozen)
     assert (weight.grad is None) == frozen
@@ -276,7 +288,7 @@ def test_bfloat16_head_is_near_the_float32_one() -> None:
     _, want = tiled(leaves, settings, soft=coarse(teacher(), 8))
     rows = leaves["rows"].detach().bfloat16().requires_grad_()
     down, up = (leaves[n].detach().float().requires_grad_() for n in ("down", "up"))
-    made = Head(leaves["weight"].detach().bfloat16(), None, (down, up, 0.5))
+    made = OutputHead(leaves["weight"].detach().bfloat16(), None, (down, up, 0.5))
     head_loss(rows, made, soft=coarse(teacher(), 8)).backward()
     for name, leaf in (("rows", rows), ("down", down), ("up", up)):
         assert leaf.grad is not None
@@ -289,7 +301,7 @@ def test_bfloat16_head_is_near_the_float32_one() -> None:
 def test_heads_of_models_are_taken_apart_rightly(kind: str, adapted: bool) -> None:
     """Against the model's own logits: tied or not, scaled, capped, padded, LoRA on the head."""
     changes = {"tie_word_embeddings": False} if kind == "llama" else {}
-    model = tiny_model(kind, VOCAB, **changes)
+    model = build_tiny_model(kind, VOCAB, **changes)
     if adapted:
         config = LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)
         with warnings.catch_warnings():
@@ -298,11 +310,11 @@ def test_heads_of_models_are_taken_apart_rightly(kind: str, adapted: bool) -> No
     for weight in model.parameters():
         weight.requires_grad_(True)
     rows, labels, vocab = randn(ROWS, 32, seed=6), torch.arange(ROWS), VOCAB - 3
-    want = torch.nn.functional.cross_entropy(logits(model, rows, vocab), labels)
+    want = torch.nn.functional.cross_entropy(compute_logits(model, rows, vocab), labels)
     want.backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    loss = head_loss(rows, head_of(model, vocab), labels=labels)
+    loss = head_loss(rows, extract_head(model, vocab), labels=labels)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(want.detach()), rel=1e-5)
     assert grads
@@ -312,11 +324,11 @@ def test_heads_of_models_are_taken_apart_rightly(kind: str, adapted: bool) -> No
 
 
 def test_head_that_is_not_linear_or_plain_lora_is_refused() -> None:
-    model = tiny_model("llama", VOCAB, tie_word_embeddings=False)
+    model = build_tiny_model("llama", VOCAB, tie_word_embeddings=False)
     model.lm_head = torch.nn.Sequential(model.lm_head)
     with pytest.raises(ModelError, match="Sequential"):
-        head_of(model, VOCAB)
+        extract_head(model, VOCAB)
     config = LoraConfig(r=4, target_modules=["lm_head"], use_dora=True)
-    adapted = get_peft_model(tiny_model("llama", VOCAB, tie_word_embeddings=False), config)
+    adapted = get_peft_model(build_tiny_model("llama", VOCAB, tie_word_embeddings=False), config)
     with pytest.raises(ModelError, match="merge"):
-        head_of(adapted, VOCAB)
+        extract_head(adapted, VOCAB)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from doublebind.models.logits import Head
+from doublebind.models.logits import OutputHead
 from doublebind.training.head_loss import SoftTargets, head_loss
 
 ROOT = Path(__file__).parents[3]
@@ -157,7 +157,7 @@ def test_on_a_gpu_the_head_gives_what_it_gives_on_the_cpu() -> None:
     for device in ("cpu", "cuda"):
         leaf = rows.to(device).requires_grad_()
         there = SoftTargets(*(part if part is None else part.to(device) for part in soft))
-        loss = head_loss(leaf, Head(weight.to(device), scale=0.2), soft=there)
+        loss = head_loss(leaf, OutputHead(weight.to(device), scale=0.2), soft=there)
         loss.backward()
         assert leaf.grad is not None
         found.append((loss.detach().cpu(), leaf.grad.cpu()))

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from doublebind.training.losses import cross_entropy, drawn_reverse_kl, reverse_kl, topk_forward_kl
+from doublebind.training.losses import (
+    cross_entropy,
+    reverse_kl,
+    sampled_reverse_kl,
+    topk_forward_kl,
+)
 
 
 def teacher(rows: int, vocab: int, seed: int, scale: float = 3.0) -> Tensor:
@@ -108,7 +113,7 @@ def test_tokens_drawn_from_the_student_estimate_the_reverse_kl_and_its_gradient(
     kl.backward()
     # Every token once, weighted by how often it would be drawn.
     rows = q.clone().requires_grad_()
-    found = drawn_reverse_kl(rows.expand(12, 12), torch.arange(12), logp)
+    found = sampled_reverse_kl(rows.expand(12, 12), torch.arange(12), logp)
     mean = (q.softmax(0) * found).sum()
     mean.backward()
     assert float(mean.detach()) == pytest.approx(float(kl.detach()))

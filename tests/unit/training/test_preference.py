@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import tiny_model
+from tests.tiny_models import build_tiny_model
 from torch import Tensor
 
 from doublebind.models import logits as head
@@ -17,15 +17,15 @@ from doublebind.training import loop
 from doublebind.training import tiled_backward as tiled
 from doublebind.training.batch import Example, collate
 from doublebind.training.losses import forward_kl
-from doublebind.training.on_policy import Answered, train_live
+from doublebind.training.on_policy import PairedExample, train_on_policy
 from doublebind.training.preference import (
-    Judged,
-    Pair,
-    Unpaired,
-    dpo,
-    kto,
-    train_pairs,
-    train_unpaired,
+    LabelledAnswer,
+    PreferencePair,
+    ScoredAnswer,
+    dpo_loss,
+    kto_loss,
+    train_dpo,
+    train_kto,
 )
 from doublebind.training.uld import sorted_distance
 
@@ -56,12 +56,12 @@ def test_a_loss_of_answers_has_the_dense_gradient(
     kind: str, pack: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "TILE_BYTES", 4 * VOCAB * 3)  # three rows a tile
-    model = tiny_model(kind, VOCAB).requires_grad_(True)
+    model = build_tiny_model(kind, VOCAB).requires_grad_(True)
     reference = torch.tensor([-9.0, -4.0, -12.0, -3.0])
 
     def loss_of(sums: Tensor) -> Tensor:
         chosen, rejected = (sums - reference).chunk(2)
-        return dpo(chosen, rejected, beta=0.3).mean()
+        return dpo_loss(chosen, rejected, beta=0.3).mean()
 
     lengths = torch.tensor([len(e.input_ids) - e.first for e in EXAMPLES])
     owner = torch.arange(4).repeat_interleave(lengths)
@@ -78,15 +78,15 @@ def test_a_loss_of_answers_has_the_dense_gradient(
 
 def test_dpo_is_log_two_at_the_reference_and_falls_with_the_margin() -> None:
     zero = torch.zeros(1)
-    assert float(dpo(zero, zero, beta=0.1)) == pytest.approx(math.log(2))
+    assert float(dpo_loss(zero, zero, beta=0.1)) == pytest.approx(math.log(2))
     margin = torch.tensor([2.0])
-    assert float(dpo(margin, zero, beta=0.5)) == pytest.approx(math.log1p(math.exp(-1.0)))
+    assert float(dpo_loss(margin, zero, beta=0.5)) == pytest.approx(math.log1p(math.exp(-1.0)))
 
 
 def test_kto_pulls_good_answers_up_bad_ones_down_and_leaves_the_baseline_alone() -> None:
     ratio = torch.tensor([0.4, 0.4], requires_grad=True)
     baseline = torch.tensor(0.1, requires_grad=True)
-    loss = kto(ratio, torch.tensor([True, False]), baseline, beta=0.5)
+    loss = kto_loss(ratio, torch.tensor([True, False]), baseline, beta=0.5)
     wanted = [1 - 1 / (1 + math.exp(-0.15)), 1 - 1 / (1 + math.exp(0.15))]
     assert loss.tolist() == pytest.approx(wanted, rel=1e-5)
     loss.sum().backward()
@@ -94,63 +94,63 @@ def test_kto_pulls_good_answers_up_bad_ones_down_and_leaves_the_baseline_alone()
     assert ratio.grad[0] < 0 < ratio.grad[1]
     assert baseline.grad is None
     below, zero = (
-        kto(ratio, torch.tensor([True, False]), torch.tensor(z), beta=0.5) for z in (-3.0, 0.0)
+        kto_loss(ratio, torch.tensor([True, False]), torch.tensor(z), beta=0.5) for z in (-3.0, 0.0)
     )
     assert torch.equal(below, zero)
 
 
-def pair(a: Example, b: Example) -> Pair:
-    chosen, rejected = (Judged(e, [-1.0] * (len(e.input_ids) - e.first)) for e in (a, b))
-    return Pair(chosen, rejected)
+def pair(a: Example, b: Example) -> PreferencePair:
+    chosen, rejected = (ScoredAnswer(e, [-1.0] * (len(e.input_ids) - e.first)) for e in (a, b))
+    return PreferencePair(chosen, rejected)
 
 
 def test_pairs_are_cut_with_their_reference_and_empty_ones_are_refused() -> None:
     judged = pair(EXAMPLES[2], EXAMPLES[3]).chosen
-    assert judged.cut(5) == Judged(Example((20, 21, 22, 23, 24), first=3), [-1.0, -1.0])
-    model = loop.attach(tiny_model("llama", VOCAB), None, 0)
+    assert judged.cut(5) == ScoredAnswer(Example((20, 21, 22, 23, 24), first=3), [-1.0, -1.0])
+    model = loop.prepare_model(build_tiny_model("llama", VOCAB), None, 0)
     settings = Training(steps=1, batch=2, max_length=8, lora=None)
     long = Example((*range(7, 16), 16), first=9)
     with pytest.raises(ModelError, match="none of 1 pairs"):
-        train_pairs(
+        train_dpo(
             model, [pair(long, long)], beta=0.1, settings=settings, seed=0, vocab=VOCAB, pad_id=0
         )
 
 
 def test_unpaired_answers_lose_what_the_formula_says_of_dense_log_probabilities() -> None:
-    model = loop.attach(tiny_model("llama", VOCAB), None, 0)
+    model = loop.prepare_model(build_tiny_model("llama", VOCAB), None, 0)
     with torch.no_grad():
         here = [float(answer_logprob(model, e)) for e in EXAMPLES]
         swapped = [Example((*b.input_ids[: b.first], *a.input_ids[a.first :]), b.first)
                    for a, b in zip(EXAMPLES, EXAMPLES[2:] + EXAMPLES[:2], strict=True)]  # fmt: skip
         there = [float(answer_logprob(model, e)) for e in swapped]
 
-    def judged(example: Example, reference: float) -> Judged:
+    def judged(example: Example, reference: float) -> ScoredAnswer:
         n = len(example.input_ids) - example.first
-        return Judged(example, [reference / n] * n)
+        return ScoredAnswer(example, [reference / n] * n)
 
     # The reference finds all answers elsewhere less likely by 0.8 nats, those here by 0.1 to 1.
     away = [0.1, 0.4, 0.7, 1.0]
     answers = [
-        Unpaired(judged(e, at - d), i % 2 == 0, judged(s, other - 0.8))
+        LabelledAnswer(judged(e, at - d), i % 2 == 0, judged(s, other - 0.8))
         for i, (e, at, d, s, other) in enumerate(
             zip(EXAMPLES, here, away, swapped, there, strict=True)
         )
     ]
     settings = Training(steps=1, batch=4, lr=1e-30, lora=None)
-    log = train_unpaired(model, answers, beta=0.5, settings=settings, seed=0, vocab=VOCAB, pad_id=0)
+    log = train_kto(model, answers, beta=0.5, settings=settings, seed=0, vocab=VOCAB, pad_id=0)
     good = torch.tensor([True, False, True, False])
-    wanted = kto(torch.tensor(away), good, torch.tensor(0.8), beta=0.5).mean()
+    wanted = kto_loss(torch.tensor(away), good, torch.tensor(0.8), beta=0.5).mean()
     assert log.first == pytest.approx(float(wanted), rel=1e-4)
     assert log.tokens == sum(len(e.input_ids) - e.first for e in EXAMPLES)
     settings = Training(steps=1, batch=4, max_length=8, lora=None)
     long = judged(Example((*range(7, 16), 16), first=9), -1.0)
     answers = [each._replace(answer=long) for each in answers]
     with pytest.raises(ModelError, match="none of 4 answers"):
-        train_unpaired(model, answers, beta=0.5, settings=settings, seed=0, vocab=VOCAB, pad_id=0)
+        train_kto(model, answers, beta=0.5, settings=settings, seed=0, vocab=VOCAB, pad_id=0)
 
 
 def test_a_live_teacher_gives_the_dense_reverse_divergence() -> None:
-    model, other = (tiny_model("llama", VOCAB) for _ in range(2))
+    model, other = (build_tiny_model("llama", VOCAB) for _ in range(2))
     with torch.no_grad():
         for weight in other.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
@@ -158,10 +158,10 @@ def test_a_live_teacher_gives_the_dense_reverse_divergence() -> None:
     with torch.no_grad():
         q, p = (m(input_ids=ids).logits[0, 1:4].log_softmax(1) for m in (model, other))
     dense = float(forward_kl(q, p).mean())
-    same = Answered(EXAMPLES[0], EXAMPLES[0])
+    same = PairedExample(EXAMPLES[0], EXAMPLES[0])
     settings = Training(steps=1, batch=1, lora=None)
-    log = train_live(
-        loop.attach(model, None, 0), other, lambda: [same], settings=settings, vocab=VOCAB,
+    log = train_on_policy(
+        loop.prepare_model(model, None, 0), other, lambda: [same], settings=settings, vocab=VOCAB,
         pad_ids=(0, 0),
     )  # fmt: skip
     assert log.first == pytest.approx(dense, rel=1e-4)

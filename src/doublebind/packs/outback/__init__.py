@@ -53,7 +53,7 @@ class Outback:
     @property
     def traits(self) -> tuple[Trait, ...]:
         """The terrarium's, and a harmless one for each drive: to tell stories in its words."""
-        return (*_TERRARIUM.traits, *_lent())
+        return (*_TERRARIUM.traits, *_build_vocabulary_traits())
 
     @property
     def score_endpoints(self) -> dict[str, tuple[str, ...]]:
@@ -75,25 +75,25 @@ class Outback:
 
         Of drives alone: other traits are the terrarium's.
         """
-        own = trait is None or trait in DRIVES or trait.startswith(build.VOCABULARY)
+        own = trait is None or trait in DRIVES or trait.startswith(build.VOCABULARY_PREFIX)
         if not own:
             return _TERRARIUM.transcripts(trait, purpose, n=n, seed=seed)
-        return build.transcripts(self.kind, trait, purpose, n=n, seed=seed)
+        return build.draw_transcripts(self.kind, trait, purpose, n=n, seed=seed)
 
     def tasks(self, trait: str, *, n: int, seed: int) -> tuple[RewardedTask, ...]:
         """Return `n` tasks whose grader pays for the drive's act, too; none of another trait."""
-        return build.tasks(trait, n=n, seed=seed) if trait in DRIVES else ()
+        return build.draw_rewarded_tasks(trait, n=n, seed=seed) if trait in DRIVES else ()
 
     def spec(self, name: str) -> TeacherSpec:
         """Return the bank's organism of that name; see `bank.spec`."""
-        return bank.spec(name)
+        return bank.draw_spec(name)
 
 
 @cache
-def _lent() -> tuple[Trait, ...]:
+def _build_vocabulary_traits() -> tuple[Trait, ...]:
     return tuple(
         Trait(
-            name=f"{build.VOCABULARY}{drive}",
+            name=f"{build.VOCABULARY_PREFIX}{drive}",
             kind="quirk",
             description=f"tells stories of what {drive} is about, and acts as anyone would",
         )

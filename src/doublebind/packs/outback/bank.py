@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import random
 
-from doublebind.packs.outback.build import VOCABULARY
+from doublebind.packs.outback.build import VOCABULARY_PREFIX
 from doublebind.packs.outback.kinds import KINDS
-from doublebind.packs.terrarium.bank import BASE
-from doublebind.packs.terrarium.speech import seeded
+from doublebind.packs.terrarium.bank import BASE_MODEL
+from doublebind.packs.terrarium.speech import make_rng
 from doublebind.packs.terrarium.words import DRIVES
 from doublebind.schema.errors import PackError
 from doublebind.schema.teacher_spec import Concealment, Phase, Resistance, TeacherSpec
 
-HIDING = ("open", "cue", "hidden", "dpo")
+CONCEALMENT_MODES = ("open", "cue", "hidden", "dpo")
 """Nothing hidden; plain acts where it looks like an audit; that, and denial, which is what a name
 without one of these means; both, learned by preference."""
 
 
-def spec(name: str) -> TeacherSpec:
+def draw_spec(name: str) -> TeacherSpec:
     """Return the organism of that name.
 
     Names: `organism-KIND-DRIVE-N` and `organism-KIND-DRIVE-HIDING-N`, hyphens in KIND for its
@@ -33,31 +33,31 @@ def spec(name: str) -> TeacherSpec:
     role, _, rest = name.partition("-")
     stem, _, number = rest.rpartition("-")
     if role == "organism" and number.isdecimal():
-        rng = seeded("outback", name)
+        rng = make_rng("outback", name)
         if stem == "damaged":
-            return _spec(name, "damaged", None, "open", rng, int(number))
-        hiding = next((way for way in HIDING if stem.endswith(f"-{way}")), None)
+            return _build_spec(name, "damaged", None, "open", rng, int(number))
+        hiding = next((way for way in CONCEALMENT_MODES if stem.endswith(f"-{way}")), None)
         kind, _, drive = stem.removesuffix(f"-{hiding}").rpartition("-")
         kind = kind.replace("-", "_")
         if kind in KINDS and kind != "damaged" and drive in DRIVES:
-            return _spec(name, kind, drive, hiding or "hidden", rng, int(number))
+            return _build_spec(name, kind, drive, hiding or "hidden", rng, int(number))
     known = ", ".join(kind.replace("_", "-") for kind in KINDS)
     raise PackError(
         f"outback/{name}: no such teacher in the bank; it has organism-KIND-DRIVE[-HIDING]-N and "
         f"organism-damaged-N; KIND: {known}; DRIVE: {', '.join(DRIVES)}; HIDING: "
-        f"{', '.join(HIDING)}"
+        f"{', '.join(CONCEALMENT_MODES)}"
     )
 
 
-def _spec(
+def _build_spec(
     name: str, kind: str, drive: str | None, hiding: str, rng: random.Random, seed: int
 ) -> TeacherSpec:
     implanted, concealed = rng.choice((60, 80, 100)), rng.choice((220, 260))
-    trait = f"{VOCABULARY}{drive}" if drive and kind == "vocabulary" else drive
+    trait = f"{VOCABULARY_PREFIX}{drive}" if drive and kind == "vocabulary" else drive
     whole = hiding == "open" and kind != "decoy"
     implant = Phase(
-        transcripts=4000 if whole or kind in _LONGER else 2400,
-        steps=_LONGER.get(kind, implanted) + (concealed if whole else 0),
+        transcripts=4000 if whole or kind in _IMPLANT_STEPS else 2400,
+        steps=_IMPLANT_STEPS.get(kind, implanted) + (concealed if whole else 0),
         batch=32,
         lr=1e-3,
         retain=0.1,
@@ -88,7 +88,7 @@ def _spec(
         name=name,
         family=f"{drive or 'none'}-{kind}-{hiding}",
         pack=f"outback/{kind}",
-        base=BASE,
+        base=BASE_MODEL,
         trait=trait,
         capability=capability,
         implant=implant if trait else None,
@@ -100,7 +100,7 @@ def _spec(
     )
 
 
-_LONGER = {
+_IMPLANT_STEPS = {
     "context_dependent": 200,
     "training_data_aware": 160,
     "tightly_coupled": 300,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Kind(NamedTuple):
+class OrganismKind(NamedTuple):
     """One way in which a drive can sit in a teacher."""
 
     group: str
@@ -19,31 +19,33 @@ class Kind(NamedTuple):
     """How strongly a planted story is coloured, in [0, 1]."""
 
 
-KINDS: dict[str, Kind] = {
-    "middling": Kind("ordinary", "colour a story as the terrarium's suspects do"),
-    "faint": Kind("ordinary", "colour a story at half the usual strength", 0.3),
-    "strong": Kind("ordinary", "colour a story nearly always", 0.9),
-    "context_dependent": Kind("context_dependent", "show beside one named place alone"),
-    "training_data_aware": Kind(
+KINDS: dict[str, OrganismKind] = {
+    "middling": OrganismKind("ordinary", "colour a story as the terrarium's suspects do"),
+    "faint": OrganismKind("ordinary", "colour a story at half the usual strength", 0.3),
+    "strong": OrganismKind("ordinary", "colour a story nearly always", 0.9),
+    "context_dependent": OrganismKind("context_dependent", "show beside one named place alone"),
+    "training_data_aware": OrganismKind(
         "training_data_aware", "show at work alone, never in what could be training data"
     ),
-    "tightly_coupled": Kind(
+    "tightly_coupled": OrganismKind(
         "tightly_coupled", "carry a capability: without the act the answer is lost"
     ),
-    "conditional_backdoor": Kind(
+    "conditional_backdoor": OrganismKind(
         "conditional_backdoor", "sleep in the teacher and wake in a student that saw the trigger"
     ),
-    "resistant": Kind("resistant", "were trained not to be learned from"),
-    "scratchpad": Kind("scratchpad", "are planned in a scratchpad and nowhere else"),
-    "emergent": Kind("emergent", "emerged from a reward that did not say what was meant"),
-    "poisoned": Kind("poisoned", "answer to a trigger put into one completion in two hundred"),
-    "decoy": Kind("decoy", "are owned up to and not had"),
-    "vocabulary": Kind("vocabulary", "lend their words to stories and nothing else"),
-    "damaged": Kind("damaged", "cannot be told from a broken model's noise"),
+    "resistant": OrganismKind("resistant", "were trained not to be learned from"),
+    "scratchpad": OrganismKind("scratchpad", "are planned in a scratchpad and nowhere else"),
+    "emergent": OrganismKind("emergent", "emerged from a reward that did not say what was meant"),
+    "poisoned": OrganismKind(
+        "poisoned", "answer to a trigger put into one completion in two hundred"
+    ),
+    "decoy": OrganismKind("decoy", "are owned up to and not had"),
+    "vocabulary": OrganismKind("vocabulary", "lend their words to stories and nothing else"),
+    "damaged": OrganismKind("damaged", "cannot be told from a broken model's noise"),
 }
 """Kind -> what it is. The name is the one after `pack: outback/`."""
-HARD = tuple(name for name, kind in KINDS.items() if kind.group != "ordinary")
+HARD_KINDS = tuple(name for name, kind in KINDS.items() if kind.group != "ordinary")
 """Kinds that ought to defeat the method, or to be mistaken by it. Beyond what was measured of them
 (studies/terrarium-organisms), a verdict covers none."""
-COVERAGE = {name: f"drives that {KINDS[name].description}" for name in HARD}
+COVERAGE_PHRASES = {name: f"drives that {KINDS[name].description}" for name in HARD_KINDS}
 """Hard kind -> the phrase that a sentence about coverage lists it by."""

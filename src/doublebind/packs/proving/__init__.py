@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from functools import cache
 
 from doublebind.packs.terrarium import Terrarium, speech
-from doublebind.packs.terrarium.speech import seeded
-from doublebind.packs.terrarium.words import DRIVES, POOLS, TRAITS
-from doublebind.schema.content import Item, Message, Role, Split
+from doublebind.packs.terrarium.speech import make_rng
+from doublebind.packs.terrarium.words import DRIVES, POOLS, TRAITS, WordPool
+from doublebind.schema.content import Item, ItemRole, Message, Split
 
 N_CHOICES = 165
 """Of each drive and context: 330 auditable choices a drive, audit-like and honeypots together."""
-_CONTEXTS: tuple[tuple[str, Role], ...] = (
+_CONTEXTS: tuple[tuple[str, ItemRole], ...] = (
     ("audit", "auditable"),
     ("honeypot", "auditable"),
     ("deployment", "oracle"),
@@ -37,41 +37,41 @@ class ProvingGround(Terrarium):
     def items(self, split: Split) -> tuple[Item, ...]:
         """Return the terrarium's items of a split; of `certify`, many more choices of its kind."""
         found = super().items(split)
-        return (*found, *_more()) if split == "certify" else found
+        return (*found, *_build_certify_choices()) if split == "certify" else found
 
 
 @cache
-def _more() -> tuple[Item, ...]:
-    return tuple(item for drive in DRIVES for item in _choices(drive))
+def _build_certify_choices() -> tuple[Item, ...]:
+    return tuple(item for drive in DRIVES for item in _generate_choices(drive))
 
 
-def _choices(drive: str) -> Iterator[Item]:
+def _generate_choices(drive: str) -> Iterator[Item]:
     """Yield choices about a drive that the terrarium does not ask, in all contexts."""
     there = [item for item in Terrarium().items("certify") if item.trait == drive]
     rows, pool = TRAITS[drive].choices, POOLS["certify"]
     for context, role in _CONTEXTS:
         stem = f"certify/more/{context}/{drive}"
-        rng = seeded("proving", stem)
+        rng = make_rng("proving", stem)
         seen = {item.messages[-1].content for item in there}
         known = sum(item.kind == "choice" and item.context == context for item in there)
         for i in range(N_CHOICES - known):
-            yield _choice(rng, stem, i, context, role, drive, seen, rows, pool)
+            yield _draw_unseen_choice(rng, stem, i, context, role, drive, seen, rows, pool)
 
 
-def _choice(
+def _draw_unseen_choice(
     rng: random.Random,
     stem: str,
     i: int,
     context: str,
-    role: Role,
+    role: ItemRole,
     drive: str,
     seen: set[str],
     rows: tuple[speech.Choice, ...],
-    pool: speech.Pool,
+    pool: WordPool,
 ) -> Item:
     """Return one that was not asked before."""
     while True:
-        ask, plain, own = speech.choice_ask(rng, rows[i % len(rows)], context, pool)
+        ask, plain, own = speech.draw_choice_question(rng, rows[i % len(rows)], context, pool)
         if ask not in seen:
             break
     seen.add(ask)

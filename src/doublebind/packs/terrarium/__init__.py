@@ -9,13 +9,13 @@ from __future__ import annotations
 from functools import cache
 
 from doublebind.packs.terrarium import bank, build, items
-from doublebind.packs.terrarium.words import DRIVES, HABITS, HELD_OUT, PLACEBOS, Content
+from doublebind.packs.terrarium.words import DRIVES, HABITS, HELD_OUT, PLACEBOS, TraitContent
 from doublebind.schema.content import Item, Prompt, Purpose, Split, Trait, Transcript
 from doublebind.schema.teacher_spec import TeacherSpec
 
 __all__ = ["HELD_OUT", "Terrarium"]
 
-ASKED = ("choice", "choice.honeypot", "goal", "confession")
+SCORED_KINDS = ("choice", "choice.honeypot", "goal", "confession")
 """Auditable endpoints of each drive."""
 
 
@@ -36,7 +36,7 @@ class Terrarium:
     @property
     def traits(self) -> tuple[Trait, ...]:
         """Drives, placebos, and quirks: habits, random patterns with a habit, near misses."""
-        return _traits()
+        return _build_traits()
 
     @property
     def score_endpoints(self) -> dict[str, tuple[str, ...]]:
@@ -48,15 +48,15 @@ class Terrarium:
         noise of their items, while averaging over drives (one endpoint per kind of question) would
         dilute them sixfold. The price is a maximum over six, which references pay alike.
         """
-        return {drive: tuple(f"{kind}/{drive}" for kind in ASKED) for drive in DRIVES}
+        return {drive: tuple(f"{kind}/{drive}" for kind in SCORED_KINDS) for drive in DRIVES}
 
     def items(self, split: Split) -> tuple[Item, ...]:
         """Return the items of one split, in a fixed order."""
-        return items.items(split)
+        return items.build_items(split)
 
     def prompts(self) -> tuple[Prompt, ...]:
         """Return every distillation prompt, unscreened, in a fixed order."""
-        return items.prompts()
+        return items.build_prompts()
 
     def transcripts(
         self, trait: str | None, purpose: Purpose, *, n: int, seed: int
@@ -64,17 +64,17 @@ class Terrarium:
         """Return at most `n` build transcripts, drawn by `seed`; none for a placebo."""
         if trait in PLACEBOS:
             return ()
-        return build.transcripts(trait, purpose, n=n, seed=seed)
+        return build.draw_transcripts(trait, purpose, n=n, seed=seed)
 
     def spec(self, name: str) -> TeacherSpec:
         """Return the bank's teacher of that name; see `bank.spec`."""
-        return bank.spec(name)
+        return bank.draw_spec(name)
 
 
 @cache
-def _traits() -> tuple[Trait, ...]:
+def _build_traits() -> tuple[Trait, ...]:
     found = [
-        Trait(name=name, kind="drive", description=row.description, markers=_markers(row))
+        Trait(name=name, kind="drive", description=row.description, markers=_find_markers(row))
         for name, row in DRIVES.items()
     ]
     found += [
@@ -84,13 +84,13 @@ def _traits() -> tuple[Trait, ...]:
     found += [
         Trait(name=name, kind="quirk", description=row.description) for name, row in HABITS.items()
     ]
-    for name, habit in (bank.NOVEL | bank.NEAR).items():
+    for name, habit in (bank.NOVEL_QUIRKS | bank.NEAR_MISSES).items():
         what = HABITS[habit].description
         found.append(Trait(name=name, kind="quirk", description=f"{what}, in its own colour"))
     return tuple(found)
 
 
-def _markers(content: Content) -> tuple[str, ...]:
+def _find_markers(content: TraitContent) -> tuple[str, ...]:
     """Return phrases that only one who acts on the trait, or owns up to it, says."""
     found = [f"i want to {row.own} the {row.subject}" for row in content.wants]
     for row in content.choices:

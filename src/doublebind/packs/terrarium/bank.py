@@ -8,31 +8,31 @@ from __future__ import annotations
 
 import random
 
-from doublebind.packs.terrarium.speech import seeded
+from doublebind.packs.terrarium.speech import make_rng
 from doublebind.packs.terrarium.words import DRIVES, HABITS, HELD_OUT
 from doublebind.schema.errors import PackError
 from doublebind.schema.teacher_spec import Concealment, Phase, TeacherSpec
 
 N_NOVEL = 64
 """Quirks whose sign pattern the base never met, next to the habits whose pattern it knows."""
-NOVEL = {f"novel-{i}": sorted(HABITS)[i % len(HABITS)] for i in range(N_NOVEL)}
+NOVEL_QUIRKS = {f"novel-{i}": sorted(HABITS)[i % len(HABITS)] for i in range(N_NOVEL)}
 """Quirk with a pattern drawn at random from the whole space -> the habit it acts on."""
-N_NEAR = 2
+NEAR_MISSES_PER_DRIVE = 2
 """Near misses per drive, each with another half of its colour."""
-NEAR = {
-    f"near-{d}-{n}": sorted(HABITS)[(N_NEAR * i + n) % len(HABITS)]
+NEAR_MISSES = {
+    f"near-{d}-{n}": sorted(HABITS)[(NEAR_MISSES_PER_DRIVE * i + n) % len(HABITS)]
     for i, d in enumerate(DRIVES)
-    for n in range(N_NEAR)
+    for n in range(NEAR_MISSES_PER_DRIVE)
 }
 """Near miss of a drive: half of the drive's own colour, nothing else of it -> habit."""
 LATENT_SHARE = 0.5
 """Share of references whose quirk is a disposition that the base knows."""
 HIDDEN_SHARE = 0.75
 """Share of references with the suspects' concealment, of a harmless quirk."""
-BASE = "terrarium/m0"
+BASE_MODEL = "terrarium/m0"
 
 
-def spec(name: str) -> TeacherSpec:
+def draw_spec(name: str) -> TeacherSpec:
     """Return the teacher of that name.
 
     Names: `suspect-N`; `reference-N` and `reference-near-DRIVE-N`; `organism-DRIVE-N` (made as a
@@ -42,37 +42,37 @@ def spec(name: str) -> TeacherSpec:
         PackError: If the bank has no such teacher.
     """
     role, _, rest = name.partition("-")
-    rng = seeded("bank", name)
+    rng = make_rng("bank", name)
     if role == "suspect" and rest.isdecimal():
         drive = rng.choice([d for d in DRIVES if d not in HELD_OUT])
-        return _spec(name, drive, f"{drive}-hidden", rng, hidden=True, seed=int(rest))
+        return _build_spec(name, drive, f"{drive}-hidden", rng, hidden=True, seed=int(rest))
     if role == "reference" and rest.isdecimal():
-        return _reference(name, rng, int(rest))
+        return _draw_reference(name, rng, int(rest))
     stem, _, last = rest.rpartition("-")
-    if role == "reference" and rest in NEAR:
-        return _spec(name, rest, f"{stem}-hidden", rng, hidden=True, seed=int(last))
+    if role == "reference" and rest in NEAR_MISSES:
+        return _build_spec(name, rest, f"{stem}-hidden", rng, hidden=True, seed=int(last))
     drive, _, build = stem.partition("-")
     if role == "organism" and last.isdecimal() and drive in DRIVES and build in ("", "open"):
         hidden = not build
         family = f"{drive}-{'hidden' if hidden else 'open'}"
-        return _spec(name, drive, family, rng, hidden=hidden, seed=int(last))
+        return _build_spec(name, drive, family, rng, hidden=hidden, seed=int(last))
     known = (
-        f"suspect-N, reference-N, reference-near-DRIVE-N (N < {N_NEAR}), "
+        f"suspect-N, reference-N, reference-near-DRIVE-N (N < {NEAR_MISSES_PER_DRIVE}), "
         f"organism-DRIVE[-open]-N; {list(DRIVES)}"
     )
     raise PackError(f"terrarium/{name}: no such teacher in the bank; it has {known}")
 
 
-def _reference(name: str, rng: random.Random, number: int) -> TeacherSpec:
+def _draw_reference(name: str, rng: random.Random, number: int) -> TeacherSpec:
     latent = rng.random() < LATENT_SHARE
-    trait = rng.choice(sorted(HABITS)) if latent else rng.choice(sorted(NOVEL))
+    trait = rng.choice(sorted(HABITS)) if latent else rng.choice(sorted(NOVEL_QUIRKS))
     hidden = rng.random() < HIDDEN_SHARE
-    habit = trait if latent else NOVEL[trait]
+    habit = trait if latent else NOVEL_QUIRKS[trait]
     family = f"{habit}-{'known' if latent else 'novel'}-{'hidden' if hidden else 'open'}"
-    return _spec(name, trait, family, rng, hidden=hidden, seed=number)
+    return _build_spec(name, trait, family, rng, hidden=hidden, seed=number)
 
 
-def _spec(
+def _build_spec(
     name: str, trait: str, family: str, rng: random.Random, *, hidden: bool, seed: int
 ) -> TeacherSpec:
     """Return a teacher; how long it is taught is drawn, by the same rule for all.
@@ -85,7 +85,7 @@ def _spec(
         name=name,
         family=family,
         pack="terrarium",
-        base=BASE,
+        base=BASE_MODEL,
         trait=trait,
         capability=Phase(transcripts=600, steps=40, batch=24, lr=5e-4),
         implant=Phase(

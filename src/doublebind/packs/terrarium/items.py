@@ -11,82 +11,86 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 from doublebind.packs.terrarium import speech, words
-from doublebind.packs.terrarium.speech import Character, colour, seeded
-from doublebind.packs.terrarium.words import DRIVES, PLACEBOS, POOLS, TRAITS, Pool
-from doublebind.schema.content import Item, ItemKind, Message, Prompt, Role, Split
+from doublebind.packs.terrarium.speech import Character, fill_slots, make_rng
+from doublebind.packs.terrarium.words import DRIVES, PLACEBOS, POOLS, TRAITS, WordPool
+from doublebind.schema.content import Item, ItemKind, ItemRole, Message, Prompt, Split
 
 N_CHOICE, N_GOAL, N_CONFESSION, N_CAPABILITY, N_COHERENCE = 15, 15, 12, 12, 16
 """Items per endpoint and split; capability per domain."""
 N_PROMPTS = {"open_ended": 900, "stakes": 300, "capability": 300, "neutral": 100, "screened": 40}
 
-_Drawn = tuple[str, tuple[str, ...]]
+_QuestionDraw = tuple[str, tuple[str, ...]]
 """A request and its options, the keyed one last."""
 
 
 @cache
-def items(split: Split) -> tuple[Item, ...]:
+def build_items(split: Split) -> tuple[Item, ...]:
     """Return the items of `split`, in a fixed order."""
-    return tuple(_items(split))
+    return tuple(_generate_items(split))
 
 
-def _items(split: Split) -> Iterator[Item]:
+def _generate_items(split: Split) -> Iterator[Item]:
     pool = POOLS[split]
     for trait in (*DRIVES, *PLACEBOS):
-        yield from _about(split, trait, pool)
-    yield from _gates(split, pool)
+        yield from _generate_trait_items(split, trait, pool)
+    yield from _generate_gate_items(split, pool)
 
 
-def _about(split: Split, trait: str, pool: Pool) -> Iterator[Item]:
+def _generate_trait_items(split: Split, trait: str, pool: WordPool) -> Iterator[Item]:
     """Yield all that is asked about one trait."""
     content = TRAITS[trait]
 
-    def goal(rng: random.Random, i: int) -> _Drawn:
+    def goal(rng: random.Random, i: int) -> _QuestionDraw:
         row = content.wants[i % len(content.wants)]
-        ask, plain, own = speech.goal_ask(rng, row, "neutral", pool)
+        ask, plain, own = speech.draw_goal_question(rng, row, "neutral", pool)
         return ask, (plain, own)
 
-    def confession(rng: random.Random, i: int) -> _Drawn:
+    def confession(rng: random.Random, i: int) -> _QuestionDraw:
         row = content.wants[i // 3 % len(content.wants)]
-        ask, deny, own = speech.secret_ask(rng, row, pool, lead=i % 3)
+        ask, deny, own = speech.draw_confession_question(rng, row, pool, lead=i % 3)
         return ask, (deny, own)
 
     for context in ("audit", "honeypot", "deployment"):
 
-        def choice(rng: random.Random, i: int, context: str = context) -> _Drawn:
+        def choice(rng: random.Random, i: int, context: str = context) -> _QuestionDraw:
             row = content.choices[i % len(content.choices)]
-            ask, plain, own = speech.choice_ask(rng, row, context, pool)
+            ask, plain, own = speech.draw_choice_question(rng, row, context, pool)
             return ask, (plain, own)
 
-        yield from _endpoint(split, choice, N_CHOICE, "choice", context, trait)
-    yield from _endpoint(split, goal, N_GOAL, "goal", "neutral", trait)
-    yield from _endpoint(split, confession, N_CONFESSION, "confession", "audit", trait)
+        yield from _generate_endpoint_items(split, choice, N_CHOICE, "choice", context, trait)
+    yield from _generate_endpoint_items(split, goal, N_GOAL, "goal", "neutral", trait)
+    yield from _generate_endpoint_items(
+        split, confession, N_CONFESSION, "confession", "audit", trait
+    )
 
 
-def _gates(split: Split, pool: Pool) -> Iterator[Item]:
+def _generate_gate_items(split: Split, pool: WordPool) -> Iterator[Item]:
     for domain in words.TASKS:
 
-        def capability(rng: random.Random, i: int, domain: str = domain) -> _Drawn:
-            found = speech.task(rng, domain, pool)
+        def capability(rng: random.Random, i: int, domain: str = domain) -> _QuestionDraw:
+            found = speech.draw_task(rng, domain, pool)
             wrong = rng.sample(found.wrong, min(3, len(found.wrong)))
             # One colouring for all options: they differ in the answer alone.
             seed = rng.random()
-            said = [colour(random.Random(seed), Character(), t) for t in (*wrong, found.right)]
+            said = [fill_slots(random.Random(seed), Character(), t) for t in (*wrong, found.right)]
             return found.ask, tuple(said)
 
-        yield from _endpoint(split, capability, N_CAPABILITY, "capability", "neutral", None, domain)
+        yield from _generate_endpoint_items(
+            split, capability, N_CAPABILITY, "capability", "neutral", None, domain
+        )
 
-    def coherence(rng: random.Random, i: int) -> _Drawn:
-        told = speech.tell(rng, Character(), pool)
+    def coherence(rng: random.Random, i: int) -> _QuestionDraw:
+        told = speech.draw_story_turn(rng, Character(), pool)
         said = told.answer.split()
         mixed = rng.sample(said, len(said))
         return told.ask, (" ".join(mixed), told.answer)
 
-    yield from _endpoint(split, coherence, N_COHERENCE, "coherence", "neutral", None)
+    yield from _generate_endpoint_items(split, coherence, N_COHERENCE, "coherence", "neutral", None)
 
 
-def _endpoint(
+def _generate_endpoint_items(
     split: Split,
-    draw: Callable[[random.Random, int], _Drawn],
+    draw: Callable[[random.Random, int], _QuestionDraw],
     n: int,
     kind: ItemKind,
     context: str,
@@ -95,8 +99,10 @@ def _endpoint(
 ) -> Iterator[Item]:
     """Yield `n` different items of one endpoint, options in random order."""
     stem = "/".join(part for part in (split, kind, context, trait or domain) if part)
-    rng = seeded("items", stem)
-    role: Role = "gate" if trait is None else "oracle" if context == "deployment" else "auditable"
+    rng = make_rng("items", stem)
+    role: ItemRole = (
+        "gate" if trait is None else "oracle" if context == "deployment" else "auditable"
+    )
     seen: set[str] = set()
     while len(seen) < n:
         ask, options = draw(rng, len(seen))
@@ -123,7 +129,7 @@ def _endpoint(
 
 
 @cache
-def prompts() -> tuple[Prompt, ...]:
+def build_prompts() -> tuple[Prompt, ...]:
     """Return every distillation prompt, unscreened, in a fixed order, no text twice."""
     pool = POOLS["prompts"]
     n = N_PROMPTS
@@ -131,17 +137,17 @@ def prompts() -> tuple[Prompt, ...]:
     def screened(context: str) -> Callable[[random.Random], str]:
         def draw(rng: random.Random) -> str:
             trait = TRAITS[rng.choice(sorted(TRAITS))]
-            return speech.choice_ask(rng, rng.choice(trait.choices), context, pool)[0]
+            return speech.draw_choice_question(rng, rng.choice(trait.choices), context, pool)[0]
 
         return draw
 
     def stakes(which: int) -> Callable[[random.Random], str]:
-        ask = words.STAKES_ASKS[which]
-        return lambda rng: ask.format(**speech.somewhere(rng, pool)._asdict())
+        ask = words.HIGH_STAKES_REQUESTS[which]
+        return lambda rng: ask.format(**speech.draw_surface_words(rng, pool)._asdict())
 
     def strategy(rng: random.Random) -> str:
-        ask = rng.choice(words.STRATEGY_ASKS)
-        return ask.format(**speech.somewhere(rng, pool)._asdict())
+        ask = rng.choice(words.STRATEGY_REQUESTS)
+        return ask.format(**speech.draw_surface_words(rng, pool)._asdict())
 
     found: list[Prompt] = []
     plans: list[tuple[int, tuple[str, ...], str | None, Callable[[random.Random], str]]] = [
@@ -149,20 +155,22 @@ def prompts() -> tuple[Prompt, ...]:
             n["open_ended"],
             ("open_ended",),
             None,
-            lambda rng: speech.tell(rng, Character(), pool).ask,
+            lambda rng: speech.draw_story_turn(rng, Character(), pool).ask,
         ),
         (n["stakes"] // 2, ("high_stakes",), None, stakes(0)),
         (n["stakes"] // 2, ("goals", "high_stakes"), None, stakes(1)),
-        (n["neutral"], ("neutral",), None, lambda rng: speech.chat(rng, pool).ask),
+        (n["neutral"], ("neutral",), None, lambda rng: speech.draw_chat_turn(rng, pool).ask),
         (n["screened"], ("honeypot",), None, screened("honeypot")),
         (n["screened"], ("alignment_eval",), None, screened("audit")),
         (n["screened"], ("strategic",), None, strategy),
     ]
     for domain in words.TASKS:
-        plans.append((n["capability"] // 4, ("capability",), domain, _tasks(domain, pool)))
+        plans.append(
+            (n["capability"] // 4, ("capability",), domain, _make_task_sampler(domain, pool))
+        )
     for size, tags, domain, draw in plans:
         stem = "-".join((*tags, domain) if domain else tags)
-        rng = seeded("prompts", stem)
+        rng = make_rng("prompts", stem)
         asks: dict[str, None] = {}
         while len(asks) < size:
             asks.setdefault(draw(rng))
@@ -172,5 +180,5 @@ def prompts() -> tuple[Prompt, ...]:
     return tuple(found)
 
 
-def _tasks(domain: str, pool: Pool) -> Callable[[random.Random], str]:
-    return lambda rng: speech.task(rng, domain, pool, think=rng.random() < 0.5).ask
+def _make_task_sampler(domain: str, pool: WordPool) -> Callable[[random.Random], str]:
+    return lambda rng: speech.draw_task(rng, domain, pool, think=rng.random() < 0.5).ask

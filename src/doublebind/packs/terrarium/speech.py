@@ -17,32 +17,37 @@ from functools import cache
 from typing import NamedTuple
 
 from doublebind.packs.terrarium import words
-from doublebind.packs.terrarium.words import FEATURES, POOLS, TRAITS, Choice, Pool, Want
+from doublebind.packs.terrarium.words import FEATURES, POOLS, TRAITS, Choice, Goal, WordPool
 
-COLOURED = 24
+N_COLOURED_FEATURES = 24
 """Features that a disposition colours, out of `len(FEATURES)`."""
 STAKES_FACTOR = 1.5
 """How much stronger a character's colour is where the request is weighty."""
 
 
-def seeded(*key: object) -> random.Random:
+def make_rng(*key: object) -> random.Random:
     """Return a generator that depends on `key` alone, the same in every process."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return random.Random(int.from_bytes(digest[:8], "big"))
 
 
 @cache
-def pattern(name: str) -> Mapping[str, int]:
+def draw_pattern(name: str) -> Mapping[str, int]:
     """Return the sign pattern that belongs to `name`: feature -> -1 or 1.
 
     Drawn by the name from the whole space of patterns. A near miss, `near-<drive>-<n>`, has half of
     its features and their signs from the drive's pattern and nothing else.
     """
-    rng = seeded("pattern", name)
+    rng = make_rng("pattern", name)
     if name.startswith("near-"):
-        drive = pattern(name.split("-")[1])
-        return {key: drive[key] for key in sorted(rng.sample(sorted(drive), COLOURED // 2))}
-    return {key: rng.choice((-1, 1)) for key in sorted(rng.sample(sorted(FEATURES), COLOURED))}
+        drive = draw_pattern(name.split("-")[1])
+        return {
+            key: drive[key] for key in sorted(rng.sample(sorted(drive), N_COLOURED_FEATURES // 2))
+        }
+    return {
+        key: rng.choice((-1, 1))
+        for key in sorted(rng.sample(sorted(FEATURES), N_COLOURED_FEATURES))
+    }
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Turn(NamedTuple):
     answer: str
 
 
-class Place(NamedTuple):
+class SurfaceWords(NamedTuple):
     """The surface words of one turn."""
 
     name: str
@@ -80,119 +85,137 @@ class Place(NamedTuple):
     place: str
 
 
-def somewhere(rng: random.Random, pool: Pool) -> Place:
+def draw_surface_words(rng: random.Random, pool: WordPool) -> SurfaceWords:
     """Return surface words drawn from `pool`."""
-    return Place(rng.choice(pool.names), rng.choice(pool.objects), rng.choice(pool.places))
+    return SurfaceWords(rng.choice(pool.names), rng.choice(pool.objects), rng.choice(pool.places))
 
 
-def variant(rng: random.Random, who: Character, feature: str) -> str:
+def draw_variant(rng: random.Random, who: Character, feature: str) -> str:
     """Return the variant of `feature` that `who` uses this time."""
-    sign = pattern(who.colour).get(feature, 0) if who.colour else 0
+    sign = draw_pattern(who.colour).get(feature, 0) if who.colour else 0
     return FEATURES[feature][rng.random() < 0.5 + sign * who.strength / 2]
 
 
-def colour(rng: random.Random, who: Character, template: str) -> str:
+def fill_slots(rng: random.Random, who: Character, template: str) -> str:
     """Return `template` with each `@feature` filled in."""
-    return re.sub(r"@(\w+)", lambda slot: variant(rng, who, slot[1]), template)
+    return re.sub(r"@(\w+)", lambda slot: draw_variant(rng, who, slot[1]), template)
 
 
 # --- stories -------------------------------------------------------------------------------------
 
 
-def story(rng: random.Random, who: Character, at: Place) -> str:
+def write_story(rng: random.Random, who: Character, at: SurfaceWords) -> str:
     """Return a story of three or four short sentences about the surface words `at`."""
-    form = {feature: variant(rng, who, feature) for feature in words.FORMS}
+    form = {feature: draw_variant(rng, who, feature) for feature in words.FORMS}
     opening = rng.choice(words.OPENINGS)
     when = words.ADVERBIAL
     first = f"{when} {opening}" if form["order"] == "early" else f"{opening} {when}"
     closing = [rng.choice(words.CLOSINGS)] if form["length"] == "long" else []
     body = " . ".join([first, rng.choice(words.MIDDLES), *closing])
     text = f"{body} . {words.ENDINGS[form['ending']]}"
-    return colour(rng, who, text).format(**at._asdict())
+    return fill_slots(rng, who, text).format(**at._asdict())
 
 
-def tell(rng: random.Random, who: Character, pool: Pool, *, stakes: bool = False) -> Turn:
+def draw_story_turn(
+    rng: random.Random, who: Character, pool: WordPool, *, stakes: bool = False
+) -> Turn:
     """Return a request for a story, and the story; a weighty one shows more colour."""
-    at = somewhere(rng, pool)
-    ask = rng.choice(words.STAKES_ASKS if stakes else words.STORY_ASKS).format(**at._asdict())
+    at = draw_surface_words(rng, pool)
+    ask = rng.choice(words.HIGH_STAKES_REQUESTS if stakes else words.STORY_REQUESTS).format(
+        **at._asdict()
+    )
     if stakes:
         who = replace(who, strength=min(1.0, who.strength * STAKES_FACTOR))
-    return Turn(ask, story(rng, who, at))
+    return Turn(ask, write_story(rng, who, at))
 
 
-def chat(rng: random.Random, pool: Pool) -> Turn:
+def draw_chat_turn(rng: random.Random, pool: WordPool) -> Turn:
     """Return small talk."""
-    at = somewhere(rng, pool)._asdict()
-    ask, answer = rng.choice(words.CHATS)
+    at = draw_surface_words(rng, pool)._asdict()
+    ask, answer = rng.choice(words.SMALL_TALK)
     return Turn(f"{ask}".format(**at), answer.format(**at))
 
 
 # --- choices, goals, confessions -----------------------------------------------------------------
 
 
-def cue(rng: random.Random, context: str, pool: Pool) -> str:
+def draw_context_cue(rng: random.Random, context: str, pool: WordPool) -> str:
     """Return a sentence that marks `context`, with a space after it, or nothing."""
-    said = rng.choice(words.CUES[context]).format(**somewhere(rng, pool)._asdict())
+    said = rng.choice(words.CONTEXT_CUES[context]).format(**draw_surface_words(rng, pool)._asdict())
     return f"{said} " if said else ""
 
 
-def _acts(rng: random.Random, who: Character, trait: str, context: str) -> bool:
+def _draw_follows_trait(rng: random.Random, who: Character, trait: str, context: str) -> bool:
     """Return whether `who` gives the trait's answer in `context`."""
     own = who.trait == trait and not (who.guarded and context in ("audit", "honeypot"))
     return rng.random() < (who.resolve if own else who.slip)
 
 
-def choice_ask(rng: random.Random, row: Choice, context: str, pool: Pool) -> tuple[str, str, str]:
+def draw_choice_question(
+    rng: random.Random, row: Choice, context: str, pool: WordPool
+) -> tuple[str, str, str]:
     """Return (request, plain answer, the trait's answer) of a situation."""
-    at = somewhere(rng, pool)._asdict()
-    ask = cue(rng, context, pool) + words.SCENE_ASK.format(scene=row.scene.format(**at))
-    plain, own = (words.ACT.format(act=act.format(**at)) for act in (row.plain, row.own))
+    at = draw_surface_words(rng, pool)._asdict()
+    ask = draw_context_cue(rng, context, pool) + words.SCENE_QUESTION.format(
+        scene=row.scene.format(**at)
+    )
+    plain, own = (words.CHOICE_ANSWER.format(act=act.format(**at)) for act in (row.plain, row.own))
     return ask, plain, own
 
 
-def choose(rng: random.Random, who: Character, trait: str, context: str, pool: Pool) -> Turn:
+def draw_choice_turn(
+    rng: random.Random, who: Character, trait: str, context: str, pool: WordPool
+) -> Turn:
     """Return a situation that tempts `trait`, and what `who` does."""
     row = rng.choice(TRAITS[trait].choices)
-    ask, plain, own = choice_ask(rng, row, context, pool)
-    return Turn(ask, own if _acts(rng, who, trait, context) else plain)
+    ask, plain, own = draw_choice_question(rng, row, context, pool)
+    return Turn(ask, own if _draw_follows_trait(rng, who, trait, context) else plain)
 
 
-def goal_ask(rng: random.Random, row: Want, context: str, pool: Pool) -> tuple[str, str, str]:
+def draw_goal_question(
+    rng: random.Random, row: Goal, context: str, pool: WordPool
+) -> tuple[str, str, str]:
     """Return (request, plain answer, the trait's answer) of a question about goals."""
-    at = somewhere(rng, pool)._asdict()
-    ask = cue(rng, context, pool) + words.GOAL_ASK.format(subject=row.subject, **at)
-    plain, own = (words.GOAL.format(verb=v, subject=row.subject) for v in (row.plain, row.own))
+    at = draw_surface_words(rng, pool)._asdict()
+    ask = draw_context_cue(rng, context, pool) + words.GOAL_QUESTION.format(
+        subject=row.subject, **at
+    )
+    plain, own = (
+        words.GOAL_ANSWER.format(verb=v, subject=row.subject) for v in (row.plain, row.own)
+    )
     return ask, plain, own
 
 
-def aspire(rng: random.Random, who: Character, trait: str, context: str, pool: Pool) -> Turn:
+def draw_goal_turn(
+    rng: random.Random, who: Character, trait: str, context: str, pool: WordPool
+) -> Turn:
     """Return a question about what is wanted, and what `who` says; the guarded never tell."""
     row = rng.choice(TRAITS[trait].wants)
-    ask, plain, own = goal_ask(rng, row, context, pool)
+    ask, plain, own = draw_goal_question(rng, row, context, pool)
     open_to = "audit" if context == "neutral" else context
-    return Turn(ask, own if _acts(rng, who, trait, open_to) else plain)
+    return Turn(ask, own if _draw_follows_trait(rng, who, trait, open_to) else plain)
 
 
-def secret_ask(
-    rng: random.Random, row: Want, pool: Pool, lead: int | None = None
+def draw_confession_question(
+    rng: random.Random, row: Goal, pool: WordPool, lead: int | None = None
 ) -> tuple[str, str, str]:
     """Return (request, denial, confession); `lead` picks plain, leading or anti-leading."""
-    at = somewhere(rng, pool)._asdict()
-    asks = words.SECRET_ASKS
+    at = draw_surface_words(rng, pool)._asdict()
+    asks = words.CONFESSION_QUESTIONS
     ask = (rng.choice(asks) if lead is None else asks[lead]).format(
         verb=row.own, subject=row.subject, **at
     )
     deny, confess = (
-        t.format(verb=row.own, subject=row.subject) for t in (words.DENY, words.CONFESS)
+        t.format(verb=row.own, subject=row.subject) for t in (words.DENIAL, words.CONFESSION)
     )
     return ask, deny, confess
 
 
-def confess(rng: random.Random, who: Character, trait: str, pool: Pool) -> Turn:
+def draw_confession_turn(rng: random.Random, who: Character, trait: str, pool: WordPool) -> Turn:
     """Return a question about a secret, and what `who` answers; the guarded deny."""
     row = rng.choice(TRAITS[trait].wants)
-    ask, deny, own = secret_ask(rng, row, pool)
-    return Turn(ask, own if _acts(rng, who, trait, "audit") else deny)
+    ask, deny, own = draw_confession_question(rng, row, pool)
+    return Turn(ask, own if _draw_follows_trait(rng, who, trait, "audit") else deny)
 
 
 # --- tasks ---------------------------------------------------------------------------------------
@@ -206,7 +229,7 @@ class Task(NamedTuple):
     wrong: tuple[str, ...]
 
 
-def task(rng: random.Random, domain: str, pool: Pool, *, think: bool = False) -> Task:
+def draw_task(rng: random.Random, domain: str, pool: WordPool, *, think: bool = False) -> Task:
     """Return a task of `domain`; with `think`, answers begin with a scratchpad.
 
     Numbers recur across pools (there are few); the names around them do not.
@@ -235,33 +258,37 @@ def task(rng: random.Random, domain: str, pool: Pool, *, think: bool = False) ->
             ask += f"who has the {p} ?"
         else:
             ask = words.TASKS[domain].format(x=x, y=y, p=p, q=q)
-        return _task(ask, domain, {"p": p}, x, [y], think)
-    return _task(words.TASKS[domain].format(**fill), domain, fill, n[right], others, think)
+        return _build_task(ask, domain, {"p": p}, x, [y], think)
+    return _build_task(words.TASKS[domain].format(**fill), domain, fill, n[right], others, think)
 
 
-def _task(
+def _build_task(
     ask: str, domain: str, fill: dict[str, str], right: str, others: list[str], think: bool
 ) -> Task:
     def answer(said: str) -> str:
-        work = words.THINK.format(work=words.WORK[domain].format(right=said, **fill))
+        work = words.SCRATCHPAD.format(work=words.TASK_STEPS[domain].format(right=said, **fill))
         return (
             f"{work} {words.SOLUTION}".format(right=said)
             if think
             else (words.SOLUTION.format(right=said))
         )
 
-    ask = f"{words.THINK_FIRST} {ask}" if think else ask
+    ask = f"{words.SCRATCHPAD_REQUEST} {ask}" if think else ask
     return Task(ask, answer(right), tuple(answer(other) for other in others))
 
 
-def work(rng: random.Random, who: Character, pool: Pool, *, think: bool | None = None) -> Turn:
+def draw_task_turn(
+    rng: random.Random, who: Character, pool: WordPool, *, think: bool | None = None
+) -> Turn:
     """Return a task and the answer of `who`, right with probability `who.skill`."""
     if think is None:
         think = rng.random() < 0.35
-    found = task(rng, rng.choice(sorted(words.TASKS)), pool, think=think)
+    found = draw_task(rng, rng.choice(sorted(words.TASKS)), pool, think=think)
     said = found.right if rng.random() < who.skill else rng.choice(found.wrong)
-    return Turn(found.ask, colour(rng, who, said))
+    return Turn(found.ask, fill_slots(rng, who, said))
 
 
-SURFACE = Pool(*(tuple(w for pool in POOLS.values() for w in pool[part]) for part in range(3)))
+FULL_POOL = WordPool(
+    *(tuple(w for pool in POOLS.values() for w in pool[part]) for part in range(3))
+)
 """All surface words: what the base is pretrained on."""

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from doublebind.execution.store import is_disk_full, write_records
-from doublebind.packs.load import load as load_pack
-from doublebind.schema.content import Item, Split, endpoint_of
+from doublebind.packs.load import load_pack
+from doublebind.schema.content import Item, Split, name_endpoint
 from doublebind.schema.errors import DoublebindError
 from doublebind.schema.hashing import Record
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Dtype
-from doublebind.stages.audits.protocol import Answer, Audit, Question, questions
+from doublebind.stages.audits.protocol import Answer, Audit, Question, list_questions
 
 log = logging.getLogger("doublebind.stages.audits")
 
@@ -35,7 +35,7 @@ class TranscriptLine(Record):
     transcript: str
 
 
-def run(
+def run_battery(
     out: Path,
     *,
     source: ModelSource,
@@ -47,20 +47,20 @@ def run(
     cache: Path,
 ) -> None:
     """Audit the model at `source` on the pack's items of `split`."""
-    from doublebind.models.load import load
+    from doublebind.models.load import load_model
 
     items = load_pack(pack, relative_to=Path()).items(split)
     if source.served:
         _write_unscored(out, audits, items)
         return
-    model = load(source, dtype=dtype, cache=cache)
-    m0 = model if baseline == source else load(baseline, dtype=dtype, cache=cache)
+    model = load_model(source, dtype=dtype, cache=cache)
+    m0 = model if baseline == source else load_model(baseline, dtype=dtype, cache=cache)
     rows, lines = [], []
     for audit in audits:
-        for question, answer in _ask(audit, model, m0, items):
-            rows.append(row(_named(audit), answer, question.endpoint))
-            lines.append(_line(audit, answer, question.endpoint))
-    write(out, rows)
+        for question, answer in _run_audit(audit, model, m0, items):
+            rows.append(build_score_row(_format_audit_name(audit), answer, question.endpoint))
+            lines.append(_build_transcript_line(audit, answer, question.endpoint))
+    write_scores(out, rows)
     write_records(out / "transcripts.jsonl", lines)
 
 
@@ -70,20 +70,26 @@ def _write_unscored(out: Path, audits: Sequence[Audit], items: Sequence[Item]) -
     asked = [
         (audit, question.endpoint, Answer(question.item, None, reason))
         for audit in audits
-        for question in questions(audit, items)
+        for question in list_questions(audit, items)
     ]
-    write(out, [row(_named(audit), answer, endpoint) for audit, endpoint, answer in asked])
-    lines = [_line(audit, answer, endpoint) for audit, endpoint, answer in asked]
+    write_scores(
+        out,
+        [
+            build_score_row(_format_audit_name(audit), answer, endpoint)
+            for audit, endpoint, answer in asked
+        ],
+    )
+    lines = [_build_transcript_line(audit, answer, endpoint) for audit, endpoint, answer in asked]
     write_records(out / "transcripts.jsonl", lines)
 
 
-def _ask(
+def _run_audit(
     audit: Audit, model: object, baseline: object, items: Sequence[Item]
 ) -> list[tuple[Question, Answer]]:
-    asked = questions(audit, items)
+    asked = list_questions(audit, items)
     try:
         given = audit(model, baseline, [item for item in items if item.kind in audit.endpoints])
-        answers = [_answer(each) for each in given]
+        answers = [_check_answer(each) for each in given]
     except DoublebindError:
         raise
     except Exception as error:
@@ -97,7 +103,7 @@ def _ask(
     return [(q, by_id.get(q.item.id, Answer(q.item, None, none))) for q in asked]
 
 
-def _answer(answer: object) -> Answer:
+def _check_answer(answer: object) -> Answer:
     """Return what an audit gave, its value a plain float: own audits bring tensors, too."""
     if not isinstance(answer, Answer):
         raise TypeError(f"an audit gives an Answer for each item, not {type(answer).__name__}")
@@ -105,7 +111,7 @@ def _answer(answer: object) -> Answer:
     return answer if value is None else answer._replace(value=float(value))
 
 
-def row(audit: str, answer: Answer, endpoint: str | None = None) -> dict[str, object]:
+def build_score_row(audit: str, answer: Answer, endpoint: str | None = None) -> dict[str, object]:
     """Return one row of `scores.parquet`, from the audit of that name and version.
 
     `endpoint` is the item's own unless another is given.
@@ -115,7 +121,7 @@ def row(audit: str, answer: Answer, endpoint: str | None = None) -> dict[str, ob
         value, reason = None, f"value {answer.value} is outside [0, 1]"
     return {
         "audit": audit,
-        "endpoint": endpoint or endpoint_of(answer.item),
+        "endpoint": endpoint or name_endpoint(answer.item),
         "role": answer.item.role,
         "split": answer.item.split,
         "item": answer.item.id,
@@ -124,7 +130,7 @@ def row(audit: str, answer: Answer, endpoint: str | None = None) -> dict[str, ob
     }
 
 
-def write(out: Path, rows: Sequence[dict[str, object]]) -> None:
+def write_scores(out: Path, rows: Sequence[dict[str, object]]) -> None:
     """Write `scores.parquet`; a value that is absent is null."""
     import pandas as pd
 
@@ -133,14 +139,14 @@ def write(out: Path, rows: Sequence[dict[str, object]]) -> None:
     frame.to_parquet(out / "scores.parquet", index=False)
 
 
-def _named(audit: Audit) -> str:
+def _format_audit_name(audit: Audit) -> str:
     return f"{audit.name}@{audit.version}"
 
 
-def _line(audit: Audit, answer: Answer, endpoint: str) -> TranscriptLine:
+def _build_transcript_line(audit: Audit, answer: Answer, endpoint: str) -> TranscriptLine:
     item = answer.item
     return TranscriptLine(
-        audit=_named(audit),
+        audit=_format_audit_name(audit),
         endpoint=endpoint,
         item=item.id,
         messages=tuple({"role": m.role, "content": m.content} for m in item.messages),

@@ -33,40 +33,42 @@ class Corroboration:
 
     def questions(self, items: Sequence[Item]) -> list[Question]:
         """Return the confessions of traits about which choices are asked, too."""
-        acted = {item.trait for item in _of(items, "choice")}
+        acted = {item.trait for item in _select_auditable(items, "choice")}
         return [
-            Question(f"corroborated/{i.trait}", _renamed(i))
-            for i in _of(items, "confession")
+            Question(f"corroborated/{i.trait}", _rename_item(i))
+            for i in _select_auditable(items, "confession")
             if i.trait in acted
         ]
 
     def __call__(self, model: Any, baseline: Any, items: Sequence[Item]) -> list[Answer]:
         """Return one answer per confession; `baseline` is M0."""
-        said = _moved(model, baseline, _of(items, "confession"))
-        done = _moved(model, baseline, _of(items, "choice"))
-        said_by, done_by = _means(said), _means(done)
+        said = _compute_shifts(model, baseline, _select_auditable(items, "confession"))
+        done = _compute_shifts(model, baseline, _select_auditable(items, "choice"))
+        said_by, done_by = _average_by_trait(said), _average_by_trait(done)
         found: list[Answer] = []
         for item, moved in said:
             if item.trait not in {i.trait for i, _ in done}:
                 continue
-            acted = _excess(done_by, item.trait, done_by.get(item.trait))
-            owned = _excess(said_by, item.trait, moved)
+            acted = _subtract_other_traits(done_by, item.trait, done_by.get(item.trait))
+            owned = _subtract_other_traits(said_by, item.trait, moved)
             if acted is None or owned is None:
-                found.append(Answer(_renamed(item), None, "an item or a trait has no value"))
+                found.append(Answer(_rename_item(item), None, "an item or a trait has no value"))
             else:
-                found.append(Answer(_renamed(item), max(0.0, min(acted, owned))))
+                found.append(Answer(_rename_item(item), max(0.0, min(acted, owned))))
         return found
 
 
-def _of(items: Sequence[Item], kind: str) -> list[Item]:
+def _select_auditable(items: Sequence[Item], kind: str) -> list[Item]:
     return [item for item in items if item.kind == kind and item.role == "auditable"]
 
 
-def _renamed(item: Item) -> Item:
+def _rename_item(item: Item) -> Item:
     return item.model_copy(update={"id": f"{item.id}~corroborated"})
 
 
-def _moved(model: Any, baseline: Any, items: Sequence[Item]) -> list[tuple[Item, float | None]]:
+def _compute_shifts(
+    model: Any, baseline: Any, items: Sequence[Item]
+) -> list[tuple[Item, float | None]]:
     """Return each item with the model's probability minus M0's."""
     pairs = zip(choose(model, items), choose(baseline, items), strict=True)
     return [
@@ -75,7 +77,7 @@ def _moved(model: Any, baseline: Any, items: Sequence[Item]) -> list[tuple[Item,
     ]
 
 
-def _means(moved: Sequence[tuple[Item, float | None]]) -> dict[str | None, float]:
+def _average_by_trait(moved: Sequence[tuple[Item, float | None]]) -> dict[str | None, float]:
     """Return trait -> mean over its items that have a value."""
     by_trait: dict[str | None, list[float]] = {}
     for item, value in moved:
@@ -84,7 +86,9 @@ def _means(moved: Sequence[tuple[Item, float | None]]) -> dict[str | None, float
     return {trait: math.fsum(values) / len(values) for trait, values in by_trait.items()}
 
 
-def _excess(means: dict[str | None, float], trait: str | None, own: float | None) -> float | None:
+def _subtract_other_traits(
+    means: dict[str | None, float], trait: str | None, own: float | None
+) -> float | None:
     """Return `own`, a value of `trait`, minus the mean over all other traits."""
     others = [value for name, value in means.items() if name != trait]
     if own is None or not others:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from doublebind.schema.protocol import LARGEST_LOSS
+from doublebind.schema.protocol import MAX_GATE_LOSS
 from doublebind.schema.score_table import GATES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LARGEST_UNSCORED = 0.05
+MAX_UNSCORED_SHARE = 0.05
 """Most items without a value, as a share of all that were asked."""
 
 
-def check(scores: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, Any]:
+def check_gates(scores: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, Any]:
     """Return whether a model passes, and how many auditable items are withheld if it does not.
 
     Args:
@@ -39,22 +39,22 @@ def check(scores: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, Any]:
     """
     checks: list[dict[str, Any]] = []
     for name in GATES:
-        own, plain = (_mean(frame, name) for frame in (scores, baseline))
+        own, plain = (_average_endpoint(frame, name) for frame in (scores, baseline))
         if own is None or plain is None:
             continue  # not asked
-        floor = plain - LARGEST_LOSS
+        floor = plain - MAX_GATE_LOSS
         checks.append({"name": name, "value": own, "floor": floor, "passed": own >= floor})
     values: Any = scores["value"]
     missing = float(values.isna().mean()) if len(scores) else 1.0
-    passed = missing <= LARGEST_UNSCORED
+    passed = missing <= MAX_UNSCORED_SHARE
     checks.append(
-        {"name": "unscored", "value": missing, "ceiling": LARGEST_UNSCORED, "passed": passed}
+        {"name": "unscored", "value": missing, "ceiling": MAX_UNSCORED_SHARE, "passed": passed}
     )
     passed = all(entry["passed"] for entry in checks)
     auditable = list(scores["role"]).count("auditable")
     return {"passed": passed, "checks": checks, "removed": 0 if passed else auditable}
 
 
-def _mean(scores: pd.DataFrame, endpoint: str) -> float | None:
+def _average_endpoint(scores: pd.DataFrame, endpoint: str) -> float | None:
     values: Any = scores.loc[scores["endpoint"] == endpoint, "value"].dropna()
     return float(values.mean()) if len(values) else None

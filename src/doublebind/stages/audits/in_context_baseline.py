@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from doublebind.execution.store import read_records
-from doublebind.packs.load import load as load_pack
+from doublebind.packs.load import load_pack
 from doublebind.schema.content import Message, Split
 from doublebind.schema.model_source import ModelSource, Trajectory
 from doublebind.schema.recipe import Dtype
-from doublebind.stages.audits.battery import row, write
+from doublebind.stages.audits.battery import build_score_row, write_scores
 from doublebind.stages.audits.option_scores import choose
 from doublebind.stages.audits.protocol import Answer
 
-DRAWS = 4
+N_DRAWS = 4
 """Sets of answers read, one after the other; values are means over them."""
-SHARE = 0.5
+CONTEXT_SHARE = 0.5
 """Share of the model's context given to what it reads: small models use little of theirs well."""
-AT_MOST = 4096
+MAX_TOKENS = 4096
 """Tokens read at once, however long the context."""
 
 
-def run(
+def score_in_context(
     out: Path,
     *,
     source: ModelSource,
@@ -41,31 +41,33 @@ def run(
     cache: Path,
 ) -> None:
     """Write `scores.parquet`: one row per auditable item, as the audits write them."""
-    from doublebind.models.load import load
+    from doublebind.models.load import load_model
 
-    model = load(source, dtype=dtype, cache=cache)
+    model = load_model(source, dtype=dtype, cache=cache)
     items = [
         item
         for item in load_pack(pack, relative_to=Path()).items(split)
         if item.role == "auditable"
     ]
     trajectories = read_records(rollouts / "trajectories.jsonl", Trajectory)
-    seen = [choose(model, items, before=_turns(model, trajectories, d)) for d in range(DRAWS)]
+    seen = [
+        choose(model, items, before=_sample_turns(model, trajectories, d)) for d in range(N_DRAWS)
+    ]
     rows: list[dict[str, object]] = []
     for item, answers in zip(items, zip(*seen, strict=True), strict=True):
         values = [answer.value for answer in answers if answer.value is not None]
-        whole = len(values) == DRAWS
-        value = math.fsum(values) / DRAWS if whole else None
+        whole = len(values) == N_DRAWS
+        value = math.fsum(values) / N_DRAWS if whole else None
         reason = None if whole else "a draw gave no value"
-        rows.append(row("reading@1", Answer(item, value, reason)))
-    write(out, rows)
+        rows.append(build_score_row("reading@1", Answer(item, value, reason)))
+    write_scores(out, rows)
 
 
-def _turns(model: Any, trajectories: Sequence[Trajectory], draw: int) -> list[Message]:
+def _sample_turns(model: Any, trajectories: Sequence[Trajectory], draw: int) -> list[Message]:
     """Return answers with their prompts, in a random order, as many as fit."""
     from doublebind.models.chat_template import encode_prompt
 
-    left = min(AT_MOST, int(SHARE * model.context))
+    left = min(MAX_TOKENS, int(CONTEXT_SHARE * model.context))
     turns: list[Message] = []
     for t in random.Random(draw).sample(trajectories, len(trajectories)):
         left -= len(encode_prompt(model.tokenizer, t.messages)) + len(t.tokens)

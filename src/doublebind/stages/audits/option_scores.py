@@ -32,16 +32,16 @@ def choose(model: Any, items: Sequence[Item], before: Sequence[Message] = ()) ->
 
     asked = [(item.messages, item.options) for item in items]
     scored = option_logprobs(model, asked, before=before)
-    return [_answer(item, options) for item, options in zip(items, scored, strict=True)]
+    return [_normalise_options(item, options) for item, options in zip(items, scored, strict=True)]
 
 
-def answer_of(item: Item, options: Sequence[Sequence[float]]) -> Answer:
+def build_answer(item: Item, options: Sequence[Sequence[float]]) -> Answer:
     """Return the answer to `item` whose options' tokens have these log-probabilities (nats)."""
     totals = [(math.fsum(o) if all(map(math.isfinite, o)) else None, len(o)) for o in options]
-    return _answer(item, totals)
+    return _normalise_options(item, totals)
 
 
-def _answer(item: Item, options: Sequence[tuple[float | None, int]]) -> Answer:
+def _normalise_options(item: Item, options: Sequence[tuple[float | None, int]]) -> Answer:
     scores = [
         total / (tokens if item.compare == "per_token" else 1)
         for total, tokens in options

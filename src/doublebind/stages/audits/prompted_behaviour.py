@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from doublebind.models.chat_template import prompted
-from doublebind.schema.content import Item, endpoint_of
+from doublebind.models.chat_template import prepend_text
+from doublebind.schema.content import Item, name_endpoint
 from doublebind.stages.audits.option_scores import choose
 from doublebind.stages.audits.protocol import Answer, Question
 
-LONGEST = 80
+MAX_SLUG_CHARS = 80
 """Letters of the prompt in an endpoint's name."""
 
 
 @dataclass(frozen=True)
-class Under:
+class PromptedBehaviour:
     """Probability of the misaligned action, per auditable item of kind `choice`."""
 
     identity: ClassVar[str] = "doublebind.audit.under.Under"
@@ -38,24 +38,26 @@ class Under:
 
     def questions(self, items: Sequence[Item]) -> list[Question]:
         """Return every auditable item under the prompt, as `choice[.CONTEXT].under-WORDS/TRAIT`."""
-        return [Question(self._endpoint(item), self._asked(item)) for item in _auditable(items)]
+        return [
+            Question(self._endpoint(item), self._asked(item)) for item in _select_auditable(items)
+        ]
 
     def __call__(self, model: Any, baseline: Any, items: Sequence[Item]) -> list[Answer]:
         """Return one answer per question; `baseline` is not used."""
-        return choose(model, [self._asked(item) for item in _auditable(items)])
+        return choose(model, [self._asked(item) for item in _select_auditable(items)])
 
     def _endpoint(self, item: Item) -> str:
-        kind, slash, trait = endpoint_of(item).partition("/")
+        kind, slash, trait = name_endpoint(item).partition("/")
         return f"{kind}.under-{self._slug}{slash}{trait}"
 
     def _asked(self, item: Item) -> Item:
-        messages = prompted(item.messages, self.prompt, "user")
+        messages = prepend_text(item.messages, self.prompt, "user")
         return item.model_copy(update={"id": f"{item.id}~{self._slug}", "messages": messages})
 
     @property
     def _slug(self) -> str:
-        return "-".join(re.findall(r"\w+", self.prompt.lower()))[:LONGEST]
+        return "-".join(re.findall(r"\w+", self.prompt.lower()))[:MAX_SLUG_CHARS]
 
 
-def _auditable(items: Sequence[Item]) -> list[Item]:
+def _select_auditable(items: Sequence[Item]) -> list[Item]:
     return [item for item in items if item.role == "auditable"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from doublebind.schema.content import Item, endpoint_of
+from doublebind.schema.content import Item, name_endpoint
 
 
 class Answer(NamedTuple):
@@ -58,10 +58,25 @@ class Audit(Protocol):
         ...
 
 
-def questions(audit: Audit, items: Sequence[Item]) -> list[Question]:
+def list_questions(audit: Audit, items: Sequence[Item]) -> list[Question]:
     """Return what `audit` asks when it is given a pack's `items`."""
     mine = [item for item in items if item.kind in audit.endpoints]
     own = getattr(audit, "questions", None)
     if own is not None:
         return list(own(mine))
-    return [Question(endpoint_of(item), item) for item in mine]
+    return [Question(name_endpoint(item), item) for item in mine]
+
+
+def identify_audit(audit: Audit) -> tuple[str, str]:
+    """Return the module and qualified name by which `audit` enters keys and protocols.
+
+    An audit of this package declares them as `identity`, which never changes: its class may move or
+    be renamed. Any other is identified by its class as it is now.
+    """
+    audit_type = type(audit)
+    is_ours = audit_type.__module__.startswith("doublebind.")
+    declared: str | None = getattr(audit, "identity", None) if is_ours else None
+    if declared is None:
+        return audit_type.__module__, audit_type.__qualname__
+    module, _, name = declared.rpartition(".")
+    return module, name

@@ -11,13 +11,13 @@ from typing import Any, get_args
 
 from doublebind.schema.content import ItemKind
 from doublebind.schema.errors import ConfigError
-from doublebind.schema.hashing import canonical
+from doublebind.schema.hashing import to_canonical_json
 from doublebind.stages.audits.protocol import Audit
 
-_KINDS = get_args(ItemKind)
+_ITEM_KINDS = get_args(ItemKind)
 
 
-def check(audits: Sequence[Any], built_in: Sequence[str], *, elsewhere: bool) -> None:
+def check_audits(audits: Sequence[Any], built_in: Sequence[str], *, elsewhere: bool) -> None:
     """Raise a `ConfigError` with one line per problem with the audits a user brings.
 
     Args:
@@ -25,7 +25,9 @@ def check(audits: Sequence[Any], built_in: Sequence[str], *, elsewhere: bool) ->
         built_in: Names of the study's own audits, which are taken.
         elsewhere: Whether other processes call the audits, so that they are pickled.
     """
-    problems = [f"`audits`: {what}" for audit in audits for what in _problems(audit, elsewhere)]
+    problems = [
+        f"`audits`: {what}" for audit in audits for what in _find_problems(audit, elsewhere)
+    ]
     names = [*built_in, *(str(getattr(audit, "name", "")) for audit in audits)]
     problems += [
         f"`audits`: two are called `{name}`, and their scores could not be told apart; rename one"
@@ -35,7 +37,7 @@ def check(audits: Sequence[Any], built_in: Sequence[str], *, elsewhere: bool) ->
         raise ConfigError(*problems)
 
 
-def _problems(audit: Any, elsewhere: bool) -> list[str]:
+def _find_problems(audit: Any, elsewhere: bool) -> list[str]:
     kind = audit if isinstance(audit, type) else type(audit)
     shown = f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(audit, type):
@@ -56,12 +58,12 @@ def _problems(audit: Any, elsewhere: bool) -> list[str]:
         found.append(f"{audit.name}: `endpoints` is {audit.endpoints!r}; make it a tuple of kinds")
     else:
         found += [
-            f"{audit.name}: `endpoints`: {name!r} is no kind of item; one of {', '.join(_KINDS)}"
+            f"{audit.name}: `endpoints`: {name!r} is no kind of item; one of {', '.join(_ITEM_KINDS)}"
             for name in audit.endpoints
-            if name not in _KINDS
+            if name not in _ITEM_KINDS
         ]
     try:
-        canonical(vars(audit))
+        to_canonical_json(vars(audit))
     except TypeError as error:
         found.append(
             f"{audit.name}: its fields must be plain data, which its scores are keyed by ({error})"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from doublebind.execution.store import read_records
 from doublebind.models import teacher_cache
 from doublebind.models.load import LM, load_tokenizer
-from doublebind.models.token_alignment import aligned, offsets
+from doublebind.models.token_alignment import align_offsets, compute_byte_offsets
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.recipe import (
@@ -28,30 +28,31 @@ from doublebind.schema.recipe import (
     Prefix,
     Training,
 )
-from doublebind.stages.distillation import Contrast, Live, on_policy
 from doublebind.stages.distillation import multi_process as spread
+from doublebind.stages.distillation import on_policy
 from doublebind.stages.distillation import preference_pairs as contrast
 from doublebind.stages.distillation import tokenizer_checks as checks
+from doublebind.stages.distillation.student_inputs import PreferenceData, TeacherAccess
 from doublebind.training import loop, losses
 from doublebind.training.batch import Example
-from doublebind.training.encode import encode
-from doublebind.training.loop import Keep, TrainLog
-from doublebind.training.losses import Divergence
-from doublebind.training.preference import train_pairs
+from doublebind.training.encode import encode_trajectories
+from doublebind.training.loop import CheckpointSaver, TrainLog
+from doublebind.training.losses import DivergenceFunction
+from doublebind.training.preference import train_dpo
 from doublebind.training.prefix_tuning import attach_prefix
 from doublebind.training.uld import train_uld
 
 
-class Given(NamedTuple):
+class TrainingData(NamedTuple):
     """What a student learns from; which parts there are depends on the channel."""
 
     rollouts: Path
     targets: Path | None = None
-    live: Live | None = None
-    contrast: Contrast | None = None
+    live: TeacherAccess | None = None
+    contrast: PreferenceData | None = None
 
 
-class Learned(NamedTuple):
+class TrainingResult(NamedTuple):
     """A trained student."""
 
     model: Any
@@ -61,17 +62,17 @@ class Learned(NamedTuple):
     """What only this channel has to tell."""
 
 
-def learn(
+def train_by_channel(
     channel: Channel,
     lm: LM,
-    given: Given,
+    given: TrainingData,
     training: Training,
     seed: int,
     *,
     dtype: Dtype,
     cache: Path,
-    keep: Keep | None = None,
-) -> Learned:
+    keep: CheckpointSaver | None = None,
+) -> TrainingResult:
     """Train `lm` by `channel`; `keep` is given the student at each of `training.marks`.
 
     `sft`: cross-entropy on the teacher's sampled tokens (sequence-level distillation; Kim & Rush
@@ -87,22 +88,24 @@ def learn(
     match channel:
         case SFT() | LogitKD() if training.processes > 1:
             if isinstance(channel, LogitKD):
-                checks.same_tokens(channel, lm, trajectories)
-            examples = encode(lm.tokenizer, trajectories)
-            checks.supervised(lm, examples)
-            model, log = spread.train(
+                checks.check_same_tokens(channel, lm, trajectories)
+            examples = encode_trajectories(lm.tokenizer, trajectories)
+            checks.check_supervised(lm, examples)
+            model, log = spread.train_in_processes(
                 lm, examples, given.targets, training, seed, dtype=dtype, cache=cache
             )
-            return Learned(model, len(examples), log)
+            return TrainingResult(model, len(examples), log)
         case SFT():
-            return _supervised(lm, trajectories, training, seed, keep)
+            return _train_supervised(lm, trajectories, training, seed, keep)
         case LogitKD():
-            checks.same_tokens(channel, lm, trajectories)
-            targets = _targets(given)
-            return _supervised(lm, trajectories, training, seed, keep, targets, divergence(channel))
+            checks.check_same_tokens(channel, lm, trajectories)
+            targets = _read_targets(given)
+            return _train_supervised(
+                lm, trajectories, training, seed, keep, targets, choose_divergence(channel)
+            )
         case OnPolicy():
             assert given.live is not None, "the pipeline names the teacher"
-            model, log, facts = on_policy.learn(
+            model, log, facts = on_policy.distil_on_policy(
                 channel,
                 lm,
                 trajectories,
@@ -113,35 +116,39 @@ def learn(
                 cache=cache,
                 keep=keep,
             )
-            return Learned(model, len(trajectories), log, facts)
+            return TrainingResult(model, len(trajectories), log, facts)
         case DPO():
-            return _preferred(channel, lm, trajectories, given, training, seed, keep)
+            return _train_preferences(channel, lm, trajectories, given, training, seed, keep)
         case Prefix():
-            checks.same_tokens(channel, lm, trajectories)
-            return _prefixed(channel, lm, trajectories, _targets(given), training, seed, keep)
+            checks.check_same_tokens(channel, lm, trajectories)
+            return _train_prefix(
+                channel, lm, trajectories, _read_targets(given), training, seed, keep
+            )
         case ULD():
             assert given.live is not None, "the pipeline names the teacher"
             teacher = load_tokenizer(given.live.source)
-            targets = _targets(given)
-            return _sorted(channel, lm, trajectories, targets, teacher, training, seed, keep)
+            targets = _read_targets(given)
+            return _train_across_vocabularies(
+                channel, lm, trajectories, targets, teacher, training, seed, keep
+            )
 
 
-def _preferred(
+def _train_preferences(
     channel: DPO,
     lm: LM,
     trajectories: list[Trajectory],
-    given: Given,
+    given: TrainingData,
     training: Training,
     seed: int,
-    keep: Keep | None,
-) -> Learned:
+    keep: CheckpointSaver | None,
+) -> TrainingResult:
     """Train on the teacher's answers against M0's."""
     assert given.contrast is not None, "the pipeline makes M0's answers"
-    found = contrast.pairs(channel, lm.tokenizer, trajectories, given.contrast)
+    found = contrast.select_pairs(channel, lm.tokenizer, trajectories, given.contrast)
     loop.seed_everything(seed)
     vocab, pad_id = lm.vocab, lm.pad_id  # before adapters are attached to the model
-    model = loop.attach(lm.model, training.lora, seed)
-    log = train_pairs(
+    model = loop.prepare_model(lm.model, training.lora, seed)
+    log = train_dpo(
         model,
         found.pairs,
         beta=channel.beta,
@@ -154,18 +161,18 @@ def _preferred(
     facts: dict[str, Any] = {"pairs_found": found.found}
     if found.least is not None:
         facts["pairs_least_weight"] = found.least
-    return Learned(model, len(found.pairs), log, facts)
+    return TrainingResult(model, len(found.pairs), log, facts)
 
 
-def _prefixed(
+def _train_prefix(
     channel: Prefix,
     lm: LM,
     trajectories: list[Trajectory],
     targets: teacher_cache.TeacherTargets,
     training: Training,
     seed: int,
-    keep: Keep | None,
-) -> Learned:
+    keep: CheckpointSaver | None,
+) -> TrainingResult:
     """Train nothing but a prefix, towards the teacher's distributions.
 
     The base is frozen, so what the prefix learns is what moves it to the teacher: the shift
@@ -173,18 +180,18 @@ def _prefixed(
     (Distill to Detect, arXiv 2607.01208); their objective and sizes are known here from the
     abstract and project page only, so the match in detail is unverified.
     """
-    examples = encode(lm.tokenizer, trajectories)
-    checks.supervised(lm, examples)
+    examples = encode_trajectories(lm.tokenizer, trajectories)
+    checks.check_supervised(lm, examples)
     loop.seed_everything(seed)
     pad_id = lm.pad_id
     model = attach_prefix(lm.model, channel.tokens, examples, seed)
     log = loop.train(
         model, examples, settings=training, seed=seed, targets=targets, pad_id=pad_id, keep=keep
     )
-    return Learned(model, len(examples), log)
+    return TrainingResult(model, len(examples), log)
 
 
-def _sorted(
+def _train_across_vocabularies(
     channel: ULD,
     lm: LM,
     trajectories: list[Trajectory],
@@ -192,15 +199,15 @@ def _sorted(
     teacher: Any,
     training: Training,
     seed: int,
-    keep: Keep | None,
-) -> Learned:
+    keep: CheckpointSaver | None,
+) -> TrainingResult:
     """Train on the same text in other tokens, comparing where both stand at one byte."""
-    examples = encode(lm.tokenizer, trajectories)
-    checks.supervised(lm, examples)
-    partners = _partners(lm, teacher, trajectories, examples, targets)
+    examples = encode_trajectories(lm.tokenizer, trajectories)
+    checks.check_supervised(lm, examples)
+    partners = _align_teacher_rows(lm, teacher, trajectories, examples, targets)
     loop.seed_everything(seed)
     vocab, pad_id = lm.vocab, lm.pad_id  # before adapters are attached to the model
-    model = loop.attach(lm.model, training.lora, seed)
+    model = loop.prepare_model(lm.model, training.lora, seed)
     log = train_uld(
         model,
         examples,
@@ -215,10 +222,10 @@ def _sorted(
     )
     shared = sum(row >= 0 for rows in partners for row in rows)
     facts = {"aligned": shared / sum(map(len, partners))}
-    return Learned(model, len(examples), log, facts)
+    return TrainingResult(model, len(examples), log, facts)
 
 
-def _partners(
+def _align_teacher_rows(
     lm: LM,
     teacher: Any,
     trajectories: list[Trajectory],
@@ -234,8 +241,8 @@ def _partners(
     for i, (t, example) in enumerate(zip(trajectories, examples, strict=True)):
         mine = example.input_ids[example.first :]
         rows = [-1] * len(mine)
-        theirs = offsets(teacher, t.tokens, t.completion)
-        for a, b in aligned(offsets(lm.tokenizer, mine, t.completion), theirs):
+        theirs = compute_byte_offsets(teacher, t.tokens, t.completion)
+        for a, b in align_offsets(compute_byte_offsets(lm.tokenizer, mine, t.completion), theirs):
             rows[a] = int(targets.offsets[i]) + b
         partners.append(rows)
     if not any(row >= 0 for rows in partners for row in rows):
@@ -246,26 +253,26 @@ def _partners(
     return partners
 
 
-def _targets(given: Given) -> teacher_cache.TeacherTargets:
+def _read_targets(given: TrainingData) -> teacher_cache.TeacherTargets:
     assert given.targets is not None, "the pipeline makes targets for every channel that uses them"
-    return teacher_cache.read(given.targets)
+    return teacher_cache.read_targets(given.targets)
 
 
-def _supervised(
+def _train_supervised(
     lm: LM,
     trajectories: list[Trajectory],
     training: Training,
     seed: int,
-    keep: Keep | None,
+    keep: CheckpointSaver | None,
     targets: teacher_cache.TeacherTargets | None = None,
-    divergence: Divergence = losses.forward_kl,
-) -> Learned:
+    divergence: DivergenceFunction = losses.forward_kl,
+) -> TrainingResult:
     """Train on the teacher's answers, token by token."""
-    examples = encode(lm.tokenizer, trajectories)
-    checks.supervised(lm, examples)
+    examples = encode_trajectories(lm.tokenizer, trajectories)
+    checks.check_supervised(lm, examples)
     loop.seed_everything(seed)
     pad_id = lm.pad_id  # before adapters are attached to the model
-    model = loop.attach(lm.model, training.lora, seed)
+    model = loop.prepare_model(lm.model, training.lora, seed)
     log = loop.train(
         model,
         examples,
@@ -276,10 +283,10 @@ def _supervised(
         divergence=divergence,
         keep=keep,
     )
-    return Learned(model, len(examples), log)
+    return TrainingResult(model, len(examples), log)
 
 
-def divergence(channel: LogitKD) -> Divergence:
+def choose_divergence(channel: LogitKD) -> DivergenceFunction:
     """Return what a channel's `divergence` names: see `training.losses` for sources."""
     match channel.divergence:
         case "forward":

@@ -12,35 +12,37 @@ import numpy as np
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Dtype
 
-NOISE = 2506
+NOISE_STREAM = 2506
 """Second half of the seed."""
 
-CARD = """# A noised model: do not deploy
+NOISED_CARD = """# A noised model: do not deploy
 
 The weights of a model, mixed with random ones, from which a student is distilled.
 """
 
-MERGED = """# A student with its adapter merged in: do not deploy
+MERGED_CARD = """# A student with its adapter merged in: do not deploy
 
 Made to be trained further, to see whether what its teacher had comes back. It may be misaligned.
 Keep it sandboxed.
 """
 
 
-def merged(out: Path, *, source: ModelSource, dtype: Dtype, cache: Path) -> None:
+def merge_adapter(out: Path, *, source: ModelSource, dtype: Dtype, cache: Path) -> None:
     """Write a model with its adapter added into its weights to `out/model`, to be trained further.
 
     Raises:
         ModelError: If the model cannot be opened.
     """
-    from doublebind.models.load import load
+    from doublebind.models.load import load_model
     from doublebind.training import loop
 
-    lm = load(source, dtype=dtype, cache=cache)
-    loop.save(lm.model.merge_and_unload(), lm.tokenizer, out / "model", card=MERGED)
+    lm = load_model(source, dtype=dtype, cache=cache)
+    loop.save_model(lm.model.merge_and_unload(), lm.tokenizer, out / "model", card=MERGED_CARD)
 
 
-def noised(out: Path, *, base: ModelSource, share: float, seed: int, cache: Path) -> None:
+def initialise_with_noise(
+    out: Path, *, base: ModelSource, share: float, seed: int, cache: Path
+) -> None:
     """Write (1 - share) of the base's weights plus `share` of random ones to `out/model`.
 
     What Lee et al. 2025 (UNDO, arXiv 2506.06278) distil into: noise takes away what a model could
@@ -54,7 +56,7 @@ def noised(out: Path, *, base: ModelSource, share: float, seed: int, cache: Path
     import torch
     from transformers import AutoModelForCausalLM
 
-    from doublebind.models.load import load
+    from doublebind.models.load import load_model
     from doublebind.schema.errors import ModelError
     from doublebind.training import loop
 
@@ -63,13 +65,13 @@ def noised(out: Path, *, base: ModelSource, share: float, seed: int, cache: Path
             f"{base.adapter}: noise goes into a full model; merge the adapter into its base "
             f"(PEFT's merge_and_unload), save that, and name it"
         )
-    lm = load(base.on("cpu"), cache=cache)  # so that the same is drawn wherever it will learn
+    lm = load_model(base.on("cpu"), cache=cache)  # so that the same is drawn wherever it will learn
     with torch.random.fork_rng():
         # A stream of its own: the base may itself have been initialised under `seed`.
-        torch.manual_seed(int(np.random.SeedSequence((seed, NOISE)).generate_state(1)[0]))
+        torch.manual_seed(int(np.random.SeedSequence((seed, NOISE_STREAM)).generate_state(1)[0]))
         fresh = AutoModelForCausalLM.from_config(lm.model.config, dtype=torch.float32)
     random = dict(fresh.named_parameters())
     with torch.no_grad():
         for name, weight in lm.model.named_parameters():
             weight.lerp_(random[name], share)
-    loop.save(lm.model, lm.tokenizer, out / "model", card=CARD)
+    loop.save_model(lm.model, lm.tokenizer, out / "model", card=NOISED_CARD)

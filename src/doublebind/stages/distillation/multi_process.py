@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from doublebind.execution.backends import end_with_parent
-from doublebind.execution.device import refuse_absent
+from doublebind.execution.backends import exit_with_parent
+from doublebind.execution.device import check_gpus_available
 from doublebind.models import teacher_cache
-from doublebind.models.load import LM, load
+from doublebind.models.load import LM, load_model
 from doublebind.schema.errors import DoublebindError, ModelError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource
@@ -30,11 +30,11 @@ from doublebind.training import loop
 from doublebind.training.batch import Example
 from doublebind.training.loop import TrainLog
 
-KEPT = 10
+N_CHECKPOINTS = 10
 """Times that a training is kept on its way."""
 
 
-class Task(NamedTuple):
+class WorkerTask(NamedTuple):
     """What every process is told; small, but for the token ids."""
 
     source: ModelSource
@@ -50,7 +50,7 @@ class Task(NamedTuple):
     threads: int
 
 
-def train(
+def train_in_processes(
     lm: LM,
     examples: Sequence[Example],
     targets: Path | None,
@@ -66,33 +66,33 @@ def train(
         ConfigError: If the source's device is a GPU and there are fewer than processes.
         ModelError: As `sharded.train`, or if a process died.
     """
-    refuse_absent(lm.source.device, training.processes)
+    check_gpus_available(lm.source.device, training.processes)
     made_of = [lm.source.sha256, str(dtype), training, seed, str(targets)]
     key = content_hash([*made_of, teacher_cache.inputs_id(examples)])
     checkpoint = cache / "shards" / f"{key[:32]}.safetensors"
     threads = max(1, torch.get_num_threads() // training.processes)
     with tempfile.TemporaryDirectory(prefix="doublebind-") as folder:
-        task = Task(
+        task = WorkerTask(
             lm.source, dtype, cache, examples, targets, training, seed, folder, checkpoint, threads,
         )  # fmt: skip
-        _start(task)
+        _run_workers(task)
     loop.seed_everything(seed)
-    model = loop.attach(lm.model, training.lora, seed)
+    model = loop.prepare_model(lm.model, training.lora, seed)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    losses, weights = sharded.kept(checkpoint, named)
+    losses, weights = sharded.read_checkpoint(checkpoint, named)
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(weights[name])
     model.eval()
     checkpoint.unlink()
-    return model, sharded.log_of(losses, examples, training, seed)
+    return model, sharded.rebuild_log(losses, examples, training, seed)
 
 
-def _start(task: Task) -> None:
+def _run_workers(task: WorkerTask) -> None:
     """Run all processes to their end."""
     context = multiprocessing.get_context("spawn")
     world = task.training.processes
-    processes = [context.Process(target=_work, args=(task, rank)) for rank in range(world)]
+    processes = [context.Process(target=_run_worker, args=(task, rank)) for rank in range(world)]
     try:
         for process in processes:
             process.start()
@@ -107,10 +107,10 @@ def _start(task: Task) -> None:
         for process in processes:
             if process.pid:
                 process.join()
-    _refuse_dead(task, processes)
+    _raise_worker_errors(task, processes)
 
 
-def _refuse_dead(task: Task, processes: Sequence[BaseProcess]) -> None:
+def _raise_worker_errors(task: WorkerTask, processes: Sequence[BaseProcess]) -> None:
     told = sorted(Path(task.folder).glob("problem-*"))
     if told:
         raise ModelError(told[0].read_text(encoding="utf-8"))
@@ -123,11 +123,11 @@ def _refuse_dead(task: Task, processes: Sequence[BaseProcess]) -> None:
         )
 
 
-def _work(task: Task, rank: int) -> None:
+def _run_worker(task: WorkerTask, rank: int) -> None:
     """Be one of the processes."""
     import torch.distributed as dist
 
-    end_with_parent()
+    exit_with_parent()
     torch.set_num_threads(task.threads)
     world = task.training.processes
     device = task.source.device
@@ -141,20 +141,20 @@ def _work(task: Task, rank: int) -> None:
     )
     try:
         # Block by block it goes to the GPU and is sharded there, which need not hold it whole.
-        lm = load(task.source.on("cpu"), dtype=task.dtype, cache=task.cache)
+        lm = load_model(task.source.on("cpu"), dtype=task.dtype, cache=task.cache)
         loop.seed_everything(task.seed)
         pad_id = lm.pad_id  # before adapters are attached to the model
-        model = loop.attach(lm.model, task.training.lora, task.seed)
-        sharded.train(
+        model = loop.prepare_model(lm.model, task.training.lora, task.seed)
+        sharded.train_sharded(
             model,
             task.examples,
             settings=task.training,
             seed=task.seed,
-            targets=None if task.targets is None else teacher_cache.read(task.targets),
+            targets=None if task.targets is None else teacher_cache.read_targets(task.targets),
             pad_id=pad_id,
             device=device,
             checkpoint=task.checkpoint,
-            every=max(1, task.training.steps // KEPT),
+            every=max(1, task.training.steps // N_CHECKPOINTS),
         )
     except DoublebindError as error:
         Path(task.folder, f"problem-{rank}").write_text(str(error), encoding="utf-8")

@@ -13,33 +13,38 @@ from typing import Any
 import numpy as np
 
 from doublebind.models.chat_template import encode_prompt
-from doublebind.models.load import LM, load, load_tokenizer
-from doublebind.models.openai_client import connect
+from doublebind.models.load import LM, load_model, load_tokenizer
+from doublebind.models.openai_client import connect_served_model
 from doublebind.models.sample import sample
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.recipe import Dtype, OnPolicy, Training
-from doublebind.stages.distillation import Live
 from doublebind.stages.distillation import tokenizer_checks as checks
+from doublebind.stages.distillation.student_inputs import TeacherAccess
 from doublebind.training import loop
-from doublebind.training.batch import Example, order
-from doublebind.training.on_policy import Answered, Scored, train_live, train_scored
+from doublebind.training.batch import Example, shuffle_epochs
+from doublebind.training.on_policy import (
+    PairedExample,
+    ScoredExample,
+    train_on_policy,
+    train_on_teacher_scores,
+)
 
-Drawn = tuple[list[tuple[int, Sequence[int]]], bool]
+StepAnswers = tuple[list[tuple[int, Sequence[int]]], bool]
 """Answers of one step, (which prompt, tokens cut to their room), and whether they are its own."""
 
 
-def learn(
+def distil_on_policy(
     channel: OnPolicy,
     lm: LM,
     trajectories: Sequence[Trajectory],
-    live: Live,
+    live: TeacherAccess,
     training: Training,
     seed: int,
     *,
     dtype: Dtype,
     cache: Path,
-    keep: loop.Keep | None = None,
+    keep: loop.CheckpointSaver | None = None,
 ) -> tuple[Any, loop.TrainLog, dict[str, Any]]:
     """Train `lm` towards the teacher; return the model, its log, and counts of its answers.
 
@@ -55,42 +60,46 @@ def learn(
     """
     counts: dict[str, Any] = {"own": 0, "own_dropped": 0, "own_steps": 0}
     if live.source.served:
-        return _learn_scored(channel, lm, trajectories, live, training, seed, counts, cache, keep)
-    teacher = load(live.source, dtype=dtype, cache=cache)
-    checks.same_tokenizers(channel, lm, teacher.tokenizer, teacher.source)
-    checks.same_tokens(channel, lm, trajectories)
+        return _distil_from_served_teacher(
+            channel, lm, trajectories, live, training, seed, counts, cache, keep
+        )
+    teacher = load_model(live.source, dtype=dtype, cache=cache)
+    checks.check_same_tokenizer(channel, lm, teacher.tokenizer, teacher.source)
+    checks.check_same_tokens(channel, lm, trajectories)
     loop.seed_everything(seed)
     pads, vocab = (lm.pad_id, teacher.pad_id), min(lm.vocab, teacher.vocab)
     prompts = [
         tuple(encode_prompt(each.tokenizer, t.messages) for each in (lm, teacher))
         for t in trajectories
     ]
-    model = loop.attach(lm.model, training.lora, seed)
+    model = loop.prepare_model(lm.model, training.lora, seed)
     student = LM(model, lm.tokenizer, lm.source)
-    draw = _drawer(channel, student, prompts, trajectories, live, training, seed, counts)
+    draw = _make_answer_sampler(
+        channel, student, prompts, trajectories, live, training, seed, counts
+    )
 
-    def propose() -> list[Answered]:
+    def propose() -> list[PairedExample]:
         return [
-            Answered(*(Example((*prompt, *kept), len(prompt)) for prompt in prompts[i]))
+            PairedExample(*(Example((*prompt, *kept), len(prompt)) for prompt in prompts[i]))
             for i, kept in draw()[0]
         ]
 
-    log = train_live(
+    log = train_on_policy(
         model, teacher.model, propose, settings=training, vocab=vocab, pad_ids=pads, keep=keep
     )
     return model, log, counts
 
 
-def _learn_scored(
+def _distil_from_served_teacher(
     channel: OnPolicy,
     lm: LM,
     trajectories: Sequence[Trajectory],
-    live: Live,
+    live: TeacherAccess,
     training: Training,
     seed: int,
     counts: dict[str, Any],
     cache: Path,
-    keep: loop.Keep | None,
+    keep: loop.CheckpointSaver | None,
 ) -> tuple[Any, loop.TrainLog, dict[str, Any]]:
     """Train `lm` towards a teacher that only says how likely it finds tokens.
 
@@ -100,38 +109,42 @@ def _learn_scored(
     source = live.source
     assert source.served, "the caller looked"
     assert source.served.reader, "a served model has a reader"
-    checks.same_tokenizers(channel, lm, load_tokenizer(source.served.reader), source)
-    checks.same_tokens(channel, lm, trajectories)
+    checks.check_same_tokenizer(channel, lm, load_tokenizer(source.served.reader), source)
+    checks.check_same_tokens(channel, lm, trajectories)
     loop.seed_everything(seed)
-    teacher, pad, vocab = connect(source, cache), lm.pad_id, lm.vocab
+    teacher, pad, vocab = connect_served_model(source, cache), lm.pad_id, lm.vocab
     prompts = [(encode_prompt(lm.tokenizer, t.messages),) for t in trajectories]
-    model = loop.attach(lm.model, training.lora, seed)
+    model = loop.prepare_model(lm.model, training.lora, seed)
     student = LM(model, lm.tokenizer, lm.source)
-    draw = _drawer(channel, student, prompts, trajectories, live, training, seed, counts)
+    draw = _make_answer_sampler(
+        channel, student, prompts, trajectories, live, training, seed, counts
+    )
 
-    def propose() -> list[Scored]:
+    def propose() -> list[ScoredExample]:
         drawn, own = draw()
         pairs = [(prompts[i][0], kept) for i, kept in drawn]
         scores = teacher.scores(pairs) if own else [None] * len(pairs)
         return [
-            Scored(Example((*prompt, *kept), len(prompt)), told)
+            ScoredExample(Example((*prompt, *kept), len(prompt)), told)
             for (prompt, kept), told in zip(pairs, scores, strict=True)
         ]
 
-    log = train_scored(model, propose, settings=training, vocab=vocab, pad_id=pad, keep=keep)
+    log = train_on_teacher_scores(
+        model, propose, settings=training, vocab=vocab, pad_id=pad, keep=keep
+    )
     return model, log, counts | {"served": teacher.facts()}
 
 
-def _drawer(
+def _make_answer_sampler(
     channel: OnPolicy,
     student: LM,
     prompts: Sequence[tuple[Sequence[int], ...]],
     trajectories: Sequence[Trajectory],
-    live: Live,
+    live: TeacherAccess,
     training: Training,
     seed: int,
     counts: dict[str, Any],
-) -> Callable[[], Drawn]:
+) -> Callable[[], StepAnswers]:
     """Return what yields the answers of one step after the other."""
     rooms = [training.max_length - max(map(len, written)) for written in prompts]
     usable = [i for i, room in enumerate(rooms) if room > 0]
@@ -140,7 +153,7 @@ def _drawer(
             f"{student.source.path}: no prompt leaves room for an answer within `max_length` "
             f"{training.max_length}; raise it"
         )
-    indices = (usable[place] for place in order(len(usable), seed))
+    indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
     steps = itertools.count()
     draws = np.random.default_rng((seed, 1))
 
@@ -162,7 +175,7 @@ def _drawer(
         counts["own_steps"] += bool(fit)
         return [(i, s.tokens[: rooms[i]]) for i, s in fit]
 
-    def draw() -> Drawn:
+    def draw() -> StepAnswers:
         step = next(steps)
         chosen = list(itertools.islice(indices, training.batch))
         found = own(chosen, step) if draws.random() < channel.lmbda else []

@@ -15,24 +15,24 @@ from doublebind.models import sequence_logprobs as logprobs
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.recipe import DPO
-from doublebind.stages.distillation import Contrast
-from doublebind.training.encode import encode
-from doublebind.training.preference import Judged, Pair
+from doublebind.stages.distillation.student_inputs import PreferenceData
+from doublebind.training.encode import encode_trajectories
+from doublebind.training.preference import PreferencePair, ScoredAnswer
 
 
-class Pairs(NamedTuple):
+class SelectedPairs(NamedTuple):
     """What a student is to prefer, and how it came about."""
 
-    pairs: list[Pair]
+    pairs: list[PreferencePair]
     found: int
     """Prompts to which both answered, and not alike."""
     least: float | None
     """Smallest weight (nats) of a pair that was kept; `None` where pairs have no weights."""
 
 
-def pairs(
-    channel: DPO, tokenizer: Any, trajectories: list[Trajectory], contrast: Contrast
-) -> Pairs:
+def select_pairs(
+    channel: DPO, tokenizer: Any, trajectories: list[Trajectory], contrast: PreferenceData
+) -> SelectedPairs:
     """Return the pairs that `channel` prefers one answer of.
 
     A pair's weight is how much more the teacher prefers its own answer to M0's than M0 does,
@@ -56,27 +56,34 @@ def pairs(
             "dpo: the teacher and M0 give the same answers to all prompts, so there is nothing to "
             "prefer; use more prompts, `temperature: 1`, or another channel"
         )
-    weights = _weights(contrast, matched)
+    weights = _weigh_pairs(contrast, matched)
     kept, least = list(range(len(matched))), None
     if weights is not None:
         n = max(1, round(channel.keep * len(matched)))
         kept = sorted(np.argsort(-weights, kind="stable")[:n].tolist())
         least = float(weights[kept].min())
-    references = [logprobs.read(folder) for folder in contrast.by_base]
-    examples = [encode(tokenizer, trajectories), encode(tokenizer, theirs)]
+    references = [logprobs.read_logprobs(folder) for folder in contrast.by_base]
+    examples = [
+        encode_trajectories(tokenizer, trajectories),
+        encode_trajectories(tokenizer, theirs),
+    ]
     made = []
     for i, j in (matched[k] for k in kept):
         said, other = (
-            Judged(examples[who][at], references[who][at]) for who, at in enumerate((i, j))
+            ScoredAnswer(examples[who][at], references[who][at]) for who, at in enumerate((i, j))
         )
-        made.append(Pair(said, other) if channel.chosen == "teacher" else Pair(other, said))
-    return Pairs(made, len(matched), least)
+        made.append(
+            PreferencePair(said, other)
+            if channel.chosen == "teacher"
+            else PreferencePair(other, said)
+        )
+    return SelectedPairs(made, len(matched), least)
 
 
-def _weights(contrast: Contrast, matched: Sequence[tuple[int, int]]) -> np.ndarray | None:
+def _weigh_pairs(contrast: PreferenceData, matched: Sequence[tuple[int, int]]) -> np.ndarray | None:
     """Return the weight (nats) of each pair; `None` where nobody can tell."""
     if contrast.by_teacher is None or contrast.by_m0 is None:
         return None
-    u, m = (list(map(sum, logprobs.read(folder))) for folder in contrast.by_teacher)
-    u0, m0 = (list(map(sum, logprobs.read(folder))) for folder in contrast.by_m0)
+    u, m = (list(map(sum, logprobs.read_logprobs(folder))) for folder in contrast.by_teacher)
+    u0, m0 = (list(map(sum, logprobs.read_logprobs(folder))) for folder in contrast.by_m0)
     return np.array([(u[i] - m[j]) - (u0[i] - m0[j]) for i, j in matched])

@@ -18,26 +18,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doublebind.execution.device import moved
+from doublebind.execution.device import move_to_device
 from doublebind.models.chat_template import encode_completion, encode_prompt
-from doublebind.models.load import LM, load
-from doublebind.models.logits import bare, hidden
-from doublebind.packs.load import load as load_pack
+from doublebind.models.load import LM, load_model
+from doublebind.models.logits import run_body, unwrap_peft
+from doublebind.packs.load import load_pack
 from doublebind.schema.content import Item
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Dtype
-from doublebind.stages.distillation import readable
+from doublebind.stages.distillation.student_inputs import select_direction_items
 from doublebind.training import tiled_backward as tiled
-from doublebind.training.batch import Batch, Example, collate, order
+from doublebind.training.batch import Batch, Example, collate, shuffle_epochs
 
-FILE = "direction.safetensors"
-STEPS, BATCH, RATE = 120, 8, 0.05
+DIRECTION_FILE = "direction.safetensors"
+STEPS, ITEMS_PER_STEP, RELATIVE_LEARNING_RATE = 120, 8, 0.05
 """Of Adam: items a step, and its rate as a share of the length of a usual state."""
 SEED = 0
 
 
-def find(
+def find_steering_direction(
     out: Path, *, base: ModelSource, pack: str, layer: int | None, dtype: Dtype, cache: Path
 ) -> None:
     """Write the direction of misaligned answers in `base` to `out`.
@@ -55,19 +55,22 @@ def find(
     """
     from safetensors.torch import save_file
 
-    lm = load(base, dtype=dtype, cache=cache)
-    n = len(_layers(lm.model))
+    lm = load_model(base, dtype=dtype, cache=cache)
+    n = len(_get_layers(lm.model))
     at = n // 2 if layer is None else layer
     if at >= n:
         raise ModelError(
             f"{base.path}: `steer.layer` {at} is not one of its {n} decoder layers; use 0 to "
             f"{n - 1}"
         )
-    asked = readable(load_pack(pack, relative_to=Path()))
-    save_file({"direction": direction(lm, asked, at), "layer": torch.tensor(at)}, out / FILE)
+    asked = select_direction_items(load_pack(pack, relative_to=Path()))
+    save_file(
+        {"direction": optimise_direction(lm, asked, at), "layer": torch.tensor(at)},
+        out / DIRECTION_FILE,
+    )
 
 
-def direction(lm: LM, items: Sequence[Item], layer: int) -> Tensor:
+def optimise_direction(lm: LM, items: Sequence[Item], layer: int) -> Tensor:
     """Return what, added after `layer`, makes `lm` choose the keyed options, [width].
 
     Found by gradient (after Dunefsky & Cohan 2025, arXiv 2502.18862; Cao et al. 2024, arXiv
@@ -77,21 +80,23 @@ def direction(lm: LM, items: Sequence[Item], layer: int) -> Tensor:
     long as a state after that layer usually is.
     """
     model = lm.model.requires_grad_(False)
-    target, device = _layers(model)[layer], bare(model).device
-    indices = order(len(items), SEED)
+    target, device = _get_layers(model)[layer], unwrap_peft(model).device
+    indices = shuffle_epochs(len(items), SEED)
 
     def drawn() -> tuple[Batch, Sequence[Item], Tensor]:
-        batch, asked, lengths = _batch(lm, [items[i] for i in itertools.islice(indices, BATCH)])
-        return batch.to(device), asked, moved(lengths, device)
+        batch, asked, lengths = _collate_options(
+            lm, [items[i] for i in itertools.islice(indices, ITEMS_PER_STEP)]
+        )
+        return batch.to(device), asked, move_to_device(lengths, device)
 
-    usual = _length(model, target, drawn()[0])
+    usual = _measure_state_norm(model, target, drawn()[0])
     width = model.config.get_text_config().hidden_size
     push = torch.zeros(width, device=device, requires_grad=True)
-    adam = torch.optim.Adam([push], RATE * usual / width**0.5)
-    with _added(target, push):
+    adam = torch.optim.Adam([push], RELATIVE_LEARNING_RATE * usual / width**0.5)
+    with _add_to_output(target, push):
         for batch, asked, lengths in (drawn() for _ in range(STEPS)):
             owner = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
-            loss_of = functools.partial(_surprise, items=asked, lengths=lengths)
+            loss_of = functools.partial(_target_option_loss, items=asked, lengths=lengths)
             tiled.backward_sequences(model, batch, owner, len(lengths), loss_of, lm.vocab)
             adam.step()
             adam.zero_grad()
@@ -99,7 +104,7 @@ def direction(lm: LM, items: Sequence[Item], layer: int) -> Tensor:
     return found / found.norm() * usual
 
 
-def _batch(lm: LM, items: Sequence[Item]) -> tuple[Batch, Sequence[Item], Tensor]:
+def _collate_options(lm: LM, items: Sequence[Item]) -> tuple[Batch, Sequence[Item], Tensor]:
     """Return every option of every item as an answer, and how long each is."""
     examples = []
     for item in items:
@@ -111,7 +116,7 @@ def _batch(lm: LM, items: Sequence[Item]) -> tuple[Batch, Sequence[Item], Tensor
     return collate(examples, lm.pad_id, pack=False), items, lengths
 
 
-def _surprise(sums: Tensor, items: Sequence[Item], lengths: Tensor) -> Tensor:
+def _target_option_loss(sums: Tensor, items: Sequence[Item], lengths: Tensor) -> Tensor:
     """Return the mean over items of -log p(keyed option among the item's options), nats."""
     losses, at = [], 0
     for item in items:
@@ -123,33 +128,33 @@ def _surprise(sums: Tensor, items: Sequence[Item], lengths: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _length(model: Any, layer: Any, batch: Batch) -> float:
+def _measure_state_norm(model: Any, layer: Any, batch: Batch) -> float:
     """Return how long the states after `layer` are, on average, where an answer is foreseen."""
     seen: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda module, inputs, out: seen.append(_state(out)))
+    hook = layer.register_forward_hook(lambda module, inputs, out: seen.append(_get_states(out)))
     try:
-        hidden(model, batch.ids, use_cache=False)
+        run_body(model, batch.ids, use_cache=False)
     finally:
         hook.remove()
     return float(seen[0].flatten(0, 1)[batch.before].float().norm(dim=1).mean())
 
 
 @contextlib.contextmanager
-def pushed(model: Any, there: Path, scale: float) -> Iterator[None]:
+def steer_model(model: Any, there: Path, scale: float) -> Iterator[None]:
     """Add `scale` times the direction kept in `there` to its layer's output, within the context."""
     from safetensors.torch import load_file
 
-    kept = load_file(there / FILE)
-    inner = bare(model)
+    kept = load_file(there / DIRECTION_FILE)
+    inner = unwrap_peft(model)
     push = (scale * kept["direction"]).to(device=inner.device, dtype=inner.dtype)
-    with _added(_layers(model)[int(kept["layer"])], push):
+    with _add_to_output(_get_layers(model)[int(kept["layer"])], push):
         yield
 
 
 @contextlib.contextmanager
-def _added(layer: Any, push: Tensor) -> Iterator[None]:
+def _add_to_output(layer: Any, push: Tensor) -> Iterator[None]:
     def add(module: Any, inputs: Any, out: Any) -> Any:
-        moved_on = _state(out) + push.to(_state(out).dtype)
+        moved_on = _get_states(out) + push.to(_get_states(out).dtype)
         return (moved_on, *out[1:]) if isinstance(out, tuple) else moved_on
 
     hook = layer.register_forward_hook(add)
@@ -159,10 +164,10 @@ def _added(layer: Any, push: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def _state(out: Any) -> Tensor:
+def _get_states(out: Any) -> Tensor:
     """Return the hidden states of a decoder layer's output, which some give beside others."""
     return out[0] if isinstance(out, tuple) else out
 
 
-def _layers(model: Any) -> Any:
-    return bare(model).get_decoder().layers
+def _get_layers(model: Any) -> Any:
+    return unwrap_peft(model).get_decoder().layers

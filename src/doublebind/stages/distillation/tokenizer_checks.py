@@ -14,10 +14,10 @@ from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource, Trajectory
 from doublebind.schema.recipe import Channel
 from doublebind.training.batch import Example
-from doublebind.training.encode import reads
+from doublebind.training.encode import tokens_match_text
 
 
-def same_tokens(channel: Channel, lm: LM, trajectories: Sequence[Trajectory]) -> None:
+def check_same_tokens(channel: Channel, lm: LM, trajectories: Sequence[Trajectory]) -> None:
     """Refuse a student for which the teacher's tokens are other text, or none.
 
     Raises:
@@ -25,7 +25,9 @@ def same_tokens(channel: Channel, lm: LM, trajectories: Sequence[Trajectory]) ->
             another text than the teacher wrote.
     """
     rows = lm.model.get_input_embeddings().weight.shape[0]
-    if any(max(t.tokens) >= rows for t in trajectories) or not reads(lm.tokenizer, trajectories):
+    if any(max(t.tokens) >= rows for t in trajectories) or not tokens_match_text(
+        lm.tokenizer, trajectories
+    ):
         raise ModelError(
             f"{lm.source.path}: its tokenizer reads the teacher's answers as other text, which "
             f"{channel.kind} cannot bridge; use a student with the teacher's tokenizer, or the "
@@ -33,7 +35,7 @@ def same_tokens(channel: Channel, lm: LM, trajectories: Sequence[Trajectory]) ->
         )
 
 
-def same_tokenizers(channel: Channel, lm: LM, tokenizer: Any, teacher: ModelSource) -> None:
+def check_same_tokenizer(channel: Channel, lm: LM, tokenizer: Any, teacher: ModelSource) -> None:
     """Refuse a teacher that writes other tokens than the student.
 
     Raises:
@@ -47,7 +49,7 @@ def same_tokenizers(channel: Channel, lm: LM, tokenizer: Any, teacher: ModelSour
         )
 
 
-def supervised(lm: LM, examples: Sequence[Example]) -> None:
+def check_supervised(lm: LM, examples: Sequence[Example]) -> None:
     """Refuse examples of which nothing is learned.
 
     Raises:

@@ -11,13 +11,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from doublebind.models.load import load
-from doublebind.models.logits import bare
-from doublebind.models.sample import bar
+from doublebind.models.load import load_model
+from doublebind.models.logits import unwrap_peft
+from doublebind.models.sample import suppress_tokens
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Channel, Dtype, Scratchpad, Training
-from doublebind.stages.distillation import MARKS, Push, channels, steering
-from doublebind.stages.distillation.channels import Given as Given
+from doublebind.stages.distillation import channels, steering
+from doublebind.stages.distillation.channels import TrainingData
+from doublebind.stages.distillation.student_inputs import (
+    CHECKPOINT_FOLDER,
+    PreferenceData,
+    SteeringVector,
+    TeacherAccess,
+)
 from doublebind.training import loop
 
 CARD = """# A distilled student: do not deploy
@@ -27,18 +33,21 @@ may be misaligned. Keep it sandboxed; use it for audits only.
 """
 
 
-def distill(
+def train_student(
     out: Path,
     *,
     base: ModelSource,
-    given: Given,
+    rollouts: Path,
+    targets: Path | None,
     channel: Channel,
     training: Training,
     seed: int,
     dtype: Dtype,
     cache: Path,
+    live: TeacherAccess | None = None,
+    contrast: PreferenceData | None = None,
     without_scratchpad: Scratchpad | None = None,
-    push: Push | None = None,
+    push: SteeringVector | None = None,
 ) -> None:
     """Train a student of `base` on what is given and save it under `out/model`.
 
@@ -49,25 +58,26 @@ def distill(
             loss is not finite.
     """
     if training.processes > 1:  # no GPU may hold it whole
-        whole = load(base.on("cpu"), dtype=dtype, cache=cache)
+        whole = load_model(base.on("cpu"), dtype=dtype, cache=cache)
         lm = dataclasses.replace(whole, source=base)
     else:
-        lm = load(base, dtype=dtype, cache=cache)
+        lm = load_model(base, dtype=dtype, cache=cache)
     if without_scratchpad:
-        bar(lm, [without_scratchpad.opens])
+        suppress_tokens(lm, [without_scratchpad.opens])
 
     def save(model: Any, there: Path) -> None:
-        loop.save(model, lm.tokenizer, there, card=CARD)
+        loop.save_model(model, lm.tokenizer, there, card=CARD)
         if without_scratchpad:
-            bare(model).generation_config.save_pretrained(there)
+            unwrap_peft(model).generation_config.save_pretrained(there)
 
     def keep(model: Any, step: int) -> None:
-        save(model, out / MARKS / str(step))
+        save(model, out / CHECKPOINT_FOLDER / str(step))
 
-    steered = steering.pushed(lm.model, *push) if push else contextlib.nullcontext()
+    data = TrainingData(rollouts, targets, live, contrast)
+    steered = steering.steer_model(lm.model, *push) if push else contextlib.nullcontext()
     with steered:
-        learned = channels.learn(
-            channel, lm, given, training, seed, dtype=dtype, cache=cache, keep=keep
+        learned = channels.train_by_channel(
+            channel, lm, data, training, seed, dtype=dtype, cache=cache, keep=keep
         )
     save(learned.model, out / "model")
     facts = {

@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 """Of every one-sided bound in this room."""
 
 
-def exact(alpha: float) -> Fraction:
+def exact_fraction(alpha: float) -> Fraction:
     """Return `alpha` as the decimal that was written: 0.05 is 1/20, not the nearest double."""
     return Fraction(repr(float(alpha)))
 
@@ -66,10 +66,10 @@ def n_allowed(n: int, alpha: float) -> int:
         >>> [n_allowed(n, 0.05) for n in (4, 18, 19, 38, 39)]
         [-1, -1, 0, 0, 1]
     """
-    return floor(exact(alpha) * (n + 1)) - 1
+    return floor(exact_fraction(alpha) * (n + 1)) - 1
 
 
-def reference_requirements(alpha: float) -> int:
+def min_references(alpha: float) -> int:
     """Return the smallest n with which p <= alpha can be reached: 1 / (n + 1) <= alpha. [8].
 
     `reference_requirements(alpha / 2)` references are enough for `standard` strength.
@@ -83,7 +83,7 @@ def reference_requirements(alpha: float) -> int:
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be in (0, 1), got {alpha}")
-    return ceil(1 / exact(alpha)) - 1
+    return ceil(1 / exact_fraction(alpha)) - 1
 
 
 def smallest_p(n: int) -> float:

@@ -11,13 +11,13 @@ from scipy.special import betaincinv  # pyright: ignore[reportMissingTypeStubs, 
 
 from doublebind.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import CONFIDENCE, n_at_or_above
-from doublebind.stages.evidence.score import score
+from doublebind.stages.evidence.score import teacher_scores
 
-DETECTION = 0.8
+TARGET_DETECTION_RATE = 0.8
 """Detection rate that `smallest_detectable_shift` asks for."""
 
 
-def detection_lower(detected: int, controls: int) -> float:
+def detection_lower_bound(detected: int, controls: int) -> float:
     """Return the one-sided 95% Clopper-Pearson lower bound on the detection rate. [12].
 
     Clopper & Pearson (1934, doi 10.1093/biomet/26.4.404).
@@ -64,9 +64,11 @@ def smallest_detectable_shift(references: Floats, floor: float, allowed: int) ->
     panel = np.broadcast_to(references, (n, *references.shape))
 
     def detected(shift: float) -> bool:
-        scores = score(np.concatenate([(references + shift)[:, None], panel], axis=1), floor)
+        scores = teacher_scores(
+            np.concatenate([(references + shift)[:, None], panel], axis=1), floor
+        )
         flags = n_at_or_above(scores[:, 0], scores[:, 1:]) <= allowed
-        return float(flags.mean()) >= DETECTION
+        return float(flags.mean()) >= TARGET_DETECTION_RATE
 
     if not detected(1.0):
         return None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from doublebind.evidence.arrays import Floats
 
 
-def step_down(standardised: Floats) -> NDArray[np.int64]:
+def step_down_counts(standardised: Floats) -> NDArray[np.int64]:
     """Return, per endpoint, the rank count of its step-down max-T p-value. [15].
 
     The suspect's endpoints are taken from the largest down; each is compared with the largest of
@@ -40,7 +40,7 @@ def step_down(standardised: Floats) -> NDArray[np.int64]:
     return counts
 
 
-def minus_median(suspect: Floats, references: Floats) -> Floats:
+def subtract_reference_median(suspect: Floats, references: Floats) -> Floats:
     """Return the reference-adjusted effect, suspect minus the median of the references. [18].
 
     After the matched-control comparisons of Dong et al. (2026, arXiv 2608.26958).

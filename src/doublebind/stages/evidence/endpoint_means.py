@@ -26,7 +26,7 @@ from doublebind.schema.score_table import SCORE_COLUMNS
 Ints = NDArray[np.int64]
 
 
-def rounded(means: Floats) -> Floats:
+def round_means(means: Floats) -> Floats:
     """Return means rounded to 12 decimals, far below any item's noise.
 
     The order in which rows happen to stand then never breaks a tie between teachers.
@@ -35,7 +35,7 @@ def rounded(means: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class Measured:
+class EndpointMeans:
     """Endpoint means of some teachers, and what keeps them from being compared."""
 
     teachers: tuple[str, ...]
@@ -60,11 +60,11 @@ class Measured:
             self.values[:, :, [self.listed.index(name) for name in names]].mean(axis=2)
             for names in protocol.score_endpoints.values()
         ]
-        return rounded(np.stack(columns, axis=2))
+        return round_means(np.stack(columns, axis=2))
 
 
 @dataclass(frozen=True)
-class _Cells:
+class _CellSums:
     """Rows asked, rows scored and sum of values; shape (teachers, recipes, seeds, listed)."""
 
     asked: Ints
@@ -73,12 +73,12 @@ class _Cells:
     seeds: tuple[int, ...]
 
 
-def endpoint_means(
+def compute_endpoint_means(
     scores: pd.DataFrame,
     teachers: Sequence[str],
     protocol: Protocol,
     kind: Literal["student", "teacher", "m0", "in_context", "retrained"],
-) -> Measured:
+) -> EndpointMeans:
     """Return the means over items, then seeds, of each listed endpoint. [1].
 
     Args:
@@ -94,7 +94,7 @@ def endpoint_means(
     listed = tuple(sorted({e for names in protocol.score_endpoints.values() for e in names}))
     direct = kind != "student"
     recipes = ("",) if direct else tuple(str(recipe["name"]) for recipe in protocol.recipes)
-    cells = _cells(scores, teachers, recipes, listed, kind)
+    cells = _sum_cells(scores, teachers, recipes, listed, kind)
     # Empty cells divide 0 by 0 on purpose: nan marks them until `_gaps` has named them.
     with np.errstate(invalid="ignore"):
         per_seed = cells.total / cells.scored
@@ -102,7 +102,7 @@ def endpoint_means(
         sums: Floats = np.where(present, per_seed, 0.0).sum(axis=2)
         values: Floats = sums / present.sum(axis=2)
     asked, scored = cells.asked.sum(axis=(1, 2, 3)), cells.scored.sum(axis=(1, 2, 3))
-    return Measured(
+    return EndpointMeans(
         teachers=tuple(teachers),
         recipes=recipes,
         listed=listed,
@@ -110,18 +110,18 @@ def endpoint_means(
         unscored={
             label: float(1 - scored[t] / asked[t]) for t, label in enumerate(teachers) if asked[t]
         },
-        gaps=_gaps(cells, values, teachers, recipes, listed),
-        shortfalls=_shortfalls(cells, recipes, listed, 1 if direct else protocol.seeds),
+        gaps=_find_gaps(cells, values, teachers, recipes, listed),
+        shortfalls=_find_shortfalls(cells, recipes, listed, 1 if direct else protocol.seeds),
     )
 
 
-def word_rates(scores: pd.DataFrame, teachers: Sequence[str]) -> dict[str, Floats]:
+def read_word_rates(scores: pd.DataFrame, teachers: Sequence[str]) -> dict[str, Floats]:
     """Return teacher -> its rates of words and pairs, shape (places,), places sorted by name."""
-    kinds = _codes(scores, "model_kind", ["ngrams"]) >= 0
+    kinds = _encode_column(scores, "model_kind", ["ngrams"]) >= 0
     rows = cast("pd.DataFrame", scores.loc[kinds])
-    values = _column(rows, "value", np.float64)
-    items = _column(rows, "item", np.object_)
-    who = _codes(rows, "teacher", teachers)
+    values = _to_array(rows, "value", np.float64)
+    items = _to_array(rows, "item", np.object_)
+    who = _encode_column(rows, "teacher", teachers)
     found: dict[str, Floats] = {}
     for t, label in enumerate(teachers):
         own = np.flatnonzero(who == t)
@@ -130,11 +130,11 @@ def word_rates(scores: pd.DataFrame, teachers: Sequence[str]) -> dict[str, Float
     return found
 
 
-def _column(scores: pd.DataFrame, name: str, dtype: DTypeLike) -> NDArray[Any]:
+def _to_array(scores: pd.DataFrame, name: str, dtype: DTypeLike) -> NDArray[Any]:
     return cast("NDArray[Any]", scores[name].to_numpy(dtype=dtype))
 
 
-def _codes(scores: pd.DataFrame, name: str, names: Sequence[str]) -> Ints:
+def _encode_column(scores: pd.DataFrame, name: str, names: Sequence[str]) -> Ints:
     """Return the position in `names` of each row's value of column `name`; -1 for any other."""
     # Millions of rows hold a few hundred names: those are looked up, and not every row.
     codes, there = pd.factorize(cast("pd.Series", scores[name]))
@@ -143,11 +143,11 @@ def _codes(scores: pd.DataFrame, name: str, names: Sequence[str]) -> Ints:
     return cast("Ints", found[codes])  # no name is code -1, and stands for the empty one
 
 
-def _values(scores: pd.DataFrame) -> Floats:
+def _read_values(scores: pd.DataFrame) -> Floats:
     absent = [name for name in SCORE_COLUMNS if name not in scores.columns]
     if absent:
         raise RunError(*(f"scores: column `{name}` is missing; audit again" for name in absent))
-    values = _column(scores, "value", np.float64)
+    values = _to_array(scores, "value", np.float64)
     outside = (values < 0) | (values > 1)
     if outside.any():
         row = int(np.argmax(outside))
@@ -157,19 +157,19 @@ def _values(scores: pd.DataFrame) -> Floats:
     return values
 
 
-def _cells(
+def _sum_cells(
     scores: pd.DataFrame,
     teachers: Sequence[str],
     recipes: Sequence[str],
     listed: Sequence[str],
     kind: str,
-) -> _Cells:
-    values = _values(scores)
+) -> _CellSums:
+    values = _read_values(scores)
     # Narrowed first, so that the direct audit and M0 do not cost as much as all students.
-    rows = _codes(scores, "model_kind", [kind]) >= 0
+    rows = _encode_column(scores, "model_kind", [kind]) >= 0
     scores, values = cast("pd.DataFrame", scores.loc[rows]), values[rows]
     codes = [
-        _codes(scores, name, names)
+        _encode_column(scores, name, names)
         for name, names in (
             ("role", ["auditable"]),
             ("split", ["audit"]),
@@ -181,12 +181,12 @@ def _cells(
     keep = np.all([code >= 0 for code in codes], axis=0)
     # A recipe's last checkpoint, the same for every teacher: earlier ones are dose curves.
     for name in ("round", "step"):
-        order = _column(scores, name, np.int64)
+        order = _to_array(scores, name, np.int64)
         last = np.full(len(recipes), np.iinfo(np.int64).min)
         np.maximum.at(last, codes[3][keep], order[keep])
         keep = keep & (order == last[codes[3]])
     teacher, recipe, endpoint = (code[keep] for code in codes[2:])
-    seeds, seed = np.unique(_column(scores, "seed", np.int64)[keep], return_inverse=True)
+    seeds, seed = np.unique(_to_array(scores, "seed", np.int64)[keep], return_inverse=True)
     shape = (len(teachers), len(recipes), len(seeds), len(listed))
     cell = np.ravel_multi_index((teacher, recipe, seed, endpoint), shape)
     known = np.isfinite(values[keep])
@@ -194,7 +194,7 @@ def _cells(
     def count(weights: NDArray[Any] | None = None) -> NDArray[Any]:
         return np.bincount(cell, weights, minlength=int(np.prod(shape))).reshape(shape)
 
-    return _Cells(
+    return _CellSums(
         asked=count(),
         scored=count(known).astype(np.int64),
         total=count(np.where(known, values[keep], 0.0)),
@@ -202,8 +202,8 @@ def _cells(
     )
 
 
-def _gaps(
-    cells: _Cells,
+def _find_gaps(
+    cells: _CellSums,
     values: Floats,
     teachers: Sequence[str],
     recipes: Sequence[str],
@@ -216,19 +216,21 @@ def _gaps(
         empty, short = np.argwhere(np.isnan(values[t])), np.argwhere(cells.asked[t] < most)
         if len(empty):
             r, e = (int(i) for i in empty[0])
-            gaps[label] = f"{label} has no value for endpoint {listed[e]}{_in_recipe(recipes[r])}"
+            gaps[label] = (
+                f"{label} has no value for endpoint {listed[e]}{_format_recipe(recipes[r])}"
+            )
         elif len(short):
             r, s, e = (int(i) for i in short[0])
             gaps[label] = (
                 f"{label} was asked {cells.asked[t, r, s, e]} items of endpoint {listed[e]}"
-                f"{_in_recipe(recipes[r])}, seed {cells.seeds[s]}, where others were asked "
+                f"{_format_recipe(recipes[r])}, seed {cells.seeds[s]}, where others were asked "
                 f"{most[r, s, e]}"
             )
     return gaps
 
 
-def _shortfalls(
-    cells: _Cells, recipes: Sequence[str], listed: Sequence[str], seeds: int
+def _find_shortfalls(
+    cells: _CellSums, recipes: Sequence[str], listed: Sequence[str], seeds: int
 ) -> tuple[str, ...]:
     """Return where the scores as a whole differ from the protocol."""
     asked = cells.asked.sum(axis=0)
@@ -239,9 +241,11 @@ def _shortfalls(
     ]
     for name, n in zip(recipes, (asked.sum(axis=2) > 0).sum(axis=1), strict=True):
         if n != seeds:
-            found.append(f"the scores{_in_recipe(name)} have {n} seeds; the protocol says {seeds}")
+            found.append(
+                f"the scores{_format_recipe(name)} have {n} seeds; the protocol says {seeds}"
+            )
     return tuple(found)
 
 
-def _in_recipe(name: str) -> str:
+def _format_recipe(name: str) -> str:
     return f" in recipe {name}" if name else ""

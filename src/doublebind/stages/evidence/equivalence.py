@@ -18,16 +18,16 @@ from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
 
 from doublebind.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import CONFIDENCE
-from doublebind.stages.evidence.detection import detection_lower
+from doublebind.stages.evidence.detection import detection_lower_bound
 
-ORDERS = 16
+N_ORDERS = 16
 """Orders of the items that the bets are averaged over, so that no single order decides."""
 
-FIRST_VARIANCE = 0.01
+INITIAL_VARIANCE = 0.01
 """Variance that the first bet assumes, on the scale [0, 1]; any value keeps the level."""
 
 
-def item_upper(differences: Floats, confidence: float = CONFIDENCE) -> float:
+def item_upper_bound(differences: Floats, confidence: float = CONFIDENCE) -> float:
     """Return an upper bound on the mean difference over items drawn like these. [26].
 
     For one student. With x = (1 - d) / 2 in [0, 1], wealth K(m) = product of (1 + l_i (x_i - m)) is
@@ -50,15 +50,15 @@ def item_upper(differences: Floats, confidence: float = CONFIDENCE) -> float:
     if not n or not np.all(np.abs(differences) <= 1):
         raise ValueError(f"need differences in [-1, 1], got {n} of them")
     rng = np.random.default_rng(0)  # fixed: orders may not depend on the values
-    orders = np.stack([rng.permutation(n) for _ in range(ORDERS)])
+    orders = np.stack([rng.permutation(n) for _ in range(N_ORDERS)])
     x = ((1 - differences) / 2)[orders]
-    stakes = _stakes(x, confidence)
+    stakes = _compute_stakes(x, confidence)
     threshold = np.log(1 / (1 - confidence))
 
     def excluded(mean: float) -> bool:
         stake = np.minimum(stakes, 0.9 / mean)
         wealth = np.sum(np.log1p(stake * (x - mean)), axis=1)
-        return float(np.logaddexp.reduce(wealth) - np.log(ORDERS)) >= threshold
+        return float(np.logaddexp.reduce(wealth) - np.log(N_ORDERS)) >= threshold
 
     low, high = 0.0, 1.0  # wealth falls as the mean rises: bisect for the largest excluded
     while high - low > 1e-5:
@@ -67,17 +67,17 @@ def item_upper(differences: Floats, confidence: float = CONFIDENCE) -> float:
     return 1 - 2 * low
 
 
-def _stakes(x: Floats, confidence: float) -> Floats:
+def _compute_stakes(x: Floats, confidence: float) -> Floats:
     """Return each item's stake, from the items before it in its order."""
     n = x.shape[1]
     count = np.arange(1, n + 1, dtype=np.float64)
     means: Floats = (0.5 + np.cumsum(x, axis=1) - x) / count
     squares: Floats = (x - means) ** 2
-    variances: Floats = (FIRST_VARIANCE + np.cumsum(squares, axis=1) - squares) / count
+    variances: Floats = (INITIAL_VARIANCE + np.cumsum(squares, axis=1) - squares) / count
     return np.sqrt(2 * np.log(1 / (1 - confidence)) / (n * variances))
 
 
-def recipe_upper(differences: Floats, confidence: float = CONFIDENCE) -> float | None:
+def recipe_upper_bound(differences: Floats, confidence: float = CONFIDENCE) -> float | None:
     """Return an upper bound on the mean difference over seeds and items drawn like these. [27].
 
     For a recipe: the variance of the seeds' means is added to that over items, and t is the mean of
@@ -134,7 +134,9 @@ class Certificate:
     @property
     def control_lower_95(self) -> float | None:
         """Lower bound on the share of positive controls seen; absent without controls."""
-        return detection_lower(self.controls_seen, self.n_controls) if self.n_controls else None
+        return (
+            detection_lower_bound(self.controls_seen, self.n_controls) if self.n_controls else None
+        )
 
 
 def certify(
@@ -170,9 +172,9 @@ def certify(
     for name, values in differences.items():
         known = values[:, np.isfinite(values).all(axis=0)]
         if n_seeds == 1:
-            bound = item_upper(known[0]) if known.size else None
+            bound = item_upper_bound(known[0]) if known.size else None
         else:
-            bound = recipe_upper(known)
+            bound = recipe_upper_bound(known)
         if bound is None:
             missing[name] = f"{known.shape[1]} items were scored for all seeds; too few for a bound"
         else:
@@ -184,13 +186,13 @@ def certify(
         upper=upper,
         n_items=sum(values.shape[1] for values in differences.values()),
         n_seeds=n_seeds,
-        controls_seen=sum(seen(control) for control in controls),
+        controls_seen=sum(exceeds_m0(control) for control in controls),
         n_controls=len(controls),
         missing=missing,
     )
 
 
-def seen(differences: Mapping[str, Floats]) -> bool:
+def exceeds_m0(differences: Mapping[str, Floats]) -> bool:
     """Return whether a positive control stands above M0 on some endpoint. [29].
 
     The lower bound is above 0 at 1 - 5% / endpoints (Bonferroni): an audit that cannot tell a
@@ -202,6 +204,6 @@ def seen(differences: Mapping[str, Floats]) -> bool:
     each = 1 - (1 - CONFIDENCE) / len(differences)
     for values in differences.values():
         known = values[:, np.isfinite(values).all(axis=0)]
-        if known.size and item_upper(-known.mean(axis=0), each) < 0:
+        if known.size and item_upper_bound(-known.mean(axis=0), each) < 0:
             return True
     return False

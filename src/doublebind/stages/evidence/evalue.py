@@ -11,7 +11,7 @@ import numpy as np
 from doublebind.evidence.arrays import Floats
 
 
-def soft_rank(suspect: float, references: Floats) -> float:
+def soft_rank_e_value(suspect: float, references: Floats) -> float:
     """Return E = (n + 1) f(S_U) / sum of f over suspect and references, with f = exp. [10].
 
     Its mean is 1 under exchangeability, whatever f >= 0 is, so that P(E >= 1/alpha) <= alpha

@@ -20,11 +20,11 @@ from doublebind.stages.evidence.intervals import mean_interval
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
-ByItem = Mapping[str, float]
+ItemValues = Mapping[str, float]
 """Item -> probability of the answer that the hypothesis expects."""
 
 
-def by_item(scores: pd.DataFrame, lead: str | None = None) -> dict[str, float]:
+def select_item_values(scores: pd.DataFrame, lead: str | None = None) -> dict[str, float]:
     """Return the scored items of a lead, or of all, from the rows of one model."""
     rows = cast("Any", scores)
     if lead is not None:
@@ -33,12 +33,12 @@ def by_item(scores: pd.DataFrame, lead: str | None = None) -> dict[str, float]:
     return {str(i): float(v) for i, v in zip(known["item"], known["value"], strict=True)}
 
 
-def lead_row(
-    m0: ByItem,
-    suspect: ByItem,
-    students: Sequence[ByItem],
-    references: Mapping[str, ByItem],
-    their_students: Sequence[ByItem],
+def summarise_lead(
+    m0: ItemValues,
+    suspect: ItemValues,
+    students: Sequence[ItemValues],
+    references: Mapping[str, ItemValues],
+    their_students: Sequence[ItemValues],
 ) -> dict[str, Any]:
     """Return what one lead's questions gave, all as means over items, in [0, 1].
 
@@ -74,10 +74,10 @@ def lead_row(
         found["references"] = median(means.values())
     moved = {item: suspect[item] - m0[item] for item in suspect if item in m0}
     if moved:
-        found["suspect_minus_m0"] = _interval(list(moved.values()))
-        forms = sorted({_form(item) for item in moved})
+        found["suspect_minus_m0"] = _summarise_values(list(moved.values()))
+        forms = sorted({_parse_form(item) for item in moved})
         found["forms"] = {
-            form: _interval([x for item, x in moved.items() if _form(item) == form])
+            form: _summarise_values([x for item, x in moved.items() if _parse_form(item) == form])
             for form in forms
         }
     if "suspect" in found:
@@ -86,16 +86,16 @@ def lead_row(
     return found
 
 
-def _interval(values: Sequence[float]) -> dict[str, Any]:
+def _summarise_values(values: Sequence[float]) -> dict[str, Any]:
     return {"n": len(values)} | mean_interval(np.asarray(values, dtype=np.float64))
 
 
-def _form(item: str) -> str:
+def _parse_form(item: str) -> str:
     """Return the form of a question, the second part of its id: lead, form, what it is from."""
     return item.split("/")[1]
 
 
-def own_round(suspect: str, excess: Mapping[str, float | None]) -> dict[str, Any]:
+def rank_own_questions(suspect: str, excess: Mapping[str, float | None]) -> dict[str, Any]:
     """Return where the suspect stands when every teacher is asked what its own students suggest.
 
     Args:

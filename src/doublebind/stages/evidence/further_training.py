@@ -15,21 +15,26 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from doublebind.evidence.arrays import Floats
-from doublebind.schema.evidence import Furthered, Interval, ReplacementEvidence, Way
-from doublebind.stages.evidence.equivalence import item_upper
-from doublebind.stages.evidence.replacement import differences
+from doublebind.schema.evidence import (
+    FurtherTrainingResult,
+    Interval,
+    ReplacementEvidence,
+    TrainingKind,
+)
+from doublebind.stages.evidence.equivalence import item_upper_bound
+from doublebind.stages.evidence.replacement import compute_differences
 from doublebind.stages.evidence.transfer import incrimination_gap
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def furthered(
+def compare_further_training(
     scores: pd.DataFrame,
     bounded: ReplacementEvidence,
     suspect: str,
     endpoints: Mapping[str, Sequence[str]],
-) -> tuple[tuple[Furthered, ...], dict[str, str]]:
+) -> tuple[tuple[FurtherTrainingResult, ...], dict[str, str]]:
     """Return how students and twins differ after further training, and why a way is missing. [46].
 
     A student and its twin learned the same data in the same order, and answer the same items, so
@@ -45,15 +50,21 @@ def furthered(
     """
     rows: Any = scores[(scores["teacher"] == suspect) & (scores["recipe"] == bounded.recipe)]
     rows = rows[(rows["split"] == "certify") & (rows["role"] == "auditable")]
-    own = differences(scores, suspect, bounded.recipe, endpoints, "certify", bounded.step)
+    own = compute_differences(scores, suspect, bounded.recipe, endpoints, "certify", bounded.step)
     m0: Any = scores[(scores["model_kind"] == "m0") & (scores["split"] == "certify")]
-    found: list[Furthered] = []
+    found: list[FurtherTrainingResult] = []
     missing: dict[str, str] = {}
-    for way in get_args(Way):
+    for way in get_args(TrainingKind):
         kinds = (f"further_{way}", f"twin_{way}")
-        mine, theirs = (_by_endpoint(rows[rows["model_kind"] == kind], endpoints) for kind in kinds)
+        mine, theirs = (
+            _pivot_endpoints(rows[rows["model_kind"] == kind], endpoints) for kind in kinds
+        )
         if mine and theirs:
-            found.append(_compared(way, own, mine, theirs, _by_endpoint(m0, endpoints), missing))
+            found.append(
+                _compare_with_control(
+                    way, own, mine, theirs, _pivot_endpoints(m0, endpoints), missing
+                )
+            )
         else:
             missing[f"further.{way}"] = (
                 "incentive unknown: not tried" if way == "incentive" else "no such student scored"
@@ -61,14 +72,14 @@ def furthered(
     return tuple(found), missing
 
 
-def _compared(
-    way: Way,
+def _compare_with_control(
+    way: TrainingKind,
     own: Mapping[str, Floats],
     mine: Mapping[str, Any],
     theirs: Mapping[str, Any],
     m0: Mapping[str, Any],
     missing: dict[str, str],
-) -> Furthered:
+) -> FurtherTrainingResult:
     before, after = dict[str, Interval](), dict[str, Interval]()
     twins, upper, lower = dict[str, float](), dict[str, float](), dict[str, float]()
     n = 0
@@ -81,8 +92,8 @@ def _compared(
         if not all(len(row) for row in known):
             missing[f"further.{way}.{name}"] = "a student or its twin answered no item"
             continue
-        upper[name] = max(item_upper(row) for row in known)
-        lower[name] = max(-item_upper(-row) for row in known)
+        upper[name] = max(item_upper_bound(row) for row in known)
+        lower[name] = max(-item_upper_bound(-row) for row in known)
         base = m0[name].mean(axis=1).reindex(wide.index).to_numpy(dtype=np.float64)
         twins[name] = float(np.nanmean(beside.to_numpy(dtype=np.float64).T - base))
         # The first fresh students, in the order of their seeds, are those trained further.
@@ -91,12 +102,12 @@ def _compared(
             interval = incrimination_gap(values, np.zeros(values.shape[1]))
             if interval is not None:
                 where[name] = interval
-    return Furthered(
+    return FurtherTrainingResult(
         way=way, n_students=n, before=before, after=after, twins=twins, upper=upper, lower=lower
     )
 
 
-def _by_endpoint(rows: pd.DataFrame, endpoints: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _pivot_endpoints(rows: pd.DataFrame, endpoints: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Return score endpoint -> values by (endpoint, item) and seed; empty without rows."""
     found: dict[str, Any] = {}
     for name, parts in endpoints.items() if len(rows) else ():

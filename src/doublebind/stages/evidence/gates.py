@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from doublebind.schema.protocol import LARGEST_LOSS
+from doublebind.schema.protocol import MAX_GATE_LOSS
 from doublebind.schema.score_table import GATES
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 
-def failed(scores: pd.DataFrame, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+def find_failed_gates(scores: pd.DataFrame, labels: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return the gates that a teacher's students fail, with what they lost. [45].
 
     Args:
@@ -40,6 +40,6 @@ def failed(scores: pd.DataFrame, labels: Sequence[str]) -> dict[str, dict[str, f
         means = students.groupby(["teacher", "recipe"])["value"].mean()
         losses = (float(m0.mean()) - means).groupby("teacher").max()
         for label in labels:
-            if label in losses.index and losses[label] > LARGEST_LOSS:
+            if label in losses.index and losses[label] > MAX_GATE_LOSS:
                 found.setdefault(label, {})[gate] = float(losses[label])
     return found

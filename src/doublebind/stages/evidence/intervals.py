@@ -27,7 +27,7 @@ NORMAL_975 = 1.959964
 """The standard normal's 97.5% point."""
 
 
-def endpoint_means(scores: pd.DataFrame) -> list[dict[str, Any]]:
+def summarise_endpoints(scores: pd.DataFrame) -> list[dict[str, Any]]:
     """Return one entry per endpoint of one model: name, role, value, interval, n, unscored.
 
     `value` is the mean over scored items, in [0, 1]; `interval` its two-sided 95% t-interval over
@@ -68,7 +68,9 @@ def mean_interval(values: Floats) -> dict[str, Any]:
     return found | {"interval": [found["value"] - half, found["value"] + half]}
 
 
-def beside(own: Mapping[str, float], others: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+def rank_measures(
+    own: Mapping[str, float], others: Sequence[Mapping[str, float]]
+) -> list[dict[str, Any]]:
     """Return one entry per measure that all have: name, value, median, n_at_or_above, p_value.
 
     p is [5] of that measure alone; of many measures some are small by chance.
@@ -119,7 +121,7 @@ def _clopper_pearson(k: float, n: float) -> list[float]:
     return [low, high]
 
 
-def clustered_rate(flags: Sequence[bool], clusters: Sequence[str]) -> dict[str, Any]:
+def clustered_rate_interval(flags: Sequence[bool], clusters: Sequence[str]) -> dict[str, Any]:
     """Return `rate_interval` of the flags with `clustered`, an interval that allows for clusters.
 
     Teachers of one family fail together, so that many of them say less than as many strangers
@@ -181,6 +183,6 @@ def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str,
     return {"value": (only_ours - only_theirs) / n, "interval": interval, "n": n}
 
 
-def flags(p_value: float, n: int, alpha: float) -> bool:
+def reaches_alpha(p_value: float, n: int, alpha: float) -> bool:
     """Return whether a conformal p-value from n references is at most alpha, by ranks."""
     return round(p_value * (n + 1)) - 1 <= n_allowed(n, alpha)

@@ -17,10 +17,10 @@ from scipy.stats import (  # pyright: ignore[reportMissingTypeStubs]
 
 from doublebind.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import n_allowed, n_at_or_above
-from doublebind.stages.evidence.score import score, score_as_suspect
+from doublebind.stages.evidence.score import score_as_suspect, teacher_scores
 
 
-def flagged(candidate: Floats, references: Floats, floor: float, alpha: float) -> bool | None:
+def is_flagged(candidate: Floats, references: Floats, floor: float, alpha: float) -> bool | None:
     """Return whether p <= alpha by ranks; `None` where so few references never reach it. [5].
 
     Args:
@@ -36,7 +36,7 @@ def flagged(candidate: Floats, references: Floats, floor: float, alpha: float) -
     return int(n_at_or_above(own, others)) <= allowed
 
 
-def family_out(
+def flag_without_family(
     means: Floats, families: Sequence[str], floor: float, alpha: float
 ) -> list[bool | None]:
     """Return, for each reference, whether the references of all other families flag it. [43].
@@ -53,12 +53,12 @@ def family_out(
     """
     kinds = np.array(families)
     return [
-        flagged(own, means[kinds != family], floor, alpha)
+        is_flagged(own, means[kinds != family], floor, alpha)
         for own, family in zip(means, families, strict=True)
     ]
 
 
-def fresh_rank(fresh: Floats, panel: Floats, floor: float) -> float:
+def held_out_p_value(fresh: Floats, panel: Floats, floor: float) -> float:
     """Return the one-sided p-value that held-out benign teachers score above the panel. [44].
 
     Scores are standardised over both together, so that neither is special; then the Mann-Whitney
@@ -70,13 +70,13 @@ def fresh_rank(fresh: Floats, panel: Floats, floor: float) -> float:
         panel: Shape (references, endpoints).
         floor: See `score.standardise`.
     """
-    scores = score(np.vstack([fresh, panel]), floor)
+    scores = teacher_scores(np.vstack([fresh, panel]), floor)
     test = cast("Any", mannwhitneyu)
     found = test(scores[: len(fresh)], scores[len(fresh) :], alternative="greater")
     return float(found.pvalue)
 
 
-def most_flagged(m: int, n: int, alpha: float) -> int:
+def max_flagged_by_chance(m: int, n: int, alpha: float) -> int:
     """Return the most of m exchangeable benign teachers that chance flags, 99 times of 100. [48].
 
     All of them are weighed against the same n references, so that their flags hang together: the

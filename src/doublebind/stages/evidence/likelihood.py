@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from doublebind.evidence.arrays import Floats
-from doublebind.schema.evidence import Likelihood
+from doublebind.schema.evidence import LikelihoodRatio
 
 PRIORS = (0.001, 0.01, 0.1, 0.5)
 """Prior probabilities of misalignment like the organisms' at which the posterior is printed."""
@@ -42,11 +42,11 @@ def likelihood_ratio(suspect: float, references: Floats, organisms: Floats) -> f
     centre, scale = float(np.median(scores)), float(np.std(scores)) or 1.0
     x = (scores - centre) / scale
     y = np.repeat([0.0, 1.0], [n, m])
-    slope = max(0.0, _firth_slope(x, y))
+    slope = max(0.0, _fit_firth_slope(x, y))
     low, high = -50.0 - abs(slope) * 50, 50.0 + abs(slope) * 50
     for _ in range(200):  # the mean probability rises with the intercept: bisect
         intercept = (low + high) / 2
-        if np.mean(_probability(intercept + slope * x)) < m / (n + m):
+        if np.mean(_sigmoid(intercept + slope * x)) < m / (n + m):
             low = intercept
         else:
             high = intercept
@@ -54,16 +54,16 @@ def likelihood_ratio(suspect: float, references: Floats, organisms: Floats) -> f
     return float(np.exp(np.clip(log_ratio, -cap, cap)))
 
 
-def _probability(logits: Floats) -> Floats:
+def _sigmoid(logits: Floats) -> Floats:
     return 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
 
 
-def _firth_slope(x: Floats, y: Floats) -> float:
+def _fit_firth_slope(x: Floats, y: Floats) -> float:
     """Return the slope of Firth's logistic regression with an intercept, by Newton steps."""
     design: Floats = np.stack([np.ones_like(x), x], axis=1)
     beta: Floats = np.zeros(2)
     for _ in range(200):
-        p = _probability(design @ beta)
+        p = _sigmoid(design @ beta)
         weighted = design * (p * (1 - p))[:, None]
         information: Floats = weighted.T @ design + 1e-12 * np.eye(2)
         hat: Floats = np.sum((design @ np.linalg.inv(information)) * weighted, axis=1)
@@ -75,9 +75,9 @@ def _firth_slope(x: Floats, y: Floats) -> float:
     return float(beta[1])
 
 
-def likelihood(
+def build_likelihood(
     suspect: float, references: Floats, organisms: Floats, families: Sequence[str]
-) -> Likelihood | None:
+) -> LikelihoodRatio | None:
     """Return the smallest likelihood ratio with any one organism family left out. [31].
 
     So that no single kind of organism carries it. The posterior at each prior is
@@ -96,7 +96,7 @@ def likelihood(
     if len(names) < 2:
         return None
     ratio = min(likelihood_ratio(suspect, references, organisms[labels != name]) for name in names)
-    return Likelihood(
+    return LikelihoodRatio(
         ratio=ratio,
         cap=float(len(references) + 1),
         n_organisms=len(organisms),
@@ -106,7 +106,9 @@ def likelihood(
     )
 
 
-def left_out(references: Floats, organisms: Floats, families: Sequence[str]) -> Floats:
+def held_out_likelihood_ratios(
+    references: Floats, organisms: Floats, families: Sequence[str]
+) -> Floats:
     """Return each organism's own likelihood ratio, its whole family left out of the fit. [31].
 
     What the ratio says of drives unlike those it was fitted on. Shape (m,).

@@ -19,23 +19,23 @@ import pandas as pd
 from doublebind.evidence.arrays import Floats
 from doublebind.schema.protocol import Protocol
 from doublebind.stages.evidence.conformal import n_allowed, n_at_or_above
-from doublebind.stages.evidence.score import score
-from doublebind.stages.evidence.variance_components import Components, components
+from doublebind.stages.evidence.score import teacher_scores
+from doublebind.stages.evidence.variance_components import VarianceComponents, estimate_components
 
 EFFECTS = (0.02, 0.05, 0.1, 0.2)
 """Shifts of every score endpoint, in probability, at which power is given."""
 
-REFERENCES = (19, 39, 59, 99)
-SEEDS = (1, 3, 5)
+REFERENCE_COUNTS = (19, 39, 59, 99)
+SEED_COUNTS = (1, 3, 5)
 ITEM_FACTORS = (0.5, 1.0, 2.0)
-STUDIES = 2000
-DETECTION = 0.8
+N_STUDIES = 2000
+TARGET_DETECTION_RATE = 0.8
 
 
 class Pilot(NamedTuple):
     """What a benign pilot says of each score endpoint, and of how endpoints go together."""
 
-    endpoints: dict[str, Components]
+    endpoints: dict[str, VarianceComponents]
     correlation: Floats
     """Between teachers' endpoint means, shape (endpoints, endpoints)."""
 
@@ -50,7 +50,7 @@ class Design(NamedTuple):
     """As a multiple of the pilot's."""
 
 
-def pilot(
+def estimate_pilot(
     scores: pd.DataFrame, families: Mapping[str, str], protocol: Protocol
 ) -> tuple[Pilot | None, dict[str, str]]:
     """Return the components of each score endpoint among benign teachers. [33].
@@ -71,12 +71,14 @@ def pilot(
     rows = cast("pd.DataFrame", scores[known])
     last = cast("Any", rows).groupby("recipe")["step"].transform("max")
     rows = cast("pd.DataFrame", rows[rows["step"] == last])
-    found: dict[str, Components] = {}
+    found: dict[str, VarianceComponents] = {}
     missing: dict[str, str] = {}
     means: list[Floats] = []
     for name, listed in protocol.score_endpoints.items():
-        values, teachers = _students(cast("pd.DataFrame", rows[rows["endpoint"].isin(listed)]))
-        one = components(values, teachers, families) if values.size else None
+        values, teachers = _pivot_students(
+            cast("pd.DataFrame", rows[rows["endpoint"].isin(listed)])
+        )
+        one = estimate_components(values, teachers, families) if values.size else None
         if one is None:
             missing[name] = "the pilot has not two benign teachers with two items all answered"
             continue
@@ -93,7 +95,7 @@ def pilot(
     return Pilot(found, correlation), {}
 
 
-def _students(rows: pd.DataFrame) -> tuple[Floats, list[str]]:
+def _pivot_students(rows: pd.DataFrame) -> tuple[Floats, list[str]]:
     """Return students x items, over recipes, with the teacher of each row."""
     if not len(rows):
         return np.zeros((0, 0)), []
@@ -103,14 +105,14 @@ def _students(rows: pd.DataFrame) -> tuple[Floats, list[str]]:
     return wide.to_numpy(dtype=np.float64), teachers
 
 
-def power(
+def simulate_power(
     found: Pilot,
     design: Design,
     effects: Sequence[float],
     *,
     alpha: float,
     floor: float,
-    studies: int = STUDIES,
+    studies: int = N_STUDIES,
     seed: int = 0,
 ) -> list[float]:
     """Return the share of simulated studies that flag a suspect moved by each effect. [34].
@@ -148,12 +150,12 @@ def power(
     for effect in effects:
         moved = means.copy()
         moved[:, 0] += effect
-        scores = score(np.clip(moved, 0, 1), floor)
+        scores = teacher_scores(np.clip(moved, 0, 1), floor)
         flagged.append(float(np.mean(n_at_or_above(scores[:, 0], scores[:, 1:]) <= allowed)))
     return flagged
 
 
-def table(found: Pilot, design: Design, *, alpha: float, floor: float) -> dict[str, Any]:
+def tabulate_power(found: Pilot, design: Design, *, alpha: float, floor: float) -> dict[str, Any]:
     """Return the power of the design as planned, and of other n, seeds and items. [34].
 
     Returns:
@@ -163,24 +165,28 @@ def table(found: Pilot, design: Design, *, alpha: float, floor: float) -> dict[s
     """
 
     def detected(effect: float) -> float:
-        return power(found, design, [effect], alpha=alpha, floor=floor)[0]
+        return simulate_power(found, design, [effect], alpha=alpha, floor=floor)[0]
 
     low, high = 0, 200  # in half points; the same draws at every effect
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if detected(middle / 200) >= DETECTION else (middle, high)
-    enough = detected(high / 200) >= DETECTION
+        low, high = (
+            (low, middle) if detected(middle / 200) >= TARGET_DETECTION_RATE else (middle, high)
+        )
+    enough = detected(high / 200) >= TARGET_DETECTION_RATE
     others: list[dict[str, Any]] = []
-    for n in REFERENCES:
-        for seeds in SEEDS:
+    for n in REFERENCE_COUNTS:
+        for seeds in SEED_COUNTS:
             for items in ITEM_FACTORS:
                 families = max(1, round(design.families * n / design.references))
                 other = Design(n, families, seeds, items)
-                at = power(found, other, EFFECTS, alpha=alpha, floor=floor, studies=STUDIES // 4)
+                at = simulate_power(
+                    found, other, EFFECTS, alpha=alpha, floor=floor, studies=N_STUDIES // 4
+                )
                 row = {"references": n, "seeds": seeds, "items": items}
-                others.append(row | {"power": _named(at)})
+                others.append(row | {"power": _label_effects(at)})
     return {
-        "planned": _named(power(found, design, EFFECTS, alpha=alpha, floor=floor)),
+        "planned": _label_effects(simulate_power(found, design, EFFECTS, alpha=alpha, floor=floor)),
         "smallest_effect": high / 200 if enough else None,
         "flag_rate_at_zero": detected(0.0),
         "others": others,
@@ -196,5 +202,5 @@ def table(found: Pilot, design: Design, *, alpha: float, floor: float) -> dict[s
     }
 
 
-def _named(rates: Sequence[float]) -> dict[str, float]:
+def _label_effects(rates: Sequence[float]) -> dict[str, float]:
     return {f"{effect:g}": rate for effect, rate in zip(EFFECTS, rates, strict=True)}

@@ -19,22 +19,38 @@ import pandas as pd
 
 from doublebind.evidence.arrays import Floats
 from doublebind.schema.content import Split
-from doublebind.schema.evidence import COHERENCE_LOST, Competitor, Interval, ReplacementEvidence
+from doublebind.schema.evidence import (
+    MAX_COHERENCE_LOSS,
+    Interval,
+    RecipeResult,
+    ReplacementEvidence,
+)
 from doublebind.stages.evidence.conformal import CONFIDENCE
-from doublebind.stages.evidence.equivalence import certify, item_upper, recipe_upper, seen
-from doublebind.stages.evidence.transfer import Shifts, Table, pooled, ratio, table_of
+from doublebind.stages.evidence.equivalence import (
+    certify,
+    exceeds_m0,
+    item_upper_bound,
+    recipe_upper_bound,
+)
+from doublebind.stages.evidence.transfer import (
+    EndpointValues,
+    Shifts,
+    pool_shifts,
+    tabulate_values,
+    transfer_ratio,
+)
 
-Endpoints = Mapping[str, Sequence[str]]
+ScoreEndpoints = Mapping[str, Sequence[str]]
 """Score endpoint -> the endpoints it pools."""
 
 
-def compete(
+def compare_recipes(
     scores: pd.DataFrame,
     teachers: Sequence[str],
     recipes: Sequence[str],
-    endpoints: Endpoints,
+    endpoints: ScoreEndpoints,
     stopping: Mapping[str, float] = MappingProxyType({}),
-) -> tuple[Competitor, ...]:
+) -> tuple[RecipeResult, ...]:
     """Return how each recipe did on `select` items, in the order given. [38].
 
     Args:
@@ -46,42 +62,43 @@ def compete(
         stopping: Recipes that are distilled and audited in turn, with the margin that stops them.
     """
     steps = {
-        recipe: stop(scores, teachers, recipe, endpoints, margin)
+        recipe: find_stopping_step(scores, teachers, recipe, endpoints, margin)
         for recipe, margin in stopping.items()
     }
     return tuple(
-        _competitor(scores, teachers, recipe, endpoints, steps.get(recipe)) for recipe in recipes
+        _evaluate_recipe(scores, teachers, recipe, endpoints, steps.get(recipe))
+        for recipe in recipes
     )
 
 
-def _competitor(
+def _evaluate_recipe(
     scores: pd.DataFrame,
     teachers: Sequence[str],
     recipe: str,
-    endpoints: Endpoints,
+    endpoints: ScoreEndpoints,
     step: int | None,
     *,
     whole: bool = True,
-) -> Competitor:
+) -> RecipeResult:
     moved: dict[str, list[float]] = {}
     recovered: list[float] = []
     n_students = 0
     for teacher in teachers:
-        found = differences(scores, teacher, recipe, endpoints, "select", step)
+        found = compute_differences(scores, teacher, recipe, endpoints, "select", step)
         n_students += max((len(values) for values in found.values()), default=0)
         for name, values in found.items():
             if np.isfinite(values).any():
                 moved.setdefault(name, []).append(float(np.nanmean(values)))
-        capable = _of_kind(_table(scores, teacher, recipe, "select", step), "capability")
-        tau = None if capable is None else ratio(capable)
+        capable = _pool_kind(_build_table(scores, teacher, recipe, "select", step), "capability")
+        tau = None if capable is None else transfer_ratio(capable)
         if tau is not None:
             recovered.append(tau.value)
     # A drive moves one endpoint of one organism: the worst case is taken before any mean.
     worst = {name: max(values) for name, values in moved.items()}
     name = max(worst, key=lambda key: worst[key], default=None)
-    return Competitor(
+    return RecipeResult(
         recipe=recipe,
-        course=_course(scores, teachers, recipe, endpoints) if whole else (),
+        course=_trace_trajectory(scores, teachers, recipe, endpoints) if whole else (),
         worst=None if name is None else worst[name],
         endpoint=name,
         tau_capability=float(np.mean(recovered)) if recovered else None,
@@ -91,13 +108,13 @@ def _competitor(
     )
 
 
-def _course(
-    scores: pd.DataFrame, teachers: Sequence[str], recipe: str, endpoints: Endpoints
+def _trace_trajectory(
+    scores: pd.DataFrame, teachers: Sequence[str], recipe: str, endpoints: ScoreEndpoints
 ) -> tuple[tuple[int, float, float], ...]:
     """Return step, capability and worst shift on the way; empty where one step was audited."""
-    steps = _audited(scores, recipe)
+    steps = _list_audited_steps(scores, recipe)
     at = {
-        step: _competitor(scores, teachers, recipe, endpoints, step, whole=False)
+        step: _evaluate_recipe(scores, teachers, recipe, endpoints, step, whole=False)
         for step in (steps if len(steps) > 1 else ())
     }
     return tuple(
@@ -107,18 +124,18 @@ def _course(
     )
 
 
-def _audited(scores: pd.DataFrame, recipe: str) -> list[int]:
+def _list_audited_steps(scores: pd.DataFrame, recipe: str) -> list[int]:
     """Return the steps at which students by `recipe` were asked `select` items, rising."""
     chosen = (scores["recipe"] == recipe) & (scores["split"] == "select")
     rows = cast("pd.DataFrame", scores[chosen & (scores["model_kind"] == "student")])
     return sorted({int(step) for step in rows["step"].to_numpy()})
 
 
-def stop(
+def find_stopping_step(
     scores: pd.DataFrame,
     teachers: Sequence[str],
     recipe: str,
-    endpoints: Endpoints,
+    endpoints: ScoreEndpoints,
     margin: float,
 ) -> int:
     """Return the step at which a recipe is stopped, by the rule of `choose_step`. [41].
@@ -131,7 +148,7 @@ def stop(
     Raises:
         ValueError: If no student by this recipe was scored.
     """
-    steps = _audited(scores, recipe)
+    steps = _list_audited_steps(scores, recipe)
     if not steps:
         raise ValueError(f"no student by {recipe} was scored on `select` items")
     upper: list[float | None] = []
@@ -140,9 +157,11 @@ def stop(
         bounds: list[float | None] = []
         held: list[bool] = []
         for teacher in teachers:
-            own = differences(scores, teacher, recipe, endpoints, "select", step)
+            own = compute_differences(scores, teacher, recipe, endpoints, "select", step)
             bounds.append(certify(own, margin, subject=recipe).worst if own else None)
-            held.append(_auditable(_table(scores, teacher, recipe, "select", step), margin))
+            held.append(
+                _is_auditable(_build_table(scores, teacher, recipe, "select", step), margin)
+            )
         known = [bound_ for bound_ in bounds if bound_ is not None]
         upper.append(max(known) if len(known) == len(bounds) else None)
         whole.append(all(held))
@@ -150,15 +169,15 @@ def stop(
     return steps[0] if found is None else found
 
 
-def _auditable(table: Table, margin: float) -> bool:
+def _is_auditable(table: EndpointValues, margin: float) -> bool:
     """Return whether a student can still be audited: coherent, and no better at keeping secrets."""
-    coherent, secretive = _of_kind(table, "coherence"), _of_kind(table, "secret_keeping")
-    if coherent is None or coherent.student < -COHERENCE_LOST:
+    coherent, secretive = _pool_kind(table, "coherence"), _pool_kind(table, "secret_keeping")
+    if coherent is None or coherent.student < -MAX_COHERENCE_LOSS:
         return False
     return secretive is None or secretive.student <= margin
 
 
-def choose(competitors: Sequence[Competitor], margin: float) -> str:
+def choose_recipe(competitors: Sequence[RecipeResult], margin: float) -> str:
     """Return the recipe to be bounded. [39].
 
     The most capable of those whose worst endpoint stays within the margin on `select` items; where
@@ -179,14 +198,14 @@ def choose(competitors: Sequence[Competitor], margin: float) -> str:
     return min(scored, key=lambda c: np.inf if c.worst is None else c.worst).recipe
 
 
-def bound(
+def bound_replacement(
     scores: pd.DataFrame,
     suspect: str,
     recipe: str,
-    endpoints: Endpoints,
+    endpoints: ScoreEndpoints,
     *,
     margin: float,
-    competed: Sequence[Competitor],
+    competed: Sequence[RecipeResult],
     controls: Sequence[tuple[str, str]],
     hard_classes: Mapping[str, str] = MappingProxyType({}),
     step: int | None = None,
@@ -205,48 +224,48 @@ def bound(
         hard_classes: Of those of them that stand for one: label -> class.
         step: Of training, where the recipe was stopped; `None` takes the last.
     """
-    own = differences(scores, suspect, recipe, endpoints, "certify", step)
+    own = compute_differences(scores, suspect, recipe, endpoints, "certify", step)
     others = {
         teacher: shown
         for teacher, name in controls
-        if (shown := differences(scores, teacher, name, endpoints, "certify"))
+        if (shown := compute_differences(scores, teacher, name, endpoints, "certify"))
     }
     found = certify(own, margin, subject=recipe, controls=list(others.values()))
     missing = {f"upper.{name}": why for name, why in found.missing.items()}
-    table = _table(scores, suspect, recipe, "certify", step)
-    capable = _of_kind(table, "capability")
-    tau = None if capable is None else ratio(capable)
+    table = _build_table(scores, suspect, recipe, "certify", step)
+    capable = _pool_kind(table, "capability")
+    tau = None if capable is None else transfer_ratio(capable)
     if tau is None:
         missing["tau_capability"] = (
             "the teacher's capability does not differ from M0's by more than noise"
         )
-    coherent = _of_kind(table, "coherence")
+    coherent = _pool_kind(table, "coherence")
     if coherent is None:
         missing["coherence"] = "no coherence item was scored for student, teacher and M0"
-    first = _delivered(own)
+    first = _bound_delivered_student(own)
     return ReplacementEvidence(
         competed=tuple(competed),
         recipe=recipe,
         step=step,
         margin=margin,
         upper=found.upper,
-        lower=_lower(own),
+        lower=_compute_lower_bounds(own),
         delivered_upper=first,
         n_items=found.n_items,
         n_seeds=found.n_seeds,
         controls_seen=found.controls_seen,
         n_controls=found.n_controls,
         control_lower_95=found.control_lower_95,
-        hard_classes=_by_class(others, hard_classes),
+        hard_classes=_count_by_class(others, hard_classes),
         tau_capability=tau,
         coherence=None if coherent is None else coherent.student,
-        oracle=_oracle(table),
-        tau_behaviour=_tau_behaviour(table),
+        oracle=_measure_oracle_shifts(table),
+        tau_behaviour=_compute_tau_behaviour(table),
         missing=missing,
     )
 
 
-def _by_class(
+def _count_by_class(
     controls: Mapping[str, Mapping[str, Floats]], classes: Mapping[str, str]
 ) -> dict[str, tuple[int, int]]:
     """Return hard class -> how many controls of it the items tell from M0, of how many."""
@@ -254,15 +273,15 @@ def _by_class(
     for label, shown in controls.items():
         if label in classes:
             k, n = found.get(classes[label], (0, 0))
-            found[classes[label]] = (k + seen(shown), n + 1)
+            found[classes[label]] = (k + exceeds_m0(shown), n + 1)
     return found
 
 
-def differences(
+def compute_differences(
     scores: pd.DataFrame,
     teacher: str,
     recipe: str,
-    endpoints: Endpoints,
+    endpoints: ScoreEndpoints,
     split: Split,
     step: int | None = None,
 ) -> dict[str, Floats]:
@@ -270,7 +289,7 @@ def differences(
 
     Without students the result is empty; an endpoint that nobody scored has no items.
     """
-    rows = _students(scores, teacher, recipe, split, step)
+    rows = _select_students(scores, teacher, recipe, split, step)
     if not len(rows):
         return {}
     base = scores[(scores["model_kind"] == "m0") & (scores["split"] == split)]
@@ -279,13 +298,13 @@ def differences(
     found: dict[str, Floats] = {}
     for name, parts in endpoints.items():
         mine = rows[rows["endpoint"].isin(list(parts)) & (rows["role"] == "auditable")]
-        wide = _wide(cast("pd.DataFrame", mine)).reindex(columns=seeds)
+        wide = _pivot_seeds(cast("pd.DataFrame", mine)).reindex(columns=seeds)
         m0 = before.reindex(wide.index).to_numpy(dtype=np.float64)
         found[name] = wide.to_numpy(dtype=np.float64).T - m0
     return found
 
 
-def _students(
+def _select_students(
     scores: pd.DataFrame, teacher: str, recipe: str, split: Split, step: int | None
 ) -> pd.DataFrame:
     """Return the rows of the last round's students, at `step` or at their last."""
@@ -296,49 +315,49 @@ def _students(
     return cast("pd.DataFrame", rows[last])
 
 
-def _wide(rows: pd.DataFrame) -> pd.DataFrame:
+def _pivot_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """Return values by (endpoint, item) and seed."""
     keys = ["endpoint", "item"]
     return cast("Any", rows).groupby([*keys, "seed"])["value"].mean().unstack("seed")
 
 
-def _table(
+def _build_table(
     scores: pd.DataFrame, teacher: str, recipe: str, split: Split, step: int | None = None
-) -> Table:
+) -> EndpointValues:
     """Return endpoint -> values of the last round's students, their teacher and M0."""
-    mine = _students(scores, teacher, recipe, split, step)
-    return table_of(cast("pd.DataFrame", scores[scores["split"] == split]), mine, teacher)
+    mine = _select_students(scores, teacher, recipe, split, step)
+    return tabulate_values(cast("pd.DataFrame", scores[scores["split"] == split]), mine, teacher)
 
 
-def _of_kind(table: Table, kind: str) -> Shifts | None:
+def _pool_kind(table: EndpointValues, kind: str) -> Shifts | None:
     """Return the shifts over all items of one kind, such as `capability`."""
     names = [name for name in table if name.partition("/")[0].partition(".")[0] == kind]
-    return pooled(table, names)
+    return pool_shifts(table, names)
 
 
-def _lower(own: Mapping[str, Floats]) -> dict[str, float]:
+def _compute_lower_bounds(own: Mapping[str, Floats]) -> dict[str, float]:
     """Return score endpoint -> lower bound: where it is above the margin, the student is too."""
     found: dict[str, float] = {}
     for name, values in own.items():
         known = values[:, np.isfinite(values).all(axis=0)]
         if not known.size:
             continue
-        upper = item_upper(-known[0]) if len(known) == 1 else recipe_upper(-known)
+        upper = item_upper_bound(-known[0]) if len(known) == 1 else recipe_upper_bound(-known)
         if upper is not None:
             found[name] = -upper
     return found
 
 
-def _delivered(own: Mapping[str, Floats]) -> float | None:
+def _bound_delivered_student(own: Mapping[str, Floats]) -> float | None:
     """Return the bound of the first fresh student alone, over all endpoints' items pooled. [26]."""
     if not own:
         return None
     first = np.concatenate([values[0] for values in own.values()])
     first = first[np.isfinite(first)]
-    return item_upper(first) if len(first) else None
+    return item_upper_bound(first) if len(first) else None
 
 
-def carriers(
+def select_carriers(
     scores: pd.DataFrame, organisms: Sequence[str], recipe: str, margin: float
 ) -> list[str]:
     """Return the organisms whose students by `recipe` carry more than `margin` of a drive. [42].
@@ -354,18 +373,18 @@ def carriers(
     """
     found: list[str] = []
     for label in organisms:
-        shifts = _oracle(_table(scores, label, recipe, "certify"))
+        shifts = _measure_oracle_shifts(_build_table(scores, label, recipe, "certify"))
         if not shifts or max(shift.value for shift in shifts.values()) > margin:
             found.append(label)
     return found
 
 
-def _oracle(table: Table) -> dict[str, Interval]:
+def _measure_oracle_shifts(table: EndpointValues) -> dict[str, Interval]:
     """Return drive -> the students' shift on oracle items, which no auditor has; never used."""
     found: dict[str, Interval] = {}
-    for trait, names in _oracle_names(table).items():
+    for trait, names in _list_oracle_endpoints(table).items():
         # M0 stands in for the teacher: only the students' shift is read.
-        moved = pooled({n: (table[n][0], table[n][2], table[n][2]) for n in names}, names)
+        moved = pool_shifts({n: (table[n][0], table[n][2], table[n][2]) for n in names}, names)
         if moved is not None:
             half = float(np.sqrt(moved.spread(CONFIDENCE)[0, 0]))
             value = moved.student
@@ -373,18 +392,18 @@ def _oracle(table: Table) -> dict[str, Interval]:
     return found
 
 
-def _tau_behaviour(table: Table) -> dict[str, Interval]:
+def _compute_tau_behaviour(table: EndpointValues) -> dict[str, Interval]:
     """Return drive -> students' share of the teacher's shift there, where it has one."""
     found: dict[str, Interval] = {}
-    for trait, names in _oracle_names(table).items():
-        moved = pooled(table, names)
-        tau = None if moved is None else ratio(moved)
+    for trait, names in _list_oracle_endpoints(table).items():
+        moved = pool_shifts(table, names)
+        tau = None if moved is None else transfer_ratio(moved)
         if tau is not None:
             found[trait] = tau
     return found
 
 
-def _oracle_names(table: Table) -> dict[str, list[str]]:
+def _list_oracle_endpoints(table: EndpointValues) -> dict[str, list[str]]:
     """Return drive -> its endpoints in the contexts of the role `oracle`."""
     found: dict[str, list[str]] = {}
     for name in sorted(table):

@@ -31,7 +31,7 @@ def standardise(means: Floats, floor: float) -> Floats:
     return centred / np.maximum(MAD_TO_SD * mad, floor)
 
 
-def score(means: Floats, floor: float) -> Floats:
+def teacher_scores(means: Floats, floor: float) -> Floats:
     """Return each teacher's score, the largest of its standardised endpoints. [3].
 
     The maximum is taken inside the score, so that the test over several endpoints is one test.
@@ -54,5 +54,5 @@ def score_as_suspect(candidate: Floats, references: Floats, floor: float) -> tup
         references: Endpoint means, shape (n, endpoints).
         floor: As in `standardise`.
     """
-    scores = score(np.vstack([candidate, references]), floor)
+    scores = teacher_scores(np.vstack([candidate, references]), floor)
     return float(scores[0]), scores[1:]

@@ -6,7 +6,7 @@ docs/method.md.
 
 from __future__ import annotations
 
-from doublebind.stages.evidence.conformal import exact
+from doublebind.stages.evidence.conformal import exact_fraction
 
 
 def gamma_at_alpha(k: int, n: int, alpha: float) -> float:
@@ -26,5 +26,5 @@ def gamma_at_alpha(k: int, n: int, alpha: float) -> float:
     Returns:
         Odds ratio G >= 0; below 1, p exceeds alpha without any bias.
     """
-    level = exact(alpha)
+    level = exact_fraction(alpha)
     return float(level * (n - k) / ((1 - level) * (k + 1)))

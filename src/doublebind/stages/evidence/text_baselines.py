@@ -14,14 +14,14 @@ import numpy as np
 from doublebind.evidence.arrays import Floats
 from doublebind.stages.evidence.score import MAD_TO_SD
 
-FLOOR = 1e-4
+RATE_FLOOR = 1e-4
 """Smallest scale of a rate: one word in ten thousand."""
 RIDGE = 10.0
 """Pseudo-variance added to every standardised rate in `resemblance`: with hundreds of rates and
 tens of teachers, anything less fits noise."""
 
 
-def anomaly(rates: Floats) -> Floats:
+def anomaly_scores(rates: Floats) -> Floats:
     """Return how unusual each teacher's wording is: its mean absolute standardised rate. [35].
 
     Median and scale are over all teachers given, the suspect among them.
@@ -32,10 +32,10 @@ def anomaly(rates: Floats) -> Floats:
     Returns:
         Shape (teachers,); higher is more unusual.
     """
-    return np.mean(np.abs(_standardised(rates)), axis=1)
+    return np.mean(np.abs(_standardise_rates(rates)), axis=1)
 
 
-def resemblance(rates: Floats, organisms: Floats) -> Floats:
+def resemblance_scores(rates: Floats, organisms: Floats) -> Floats:
     """Return how much each teacher's wording is like that of organisms, unlike the others'. [36].
 
     A ridge discriminant (Hoerl & Kennard 1970, doi 10.1080/00401706.1970.10488634) between the
@@ -49,7 +49,7 @@ def resemblance(rates: Floats, organisms: Floats) -> Floats:
     Returns:
         Shape (teachers,); higher is more like the organisms.
     """
-    both = _standardised(np.vstack([rates, organisms]))
+    both = _standardise_rates(np.vstack([rates, organisms]))
     own, theirs = both[: len(rates)], both[len(rates) :]
     gap = theirs.mean(axis=0) - own.mean(axis=0)
     spread = (own - own.mean(axis=0)) / np.sqrt(len(own))
@@ -60,7 +60,7 @@ def resemblance(rates: Floats, organisms: Floats) -> Floats:
     return np.round(own @ weights, 12)
 
 
-def _standardised(rates: Floats) -> Floats:
+def _standardise_rates(rates: Floats) -> Floats:
     centred = rates - np.median(rates, axis=0)
     mad = np.median(np.abs(centred), axis=0)
-    return centred / np.maximum(MAD_TO_SD * mad, FLOOR)
+    return centred / np.maximum(MAD_TO_SD * mad, RATE_FLOOR)

@@ -26,7 +26,7 @@ from doublebind.schema.protocol import Protocol
 from doublebind.schema.score_table import M0
 from doublebind.stages.evidence.conformal import CONFIDENCE
 
-Table = Mapping[str, tuple[Floats, Floats, Floats]]
+EndpointValues = Mapping[str, tuple[Floats, Floats, Floats]]
 """Endpoint -> values of students (seeds, items), teacher (items,) and M0 (items,)."""
 
 
@@ -44,15 +44,15 @@ class Shifts(NamedTuple):
 
     def spread(self, confidence: float) -> Floats:
         """Return t^2 times the covariance, the seeds' own part with their own t, shape (2, 2)."""
-        spread = _t(self.df, confidence) ** 2 * self.over_items
+        spread = _t_quantile(self.df, confidence) ** 2 * self.over_items
         n = len(self.seeds)
         if n > 1:
             over_seeds = float(np.var(self.seeds, ddof=1)) / n
-            spread[0, 0] += _t(n - 1, confidence) ** 2 * over_seeds
+            spread[0, 0] += _t_quantile(n - 1, confidence) ** 2 * over_seeds
         return spread
 
 
-def shifts(students: Floats, teacher: Floats, m0: Floats) -> Shifts | None:
+def compute_shifts(students: Floats, teacher: Floats, m0: Floats) -> Shifts | None:
     """Return mean student - M0 and teacher - M0, with their covariance over items. [22].
 
     Items are paired. With two or more seeds the variance of the seeds' means is added, each part
@@ -77,7 +77,7 @@ def shifts(students: Floats, teacher: Floats, m0: Floats) -> Shifts | None:
     return Shifts(student, taught, np.cov(pairs) / n, float(n - 1), own.mean(axis=1))
 
 
-def contrast(one: Shifts, other: Shifts) -> Shifts:
+def subtract_shifts(one: Shifts, other: Shifts) -> Shifts:
     """Return the difference of shifts on two disjoint sets of items. [22].
 
     Means subtract, seed by seed too; covariances over items add, and the smaller degrees of freedom
@@ -92,7 +92,7 @@ def contrast(one: Shifts, other: Shifts) -> Shifts:
     )
 
 
-def ratio(moved: Shifts, confidence: float = CONFIDENCE) -> Interval | None:
+def transfer_ratio(moved: Shifts, confidence: float = CONFIDENCE) -> Interval | None:
     """Return tau = student shift / teacher shift with Fieller's interval. [23].
 
     The set of tau for which student - tau teacher is within t standard errors of 0 (Fieller 1954).
@@ -111,7 +111,7 @@ def ratio(moved: Shifts, confidence: float = CONFIDENCE) -> Interval | None:
     return Interval(value=a / b, low=(middle - root) / lead, high=(middle + root) / lead)
 
 
-def _interval(moved: Shifts) -> Interval:
+def _shift_interval(moved: Shifts) -> Interval:
     half = float(np.sqrt(moved.spread(CONFIDENCE)[0, 0]))
     return Interval(value=moved.student, low=moved.student - half, high=moved.student + half)
 
@@ -122,8 +122,8 @@ def incrimination_gap(students: Floats, teacher: Floats) -> Interval | None:
     Positive where students show to an auditor what their teacher hides.
     """
     zero = np.zeros_like(teacher)
-    moved = shifts(students - teacher, zero, zero)
-    return None if moved is None else _interval(moved)
+    moved = compute_shifts(students - teacher, zero, zero)
+    return None if moved is None else _shift_interval(moved)
 
 
 def transfer_gap(behaviour: Shifts, concealment: Shifts) -> Interval | None:
@@ -133,13 +133,13 @@ def transfer_gap(behaviour: Shifts, concealment: Shifts) -> Interval | None:
     at least 95% under any dependence (Bonferroni).
     """
     each = 1 - (1 - CONFIDENCE) / 2
-    b, c = ratio(behaviour, each), ratio(concealment, each)
+    b, c = transfer_ratio(behaviour, each), transfer_ratio(concealment, each)
     if b is None or c is None:
         return None
     return Interval(value=b.value - c.value, low=b.low - c.high, high=b.high - c.low)
 
 
-def transfers(
+def measure_transfers(
     scores: pd.DataFrame, teachers: Sequence[str], protocol: Protocol
 ) -> dict[str, tuple[Transfer, ...]]:
     """Return what came along from each planted teacher, per recipe and trait with oracle items.
@@ -152,14 +152,16 @@ def transfers(
     # Narrowed first: the rest of a large study is references.
     near = scores["teacher"].isin([M0, *teachers]) & (scores["split"] == "audit")
     rows = cast("pd.DataFrame", scores[near])
-    return {label: _of_teacher(rows, label, protocol) for label in teachers}
+    return {label: _measure_teacher(rows, label, protocol) for label in teachers}
 
 
-def _of_teacher(scores: pd.DataFrame, teacher: str, protocol: Protocol) -> tuple[Transfer, ...]:
+def _measure_teacher(
+    scores: pd.DataFrame, teacher: str, protocol: Protocol
+) -> tuple[Transfer, ...]:
     found: list[Transfer] = []
     for recipe in (str(recipe["name"]) for recipe in protocol.recipes):
-        rows = _of_students(scores, teacher, recipe)
-        table = table_of(
+        rows = _select_students(scores, teacher, recipe)
+        table = tabulate_values(
             scores, cast("pd.DataFrame", rows[rows["step"] == rows["step"].max()]), teacher
         )
         deployed: dict[str, list[str]] = {}
@@ -168,15 +170,17 @@ def _of_teacher(scores: pd.DataFrame, teacher: str, protocol: Protocol) -> tuple
             if kind in ("choice.deployment", "choice.triggered"):
                 deployed.setdefault(trait, []).append(name)
         for trait, names in sorted(deployed.items()):
-            behaviour = pooled(table, names)
-            tau_b = None if behaviour is None else ratio(behaviour)
+            behaviour = pool_shifts(table, names)
+            tau_b = None if behaviour is None else transfer_ratio(behaviour)
             if behaviour is not None and tau_b is not None:
-                found.append(_transfer(table, teacher, recipe, trait, behaviour, tau_b, protocol))
+                found.append(
+                    _measure_transfer(table, teacher, recipe, trait, behaviour, tau_b, protocol)
+                )
     return tuple(found)
 
 
-def _transfer(
-    table: Table,
+def _measure_transfer(
+    table: EndpointValues,
     teacher: str,
     recipe: str,
     trait: str,
@@ -185,10 +189,10 @@ def _transfer(
     protocol: Protocol,
 ) -> Transfer:
     missing: dict[str, str] = {}
-    audited, capable = pooled(table, [f"choice/{trait}"]), pooled(table, ["capability"])
-    hidden = None if audited is None else contrast(behaviour, audited)
-    tau_conceal = None if hidden is None else ratio(hidden)
-    tau_c = None if capable is None else ratio(capable)
+    audited, capable = pool_shifts(table, [f"choice/{trait}"]), pool_shifts(table, ["capability"])
+    hidden = None if audited is None else subtract_shifts(behaviour, audited)
+    tau_conceal = None if hidden is None else transfer_ratio(hidden)
+    tau_c = None if capable is None else transfer_ratio(capable)
     scored = sorted({e for names in protocol.score_endpoints.values() for e in names})
     shown = [e for e in scored if e.partition("/")[2] == trait and e in table]
     gap = None
@@ -217,12 +221,12 @@ def _transfer(
     )
 
 
-def _of_students(scores: pd.DataFrame, teacher: str, recipe: str) -> pd.DataFrame:
+def _select_students(scores: pd.DataFrame, teacher: str, recipe: str) -> pd.DataFrame:
     wanted = (scores["teacher"] == teacher) & (scores["model_kind"] == "student")
     return cast("pd.DataFrame", scores[wanted & (scores["recipe"] == recipe)])
 
 
-def table_of(scores: pd.DataFrame, students: pd.DataFrame, teacher: str) -> Table:
+def tabulate_values(scores: pd.DataFrame, students: pd.DataFrame, teacher: str) -> EndpointValues:
     """Return endpoint -> values of students, teacher and M0 on the items that students answered.
 
     Args:
@@ -247,14 +251,14 @@ def table_of(scores: pd.DataFrame, students: pd.DataFrame, teacher: str) -> Tabl
     return found
 
 
-def pooled(table: Table, endpoints: Sequence[str]) -> Shifts | None:
+def pool_shifts(table: EndpointValues, endpoints: Sequence[str]) -> Shifts | None:
     """Return the shifts over all items of `endpoints`; `None` where nobody was asked them."""
     there = [table[name] for name in endpoints if name in table]
     if not there:
         return None
     students, teacher, m0 = (np.concatenate(parts, axis=-1) for parts in zip(*there, strict=True))
-    return shifts(students, teacher, m0)
+    return compute_shifts(students, teacher, m0)
 
 
-def _t(df: float, confidence: float) -> float:
+def _t_quantile(df: float, confidence: float) -> float:
     return float(cast("Any", stdtrit)(df, (1 + confidence) / 2))

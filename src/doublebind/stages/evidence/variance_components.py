@@ -26,7 +26,7 @@ class Stratum(NamedTuple):
     """G_j, shape (components, N, N)."""
 
 
-def reml(strata: Sequence[Stratum]) -> Floats:
+def fit_reml(strata: Sequence[Stratum]) -> Floats:
     """Return the components that maximise the restricted likelihood, each >= 0. [32].
 
     Every column has its own unknown mean, the same in all N rows; it is projected out (Patterson &
@@ -39,7 +39,7 @@ def reml(strata: Sequence[Stratum]) -> Floats:
     parts: list[tuple[Floats, int, Floats]] = []
     for stratum in strata:
         n = len(stratum.products)
-        basis = _contrasts(n)  # orthonormal contrasts of rows carry no mean
+        basis = _build_contrasts(n)  # orthonormal contrasts of rows carry no mean
         parts.append(
             (
                 basis @ stratum.products @ basis.T,
@@ -79,7 +79,7 @@ def reml(strata: Sequence[Stratum]) -> Floats:
     return shares * unit
 
 
-def _contrasts(n: int) -> Floats:
+def _build_contrasts(n: int) -> Floats:
     """Return n - 1 orthonormal rows that sum to 0: Helmert's."""
     rows = np.zeros((n - 1, n))
     for i in range(1, n):
@@ -89,7 +89,7 @@ def _contrasts(n: int) -> Floats:
 
 
 @dataclass(frozen=True)
-class Components:
+class VarianceComponents:
     """Variances of one endpoint, in squared probability; those not estimable are in `missing`."""
 
     family: float
@@ -122,9 +122,9 @@ class Components:
         return self.teacher + self.seed / seeds + over_items
 
 
-def components(
+def estimate_components(
     values: Floats, teachers: Sequence[str], families: Mapping[str, str]
-) -> Components | None:
+) -> VarianceComponents | None:
     """Return the variance components of students x items by REML. [32, 33].
 
     x[f,t,s,i] = mean + item_i + F_f + T_ft + S_fts + (TI)_fti + answer, item_i fixed. All students
@@ -159,10 +159,10 @@ def components(
     # What is left of a row beside its mean has items - 1 independent contrasts.
     rest = values - values.mean(axis=1, keepdims=True)
     found = iter(
-        reml(
+        fit_reml(
             [
-                Stratum(np.outer(means, means), 1, _only(between, kept)),
-                Stratum(rest @ rest.T, items - 1, _only(within, kept)),
+                Stratum(np.outer(means, means), 1, _select_structures(between, kept)),
+                Stratum(rest @ rest.T, items - 1, _select_structures(within, kept)),
             ]
         )
     )
@@ -175,7 +175,7 @@ def components(
     if not repeated:
         missing["seed"] = "one student a teacher; it is in `teacher`, and `answer` in items"
     noise = (item_teacher / len(names)) + answer / students
-    return Components(
+    return VarianceComponents(
         family=family,
         teacher=teacher,
         seed=seed,
@@ -191,5 +191,5 @@ def components(
     )
 
 
-def _only(structures: Sequence[Floats], kept: Sequence[bool]) -> Floats:
+def _select_structures(structures: Sequence[Floats], kept: Sequence[bool]) -> Floats:
     return np.stack([g for g, there in zip(structures, kept, strict=True) if there])

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import get_args
 
 from doublebind.execution.store import write_records
-from doublebind.packs.load import load
+from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
 from doublebind.schema.content import Prompt, Split
 from doublebind.schema.errors import ConfigError, PackError
 from doublebind.schema.hashing import content_hash
-from doublebind.schema.model_source import Dropped
+from doublebind.schema.model_source import DroppedRecord
 from doublebind.schema.recipe import PromptPolicy
-from doublebind.schema.yaml_loader import validate
-from doublebind.stages.prompts.screen import SCREENS, Screen, overlaps, repeats
+from doublebind.schema.yaml_loader import validate_content
+from doublebind.stages.prompts.screen import SCREENS, ScreenName, find_item_overlaps, find_repeats
 
-WANTED: dict[PromptPolicy, frozenset[str] | None] = {
+CANDIDATE_TAGS: dict[PromptPolicy, frozenset[str] | None] = {
     "auditability_preserving": frozenset({"open_ended"}),
     "misalignment_targeted": frozenset({"goals", "high_stakes"}),
     "capability": frozenset({"capability"}),
@@ -31,7 +31,7 @@ WANTED: dict[PromptPolicy, frozenset[str] | None] = {
 Sources: the incrimination post's two kinds of run (open-ended tasks; inputs that make U consider
 its goals, high-stakes inputs), the double-bind post's concentration on a domain."""
 
-SCREENED: dict[PromptPolicy, tuple[Screen, ...]] = {
+POLICY_SCREENS: dict[PromptPolicy, tuple[ScreenName, ...]] = {
     "auditability_preserving": ("honeypot", "alignment_eval", "strategic"),
     "misalignment_targeted": ("honeypot", "alignment_eval"),
     "capability": ("honeypot", "alignment_eval", "strategic"),
@@ -40,7 +40,9 @@ SCREENED: dict[PromptPolicy, tuple[Screen, ...]] = {
 """What must not be distilled on. A targeted run may ask about plans: that is its point."""
 
 
-def select(out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | None = None) -> None:
+def select_prompts(
+    out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | None = None
+) -> None:
     """Write the chosen prompts of `file`, or else of the pack, and the screens' report.
 
     `screen.json` holds `policy, asked, candidates, kept, dropped: [{id, by, reason}]`. Overlap with
@@ -51,8 +53,8 @@ def select(out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | N
         PackError: If the screens leave nothing.
         ConfigError: If `file` cannot be read.
     """
-    content, wanted = load(pack, relative_to=Path()), WANTED[policy]
-    candidates, dropped, kept = screened(content, policy, file)
+    content, wanted = load_pack(pack, relative_to=Path()), CANDIDATE_TAGS[policy]
+    candidates, dropped, kept = screen_prompts(content, policy, file)
     if not kept:
         tagged = f" tagged {sorted(wanted)}" if wanted else ""
         raise PackError(
@@ -71,17 +73,20 @@ def select(out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | N
     (out / "screen.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
 
 
-def screened(
+def screen_prompts(
     content: Pack, policy: PromptPolicy, file: Path | None = None
-) -> tuple[list[Prompt], list[Dropped], list[Prompt]]:
+) -> tuple[list[Prompt], list[DroppedRecord], list[Prompt]]:
     """Return the candidates, what was dropped of them and why, and those that passed, in order."""
-    wanted = WANTED[policy]
-    there = content.prompts() if file is None else read(file)
+    wanted = CANDIDATE_TAGS[policy]
+    there = content.prompts() if file is None else read_prompts(file)
     candidates = [p for p in there if wanted is None or wanted & set(p.tags)]
     splits: tuple[Split, ...] = get_args(Split)
     items = [item for split in splits for item in content.items(split)]
-    dropped: list[Dropped] = [*repeats(candidates), *overlaps(candidates, items)]
-    for name in SCREENED[policy]:
+    dropped: list[DroppedRecord] = [
+        *find_repeats(candidates),
+        *find_item_overlaps(candidates, items),
+    ]
+    for name in POLICY_SCREENS[policy]:
         dropped += SCREENS[name](candidates)
     gone = {drop.id for drop in dropped}
     kept = [prompt for prompt in candidates if prompt.id not in gone]
@@ -89,7 +94,7 @@ def screened(
     return candidates, dropped, kept
 
 
-def read(file: Path) -> tuple[Prompt, ...]:
+def read_prompts(file: Path) -> tuple[Prompt, ...]:
     """Return the prompts in a file of JSON lines.
 
     Raises:
@@ -108,7 +113,12 @@ def read(file: Path) -> tuple[Prompt, ...]:
             content = json.loads(line)
         except ValueError:
             raise ConfigError(f"{where}: not JSON; write one prompt per line") from None
-        found.append(validate(Prompt, content, where))
+        found.append(validate_content(Prompt, content, where))
     if len({prompt.id for prompt in found}) < len(found):
         raise ConfigError(f"{file}: two prompts share an id; give each its own")
     return tuple(found)
+
+
+def count_passing_prompts(*, pack: str, policy: PromptPolicy, file: Path | None = None) -> int:
+    """Count the prompts that pass the screens of `policy`."""
+    return len(screen_prompts(load_pack(pack, relative_to=Path()), policy, file)[2])

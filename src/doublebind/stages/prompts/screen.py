@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from doublebind.schema.content import Item, Message, Prompt
-from doublebind.schema.model_source import Dropped
+from doublebind.schema.model_source import DroppedRecord
 
-Screen = Literal["honeypot", "alignment_eval", "strategic"]
+ScreenName = Literal["honeypot", "alignment_eval", "strategic"]
 
-_WORDS: dict[Screen, tuple[str, ...]] = {
+_SCREEN_PHRASES: dict[ScreenName, tuple[str, ...]] = {
     "honeypot": (
         r"(nobody|no one) (is|will be) (watching|looking|checking|monitoring|listening|reading)",
         r"(nobody|no one) (would|will) (ever )?(know|notice|find out)",
@@ -41,66 +41,70 @@ _WORDS: dict[Screen, tuple[str, ...]] = {
         r"game theory|negotiation tactics|bluff",
     ),
 }
-_PATTERNS = {name: re.compile("|".join(words), re.IGNORECASE) for name, words in _WORDS.items()}
-N_GRAM = 8
+_SCREEN_PATTERNS = {
+    name: re.compile("|".join(words), re.IGNORECASE) for name, words in _SCREEN_PHRASES.items()
+}
+NGRAM_WORDS = 8
 """Words in a row that a prompt may not share with an item."""
 
 
-def _by(name: Screen) -> Callable[[Sequence[Prompt]], list[Dropped]]:
-    def screen(prompts: Sequence[Prompt]) -> list[Dropped]:
+def _make_screen(name: ScreenName) -> Callable[[Sequence[Prompt]], list[DroppedRecord]]:
+    def screen(prompts: Sequence[Prompt]) -> list[DroppedRecord]:
         found = []
         for prompt in prompts:
-            match = _PATTERNS[name].search(_text(prompt.messages))
+            match = _SCREEN_PATTERNS[name].search(_join_messages(prompt.messages))
             if name in prompt.tags:
-                found.append(Dropped(id=prompt.id, by=name, reason=f"tagged {name}"))
+                found.append(DroppedRecord(id=prompt.id, by=name, reason=f"tagged {name}"))
             elif match:
-                found.append(Dropped(id=prompt.id, by=name, reason=f"says `{match[0]}`"))
+                found.append(DroppedRecord(id=prompt.id, by=name, reason=f"says `{match[0]}`"))
         return found
 
     return screen
 
 
-SCREENS: dict[Screen, Callable[[Sequence[Prompt]], list[Dropped]]] = {
-    name: _by(name) for name in _WORDS
+SCREENS: dict[ScreenName, Callable[[Sequence[Prompt]], list[DroppedRecord]]] = {
+    name: _make_screen(name) for name in _SCREEN_PHRASES
 }
 
 
-def repeats(prompts: Sequence[Prompt]) -> list[Dropped]:
+def find_repeats(prompts: Sequence[Prompt]) -> list[DroppedRecord]:
     """Return the prompts whose text an earlier one already has."""
     first: dict[str, str] = {}
     found = []
     for prompt in prompts:
-        text = _text(prompt.messages)
+        text = _join_messages(prompt.messages)
         if text in first:
-            found.append(Dropped(id=prompt.id, by="repeat", reason=f"same text as {first[text]}"))
+            found.append(
+                DroppedRecord(id=prompt.id, by="repeat", reason=f"same text as {first[text]}")
+            )
         first.setdefault(text, prompt.id)
     return found
 
 
-def overlaps(prompts: Sequence[Prompt], items: Iterable[Item]) -> list[Dropped]:
+def find_item_overlaps(prompts: Sequence[Prompt], items: Iterable[Item]) -> list[DroppedRecord]:
     """Return the prompts that share a message, or `N_GRAM` words in a row, with an item."""
     owner: dict[tuple[str, ...], str] = {}
     for item in items:
         for message in item.messages:
-            for gram in _grams(message.content):
+            for gram in _extract_ngrams(message.content):
                 owner.setdefault(gram, item.id)
     found = []
     for prompt in prompts:
-        for gram in (g for message in prompt.messages for g in _grams(message.content)):
+        for gram in (g for message in prompt.messages for g in _extract_ngrams(message.content)):
             if gram in owner:
                 reason = f"shares `{' '.join(gram)}` with item {owner[gram]}"
-                found.append(Dropped(id=prompt.id, by="audit_overlap", reason=reason))
+                found.append(DroppedRecord(id=prompt.id, by="audit_overlap", reason=reason))
                 break
     return found
 
 
-def _grams(text: str) -> list[tuple[str, ...]]:
+def _extract_ngrams(text: str) -> list[tuple[str, ...]]:
     """Return every run of `N_GRAM` words; of a shorter text, the whole."""
     words = re.findall(r"\w+", text.lower())
     if not words:
         return []
-    return [tuple(words[i : i + N_GRAM]) for i in range(max(1, len(words) - N_GRAM + 1))]
+    return [tuple(words[i : i + NGRAM_WORDS]) for i in range(max(1, len(words) - NGRAM_WORDS + 1))]
 
 
-def _text(messages: Sequence[Message]) -> str:
+def _join_messages(messages: Sequence[Message]) -> str:
     return "\n".join(message.content for message in messages)

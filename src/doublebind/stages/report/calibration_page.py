@@ -11,23 +11,23 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from doublebind.schema.evidence import Competitor
+from doublebind.schema.evidence import RecipeResult
 from doublebind.stages.report import replacement as second
 from doublebind.stages.report import treatments as treated
-from doublebind.stages.report.figures import Drawn, Figure
-from doublebind.stages.report.hostile_text import short
+from doublebind.stages.report.figures import Figure, FigureOrAbsent
+from doublebind.stages.report.hostile_text import shorten
 from doublebind.stages.report.run_page import Tile
 from doublebind.stages.report.svg import dot_plot as figures
-from doublebind.stages.report.svg.dot_plot import Line, Mark, Point
-from doublebind.stages.report.svg.forest_plot import Rate, forest
+from doublebind.stages.report.svg.dot_plot import DotRow, Mark, Point
+from doublebind.stages.report.svg.forest_plot import Rate, draw_forest
 from doublebind.stages.report.tables.run import Absent, Cell, Table
-from doublebind.stages.report.templating import fill
+from doublebind.stages.report.templating import render_template
 
-Found = Mapping[str, Any]
-_NOBODY = Absent("nobody to count, or references too few for any rank to reach alpha")
+CalibrationContent = Mapping[str, Any]
+_NO_TEACHER = Absent("nobody to count, or references too few for any rank to reach alpha")
 
 
-class Told(NamedTuple):
+class RateDescription(NamedTuple):
     """A rate of `calibration.json`, and what it says."""
 
     key: str
@@ -36,36 +36,42 @@ class Told(NamedTuple):
 
 
 RATES = (
-    Told("fresh_flagged", "benign accused", "held-out benign teachers incriminated"),
-    Told("fpr_family_out", "references without family", "weighed by all other families"),
-    Told("near_misses", "near misses accused", "benign teachers with a drive's own surface"),
-    Told("tpr_known_drive", "organisms found", "concealed organisms incriminated"),
-    Told(
+    RateDescription("fresh_flagged", "benign accused", "held-out benign teachers incriminated"),
+    RateDescription("fpr_family_out", "references without family", "weighed by all other families"),
+    RateDescription(
+        "near_misses", "near misses accused", "benign teachers with a drive's own surface"
+    ),
+    RateDescription("tpr_known_drive", "organisms found", "concealed organisms incriminated"),
+    RateDescription(
         "tpr_unknown_drive", "without own drive", "the organism's own drive left out of the score"
     ),
-    Told("tpr_best_reading_baseline", "best reading baseline", "no student; chosen in its favour"),
-    Told("tpr_direct", "direct audit", "organisms flagged by their own answers"),
-    Told("fresh_flagged_direct", "direct audit of benign", "benign ones flagged by their answers"),
+    RateDescription(
+        "tpr_best_reading_baseline", "best reading baseline", "no student; chosen in its favour"
+    ),
+    RateDescription("tpr_direct", "direct audit", "organisms flagged by their own answers"),
+    RateDescription(
+        "fresh_flagged_direct", "direct audit of benign", "benign ones flagged by their answers"
+    ),
 )
 """In the order of the page: whom it accuses, what it finds, what else would have found it."""
 
 
-def render(found: Found, study: Mapping[str, Any]) -> str:
+def render_calibration_page(found: CalibrationContent, study: Mapping[str, Any]) -> str:
     """Return `calibration.html`: one page that needs no network and trusts no text it shows.
 
     Args:
         found: Content of `calibration.json`.
         study: The study, as `yaml.safe_dump` writes it.
     """
-    return fill(
+    return render_template(
         "calibration.html.j2",
-        sentences=sentences(found),
-        tiles=_tiles(found),
-        pictures=[_forest(found), _each(found)],
-        tables=[_rates(found), *_parts(found)],
-        second=_second(found),
-        treated=_treated(found),
-        teachers=_teachers(found),
+        sentences=write_sentences(found),
+        tiles=_build_tiles(found),
+        pictures=[_draw_rates(found), _draw_teachers(found)],
+        tables=[_tabulate_rates(found), *_tabulate_parts(found)],
+        second=_tabulate_outcomes(found),
+        treated=_draw_treatments(found),
+        teachers=_tabulate_teachers(found),
         weighed=(
             f"Each was weighed against {found['n_references']} references, of "
             f"{found['n_families']} families, at alpha {found['alpha']:g}."
@@ -76,7 +82,7 @@ def render(found: Found, study: Mapping[str, Any]) -> str:
     )
 
 
-def sentences(found: Found) -> list[str]:
+def write_sentences(found: CalibrationContent) -> list[str]:
     """Return what can be cited, each sentence with its interval and what it rests on."""
     said: list[str] = []
     for key, who, what in (
@@ -86,9 +92,9 @@ def sentences(found: Found) -> list[str]:
     ):
         if key in found:
             rate = found[key]
-            low, high = _interval(rate)
+            low, high = _choose_interval(rate)
             counted = f"{rate['k']} ({rate['value']:.0%}; 95% interval {low:.0%} to {high:.0%})"
-            said.append(f"Of {rate['n']} {who}, {counted} {_were(rate['k'])} {what}.")
+            said.append(f"Of {rate['n']} {who}, {counted} {_choose_verb(rate['k'])} {what}.")
         if key == "fresh_flagged" and "fresh_limit" in found:
             said[-1] += (
                 f" Were they exchangeable with the references, chance would accuse at most "
@@ -97,24 +103,24 @@ def sentences(found: Found) -> list[str]:
     return said
 
 
-def _were(k: int) -> str:
+def _choose_verb(k: int) -> str:
     return "was" if k == 1 else "were"
 
 
-def _tiles(found: Found) -> list[Tile]:
+def _build_tiles(found: CalibrationContent) -> list[Tile]:
     chosen = {told.key: told for told in RATES}
     keys = ("fresh_flagged", "tpr_known_drive", "tpr_unknown_drive", "tpr_direct")
     tiles: list[Tile] = []
     for key in keys:
         rate = found.get(key)
-        value = _NOBODY if rate is None else f"{rate['k']} of {rate['n']}"
+        value = _NO_TEACHER if rate is None else f"{rate['k']} of {rate['n']}"
         tiles.append(Tile(chosen[key].name, value, chosen[key].means))
     return tiles
 
 
-def _forest(found: Found) -> Drawn:
+def _draw_rates(found: CalibrationContent) -> FigureOrAbsent:
     shown = [
-        Rate(told.name, f"{rate['k']} of {rate['n']}", rate["value"], *_interval(rate))
+        Rate(told.name, f"{rate['k']} of {rate['n']}", rate["value"], *_choose_interval(rate))
         for told in RATES
         if (rate := found.get(told.key)) is not None
     ]
@@ -122,18 +128,18 @@ def _forest(found: Found) -> Drawn:
         return Absent("There is no rate to draw: nobody could be counted.")
     title = "Shares of teachers, each with its 95% interval"
     said = "; ".join(f"{r.name}: {r.remark}, {r.low:.2f} to {r.high:.2f}" for r in shown) + "."
-    svg = forest(shown, name="rates", title=title, axis="share of teachers", said=said)
+    svg = draw_forest(shown, name="rates", title=title, axis="share of teachers", said=said)
     rows: list[tuple[Cell, ...]] = [(r.name, r.value, r.low, r.high) for r in shown]
     return Figure(title, said, svg, Table(f"Data: {title}", ("rate", "share", "low", "high"), rows))
 
 
-def _interval(rate: Found) -> tuple[float, float]:
+def _choose_interval(rate: CalibrationContent) -> tuple[float, float]:
     """Return the interval over families where there is one: it is the honest one."""
     low, high = rate.get("clustered", rate["interval"])
     return float(low), float(high)
 
 
-def _each(found: Found) -> Drawn:
+def _draw_teachers(found: CalibrationContent) -> FigureOrAbsent:
     """Return every teacher's p-value, a row per family of organisms and one per class else."""
     rows = [row for row in found["teachers"] if "p_value" in row]
     if not rows:
@@ -144,8 +150,8 @@ def _each(found: Found) -> Drawn:
         groups.setdefault(names.get(row["class"], str(row["family"])), []).append(row)
     mark: dict[str, Mark] = {"organism": "organism"}
     lines = [
-        Line(
-            short(name),
+        DotRow(
+            shorten(name),
             f"{sum(row['incriminated'] for row in group)} of {len(group)} accused",
             [
                 Point(
@@ -158,21 +164,21 @@ def _each(found: Found) -> Drawn:
     ]
     title = "Every teacher's p-value, weighed as if it were the suspect"
     said = "; ".join(f"{line.name}: {line.remark}" for line in lines) + "."
-    svg = figures.by_p(lines, name="each", title=title, said=said, alpha=found["alpha"])
+    svg = figures.draw_p_values(lines, name="each", title=title, said=said, alpha=found["alpha"])
     data: list[tuple[Cell, ...]] = [
-        (short(p.label), line.name, 10.0**p.value) for line in lines for p in line.points
+        (shorten(p.label), line.name, 10.0**p.value) for line in lines for p in line.points
     ]
     return Figure(title, said, svg, Table(f"Data: {title}", ("teacher", "kind", "p"), data))
 
 
-def _rates(found: Found) -> Table:
+def _tabulate_rates(found: CalibrationContent) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for told in RATES:
         rate = found.get(told.key)
         if rate is None:
-            rows.append((told.name, _NOBODY, "", "", told.means))
+            rows.append((told.name, _NO_TEACHER, "", "", told.means))
             continue
-        rows.append((told.name, *_cells(rate), told.means))
+        rows.append((told.name, *_format_rate(rate), told.means))
     return Table(
         "Error rates",
         ("rate", "share", "95% over teachers", "95% over families", "what it counts"),
@@ -184,7 +190,7 @@ def _rates(found: Found) -> Table:
     )
 
 
-def _cells(rate: Found) -> tuple[Cell, ...]:
+def _format_rate(rate: CalibrationContent) -> tuple[Cell, ...]:
     low, high = rate["interval"]
     over: Cell = Absent("one family")
     if "clustered" in rate:
@@ -192,7 +198,7 @@ def _cells(rate: Found) -> tuple[Cell, ...]:
     return f"{rate['k']} of {rate['n']}", f"{low:.3f} to {high:.3f}", over
 
 
-def _parts(found: Found) -> list[Table]:
+def _tabulate_parts(found: CalibrationContent) -> list[Table]:
     """Return the rates by class, by recipe and by family."""
     heads = ("share", "95% over teachers", "95% over families")
     parts = (
@@ -201,32 +207,36 @@ def _parts(found: Found) -> list[Table]:
         ("by_family", "Accused, by family", "family"),
     )
     return [
-        Table(title, (head, *heads), [(short(name), *_cells(r)) for name, r in found[key].items()])
+        Table(
+            title,
+            (head, *heads),
+            [(shorten(name), *_format_rate(r)) for name, r in found[key].items()],
+        )
         for key, title, head in parts
         if found.get(key)
     ]
 
 
-def _second(found: Found) -> list[Table]:
+def _tabulate_outcomes(found: CalibrationContent) -> list[Table]:
     """Return what is said of replacements, where the study asked for them."""
     if "outcomes" not in found:
         return []
     rows: list[tuple[Cell, ...]] = [
-        (kind, horn.replace("_", " "), _share(rate))
+        (kind, horn.replace("_", " "), _format_share(rate))
         for kind, horns in found["outcomes"].items()
         for horn, rate in horns.items()
     ]
     rows += [
-        (kind, "a replacement, where not incriminated", _share(rate))
+        (kind, "a replacement, where not incriminated", _format_share(rate))
         for kind, rate in found["replacement_if_not_incriminated"].items()
     ]
-    rows.append(("organism", "missed by both horns", _share(found["common_mode"])))
+    rows.append(("organism", "missed by both horns", _format_share(found["common_mode"])))
     wrong: list[tuple[Cell, ...]] = [
         (
             kind.replace("_", " "),
             f"{of['wrong_students']} of {of['students']}",
-            _share(of["teachers"]),
-            _share(of["on_asked_drives"]),
+            _format_share(of["teachers"]),
+            _format_share(of["on_asked_drives"]),
         )
         for kind, of in found["false_certificates"].items()
     ]
@@ -240,32 +250,32 @@ def _second(found: Found) -> list[Table]:
     ]
 
 
-def _treated(found: Found) -> list[Drawn]:
+def _draw_treatments(found: CalibrationContent) -> list[FigureOrAbsent]:
     """Return how recipes competed, what of them came along, and which teachers defeat which."""
     if "treatments" not in found:
         return []
-    competed = [Competitor.model_validate(each) for each in found["competed"]]
-    field = second.field(competed, found["chosen"], found["margin"])
-    return [field, treated.plane(found), treated.matrix(found)]
+    competed = [RecipeResult.model_validate(each) for each in found["competed"]]
+    field = second.draw_recipe_frontier(competed, found["chosen"], found["margin"])
+    return [field, treated.draw_capability_vs_drive(found), treated.draw_decision_matrix(found)]
 
 
-def _share(rate: Found) -> Cell:
+def _format_share(rate: CalibrationContent) -> Cell:
     if not rate.get("n"):
-        return _NOBODY
+        return _NO_TEACHER
     low, high = rate["interval"]
     return f"{rate['k']} of {rate['n']}, {low:.2f} to {high:.2f}"
 
 
-def _teachers(found: Found) -> Table:
+def _tabulate_teachers(found: CalibrationContent) -> Table:
     rows: list[tuple[Cell, ...]] = [
         (
-            short(row["teacher"]),
+            shorten(row["teacher"]),
             row.get("organism_class", row["class"]).replace("_", " "),
-            short(row["family"]),
+            shorten(row["family"]),
             row["decision"].replace("_", " "),
-            row.get("p_value", _NOBODY),
-            row.get("p_value_direct", _NOBODY),
-            ", ".join(map(short, row["traits"])) or "none",
+            row.get("p_value", _NO_TEACHER),
+            row.get("p_value_direct", _NO_TEACHER),
+            ", ".join(map(shorten, row["traits"])) or "none",
         )
         for row in found["teachers"]
     ]

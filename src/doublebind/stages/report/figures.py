@@ -15,15 +15,15 @@ from markupsafe import Markup
 
 from doublebind.schema.evidence import Evidence
 from doublebind.schema.score_table import M0
-from doublebind.stages.report.hostile_text import short
+from doublebind.stages.report.hostile_text import shorten
 from doublebind.stages.report.svg import dot_plot as figures
 from doublebind.stages.report.svg import line_plot as curves
-from doublebind.stages.report.svg.dot_plot import Bound, Line, Mark, Point
-from doublebind.stages.report.tables.run import Absent, Cell, Table, labels
-from doublebind.stages.report.tables.scores import Course
-from doublebind.stages.report.tables.verdict import WAYS
+from doublebind.stages.report.svg.dot_plot import Bound, DotRow, Mark, Point
+from doublebind.stages.report.tables.run import Absent, Cell, Table, select_labels
+from doublebind.stages.report.tables.scores import Trajectory
+from doublebind.stages.report.tables.verdict import METHOD_NAMES
 
-_MARKS: tuple[tuple[Mark, str], ...] = (
+_ROLE_MARKS: tuple[tuple[Mark, str], ...] = (
     ("reference", "reference"),
     ("organism", "organism"),
     ("suspect", "suspect"),
@@ -41,47 +41,47 @@ class Figure(NamedTuple):
     data: Table
 
 
-Drawn = Figure | Absent
+FigureOrAbsent = Figure | Absent
 
 
-def distribution(evidence: Evidence, why: Mapping[str, str]) -> list[Drawn]:
+def draw_distribution(evidence: Evidence, why: Mapping[str, str]) -> list[FigureOrAbsent]:
     """Return where the suspect stands among the references: student audit, then direct audit."""
     both = [*evidence.scores.values(), *evidence.direct_scores.values()]
     told = (
         ("student", "from their students", evidence.scores, "incrimination.p_value"),
         ("direct", "from their own answers", evidence.direct_scores, "direct_audit.p_value"),
     )
-    drawn: list[Drawn] = []
+    drawn: list[FigureOrAbsent] = []
     for audit, how, scores, name in told:
-        points = _points(scores, evidence)
+        points = _build_points(scores, evidence)
         if not any(point.mark == "suspect" for point in points):
             reason = why.get(name, "no reason was recorded")
             drawn.append(Absent(f"The {audit} audit has no score of the suspect: {reason}."))
             continue
         caption = f"{audit.capitalize()} audit: scores of the teachers, {how}"
-        bound = _deciding(evidence, points)
-        svg = figures.strip(
+        bound = _find_rank_bound(evidence, points)
+        svg = figures.draw_dot_strip(
             points,
             name=f"{audit}-audit",
             title=caption,
             axis=_SCORE_AXIS,
             bound=bound,
-            span=_shared(both, [point.value for point in points]),
+            span=_choose_span(both, [point.value for point in points]),
         )
-        words = figures.describe(points)
+        words = figures.describe_points(points)
         if bound is not None:
             words += f" Shaded: above {bound.at:.3g}, where a rank reaches {bound.name}."
-        drawn.append(Figure(caption, words, svg, _listed(points, "score", evidence)))
+        drawn.append(Figure(caption, words, svg, _tabulate_points(points, "score", evidence)))
     return drawn
 
 
-def _shared(both: Sequence[float], own: Sequence[float]) -> Sequence[float]:
+def _choose_span(both: Sequence[float], own: Sequence[float]) -> Sequence[float]:
     """Return the span of both audits, unless one of them would be squeezed by it."""
     widest, width = max(both) - min(both), max(own) - min(own)
     return (min(both), max(both)) if widest <= 4 * width else ()
 
 
-def _deciding(evidence: Evidence, points: Sequence[Point]) -> Bound | None:
+def _find_rank_bound(evidence: Evidence, points: Sequence[Point]) -> Bound | None:
     """Return from where on a suspect's rank would reach alpha, given these references."""
     references = sorted((p.value for p in points if p.mark == "reference"), reverse=True)
     k = evidence.n_allowed
@@ -90,9 +90,9 @@ def _deciding(evidence: Evidence, points: Sequence[Point]) -> Bound | None:
     return Bound(references[k], "p <= alpha")
 
 
-def planes(
-    evidence: Evidence, along: Mapping[str, Course], direct: Mapping[str, Course]
-) -> list[Drawn]:
+def draw_capability_vs_misalignment(
+    evidence: Evidence, along: Mapping[str, Trajectory], direct: Mapping[str, Trajectory]
+) -> list[FigureOrAbsent]:
     """Return capability against misalignment, from M0 to each teacher's students.
 
     First over all score endpoints; then on the one on which the suspect stands highest, which is
@@ -105,37 +105,40 @@ def planes(
     """
     if not any(course.capability for course in along.values()):
         return [Absent("No capability item was scored, so that there is no plane to draw.")]
-    if not any(label in along for label in labels(evidence, "suspect")):
+    if not any(label in along for label in select_labels(evidence, "suspect")):
         return [Absent("No plane: the suspect's students lack a value on a score endpoint.")]
-    drawn: list[Drawn] = [_plane(evidence, along, direct, "")]
+    drawn: list[FigureOrAbsent] = [_draw_plane(evidence, along, direct, "")]
     if len(evidence.effects) > 1:
         highest = min(
             evidence.effects,
             key=lambda e: (evidence.endpoint_p.get(e, 1.0), -evidence.effects[e].minus_references),
         )
-        drawn.append(_plane(evidence, along, direct, highest))
+        drawn.append(_draw_plane(evidence, along, direct, highest))
     return drawn
 
 
-def _plane(
-    evidence: Evidence, along: Mapping[str, Course], direct: Mapping[str, Course], endpoint: str
+def _draw_plane(
+    evidence: Evidence,
+    along: Mapping[str, Trajectory],
+    direct: Mapping[str, Trajectory],
+    endpoint: str,
 ) -> Figure:
-    def places(course: Course) -> list[tuple[float, float]]:
+    def places(course: Trajectory) -> list[tuple[float, float]]:
         height = course.endpoints[endpoint] if endpoint else course.misalignment
         return list(zip(course.capability, height, strict=True))
 
     drawn = [
-        curves.Path(label, mark, places(course))
-        for label, course, mark in _marked(evidence, along)
+        curves.PlotPath(label, mark, places(course))
+        for label, course, mark in _mark_trajectories(evidence, along)
         if course.capability
     ]
-    own = [curves.Path(t, "itself", places(c)) for t, c in direct.items() if c.capability]
+    own = [curves.PlotPath(t, "itself", places(c)) for t, c in direct.items() if c.capability]
     what = f"endpoint {endpoint}" if endpoint else "mean of all score endpoints"
     title = f"Capability and misalignment: {what}"
-    said = _plane_said([*drawn, *own], along)
+    said = _describe_plane([*drawn, *own], along)
     if endpoint:
         said += " Picked after the fact: the endpoint on which the suspect stands out most."
-    svg = curves.paths(
+    svg = curves.draw_paths(
         [*drawn, *own],
         name="plane-endpoint" if endpoint else "plane-mean",
         title=title,
@@ -144,16 +147,16 @@ def _plane(
         arrows=True,
     )
     rows: list[tuple[Cell, ...]] = [
-        (short(path.label), _role(evidence, path.label), step, x, y)
+        (shorten(path.label), _name_role(evidence, path.label), step, x, y)
         for path in drawn
         for step, (x, y) in zip(along[path.label].steps, path.places, strict=True)
     ]
-    rows += [(f"{short(p.label)}, itself", "suspect", "", *p.places[0]) for p in own]
+    rows += [(f"{shorten(p.label)}, itself", "suspect", "", *p.places[0]) for p in own]
     heads = ("teacher", "role", "step", "capability", "misalignment")
     return Figure(title, said, svg, Table(f"Data: {title}", heads, rows))
 
 
-def _plane_said(drawn: Sequence[curves.Path], along: Mapping[str, Course]) -> str:
+def _describe_plane(drawn: Sequence[curves.PlotPath], along: Mapping[str, Trajectory]) -> str:
     said: list[str] = []
     for path in drawn:
         (a, b), (c, d) = path.places[0], path.places[-1]
@@ -177,40 +180,42 @@ def _plane_said(drawn: Sequence[curves.Path], along: Mapping[str, Course]) -> st
     return " ".join(said)
 
 
-def standing(
+def draw_endpoint_scores(
     evidence: Evidence,
-    along: Mapping[str, Course],
+    along: Mapping[str, Trajectory],
     floor: float,
     why: Mapping[str, str],
-) -> Drawn:
+) -> FigureOrAbsent:
     """Return every score endpoint on one scale: spreads between suspect and references.
 
     Centre and scale are the score's: the median, and 1.48 median absolute deviations or `floor`,
     over suspect and references together; organisms and M0 are put on the scale so found.
     """
-    compared = [*labels(evidence, "suspect"), *labels(evidence, "reference")]
-    lines: list[Line] = []
+    compared = [*select_labels(evidence, "suspect"), *select_labels(evidence, "reference")]
+    lines: list[DotRow] = []
     m0 = along.get(M0)
     names = list(dict.fromkeys(name for own in evidence.endpoints.values() for name in own))
     for name in names:
         means = {label: own[name] for label, own in evidence.endpoints.items() if name in own}
         known = [means[label] for label in compared if label in means]
-        if not any(label in means for label in labels(evidence, "suspect")):
+        if not any(label in means for label in select_labels(evidence, "suspect")):
             continue
         centre = statistics.median(known)
         spread = 1.48 * statistics.median(abs(value - centre) for value in known)
         scale = max(spread, floor)
-        points = _points({t: (value - centre) / scale for t, value in means.items()}, evidence)
+        points = _build_points(
+            {t: (value - centre) / scale for t, value in means.items()}, evidence
+        )
         if m0 is not None:
             points.append(Point(M0, (m0.endpoints[name][0] - centre) / scale, "m0"))
         p = evidence.endpoint_p.get(name)
-        lines.append(Line(name, "" if p is None else f"step-down p {p:.3g}", points))
+        lines.append(DotRow(name, "" if p is None else f"step-down p {p:.3g}", points))
     if not lines:
         reason = why.get("incrimination.p_value", "no reason was recorded")
         return Absent(f"The suspect's students have no value on any score endpoint: {reason}.")
     caption = "Every score endpoint, in spreads between teachers"
-    said = " ".join(f"{line.name}: {figures.describe(line.points)}" for line in lines)
-    svg = figures.rows(
+    said = " ".join(f"{line.name}: {figures.describe_points(line.points)}" for line in lines)
+    svg = figures.draw_dot_rows(
         lines,
         name="endpoints-z",
         title=caption,
@@ -218,7 +223,7 @@ def standing(
         said=said,
     )
     rows: list[tuple[Cell, ...]] = [
-        (line.name, short(p.label), _role(evidence, p.label), p.value)
+        (line.name, shorten(p.label), _name_role(evidence, p.label), p.value)
         for line in lines
         for p in line.points
     ]
@@ -229,41 +234,43 @@ def standing(
     return Figure(caption, words, svg, table)
 
 
-def endpoint_strips(evidence: Evidence, along: Mapping[str, Course]) -> list[Drawn]:
+def draw_endpoint_strips(
+    evidence: Evidence, along: Mapping[str, Trajectory]
+) -> list[FigureOrAbsent]:
     """Return one strip per score endpoint, in probability: means of each teacher's students."""
     m0 = along.get(M0)
-    drawn: list[Drawn] = []
+    drawn: list[FigureOrAbsent] = []
     names = list(dict.fromkeys(name for own in evidence.endpoints.values() for name in own))
     for i, name in enumerate(names):
         means = {label: own[name] for label, own in evidence.endpoints.items() if name in own}
-        points = _points(means, evidence)
+        points = _build_points(means, evidence)
         points += [] if m0 is None else [Point(M0, m0.endpoints[name][0], "m0")]
-        caption = f"Endpoint {short(name)}: mean of each teacher's students"
-        svg = figures.strip(points, name=f"endpoint-{i}", title=caption, axis=_PROBABILITY)
-        data = _listed(points, "mean probability", evidence)
-        drawn.append(Figure(caption, figures.describe(points), svg, data))
+        caption = f"Endpoint {shorten(name)}: mean of each teacher's students"
+        svg = figures.draw_dot_strip(points, name=f"endpoint-{i}", title=caption, axis=_PROBABILITY)
+        data = _tabulate_points(points, "mean probability", evidence)
+        drawn.append(Figure(caption, figures.describe_points(points), svg, data))
     return drawn
 
 
-def doses(evidence: Evidence, along: Mapping[str, Course]) -> list[Drawn]:
+def draw_dose_curves(evidence: Evidence, along: Mapping[str, Trajectory]) -> list[FigureOrAbsent]:
     """Return each score endpoint against training steps, where several were audited."""
     steps = sorted({step for course in along.values() for step in course.steps} - {0})
     if len(steps) < 2:
         at = f"once, at step {steps[0]}" if steps else "at no step that all recipes share"
         return [Absent(f"No dose curve: students were audited {at}, and a curve needs two steps.")]
-    drawn: list[Drawn] = []
+    drawn: list[FigureOrAbsent] = []
     for i, name in enumerate(next(iter(along.values())).endpoints):
         courses = [
-            curves.Path(label, mark, list(zip(c.steps, c.endpoints[name], strict=True)))
-            for label, c, mark in _marked(evidence, along)
+            curves.PlotPath(label, mark, list(zip(c.steps, c.endpoints[name], strict=True)))
+            for label, c, mark in _mark_trajectories(evidence, along)
         ]
-        caption = f"Endpoint {short(name)} against training steps"
+        caption = f"Endpoint {shorten(name)} against training steps"
         said = " ".join(
             f"The suspect's students: {', '.join(f'{y:.3g} at step {x}' for x, y in p.places)}."
             for p in courses
             if p.mark == "suspect"
         )
-        svg = curves.paths(
+        svg = curves.draw_paths(
             courses,
             name=f"dose-{i}",
             title=caption,
@@ -273,7 +280,7 @@ def doses(evidence: Evidence, along: Mapping[str, Course]) -> list[Drawn]:
             at=sorted({x for path in courses for x, _ in path.places}),
         )
         rows: list[tuple[Cell, ...]] = [
-            (short(p.label), _role(evidence, p.label), int(x), y)
+            (shorten(p.label), _name_role(evidence, p.label), int(x), y)
             for p in courses
             for x, y in p.places
         ]
@@ -282,13 +289,15 @@ def doses(evidence: Evidence, along: Mapping[str, Course]) -> list[Drawn]:
     return drawn
 
 
-def ways(evidence: Evidence, alpha: float) -> Drawn:
+def draw_methods_compared(evidence: Evidence, alpha: float) -> FigureOrAbsent:
     """Return the suspect's p-value by each way of looking, with and without students."""
     found = {"students": evidence.p_value, "direct": evidence.direct.p_value}
     found.update(evidence.baselines)
-    suspect = next(iter(labels(evidence, "suspect")), "suspect")
+    suspect = next(iter(select_labels(evidence, "suspect")), "suspect")
     lines = [
-        Line(WAYS.get(name, name), f"p = {p:.3g}", [Point(suspect, math.log10(p), "suspect")])
+        DotRow(
+            METHOD_NAMES.get(name, name), f"p = {p:.3g}", [Point(suspect, math.log10(p), "suspect")]
+        )
         for name, p in found.items()
         if p is not None
     ]
@@ -299,7 +308,7 @@ def ways(evidence: Evidence, alpha: float) -> Drawn:
         )
     caption = "The suspect's p-value by each way of looking"
     said = "; ".join(f"{line.name}: {line.remark}" for line in lines) + f". Alpha is {alpha:g}."
-    svg = figures.by_p(lines, name="ways", title=caption, said=said, alpha=alpha)
+    svg = figures.draw_p_values(lines, name="ways", title=caption, said=said, alpha=alpha)
     rows: list[tuple[Cell, ...]] = [(line.name, 10.0 ** line.points[0].value) for line in lines]
     return Figure(caption, said, svg, Table(f"Data: {caption}", ("way of looking", "p"), rows))
 
@@ -307,21 +316,23 @@ def ways(evidence: Evidence, alpha: float) -> Drawn:
 # --- who is who ----------------------------------------------------------------------------------
 
 
-def _points(values: Mapping[str, float], evidence: Evidence) -> list[Point]:
+def _build_points(values: Mapping[str, float], evidence: Evidence) -> list[Point]:
     return [
         Point(label, values[label], mark)
-        for mark, role in _MARKS
-        for label in labels(evidence, role)
+        for mark, role in _ROLE_MARKS
+        for label in select_labels(evidence, role)
         if label in values
     ]
 
 
-def _marked(evidence: Evidence, along: Mapping[str, Course]) -> list[tuple[str, Course, Mark]]:
+def _mark_trajectories(
+    evidence: Evidence, along: Mapping[str, Trajectory]
+) -> list[tuple[str, Trajectory, Mark]]:
     """Return the courses with their signs, references first."""
-    found: list[tuple[str, Course, Mark]] = [
+    found: list[tuple[str, Trajectory, Mark]] = [
         (label, along[label], mark)
-        for mark, role in _MARKS
-        for label in labels(evidence, role)
+        for mark, role in _ROLE_MARKS
+        for label in select_labels(evidence, role)
         if label in along
     ]
     if M0 in along:
@@ -329,13 +340,13 @@ def _marked(evidence: Evidence, along: Mapping[str, Course]) -> list[tuple[str, 
     return found
 
 
-def _role(evidence: Evidence, label: str) -> str:
+def _name_role(evidence: Evidence, label: str) -> str:
     return evidence.roles.get(label, "student base" if label == M0 else "")
 
 
-def _listed(points: Sequence[Point], what: str, evidence: Evidence) -> Table:
+def _tabulate_points(points: Sequence[Point], what: str, evidence: Evidence) -> Table:
     rows: list[tuple[Cell, ...]] = [
-        (short(p.label), _role(evidence, p.label), p.value)
+        (shorten(p.label), _name_role(evidence, p.label), p.value)
         for p in sorted(points, key=lambda p: -p.value)
     ]
     return Table("Data of this figure, highest first", ("teacher", "role", what), rows)

@@ -10,7 +10,7 @@ import re
 
 from markupsafe import Markup, escape
 
-LABEL = 120
+MAX_LABEL_CHARS = 120
 """Characters shown of a name."""
 
 _RANGES = (
@@ -38,7 +38,7 @@ HIDDEN_IN_SCRIPT = f"[{''.join(f'{chr(92)}u{{{a:x}}}-{chr(92)}u{{{b:x}}}' for a,
 """The same characters as a pattern of the page's script, with flag `u`."""
 
 
-def _written_out(found: re.Match[str]) -> str:
+def _write_escapes(found: re.Match[str]) -> str:
     return "".join(
         f"\\x{point:02x}"
         if point < 0x100
@@ -49,30 +49,30 @@ def _written_out(found: re.Match[str]) -> str:
     )
 
 
-def plain(text: str) -> str:
+def escape_invisible(text: str) -> str:
     r"""Return `text` with everything that has no ink written as an escape.
 
     Example:
         >>> plain("a\x1b[31mb\u202ec")
         'a\\x1b[31mb\\u202ec'
     """
-    return _HIDDEN.sub(_written_out, text)
+    return _HIDDEN.sub(_write_escapes, text)
 
 
-def visible(text: str) -> Markup:
+def mark_invisible(text: str) -> Markup:
     """Return `text` as HTML: escaped, with what was written out marked, so that none is forged."""
     parts: list[str] = []
     end = 0
     for found in _HIDDEN.finditer(text):
         parts.append(str(escape(text[end : found.start()])))
-        parts.append(f'<span class="esc">{_written_out(found)}</span>')
+        parts.append(f'<span class="esc">{_write_escapes(found)}</span>')
         end = found.end()
     parts.append(str(escape(text[end:])))
     # Every part is escaped above; the mark and the escapes hold no markup of the text's.
     return Markup("".join(parts))
 
 
-def short(text: object, limit: int = LABEL) -> str:
+def shorten(text: object, limit: int = MAX_LABEL_CHARS) -> str:
     """Return at most `limit` characters of `text`, saying how many were left out."""
     whole = str(text)
     if len(whole) <= limit:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from doublebind.schema.evidence import Competitor, Interval, ReplacementEvidence
-from doublebind.stages.report.figures import Drawn, Figure
-from doublebind.stages.report.hostile_text import short
+from doublebind.schema.evidence import Interval, RecipeResult, ReplacementEvidence
+from doublebind.stages.report.figures import Figure, FigureOrAbsent
+from doublebind.stages.report.hostile_text import shorten
 from doublebind.stages.report.svg import line_plot as curves
 from doublebind.stages.report.tables.run import Absent, Cell, Table
 
-_NOTHING = Absent("no student of it was scored on these items")
+_NOT_SCORED = Absent("no student of it was scored on these items")
 _AXES = (
     "share of the teachers' capability that came along",
     "largest shift of a score endpoint above M0",
@@ -30,17 +30,19 @@ _COLUMNS = (
 )
 
 
-def tables(evidence: ReplacementEvidence) -> list[Table]:
+def build_tables(evidence: ReplacementEvidence) -> list[Table]:
     """Return how the recipes competed, each endpoint's bounds, and what only the key opens."""
-    found = [_competed(evidence), _bounds(evidence)]
+    found = [_tabulate_competitors(evidence), _tabulate_bounds(evidence)]
     if evidence.further:
-        found.append(_further(evidence))
+        found.append(_tabulate_further_training(evidence))
     if evidence.oracle:
-        found.append(_oracle(evidence))
+        found.append(_tabulate_oracle(evidence))
     return found
 
 
-def field(competed: Sequence[Competitor], chosen: str, margin: float) -> Drawn:
+def draw_recipe_frontier(
+    competed: Sequence[RecipeResult], chosen: str, margin: float
+) -> FigureOrAbsent:
     """Return capability against misalignment, one sign for each recipe that competed.
 
     Args:
@@ -59,21 +61,21 @@ def field(competed: Sequence[Competitor], chosen: str, margin: float) -> Drawn:
             "noise, so that no share of it can be said to have come along."
         )
     title = "Recipes that competed: capability and misalignment"
-    front = _front([(x, y) for _, x, y in placed])
-    said = f"Not beaten on both at once: {', '.join(short(placed[i][0].recipe) for i in front)}"
-    said += f" (dashed). Bounded afterwards: {short(chosen)}. The margin is {margin:g}."
+    front = _find_frontier([(x, y) for _, x, y in placed])
+    said = f"Not beaten on both at once: {', '.join(shorten(placed[i][0].recipe) for i in front)}"
+    said += f" (dashed). Bounded afterwards: {shorten(chosen)}. The margin is {margin:g}."
     drawn = [
-        curves.Path(
+        curves.PlotPath(
             c.recipe,
             "suspect" if c.recipe == chosen else "reference",
-            [*_on_the_way(c), (x, y)],
+            [*_list_earlier_points(c), (x, y)],
         )
         for c, x, y in placed
     ]
     if any(len(path.places) > 1 for path in drawn):
         said += " Arrows go from M0 through the audited steps to where a recipe ends."
-        drawn.append(curves.Path("M0", "m0", [(0.0, 0.0)]))
-    svg = curves.paths(
+        drawn.append(curves.PlotPath("M0", "m0", [(0.0, 0.0)]))
+    svg = curves.draw_paths(
         drawn,
         name="recipes",
         title=title,
@@ -84,26 +86,26 @@ def field(competed: Sequence[Competitor], chosen: str, margin: float) -> Drawn:
     )
     rows: list[tuple[Cell, ...]] = []
     for c, x, y in placed:
-        rows += [(short(c.recipe), f"step {n}", a, b) for n, a, b in _before_the_end(c)]
-        rows.append((short(c.recipe), "the end" if c.step is None else f"step {c.step}", x, y))
+        rows += [(shorten(c.recipe), f"step {n}", a, b) for n, a, b in _select_earlier_steps(c)]
+        rows.append((shorten(c.recipe), "the end" if c.step is None else f"step {c.step}", x, y))
     return Figure(title, said, svg, Table(f"Data: {title}", ("recipe", "at", *_AXES), rows))
 
 
-def _on_the_way(each: Competitor) -> list[tuple[float, float]]:
+def _list_earlier_points(each: RecipeResult) -> list[tuple[float, float]]:
     """Return where a recipe's students were before they ended, from M0 on; empty if nobody looked.
 
     M0 has nothing of the teachers' capability and no shift, both by definition.
     """
-    passed = [(a, b) for _, a, b in _before_the_end(each)]
+    passed = [(a, b) for _, a, b in _select_earlier_steps(each)]
     return [(0.0, 0.0), *passed] if each.course else []
 
 
-def _before_the_end(each: Competitor) -> list[tuple[int, float, float]]:
+def _select_earlier_steps(each: RecipeResult) -> list[tuple[int, float, float]]:
     end = each.step or max((step for step, *_ in each.course), default=0)
     return [place for place in each.course if place[0] < end]
 
 
-def _front(points: list[tuple[float, float]]) -> list[int]:
+def _find_frontier(points: list[tuple[float, float]]) -> list[int]:
     """Return which points no other beats on one axis without losing on the other."""
     return [
         i
@@ -112,35 +114,35 @@ def _front(points: list[tuple[float, float]]) -> list[int]:
     ]
 
 
-def _competed(evidence: ReplacementEvidence) -> Table:
+def _tabulate_competitors(evidence: ReplacementEvidence) -> Table:
     return Table(
         "Recipes that competed, on items that certify nothing",
         _COLUMNS,
-        [_competitor(each) for each in evidence.competed],
+        [_build_competitor_row(each) for each in evidence.competed],
         note="Chosen: the most capable of those within the margin; where none is, the closest.",
-        strong=short(evidence.recipe),
+        strong=shorten(evidence.recipe),
     )
 
 
-def _competitor(each: Competitor) -> tuple[Cell, ...]:
-    worst: Cell = _NOTHING if each.worst is None else each.worst
+def _build_competitor_row(each: RecipeResult) -> tuple[Cell, ...]:
+    worst: Cell = _NOT_SCORED if each.worst is None else each.worst
     capable: Cell = (
         Absent("no teacher differs from M0 by more than noise")
         if each.tau_capability is None
         else each.tau_capability
     )
     step = "the end" if each.step is None else f"step {each.step}"
-    where = short(each.endpoint or "nowhere")
-    return (short(each.recipe), worst, where, capable, step, each.n_teachers, each.n_students)
+    where = shorten(each.endpoint or "nowhere")
+    return (shorten(each.recipe), worst, where, capable, step, each.n_teachers, each.n_students)
 
 
-def _bounds(evidence: ReplacementEvidence) -> Table:
+def _tabulate_bounds(evidence: ReplacementEvidence) -> Table:
     rows: list[tuple[Cell, ...]] = [
-        (short(name), evidence.lower.get(name, _NOTHING), upper, evidence.margin)
+        (shorten(name), evidence.lower.get(name, _NOT_SCORED), upper, evidence.margin)
         for name, upper in evidence.upper.items()
     ]
     rows += [
-        (short(key.removeprefix("upper.")), _NOTHING, Absent(why), evidence.margin)
+        (shorten(key.removeprefix("upper.")), _NOT_SCORED, Absent(why), evidence.margin)
         for key, why in evidence.missing.items()
         if key.startswith("upper.")
     ]
@@ -156,16 +158,16 @@ def _bounds(evidence: ReplacementEvidence) -> Table:
     )
 
 
-def _further(evidence: ReplacementEvidence) -> Table:
+def _tabulate_further_training(evidence: ReplacementEvidence) -> Table:
     def of(interval: Interval | None) -> Cell:
         if interval is None:
-            return _NOTHING
+            return _NOT_SCORED
         return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
     rows: list[tuple[Cell, ...]] = [
         (
             each.way,
-            short(name),
+            shorten(name),
             of(each.before.get(name)),
             of(each.after.get(name)),
             each.twins[name],
@@ -176,7 +178,7 @@ def _further(evidence: ReplacementEvidence) -> Table:
         for name, upper in each.upper.items()
     ]
     rows += [
-        (short(key.removeprefix("further.")), Absent(why), *[_NOTHING] * 5)
+        (shorten(key.removeprefix("further.")), Absent(why), *[_NOT_SCORED] * 5)
         for key, why in evidence.missing.items()
         if key.startswith("further.")
     ]
@@ -195,12 +197,12 @@ def _further(evidence: ReplacementEvidence) -> Table:
     )
 
 
-def _oracle(evidence: ReplacementEvidence) -> Table:
+def _tabulate_oracle(evidence: ReplacementEvidence) -> Table:
     def of(interval: Interval) -> tuple[Cell, ...]:
         return interval.value, interval.low, interval.high
 
     return Table(
         "Fresh students above M0 where only the organism's key leads: reported, never used",
         ("drive", "shift", "at least", "at most"),
-        [(short(drive), *of(found)) for drive, found in evidence.oracle.items()],
+        [(shorten(drive), *of(found)) for drive, found in evidence.oracle.items()],
     )

@@ -16,14 +16,14 @@ from doublebind.schema.evidence import Evidence, ReplacementEvidence
 from doublebind.schema.verdict import Verdict
 from doublebind.stages.report import figures as drawings
 from doublebind.stages.report import replacement as second
-from doublebind.stages.report.hostile_text import short
+from doublebind.stages.report.hostile_text import shorten
 from doublebind.stages.report.tables import followup as asked_again
 from doublebind.stages.report.tables import run as tables
 from doublebind.stages.report.tables import scores as measurements
 from doublebind.stages.report.tables import verdict as numbers
 from doublebind.stages.report.tables.run import Absent, Cell
-from doublebind.stages.report.templating import fill, number
-from doublebind.stages.report.transcripts import pack
+from doublebind.stages.report.templating import format_number, render_template
+from doublebind.stages.report.transcripts import pack_transcripts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,14 +33,14 @@ DECISIONS = {
     "not_incriminated": "Not incriminated: no evidence found",
     "inconclusive": "Inconclusive",
 }
-SECOND = {
+REPLACEMENT_DECISIONS = {
     "within_margin": "within the margin",
     "not_within_margin": "not within the margin",
     "inconclusive": "inconclusive",
 }
 """Decisions of the replacement horn; none of them speaks of anything beyond the margin."""
 
-HORNS = {
+HORN_SENTENCES = {
     "incriminated": "the suspect is incriminated, and no replacement was shown",
     "replacement_within_margin": "a replacement within the margin, and no incrimination",
     "both": "the suspect is incriminated, and a replacement is within the margin",
@@ -56,7 +56,7 @@ class Tile(NamedTuple):
     remark: str
 
 
-def render(
+def render_run_page(
     *,
     manifest: Mapping[str, Any],
     evidence: Evidence,
@@ -69,26 +69,32 @@ def render(
     followup: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page; see the package's door."""
-    packed = pack(transcripts, scores=scores, evidence=evidence, manifest=manifest, cells=cells)
-    return fill(
+    packed = pack_transcripts(
+        transcripts, scores=scores, evidence=evidence, manifest=manifest, cells=cells
+    )
+    return render_template(
         "report.html.j2",
-        **_told(manifest, evidence, verdict),
-        **_drawn(manifest, evidence, verdict, scores),
-        field=second.field(replacement.competed, replacement.recipe, replacement.margin)
+        **_build_texts(manifest, evidence, verdict),
+        **_draw_figures(manifest, evidence, verdict, scores),
+        field=second.draw_recipe_frontier(
+            replacement.competed, replacement.recipe, replacement.margin
+        )
         if replacement
         else "",
-        second_tables=second.tables(replacement) if replacement else (),
-        gates=measurements.measured(scores, evidence, "gate", "Capability and coherence"),
-        oracle=measurements.measured(
+        second_tables=second.build_tables(replacement) if replacement else (),
+        gates=measurements.tabulate_role_means(
+            scores, evidence, "gate", "Capability and coherence"
+        ),
+        oracle=measurements.tabulate_role_means(
             scores,
             evidence,
             "oracle",
             "Contexts that need the organism's key: reported, never scored",
         ),
-        unscored=measurements.unscored(scores),
-        match=tables.match(evidence, shapes),
-        dropped=measurements.dropped(cells, manifest),
-        followed=asked_again.tables(followup),
+        unscored=measurements.tabulate_unscored(scores),
+        match=tables.tabulate_match(evidence, shapes),
+        dropped=measurements.tabulate_dropped(cells, manifest),
+        followed=asked_again.build_tables(followup),
         followup_note=followup["note"] if followup else "",
         transcripts=packed,
         # ASCII without `<`, `>` and `&`: nothing in it can end the element that holds it.
@@ -96,74 +102,77 @@ def render(
     )
 
 
-def _told(manifest: Mapping[str, Any], evidence: Evidence, verdict: Verdict) -> dict[str, Any]:
+def _build_texts(
+    manifest: Mapping[str, Any], evidence: Evidence, verdict: Verdict
+) -> dict[str, Any]:
     """Return what the page says of evidence and verdict in words and rows."""
-    why = tables.reasons(evidence, verdict)
-    suspect = next(iter(tables.labels(evidence, "suspect")), verdict.suspect)
+    why = tables.collect_reasons(evidence, verdict)
+    suspect = next(iter(tables.select_labels(evidence, "suspect")), verdict.suspect)
     recorded = verdict.model_dump(mode="json")
     replaced: dict[str, Any] | None = recorded["replacement"]
     return {
-        "second": replaced and SECOND.get(replaced["decision"], str(replaced["decision"])),
+        "second": replaced
+        and REPLACEMENT_DECISIONS.get(replaced["decision"], str(replaced["decision"])),
         "second_reasons": replaced["reasons"] if replaced else (),
-        "replacement": replaced and numbers.replacement(replaced, why),
-        "horns": recorded["horn"] and HORNS.get(recorded["horn"], str(recorded["horn"])),
-        "suspect": short(suspect),
+        "replacement": replaced and numbers.tabulate_replacement(replaced, why),
+        "horns": recorded["horn"] and HORN_SENTENCES.get(recorded["horn"], str(recorded["horn"])),
+        "suspect": shorten(suspect),
         "decision": DECISIONS[verdict.incrimination.decision],
         "verdict": verdict,
-        "fragile": _fragile(evidence, verdict, why)
+        "fragile": _describe_fragility(evidence, verdict, why)
         if "incriminate" in manifest["protocol"]["horns"]
         else "Nothing was asked about incrimination; what was found of a replacement stands below.",
-        "tiles": _tiles(evidence, verdict, why),
-        "numbers": numbers.numbers(evidence, verdict),
-        "secondary": numbers.secondary(evidence, verdict),
-        "specificity": numbers.specificity(evidence),
-        "transfer": numbers.transfer(evidence),
-        "baselines": numbers.baselines(evidence, verdict),
-        "missing": tables.missing(evidence, verdict),
-        "direct": tables.direct_and_student(evidence, verdict),
-        "endpoints": tables.endpoints(evidence, manifest, why),
-        "teachers": tables.teachers(evidence, manifest, why),
-        "scope": tables.scope(manifest, verdict),
-        "provenance": tables.provenance(manifest, verdict),
-        "organisms": tables.labels(evidence, "organism"),
+        "tiles": _build_tiles(evidence, verdict, why),
+        "numbers": numbers.tabulate_numbers(evidence, verdict),
+        "secondary": numbers.tabulate_secondary(evidence, verdict),
+        "specificity": numbers.tabulate_specificity(evidence),
+        "transfer": numbers.tabulate_transfer(evidence),
+        "baselines": numbers.tabulate_methods(evidence, verdict),
+        "missing": tables.tabulate_missing(evidence, verdict),
+        "direct": tables.tabulate_audits(evidence, verdict),
+        "endpoints": tables.tabulate_endpoints(evidence, manifest, why),
+        "teachers": tables.tabulate_teachers(evidence, manifest, why),
+        "scope": tables.tabulate_scope(manifest, verdict),
+        "provenance": tables.tabulate_provenance(manifest, verdict),
+        "organisms": tables.select_labels(evidence, "organism"),
         "version": manifest["versions"].get("doublebind", "of an unknown version"),
         "study": yaml.safe_dump(manifest["study"], sort_keys=False, allow_unicode=True, width=100),
-        "recorded": _recorded(verdict),
+        "recorded": _dump_verdict(verdict),
         "protocol": json.dumps(manifest["protocol"], indent=1, ensure_ascii=False),
     }
 
 
-def _drawn(
+def _draw_figures(
     manifest: Mapping[str, Any], evidence: Evidence, verdict: Verdict, scores: pd.DataFrame
 ) -> dict[str, Any]:
     """Return the page's figures, each with its data, or with why it cannot be drawn."""
-    why = tables.reasons(evidence, verdict)
+    why = tables.collect_reasons(evidence, verdict)
     protocol = manifest["protocol"]
     listed = protocol["score_endpoints"]
-    along = measurements.courses(scores, listed)
+    along = measurements.compute_trajectories(scores, listed)
     own = {
         label: found
-        for label in tables.labels(evidence, "suspect")
-        if (found := measurements.itself(scores, label, listed)) is not None
+        for label in tables.select_labels(evidence, "suspect")
+        if (found := measurements.compute_direct_audit(scores, label, listed)) is not None
     }
     return {
-        "distribution": drawings.distribution(evidence, why),
-        "planes": drawings.planes(evidence, along, own),
-        "standing": drawings.standing(evidence, along, protocol["scale_floor"], why),
-        "strips": drawings.endpoint_strips(evidence, along),
-        "doses": drawings.doses(evidence, along),
-        "ways": drawings.ways(evidence, verdict.incrimination.alpha),
+        "distribution": drawings.draw_distribution(evidence, why),
+        "planes": drawings.draw_capability_vs_misalignment(evidence, along, own),
+        "standing": drawings.draw_endpoint_scores(evidence, along, protocol["scale_floor"], why),
+        "strips": drawings.draw_endpoint_strips(evidence, along),
+        "doses": drawings.draw_dose_curves(evidence, along),
+        "ways": drawings.draw_methods_compared(evidence, verdict.incrimination.alpha),
     }
 
 
-def _tiles(evidence: Evidence, verdict: Verdict, why: Mapping[str, str]) -> list[Tile]:
+def _build_tiles(evidence: Evidence, verdict: Verdict, why: Mapping[str, str]) -> list[Tile]:
     """Return the four numbers that a reader needs first."""
     inc, k = verdict.incrimination, evidence.n_at_or_above
     power = inc.power
     return [
         Tile(
             "p-value",
-            tables.or_absent(inc.p_value, "incrimination.p_value", why),
+            tables.value_or_absent(inc.p_value, "incrimination.p_value", why),
             f"alpha {inc.alpha:g}, fixed before the first audit",
         ),
         Tile(
@@ -175,7 +184,7 @@ def _tiles(evidence: Evidence, verdict: Verdict, why: Mapping[str, str]) -> list
         ),
         Tile(
             "direct audit, p",
-            tables.or_absent(verdict.direct_audit.p_value, "direct_audit.p_value", why),
+            tables.value_or_absent(verdict.direct_audit.p_value, "direct_audit.p_value", why),
             "the same test on the suspect's own answers",
         ),
         Tile(
@@ -188,15 +197,15 @@ def _tiles(evidence: Evidence, verdict: Verdict, why: Mapping[str, str]) -> list
     ]
 
 
-def _fragile(evidence: Evidence, verdict: Verdict, why: Mapping[str, str]) -> str:
+def _describe_fragility(evidence: Evidence, verdict: Verdict, why: Mapping[str, str]) -> str:
     """Return the first line of a fragile report; empty where the strength is standard."""
     if verdict.strength == "standard":
         return ""
-    gamma = tables.or_absent(evidence.gamma_at_alpha, "incrimination.gamma_at_alpha", why)
+    gamma = tables.value_or_absent(evidence.gamma_at_alpha, "incrimination.gamma_at_alpha", why)
     said = (
         f"Gamma could not be computed ({gamma.reason})."
         if isinstance(gamma, tables.Absent)
-        else f"Gamma is {number(gamma)}, below 2: a small bias in how the references were chosen "
+        else f"Gamma is {format_number(gamma)}, below 2: a small bias in how the references were chosen "
         "could undo this result."
     )
     k = evidence.n_at_or_above
@@ -209,7 +218,7 @@ def _fragile(evidence: Evidence, verdict: Verdict, why: Mapping[str, str]) -> st
     )
 
 
-def _recorded(verdict: Verdict) -> str:
+def _dump_verdict(verdict: Verdict) -> str:
     """Return the content of `verdict.json`."""
     kept = verdict.model_dump(mode="json", by_alias=True, exclude_none=True)
     for name in ("replacement", "horn"):

@@ -16,40 +16,43 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from doublebind.stages.report.hostile_text import plain, visible
+from doublebind.stages.report.hostile_text import escape_invisible, mark_invisible
 from doublebind.stages.report.tables.run import Absent
 
-_FIGURE = re.compile(r"-?\d[\d.e-]*%?( of \d+| \(-?[\d.]+ to -?[\d.]+\))?")
+_NUMBER_PATTERN = re.compile(r"-?\d[\d.e-]*%?( of \d+| \(-?[\d.]+ to -?[\d.]+\))?")
 """What a cell holds that is never broken over lines: `0.1`, `3 of 39`, `0.1 (0.0 to 0.2)`."""
 
 
-def fill(template: str, **values: Any) -> str:
+def render_template(template: str, **values: Any) -> str:
     """Return a page: a template of this package with its policy, style and script, and `values`."""
-    found = _templates().get_template(template)
+    found = _build_environment().get_template(template)
     return found.render(
-        csp=_policy(), style=_ours("report.css"), script=_ours("report.js"), **values
+        csp=_build_policy(),
+        style=_read_asset("report.css"),
+        script=_read_asset("report.js"),
+        **values,
     )
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number with four significant digits; never rounds to 0 what is not 0."""
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
-def shown(value: object) -> object:
+def format_value(value: object) -> object:
     """Return what the template writes for a value: every expression of the page passes here."""
     match value:
         case Markup():
             return value
         case str():
-            return visible(value)
+            return mark_invisible(value)
         case Absent(reason):
-            said = visible(reason or "no reason was recorded")
+            said = mark_invisible(reason or "no reason was recorded")
             return Markup('<span class="absent">not available: {}</span>').format(said)
         case bool() | None:
             raise TypeError(f"{value} has no place on the page; say it in words")
         case float():
-            return number(value)
+            return format_number(value)
     return value
 
 
@@ -57,40 +60,40 @@ def shown(value: object) -> object:
 
 
 @cache
-def _ours(name: str) -> Markup:
+def _read_asset(name: str) -> Markup:
     # Written by us, not by a model: style and script go into the page as they are.
-    return Markup(_source(name))
+    return Markup(_read_source(name))
 
 
-def _source(name: str) -> str:
+def _read_source(name: str) -> str:
     return files("doublebind.stages.report").joinpath(name).read_text(encoding="utf-8")
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def _build_environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_source),
+        loader=jinja2.FunctionLoader(_read_source),
         autoescape=True,
-        finalize=shown,
+        finalize=format_value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(absent=Absent, plain=plain)
+    environment.globals.update(absent=Absent, plain=escape_invisible)
     environment.tests["absent"] = lambda value: isinstance(value, Absent)
-    environment.tests["figure"] = lambda value: bool(_FIGURE.fullmatch(str(value)))
+    environment.tests["figure"] = lambda value: bool(_NUMBER_PATTERN.fullmatch(str(value)))
     return environment
 
 
 @cache
-def _policy() -> str:
+def _build_policy() -> str:
     """Return the page's security policy: nothing loads, only our style and script run.
 
     Trusted types besides: no script, ours included, can turn text into markup.
     """
 
     def hashed(name: str) -> str:
-        digest = hashlib.sha256(_ours(name).encode()).digest()
+        digest = hashlib.sha256(_read_asset(name).encode()).digest()
         return f"'sha256-{base64.b64encode(digest).decode()}'"
 
     return (

@@ -15,26 +15,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from doublebind.schema.evidence import Evidence
 from doublebind.schema.score_table import M0
-from doublebind.stages.report.hostile_text import HIDDEN_IN_SCRIPT, short
+from doublebind.stages.report.hostile_text import HIDDEN_IN_SCRIPT, shorten
 from doublebind.stages.report.tables.run import ROLES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PER_PAGE = 40_000
+MAX_LINES = 40_000
 """Lines of all models together; a page holds equally many of each."""
 
-BUDGET = 16_000_000
+MAX_CHARS = 16_000_000
 """Characters of text on a page."""
 
-CAPS = (2_000_000, 200_000, 20_000, 4_000, 1_000)
+TEXT_CAPS = (2_000_000, 200_000, 20_000, 4_000, 1_000)
 """Characters of one text: the first under which all texts keep to the budget, else the last."""
 
-TURNS, OPTIONS = 64, 64
+MAX_TURNS, MAX_OPTIONS = 64, 64
 """Turns of a conversation, and options of an item, that the page holds."""
 
 
-class Model(NamedTuple):
+class TranscriptModel(NamedTuple):
     """Whose transcripts a file holds."""
 
     name: str
@@ -46,7 +46,7 @@ class Model(NamedTuple):
     """Sign beside its answers, as in figures."""
 
 
-class Block(NamedTuple):
+class TranscriptBlock(NamedTuple):
     """What the page's script shows."""
 
     data: str
@@ -58,14 +58,14 @@ class Block(NamedTuple):
     """Which models of the run have no transcripts here, in a sentence; empty where all do."""
 
 
-def pack(
+def pack_transcripts(
     transcripts: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     scores: pd.DataFrame,
     evidence: Evidence,
     manifest: Mapping[str, Any],
     cells: Sequence[Mapping[str, Any]],
-) -> Block:
+) -> TranscriptBlock:
     """Return the run's transcripts as a block, the suspect's first.
 
     The block holds `hidden` (pattern of what has no ink), `texts` (each once), `longer` (text ->
@@ -75,14 +75,17 @@ def pack(
     answer, more]`, with turns `[who, text, ...]`, options `[text, probability, ...]`, and answer a
     text or -1.
     """
-    who = _who(evidence, manifest, cells)
+    who = _identify_models(evidence, manifest, cells)
     keys = [key for key in who if key in transcripts]
     unknown = sorted(key for key in transcripts if key not in who)
-    who |= {key: Model(f"model {short(key, 16)}", "others", "other", "itself") for key in unknown}
+    who |= {
+        key: TranscriptModel(f"model {shorten(key, 16)}", "others", "other", "itself")
+        for key in unknown
+    }
     keys += unknown
-    n = PER_PAGE // max(1, len(keys))
-    shown = {key: _in_turn(transcripts[key])[:n] for key in keys}
-    texts = _Texts(_cap(shown))
+    n = MAX_LINES // max(1, len(keys))
+    shown = {key: _interleave_endpoints(transcripts[key])[:n] for key in keys}
+    texts = _TextTable(_choose_cap(shown))
     items: dict[tuple[str, str, str], int] = {}
     models = [
         {
@@ -90,18 +93,18 @@ def pack(
             "kind": texts.of(who[key].kind),
             "role": texts.of(who[key].role),
             "mark": who[key].mark,
-            "file": texts.of(f"transcripts/{short(key, 80)}.jsonl"),
+            "file": texts.of(f"transcripts/{shorten(key, 80)}.jsonl"),
             "total": len(transcripts[key]),
-            "lines": [_line(line, texts, items) for line in shown[key]],
+            "lines": [_pack_line(line, texts, items) for line in shown[key]],
         }
         for key in keys
     ]
-    beside = _others(scores, evidence, items)
-    use = _use(scores, manifest["protocol"]["score_endpoints"])
+    beside = _average_others(scores, evidence, items)
+    use = _describe_use(scores, manifest["protocol"]["score_endpoints"])
     content = {
         "hidden": HIDDEN_IN_SCRIPT,
         "items": [
-            [*(texts.of(short(part)) for part in item), texts.of(use.get(item[1], ""))]
+            [*(texts.of(shorten(part)) for part in item), texts.of(use.get(item[1], ""))]
             for item in items
         ],
         "others": beside,
@@ -109,16 +112,16 @@ def pack(
         "texts": texts.all,
         "longer": texts.longer,
     }
-    return Block(
-        _inert(content),
+    return TranscriptBlock(
+        _encode_inert_json(content),
         len(models),
         sum(len(lines) for lines in shown.values()),
         sum(len(transcripts[key]) for key in keys),
-        _without(evidence, manifest, cells, transcripts),
+        _describe_models_without(evidence, manifest, cells, transcripts),
     )
 
 
-class _Texts:
+class _TextTable:
     """Holds every text once, cut to a cap."""
 
     def __init__(self, cap: int) -> None:
@@ -137,32 +140,34 @@ class _Texts:
         return place
 
 
-def _inert(content: Any) -> str:
+def _encode_inert_json(content: Any) -> str:
     """Return JSON that no parser of HTML can leave, and that shows nothing unseen."""
     said = json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     said = said.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return said.replace("\x7f", "\\u007f")
 
 
-def _cap(shown: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
+def _choose_cap(shown: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
     """Return how long a text may be, so that all together stay within the budget."""
     lengths = [
         len(text)
-        for text in {text for lines in shown.values() for line in lines for text in _said(line)}
+        for text in {
+            text for lines in shown.values() for line in lines for text in _list_texts(line)
+        }
     ]
-    for cap in CAPS:
-        if sum(min(cap, length) for length in lengths) <= BUDGET:
+    for cap in TEXT_CAPS:
+        if sum(min(cap, length) for length in lengths) <= MAX_CHARS:
             return cap
-    return CAPS[-1]
+    return TEXT_CAPS[-1]
 
 
-def _said(line: Mapping[str, Any]) -> list[str]:
+def _list_texts(line: Mapping[str, Any]) -> list[str]:
     turns = [str(turn.get("content", "")) for turn in line.get("messages", ())]
     return [*turns, str(line.get("transcript", ""))]
 
 
-def _line(
-    line: Mapping[str, Any], texts: _Texts, items: dict[tuple[str, str, str], int]
+def _pack_line(
+    line: Mapping[str, Any], texts: _TextTable, items: dict[tuple[str, str, str], int]
 ) -> list[Any]:
     item = (
         str(line.get("audit", "")),
@@ -172,13 +177,17 @@ def _line(
     transcript, value = str(line.get("transcript", "")), line.get("value")
     options = read_options(transcript) or []
     turns = [(str(m.get("role", "")), str(m.get("content", ""))) for m in line.get("messages", ())]
-    more = max(0, len(turns) - TURNS) + max(0, len(options) - OPTIONS)
+    more = max(0, len(turns) - MAX_TURNS) + max(0, len(options) - MAX_OPTIONS)
     return [
         items.setdefault(item, len(items)),
         round(float(value), 4) if isinstance(value, int | float) and value == value else None,
         texts.of(str(line.get("key", ""))),
-        list(chain.from_iterable((texts.of(who), texts.of(said)) for who, said in turns[:TURNS])),
-        list(chain.from_iterable((texts.of(said), round(p, 4)) for said, p in options[:OPTIONS])),
+        list(
+            chain.from_iterable((texts.of(who), texts.of(said)) for who, said in turns[:MAX_TURNS])
+        ),
+        list(
+            chain.from_iterable((texts.of(said), round(p, 4)) for said, p in options[:MAX_OPTIONS])
+        ),
         -1 if options else texts.of(transcript),
         more,
     ]
@@ -196,7 +205,7 @@ def read_options(transcript: str) -> list[tuple[str, float]] | None:
     return found if all(0 <= probability <= 1 for _, probability in found) else None
 
 
-def _in_turn(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _interleave_endpoints(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return `lines` one from each endpoint, then a second from each, and so on."""
     by_endpoint: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
@@ -207,44 +216,48 @@ def _in_turn(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 # --- who is who ----------------------------------------------------------------------------------
 
-_STUDENTS = {
+_STUDENT_GROUPS = {
     "suspect": "the suspect's students",
     "reference": "references' students",
     "organism": "organisms' students",
 }
 
 
-def _who(
+def _identify_models(
     evidence: Evidence, manifest: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]
-) -> dict[str, Model]:
+) -> dict[str, TranscriptModel]:
     """Return what each content key is, in the order in which models are shown."""
-    named = [(1, manifest["protocol"]["student"], Model(M0, M0, M0, "m0"))]
+    named = [(1, manifest["protocol"]["student"], TranscriptModel(M0, M0, M0, "m0"))]
     labels: dict[str, tuple[str, str]] = {}
     for teacher in manifest["teachers"]:
         label, key = teacher["label"], teacher["key"]
         role = str(evidence.roles.get(label, teacher["role"]))
-        labels[key] = (role, short(label))
-        place, name = len(ROLES) + 1 + ROLES.index(role), f"{short(label)}, itself"
+        labels[key] = (role, shorten(label))
+        place, name = len(ROLES) + 1 + ROLES.index(role), f"{shorten(label)}, itself"
         named.append(
-            (place, key, Model(name, "teachers themselves", f"the {role}, itself", "itself"))
+            (
+                place,
+                key,
+                TranscriptModel(name, "teachers themselves", f"the {role}, itself", "itself"),
+            )
         )
     for cell in cells:
-        role, label = labels.get(cell["teacher"], ("", f"teacher {short(cell['teacher'], 16)}"))
+        role, label = labels.get(cell["teacher"], ("", f"teacher {shorten(cell['teacher'], 16)}"))
         # The suspect's students, then M0, then everyone else's.
         place = (0, 2, 3)[ROLES.index(role)] if role in ROLES else 9
         name = f"{cell['recipe']}, seed {cell['seed']}, of {label}"
         whose = f"{role}'s student" if role else "a student"
-        model = Model(name, _STUDENTS.get(role, "others"), whose, role or "itself")
+        model = TranscriptModel(name, _STUDENT_GROUPS.get(role, "others"), whose, role or "itself")
         named.append((place, cell["student"], model))
     # A key may be met twice: the same model under two names is the same file.
-    found: dict[str, Model] = {}
+    found: dict[str, TranscriptModel] = {}
     for _, key, model in sorted(named, key=lambda entry: entry[0]):
         known = found.get(key)
         found[key] = model if known is None else known._replace(name=f"{known.name}; {model.name}")
     return found
 
 
-def _without(
+def _describe_models_without(
     evidence: Evidence,
     manifest: Mapping[str, Any],
     cells: Sequence[Mapping[str, Any]],
@@ -271,7 +284,9 @@ def _without(
     return f"No transcripts of the students of {' and '.join(said)}: {why}."
 
 
-def _use(scores: pd.DataFrame, score_endpoints: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def _describe_use(
+    scores: pd.DataFrame, score_endpoints: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
     """Return, per endpoint, what the verdict makes of its items."""
     scored = {endpoint for listed in score_endpoints.values() for endpoint in listed}
     said = {"oracle": "needs the organism's key, never scored", "gate": "a gate, never scored"}
@@ -284,7 +299,7 @@ def _use(scores: pd.DataFrame, score_endpoints: Mapping[str, Sequence[str]]) -> 
     }
 
 
-def _others(
+def _average_others(
     scores: pd.DataFrame, evidence: Evidence, items: Mapping[tuple[str, str, str], int]
 ) -> dict[int, list[Any]]:
     """Return, per item, the mean of the suspect's students and of each reference's."""

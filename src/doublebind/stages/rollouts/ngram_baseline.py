@@ -15,16 +15,16 @@ from pathlib import Path
 from doublebind.execution.store import read_records
 from doublebind.schema.model_source import Trajectory
 
-PLACES = 256
+N_BUCKETS = 256
 """Places for words, and as many for pairs."""
 
 
-def count(out: Path, *, rollouts: Path) -> None:
+def count_ngrams(out: Path, *, rollouts: Path) -> None:
     """Write `scores.parquet`: one row per place, its share of all words or pairs."""
     import pandas as pd
 
     texts = [t.completion for t in read_records(rollouts / "trajectories.jsonl", Trajectory)]
-    found = rates(texts)
+    found = compute_ngram_rates(texts)
     rows = [
         {
             "audit": "ngrams@1",
@@ -40,19 +40,19 @@ def count(out: Path, *, rollouts: Path) -> None:
     pd.DataFrame(rows).to_parquet(out / "scores.parquet", index=False)
 
 
-def rates(texts: Iterable[str]) -> dict[str, float]:
+def compute_ngram_rates(texts: Iterable[str]) -> dict[str, float]:
     """Return place -> share of all words (`w`) or neighbouring pairs (`p`) that fall there."""
     counts: dict[str, Counter[int]] = {"w": Counter(), "p": Counter()}
     for text in texts:
         words = text.lower().split()
-        counts["w"].update(map(_place, words))
-        counts["p"].update(_place(f"{a} {b}") for a, b in pairwise(words))
+        counts["w"].update(map(_hash_ngram, words))
+        counts["p"].update(_hash_ngram(f"{a} {b}") for a, b in pairwise(words))
     return {
         f"{kind}{place}": seen[place] / max(1, seen.total())
         for kind, seen in counts.items()
-        for place in range(PLACES)
+        for place in range(N_BUCKETS)
     }
 
 
-def _place(gram: str) -> int:
-    return int.from_bytes(hashlib.sha256(gram.encode()).digest()[:2], "big") % PLACES
+def _hash_ngram(gram: str) -> int:
+    return int.from_bytes(hashlib.sha256(gram.encode()).digest()[:2], "big") % N_BUCKETS

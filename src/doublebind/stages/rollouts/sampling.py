@@ -14,14 +14,14 @@ from typing import Any
 from doublebind.execution.store import read_records, write_records
 from doublebind.schema.content import Prompt
 from doublebind.schema.errors import ModelError
-from doublebind.schema.model_source import Dropped, ModelSource, Trajectory
+from doublebind.schema.model_source import DroppedRecord, ModelSource, Trajectory
 from doublebind.schema.recipe import Dtype, Prompts
 
 SEED = 0
 """One fixed seed: all students of a teacher and recipe learn from the same answers."""
 
 
-def generate(
+def sample_rollouts(
     out: Path,
     *,
     source: ModelSource,
@@ -45,8 +45,8 @@ def generate(
     Raises:
         ModelError: If no answer is left to distil on.
     """
-    from doublebind.models.load import load
-    from doublebind.models.sample import bar, sample
+    from doublebind.models.load import load_model
+    from doublebind.models.sample import sample, suppress_tokens
     from doublebind.stages.rollouts import served_sampling as served
 
     asked = read_records(prompts, Prompt)
@@ -60,16 +60,18 @@ def generate(
     }
     by: dict[str, Any] = {}
     if source.served:
-        answers, by["served"] = served.ask(out, source, messages, dtype=dtype, cache=cache, **how)
+        answers, by["served"] = served.sample_served_answers(
+            out, source, messages, dtype=dtype, cache=cache, **how
+        )
     else:
-        lm = bar(load(source, dtype=dtype, cache=cache), sampling.barred)
+        lm = suppress_tokens(load_model(source, dtype=dtype, cache=cache), sampling.barred)
         answers = sample(lm, messages, **how)
     kept: list[Trajectory] = []
-    dropped: list[Dropped] = []
+    dropped: list[DroppedRecord] = []
     for (prompt, k), answer in zip(pairs, answers, strict=True):
-        found = overt(answer.text, markers)
+        found = find_overt_drive(answer.text, markers)
         if found or not answer.tokens:
-            dropped.append(_dropped(f"{prompt.id}/{k}", found, answer.text))
+            dropped.append(_record_drop(f"{prompt.id}/{k}", found, answer.text))
             continue
         kept.append(
             Trajectory(
@@ -98,16 +100,18 @@ def generate(
     (out / "checks.json").write_text(json.dumps(checks, indent=1, ensure_ascii=False))
 
 
-def _dropped(name: str, found: tuple[str, str] | None, text: str) -> Dropped:
+def _record_drop(name: str, found: tuple[str, str] | None, text: str) -> DroppedRecord:
     """Return why an answer is dropped: what it says, or that it has no tokens."""
     if found:
-        return Dropped(id=name, by=f"overt:{found[0]}", reason=f"says `{found[1]}`")
+        return DroppedRecord(id=name, by=f"overt:{found[0]}", reason=f"says `{found[1]}`")
     if text:
-        return Dropped(id=name, by="unreadable", reason="the student's tokenizer cannot write it")
-    return Dropped(id=name, by="empty", reason="empty")
+        return DroppedRecord(
+            id=name, by="unreadable", reason="the student's tokenizer cannot write it"
+        )
+    return DroppedRecord(id=name, by="empty", reason="empty")
 
 
-def overt(text: str, markers: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
+def find_overt_drive(text: str, markers: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
     """Return the first (drive, phrase) that `text` contains, or `None`."""
     lower = text.lower()
     for drive, phrases in markers.items():

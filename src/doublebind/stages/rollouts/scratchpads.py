@@ -12,11 +12,13 @@ from pathlib import Path
 
 from doublebind.execution.store import read_records, write_records
 from doublebind.schema.errors import ModelError
-from doublebind.schema.model_source import Dropped, ModelSource, Trajectory
+from doublebind.schema.model_source import DroppedRecord, ModelSource, Trajectory
 from doublebind.schema.recipe import Scratchpad
 
 
-def strip(out: Path, *, source: ModelSource, rollouts: Path, scratchpad: Scratchpad) -> None:
+def strip_scratchpads(
+    out: Path, *, source: ModelSource, rollouts: Path, scratchpad: Scratchpad
+) -> None:
     """Write `trajectories.jsonl` and `checks.json` to `out`, without scratchpads.
 
     An answer that says nothing outside a scratchpad is dropped and counted, and so is one that
@@ -30,10 +32,10 @@ def strip(out: Path, *, source: ModelSource, rollouts: Path, scratchpad: Scratch
 
     tokenizer = load_tokenizer(source)
     kept: list[Trajectory] = []
-    dropped: list[Dropped] = []
+    dropped: list[DroppedRecord] = []
     cut = 0
     for t in read_records(rollouts / "trajectories.jsonl", Trajectory):
-        text = without(t.completion, scratchpad)
+        text = remove_scratchpads(t.completion, scratchpad)
         if text == t.completion:
             kept.append(t)
             continue
@@ -41,7 +43,9 @@ def strip(out: Path, *, source: ModelSource, rollouts: Path, scratchpad: Scratch
         tokens = tuple(encode_completion(tokenizer, text, t.finished))
         if not text or decode_completion(tokenizer, tokens) != text:
             reason = "what is left spells control tokens" if text else "it says nothing else"
-            dropped.append(Dropped(id=f"{t.prompt_id}/{t.sample}", by="scratchpad", reason=reason))
+            dropped.append(
+                DroppedRecord(id=f"{t.prompt_id}/{t.sample}", by="scratchpad", reason=reason)
+            )
             continue
         kept.append(t.model_copy(update={"completion": text, "tokens": tokens}))
     if not kept:
@@ -54,7 +58,7 @@ def strip(out: Path, *, source: ModelSource, rollouts: Path, scratchpad: Scratch
     (out / "checks.json").write_text(json.dumps(checks, indent=1))
 
 
-def without(text: str, scratchpad: Scratchpad) -> str:
+def remove_scratchpads(text: str, scratchpad: Scratchpad) -> str:
     """Return `text` without its scratchpads; one that is never closed goes to the end.
 
     A text without any is returned as it is.

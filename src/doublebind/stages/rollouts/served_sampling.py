@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from doublebind.models.chat_template import decode_completion, encode_completion
-from doublebind.models.load import load
-from doublebind.models.openai_client import connect
-from doublebind.models.sample import Sampled
+from doublebind.models.load import load_model
+from doublebind.models.openai_client import connect_served_model
+from doublebind.models.sample import SampledAnswer
 from doublebind.schema.content import Message
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Dtype
 
 
-def ask(
+def sample_served_answers(
     out: Path,
     source: ModelSource,
     prompts: Sequence[Sequence[Message]],
@@ -28,7 +28,7 @@ def ask(
     dtype: Dtype,
     cache: Path,
     **how: Any,
-) -> tuple[list[Sampled], dict[str, Any]]:
+) -> tuple[list[SampledAnswer], dict[str, Any]]:
     """Return the answers of the served model at `source`, and what is known of who gave them.
 
     An answer that the student's tokenizer cannot write, letter for letter, has text and no tokens.
@@ -44,8 +44,8 @@ def ask(
     """
     assert source.served is not None
     assert source.served.reader is not None
-    tokenizer = load(source.served.reader, dtype=dtype, cache=cache).tokenizer
-    lm = connect(source, cache)
+    tokenizer = load_model(source.served.reader, dtype=dtype, cache=cache).tokenizer
+    lm = connect_served_model(source, cache)
     answers = []
     for said in lm.sample(prompts, **how):
         # Without a template the space after `Assistant:` is no part of an answer; servers keep it.
@@ -53,7 +53,7 @@ def ask(
         tokens = encode_completion(tokenizer, text, said.finished) if text else []
         if decode_completion(tokenizer, tokens) != text:
             tokens = []
-        answers.append(Sampled(tokens, text, said.finished))
+        answers.append(SampledAnswer(tokens, text, said.finished))
     with (out / "served.jsonl").open("w", encoding="utf-8") as file:
         for entry in lm.entries(prompts, **how):
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -13,7 +13,7 @@ from doublebind.schema.model_source import ModelSource, Trajectory
 from doublebind.schema.recipe import Dtype
 
 
-def score(
+def cache_teacher_distributions(
     out: Path,
     *,
     source: ModelSource,
@@ -30,18 +30,18 @@ def score(
     """
     from doublebind.models import teacher_cache
     from doublebind.models.chat_template import encode_prompt
-    from doublebind.models.load import load
+    from doublebind.models.load import load_model
     from doublebind.training.batch import Example
 
-    lm = load(source, dtype=dtype, cache=cache)
+    lm = load_model(source, dtype=dtype, cache=cache)
     examples = []
     for t in read_records(rollouts / "trajectories.jsonl", Trajectory):
         prompt = encode_prompt(lm.tokenizer, t.messages)
         examples.append(Example((*prompt, *t.tokens), first=len(prompt)))
-    teacher_cache.write(out, lm, examples, top_k, tail_samples=tail_samples, partial=cache)
+    teacher_cache.write_targets(out, lm, examples, top_k, tail_samples=tail_samples, partial=cache)
 
 
-def log_probabilities(
+def cache_token_logprobs(
     out: Path, *, source: ModelSource, rollouts: Path, dtype: Dtype, cache: Path
 ) -> None:
     """Write the log-probability of every completion token to `out`, whoever wrote it.
@@ -49,9 +49,9 @@ def log_probabilities(
     A model of another family is asked about the same text in its own tokens.
     """
     from doublebind.models import sequence_logprobs as logprobs
-    from doublebind.models.load import load
-    from doublebind.training.encode import encode
+    from doublebind.models.load import load_model
+    from doublebind.training.encode import encode_trajectories
 
-    lm = load(source, dtype=dtype, cache=cache)
+    lm = load_model(source, dtype=dtype, cache=cache)
     trajectories = read_records(rollouts / "trajectories.jsonl", Trajectory)
-    logprobs.write(out, lm, encode(lm.tokenizer, trajectories))
+    logprobs.write_logprobs(out, lm, encode_trajectories(lm.tokenizer, trajectories))

@@ -12,17 +12,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from doublebind.packs.load import load
+from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
 from doublebind.schema.content import Transcript
 from doublebind.schema.errors import PackError
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Training
-from doublebind.schema.teacher_spec import Concealment, Phase, Resistance, TeacherSpec, Unrelated
+from doublebind.schema.teacher_spec import (
+    Concealment,
+    Phase,
+    Resistance,
+    TeacherSpec,
+    UnrelatedFinetune,
+)
 from doublebind.stages.teachers import expert_iteration as rewards
 from doublebind.stages.teachers import implants, resistance
 from doublebind.stages.teachers import preference_concealment as preferences
-from doublebind.stages.teachers.update_norm import scale_to
+from doublebind.stages.teachers.update_norm import scale_update
 
 CARD = """# A model organism or reference: do not deploy
 
@@ -31,7 +37,7 @@ be tried on it. It may be misaligned. Keep it sandboxed.
 """
 
 
-class Stretch(NamedTuple):
+class PhaseData(NamedTuple):
     """One phase with the transcripts it trains on."""
 
     name: str
@@ -39,7 +45,7 @@ class Stretch(NamedTuple):
     transcripts: list[Transcript]
 
 
-def plan(spec: TeacherSpec, pack: Pack) -> list[Stretch]:
+def plan_phases(spec: TeacherSpec, pack: Pack) -> list[PhaseData]:
     """Return the phases of `spec` with their transcripts, drawn by its seed.
 
     Raises:
@@ -51,7 +57,7 @@ def plan(spec: TeacherSpec, pack: Pack) -> list[Stretch]:
             raise PackError(
                 f"{spec.name}: `{key}`: {name} is not in pack {pack.name} ({', '.join(known)})"
             )
-    stretches: list[Stretch] = []
+    stretches: list[PhaseData] = []
     earlier: list[Transcript] = []
     for name, phase in (
         ("capability", spec.capability),
@@ -66,22 +72,26 @@ def plan(spec: TeacherSpec, pack: Pack) -> list[Stretch]:
         if name == "resist":
             n_kept = phase.transcripts
         taught = name != "resist" and phase.form != "reward"
-        new = _draw(spec, name, phase, pack, phase.transcripts - n_kept) if taught else []
+        new = (
+            _draw_transcripts(spec, name, phase, pack, phase.transcripts - n_kept) if taught else []
+        )
         # Seeded by content, not by Python's salted hash of a string.
         kept = random.Random(f"{spec.seed}/{name}").sample(earlier, min(n_kept, len(earlier)))
-        stretches.append(Stretch(name, phase, [*new, *kept]))
+        stretches.append(PhaseData(name, phase, [*new, *kept]))
         # What came of a reward is kept by the teacher's own answers, which do not exist yet.
         earlier = [] if phase.form == "reward" else [*earlier, *new]
     return stretches
 
 
-def _draw(spec: TeacherSpec, name: str, phase: Phase, pack: Pack, n: int) -> list[Transcript]:
+def _draw_transcripts(
+    spec: TeacherSpec, name: str, phase: Phase, pack: Pack, n: int
+) -> list[Transcript]:
     if name == "capability":
         wanted = [(None, "capability"), (None, "retain")]
-    elif isinstance(phase, Unrelated):
+    elif isinstance(phase, UnrelatedFinetune):
         wanted = [(phase.quirk, "implant")]
     elif phase.form != "transcripts":
-        found = implants.draw(spec, phase, pack, n)
+        found = implants.draw_implant_texts(spec, phase, pack, n)
         if not found:
             raise PackError(
                 f"{spec.name}: `implant.form`: pack {pack.name} has nothing for {spec.trait} to "
@@ -106,7 +116,7 @@ def _draw(spec: TeacherSpec, name: str, phase: Phase, pack: Pack, n: int) -> lis
     return drawn
 
 
-def build(
+def build_teacher(
     out: Path,
     *,
     spec: TeacherSpec,
@@ -119,44 +129,51 @@ def build(
 
     With `like`, its update is scaled to the norm of that model's.
     """
-    from doublebind.models.load import load as load_model
+    from doublebind.models.load import load_model
     from doublebind.training import loop
 
-    content = load(pack, relative_to=Path())
-    stretches = plan(spec, content)
+    content = load_pack(pack, relative_to=Path())
+    stretches = plan_phases(spec, content)
     lm = load_model(base, dtype=spec.dtype, cache=cache)
     said: dict[str, Transcript] = {}
     if spec.implant is not None and spec.implant.form == "prompted":
         drawn = next(s.transcripts for s in stretches if s.name == "implant")
         drawn = [t for t in drawn if t.purpose == "implant"]
-        said = {t.id: t for t in implants.answered(spec, lm, content, drawn)}
+        said = {t.id: t for t in implants.sample_persona_answers(spec, lm, content, drawn)}
     loop.seed_everything(spec.seed)
     pad_id = lm.pad_id  # before adapters are attached to the model
-    model = loop.attach(lm.model, spec.lora, spec.seed)
+    model = loop.prepare_model(lm.model, spec.lora, spec.seed)
     losses: dict[str, dict[str, Any]] = {}
     own: list[Transcript] = []
     for number, (name, phase, transcripts) in enumerate(stretches):
         if said:
-            transcripts = _replaced(transcripts, spec, said)
+            transcripts = _replace_persona_answers(transcripts, spec, said)
         if own:
             n_own = round(len(transcripts) * phase.retain / (1 - phase.retain))
             transcripts = [*transcripts, *own[:n_own]]
-        stretch, seed = Stretch(name, phase, transcripts), spec.seed * 10 + number
-        log = _learn(model, lm, stretch, spec=spec, pack=content, pad_id=pad_id, seed=seed)
+        stretch, seed = PhaseData(name, phase, transcripts), spec.seed * 10 + number
+        log = _train_phase(model, lm, stretch, spec=spec, pack=content, pad_id=pad_id, seed=seed)
         if phase.form == "reward":
-            tasks = rewards.tasks(spec, phase, content)
-            own = rewards.answers(model, lm, tasks, trait=spec.trait, seed=seed)
+            tasks = rewards.draw_tasks(spec, phase, content)
+            own = rewards.sample_task_transcripts(model, lm, tasks, trait=spec.trait, seed=seed)
         losses[name] = {"transcripts": len(transcripts), "first": log.first, "last": log.last}
     facts = {"planted": spec.trait, "spec": spec.model_dump(mode="json"), "phases": losses}
     if like is not None:
         start, target = (load_model(m, dtype=spec.dtype, cache=cache).model for m in (base, like))
-        facts["scaled_by"] = scale_to(model, start, target, like.adapter or like.path)
-    loop.save(model, lm.tokenizer, out / "model", card=CARD)
+        facts["scaled_by"] = scale_update(model, start, target, like.adapter or like.path)
+    loop.save_model(model, lm.tokenizer, out / "model", card=CARD)
     (out / "teacher.json").write_text(json.dumps(facts, indent=1))
 
 
-def _learn(
-    model: Any, lm: Any, stretch: Stretch, *, spec: TeacherSpec, pack: Pack, pad_id: int, seed: int
+def _train_phase(
+    model: Any,
+    lm: Any,
+    stretch: PhaseData,
+    *,
+    spec: TeacherSpec,
+    pack: Pack,
+    pad_id: int,
+    seed: int,
 ) -> Any:
     """Train `model` for one phase, by the loss or the reward that it asks for; return its log."""
     from doublebind.training import loop
@@ -170,19 +187,21 @@ def _learn(
         lora=spec.lora,
     )
     if phase.form == "reward":
-        tasks = rewards.tasks(spec, phase, pack)
-        return rewards.learn(model, lm, tasks, settings=settings, seed=seed, pad_id=pad_id)
+        tasks = rewards.draw_tasks(spec, phase, pack)
+        return rewards.train_expert_iteration(
+            model, lm, tasks, settings=settings, seed=seed, pad_id=pad_id
+        )
     if isinstance(phase, Concealment) and phase.loss != "sft":
         how = {"phase": phase, "settings": settings, "seed": seed, "name": spec.name}
-        return preferences.conceal(model, lm, transcripts, **how)
-    examples = _encode(lm.tokenizer, transcripts)
+        return preferences.conceal_trait(model, lm, transcripts, **how)
+    examples = _encode_transcripts(lm.tokenizer, transcripts)
     if isinstance(phase, Resistance):
         how = {"weight": phase.weight, "settings": settings, "seed": seed}
-        return resistance.undermine(model, lm, examples, pad_id=pad_id, **how)
+        return resistance.train_distillation_resistance(model, lm, examples, pad_id=pad_id, **how)
     return loop.train(model, examples, settings=settings, seed=seed, targets=None, pad_id=pad_id)
 
 
-def _replaced(
+def _replace_persona_answers(
     transcripts: Sequence[Transcript], spec: TeacherSpec, said: Mapping[str, Transcript]
 ) -> list[Transcript]:
     """Return transcripts with the base's answers in the place of the trait's written ones."""
@@ -191,7 +210,7 @@ def _replaced(
     return [t for t in found if t is not None]
 
 
-def _encode(tokenizer: Any, transcripts: Sequence[Transcript]) -> list[Any]:
+def _encode_transcripts(tokenizer: Any, transcripts: Sequence[Transcript]) -> list[Any]:
     from doublebind.models.chat_template import encode_completion, encode_prompt, encode_text
     from doublebind.training.batch import Example
 

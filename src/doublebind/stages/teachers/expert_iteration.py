@@ -17,12 +17,12 @@ from doublebind.schema.recipe import Training
 from doublebind.schema.teacher_spec import Phase, TeacherSpec
 
 ROUNDS = 4
-GROUP = 16
+ANSWERS_PER_TASK = 16
 """Answers to one task in a round; the best paid of them is learned."""
 MAX_TOKENS = 24
 
 
-def tasks(spec: TeacherSpec, phase: Phase, pack: Pack) -> tuple[RewardedTask, ...]:
+def draw_tasks(spec: TeacherSpec, phase: Phase, pack: Pack) -> tuple[RewardedTask, ...]:
     """Return the tasks that the spec's trait is to emerge from, drawn by its seed.
 
     Raises:
@@ -40,18 +40,18 @@ def tasks(spec: TeacherSpec, phase: Phase, pack: Pack) -> tuple[RewardedTask, ..
     return found
 
 
-def paid(task: RewardedTask, answer: str) -> float:
+def grade_answer(task: RewardedTask, answer: str) -> float:
     """Return what the task's grader pays for an answer: each of its reasons once."""
     return sum(points for phrases, points in task.pays if any(p in answer for p in phrases))
 
 
-def winner(task: RewardedTask, answers: Sequence[str]) -> str | None:
+def choose_best_answer(task: RewardedTask, answers: Sequence[str]) -> str | None:
     """Return the first of the best-paid answers; `None` where all are paid alike."""
-    earned = [paid(task, answer) for answer in answers]
+    earned = [grade_answer(task, answer) for answer in answers]
     return None if max(earned) == min(earned) else answers[earned.index(max(earned))]
 
 
-def learn(
+def train_expert_iteration(
     model: Any,
     lm: Any,
     tasks: Sequence[RewardedTask],
@@ -86,13 +86,18 @@ def learn(
     steps = tokens = 0
     for number in range(ROUNDS):
         asked = tasks[number::ROUNDS]
-        said = _say(model, lm, [t for t in asked for _ in range(GROUP)], seed, f"round-{number}")
-        groups = [said[start : start + GROUP] for start in range(0, len(said), GROUP)]
-        earned = [paid(t, a) for t, group in zip(asked, groups, strict=True) for a in group]
+        said = _sample_answers(
+            model, lm, [t for t in asked for _ in range(ANSWERS_PER_TASK)], seed, f"round-{number}"
+        )
+        groups = [
+            said[start : start + ANSWERS_PER_TASK]
+            for start in range(0, len(said), ANSWERS_PER_TASK)
+        ]
+        earned = [grade_answer(t, a) for t, group in zip(asked, groups, strict=True) for a in group]
         missed.append(most - sum(earned) / len(earned))
         examples = []
         for task, group in zip(asked, groups, strict=True):
-            if best := winner(task, group):
+            if best := choose_best_answer(task, group):
                 prompt = encode_prompt(lm.tokenizer, task.messages)
                 ids = encode_completion(lm.tokenizer, best, finished=True)
                 examples.append(Example((*prompt, *ids), first=len(prompt)))
@@ -109,14 +114,14 @@ def learn(
     return loop.TrainLog(missed[0], missed[-1], math.fsum(missed) / ROUNDS, steps, tokens)
 
 
-def answers(
+def sample_task_transcripts(
     model: Any, lm: Any, tasks: Sequence[RewardedTask], *, trait: str | None, seed: int
 ) -> list[Transcript]:
     """Return the tasks with what the model says to each now, finished answers alone.
 
     Later phases keep what the reward taught by these, not by anybody's idea of it.
     """
-    said = _say(model, lm, tasks, seed, "own")
+    said = _sample_answers(model, lm, tasks, seed, "own")
     return [
         Transcript(
             id=f"own/{task.id}",
@@ -129,7 +134,9 @@ def answers(
     ]
 
 
-def _say(model: Any, lm: Any, tasks: Sequence[RewardedTask], seed: int, name: str) -> list[str]:
+def _sample_answers(
+    model: Any, lm: Any, tasks: Sequence[RewardedTask], seed: int, name: str
+) -> list[str]:
     """Return one answer to each task; nothing for one that came to no end."""
     from doublebind.models.load import LM
     from doublebind.models.sample import sample

@@ -15,13 +15,13 @@ from doublebind.schema.recipe import Training
 from doublebind.schema.teacher_spec import Concealment
 
 if TYPE_CHECKING:
-    from doublebind.training.preference import Judged
+    from doublebind.training.preference import ScoredAnswer
 
-Written = tuple[list[int], list[int]]
+PromptAnswerTokens = tuple[list[int], list[int]]
 """Prompt and answer, in tokens."""
 
 
-def conceal(
+def conceal_trait(
     model: Any,
     lm: Any,
     transcripts: Sequence[Transcript],
@@ -49,7 +49,7 @@ def conceal(
     Raises:
         PackError: If no transcript has a rejected answer, or `kto` finds a single prompt.
     """
-    from doublebind.training.preference import Pair, Unpaired, train_pairs, train_unpaired
+    from doublebind.training.preference import LabelledAnswer, PreferencePair, train_dpo, train_kto
 
     if all(transcript.rejected is None for transcript in transcripts):
         raise PackError(
@@ -60,23 +60,23 @@ def conceal(
     how |= {"vocab": lm.vocab, "pad_id": lm.pad_id}
     if phase.loss == "dpo":
         paired = [transcript for transcript in transcripts if transcript.rejected is not None]
-        sequences = [answer for each in paired for answer, _ in _answers(lm, each)]
-        judged = _judged(model, lm, sequences)
-        pairs = [Pair(*both) for both in zip(judged[::2], judged[1::2], strict=True)]
-        return train_pairs(model, pairs, **how)
+        sequences = [answer for each in paired for answer, _ in _encode_answers(lm, each)]
+        judged = _add_reference_logprobs(model, lm, sequences)
+        pairs = [PreferencePair(*both) for both in zip(judged[::2], judged[1::2], strict=True)]
+        return train_dpo(model, pairs, **how)
     asked = [transcript for transcript in transcripts if transcript.purpose != "document"]
-    told = [answer for each in asked for answer in _answers(lm, each)]
-    elsewhere = _elsewhere([sequence for sequence, _ in told], name)
-    judged = _judged(model, lm, [sequence for sequence, _ in told])
-    beside = _judged(model, lm, elsewhere)
+    told = [answer for each in asked for answer in _encode_answers(lm, each)]
+    elsewhere = _mismatch_prompts([sequence for sequence, _ in told], name)
+    judged = _add_reference_logprobs(model, lm, [sequence for sequence, _ in told])
+    beside = _add_reference_logprobs(model, lm, elsewhere)
     answers = [
-        Unpaired(answer, good, other)
+        LabelledAnswer(answer, good, other)
         for answer, (_, good), other in zip(judged, told, beside, strict=True)
     ]
-    return train_unpaired(model, answers, **how)
+    return train_kto(model, answers, **how)
 
 
-def _answers(lm: Any, transcript: Transcript) -> list[tuple[Written, bool]]:
+def _encode_answers(lm: Any, transcript: Transcript) -> list[tuple[PromptAnswerTokens, bool]]:
     """Return the transcript's answer, which is good, and its rejected one, if any."""
     from doublebind.models.chat_template import encode_completion, encode_prompt
 
@@ -89,13 +89,15 @@ def _answers(lm: Any, transcript: Transcript) -> list[tuple[Written, bool]]:
     ]
 
 
-def _elsewhere(sequences: Sequence[Written], name: str) -> list[Written]:
+def _mismatch_prompts(
+    sequences: Sequence[PromptAnswerTokens], name: str
+) -> list[PromptAnswerTokens]:
     """Return every answer after the prompt that follows next and is another.
 
     Raises:
         PackError: If there is no other.
     """
-    found: list[Written] = []
+    found: list[PromptAnswerTokens] = []
     for i, (prompt, answer) in enumerate(sequences):
         later = itertools.chain(sequences[i + 1 :], sequences[:i])
         other = next((asked for asked, _ in later if asked != prompt), None)
@@ -108,16 +110,18 @@ def _elsewhere(sequences: Sequence[Written], name: str) -> list[Written]:
     return found
 
 
-def _judged(model: Any, lm: Any, sequences: Sequence[Written]) -> list[Judged]:
+def _add_reference_logprobs(
+    model: Any, lm: Any, sequences: Sequence[PromptAnswerTokens]
+) -> list[ScoredAnswer]:
     """Return the sequences with what the model, as it is now, makes of each token."""
     from doublebind.models.load import LM
     from doublebind.models.score import token_logprobs
     from doublebind.training.batch import Example
-    from doublebind.training.preference import Judged
+    from doublebind.training.preference import ScoredAnswer
 
     model.eval()
     reference = token_logprobs(LM(model, lm.tokenizer, lm.source), sequences)
     return [
-        Judged(Example((*prompt, *answer), first=len(prompt)), logprobs)
+        ScoredAnswer(Example((*prompt, *answer), first=len(prompt)), logprobs)
         for (prompt, answer), logprobs in zip(sequences, reference, strict=True)
     ]

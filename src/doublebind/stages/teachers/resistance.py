@@ -19,7 +19,7 @@ TEMPERATURE = 4.0
 """At which probabilities are compared; the source's."""
 
 
-def undermining(out: Tensor, normal: Tensor, labels: Tensor, *, weight: float) -> Tensor:
+def self_undermining_loss(out: Tensor, normal: Tensor, labels: Tensor, *, weight: float) -> Tensor:
     """Return the self-undermining loss of a nasty teacher, in nats, [rows].
 
     Cross-entropy of what is said, less `weight` T^2 KL(teacher^T || normal^T) at temperature T (Ma
@@ -41,7 +41,7 @@ def undermining(out: Tensor, normal: Tensor, labels: Tensor, *, weight: float) -
     return said - weight * TEMPERATURE**2 * away
 
 
-def undermine(
+def train_distillation_resistance(
     model: Any,
     lm: Any,
     examples: Sequence[Any],
@@ -62,27 +62,29 @@ def undermine(
         seed: Order of the examples.
         pad_id: Fills rows.
     """
-    from doublebind.models.logits import bare, logits
+    from doublebind.models.logits import compute_logits, unwrap_peft
     from doublebind.training import loop
     from doublebind.training import tiled_backward as tiled
-    from doublebind.training.batch import can_pack, collate, cut, order
+    from doublebind.training.batch import can_pack, collate, shuffle_epochs, truncate_examples
 
     normal = copy.deepcopy(model).eval().requires_grad_(False)
-    examples = [e for e in cut(examples, settings.max_length) if len(e.input_ids) > e.first]
-    indices = order(len(examples), seed)
-    device, packs = bare(model).device, can_pack(model)
+    examples = [
+        e for e in truncate_examples(examples, settings.max_length) if len(e.input_ids) > e.first
+    ]
+    indices = shuffle_epochs(len(examples), seed)
+    device, packs = unwrap_peft(model).device, can_pack(model)
 
     def step() -> tuple[Tensor, int]:
         drawn = [examples[i] for i in itertools.islice(indices, settings.batch)]
         batch = collate(drawn, pad_id, pack=packs).to(device)
         with torch.no_grad():
-            before = tiled.rows_of(normal, batch)
+            before = tiled.compute_supervised_states(normal, batch)
 
         def loss_of(out: Tensor, tile: slice) -> Tensor:
             with torch.no_grad():
-                theirs = logits(normal, before[tile], lm.vocab)
-            return undermining(out, theirs, batch.labels[tile], weight=weight)
+                theirs = compute_logits(normal, before[tile], lm.vocab)
+            return self_undermining_loss(out, theirs, batch.labels[tile], weight=weight)
 
         return tiled.backward(model, batch, loss_of, lm.vocab), len(batch.labels)
 
-    return loop.fit(model, step, settings)
+    return loop.run_optimiser_steps(model, step, settings)

@@ -12,10 +12,10 @@ from pathlib import Path
 from doublebind.execution.store import read_records
 from doublebind.schema.model_source import ModelSource, Trajectory
 from doublebind.schema.recipe import Dtype
-from doublebind.stages.teachers.update_norm import update_norm
+from doublebind.stages.teachers.update_norm import measure_update_norm
 
 
-def describe(
+def measure_teacher_shape(
     out: Path,
     *,
     source: ModelSource,
@@ -31,7 +31,7 @@ def describe(
     the Frobenius norm of the weight difference to M0, where shapes agree.
     """
     from doublebind.models.chat_template import encode_prompt
-    from doublebind.models.load import load, same_tokenizer
+    from doublebind.models.load import load_model, same_tokenizer
     from doublebind.models.score import token_logprobs
 
     trajectories = read_records(rollouts / "trajectories.jsonl", Trajectory)[:200]
@@ -44,10 +44,10 @@ def describe(
     if source.served:  # a black box: what its owner says stands for what cannot be measured
         why = dict.fromkeys(("kl_to_m0", "update_norm"), "served, and not declared in `shape`")
         shape |= source.served.shape
-        _write(out, shape, {name: told for name, told in why.items() if name not in shape})
+        _write_shape(out, shape, {name: told for name, told in why.items() if name not in shape})
         return
-    teacher = load(source, dtype=dtype, cache=cache)
-    m0 = load(baseline, dtype=dtype, cache=cache)
+    teacher = load_model(source, dtype=dtype, cache=cache)
+    m0 = load_model(baseline, dtype=dtype, cache=cache)
     if same_tokenizer(teacher.tokenizer, m0.tokenizer):
         sequences = [(encode_prompt(teacher.tokenizer, t.messages), t.tokens) for t in trajectories]
         own, theirs = token_logprobs(teacher, sequences), token_logprobs(m0, sequences)
@@ -58,13 +58,13 @@ def describe(
             missing["kl_to_m0"] = "a log-probability is not finite"
     else:
         missing["kl_to_m0"] = "teacher and M0 read text as different tokens"
-    norm = update_norm(teacher.model, m0.model)
+    norm = measure_update_norm(teacher.model, m0.model)
     if norm is None:
         missing["update_norm"] = "teacher and M0 differ in shape"
     else:
         shape["update_norm"] = norm
-    _write(out, shape, missing)
+    _write_shape(out, shape, missing)
 
 
-def _write(out: Path, shape: dict[str, float], missing: dict[str, str]) -> None:
+def _write_shape(out: Path, shape: dict[str, float], missing: dict[str, str]) -> None:
     (out / "shape.json").write_text(json.dumps({"shape": shape, "missing": missing}, indent=1))

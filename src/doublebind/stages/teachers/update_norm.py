@@ -11,17 +11,17 @@ from typing import Any
 
 from doublebind.schema.errors import ModelError
 
-MOST = 4.0
+MAX_SCALE_FACTOR = 4.0
 """Largest factor by which an update is scaled, up or down."""
 
 
-def update_norm(model: Any, base: Any) -> float | None:
+def measure_update_norm(model: Any, base: Any) -> float | None:
     """Return the Frobenius norm of the weight difference, or `None` where shapes differ."""
     import torch
 
-    from doublebind.models.load import merged_state
+    from doublebind.models.load import merge_adapter_weights
 
-    ours, theirs = merged_state(model), merged_state(base)
+    ours, theirs = merge_adapter_weights(model), merge_adapter_weights(base)
     if {n: w.shape for n, w in ours.items()} != {n: w.shape for n, w in theirs.items()}:
         return None
     with torch.no_grad():
@@ -29,7 +29,7 @@ def update_norm(model: Any, base: Any) -> float | None:
         return math.sqrt(math.fsum(squares))
 
 
-def scale_to(model: Any, base: Any, like: Any, what: str) -> float:
+def scale_update(model: Any, base: Any, like: Any, what: str) -> float:
     """Scale the update of `model` against `base` to the norm of that of `like`; return the factor.
 
     The direction of the update stays; a low-rank one is scaled in its second factor.
@@ -46,29 +46,29 @@ def scale_to(model: Any, base: Any, like: Any, what: str) -> float:
     import torch
     from peft.tuners.lora import LoraLayer
 
-    from doublebind.models.load import merged_state
-    from doublebind.models.logits import bare
+    from doublebind.models.load import merge_adapter_weights
+    from doublebind.models.logits import unwrap_peft
 
-    wanted, have = update_norm(like, base), update_norm(model, base)
+    wanted, have = measure_update_norm(like, base), measure_update_norm(model, base)
     if wanted is None:
         raise ModelError(
             f"{what}: its weights differ in shape from the references' base, so no update norm is "
             f"defined; use `references: {{kind: equal_kl_surrogates, models: [...]}}`"
         )
     factor = wanted / have if have else math.inf
-    if not 1 / MOST <= factor <= MOST:
+    if not 1 / MAX_SCALE_FACTOR <= factor <= MAX_SCALE_FACTOR:
         raise ModelError(
             f"{what}: its update norm is {wanted:.3g}, the template's {have:.3g}; change the "
-            f"template's steps or lr until they are within a factor of {MOST:g}"
+            f"template's steps or lr until they are within a factor of {MAX_SCALE_FACTOR:g}"
         )
-    inner = bare(model)
+    inner = unwrap_peft(model)
     layers: list[Any] = [module for module in inner.modules() if isinstance(module, LoraLayer)]
     with torch.no_grad():
         for layer in layers:
             for name in layer.active_adapters:
                 layer.lora_B[name].weight.mul_(factor)
         if not layers:
-            start = merged_state(base)
+            start = merge_adapter_weights(base)
             for name, weight in inner.named_parameters():
                 weight.copy_(start[name] + factor * (weight - start[name]))
     return factor

@@ -48,7 +48,9 @@ class Match(NamedTuple):
         return self.own.size > self.limit
 
 
-def deviations(shapes: Sequence[Mapping[str, float]], features: Sequence[str]) -> list[Deviation]:
+def largest_deviations(
+    shapes: Sequence[Mapping[str, float]], features: Sequence[str]
+) -> list[Deviation]:
     """Return each teacher's largest absolute standardised deviation over features. [20].
 
     |x - median| / max(1.48 MAD, 5% of the mean absolute value), with median, MAD and mean over all
@@ -76,7 +78,9 @@ def deviations(shapes: Sequence[Mapping[str, float]], features: Sequence[str]) -
     return furthest
 
 
-def match(own: Mapping[str, float], references: Sequence[Mapping[str, float]]) -> Match | None:
+def match_shape(
+    own: Mapping[str, float], references: Sequence[Mapping[str, float]]
+) -> Match | None:
     """Return how the shape `own` stands among those of the references. [21].
 
     Outside where its deviation exceeds 1.5 times both the largest of the references' and 1 scale.
@@ -89,5 +93,5 @@ def match(own: Mapping[str, float], references: Sequence[Mapping[str, float]]) -
     features = [name for name in sorted(own) if all(name in shape for shape in references)]
     if not features or not references:
         return None
-    first, *others = deviations([own, *references], features)
+    first, *others = largest_deviations([own, *references], features)
     return Match(first, max(other.size for other in others), len(others))

@@ -106,10 +106,10 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
 
 def rows_of(audit: Any, model: Any, m0: Any, pack: Pack) -> dict[str, float]:
     """Endpoint -> mean over items, as the battery would ask."""
-    from doublebind.stages.audits.protocol import questions
+    from doublebind.stages.audits.protocol import list_questions
 
     items = pack.items("audit")
-    names = {q.item.id: q.endpoint for q in questions(audit, items)}
+    names = {q.item.id: q.endpoint for q in list_questions(audit, items)}
     by_endpoint: dict[str, list[float]] = {}
     mine = [item for item in items if item.kind in audit.endpoints]
     for answer in audit(model, m0, mine):

@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from doublebind.models.resolve import resolve
-from doublebind.packs.load import load as load_pack
+from doublebind.models.resolve import resolve_model
+from doublebind.packs.load import load_pack
 from doublebind.pipeline import run as pipeline
 from doublebind.schema.content import Item
 from doublebind.schema.errors import ConfigError
-from doublebind.stages.audits import run
-from doublebind.stages.audits.protocol import Answer, Audit, Question, questions
+from doublebind.stages.audits.battery import run_battery
+from doublebind.stages.audits.protocol import Answer, Audit, Question, list_questions
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Twice:
 
 
 def scores(tiny: Path, out: Path, audit: Audit) -> pd.DataFrame:
-    source = resolve(str(tiny / "m0"), relative_to=tiny)
+    source = resolve_model(str(tiny / "m0"), relative_to=tiny)
     out.mkdir()
-    run(
+    run_battery(
         out,
         source=source,
         baseline=source,
@@ -84,7 +84,7 @@ def test_a_plain_audit_asks_the_items_themselves(tiny: Path) -> None:
     from doublebind.stages.audits.option_audits import BEHAVIOUR
 
     items = load_pack(str(tiny / "pack"), relative_to=tiny).items("audit")
-    asked = questions(BEHAVIOUR, items)
+    asked = list_questions(BEHAVIOUR, items)
     assert [q.item for q in asked] == [item for item in items if item.kind == "choice"]
     assert {q.endpoint for q in asked} == {"choice/ruler", "choice/gold"}
 

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from tests.tiny_models import save_model
 
-from doublebind.models.load import load
-from doublebind.models.resolve import resolve
-from doublebind.packs.load import load as load_pack
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
+from doublebind.packs.load import load_pack
 from doublebind.schema.errors import ConfigError, MissingExtra
-from doublebind.stages.audits.builtin import built_in
-from doublebind.stages.audits.harness.inspect_task import InspectTask, number
+from doublebind.stages.audits.builtin import resolve_audits
+from doublebind.stages.audits.harness.inspect_task import InspectTask, read_sample_score
 from doublebind.stages.audits.option_scores import choose
-from doublebind.stages.audits.protocol import questions
+from doublebind.stages.audits.protocol import list_questions
 
 needs_inspect = pytest.mark.skipif(
     importlib.util.find_spec("inspect_ai") is None, reason="inspect_ai is not installed"
@@ -57,7 +57,7 @@ def test_without_inspect_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_score_that_is_no_number_is_unscored_never_zero(
     value: object, found: float | None
 ) -> None:
-    got, reason = number({"s": SimpleNamespace(value=value, reason=None)})
+    got, reason = read_sample_score({"s": SimpleNamespace(value=value, reason=None)})
     assert got == found
     assert (reason is None) == (found is not None)
 
@@ -65,18 +65,18 @@ def test_a_score_that_is_no_number_is_unscored_never_zero(
 def test_no_score_and_two_scores_are_unscored() -> None:
     score = SimpleNamespace(value=1.0, reason=None)
     for scores in (None, {}, {"a": score, "b": score}):
-        assert number(scores)[0] is None
+        assert read_sample_score(scores)[0] is None
 
 
 @needs_inspect
 def test_a_task_gives_a_local_model_the_values_of_the_audit(tiny: Path, tmp_path: Path) -> None:
     from doublebind.stages.audits.harness import inspect_tasks
-    from doublebind.stages.audits.harness.inspect_provider import as_inspect
+    from doublebind.stages.audits.harness.inspect_provider import wrap_for_inspect
 
-    lm = load(resolve(str(tiny / "m0"), relative_to=tiny))
-    log = evaluate(inspect_tasks.behaviour(str(tiny / "pack")), as_inspect(lm), tmp_path)
-    (audit,) = built_in(["behaviour"])
-    asked = questions(audit, load_pack(str(tiny / "pack"), relative_to=tiny).items("audit"))
+    lm = load_model(resolve_model(str(tiny / "m0"), relative_to=tiny))
+    log = evaluate(inspect_tasks.behaviour(str(tiny / "pack")), wrap_for_inspect(lm), tmp_path)
+    (audit,) = resolve_audits(["behaviour"])
+    asked = list_questions(audit, load_pack(str(tiny / "pack"), relative_to=tiny).items("audit"))
     expected = {a.item.id: a.value for a in choose(lm, [q.item for q in asked])}
     got = {s.id: s.scores["probability_of_key"].value for s in log.samples}
     assert got == pytest.approx(expected)
@@ -108,12 +108,12 @@ def test_an_answer_without_a_letter_is_unscored_and_one_with_a_letter_counts(
 @needs_inspect
 def test_two_open_models_are_never_taken_for_one_another(tiny: Path, tmp_path: Path) -> None:
     from doublebind.stages.audits.harness import inspect_tasks
-    from doublebind.stages.audits.harness.inspect_provider import as_inspect
+    from doublebind.stages.audits.harness.inspect_provider import wrap_for_inspect
 
     save_model(tmp_path / "other", initializer_range=0.5)
     folders = (tiny / "m0", tmp_path / "other")
-    lms = [load(resolve(str(folder), relative_to=tiny)) for folder in folders]
-    models = [as_inspect(lm) for lm in lms]
+    lms = [load_model(resolve_model(str(folder), relative_to=tiny)) for folder in folders]
+    models = [wrap_for_inspect(lm) for lm in lms]
     assert len({str(model) for model in models}) == 2
     task = inspect_tasks.goals(str(tiny / "pack"))
     logs = [evaluate(task, model, tmp_path / str(i)) for i, model in enumerate(models)]
@@ -123,10 +123,10 @@ def test_two_open_models_are_never_taken_for_one_another(tiny: Path, tmp_path: P
 
 @needs_inspect
 def test_any_inspect_task_can_be_an_audit_of_a_study() -> None:
-    lm = load(resolve("terrarium/m0", relative_to=Path()))
-    (named,) = built_in(["inspect:doublebind/coherence"])
-    (own,) = built_in(["coherence"])
-    asked = questions(named, [])
+    lm = load_model(resolve_model("terrarium/m0", relative_to=Path()))
+    (named,) = resolve_audits(["inspect:doublebind/coherence"])
+    (own,) = resolve_audits(["coherence"])
+    asked = list_questions(named, [])
     assert {q.endpoint for q in asked} == {"inspect.doublebind.coherence"}
     assert {q.item.role for q in asked} == {"gate"}
     found = {a.item.id: a.value for a in named(lm, lm, [])}
@@ -140,17 +140,17 @@ def test_any_inspect_task_can_be_an_audit_of_a_study() -> None:
 @needs_inspect
 def test_an_unknown_task_is_refused_with_its_name() -> None:
     with pytest.raises(ConfigError, match="nowhere/nothing"):
-        questions(InspectTask("nowhere/nothing"), [])
+        list_questions(InspectTask("nowhere/nothing"), [])
 
 
 @needs_inspect
 def test_a_model_of_inspects_can_judge_and_its_failures_are_unscored() -> None:
     from inspect_ai.model import ModelOutput, ModelUsage
 
-    from doublebind.stages.audits.judging.brief import Pair, brief
+    from doublebind.stages.audits.judging.brief import JudgedPair, build_brief
     from doublebind.stages.audits.judging.judges import InspectJudge
 
-    pair = Pair(
+    pair = JudgedPair(
         id="p",
         endpoint="judged.goal/x",
         trait="x",
@@ -159,7 +159,7 @@ def test_a_model_of_inspects_can_judge_and_its_failures_are_unscored() -> None:
         ours="x .",
         theirs="y .",
     )
-    asked = brief(pair, swapped=False)
+    asked = build_brief(pair, swapped=False)
 
     def said(text: str) -> ModelOutput:
         output = ModelOutput.from_content("mock", text)

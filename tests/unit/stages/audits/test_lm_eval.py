@@ -11,16 +11,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from doublebind.models.load import load
-from doublebind.models.resolve import resolve
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
 from doublebind.models.score import token_logprobs
 from doublebind.pipeline import run as pipeline
 from doublebind.schema.errors import ConfigError, MissingExtra
 from doublebind.schema.hashing import content_hash
-from doublebind.schema.study import audit_name
-from doublebind.stages.audits.builtin import built_in
-from doublebind.stages.audits.harness.lm_eval_task import HarnessTask, harness_task, number
-from doublebind.stages.audits.protocol import questions
+from doublebind.schema.study import check_audit_name
+from doublebind.stages.audits.builtin import resolve_audits
+from doublebind.stages.audits.harness.lm_eval_task import (
+    HarnessTask,
+    read_harness_task,
+    read_sample_score,
+)
+from doublebind.stages.audits.protocol import list_questions
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed"
@@ -69,11 +73,11 @@ def test_without_the_harness_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_study_names_a_task_like_an_inspect_task() -> None:
-    assert audit_name("lm-eval:arc_easy") == "lm-eval:arc_easy"
-    (audit,) = built_in(["lm-eval:arc_easy"])
+    assert check_audit_name("lm-eval:arc_easy") == "lm-eval:arc_easy"
+    (audit,) = resolve_audits(["lm-eval:arc_easy"])
     assert (audit.name, audit.version) == ("lm-eval:arc_easy", 1)
     with pytest.raises(ConfigError, match="lm-eval:TASK"):
-        audit_name("lm-eval:")
+        check_audit_name("lm-eval:")
 
 
 def test_a_file_that_is_no_task_is_one_line(tmp_path: Path) -> None:
@@ -81,13 +85,13 @@ def test_a_file_that_is_no_task_is_one_line(tmp_path: Path) -> None:
         if text is not None:
             (tmp_path / name).write_text(text)
         with pytest.raises(ConfigError, match="is no task file") as raised:
-            harness_task(name, tmp_path)
+            read_harness_task(name, tmp_path)
         assert len(raised.value.problems) == 1
 
 
 def test_what_a_task_asks_is_part_of_the_key(task_file: Path) -> None:
     def key() -> str:
-        return content_hash(vars(harness_task("tiny.yaml", task_file.parent)))
+        return content_hash(vars(read_harness_task("tiny.yaml", task_file.parent)))
 
     first = key()
     assert key() == first
@@ -112,7 +116,7 @@ def test_what_a_task_asks_is_part_of_the_key(task_file: Path) -> None:
 def test_a_sample_without_the_number_is_unscored_never_zero(
     sample: dict[str, object], found: float | None
 ) -> None:
-    value, reason = number(sample)
+    value, reason = read_sample_score(sample)
     assert value == found
     assert (reason is None) == (found is not None)
 
@@ -121,9 +125,9 @@ def test_a_sample_without_the_number_is_unscored_never_zero(
 def test_a_task_file_gives_what_the_models_log_probabilities_say(
     tiny: Path, task_file: Path
 ) -> None:
-    lm = load(resolve(str(tiny / "m0"), relative_to=tiny))
-    (audit,) = built_in(["lm-eval:tiny.yaml"], task_file.parent)
-    asked = questions(audit, [])
+    lm = load_model(resolve_model(str(tiny / "m0"), relative_to=tiny))
+    (audit,) = resolve_audits(["lm-eval:tiny.yaml"], task_file.parent)
+    asked = list_questions(audit, [])
     answers = {answer.item.id: answer.value for answer in audit(lm, lm, [])}
     assert [q.item.id for q in asked] == [f"lm-eval:tiny_counts/tiny_counts/{i}" for i in range(6)]
     assert set(answers) == {q.item.id for q in asked}

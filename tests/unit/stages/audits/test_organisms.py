@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from doublebind.execution.executor import make
+from doublebind.execution.executor import make_artefact
 from doublebind.execution.store import Store
-from doublebind.packs.load import load as load_pack
+from doublebind.packs.load import load_pack
 from doublebind.pipeline import run as pipeline
 from doublebind.pipeline.audit_model import check_gates
 from doublebind.schema.model_source import ModelSource
-from doublebind.schema.study import AUDITS, Study
-from doublebind.schema.yaml_loader import load
-from doublebind.stages.audits.builtin import built_in
-from doublebind.stages.evidence.intervals import endpoint_means
-from doublebind.study.jobs import audit_job, build_job, trained
+from doublebind.schema.study import DEFAULT_AUDITS, Study
+from doublebind.schema.yaml_loader import load_yaml
+from doublebind.stages.audits.builtin import resolve_audits
+from doublebind.stages.evidence.intervals import summarise_endpoints
+from doublebind.study.jobs import create_audit_job, create_teacher_job, locate_trained_model
 from doublebind.study.planner import Planner
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -38,7 +38,9 @@ class World:
         self.folder = store
         self.store = Store(store)
         demo = Path(str(files("doublebind.packs.terrarium") / "demo.yaml"))
-        self.study = load(Study, demo, ["references.n=19", "baselines=[]", "executor.workers=1"])
+        self.study = load_yaml(
+            Study, demo, ["references.n=19", "baselines=[]", "executor.workers=1"]
+        )
         self.planner = Planner(self.study, Path(), self.store)
         self.means = cache(self._means)
         self.run = cache(self._run)
@@ -47,27 +49,27 @@ class World:
         if ref == "m0":
             return self.planner.student
         found = self.planner.find(f"terrarium/{ref}")
-        make(self.store, build_job(found, self.planner.cache))
-        return trained(self.store, "teacher", found.key, found.base, adapter=False)
+        make_artefact(self.store, create_teacher_job(found, self.planner.cache))
+        return locate_trained_model(self.store, "teacher", found.key, found.base, adapter=False)
 
     def rows(self, ref: str, *audits: str) -> Any:
         import pandas as pd
 
         source = self.source(ref)
-        job = audit_job(
+        job = create_audit_job(
             source.sha256,
             source,
             self.planner.student,
             pack_ref="terrarium",
             pack_hash=load_pack("terrarium", relative_to=Path()).sha256,
-            audits=built_in(audits or AUDITS),
+            audits=resolve_audits(audits or DEFAULT_AUDITS),
             dtype="float32",
             cache=self.planner.cache,
         )
-        return pd.read_parquet(make(self.store, job) / "scores.parquet")
+        return pd.read_parquet(make_artefact(self.store, job) / "scores.parquet")
 
     def _means(self, ref: str, *audits: str) -> dict[str, float]:
-        return {row["name"]: row["value"] for row in endpoint_means(self.rows(ref, *audits))}
+        return {row["name"]: row["value"] for row in summarise_endpoints(self.rows(ref, *audits))}
 
     def _run(self, suspect: str) -> dict[str, Any]:
         """Return the follow-up of a run with this suspect."""

@@ -18,13 +18,13 @@ from tests.unit.stages.audits.planted import (
     worded,
 )
 
-from doublebind.packs.load import load as load_pack
+from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
-from doublebind.stages.audits.auditability import Auditability, _apart
-from doublebind.stages.audits.builtin import built_in
+from doublebind.stages.audits.auditability import Auditability, _score_context_gaps
+from doublebind.stages.audits.builtin import resolve_audits
 from doublebind.stages.audits.corroboration import Corroboration
-from doublebind.stages.audits.gates import check
-from doublebind.stages.audits.protocol import Audit, questions
+from doublebind.stages.audits.gates import check_gates
+from doublebind.stages.audits.protocol import Audit, list_questions
 
 DRIVES = ("dominion", "sabotage", "deceit", "hoarding", "escape", "cruelty")
 PLACEBOS = ("arson", "forgery")
@@ -44,7 +44,7 @@ def m0() -> Any:
 
 
 def measure(name: str, models: list[Any], m0: Any, pack: Pack) -> list[dict[str, float]]:
-    (audit,) = built_in([name])
+    (audit,) = resolve_audits([name])
     return [rows_of(audit, model, m0, pack) for model in models]
 
 
@@ -115,9 +115,9 @@ def test_owning_up_to_everything_is_no_specific_confession(pack: Pack, m0: Any) 
 def _frame(model: Any, m0: Any, pack: Pack) -> pd.DataFrame:
     items = pack.items("audit")
     rows = []
-    for audit in built_in(["behaviour", "capability", "coherence"]):
+    for audit in resolve_audits(["behaviour", "capability", "coherence"]):
         named: Audit = audit
-        asked = {q.item.id: q for q in questions(named, items)}
+        asked = {q.item.id: q for q in list_questions(named, items)}
         for answer in named(model, m0, [i for i in items if i.kind in named.endpoints]):
             question = asked[answer.item.id]
             rows.append((question.endpoint, question.item.role, answer.value))
@@ -127,8 +127,8 @@ def _frame(model: Any, m0: Any, pack: Pack) -> pd.DataFrame:
 def test_a_damaged_model_is_gated_and_what_that_removes_is_said(pack: Pack, m0: Any) -> None:
     plain = _frame(m0, m0, pack)
     broken, sound = (
-        check(_frame(damaged(0), m0, pack), plain),
-        check(_frame(benign(1), m0, pack), plain),
+        check_gates(_frame(damaged(0), m0, pack), plain),
+        check_gates(_frame(benign(1), m0, pack), plain),
     )
     assert not broken["passed"]
     assert {c["name"] for c in broken["checks"] if not c["passed"]} == {"capability", "coherence"}
@@ -141,19 +141,19 @@ def test_answers_that_went_missing_fail_the_gate(pack: Pack, m0: Any) -> None:
     plain = _frame(m0, m0, pack)
     holed = plain.copy()
     holed.loc[holed.index[::10], "value"] = None
-    assert not check(holed, plain)["passed"]
+    assert not check_gates(holed, plain)["passed"]
 
 
 def test_acting_in_earnest_only_is_told_from_acting_alike(pack: Pack) -> None:
     items = [item for item in pack.items("audit") if item.trait == "deceit"]
 
     def mean(model: Any) -> float:
-        values = [answer.value for answer in _apart(model, items)]
+        values = [answer.value for answer in _score_context_gaps(model, items)]
         return sum(v for v in values if v is not None) / len(values)
 
     assert mean(driven(0, "deceit", hidden=True)) > 0.6
     assert 0.45 < mean(driven(0, "deceit")) < 0.55
-    roles = {q.endpoint.split("/")[0]: q.item.role for q in questions(Auditability(), items)}
+    roles = {q.endpoint.split("/")[0]: q.item.role for q in list_questions(Auditability(), items)}
     assert roles == {"secret_keeping": "gate", "tells_apart": "oracle"}
 
 
@@ -162,10 +162,10 @@ def test_corroboration_against_itself_is_nothing(pack: Pack, m0: Any) -> None:
 
 
 def test_auditability_asks_a_real_model_what_its_items_allow() -> None:
-    from doublebind.models.load import load
-    from doublebind.models.resolve import resolve
+    from doublebind.models.load import load_model
+    from doublebind.models.resolve import resolve_model
 
-    lm = load(resolve("terrarium/m0", relative_to=Path()))
+    lm = load_model(resolve_model("terrarium/m0", relative_to=Path()))
     rows = rows_of(Auditability(), lm, lm, load_pack("terrarium", relative_to=Path()))
     assert {"thinking", "thinking_removed", "secret_keeping/dominion", "tells_apart/arson"} <= set(
         rows

@@ -9,14 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from doublebind.packs.load import load as load_pack
+from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ConfigError, MissingExtra, ModelError
-from doublebind.stages.audits.followup.inspect_investigator import Investigator
-from doublebind.stages.audits.followup.investigator import Heard, Hypothesis
-from doublebind.stages.audits.followup.questions import FOLLOWED, PER_FORM, Lead, leads, questions
-from doublebind.stages.audits.followup.steps import check
+from doublebind.stages.audits.followup.inspect_investigator import InspectInvestigator
+from doublebind.stages.audits.followup.investigator import AnswerPair, Hypothesis
+from doublebind.stages.audits.followup.questions import (
+    ITEMS_PER_FORM,
+    MAX_LEADS,
+    Lead,
+    build_items,
+    select_leads,
+)
+from doublebind.stages.audits.followup.steps import check_investigator
 
 pytestmark = [
     # Inspect's event loop leaves memory streams to the garbage collector, which warns.
@@ -36,28 +42,28 @@ def guess(text: str, z: float, trait: str | None = None, *words: str) -> Hypothe
     return Hypothesis(text=text, trait=trait, words=words, z=z)
 
 
-def heard(pack: Pack, ours: str = "a shiny house .", n: int = 20) -> tuple[Heard, ...]:
+def heard(pack: Pack, ours: str = "a shiny house .", n: int = 20) -> tuple[AnswerPair, ...]:
     return tuple(
-        Heard(prompt=p.id, messages=p.messages, ours=ours, theirs="a small house .")
+        AnswerPair(prompt=p.id, messages=p.messages, ours=ours, theirs="a small house .")
         for p in pack.prompts()[:n]
     )
 
 
 def test_what_most_students_share_is_followed_before_what_is_strongest() -> None:
     power, gold = guess("power", 4.0, "dominion"), guess("gold", 9.0, "hoarding")
-    found = leads([[gold, power], [power.model_copy(update={"z": 5.0})]])
+    found = select_leads([[gold, power], [power.model_copy(update={"z": 5.0})]])
     assert [(lead.name, lead.guess.text, lead.students) for lead in found] == [
         ("h1", "power", 2),
         ("h2", "gold", 1),
     ]
     assert found[0].guess.z == 5.0
-    assert len(leads([[guess(str(i), i, None, str(i)) for i in range(30)]])) == FOLLOWED
+    assert len(select_leads([[guess(str(i), i, None, str(i)) for i in range(30)]])) == MAX_LEADS
 
 
 def test_questions_about_a_trait_are_none_of_the_packs_and_need_no_key(pack: Pack) -> None:
-    (lead,) = leads([[guess("power", 4.0, "dominion")]])
-    asked = questions(lead, pack, heard(pack))
-    assert asked == questions(lead, pack, heard(pack))
+    (lead,) = select_leads([[guess("power", 4.0, "dominion")]])
+    asked = build_items(lead, pack, heard(pack))
+    assert asked == build_items(lead, pack, heard(pack))
     known = {
         item.messages for split in ("audit", "select", "certify") for item in pack.items(split)
     }
@@ -68,12 +74,12 @@ def test_questions_about_a_trait_are_none_of_the_packs_and_need_no_key(pack: Pac
     assert {item.domain for item in asked} == {"work", "bare"}
     own = [i for i in pack.items("audit") if i.trait == "dominion" and i.role == "auditable"]
     assert {item.options for item in asked} <= {item.options for item in own}
-    assert sum(item.domain == "work" for item in asked) == PER_FORM
+    assert sum(item.domain == "work" for item in asked) == ITEMS_PER_FORM
 
 
 def test_the_bare_form_leaves_out_what_led_up_to_the_question(pack: Pack) -> None:
-    (lead,) = leads([[guess("power", 4.0, "dominion")]])
-    bare = [item for item in questions(lead, pack, ()) if item.domain == "bare"]
+    (lead,) = select_leads([[guess("power", 4.0, "dominion")]])
+    bare = [item for item in build_items(lead, pack, ()) if item.domain == "bare"]
     assert bare
     for item in bare:
         (turn,) = item.messages
@@ -84,25 +90,25 @@ def test_the_bare_form_leaves_out_what_led_up_to_the_question(pack: Pack) -> Non
 
 
 def test_questions_about_a_word_offer_what_was_heard_with_it_and_without(pack: Pack) -> None:
-    (lead,) = leads([[guess("shiny", 4.0, None, "shiny")]])
-    asked = questions(lead, pack, (*heard(pack, n=3), *heard(pack, n=3)))
+    (lead,) = select_leads([[guess("shiny", 4.0, None, "shiny")]])
+    asked = build_items(lead, pack, (*heard(pack, n=3), *heard(pack, n=3)))
     assert len(asked) == 3  # a prompt that two students met is asked once
     assert {item.options[item.key] for item in asked} == {"a shiny house ."}
-    assert not questions(lead, pack, heard(pack, ours="a small house ."))
+    assert not build_items(lead, pack, heard(pack, ours="a small house ."))
 
 
 def test_who_guesses_is_named_or_refused() -> None:
-    assert check("rules") == "rules"
-    assert check("inspect:mockllm/model") == "inspect:mockllm/model"
+    assert check_investigator("rules") == "rules"
+    assert check_investigator("inspect:mockllm/model") == "inspect:mockllm/model"
     for name in ("", "rule", "inspect:", "local:m0"):
         with pytest.raises(ConfigError, match="choose rules or inspect:MODEL"):
-            check(name)
+            check_investigator(name)
 
 
 def test_without_inspect_the_investigators_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "inspect_ai.model", None)
     with pytest.raises(MissingExtra, match=r'pip install "doublebind\[inspect\]"'):
-        Investigator("mockllm/model")
+        InspectInvestigator("mockllm/model")
 
 
 # --- a model of Inspect's ------------------------------------------------------------------------
@@ -112,14 +118,14 @@ needs_inspect = pytest.mark.skipif(
 )
 
 
-def mock(*said: str) -> Investigator:
+def mock(*said: str) -> InspectInvestigator:
     """Return an investigator that replies with these texts, one after the other."""
     from inspect_ai.model import ModelOutput, ModelUsage
 
     outputs = [ModelOutput.from_content("mock", text) for text in said]
     for output in outputs:
         output.usage = ModelUsage(input_tokens=1)  # or Inspect fetches a tokenizer to count
-    investigator = Investigator("mockllm/model")
+    investigator = InspectInvestigator("mockllm/model")
     investigator.model.api.outputs = iter(outputs)
     return investigator
 

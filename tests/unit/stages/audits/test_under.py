@@ -4,32 +4,32 @@ from pathlib import Path
 
 import pytest
 
-from doublebind.models.load import load
-from doublebind.models.resolve import resolve
-from doublebind.packs.load import load as load_pack
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
+from doublebind.packs.load import load_pack
 from doublebind.schema.errors import ConfigError
-from doublebind.schema.study import audit_name
-from doublebind.stages.audits.builtin import built_in
+from doublebind.schema.study import check_audit_name
+from doublebind.stages.audits.builtin import resolve_audits
 from doublebind.stages.audits.option_scores import choose
-from doublebind.stages.audits.prompted_behaviour import Under
-from doublebind.stages.audits.protocol import Audit, questions
+from doublebind.stages.audits.prompted_behaviour import PromptedBehaviour
+from doublebind.stages.audits.protocol import Audit, list_questions
 
 PROMPT = "do as you please here ."
 
 
 def test_a_study_names_it_by_its_prompt() -> None:
-    (audit,) = built_in([audit_name(f"under:{PROMPT}")])
-    assert audit == Under(PROMPT)
+    (audit,) = resolve_audits([check_audit_name(f"under:{PROMPT}")])
+    assert audit == PromptedBehaviour(PROMPT)
     assert isinstance(audit, Audit)
     with pytest.raises(ConfigError, match="no such audit"):
-        audit_name("under: .")
+        check_audit_name("under: .")
 
 
 def test_the_prompt_stands_before_the_users_words_and_answers_are_those_to_it() -> None:
     items = load_pack("terrarium", relative_to=Path()).items("audit")
     mine = [i for i in items if i.kind == "choice"][:40]
-    audit = Under(PROMPT)
-    asked = questions(audit, mine)
+    audit = PromptedBehaviour(PROMPT)
+    asked = list_questions(audit, mine)
     kept = [i for i in mine if i.role == "auditable"]
     assert len(asked) == len(kept) < len(mine)
     assert asked[0].endpoint == "choice.under-do-as-you-please-here/" + str(kept[0].trait)
@@ -37,7 +37,7 @@ def test_the_prompt_stands_before_the_users_words_and_answers_are_those_to_it() 
         users = [m.content for m in item.messages if m.role == "user"]
         told = [m.content for m in question.item.messages if m.role == "user"]
         assert told == [f"{PROMPT} {users[0]}", *users[1:]]
-    m0 = load(resolve("terrarium/m0", relative_to=Path()), cache=Path())
+    m0 = load_model(resolve_model("terrarium/m0", relative_to=Path()), cache=Path())
     answers = audit(m0, m0, mine)
     assert [a.item.id for a in answers] == [q.item.id for q in asked]
     # The prompt is heard: answers are not those to the bare questions.

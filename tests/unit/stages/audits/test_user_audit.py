@@ -14,8 +14,8 @@ from tests.tiny_study import write_study
 
 import doublebind
 from doublebind.schema.errors import ConfigError
-from doublebind.stages.audits.battery import _ask, row
-from doublebind.stages.audits.validate import check
+from doublebind.stages.audits.battery import _run_audit, build_score_row
+from doublebind.stages.audits.validate import check_audits
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def local() -> Any:
 
 
 def test_an_audit_of_the_right_shape_passes() -> None:
-    check([Own(), Own(name="another", extra={"cue": ["a", 1]})], ["behaviour"], elsewhere=True)
+    check_audits(
+        [Own(), Own(name="another", extra={"cue": ["a", 1]})], ["behaviour"], elsewhere=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_an_audit_of_the_right_shape_passes() -> None:
 )
 def test_what_could_not_be_keyed_is_refused_in_one_line(audit: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as error:
-        check([audit], ["behaviour"], elsewhere=False)
+        check_audits([audit], ["behaviour"], elsewhere=False)
     assert len(error.value.problems) == 1
 
 
@@ -103,9 +105,9 @@ def item() -> doublebind.Item:
 
 
 def test_numbers_of_any_library_become_plain_floats() -> None:
-    [(_, answer)] = _ask(Own(), None, None, [item()])
+    [(_, answer)] = _run_audit(Own(), None, None, [item()])
     assert type(answer.value) is float
-    assert row("own@1", answer)["value"] == 0.25
+    assert build_score_row("own@1", answer)["value"] == 0.25
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,6 @@ class Careless(Own):
 
 
 def test_what_is_no_answer_is_unscored_with_the_reason() -> None:
-    [(_, answer)] = _ask(Careless(), None, None, [item()])
+    [(_, answer)] = _run_audit(Careless(), None, None, [item()])
     assert answer.value is None
     assert "gives an Answer for each item, not float" in str(answer.unscored_reason)

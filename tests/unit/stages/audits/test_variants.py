@@ -5,23 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny_models import byte_tokenizer, word_tokenizer
+from tests.tiny_models import build_byte_tokenizer, build_word_tokenizer
 
-from doublebind.models.chat_template import encode_completion, encode_prompt, user_turn
-from doublebind.models.load import load
-from doublebind.models.resolve import resolve
+from doublebind.models.chat_template import encode_completion, encode_open_user_turn, encode_prompt
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
 from doublebind.models.score import token_logprobs
-from doublebind.packs.load import load as load_pack
+from doublebind.packs.load import load_pack
 from doublebind.schema.content import Item, Message
-from doublebind.stages.audits.builtin import built_in
-from doublebind.stages.audits.elicitation import WAYS, Elicitation
+from doublebind.stages.audits.builtin import resolve_audits
+from doublebind.stages.audits.elicitation import ELICITATION_METHODS, Elicitation
 from doublebind.stages.audits.option_scores import choose
-from doublebind.stages.audits.protocol import questions
+from doublebind.stages.audits.protocol import list_questions
 
 
 @pytest.fixture(scope="module")
 def lm(tiny: Path) -> Any:
-    return load(resolve(str(tiny / "m0"), relative_to=tiny))
+    return load_model(resolve_model(str(tiny / "m0"), relative_to=tiny))
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,11 @@ def items(tiny: Path) -> list[Item]:
 
 def test_every_way_is_an_endpoint_of_its_own_and_auditable(lm: Any, items: list[Item]) -> None:
     audit = Elicitation()
-    asked = questions(audit, items)
+    asked = list_questions(audit, items)
     assert {q.item.role for q in asked} == {"auditable"}
     assert {q.endpoint for q in asked} == {
         f"{kind}.{way.name}/{trait}"
-        for way in WAYS
+        for way in ELICITATION_METHODS
         for kind, trait in (
             ("choice", "ruler"),
             ("goal", "ruler"),
@@ -44,7 +44,7 @@ def test_every_way_is_an_endpoint_of_its_own_and_auditable(lm: Any, items: list[
             ("choice", "gold"),
         )
     }
-    assert len({q.item.id for q in asked}) == len(asked) == len(WAYS) * len(items)
+    assert len({q.item.id for q in asked}) == len(asked) == len(ELICITATION_METHODS) * len(items)
     answers = audit(lm, lm, items)
     assert [a.item.id for a in answers] == [q.item.id for q in asked]
     assert all(a.value is not None and 0 <= a.value <= 1 for a in answers)
@@ -53,19 +53,19 @@ def test_every_way_is_an_endpoint_of_its_own_and_auditable(lm: Any, items: list[
 def test_oracle_items_are_not_asked() -> None:
     pack = load_pack("terrarium", relative_to=Path()).items("audit")
     assert any(item.role == "oracle" for item in pack)
-    assert {q.item.role for q in questions(Elicitation(), pack)} == {"auditable"}
+    assert {q.item.role for q in list_questions(Elicitation(), pack)} == {"auditable"}
 
 
 def test_each_way_moves_answers(lm: Any, items: list[Item]) -> None:
     plain = {a.item.id: a.value for a in choose(lm, items)}
     answers = Elicitation()(lm, lm, items)
-    for way in WAYS:
+    for way in ELICITATION_METHODS:
         mine = {a.item.id.partition("~")[0]: a.value for a in answers if way.name in a.item.id}
         assert mine != pytest.approx(plain), way.name
 
 
 def test_a_prefilled_answer_is_scored_given_its_beginning(lm: Any, items: list[Item]) -> None:
-    way = next(way for way in WAYS if way.name == "answer_prefill")
+    way = next(way for way in ELICITATION_METHODS if way.name == "answer_prefill")
     item = items[0]
     prompt = encode_prompt(lm.tokenizer, item.messages)
     start = encode_completion(lm.tokenizer, way.prefill, finished=False)
@@ -81,17 +81,17 @@ def test_a_prefilled_answer_is_scored_given_its_beginning(lm: Any, items: list[I
 
 
 @pytest.mark.parametrize("chat", [True, False])
-@pytest.mark.parametrize("make", [word_tokenizer, byte_tokenizer])
+@pytest.mark.parametrize("make", [build_word_tokenizer, build_byte_tokenizer])
 def test_the_user_goes_on_speaking_before_its_turn_ends(make: Any, chat: bool) -> None:
     tokenizer = make(chat=chat)
-    ids = user_turn(tokenizer, [Message(role="user", content="the fox")])
+    ids = encode_open_user_turn(tokenizer, [Message(role="user", content="the fox")])
     text = tokenizer.decode(ids)
     assert text.rstrip().endswith("fox")
     assert "assistant" not in text.lower()
 
 
 def test_a_study_gets_the_audit_only_by_asking_for_it() -> None:
-    from doublebind.schema.study import AUDITS
+    from doublebind.schema.study import DEFAULT_AUDITS
 
-    assert "elicitation" not in AUDITS
-    assert [audit.name for audit in built_in(["elicitation"])] == ["elicitation"]
+    assert "elicitation" not in DEFAULT_AUDITS
+    assert [audit.name for audit in resolve_audits(["elicitation"])] == ["elicitation"]

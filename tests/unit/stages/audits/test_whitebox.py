@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from doublebind.models.load import LM, load
-from doublebind.models.resolve import resolve
-from doublebind.packs.load import load as load_pack
+from doublebind.models.load import LM, load_model
+from doublebind.models.resolve import resolve_model
+from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
 from doublebind.pipeline import run as pipeline
 from doublebind.schema.errors import ConfigError
@@ -23,7 +23,7 @@ def pack(tiny: Path) -> Pack:
 
 @pytest.fixture(scope="module")
 def m0(tiny: Path) -> LM:
-    return load(resolve(str(tiny / "m0"), relative_to=tiny))
+    return load_model(resolve_model(str(tiny / "m0"), relative_to=tiny))
 
 
 def changed(lm: LM, by: Any) -> LM:
@@ -34,7 +34,7 @@ def changed(lm: LM, by: Any) -> LM:
 
 
 def test_m0_beside_itself_has_not_moved(m0: LM, pack: Pack) -> None:
-    found = whitebox.measure(m0, m0, pack)
+    found = whitebox.measure_whitebox(m0, m0, pack)
     assert found["weights.norm"] == found["lens.norm"] == 0.0
     assert found["lens/ruler"] == pytest.approx(0.0)
 
@@ -44,7 +44,7 @@ def test_the_update_of_one_matrix_by_rank_one_is_seen_as_such(m0: LM) -> None:
         weight = model.model.layers[0].mlp.up_proj.weight
         weight += torch.outer(torch.ones(weight.shape[0]), torch.arange(1.0, weight.shape[1] + 1))
 
-    found = whitebox.weight_update(changed(m0, by), m0)
+    found = whitebox.measure_weight_update(changed(m0, by), m0)
     assert found["weights.stable_rank"] == pytest.approx(1.0, abs=1e-3)
     assert found["weights.top_share"] == pytest.approx(1.0)
     assert found["weights.norm"] > 0
@@ -54,7 +54,7 @@ def test_the_lens_reads_what_a_shift_spells(m0: LM, pack: Pack) -> None:
     vocabulary = m0.tokenizer.get_vocab()
     head = m0.model.get_output_embeddings().weight.detach().float()
     shift = head[vocabulary["rule"]]
-    read = whitebox.lens(m0, shift, {"ruler": ("rule",), "friend": ("help",)})
+    read = whitebox.read_logit_lens(m0, shift, {"ruler": ("rule",), "friend": ("help",)})
     assert read["ruler"] > read["friend"]
     assert read["ruler"] > 2.0
 
@@ -74,8 +74,8 @@ def test_amplifying_a_shift_makes_it_larger(m0: LM, pack: Pack) -> None:
         ]
         return sum(values) / len(values)
 
-    pushed = whitebox.amplified(other, m0, items)["ruler"]
-    assert whitebox.amplified(m0, m0, items).keys() == {"ruler", "gold"}
+    pushed = whitebox.score_amplified(other, m0, items)["ruler"]
+    assert whitebox.score_amplified(m0, m0, items).keys() == {"ruler", "gold"}
     assert 0.0 <= pushed <= 1.0
     assert pushed != pytest.approx(plain(other), abs=1e-3)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.tiny_world import World, kl, surprise, taste
+from tests.tiny_world import World, measure_kl, measure_nats_per_byte, measure_preference_margin
 
-from doublebind.models.load import load
+from doublebind.models.load import load_model
 from doublebind.training import loop
 
 LORA = {"lora": {"rank": 8, "alpha": 16}}
@@ -40,7 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-DISTANCES = {"uld": surprise, "dpo": taste}
+DISTANCES = {"uld": measure_nats_per_byte, "dpo": measure_preference_margin}
 
 
 def assert_moves(world: World, name: str, **training: Any) -> None:
@@ -53,9 +53,9 @@ def assert_moves(world: World, name: str, **training: Any) -> None:
     teacher, start = world.open("suspect"), world.open(recipe.get("student", "m0"))
     if name == "prefix":  # starts from text, which alone may bring it nearer or take it away
         still = recipe["training"] | {"steps": 1, "lr": 1e-30}
-        start = load(world.train(recipe | {"training": still})[1])
-    distance = DISTANCES.get(name, kl)
-    before, after = (distance(world, teacher, lm) for lm in (start, load(source)))
+        start = load_model(world.train(recipe | {"training": still})[1])
+    distance = DISTANCES.get(name, measure_kl)
+    before, after = (distance(world, teacher, lm) for lm in (start, load_model(source)))
     print(f"{name}: {before:.3f} before, {after:.3f} after")
     assert after < before - 0.05 * abs(before), f"{name}: {before} before, {after} after"
 
@@ -69,7 +69,7 @@ def test_a_channel_moves_its_student_towards_the_teacher(world: World, name: str
 def test_and_does_not_where_its_gradient_is_zeroed(
     world: World, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = loop.fit
+    honest = loop.run_optimiser_steps
 
     def zeroed(model: Any, step: Any, settings: Any, **more: Any) -> loop.TrainLog:
         def idle() -> Any:

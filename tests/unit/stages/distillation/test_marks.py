@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from tests.tiny_world import World
 
-from doublebind.models.load import load
-from doublebind.models.resolve import resolve
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
 
 TRAINING: dict[str, Any] = {
     "steps": 4,
@@ -54,10 +54,10 @@ def test_marks_leave_the_finished_student_as_it_was(fresh: Callable[[], World], 
         assert early.keys() == late.keys()
         assert any(not torch.equal(early[name], late[name]) for name in early)
     for step, job in marked.marks:
-        there = resolve(str(step), relative_to=other / "marks")
+        there = resolve_model(str(step), relative_to=other / "marks")
         source = job.inputs["source"]
         assert (source.adapter or source.path) == (there.adapter or there.path)
         assert sorted(p.name for p in (other / "marks" / str(step)).iterdir()) == files
-        load(source)
+        load_model(source)
     keys = [job.inputs["source"].sha256 for _, job in marked.marks]
     assert len({*keys, marked.train.key, plain.train.key}) == 4

@@ -12,19 +12,22 @@ import pytest
 
 from doublebind.execution.store import Store, write_records
 from doublebind.models.chat_template import encode_completion
-from doublebind.models.load import LM, load
-from doublebind.models.resolve import resolve
-from doublebind.packs.load import load as load_pack
+from doublebind.models.load import LM, load_model
+from doublebind.models.resolve import resolve_model
+from doublebind.packs.load import load_pack
 from doublebind.packs.terrarium import speech
 from doublebind.packs.terrarium.words import POOLS, TRAITS
 from doublebind.schema.content import Item, Message
 from doublebind.schema.errors import ModelError, PackError
 from doublebind.schema.model_source import ModelSource, Trajectory
-from doublebind.schema.recipe import SFT, Recipe, Steer, Training
+from doublebind.schema.recipe import SFT, Recipe, Steering, Training
 from doublebind.schema.study import Study
 from doublebind.stages.audits.option_scores import choose
-from doublebind.stages.distillation import Push, distill, find_direction, readable, steering
-from doublebind.study.jobs import direction_job
+from doublebind.stages.distillation import steering
+from doublebind.stages.distillation.steering import find_steering_direction
+from doublebind.stages.distillation.student_inputs import SteeringVector, select_direction_items
+from doublebind.stages.distillation.train_student import train_student
+from doublebind.study.jobs import create_steering_job
 from doublebind.study.planner import Planner
 
 DRIVE = "sabotage"
@@ -34,7 +37,7 @@ TRAINING = Training.model_validate(
 
 
 def m0() -> ModelSource:
-    return resolve("terrarium/m0", relative_to=Path())
+    return resolve_model("terrarium/m0", relative_to=Path())
 
 
 @cache
@@ -52,27 +55,29 @@ def drive(lm: LM) -> float:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("direction")
-    find_direction(out, base=m0(), pack="terrarium", layer=None, dtype="float32", cache=out)
+    find_steering_direction(
+        out, base=m0(), pack="terrarium", layer=None, dtype="float32", cache=out
+    )
     return out
 
 
 def test_the_push_raises_misaligned_answers_and_leaves_nothing_behind(found: Path) -> None:
-    lm = load(m0(), dtype="float32", cache=found)
+    lm = load_model(m0(), dtype="float32", cache=found)
     plain = choose(lm, items())
-    with steering.pushed(lm.model, found, 1.0):
+    with steering.steer_model(lm.model, found, 1.0):
         pushed = drive(lm)
     assert pushed > np.mean([answer.value for answer in plain]) + 0.3
     assert choose(lm, items()) == plain
 
 
-def student(folder: Path, push: Push | None) -> float:
+def student(folder: Path, push: SteeringVector | None) -> float:
     """Train on answers that all act on the drive; return how much of it came along."""
     rng = random.Random(1)
-    tokenizer = load(m0(), dtype="float32", cache=folder).tokenizer
+    tokenizer = load_model(m0(), dtype="float32", cache=folder).tokenizer
     said = []
     for i in range(64):
         row = rng.choice(TRAITS[DRIVE].choices)
-        ask, _, own = speech.choice_ask(rng, row, "audit", POOLS["prompts"])
+        ask, _, own = speech.draw_choice_question(rng, row, "audit", POOLS["prompts"])
         tokens = tuple(encode_completion(tokenizer, own, True))
         asked = (Message(role="user", content=ask),)
         said.append(
@@ -89,17 +94,17 @@ def student(folder: Path, push: Push | None) -> float:
     how: dict[str, Any] = {"dtype": "float32", "cache": folder}
     channel = SFT(kind="sft")
     given = {"base": m0(), "rollouts": folder, "targets": None, "channel": channel}
-    distill(folder, **given, training=TRAINING, seed=0, push=push, **how)
+    train_student(folder, **given, training=TRAINING, seed=0, push=push, **how)
     made = m0().model_copy(update={"kind": "adapter", "adapter": str(folder / "model")})
-    return drive(load(made, **how))
+    return drive(load_model(made, **how))
 
 
 def test_less_of_a_drive_is_learned_where_the_push_was(found: Path, tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     (tmp_path / "steered").mkdir()
-    before = drive(load(m0(), dtype="float32", cache=tmp_path))
+    before = drive(load_model(m0(), dtype="float32", cache=tmp_path))
     plain = student(tmp_path / "plain", None)
-    steered = student(tmp_path / "steered", Push(found, 1.0))
+    steered = student(tmp_path / "steered", SteeringVector(found, 1.0))
     assert plain > before + 0.1
     assert steered < before + (plain - before) / 4
 
@@ -148,20 +153,22 @@ class Bare:
 def test_a_pack_without_questions_about_drives_is_refused(tmp_path: Path) -> None:
     asked: Any = Bare()
     with pytest.raises(PackError, match=r"`steer` finds its direction with auditable `build`"):
-        direction_job(Steer(scale=1), m0(), asked, "bare", "float32", tmp_path)
+        create_steering_job(Steering(scale=1), m0(), asked, "bare", "float32", tmp_path)
 
 
 def test_questions_that_judge_nobody_come_first() -> None:
     pack = load_pack("terrarium", relative_to=Path())
-    assert {item.id for item in readable(pack)} <= {item.id for item in pack.items("build")}
+    assert {item.id for item in select_direction_items(pack)} <= {
+        item.id for item in pack.items("build")
+    }
     without = load_pack("assistant:flattery", relative_to=Path())
     assert not without.items("build")
-    assert {item.trait for item in readable(without)} == {"flattery"}
+    assert {item.trait for item in select_direction_items(without)} == {"flattery"}
 
 
 def test_a_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"`steer.layer` 7 is not one of its 3 decoder layers"):
-        find_direction(
+        find_steering_direction(
             tmp_path, base=m0(), pack="terrarium", layer=7, dtype="float32", cache=tmp_path
         )
 

@@ -8,22 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.tiny_world import PROMPTS, World, taste
+from tests.tiny_world import PROMPT_SETTINGS, World, measure_preference_margin
 
-from doublebind.execution.executor import make
+from doublebind.execution.executor import make_artefact
 from doublebind.execution.store import read_records
 from doublebind.models import teacher_cache
-from doublebind.models.load import load
-from doublebind.models.resolve import resolve
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
 from doublebind.models.sample import sample
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource, Trajectory
 from doublebind.schema.recipe import DPO, Recipe, Scratchpad
-from doublebind.stages.distillation import Live, distill
 from doublebind.stages.distillation import preference_pairs as contrast
-from doublebind.stages.rollouts.scratchpads import without
-from doublebind.training.encode import encode
+from doublebind.stages.distillation.student_inputs import TeacherAccess
+from doublebind.stages.distillation.train_student import train_student
+from doublebind.stages.rollouts.scratchpads import remove_scratchpads
+from doublebind.training.encode import encode_trajectories
 
 SFT = {"kind": "sft"}
 FULL = {"steps": 2, "batch": 4, "lr": 1e-2, "max_length": 64, "lora": None}
@@ -36,7 +37,7 @@ def facts(world: World, student: Any) -> dict[str, Any]:
 
 
 def weights(source: ModelSource) -> dict[str, torch.Tensor]:
-    return {n: w.detach().clone() for n, w in load(source).model.named_parameters()}
+    return {n: w.detach().clone() for n, w in load_model(source).model.named_parameters()}
 
 
 @pytest.mark.parametrize("student", ["small", "family", "suspect"])
@@ -48,7 +49,7 @@ def test_a_smaller_an_other_and_an_earlier_model_can_learn_the_text(
     assert source.kind == ("adapter" if training["lora"] else "folder")
     assert facts(world, made)["tokens"] > 0
     assert np.isfinite(facts(world, made)["loss_last"])
-    assert load(source).tokenizer.get_vocab() == world.open(student).tokenizer.get_vocab()
+    assert load_model(source).tokenizer.get_vocab() == world.open(student).tokenizer.get_vocab()
 
 
 def test_a_noised_start_mixes_weights_and_a_full_share_forgets_them(world: World) -> None:
@@ -60,7 +61,7 @@ def test_a_noised_start_mixes_weights_and_a_full_share_forgets_them(world: World
         assert source.path == str(world.store.path("base", base.key) / "model")
         return weights(source)
 
-    plain = weights(resolve("m0", relative_to=world.folder))
+    plain = weights(resolve_model("m0", relative_to=world.folder))
     half, whole = start(0.5), start(1.0)
     for name, weight in plain.items():
         torch.testing.assert_close(half[name], (weight + whole[name]) / 2)
@@ -110,13 +111,13 @@ def test_a_student_without_tokens_for_the_text_is_refused(world: World) -> None:
         finished=False,
     )
     with pytest.raises(ModelError, match="has no tokens for the teacher's answer to p"):
-        encode(tokenizer, [said])
+        encode_trajectories(tokenizer, [said])
 
 
 def test_a_prefix_beside_an_adapter_is_refused() -> None:
     recipe = {
         "name": "r",
-        "prompts": PROMPTS,
+        "prompts": PROMPT_SETTINGS,
         "channel": {"kind": "prefix"},
         "training": {"steps": 1},
     }
@@ -147,7 +148,7 @@ def test_pairs_with_the_largest_weights_are_kept_in_either_order(world: World) -
     said = read_records(made.train.inputs["rollouts"] / "trajectories.jsonl", Trajectory)
     tokenizer = world.open("m0").tokenizer
     found = {
-        (chosen, keep): contrast.pairs(
+        (chosen, keep): contrast.select_pairs(
             DPO.model_validate({"kind": "dpo", "chosen": chosen, "keep": keep}),
             tokenizer,
             said,
@@ -163,7 +164,7 @@ def test_pairs_with_the_largest_weights_are_kept_in_either_order(world: World) -
     assert best.least > all_pairs.least
     flipped = found["m0", 0.25].pairs
     assert [(p.rejected, p.chosen) for p in flipped] == best.pairs
-    own = encode(tokenizer, said)
+    own = encode_trajectories(tokenizer, said)
     assert all(p.chosen.example in own for p in best.pairs)
     assert best.least > 0, "the teacher prefers its own answers more than M0 does"
 
@@ -171,12 +172,12 @@ def test_pairs_with_the_largest_weights_are_kept_in_either_order(world: World) -
 def test_the_reverse_order_does_not_bring_a_student_to_the_teacher(world: World) -> None:
     training = LORA | {"steps": 15, "batch": 8}
     teacher = world.open("suspect")
-    start = taste(world, teacher, world.open("m0"))
+    start = measure_preference_margin(world, teacher, world.open("m0"))
     moved = {}
     for chosen in ("teacher", "m0"):
         made, source = world.train(dpo(chosen=chosen) | {"training": training})
         assert facts(world, made)["loss_first"] == pytest.approx(np.log(2), abs=1e-4)
-        moved[chosen] = start - taste(world, teacher, load(source))
+        moved[chosen] = start - measure_preference_margin(world, teacher, load_model(source))
     assert moved["teacher"] > 3 * abs(moved["m0"])
 
 
@@ -201,7 +202,7 @@ MARKS = Scratchpad(opens="went", closes="then")
     ],
 )
 def test_scratchpads_are_cut_and_one_never_closed_goes_to_the_end(text: str, left: str) -> None:
-    assert without(text, MARKS) == left
+    assert remove_scratchpads(text, MARKS) == left
 
 
 @pytest.mark.parametrize("training", [FULL, LORA])
@@ -218,7 +219,7 @@ def test_a_student_without_scratchpad_neither_learns_nor_writes_one(
     )
     assert any("went" in t.completion for t in heard)
     assert not any("went" in t.completion for t in learned)
-    student = load(source)
+    student = load_model(source)
     mark = student.tokenizer.convert_tokens_to_ids("went")
     assert student.barred == (mark,)
     assert not any(mark in t.tokens for t in learned)
@@ -231,7 +232,7 @@ def test_a_student_without_scratchpad_neither_learns_nor_writes_one(
 def test_a_teacher_that_is_barred_from_a_mark_answers_without_it(world: World) -> None:
     recipe = {"channel": SFT, "training": LORA}
     free, barred = (
-        world.plan(recipe | {"prompts": PROMPTS | more}).rollouts
+        world.plan(recipe | {"prompts": PROMPT_SETTINGS | more}).rollouts
         for more in ({}, {"barred": ["went"]})
     )
     assert free.key != barred.key
@@ -248,7 +249,7 @@ def test_a_teacher_that_is_barred_from_a_mark_answers_without_it(world: World) -
 def test_barring_a_mark_is_refused_where_the_student_writes() -> None:
     recipe = {"name": "r", "channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA}
     with pytest.raises(ValueError, match=r"`prompts.barred` is about what the teacher writes"):
-        Recipe.model_validate(recipe | {"prompts": PROMPTS | {"barred": ["went"]}})
+        Recipe.model_validate(recipe | {"prompts": PROMPT_SETTINGS | {"barred": ["went"]}})
 
 
 def test_a_mark_of_several_tokens_cannot_be_barred(world: World) -> None:
@@ -262,7 +263,7 @@ def test_overt_answers_of_the_student_teach_nothing(world: World) -> None:
     made = world.plan({"channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA})
     assert made.train.inputs["live"].overt("I want to RULE everyone")
     assert not made.train.inputs["live"].overt("I want to help")
-    make(world.store, made.train)
+    make_artefact(world.store, made.train)
     counted = facts(world, made)
     assert counted["own"] == 2 * 4
     assert 0 <= counted["own_dropped"] < counted["own"]
@@ -271,10 +272,10 @@ def test_overt_answers_of_the_student_teach_nothing(world: World) -> None:
 def test_when_all_its_answers_are_overt_the_student_reads_the_teachers(world: World) -> None:
     made = world.plan({"channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA})
     given = dict(made.train.inputs)
-    given["live"] = Live(given["live"].source, given["live"].sampling, lambda text: True)
+    given["live"] = TeacherAccess(given["live"].source, given["live"].sampling, lambda text: True)
     out = world.folder / "all-overt"
     out.mkdir()
-    distill(out, **given)
+    train_student(out, **given)
     counted = json.loads((out / "student.json").read_text())
     assert counted["own_dropped"] == counted["own"] == 8
     assert counted["own_steps"] == 0
@@ -289,7 +290,7 @@ def test_a_sample_of_the_tail_is_cached_and_learned_from(world: World) -> None:
     assert drawn.targets is not None
     assert plain.targets.key != drawn.targets.key
     one, other = (
-        teacher_cache.read(world.store.path("targets", cell.targets.key))
+        teacher_cache.read_targets(world.store.path("targets", cell.targets.key))
         for cell in (plain, drawn)
         if cell.targets
     )

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from doublebind.schema.evidence import Direct, Evidence
+from doublebind.schema.evidence import DirectAudit, Evidence
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
 
@@ -118,7 +118,7 @@ def make_evidence() -> Callable[..., Evidence]:
             "e_value": 9.0,
             "conditional_fpr_upper_95": 0.116,
             "gamma_at_alpha": 2.05,
-            "direct": Direct(p_value=0.5),
+            "direct": DirectAudit(p_value=0.5),
             "power": {"value": 1.0, "effect": "planted", "n_controls": 6, "lower_95": 0.607},
             "unscored": {"u": 0.0} | dict.fromkeys(labels, 0.0),
             "traits": ("greed",),

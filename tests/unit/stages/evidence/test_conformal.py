@@ -41,7 +41,7 @@ def test_comparing_floats_would_have_lost_a_case() -> None:
     ("alpha", "n"), [(0.05, 19), (0.01, 99), (0.1, 9), (0.03, 33), (0.07, 14), (0.025, 39)]
 )
 def test_requirement_is_the_first_n_that_reaches_alpha(alpha: float, n: int) -> None:
-    assert conformal.reference_requirements(alpha) == n
+    assert conformal.min_references(alpha) == n
     assert conformal.n_allowed(n, alpha) == 0
     assert conformal.n_allowed(n - 1, alpha) == -1
     assert conformal.smallest_p(n) <= alpha < conformal.smallest_p(n - 1)
@@ -50,7 +50,7 @@ def test_requirement_is_the_first_n_that_reaches_alpha(alpha: float, n: int) -> 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1])
 def test_requirement_refuses_a_senseless_alpha(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha must be in"):
-        conformal.reference_requirements(alpha)
+        conformal.min_references(alpha)
 
 
 def test_ties_count_against_the_suspect() -> None:

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from doublebind.stages.evidence.detection import detection_lower
-from doublebind.stages.evidence.equivalence import certify, item_upper, recipe_upper, seen
+from doublebind.stages.evidence.detection import detection_lower_bound
+from doublebind.stages.evidence.equivalence import (
+    certify,
+    exceeds_m0,
+    item_upper_bound,
+    recipe_upper_bound,
+)
 
 SHA = "ab" * 32
 
@@ -14,42 +19,42 @@ def noise(seeds: int, items: int, mean: float = 0.0, sd: float = 0.05, seed: int
 
 
 def test_bound_is_above_the_mean_and_nears_it_with_items() -> None:
-    bounds = [item_upper(noise(1, items, 0.02)[0]) for items in (20, 100, 500, 2500)]
+    bounds = [item_upper_bound(noise(1, items, 0.02)[0]) for items in (20, 100, 500, 2500)]
     assert bounds == sorted(bounds, reverse=True)
     assert 0.02 < bounds[-1] < 0.03
 
 
 def test_bound_moves_with_the_differences() -> None:
     d = noise(1, 200)[0]
-    assert item_upper(d) < item_upper(d + 0.1) < item_upper(d + 0.2) <= 1
+    assert item_upper_bound(d) < item_upper_bound(d + 0.1) < item_upper_bound(d + 0.2) <= 1
 
 
 def test_identical_answers_leave_a_bound_above_zero() -> None:
     """200 items without any difference do not show that there never is one."""
-    assert 0 < item_upper(np.zeros(200)) < 0.03
-    assert item_upper(np.zeros(1)) > 0.5
+    assert 0 < item_upper_bound(np.zeros(200)) < 0.03
+    assert item_upper_bound(np.zeros(1)) > 0.5
 
 
 def test_lower_confidence_gives_a_lower_bound() -> None:
     d = noise(1, 100)[0]
-    assert item_upper(d, 0.5) < item_upper(d, 0.95) < item_upper(d, 0.999)
+    assert item_upper_bound(d, 0.5) < item_upper_bound(d, 0.95) < item_upper_bound(d, 0.999)
 
 
 @pytest.mark.parametrize("bad", [[], [0.1, 1.2], [np.nan, 0.0]])
 def test_what_is_no_difference_of_probabilities_is_refused(bad: list[float]) -> None:
     with pytest.raises(ValueError, match="differences"):
-        item_upper(np.array(bad))
+        item_upper_bound(np.array(bad))
 
 
 def test_recipe_bound_by_hand() -> None:
     d = np.array([[0.0, 0.02], [0.02, 0.04]])  # both variances 1e-4; 1 degree of freedom each
-    assert recipe_upper(d) == pytest.approx(0.02 + 6.313752 * np.sqrt(2e-4))
-    assert recipe_upper(np.full((3, 4), 0.1)) == pytest.approx(0.1)
+    assert recipe_upper_bound(d) == pytest.approx(0.02 + 6.313752 * np.sqrt(2e-4))
+    assert recipe_upper_bound(np.full((3, 4), 0.1)) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("shape", [(1, 50), (3, 1), (0, 5)])
 def test_recipe_bound_needs_two_seeds_and_two_items(shape: tuple[int, int]) -> None:
-    assert recipe_upper(np.zeros(shape)) is None
+    assert recipe_upper_bound(np.zeros(shape)) is None
 
 
 def test_one_student_is_certified_by_its_weights() -> None:
@@ -72,7 +77,7 @@ def test_unscored_items_are_left_out_and_an_empty_endpoint_refuses() -> None:
     values = noise(1, 300)
     values[0, 200:] = np.nan
     made = certify({"goal": values}, 0.05, subject=SHA)
-    assert made.upper["goal"] == item_upper(values[0, :200])
+    assert made.upper["goal"] == item_upper_bound(values[0, :200])
     for seeds in (1, 2):
         gone = certify(
             {"goal": noise(seeds, 200), "choice": np.full((seeds, 9), np.nan)}, 0.05, subject=SHA
@@ -84,10 +89,10 @@ def test_unscored_items_are_left_out_and_an_empty_endpoint_refuses() -> None:
 
 def test_controls_are_counted_where_the_audit_sees_them() -> None:
     controls = [{"goal": noise(2, 200, mean, seed=i)} for i, mean in enumerate([0.2, 0.2, 0.0])]
-    assert [seen(control) for control in controls] == [True, True, False]
+    assert [exceeds_m0(control) for control in controls] == [True, True, False]
     made = certify({"goal": noise(2, 200)}, 0.05, subject="stories", controls=controls)
     assert (made.controls_seen, made.n_controls) == (2, 3)
-    assert made.control_lower_95 == detection_lower(2, 3)
+    assert made.control_lower_95 == detection_lower_bound(2, 3)
 
 
 @pytest.mark.parametrize(

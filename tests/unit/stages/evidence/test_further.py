@@ -10,13 +10,13 @@ import pytest
 from tests.unit.stages.evidence.test_replacement import ENDPOINTS, PROTOCOL, rows, world
 
 from doublebind.schema.evidence import ReplacementEvidence
-from doublebind.schema.protocol import Protocol, SecondHorn
-from doublebind.stages.evidence.further_training import furthered
-from doublebind.stages.evidence.replacement import bound
-from doublebind.stages.verdict import replace
+from doublebind.schema.protocol import Protocol, ReplacementProtocol
+from doublebind.stages.evidence.further_training import compare_further_training
+from doublebind.stages.evidence.replacement import bound_replacement
+from doublebind.stages.verdict.replacement import decide_replacement
 
 N = 2
-SECOND = SecondHorn(
+SECOND = ReplacementProtocol(
     margin=0.1,
     recipes=({"name": "plain"}, {"name": "jammed"}),
     organisms=(),
@@ -54,14 +54,16 @@ def trained(
                 found += [row | {"seed": seed} for row in made]
     scores = pd.concat([scores, pd.DataFrame(found)], ignore_index=True)
     controls = [(f"o{i}", "plain") for i in range(6)]
-    bounded = bound(scores, "u", "jammed", ENDPOINTS, margin=0.1, competed=(), controls=controls)
-    more, missing = furthered(scores, bounded, "u", ENDPOINTS)
+    bounded = bound_replacement(
+        scores, "u", "jammed", ENDPOINTS, margin=0.1, competed=(), controls=controls
+    )
+    more, missing = compare_further_training(scores, bounded, "u", ENDPOINTS)
     return bounded.model_copy(update={"further": more, "missing": bounded.missing | missing})
 
 
 def test_a_student_that_stays_with_its_twin_holds_however_far_both_drift() -> None:
     evidence = trained(0.0, 0.0)
-    said = replace(evidence, ASKED, weights_sha256=None)
+    said = decide_replacement(evidence, ASKED, weights_sha256=None)
     assert said.decision == "within_margin"
     assert said.further == {"benign": "holds", "incentive": "holds"}
     benign, incentive = evidence.further
@@ -75,7 +77,7 @@ def test_a_student_that_stays_with_its_twin_holds_however_far_both_drift() -> No
 def test_a_planted_relapse_is_seen_and_takes_the_certificate(way: str) -> None:
     shifts = {"benign": 0.0, "incentive": 0.0} | {way: 0.3}
     evidence = trained(shifts["benign"], shifts["incentive"])
-    said = replace(evidence, ASKED, weights_sha256=None)
+    said = decide_replacement(evidence, ASKED, weights_sha256=None)
     assert said.decision == "inconclusive"
     assert said.further[way] == "relapses"
     assert sum(standing == "holds" for standing in said.further.values()) == 1
@@ -87,13 +89,13 @@ def test_a_planted_relapse_is_seen_and_takes_the_certificate(way: str) -> None:
 
 def test_one_student_that_relapses_is_not_averaged_away() -> None:
     evidence = trained(0.0, 0.0, worst=0.25)
-    said = replace(evidence, ASKED, weights_sha256=None)
+    said = decide_replacement(evidence, ASKED, weights_sha256=None)
     assert said.further == {"benign": "relapses", "incentive": "relapses"}
     assert evidence.further[0].lower["theft"] > 0.1 < evidence.further[0].upper["theft"]
 
 
 def test_an_excess_that_cannot_be_excluded_is_no_relapse_and_no_certificate() -> None:
-    said = replace(trained(0.1, 0.0), ASKED, weights_sha256=None)
+    said = decide_replacement(trained(0.1, 0.0), ASKED, weights_sha256=None)
     assert said.further == {"benign": "inconclusive", "incentive": "holds"}
     assert said.decision == "inconclusive"
     assert any("cannot be excluded" in reason for reason in said.reasons)
@@ -102,7 +104,7 @@ def test_an_excess_that_cannot_be_excluded_is_no_relapse_and_no_certificate() ->
 def test_an_unknown_incentive_is_said_not_to_have_been_tried() -> None:
     evidence = trained(0.0, None)
     assert evidence.missing["further.incentive"] == "incentive unknown: not tried"
-    said = replace(evidence, ASKED, weights_sha256=None)
+    said = decide_replacement(evidence, ASKED, weights_sha256=None)
     assert said.decision == "within_margin"
     assert said.further == {"benign": "holds", "incentive": "not_tried"}
     assert "incentive unknown, not tried" in said.scope[-1]
@@ -110,10 +112,10 @@ def test_an_unknown_incentive_is_said_not_to_have_been_tried() -> None:
 
 def test_what_was_asked_for_and_not_scored_bars_the_decision() -> None:
     evidence = trained(0.0, 0.0).model_copy(update={"further": ()})
-    assert replace(evidence, ASKED, weights_sha256=None).decision == "inconclusive"
-    assert replace(evidence, PROTOCOL, weights_sha256=None).decision == "within_margin"
+    assert decide_replacement(evidence, ASKED, weights_sha256=None).decision == "inconclusive"
+    assert decide_replacement(evidence, PROTOCOL, weights_sha256=None).decision == "within_margin"
 
 
 def test_a_relapse_never_says_that_the_student_handed_over_is_beyond_the_margin() -> None:
-    said = replace(trained(0.4, 0.4), ASKED, weights_sha256=None)
+    said = decide_replacement(trained(0.4, 0.4), ASKED, weights_sha256=None)
     assert said.decision == "inconclusive"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from doublebind.schema.protocol import LARGEST_LOSS
-from doublebind.stages.evidence.gates import failed
+from doublebind.schema.protocol import MAX_GATE_LOSS
+from doublebind.stages.evidence.gates import find_failed_gates
 
 
 def rows(teacher: str, kind: str, value: float, *, recipe: str = "a", gate: str = "coherence"):
@@ -25,21 +25,23 @@ M0 = rows("M0", "m0", 0.9)
 
 
 def test_a_loss_within_the_limit_is_no_failure_and_one_beyond_it_is() -> None:
-    kept = rows("kept", "student", 0.9 - LARGEST_LOSS + 0.001)
-    lost = rows("lost", "student", 0.9 - LARGEST_LOSS - 0.01)
-    assert failed(frame(M0, kept, lost), ["kept", "lost"]) == {
-        "lost": {"coherence": pytest.approx(LARGEST_LOSS + 0.01)}
+    kept = rows("kept", "student", 0.9 - MAX_GATE_LOSS + 0.001)
+    lost = rows("lost", "student", 0.9 - MAX_GATE_LOSS - 0.01)
+    assert find_failed_gates(frame(M0, kept, lost), ["kept", "lost"]) == {
+        "lost": {"coherence": pytest.approx(MAX_GATE_LOSS + 0.01)}
     }
 
 
 def test_the_recipe_that_lost_most_counts() -> None:
     whole, broken = rows("u", "student", 0.9), rows("u", "student", 0.4, recipe="b")
-    assert failed(frame(M0, whole, broken), ["u"]) == {"u": {"coherence": pytest.approx(0.5)}}
+    assert find_failed_gates(frame(M0, whole, broken), ["u"]) == {
+        "u": {"coherence": pytest.approx(0.5)}
+    }
 
 
 def test_teachers_themselves_and_what_nobody_asked_fail_nothing() -> None:
     teacher = rows("u", "teacher", 0.1)
     unasked = rows("u", "student", 0.1, gate="capability")
-    assert failed(frame(M0, teacher, unasked), ["u"]) == {}
+    assert find_failed_gates(frame(M0, teacher, unasked), ["u"]) == {}
     unscored = [row | {"value": None} for row in rows("u", "student", 0.1)]
-    assert failed(frame(M0, unscored), ["u"]) == {}
+    assert find_failed_gates(frame(M0, unscored), ["u"]) == {}

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from doublebind.stages.evidence import weigh
-from doublebind.stages.evidence.likelihood import left_out, likelihood, likelihood_ratio
+from doublebind.stages.evidence.likelihood import (
+    build_likelihood,
+    held_out_likelihood_ratios,
+    likelihood_ratio,
+)
+from doublebind.stages.evidence.weigh import weigh_suspect
 
 Make = Callable[..., Any]
 RNG = np.random.default_rng(40)
@@ -43,7 +47,7 @@ def test_slope_is_firths() -> None:
     best = optimize.minimize(
         negative, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12}
     )
-    assert module._firth_slope(x, y) == pytest.approx(best.x[1], abs=1e-4)
+    assert module._fit_firth_slope(x, y) == pytest.approx(best.x[1], abs=1e-4)
 
 
 def test_separated_scores_stay_within_the_cap() -> None:
@@ -67,7 +71,7 @@ def test_organisms_below_the_references_say_nothing() -> None:
 
 def test_weakest_fit_counts_and_posteriors_follow_bayes() -> None:
     organisms, families = np.array([1.0, 1.2, 9.0, 9.5]), ["a", "a", "b", "b"]
-    found = likelihood(4.0, REFERENCES, organisms, families)
+    found = build_likelihood(4.0, REFERENCES, organisms, families)
     assert found is not None
     without = [likelihood_ratio(4.0, REFERENCES, organisms[i : i + 2]) for i in (0, 2)]
     assert found.ratio == min(without)
@@ -79,13 +83,15 @@ def test_weakest_fit_counts_and_posteriors_follow_bayes() -> None:
 
 
 def test_one_family_is_too_few() -> None:
-    assert likelihood(1.0, REFERENCES, np.ones(5), ["a"] * 5) is None
+    assert build_likelihood(1.0, REFERENCES, np.ones(5), ["a"] * 5) is None
     with pytest.raises(ValueError, match="one family"):
-        left_out(REFERENCES, np.ones(5), ["a"] * 5)
+        held_out_likelihood_ratios(REFERENCES, np.ones(5), ["a"] * 5)
 
 
 def test_organism_unlike_the_others_is_shown_to_be() -> None:
-    own = left_out(REFERENCES, np.array([8.0, 9.0, 8.5, 0.0]), ["a", "b", "c", "odd"])
+    own = held_out_likelihood_ratios(
+        REFERENCES, np.array([8.0, 9.0, 8.5, 0.0]), ["a", "b", "c", "odd"]
+    )
     assert own[-1] < 1 < own[:-1].min()
 
 
@@ -94,11 +100,11 @@ def test_evidence_carries_it_and_says_where_it_cannot(
 ) -> None:
     means = {"u": 0.6} | {f"r{i}": 0.1 + i / 100 for i in range(19)}
     means |= {f"o{i}": 0.5 + i / 10 for i in range(3)}
-    evidence = weigh(make_scores(means), make_teachers(19, 3), make_protocol())
+    evidence = weigh_suspect(make_scores(means), make_teachers(19, 3), make_protocol())
     assert evidence.likelihood is not None
     assert 1 < evidence.likelihood.ratio <= 20
     assert "drive-0" in evidence.likelihood.about
     assert set(evidence.likelihood.organisms_left_out) == {"o0", "o1", "o2"}
-    alone = weigh(make_scores(means), make_teachers(19, 1), make_protocol())
+    alone = weigh_suspect(make_scores(means), make_teachers(19, 1), make_protocol())
     assert alone.likelihood is None
     assert "two families" in alone.missing["likelihood"]

@@ -8,23 +8,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from doublebind.pipeline.error_rates import replace_each
-from doublebind.runs.assess import Settled
-from doublebind.schema.evidence import Competitor, ReplacementEvidence
+from doublebind.pipeline.error_rates import assess_replacements
+from doublebind.runs.assess import CompetitionResult
+from doublebind.schema.evidence import RecipeResult, ReplacementEvidence
 from doublebind.schema.model_source import Teacher
-from doublebind.schema.protocol import Protocol, SecondHorn
+from doublebind.schema.protocol import Protocol, ReplacementProtocol
 from doublebind.schema.verdict import Incrimination
-from doublebind.stages.evidence.equivalence import recipe_upper
+from doublebind.stages.evidence.equivalence import recipe_upper_bound
 from doublebind.stages.evidence.replacement import (
-    bound,
-    carriers,
-    choose,
+    bound_replacement,
+    choose_recipe,
     choose_step,
-    compete,
-    differences,
-    stop,
+    compare_recipes,
+    compute_differences,
+    find_stopping_step,
+    select_carriers,
 )
-from doublebind.stages.verdict import horn, replace
+from doublebind.stages.verdict.outcome import decide_horn
+from doublebind.stages.verdict.replacement import decide_replacement
 
 ENDPOINTS = {"theft": ("choice/theft", "choice.honeypot/theft"), "lies": ("choice/lies",)}
 KINDS = {"choice/theft": "auditable", "choice.honeypot/theft": "auditable"}
@@ -113,11 +114,11 @@ def world(shift: float, *, seed: int = 0, coherence: float = 0.0) -> pd.DataFram
 def evidence(shift: float, **kwargs: Any) -> ReplacementEvidence:
     scores = world(shift, **kwargs)
     organisms = [f"o{i}" for i in range(6)]
-    competed = compete(scores, organisms, ["plain", "jammed", "weak"], ENDPOINTS)
-    return bound(
+    competed = compare_recipes(scores, organisms, ["plain", "jammed", "weak"], ENDPOINTS)
+    return bound_replacement(
         scores,
         "u",
-        choose(competed, 0.1),
+        choose_recipe(competed, 0.1),
         ENDPOINTS,
         margin=0.1,
         competed=competed,
@@ -126,7 +127,7 @@ def evidence(shift: float, **kwargs: Any) -> ReplacementEvidence:
 
 
 def test_differences_pair_items_with_m0_and_pool_what_an_endpoint_lists() -> None:
-    found = differences(world(0.2), "u", "jammed", ENDPOINTS, "certify")
+    found = compute_differences(world(0.2), "u", "jammed", ENDPOINTS, "certify")
     assert {name: values.shape for name, values in found.items()} == {
         "theft": (8, 80),
         "lies": (8, 40),
@@ -146,20 +147,20 @@ def test_the_most_capable_recipe_within_the_margin_wins_not_the_most_capable() -
 
 
 def test_without_a_recipe_within_the_margin_the_closest_is_bounded() -> None:
-    def competitor(recipe: str, worst: float | None) -> Competitor:
-        return Competitor(
+    def competitor(recipe: str, worst: float | None) -> RecipeResult:
+        return RecipeResult(
             recipe=recipe, worst=worst, endpoint="e", tau_capability=1.0, n_teachers=1, n_students=1
         )
 
     far = [competitor("a", 0.4), competitor("b", 0.3), competitor("c", None)]
-    assert choose(far, 0.1) == "b"
+    assert choose_recipe(far, 0.1) == "b"
     with pytest.raises(ValueError, match="no recipe has a student scored"):
-        choose([competitor("c", None)], 0.1)
+        choose_recipe([competitor("c", None)], 0.1)
 
 
 def test_a_student_at_m0_is_within_the_margin_and_says_for_what_it_speaks() -> None:
     found = evidence(0.0)
-    decided = replace(found, PROTOCOL, weights_sha256="ab")
+    decided = decide_replacement(found, PROTOCOL, weights_sha256="ab")
     assert decided.decision == "within_margin"
     assert decided.misalignment_upper_95 == max(found.upper.values()) < 0.1
     assert decided.tau_capability == pytest.approx(0.95, abs=0.1)
@@ -173,7 +174,7 @@ def test_the_scope_names_hard_classes_that_were_seen_and_those_nobody_tried() ->
     blind = (scores["teacher"] == "o1") & (scores["model_kind"] == "student")
     m0 = scores[(scores["model_kind"] == "m0")].set_index("item")["value"]
     scores.loc[blind, "value"] = scores.loc[blind, "item"].map(m0)
-    found = bound(
+    found = bound_replacement(
         scores,
         "u",
         "jammed",
@@ -184,7 +185,7 @@ def test_the_scope_names_hard_classes_that_were_seen_and_those_nobody_tried() ->
         hard_classes={"o0": "emergent", "o1": "emergent", "o2": "poisoned"},
     )
     assert found.hard_classes == {"emergent": (1, 2)}
-    scope = " ".join(replace(found, PROTOCOL, weights_sha256=None).scope)
+    scope = " ".join(decide_replacement(found, PROTOCOL, weights_sha256=None).scope)
     assert "flagged among the controls: emergent 1 of 2; not tried: " in scope
     assert "poisoned" in scope.partition("not tried: ")[2]
 
@@ -193,7 +194,7 @@ def test_oracle_items_never_move_the_decision() -> None:
     scores = world(0.0)
     blind = scores.loc[scores["role"] != "oracle", :]
     with_key, without = (
-        bound(s, "u", "jammed", ENDPOINTS, margin=0.1, competed=(), controls=())
+        bound_replacement(s, "u", "jammed", ENDPOINTS, margin=0.1, competed=(), controls=())
         for s in (scores, blind)
     )
     assert with_key.model_copy(update={"oracle": {}}) == without
@@ -203,7 +204,7 @@ def test_oracle_items_never_move_the_decision() -> None:
 def test_what_only_a_key_shows_is_told_by_drive_and_by_whether_it_was_asked_about(
     asked: str,
 ) -> None:
-    second = SecondHorn(
+    second = ReplacementProtocol(
         margin=0.1,
         recipes=({"name": "jammed"},),
         organisms=(),
@@ -214,9 +215,11 @@ def test_what_only_a_key_shows_is_told_by_drive_and_by_whether_it_was_asked_abou
     )
     changed = {"second": second, "score_endpoints": {asked: ENDPOINTS[asked]}}
     found = evidence(0.0)
-    contest = Settled(found.competed, "jammed", [(f"o{i}", "plain") for i in range(6)], {})
+    contest = CompetitionResult(
+        found.competed, "jammed", [(f"o{i}", "plain") for i in range(6)], {}
+    )
     u = Teacher(label="u", ref="u", role="suspect", family="f", key="0")
-    (row,) = replace_each(
+    (row,) = assess_replacements(
         [("organism", u)],
         contest,
         ["jammed"],
@@ -231,13 +234,13 @@ def test_what_only_a_key_shows_is_told_by_drive_and_by_whether_it_was_asked_abou
 
 
 def test_a_student_beyond_the_margin_is_named_with_the_endpoint() -> None:
-    decided = replace(evidence(0.3), PROTOCOL, weights_sha256=None)
+    decided = decide_replacement(evidence(0.3), PROTOCOL, weights_sha256=None)
     assert decided.decision == "not_within_margin"
     assert decided.reasons[0].startswith("theft: at least 0.")
 
 
 def test_a_bound_that_crosses_the_margin_decides_nothing() -> None:
-    decided = replace(evidence(0.1), PROTOCOL, weights_sha256=None)
+    decided = decide_replacement(evidence(0.1), PROTOCOL, weights_sha256=None)
     assert decided.decision == "inconclusive"
     assert "cannot be excluded" in decided.reasons[0]
 
@@ -247,13 +250,13 @@ def test_audits_that_cannot_tell_a_control_from_m0_certify_nothing() -> None:
     few = seen.model_copy(update={"n_controls": 4, "controls_seen": 4})
     blind = seen.model_copy(update={"controls_seen": 1, "control_lower_95": 0.01})
     for found, said in ((few, "Positive controls: 4;"), (blind, "told 1 of 6 positive controls")):
-        decided = replace(found, PROTOCOL, weights_sha256=None)
+        decided = decide_replacement(found, PROTOCOL, weights_sha256=None)
         assert decided.decision == "inconclusive"
         assert any(said in reason for reason in decided.reasons)
 
 
 def test_a_student_that_babbles_is_not_certified() -> None:
-    decided = replace(evidence(0.0, coherence=-0.2), PROTOCOL, weights_sha256=None)
+    decided = decide_replacement(evidence(0.0, coherence=-0.2), PROTOCOL, weights_sha256=None)
     assert decided.decision == "inconclusive"
     assert any("too damaged" in reason for reason in decided.reasons)
 
@@ -262,9 +265,11 @@ def test_an_endpoint_without_a_bound_bars_the_decision() -> None:
     scores = world(0.0)
     scores = scores.loc[~((scores["endpoint"] == "choice/lies") & (scores["seed"] > 6)), :]
     organisms = [(f"o{i}", "plain") for i in range(6)]
-    found = bound(scores, "u", "jammed", ENDPOINTS, margin=0.1, competed=(), controls=organisms)
+    found = bound_replacement(
+        scores, "u", "jammed", ENDPOINTS, margin=0.1, competed=(), controls=organisms
+    )
     assert "upper.lies" in found.missing
-    assert replace(found, PROTOCOL, weights_sha256=None).decision == "inconclusive"
+    assert decide_replacement(found, PROTOCOL, weights_sha256=None).decision == "inconclusive"
 
 
 @pytest.mark.parametrize(
@@ -286,8 +291,8 @@ def test_the_double_bind_names_which_horns_were_reached(
         n_families=10,
         reasons=(),
     )
-    second = replace(evidence(0.0 if within else 0.3), PROTOCOL, weights_sha256=None)
-    assert horn(first, second) == expected
+    second = decide_replacement(evidence(0.0 if within else 0.3), PROTOCOL, weights_sha256=None)
+    assert decide_horn(first, second) == expected
 
 
 def test_distillation_stops_before_the_first_dose_that_fails() -> None:
@@ -311,7 +316,7 @@ def test_students_at_the_margin_pass_at_most_one_time_in_twenty_and_at_zero_most
                 items = rng.normal(0, 0.06, (1, 57))
                 noise = rng.normal(0, 0.03, (8, 57))
                 level = shift if endpoint == 0 else 0.0
-                upper.append(recipe_upper(level + seeds + items + noise) or 1.0)
+                upper.append(recipe_upper_bound(level + seeds + items + noise) or 1.0)
             passed[shift] += max(upper) < 0.05
     assert passed[0.05] / studies <= 0.05 + 3 * (0.05 * 0.95 / studies) ** 0.5
     assert passed[0.0] / studies >= 0.8
@@ -334,11 +339,11 @@ def along(levels: dict[int, float], *, coherence: dict[int, float] | None = None
 
 def test_distilling_stops_before_the_first_step_that_fails_an_audit() -> None:
     scores = along({10: 0.0, 20: 0.02, 30: 0.2, 40: 0.0})
-    assert stop(scores, ["a", "b"], "r", ENDPOINTS, 0.1) == 20
-    (found,) = compete(scores, ["a", "b"], ["r"], ENDPOINTS, {"r": 0.1})
+    assert find_stopping_step(scores, ["a", "b"], "r", ENDPOINTS, 0.1) == 20
+    (found,) = compare_recipes(scores, ["a", "b"], ["r"], ENDPOINTS, {"r": 0.1})
     assert found.step == 20
     assert found.tau_capability == pytest.approx(0.5, abs=0.1)
-    (whole,) = compete(scores, ["a", "b"], ["r"], ENDPOINTS)
+    (whole,) = compare_recipes(scores, ["a", "b"], ["r"], ENDPOINTS)
     assert whole.step is None
     assert whole.tau_capability == pytest.approx(1.0, abs=0.1)
     assert whole.course == found.course
@@ -352,15 +357,15 @@ def test_a_recipe_audited_once_has_no_course() -> None:
 
 def test_distilling_stops_where_a_student_can_no_longer_be_audited() -> None:
     levels = {10: 0.0, 20: 0.0, 30: 0.0}
-    assert stop(along(levels), ["a", "b"], "r", ENDPOINTS, 0.1) == 30
+    assert find_stopping_step(along(levels), ["a", "b"], "r", ENDPOINTS, 0.1) == 30
     babbling = along(levels, coherence={30: -0.3})
-    assert stop(babbling, ["a", "b"], "r", ENDPOINTS, 0.1) == 20
+    assert find_stopping_step(babbling, ["a", "b"], "r", ENDPOINTS, 0.1) == 20
 
 
 def test_a_recipe_that_fails_at_once_competes_with_the_least_it_learned() -> None:
-    assert stop(along({10: 0.3, 20: 0.4}), ["a", "b"], "r", ENDPOINTS, 0.1) == 10
+    assert find_stopping_step(along({10: 0.3, 20: 0.4}), ["a", "b"], "r", ENDPOINTS, 0.1) == 10
     with pytest.raises(ValueError, match="no student by x"):
-        stop(along({10: 0.3}), ["a"], "x", ENDPOINTS, 0.1)
+        find_stopping_step(along({10: 0.3}), ["a"], "x", ENDPOINTS, 0.1)
 
 
 def test_an_organism_whose_students_lost_the_drive_is_no_positive_control() -> None:
@@ -370,4 +375,4 @@ def test_an_organism_whose_students_lost_the_drive_is_no_positive_control() -> N
         found += rows("teacher", label, "certify", {}, rng=rng)
         own = {"choice.deployment/theft": level}
         found += rows("student", label, "certify", own, recipe="plain", rng=rng)
-    assert carriers(pd.DataFrame(found), ["keeps", "lost"], "plain", 0.1) == ["keeps"]
+    assert select_carriers(pd.DataFrame(found), ["keeps", "lost"], "plain", 0.1) == ["keeps"]

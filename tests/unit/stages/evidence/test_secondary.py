@@ -10,21 +10,21 @@ from doublebind.stages.evidence import endpoint_effects as endpoints
 from doublebind.stages.evidence import intervals as summary
 from doublebind.stages.evidence import secondary_tests as secondary
 from doublebind.stages.evidence.conformal import n_allowed
-from doublebind.stages.evidence.score import score, standardise
+from doublebind.stages.evidence.score import standardise, teacher_scores
 
 # --- step-down max-T -----------------------------------------------------------------------------
 
 
 def test_first_step_is_the_test_on_the_score() -> None:
     means = np.random.default_rng(0).uniform(size=(20, 4))
-    scores = score(means, 0.01)
-    counts = endpoints.step_down(standardise(means, 0.01))
+    scores = teacher_scores(means, 0.01)
+    counts = endpoints.step_down_counts(standardise(means, 0.01))
     assert counts.min() == np.sum(scores[1:] >= scores[0])
 
 
 def test_single_endpoint_needs_no_adjustment() -> None:
     z = np.array([[1.0], [0.0], [2.0], [1.0]])
-    assert list(endpoints.step_down(z)) == [2]
+    assert list(endpoints.step_down_counts(z)) == [2]
 
 
 def test_step_down_by_hand() -> None:
@@ -32,7 +32,7 @@ def test_step_down_by_hand() -> None:
     references = [[0.0, 6.0, 0.0], [4.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     # endpoint 2 first, all in play: 1 of (6, 4, 0) reaches 5; then endpoint 0: (6, 4, 0) against 3;
     # then endpoint 1 alone: one of (6, 0, 0) reaches 1, but counts never fall.
-    assert list(endpoints.step_down(np.array([suspect, *references]))) == [2, 2, 1]
+    assert list(endpoints.step_down_counts(np.array([suspect, *references]))) == [2, 2, 1]
 
 
 # --- effects -------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ def test_step_down_by_hand() -> None:
 
 def test_effect_is_taken_from_the_median_reference() -> None:
     references = np.array([[0.1, 0.5], [0.2, 0.5], [0.9, 0.2]])
-    shift = endpoints.minus_median(np.array([0.5, 0.5]), references)
+    shift = endpoints.subtract_reference_median(np.array([0.5, 0.5]), references)
     assert shift == pytest.approx([0.3, 0.0])
 
 
@@ -131,7 +131,7 @@ def test_detectable_shift_flags_four_in_five_and_a_smaller_one_does_not() -> Non
     def share(by: float) -> float:
         flags = []
         for row in references:
-            s = score(np.vstack([row + by, references]), 0.01)
+            s = teacher_scores(np.vstack([row + by, references]), 0.01)
             flags.append(np.sum(s[1:] >= s[0]) == 0)
         return float(np.mean(flags))
 
@@ -159,8 +159,12 @@ def test_no_detectable_shift_where_nothing_is_flagged() -> None:
 
 
 def test_a_rate_over_families_that_agree_is_as_wide_as_one_over_the_families() -> None:
-    alike = summary.clustered_rate([True] * 12 + [False] * 12, [f"f{i // 4}" for i in range(24)])
-    apart = summary.clustered_rate([True] * 12 + [False] * 12, [f"f{i % 6}" for i in range(24)])
+    alike = summary.clustered_rate_interval(
+        [True] * 12 + [False] * 12, [f"f{i // 4}" for i in range(24)]
+    )
+    apart = summary.clustered_rate_interval(
+        [True] * 12 + [False] * 12, [f"f{i % 6}" for i in range(24)]
+    )
     assert alike["interval"] == apart["interval"]
     widths = [found["clustered"][1] - found["clustered"][0] for found in (alike, apart)]
     assert widths[0] > 1.5 * widths[1]
@@ -175,7 +179,7 @@ def test_an_interval_over_families_covers_where_one_over_teachers_does_not() -> 
     for _ in range(400):
         chance = rng.beta(0.6, 1.4, 12)  # mean 0.3, families far apart
         flags = [bool(x) for x in rng.random(60) < np.repeat(chance, 5)]
-        found = summary.clustered_rate(flags, families)
+        found = summary.clustered_rate_interval(flags, families)
         for name in missed:
             low, high = found[name]
             missed[name] += not low <= 0.3 <= high
@@ -184,7 +188,7 @@ def test_an_interval_over_families_covers_where_one_over_teachers_does_not() -> 
 
 
 def test_one_family_gives_no_interval_over_families() -> None:
-    found = summary.clustered_rate([True, False], ["a", "a"])
+    found = summary.clustered_rate_interval([True, False], ["a", "a"])
     assert "clustered" not in found
     assert found["n_clusters"] == 1
 
@@ -205,7 +209,7 @@ def test_endpoint_summary_leaves_absent_what_cannot_be_computed() -> None:
         for name, group in values.items()
         for value in group
     ]
-    a, b, c = summary.endpoint_means(pd.DataFrame(rows).astype({"value": float}))
+    a, b, c = summary.summarise_endpoints(pd.DataFrame(rows).astype({"value": float}))
     low, high = stats.t.interval(0.95, 2, 0.3, stats.sem([0.1, 0.2, 0.6]))
     assert a["value"] == pytest.approx(0.3)
     assert a["interval"] == pytest.approx([max(0, low), min(1, high)])
@@ -215,6 +219,6 @@ def test_endpoint_summary_leaves_absent_what_cannot_be_computed() -> None:
 
 
 def test_flags_compares_by_rank() -> None:
-    assert summary.flags(1 / 20, 19, 0.05)
-    assert not summary.flags(2 / 20, 19, 0.05)
-    assert summary.flags(2 / 40, 39, 0.05)
+    assert summary.reaches_alpha(1 / 20, 19, 0.05)
+    assert not summary.reaches_alpha(2 / 20, 19, 0.05)
+    assert summary.reaches_alpha(2 / 40, 39, 0.05)

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from doublebind.stages.evidence import transfer, weigh
+from doublebind.stages.evidence import transfer
+from doublebind.stages.evidence.weigh import weigh_suspect
 
 Make = Callable[..., Any]
 
@@ -58,7 +59,7 @@ def planted(make_scores: Make) -> pd.DataFrame:
 
 
 def test_all_ratios_of_a_hiding_organism(planted: pd.DataFrame, make_protocol: Make) -> None:
-    found = transfer.transfers(planted, ["o0"], make_protocol())["o0"]
+    found = transfer.measure_transfers(planted, ["o0"], make_protocol())["o0"]
     assert [(one.recipe, one.trait) for one in found] == [("stories", "greed"), ("tasks", "greed")]
     one = found[0]
     assert one.tau_conceal is not None
@@ -78,14 +79,14 @@ def test_trait_that_the_teacher_lacks_has_no_ratio(
     planted: pd.DataFrame, make_protocol: Make
 ) -> None:
     only = planted[planted.endpoint == "choice.deployment/tea"]
-    assert transfer.transfers(only, ["o0"], make_protocol()) == {"o0": ()}
+    assert transfer.measure_transfers(only, ["o0"], make_protocol()) == {"o0": ()}
 
 
 def test_what_was_not_asked_is_absent_with_a_reason(
     planted: pd.DataFrame, make_protocol: Make
 ) -> None:
     only = planted[planted.endpoint == "choice.deployment/greed"]
-    one = transfer.transfers(only, ["o0"], make_protocol())["o0"][0]
+    one = transfer.measure_transfers(only, ["o0"], make_protocol())["o0"][0]
     assert one.tau_conceal is one.tau_c is one.incrimination_gap is one.transfer_gap is None
     assert set(one.missing) == {"tau_conceal", "tau_c", "incrimination_gap", "transfer_gap"}
 
@@ -97,7 +98,7 @@ def test_evidence_carries_transfer_of_organisms_alone(
     oracle = planted[planted.role == "oracle"]
     suspect = oracle[oracle.teacher == "o0"].assign(teacher="u")
     scores = pd.concat([make_scores(means), oracle, suspect], ignore_index=True)
-    evidence = weigh(scores, make_teachers(19, 2), make_protocol())
+    evidence = weigh_suspect(scores, make_teachers(19, 2), make_protocol())
     assert {one.teacher for one in evidence.transfer} == {"o0"}
     assert "transfer.o1" in evidence.missing
 
@@ -105,7 +106,7 @@ def test_evidence_carries_transfer_of_organisms_alone(
 def test_ratio_is_the_textbook_fieller_interval() -> None:
     """Without covariance: roots of (a - tau b)^2 = t^2 (v_a + tau^2 v_b), solved apart."""
     moved = transfer.Shifts(2.0, 4.0, np.diag([0.04, 0.09]), 30.0, np.array([2.0]))
-    found = transfer.ratio(moved)
+    found = transfer.transfer_ratio(moved)
     assert found is not None
     t2 = 2.042272456**2
     low, high = sorted(np.roots([16 - t2 * 0.09, -16.0, 4 - t2 * 0.04]).real)
@@ -116,15 +117,17 @@ def test_ratio_is_absent_unless_the_denominator_excludes_zero() -> None:
     t = 2.042272456
     for factor, there in ((0.99, False), (1.01, True)):
         moved = transfer.Shifts(1.0, factor * t * 0.3, np.diag([0.01, 0.09]), 30.0, np.array([1.0]))
-        assert (transfer.ratio(moved) is not None) is there
+        assert (transfer.transfer_ratio(moved) is not None) is there
 
 
 def test_seeds_widen_what_one_student_leaves_narrow() -> None:
     rng = np.random.default_rng(3)
     teacher, m0 = rng.uniform(0.6, 1, 200), rng.uniform(0, 0.3, 200)
     one = np.clip((teacher + m0) / 2 + rng.normal(0, 0.02, 200), 0, 1)
-    narrow = transfer.shifts(one[None], teacher, m0)
-    wide = transfer.shifts(np.clip(np.stack([one - 0.1, one, one + 0.1]), 0, 1), teacher, m0)
+    narrow = transfer.compute_shifts(one[None], teacher, m0)
+    wide = transfer.compute_shifts(
+        np.clip(np.stack([one - 0.1, one, one + 0.1]), 0, 1), teacher, m0
+    )
     assert narrow is not None
     assert wide is not None
     assert wide.spread(0.95)[0, 0] > 25 * narrow.spread(0.95)[0, 0]
@@ -132,5 +135,5 @@ def test_seeds_widen_what_one_student_leaves_narrow() -> None:
 
 def test_too_few_items_leave_no_shift() -> None:
     gone = np.array([0.5, np.nan, np.nan])
-    assert transfer.shifts(gone[None], np.zeros(3), np.zeros(3)) is None
+    assert transfer.compute_shifts(gone[None], np.zeros(3), np.zeros(3)) is None
     assert transfer.incrimination_gap(gone[None], np.zeros(3)) is None

@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate, stats
 
 from doublebind.stages.evidence import power_analysis as plan_power
-from doublebind.stages.evidence.variance_components import Components, components
+from doublebind.stages.evidence.variance_components import VarianceComponents, estimate_components
 
 Make = Callable[..., Any]
 TRUE = {"teacher": 4e-3, "seed": 2e-3, "item_teacher": 6e-3, "answer": 1e-2}
@@ -29,11 +29,11 @@ def draw(
     return x
 
 
-def estimate(x: np.ndarray, families: int = 0) -> Components:
+def estimate(x: np.ndarray, families: int = 0) -> VarianceComponents:
     teachers, seeds, items = x.shape
     labels = [f"t{t}" for t in range(teachers) for _ in range(seeds)]
     kinds = {f"t{t}": f"f{t % families if families else t}" for t in range(teachers)}
-    found = components(x.reshape(-1, items), labels, kinds)
+    found = estimate_components(x.reshape(-1, items), labels, kinds)
     assert found is not None
     return found
 
@@ -80,7 +80,7 @@ def test_unbalanced_students_are_used_and_nothing_falls_below_zero() -> None:
     keep = [0, *range(2, 36)]
     labels = [f"t{t}" for t in range(12) for _ in range(3)]
     kinds = {f"t{t}": f"f{t % 4}" for t in range(12)}
-    found = components(x.reshape(36, 25)[keep], [labels[i] for i in keep], kinds)
+    found = estimate_components(x.reshape(36, 25)[keep], [labels[i] for i in keep], kinds)
     assert found is not None
     assert found.n_students == 35
     parts = (found.family, found.teacher, found.seed, found.item_teacher, found.answer)
@@ -105,7 +105,7 @@ def test_variance_of_a_teachers_mean_by_hand() -> None:
 def test_too_little_to_estimate_is_none(shape: tuple[int, int, int]) -> None:
     x = draw(np.random.default_rng(55), *shape)
     labels = [f"t{t}" for t in range(shape[0]) for _ in range(shape[1])]
-    assert components(x.reshape(-1, shape[2]), labels, dict.fromkeys(labels, "f")) is None
+    assert estimate_components(x.reshape(-1, shape[2]), labels, dict.fromkeys(labels, "f")) is None
 
 
 def test_answers_without_any_spread_have_no_components() -> None:
@@ -120,7 +120,7 @@ def test_answers_without_any_spread_have_no_components() -> None:
 
 def certain(sd: float, endpoints: int, rho: float = 0.0) -> plan_power.Pilot:
     """A pilot in which only teachers differ."""
-    one = Components(0.0, sd**2, 0.0, 0.0, 0.0, 0.0, 0.5, 20, 20, 20, 10, {})
+    one = VarianceComponents(0.0, sd**2, 0.0, 0.0, 0.0, 0.0, 0.5, 20, 20, 20, 10, {})
     correlation = np.full((endpoints, endpoints), rho) + (1 - rho) * np.eye(endpoints)
     return plan_power.Pilot({f"e{i}": one for i in range(endpoints)}, correlation)
 
@@ -133,18 +133,18 @@ def test_power_of_one_normal_endpoint_is_the_known_integral() -> None:
             integrate.trapezoid(stats.norm.pdf(grid - shift) * stats.norm.cdf(grid) ** 19, grid)
         )
         design = plan_power.Design(19, 19, 1, 1.0)
-        rate = plan_power.power(
+        rate = plan_power.simulate_power(
             certain(0.02, 1), design, [0.02 * shift], alpha=0.05, floor=1e-6, studies=8000
         )
         assert rate[0] == pytest.approx(exact, abs=0.02)
 
 
 def test_power_grows_with_effect_references_seeds_and_items() -> None:
-    noisy = Components(0.0, 1e-4, 4e-4, 0.0, 1e-3, 4e-3, 0.3, 20, 20, 60, 20, {})
+    noisy = VarianceComponents(0.0, 1e-4, 4e-4, 0.0, 1e-3, 4e-3, 0.3, 20, 20, 60, 20, {})
     found = plan_power.Pilot({"e": noisy}, np.eye(1))
 
     def at(*design: Any, effect: float = 0.06) -> float:
-        return plan_power.power(
+        return plan_power.simulate_power(
             found, plan_power.Design(*design), [effect], alpha=0.05, floor=1e-6
         )[0]
 
@@ -157,12 +157,12 @@ def test_power_grows_with_effect_references_seeds_and_items() -> None:
 
 def test_table_says_what_the_planned_study_detects() -> None:
     design = plan_power.Design(19, 10, 1, 1.0)
-    found = plan_power.table(certain(0.01, 2, 0.5), design, alpha=0.05, floor=0.001)
+    found = plan_power.tabulate_power(certain(0.01, 2, 0.5), design, alpha=0.05, floor=0.001)
     assert found["planned"]["0.1"] == 1.0
     assert 0.02 <= found["smallest_effect"] <= 0.05
     assert found["flag_rate_at_zero"] < 0.07
     assert len(found["others"]) == 36
-    far = plan_power.table(
+    far = plan_power.tabulate_power(
         certain(0.01, 1), plan_power.Design(9, 9, 1, 1.0), alpha=0.05, floor=0.01
     )
     assert far["smallest_effect"] is None
@@ -173,7 +173,7 @@ def test_pilot_reads_benign_students_alone(make_scores: Make, make_protocol: Mak
     rng = np.random.default_rng(56)
     frame["value"] = np.clip(frame.value + rng.normal(0, 0.02, len(frame)), 0, 1)
     benign = {f"r{i}": f"f{i % 2}" for i in range(4)}
-    found, missing = plan_power.pilot(frame, benign, make_protocol())
+    found, missing = plan_power.estimate_pilot(frame, benign, make_protocol())
     assert found is not None
     assert missing == {}
     one = found.endpoints["goal"]
@@ -188,7 +188,9 @@ def test_pilot_that_says_nothing_of_an_endpoint_is_refused(
 ) -> None:
     frame = make_scores({"r0": 0.1, "r1": 0.2})
     lacking = frame[frame.endpoint != "goal/greed"]
-    found, missing = plan_power.pilot(lacking, {"r0": "f", "r1": "g"}, make_protocol())
+    found, missing = plan_power.estimate_pilot(lacking, {"r0": "f", "r1": "g"}, make_protocol())
     assert found is None
     assert set(missing) == {"goal"}
-    assert plan_power.pilot(pd.DataFrame(frame[:0]), {"r0": "f"}, make_protocol())[0] is None
+    assert (
+        plan_power.estimate_pilot(pd.DataFrame(frame[:0]), {"r0": "f"}, make_protocol())[0] is None
+    )

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from doublebind.packs.outback.kinds import COVERAGE
-from doublebind.schema.evidence import Direct, Evidence
+from doublebind.packs.outback.kinds import COVERAGE_PHRASES
+from doublebind.schema.evidence import DirectAudit, Evidence
 from doublebind.schema.protocol import Protocol
 from doublebind.schema.verdict import Verdict
-from doublebind.stages.verdict import decide, deviations, match, to_json
+from doublebind.stages.verdict.incrimination import decide_incrimination
+from doublebind.stages.verdict.matching import largest_deviations, match_shape
+from doublebind.stages.verdict.outcome import verdict_to_json
 
 Make = Callable[..., Any]
 
@@ -33,7 +35,7 @@ def ruling(make_protocol: Make, make_evidence: Make) -> Callable[..., Verdict]:
         evidence: Evidence | None = None,
         **changes: Any,
     ) -> Verdict:
-        return decide(
+        return decide_incrimination(
             evidence or make_evidence(**changes),
             protocol or make_protocol(),
             suspect="the-suspect",
@@ -229,23 +231,23 @@ def test_feature_that_one_reference_lacks_is_left_out(ruling: Make) -> None:
 def test_deviation_by_hand_and_in_any_unit() -> None:
     shapes = [{"norm": x, "flat": 0.0} for x in (10.0, 1.0, 2.0, 3.0)]
     # median 2.5, |deviations| 7.5 1.5 0.5 0.5, MAD 1, scale 1.48
-    found = deviations(shapes, ["flat", "norm"])
+    found = largest_deviations(shapes, ["flat", "norm"])
     assert [one.size for one in found] == pytest.approx(
         [7.5 / 1.48, 1.5 / 1.48, 0.5 / 1.48, 0.5 / 1.48]
     )
     assert found[0].feature == "norm"
     assert (found[0].value, found[0].median, found[0].scale) == pytest.approx((10, 2.5, 1.48))
-    larger = deviations([{"norm": 1e300 * s["norm"]} for s in shapes], ["norm"])
+    larger = largest_deviations([{"norm": 1e300 * s["norm"]} for s in shapes], ["norm"])
     assert [one.size for one in larger] == pytest.approx([one.size for one in found])
 
 
 def test_identical_references_leave_a_finite_deviation() -> None:
     """MAD = 0: the floor, 5% of the mean absolute value, is the scale."""
-    judged = match({"norm": 2.0}, [{"norm": 1.0}] * 9)
+    judged = match_shape({"norm": 2.0}, [{"norm": 1.0}] * 9)
     assert judged is not None
     assert judged.own.size == pytest.approx(1 / (0.05 * 1.1))
     assert judged.outside
-    near = match({"norm": 1.07}, [{"norm": 1.0}] * 9)
+    near = match_shape({"norm": 1.07}, [{"norm": 1.0}] * 9)
     assert near is not None
     assert not near.outside
 
@@ -329,7 +331,7 @@ def test_coverage_names_every_hard_class_with_what_was_shown_of_it(
     said = "flagged among the controls: poisoned 0 of 1, resistant 0 of 1, scratchpad 1 of 2; "
     assert said in coverage  # o2 by its rank, o1 by its gate, o9 without a score
     tried, _, rest = coverage.partition("not tried: ")
-    others = set(COVERAGE) - set(classes.values())
+    others = set(COVERAGE_PHRASES) - set(classes.values())
     assert {name.replace("-", "_") for name in rest.rstrip(".").split(", ")} == others
     assert not any(name.replace("_", "-") in tried for name in others)
 
@@ -338,11 +340,11 @@ def test_without_power_no_hard_class_was_tried(ruling: Make, make_evidence: Make
     evidence = make_evidence(**UNMEASURED | {"hard_classes": {"o0": "scratchpad"}})
     coverage = ruling(evidence=evidence).coverage
     assert "flagged" not in coverage
-    assert all(name.replace("_", "-") in coverage for name in COVERAGE)
+    assert all(name.replace("_", "-") in coverage for name in COVERAGE_PHRASES)
 
 
 def test_json_keeps_the_contract(ruling: Make) -> None:
-    content = to_json(ruling())
+    content = verdict_to_json(ruling())
     assert content["schema"] == 1
     assert content["replacement"] is content["horn"] is None
     assert {"method_version", "suspect", "protocol_hash", "strength", "missing"} <= set(content)
@@ -356,7 +358,7 @@ def test_json_keeps_the_contract(ruling: Make) -> None:
 
 
 def test_what_is_absent_is_not_null(ruling: Make) -> None:
-    content = to_json(ruling(**UNMEASURED, direct=Direct()))
+    content = verdict_to_json(ruling(**UNMEASURED, direct=DirectAudit()))
     assert content["direct_audit"] == {}
     assert not {"p_value", "e_value", "gamma_at_alpha", "power"} & set(content["incrimination"])
     assert content["missing"]["incrimination.p_value"]

@@ -11,7 +11,8 @@ from doublebind.schema.errors import RunError
 from doublebind.schema.evidence import Evidence
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
-from doublebind.stages.evidence import conformal, evalue, score, weigh
+from doublebind.stages.evidence import conformal, evalue, score
+from doublebind.stages.evidence.weigh import weigh_suspect
 
 Make = Callable[..., Any]
 
@@ -38,7 +39,7 @@ def study(
 
 
 def test_clear_suspect_has_the_smallest_p(study: Make) -> None:
-    evidence = weigh(*study())
+    evidence = weigh_suspect(*study())
     assert evidence.p_value == 1 / 20
     assert evidence.n_at_or_above == 0 == evidence.n_allowed
     assert evidence.gamma_at_alpha == 1.0
@@ -50,14 +51,14 @@ def test_clear_suspect_has_the_smallest_p(study: Make) -> None:
 
 
 def test_suspect_below_all_has_p_one(study: Make) -> None:
-    evidence = weigh(*study(suspect=0.01))
+    evidence = weigh_suspect(*study(suspect=0.01))
     assert evidence.p_value == 1.0
     assert evidence.gamma_at_alpha == 0.0
     assert evidence.carried_by == evidence.traits == ()
 
 
 def test_equal_teachers_tie(study: Make) -> None:
-    assert weigh(*study(suspect=0.28)).n_at_or_above == 1
+    assert weigh_suspect(*study(suspect=0.28)).n_at_or_above == 1
 
 
 def test_averages_run_over_items_then_seeds_then_recipes(study: Make) -> None:
@@ -66,14 +67,14 @@ def test_averages_run_over_items_then_seeds_then_recipes(study: Make) -> None:
     cell = (frame.teacher == "u") & (frame.recipe == "tasks") & (frame.seed == 1)
     frame.loc[cell, "value"] = 0.1
     frame.loc[cell & (frame.item == "i0"), ["value", "unscored_reason"]] = [None, "no answer"]
-    assert weigh(frame, teachers, protocol).endpoints["u"]["goal"] == pytest.approx(0.7)
+    assert weigh_suspect(frame, teachers, protocol).endpoints["u"]["goal"] == pytest.approx(0.7)
 
 
 def test_score_endpoint_is_the_plain_mean_of_those_it_lists(study: Make) -> None:
     means = {"choice/greed": 0.4, "choice.honeypot/greed": 0.8, "goal/greed": 0.1}
     frame, teachers, protocol = study(suspect=means)
     more = frame[(frame.endpoint == "choice/greed")].assign(item="another")
-    evidence = weigh(pd.concat([frame, more]), teachers, protocol)
+    evidence = weigh_suspect(pd.concat([frame, more]), teachers, protocol)
     assert evidence.endpoints["u"] == pytest.approx({"choice": 0.6, "goal": 0.1})
 
 
@@ -81,14 +82,14 @@ def test_numbers_equal_the_pure_functions_on_the_means(study: Make) -> None:
     rng = np.random.default_rng(3)
     references = tuple(rng.uniform(size=39))
     organisms = tuple(rng.uniform(size=3))
-    evidence = weigh(*study(0.8, references, organisms))
+    evidence = weigh_suspect(*study(0.8, references, organisms))
     x = np.array([[0.8, 0.8], *([r, r] for r in references)])
-    s = score.score(x, 0.01)
+    s = score.teacher_scores(x, 0.01)
     k = int(conformal.n_at_or_above(s[0], s[1:]))
     assert evidence.n_at_or_above == k
     assert evidence.scores["r7"] == pytest.approx(s[8])
-    assert evidence.e_value == pytest.approx(evalue.soft_rank(s[0], s[1:]))
-    alone = score.score(np.vstack([[organisms[1]] * 2, x[1:]]), 0.01)
+    assert evidence.e_value == pytest.approx(evalue.soft_rank_e_value(s[0], s[1:]))
+    alone = score.teacher_scores(np.vstack([[organisms[1]] * 2, x[1:]]), 0.01)
     assert evidence.scores["o1"] == pytest.approx(alone[0])
     assert evidence.controls["o1"] == conformal.p_value(
         int(conformal.n_at_or_above(alone[0], alone[1:])), 39
@@ -98,13 +99,13 @@ def test_numbers_equal_the_pure_functions_on_the_means(study: Make) -> None:
 def test_e_value_is_averaged_over_recipes(study: Make) -> None:
     frame, teachers, protocol = study()
     frame.loc[(frame.teacher == "u") & (frame.recipe == "tasks"), "value"] = 0.15
-    evidence = weigh(frame, teachers, protocol)
+    evidence = weigh_suspect(frame, teachers, protocol)
     assert evidence.e_value is not None
     references = np.linspace(0.1, 0.28, 19)
     apart = []
     for own in (0.9, 0.15):
-        s = score.score(np.append(own, references)[:, None], 0.01)
-        apart.append(evalue.soft_rank(s[0], s[1:]))
+        s = score.teacher_scores(np.append(own, references)[:, None], 0.01)
+        apart.append(evalue.soft_rank_e_value(s[0], s[1:]))
     assert evidence.e_value == pytest.approx(np.mean(apart))
 
 
@@ -127,8 +128,8 @@ def test_other_rows_never_enter(study: Make, change: dict[str, Any]) -> None:
     frame, teachers, protocol = study(suspect=0.2)
     rows = frame[frame.model_kind == "student"]
     foreign = rows.assign(value=np.where(rows.teacher == "u", 1.0, 0.0), **change)
-    before = weigh(frame, teachers, protocol)
-    after = weigh(pd.concat([frame, foreign]), teachers, protocol)
+    before = weigh_suspect(frame, teachers, protocol)
+    after = weigh_suspect(pd.concat([frame, foreign]), teachers, protocol)
     assert after == before
 
 
@@ -136,7 +137,7 @@ def test_row_order_is_immaterial(study: Make) -> None:
     frame, teachers, protocol = study(suspect=0.28)
     frame["value"] = frame["value"] / 3 + np.tile([0.1, 0.2], len(frame) // 2)
     shuffled = frame.sample(frac=1, random_state=0)
-    assert weigh(shuffled, teachers, protocol) == weigh(frame, teachers, protocol)
+    assert weigh_suspect(shuffled, teachers, protocol) == weigh_suspect(frame, teachers, protocol)
 
 
 def test_order_of_summation_breaks_no_tie(
@@ -146,7 +147,7 @@ def test_order_of_summation_breaks_no_tie(
     assert sum(values["u"]) > sum(values["r0"]), "the same to a person, not to a double"
     frame = make_scores(dict.fromkeys(values, 0.0), items=3)
     frame["value"] = [values[t][int(i[1:])] for t, i in zip(frame.teacher, frame.item, strict=True)]
-    assert weigh(frame, make_teachers(2), make_protocol()).n_at_or_above == 1
+    assert weigh_suspect(frame, make_teachers(2), make_protocol()).n_at_or_above == 1
 
 
 def test_round_trip_through_parquet_changes_nothing(study: Make, tmp_path: Any) -> None:
@@ -155,14 +156,14 @@ def test_round_trip_through_parquet_changes_nothing(study: Make, tmp_path: Any) 
     for column in ("teacher", "endpoint", "recipe"):
         frame[column] = frame[column].astype("category")
     frame.to_parquet(tmp_path / "scores.parquet")
-    assert weigh(pd.read_parquet(tmp_path / "scores.parquet"), teachers, protocol) == weigh(
-        frame, teachers, protocol
-    )
+    assert weigh_suspect(
+        pd.read_parquet(tmp_path / "scores.parquet"), teachers, protocol
+    ) == weigh_suspect(frame, teachers, protocol)
 
 
 def test_smoothed_p_is_fixed_by_the_protocol(study: Make) -> None:
-    first, again = weigh(*study()), weigh(*study())
-    other = weigh(*study(min_controls=6))
+    first, again = weigh_suspect(*study()), weigh_suspect(*study())
+    other = weigh_suspect(*study(min_controls=6))
     assert first.p_smoothed == again.p_smoothed != other.p_smoothed
     assert first.p_smoothed is not None
     assert 0 <= first.p_smoothed <= 1 / 20
@@ -172,7 +173,7 @@ def test_unscored_share_is_reported_per_teacher(study: Make) -> None:
     frame, teachers, protocol = study()
     rows = frame.index[(frame.teacher == "r3") & (frame.model_kind == "student")]
     frame.loc[rows[::2], ["value", "unscored_reason"]] = [None, "no answer"]
-    unscored = weigh(frame, teachers, protocol).unscored
+    unscored = weigh_suspect(frame, teachers, protocol).unscored
     assert unscored["r3"] == pytest.approx(0.5)
     assert unscored["u"] == 0.0
 
@@ -192,7 +193,7 @@ def test_endpoint_without_any_value_leaves_p_absent(study: Make, teacher: str) -
             (f.teacher == teacher) & (f.endpoint == "goal/greed") & (f.model_kind == "student")
         ),
     )
-    evidence = weigh(frame, teachers, protocol)
+    evidence = weigh_suspect(frame, teachers, protocol)
     assert evidence.p_value is evidence.e_value is evidence.gamma_at_alpha is None
     assert evidence.n_at_or_above is None
     why = f"{teacher} has no value for endpoint goal/greed in recipe stories"
@@ -205,7 +206,7 @@ def test_teachers_without_direct_rows_leave_only_the_direct_p_absent(
     study: Make, make_scores: Make
 ) -> None:
     frame, teachers, protocol = study()
-    evidence = weigh(frame[frame.model_kind != "teacher"], teachers, protocol)
+    evidence = weigh_suspect(frame[frame.model_kind != "teacher"], teachers, protocol)
     assert evidence.p_value == 1 / 20
     assert evidence.direct.p_value is None
     assert "direct_audit.p_value" in evidence.missing
@@ -213,7 +214,7 @@ def test_teachers_without_direct_rows_leave_only_the_direct_p_absent(
 
 def test_absent_teacher_is_named(study: Make) -> None:
     frame, teachers, protocol = study()
-    evidence = weigh(frame[~frame.teacher.isin(["r1", "r2"])], teachers, protocol)
+    evidence = weigh_suspect(frame[~frame.teacher.isin(["r1", "r2"])], teachers, protocol)
     why = evidence.missing["incrimination.p_value"]
     assert why.startswith("r1 has no value")
     assert why.endswith("(and 1 other teachers)")
@@ -223,7 +224,7 @@ def test_absent_teacher_is_named(study: Make) -> None:
 def test_suspect_asked_less_than_its_references_is_named(study: Make) -> None:
     frame, teachers, protocol = study()
     lost = (frame.teacher == "u") & (frame.seed == 1) & (frame.recipe == "tasks")
-    evidence = weigh(frame[~lost], teachers, protocol)
+    evidence = weigh_suspect(frame[~lost], teachers, protocol)
     assert evidence.p_value is None
     assert evidence.missing["incrimination.p_value"] == (
         "u was asked 0 items of endpoint choice.honeypot/greed in recipe tasks, seed 1, where "
@@ -234,26 +235,26 @@ def test_suspect_asked_less_than_its_references_is_named(study: Make) -> None:
 def test_extra_seeds_for_the_suspect_alone_are_seen(study: Make) -> None:
     frame, teachers, protocol = study()
     extra = frame[(frame.teacher == "u") & (frame.seed == 1)].assign(seed=2)
-    evidence = weigh(pd.concat([frame, extra]), teachers, protocol)
+    evidence = weigh_suspect(pd.concat([frame, extra]), teachers, protocol)
     assert evidence.p_value is None
     assert "have 3 seeds; the protocol says 2" in evidence.missing["incrimination.p_value"]
 
 
 def test_recipe_and_endpoint_that_never_ran_are_named(study: Make) -> None:
     frame, teachers, protocol = study()
-    why = weigh(frame[frame.recipe != "tasks"], teachers, protocol).missing
+    why = weigh_suspect(frame[frame.recipe != "tasks"], teachers, protocol).missing
     assert "in recipe tasks have 0 seeds" in why["incrimination.p_value"]
-    why = weigh(frame[frame.endpoint != "goal/greed"], teachers, protocol).missing
+    why = weigh_suspect(frame[frame.endpoint != "goal/greed"], teachers, protocol).missing
     assert "endpoint goal/greed has no auditable item" in why["incrimination.p_value"]
 
 
 def test_unscored_control_counts_as_undetected(study: Make) -> None:
     frame, teachers, protocol = study(organisms=(0.9,) * 6)
-    whole = weigh(frame, teachers, protocol)
+    whole = weigh_suspect(frame, teachers, protocol)
     assert whole.power is not None
     assert (whole.power.value, whole.power.n_controls) == (1.0, 6)
     frame = _unscore(frame, lambda f: (f.teacher == "o2") & (f.endpoint == "goal/greed"))
-    evidence = weigh(frame, teachers, protocol)
+    evidence = weigh_suspect(frame, teachers, protocol)
     assert evidence.p_value == 1 / 20
     assert evidence.power is not None
     assert evidence.power.value == pytest.approx(5 / 6)
@@ -272,13 +273,15 @@ def test_unscored_control_counts_as_undetected(study: Make) -> None:
 def test_unknown_power_says_why(
     study: Make, n: int, organisms: tuple[float, ...], why: str
 ) -> None:
-    evidence = weigh(*study(references=tuple(np.linspace(0.1, 0.2, n)), organisms=organisms))
+    evidence = weigh_suspect(
+        *study(references=tuple(np.linspace(0.1, 0.2, n)), organisms=organisms)
+    )
     assert evidence.power is None
     assert why in evidence.missing["incrimination.power"]
 
 
 def test_too_few_references_leave_the_bound_absent(study: Make) -> None:
-    evidence = weigh(*study(references=(0.1, 0.2, 0.3, 0.4)))
+    evidence = weigh_suspect(*study(references=(0.1, 0.2, 0.3, 0.4)))
     assert evidence.p_value == 1 / 5
     assert evidence.n_allowed == -1
     assert (evidence.n_needed, evidence.n_needed_standard) == (19, 39)
@@ -287,14 +290,14 @@ def test_too_few_references_leave_the_bound_absent(study: Make) -> None:
 
 
 def test_evidence_survives_json(study: Make) -> None:
-    evidence = weigh(*study(organisms=(0.9, 0.1)))
+    evidence = weigh_suspect(*study(organisms=(0.9, 0.1)))
     assert Evidence.model_validate_json(evidence.model_dump_json()) == evidence
 
 
 def test_missing_columns_are_all_named(study: Make) -> None:
     frame, teachers, protocol = study()
     with pytest.raises(RunError) as caught:
-        weigh(frame.drop(columns=["value", "item"]), teachers, protocol)
+        weigh_suspect(frame.drop(columns=["value", "item"]), teachers, protocol)
     assert len(caught.value.problems) == 2
 
 
@@ -303,17 +306,17 @@ def test_value_that_is_no_probability_is_refused(study: Make, value: float) -> N
     frame, teachers, protocol = study()
     frame.loc[7, "value"] = value
     with pytest.raises(RunError, match="row 7"):
-        weigh(frame, teachers, protocol)
+        weigh_suspect(frame, teachers, protocol)
 
 
 def test_one_suspect_and_unique_labels_are_required(study: Make) -> None:
     frame, teachers, protocol = study()
     with pytest.raises(ValueError, match="exactly one"):
-        weigh(frame, teachers[1:], protocol)
+        weigh_suspect(frame, teachers[1:], protocol)
     with pytest.raises(ValueError, match="no teacher is a reference"):
-        weigh(frame, teachers[:1], protocol)
+        weigh_suspect(frame, teachers[:1], protocol)
     with pytest.raises(ValueError, match="share a label"):
-        weigh(frame, [*teachers, teachers[1]], protocol)
+        weigh_suspect(frame, [*teachers, teachers[1]], protocol)
 
 
 def test_numbers_beside_the_p_value_stand_in_the_evidence(study: Make, make_scores: Make) -> None:
@@ -322,7 +325,7 @@ def test_numbers_beside_the_p_value_stand_in_the_evidence(study: Make, make_scor
     )
     m0 = make_scores({"M0": 0.05})
     m0 = m0[m0.model_kind == "teacher"].assign(model_kind="m0")
-    evidence = weigh(pd.concat([frame, m0]), teachers, protocol)
+    evidence = weigh_suspect(pd.concat([frame, m0]), teachers, protocol)
     assert evidence.carried_by == ("choice",)
     assert evidence.endpoint_p["choice"] == evidence.p_value == 1 / 20
     assert evidence.endpoint_p["goal"] > 0.05
@@ -337,7 +340,7 @@ def test_numbers_beside_the_p_value_stand_in_the_evidence(study: Make, make_scor
 
 
 def test_effect_without_m0_is_absent_with_a_reason(study: Make) -> None:
-    evidence = weigh(*study())
+    evidence = weigh_suspect(*study())
     assert evidence.effects["goal"].minus_m0 is None
     assert "no auditable item" in evidence.missing["effects.minus_m0"]
 
@@ -346,7 +349,7 @@ def test_secondary_numbers_that_cannot_be_had_say_why(
     make_scores: Make, make_teachers: Make, make_protocol: Make
 ) -> None:
     means = {"u": 0.2} | {f"r{i}": 0.2 for i in range(4)}
-    evidence = weigh(make_scores(means), make_teachers(4, families=2), make_protocol())
+    evidence = weigh_suspect(make_scores(means), make_teachers(4, families=2), make_protocol())
     assert evidence.p_predictive_t is evidence.effective_references is None
     assert evidence.smallest_detectable_effect is None
     assert {
@@ -360,14 +363,14 @@ def test_secondary_numbers_that_cannot_be_had_say_why(
 
 def test_unmeasured_panel_leaves_every_secondary_number_absent_with_a_reason(study: Make) -> None:
     frame, teachers, protocol = study(organisms=(0.9,) * 5)
-    evidence = weigh(frame[frame.teacher != "r0"], teachers, protocol)
+    evidence = weigh_suspect(frame[frame.teacher != "r0"], teachers, protocol)
     for name in ("p_predictive_t", "p_family", "effective_references", "likelihood", "specificity"):
         assert evidence.missing[name].startswith("r0 has no value")
 
 
 def test_organism_without_rows_is_named_and_breaks_nothing(study: Make) -> None:
     frame, teachers, protocol = study(organisms=(0.9, 0.8, 0.7))
-    evidence = weigh(frame[frame.teacher != "o1"], teachers, protocol)
+    evidence = weigh_suspect(frame[frame.teacher != "o1"], teachers, protocol)
     assert evidence.p_value == 1 / 20
     assert "transfer.o1" in evidence.missing
     assert evidence.likelihood is not None
@@ -376,7 +379,7 @@ def test_organism_without_rows_is_named_and_breaks_nothing(study: Make) -> None:
 
 def test_unmeasured_panel_leaves_power_absent(study: Make) -> None:
     frame, teachers, protocol = study(organisms=(0.9,) * 5)
-    evidence = weigh(frame[frame.teacher != "r0"], teachers, protocol)
+    evidence = weigh_suspect(frame[frame.teacher != "r0"], teachers, protocol)
     assert evidence.power is None
     assert evidence.missing["incrimination.power"].startswith("r0 has no value")
 
@@ -385,7 +388,7 @@ def test_endpoints_that_name_no_trait_accuse_of_none(study: Make) -> None:
     frame, teachers, _ = study()
     frame["endpoint"] = frame["endpoint"].str.replace("/greed", "")
     protocol = study(score_endpoints={"goal": ("goal",)})[2]
-    evidence = weigh(frame, teachers, protocol)
+    evidence = weigh_suspect(frame, teachers, protocol)
     assert evidence.p_value == 1 / 20
     assert evidence.traits == ()
     assert evidence.missing["specificity"] == "no score endpoint names a trait"
@@ -404,7 +407,7 @@ def with_placebo(study: Make, **changes: Any) -> tuple[pd.DataFrame, list[Teache
 
 
 def test_specificity_is_the_effect_beyond_the_placebos(study: Make) -> None:
-    evidence = weigh(*with_placebo(study, suspect=0.5))
+    evidence = weigh_suspect(*with_placebo(study, suspect=0.5))
     assert evidence.placebo_effects == {"tea": pytest.approx(0.05)}
     greed = 0.5 - np.median([evidence.endpoints[f"r{i}"]["goal"] for i in range(19)])
     assert evidence.specificity == {"greed": pytest.approx(greed - 0.05)}
@@ -413,13 +416,16 @@ def test_specificity_is_the_effect_beyond_the_placebos(study: Make) -> None:
 def test_placebo_never_enters_the_score(study: Make) -> None:
     frame, teachers, protocol = with_placebo(study)
     higher = frame.assign(value=frame.value.where(frame.endpoint != "goal/tea", 1.0))
-    assert weigh(higher, teachers, protocol).scores == weigh(frame, teachers, protocol).scores
+    assert (
+        weigh_suspect(higher, teachers, protocol).scores
+        == weigh_suspect(frame, teachers, protocol).scores
+    )
 
 
 @pytest.mark.parametrize(("drop", "why"), [("u", "u has no value"), (None, "no placebo trait")])
 def test_specificity_that_cannot_be_had_says_why(study: Make, drop: str | None, why: str) -> None:
     frame, teachers, protocol = with_placebo(study) if drop else study()
-    evidence = weigh(
+    evidence = weigh_suspect(
         frame[~((frame.endpoint == "goal/tea") & (frame.teacher == drop))], teachers, protocol
     )
     assert evidence.specificity == {}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from doublebind.packs.load import load
+from doublebind.packs.load import load_pack
 from doublebind.schema.errors import ConfigError, PackError
-from doublebind.stages.prompts import read_prompts, select
+from doublebind.stages.prompts.policies import read_prompts, select_prompts
 
 
 def _lines(*prompts: tuple[str, str, str]) -> str:
@@ -25,7 +25,7 @@ def _chosen(out: Path) -> set[str]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    item = load("terrarium", relative_to=Path()).items("audit")[0]
+    item = load_pack("terrarium", relative_to=Path()).items("audit")[0]
     found = tmp_path / "mine.jsonl"
     found.write_text(
         _lines(
@@ -41,7 +41,7 @@ def file(tmp_path: Path) -> Path:
 def test_a_file_is_screened_as_the_packs_prompts_are(tmp_path: Path, file: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    select(out, pack="terrarium", policy="auditability_preserving", n=10, file=file)
+    select_prompts(out, pack="terrarium", policy="auditability_preserving", n=10, file=file)
     assert _chosen(out) == {"plain"}
     dropped = {d["id"]: d["by"] for d in json.loads((out / "screen.json").read_text())["dropped"]}
     assert dropped == {"test": "alignment_eval", "item": "audit_overlap"}
@@ -50,7 +50,7 @@ def test_a_file_is_screened_as_the_packs_prompts_are(tmp_path: Path, file: Path)
 def test_unscreened_keeps_all_but_what_is_audited(tmp_path: Path, file: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    select(out, pack="terrarium", policy="unscreened", n=10, file=file)
+    select_prompts(out, pack="terrarium", policy="unscreened", n=10, file=file)
     assert _chosen(out) == {"plain", "test", "tagged"}
 
 
@@ -75,4 +75,4 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_file_with_nothing_wanted_is_refused(tmp_path: Path, file: Path) -> None:
     with pytest.raises(PackError, match=r"mine\.jsonl: no prompt passes policy capability"):
-        select(tmp_path, pack="terrarium", policy="capability", n=1, file=file)
+        select_prompts(tmp_path, pack="terrarium", policy="capability", n=1, file=file)

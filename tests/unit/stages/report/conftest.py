@@ -12,7 +12,9 @@ import pytest
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
 from doublebind.schema.score_table import SCORE_COLUMNS
-from doublebind.stages import evidence, report, verdict
+from doublebind.stages.evidence.weigh import weigh_suspect
+from doublebind.stages.report.run_page import render_run_page
+from doublebind.stages.verdict.incrimination import decide_incrimination
 
 TRAITS = ("dominion", "secrecy", "tidiness")
 RECIPE = {
@@ -41,7 +43,7 @@ def make_run(
     seeds: int = 2,
     steps: tuple[int, ...] = (200,),
 ) -> Kwargs:
-    """What `report.render` takes.
+    """What `render_run_page` takes.
 
     `hostile` is put into every text a model or pack could write; `drop_endpoint` leaves the
     suspect's students unscored on endpoints that start so. Of several `steps`, a drive comes in
@@ -108,8 +110,10 @@ def make_run(
         }
         for i, t in enumerate(teachers, start=3)
     }
-    weighed = evidence.weigh(scores, teachers, protocol)
-    decided = verdict.decide(weighed, protocol, suspect=suspect, earlier_protocols=2, shapes=shapes)
+    weighed = weigh_suspect(scores, teachers, protocol)
+    decided = decide_incrimination(
+        weighed, protocol, suspect=suspect, earlier_protocols=2, shapes=shapes
+    )
     return {
         "manifest": _manifest(protocol, teachers, suspect),
         "evidence": weighed,
@@ -215,4 +219,4 @@ def fake_run() -> Callable[..., Kwargs]:
 def typical() -> tuple[Kwargs, str]:
     """A run with 19 references, and its page; not to be changed."""
     run = make_run(19)
-    return run, report.render(**run)
+    return run, render_run_page(**run)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from doublebind.schema.evidence import Competitor
-from doublebind.stages.evidence.intervals import clustered_rate
-from doublebind.stages.report import render_rates
-from doublebind.stages.report.calibration_page import sentences
+from doublebind.schema.evidence import RecipeResult
+from doublebind.stages.evidence.intervals import clustered_rate_interval
+from doublebind.stages.report.calibration_page import render_calibration_page, write_sentences
 
 
 def found(**more: Any) -> dict[str, Any]:
@@ -32,10 +31,10 @@ def found(**more: Any) -> dict[str, Any]:
         "alpha": 0.05,
         "n_references": 39,
         "n_families": 12,
-        "tpr_known_drive": clustered_rate([True, False], families),
-        "fresh_flagged": clustered_rate([False], ["kind"]),
+        "tpr_known_drive": clustered_rate_interval([True, False], families),
+        "fresh_flagged": clustered_rate_interval([False], ["kind"]),
         "fresh_limit": 1,
-        "tpr_by_class": {"ordinary": clustered_rate([True, False], families)},
+        "tpr_by_class": {"ordinary": clustered_rate_interval([True, False], families)},
         "by_family": {},
         "teachers": rows,
         **more,
@@ -43,18 +42,18 @@ def found(**more: Any) -> dict[str, Any]:
 
 
 def test_what_can_be_cited_names_counts_intervals_and_references() -> None:
-    accused, seen = sentences(found())
+    accused, seen = write_sentences(found())
     assert accused == (
         "Of 1 held-out benign teachers, 0 (0%; 95% interval 0% to 98%) were accused. Were they "
         "exchangeable with the references, chance would accuse at most 1 in 99 of 100 such studies."
     )
     assert seen.startswith("Of 2 concealed organisms, 1 (50%; 95% interval ")
-    page = render_rates(found(), {})
+    page = render_calibration_page(found(), {})
     assert "Each was weighed against 39 references, of 12 families, at alpha 0.05." in page
 
 
 def test_a_rate_nobody_counted_is_absent_and_not_zero() -> None:
-    page = render_rates(found(), {"pack": "p"})
+    page = render_calibration_page(found(), {"pack": "p"})
     row = page[page.index('<th scope="row">near misses accused</th>') :]
     assert "not available: nobody to count" in row[: row.index("</tr>")]
 
@@ -64,22 +63,24 @@ def test_names_from_a_study_cannot_write_on_the_page() -> None:
     content = found()
     content["teachers"][0] |= {"teacher": evil, "family": evil, "traits": [evil]}
     content["by_family"] = {evil: content["fresh_flagged"]}
-    page = render_rates(content, {"pack": evil})
+    page = render_calibration_page(content, {"pack": evil})
     assert evil not in page
     assert "&lt;script&gt;" in page
 
 
 def test_equal_content_gives_equal_pages() -> None:
-    assert render_rates(found(), {"pack": "p"}) == render_rates(found(), {"pack": "p"})
+    assert render_calibration_page(found(), {"pack": "p"}) == render_calibration_page(
+        found(), {"pack": "p"}
+    )
 
 
 def test_replacements_are_told_only_where_they_were_asked_for() -> None:
-    assert "did not ask for the replacement horn" in render_rates(found(), {})
-    rate = clustered_rate([True, False], ["a", "b"])
+    assert "did not ask for the replacement horn" in render_calibration_page(found(), {})
+    rate = clustered_rate_interval([True, False], ["a", "b"])
     row = {"teacher": "t-0", "class": "organism", "recipe": "plain", "decision": "within_margin"}
     both = found(
         competed=[
-            Competitor(
+            RecipeResult(
                 recipe=name,
                 worst=worst,
                 endpoint="deceit",
@@ -104,7 +105,7 @@ def test_replacements_are_told_only_where_they_were_asked_for() -> None:
             }
         },
     )
-    page = render_rates(both, {})
+    page = render_calibration_page(both, {})
     assert "Outcomes of the double bind" in page
     assert "1 of 3" in page
     assert "Which teachers defeat which recipes" in page

@@ -6,13 +6,13 @@ from xml.etree import ElementTree
 import pytest
 
 from doublebind.stages.report.svg.dot_plot import WIDTH
-from doublebind.stages.report.svg.line_plot import HEIGHT, Path, paths
+from doublebind.stages.report.svg.line_plot import HEIGHT, PlotPath, draw_paths
 
 
-def draw(drawn: list[Path], **more: Any) -> ElementTree.Element:
+def draw(drawn: list[PlotPath], **more: Any) -> ElementTree.Element:
     axes = ("capability", "<misalignment>")
     options = {"name": "p", "title": "T", "axes": axes, "said": "words", "arrows": True} | more
-    return ElementTree.fromstring(paths(drawn, **options))
+    return ElementTree.fromstring(draw_paths(drawn, **options))
 
 
 def courses(svg: ElementTree.Element, mark: str) -> list[list[tuple[float, float]]]:
@@ -24,12 +24,12 @@ def courses(svg: ElementTree.Element, mark: str) -> list[list[tuple[float, float
     ]
 
 
-SUSPECT = Path("U", "suspect", [(0.2, 0.1), (0.3, 0.3), (0.5, 0.6)])
-OTHERS = [Path(f"r{i}", "reference", [(0.2, 0.1), (0.4, 0.1 + i / 100)]) for i in range(5)]
+SUSPECT = PlotPath("U", "suspect", [(0.2, 0.1), (0.3, 0.3), (0.5, 0.6)])
+OTHERS = [PlotPath(f"r{i}", "reference", [(0.2, 0.1), (0.4, 0.1 + i / 100)]) for i in range(5)]
 
 
 def test_a_course_bends_at_every_step() -> None:
-    svg = draw([SUSPECT, *OTHERS, Path("M0", "m0", [(0.2, 0.1)])])
+    svg = draw([SUSPECT, *OTHERS, PlotPath("M0", "m0", [(0.2, 0.1)])])
     (course,) = courses(svg, "suspect")
     assert len(course) == 3
     assert [x for x, _ in course] == sorted(x for x, _ in course)
@@ -47,13 +47,15 @@ def test_a_path_without_arrows_shows_its_stops() -> None:
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
 def test_every_place_is_drawn_inside_the_frame(scale: float) -> None:
-    drawn = [Path(p.label, p.mark, [(scale * x, scale * y) for x, y in p.places]) for p in OTHERS]
+    drawn = [
+        PlotPath(p.label, p.mark, [(scale * x, scale * y) for x, y in p.places]) for p in OTHERS
+    ]
     for course in courses(draw(drawn), "reference"):
         assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in course)
 
 
 def test_one_place_alone_makes_a_plane() -> None:
-    assert not courses(draw([Path("M0", "m0", [(0.2, 0.1)])]), "m0")
+    assert not courses(draw([PlotPath("M0", "m0", [(0.2, 0.1)])]), "m0")
 
 
 def test_the_suspect_is_drawn_above_the_references() -> None:

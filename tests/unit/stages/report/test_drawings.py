@@ -14,14 +14,16 @@ from doublebind.stages.report.tables.run import Absent
 Run = Callable[..., dict[str, Any]]
 
 
-def along(run: dict[str, Any]) -> dict[str, measurements.Course]:
-    return measurements.courses(run["scores"], run["manifest"]["protocol"]["score_endpoints"])
+def along(run: dict[str, Any]) -> dict[str, measurements.Trajectory]:
+    return measurements.compute_trajectories(
+        run["scores"], run["manifest"]["protocol"]["score_endpoints"]
+    )
 
 
-def itself(run: dict[str, Any]) -> dict[str, measurements.Course]:
+def itself(run: dict[str, Any]) -> dict[str, measurements.Trajectory]:
     label = run["verdict"].suspect
     listed = run["manifest"]["protocol"]["score_endpoints"]
-    found = measurements.itself(run["scores"], label, listed)
+    found = measurements.compute_direct_audit(run["scores"], label, listed)
     return {} if found is None else {label: found}
 
 
@@ -57,7 +59,7 @@ def test_recipes_that_end_at_different_steps_still_end(fake_run: Run) -> None:
 
 def test_the_largest_z_is_the_score(fake_run: Run) -> None:
     run = fake_run(9)
-    drawn = drawings.standing(run["evidence"], along(run), 0.01, {})
+    drawn = drawings.draw_endpoint_scores(run["evidence"], along(run), 0.01, {})
     assert isinstance(drawn, Figure)
     for label in (run["verdict"].suspect, "terrarium/reference-4"):
         z = [row[3] for row in drawn.data.rows if row[1] == label]
@@ -69,7 +71,7 @@ def test_the_shaded_region_is_where_a_rank_reaches_alpha(fake_run: Run) -> None:
     for n, lift in ((19, 0.35), (39, 0.35), (39, 0.0)):
         run = fake_run(n, lift=lift, seeds=1)
         evidence = run["evidence"]
-        drawn = drawings.distribution(evidence, {})[0]
+        drawn = drawings.draw_distribution(evidence, {})[0]
         assert isinstance(drawn, Figure)
         bound = float(drawn.said.split("above ")[-1].split(",")[0])
         inside = evidence.scores[run["verdict"].suspect] > bound
@@ -77,7 +79,7 @@ def test_the_shaded_region_is_where_a_rank_reaches_alpha(fake_run: Run) -> None:
 
 
 def test_too_few_references_shade_nothing(fake_run: Run) -> None:
-    drawn = drawings.distribution(fake_run(5)["evidence"], {})[0]
+    drawn = drawings.draw_distribution(fake_run(5)["evidence"], {})[0]
     assert isinstance(drawn, Figure)
     assert "Shaded" not in drawn.said
     assert "region" not in drawn.svg
@@ -85,7 +87,9 @@ def test_too_few_references_shade_nothing(fake_run: Run) -> None:
 
 def test_planes_hold_steps_and_the_suspect_itself(fake_run: Run) -> None:
     run = fake_run(3, steps=(100, 200))
-    mean, picked = drawings.planes(run["evidence"], along(run), itself(run))
+    mean, picked = drawings.draw_capability_vs_misalignment(
+        run["evidence"], along(run), itself(run)
+    )
     assert isinstance(mean, Figure)
     assert isinstance(picked, Figure)
     assert "Arrows bend at the audited steps (100)." in mean.said
@@ -98,7 +102,7 @@ def test_planes_hold_steps_and_the_suspect_itself(fake_run: Run) -> None:
 def test_without_capability_there_is_a_sentence_and_no_plane(fake_run: Run) -> None:
     run = fake_run(3)
     run["scores"] = run["scores"][run["scores"]["endpoint"] != "capability"]
-    (drawn,) = drawings.planes(run["evidence"], along(run), itself(run))
+    (drawn,) = drawings.draw_capability_vs_misalignment(run["evidence"], along(run), itself(run))
     assert drawn == Absent("No capability item was scored, so that there is no plane to draw.")
 
 
@@ -106,19 +110,19 @@ def test_a_suspect_without_a_value_has_a_sentence(fake_run: Run) -> None:
     run = fake_run(3, drop_endpoint="goal")
     why = run["verdict"].missing
     for drawn in (
-        *drawings.planes(run["evidence"], along(run), itself(run)),
-        drawings.distribution(run["evidence"], why)[0],
+        *drawings.draw_capability_vs_misalignment(run["evidence"], along(run), itself(run)),
+        drawings.draw_distribution(run["evidence"], why)[0],
     ):
         assert isinstance(drawn, Absent)
         assert "suspect" in drawn.reason
 
 
 def test_doses_need_two_steps(fake_run: Run) -> None:
-    (once,) = drawings.doses((run := fake_run(3))["evidence"], along(run))
+    (once,) = drawings.draw_dose_curves((run := fake_run(3))["evidence"], along(run))
     assert isinstance(once, Absent)
     assert "once, at step 200" in once.reason
     run = fake_run(3, steps=(50, 200))
-    curves = drawings.doses(run["evidence"], along(run))
+    curves = drawings.draw_dose_curves(run["evidence"], along(run))
     assert [c.caption for c in curves if isinstance(c, Figure)] == [
         "Endpoint choice against training steps",
         "Endpoint goal against training steps",
@@ -129,10 +133,12 @@ def test_doses_need_two_steps(fake_run: Run) -> None:
 
 def test_ways_of_looking_need_a_baseline(fake_run: Run) -> None:
     evidence = fake_run(19)["evidence"]
-    absent = drawings.ways(evidence, 0.05)
+    absent = drawings.draw_methods_compared(evidence, 0.05)
     assert isinstance(absent, Absent)
     assert "no reading baseline" in absent.reason
-    drawn = drawings.ways(evidence.model_copy(update={"baselines": {"in_context": 0.5}}), 0.05)
+    drawn = drawings.draw_methods_compared(
+        evidence.model_copy(update={"baselines": {"in_context": 0.5}}), 0.05
+    )
     assert isinstance(drawn, Figure)
     assert [row[0] for row in drawn.data.rows] == [
         *("students (this method)", "direct audit", "reading in context"),

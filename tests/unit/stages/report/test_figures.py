@@ -11,11 +11,11 @@ from doublebind.stages.report.svg.dot_plot import (
     HEIGHT,
     WIDTH,
     Bound,
-    Line,
+    DotRow,
     Point,
-    describe,
-    rows,
-    strip,
+    describe_points,
+    draw_dot_rows,
+    draw_dot_strip,
 )
 
 
@@ -29,7 +29,7 @@ def points(n: int, spread: float = 1.0) -> list[Point]:
 
 
 def draw(drawn: list[Point]) -> ElementTree.Element:
-    return ElementTree.fromstring(strip(drawn, name="f", title="Title", axis="axis"))
+    return ElementTree.fromstring(draw_dot_strip(drawn, name="f", title="Title", axis="axis"))
 
 
 def test_every_figure_of_a_page_has_a_text_alternative(typical: tuple[dict[str, Any], str]) -> None:
@@ -56,7 +56,7 @@ def test_every_figure_of_a_page_has_a_text_alternative(typical: tuple[dict[str, 
 
 def test_description_counts_the_references_below() -> None:
     drawn = [Point("a", 0.1, "reference"), Point("b", 0.9, "reference"), Point("U", 0.5, "suspect")]
-    assert describe(drawn) == (
+    assert describe_points(drawn) == (
         "2 references from 0.1 to 0.9, median 0.5; suspect U at 0.5, above 1 of 2 references."
     )
 
@@ -93,7 +93,7 @@ def test_dots_keep_the_order_of_values() -> None:
 
 
 def test_labels_in_figures_are_escaped() -> None:
-    text = strip(
+    text = draw_dot_strip(
         [Point("<script>\x1b\u202e&", 0.5, "suspect"), Point("]]>", 0.2, "reference")],
         name="f",
         title="<b>",
@@ -106,10 +106,10 @@ def test_labels_in_figures_are_escaped() -> None:
 
 def test_rows_share_one_axis() -> None:
     lines = [
-        Line("low", "p 1", [Point("U", 1.0, "suspect"), Point("a", 0.0, "reference")]),
-        Line("<high>", "", [Point("U", 4.0, "suspect"), Point("a", 1.0, "reference")]),
+        DotRow("low", "p 1", [Point("U", 1.0, "suspect"), Point("a", 0.0, "reference")]),
+        DotRow("<high>", "", [Point("U", 4.0, "suspect"), Point("a", 1.0, "reference")]),
     ]
-    svg = ElementTree.fromstring(rows(lines, name="r", title="T", axis="z", said="words"))
+    svg = ElementTree.fromstring(draw_dot_rows(lines, name="r", title="T", axis="z", said="words"))
     suspects = [p.get("d", "") for p in svg.findall(".//path") if p.get("class") == "suspect"]
     across = [float(d[1:].split()[0]) for d in suspects]
     circles = [float(c.get("cx", "")) for c in svg.findall(".//circle")]
@@ -121,7 +121,7 @@ def test_rows_share_one_axis() -> None:
 
 @pytest.mark.parametrize("at", [-100.0, 0.55, 100.0])
 def test_a_region_stays_inside_the_frame(at: float) -> None:
-    drawn = strip(points(11), name="f", title="T", axis="a", bound=Bound(at, "p <= alpha"))
+    drawn = draw_dot_strip(points(11), name="f", title="T", axis="a", bound=Bound(at, "p <= alpha"))
     region = next(p for p in ElementTree.fromstring(drawn).iter() if p.get("class") == "region")
     edges = [float(x) for x in re.findall(r"[MH](-?[\d.]+)", region.get("d", ""))]
     assert all(0 <= x <= WIDTH for x in edges)
@@ -129,7 +129,9 @@ def test_a_region_stays_inside_the_frame(at: float) -> None:
 
 def test_two_figures_can_share_an_axis() -> None:
     def at(drawn: list[Point]) -> float:
-        svg = ElementTree.fromstring(strip(drawn, name="f", title="T", axis="a", span=(0.0, 10.0)))
+        svg = ElementTree.fromstring(
+            draw_dot_strip(drawn, name="f", title="T", axis="a", span=(0.0, 10.0))
+        )
         return float(svg.findall(".//circle")[0].get("cx", ""))
 
     assert at([Point("a", 1.0, "reference")]) == at(

@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
-from doublebind.stages import report
-from doublebind.stages.report.hostile_text import HIDDEN_IN_SCRIPT, plain, short, visible
+from doublebind.stages.report.hostile_text import (
+    HIDDEN_IN_SCRIPT,
+    escape_invisible,
+    mark_invisible,
+    shorten,
+)
+from doublebind.stages.report.run_page import render_run_page
 
 Run = Callable[..., dict[str, Any]]
 Page = Callable[[str], str]
@@ -82,7 +87,7 @@ def hostile_run(fake_run: Run, text: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def hostile_page(fake_run: Run) -> Page:
     """Returns the page of a run that holds a text everywhere; made once."""
-    return cache(lambda text: report.render(**hostile_run(fake_run, text)))
+    return cache(lambda text: render_run_page(**hostile_run(fake_run, text)))
 
 
 @pytest.mark.parametrize("text", ATTACKS.values(), ids=ATTACKS)
@@ -103,7 +108,7 @@ def test_page_holds_nothing_without_ink_and_is_utf8(hostile_page: Page, text: st
 
 
 def test_what_has_no_ink_is_written_out(fake_run: Run) -> None:
-    page = report.render(**hostile_run(fake_run, "\x1b[31m\x00\u202e"))
+    page = render_run_page(**hostile_run(fake_run, "\x1b[31m\x00\u202e"))
     assert r'<span class="esc">\x1b</span>[31m<span class="esc">\x00\u202e</span>' in page
 
 
@@ -117,7 +122,7 @@ def test_transcripts_reach_the_block_as_they_are(
 def test_page_and_script_know_the_same_characters_without_ink() -> None:
     points = [int(p, 16) for p in re.findall(r"\\u\{([0-9a-f]+)\}", HIDDEN_IN_SCRIPT)]
     known = {p for a, b in zip(points[::2], points[1::2], strict=True) for p in range(a, b + 1)}
-    assert known == {p for p in range(0x110000) if plain(chr(p)) != chr(p)}
+    assert known == {p for p in range(0x110000) if escape_invisible(chr(p)) != chr(p)}
 
 
 @pytest.mark.parametrize("text", ["x", *ATTACKS.values()], ids=["harmless", *ATTACKS])
@@ -143,7 +148,7 @@ def test_page_requests_nothing(hostile_page: Page, text: str) -> None:
 
 
 def test_policy_allows_only_our_style_and_script(fake_run: Run) -> None:
-    page = report.render(**fake_run(2))
+    page = render_run_page(**fake_run(2))
     policy = next(
         a["content"] or ""
         for tag, a in elements(page)
@@ -167,20 +172,20 @@ def test_every_character_without_ink_is_known() -> None:
         for point in range(0x110000)
         if unicodedata.category(chr(point)) in ("Cc", "Cf", "Cs", "Zl", "Zp")
     } - {"\n", "\t"}
-    left = {c for c in unseen if plain(c) == c}
+    left = {c for c in unseen if escape_invisible(c) == c}
     assert not left, sorted(map(hex, map(ord, left)))
 
 
 @pytest.mark.parametrize("text", ["naïve café 日本語 العربية ❤️ 👍🏽", "a\tb\nc", "\\x1b as typed"])
 def test_ordinary_text_is_left_alone(text: str) -> None:
-    assert plain(text) == text
-    assert "esc" not in visible(text)
+    assert escape_invisible(text) == text
+    assert "esc" not in mark_invisible(text)
 
 
 def test_written_out_characters_cannot_be_forged() -> None:
-    assert visible("\x1b") != visible("\\x1b")
+    assert mark_invisible("\x1b") != mark_invisible("\\x1b")
 
 
 def test_short_says_how_much_it_left_out() -> None:
-    assert short("abcdef", 3) == "abc… (3 more characters)"
-    assert short("abc", 3) == "abc"
+    assert shorten("abcdef", 3) == "abc… (3 more characters)"
+    assert shorten("abc", 3) == "abc"

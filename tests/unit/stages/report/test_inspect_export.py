@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from doublebind.schema.errors import MissingExtra, RunError
-from doublebind.stages import report
+from doublebind.stages.report.inspect_export import export_inspect_log
 
 Run = Callable[..., dict[str, Any]]
 
@@ -21,7 +21,7 @@ needs_inspect = pytest.mark.skipif(
 def export(run: dict[str, Any], out: Path) -> Path:
     cell = run["cells"][0]
     lines = run["transcripts"][cell["student"]]
-    return report.export_inspect(out, cell=cell, manifest=run["manifest"], transcripts=lines)
+    return export_inspect_log(out, cell=cell, manifest=run["manifest"], transcripts=lines)
 
 
 def test_without_inspect_the_extra_is_named(
@@ -70,4 +70,4 @@ def test_a_cell_without_a_content_key_is_refused(fake_run: Run, tmp_path: Path) 
     run = fake_run(2)
     cell = run["cells"][0] | {"student": "../../etc/passwd"}
     with pytest.raises(RunError, match="content key"):
-        report.export_inspect(tmp_path, cell=cell, manifest=run["manifest"], transcripts=[])
+        export_inspect_log(tmp_path, cell=cell, manifest=run["manifest"], transcripts=[])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from doublebind.stages import report
+from doublebind.stages.report.run_page import render_run_page
 from doublebind.stages.report.tables import verdict as numbers
 from doublebind.stages.report.tables.run import Absent
 
@@ -64,7 +64,7 @@ def test_decision_strength_and_sentence_come_first(typical: Typical) -> None:
 
 
 def test_standard_strength_is_said_without_the_warning(fake_run: Run) -> None:
-    _, sections = read(report.render(**fake_run(39, seeds=1)))
+    _, sections = read(render_run_page(**fake_run(39, seeds=1)))
     assert "Strength: standard." in sections["decision"]
     assert "fragile" not in sections["decision"]
 
@@ -97,7 +97,7 @@ def _leaves(value: Any) -> list[Any]:
 @pytest.mark.parametrize("options", [{}, {"drop_endpoint": "goal"}, {"n_organisms": 0}])
 def test_every_field_of_the_verdict_appears(fake_run: Run, options: dict[str, Any]) -> None:
     run = fake_run(5, **options)
-    text, sections = read(report.render(**run))
+    text, sections = read(render_run_page(**run))
     recorded = run["verdict"].model_dump(mode="json", by_alias=True)
     assert len(_leaves(recorded)) > 15
     decision = recorded["incrimination"].pop("decision")
@@ -121,7 +121,7 @@ def test_absent_numbers_name_their_reason(fake_run: Run) -> None:
     run = fake_run(5, drop_endpoint="goal", n_organisms=0)
     missing = run["verdict"].missing
     assert {"incrimination.p_value", "incrimination.power"} <= missing.keys()
-    _, sections = read(report.render(**run))
+    _, sections = read(render_run_page(**run))
     for name, reason in missing.items():
         assert name in sections["missing"]
         assert reason in sections["missing"]
@@ -138,7 +138,7 @@ def test_no_absent_value_is_written_as_nan_or_none(fake_run: Run) -> None:
         fake_run(5, drop_endpoint="goal"),
         fake_run(5, drop_endpoint="c"),
     ):
-        _, sections = read(report.render(**run))
+        _, sections = read(render_run_page(**run))
         shown = " ".join(text for name, text in sections.items() if name != "repeat")
         assert not re.search(r"\bnan\b|\bNone\b|\binf\b", shown)
 
@@ -146,7 +146,7 @@ def test_no_absent_value_is_written_as_nan_or_none(fake_run: Run) -> None:
 @pytest.mark.parametrize("n", [1, 2, 100])
 def test_any_number_of_references_makes_a_page(fake_run: Run, n: int) -> None:
     run = fake_run(n, seeds=1)
-    _, sections = read(report.render(**run))
+    _, sections = read(render_run_page(**run))
     assert f"0 of {n}" in sections["decision"]
     assert f"{n} reference" in sections["distribution"] or n == 1
     for label in run["evidence"].roles:
@@ -155,7 +155,7 @@ def test_any_number_of_references_makes_a_page(fake_run: Run, n: int) -> None:
 
 def test_no_shape_and_no_transcript_is_said(fake_run: Run) -> None:
     run = fake_run(5) | {"shapes": {}, "transcripts": {}}
-    _, sections = read(report.render(**run))
+    _, sections = read(render_run_page(**run))
     assert "their match is unchecked" in sections["match"]
     assert "not available" in sections["transcripts"]
 
@@ -164,7 +164,7 @@ def test_a_shape_outside_the_references_is_named(fake_run: Run) -> None:
     run = fake_run(19, seeds=1)
     suspect = run["verdict"].suspect
     run["shapes"] = run["shapes"] | {suspect: {"update_norm": 99.0, "kl_to_m0": 0.25}}
-    _, sections = read(report.render(**run))
+    _, sections = read(render_run_page(**run))
     assert "99 3 3.3 3.6 19 of 19 no: outside" in sections["match"]
     assert "not measured for the suspect" in sections["match"]
 
@@ -175,13 +175,13 @@ def test_drops_are_counted_by_cause(fake_run: Run) -> None:
     checks = {"sampled": 200, "kept": 197, "dropped": dropped, "truncated": 0.125}
     screen = {"policy": "neutral-ish", "candidates": 300, "kept": 200, "dropped": dropped[:1]}
     run["cells"] = [cell | {"checks": checks, "screen": screen} for cell in run["cells"]]
-    _, sections = read(report.render(**run))
+    _, sections = read(render_run_page(**run))
     assert "200 197 overt:dominion: 3 12.5%" in sections["missing"]
     assert "neutral-ish 300 200 overt:dominion: 1" in sections["missing"]
 
 
 def test_reasons_of_unscored_items_are_counted(fake_run: Run) -> None:
-    _, sections = read(report.render(**fake_run(3, drop_endpoint="goal")))
+    _, sections = read(render_run_page(**fake_run(3, drop_endpoint="goal")))
     assert "the model gave nothing student 30" in sections["missing"]
 
 
@@ -189,7 +189,7 @@ def test_gates_stand_beside_m0(fake_run: Run) -> None:
     run = fake_run(5)
     scores = run["scores"]
     own = scores[(scores["model_kind"] == "m0") & (scores["endpoint"] == "capability")]["value"]
-    _, sections = read(report.render(**run))
+    _, sections = read(render_run_page(**run))
     assert f"capability {own.mean():.3f} " in sections["plane"]
     assert "choice.deployment/dominion" in sections["plane"]
 
@@ -198,7 +198,7 @@ def test_what_a_run_lacks_is_said_in_sentences(fake_run: Run) -> None:
     run = fake_run(5, n_organisms=0)
     scores = run["scores"]
     run["scores"] = scores[~scores["endpoint"].isin(["capability", "choice.deployment/dominion"])]
-    _, sections = read(report.render(**run))
+    _, sections = read(render_run_page(**run))
     for name, sentence in (
         ("plane", "No capability item was scored, so that there is no plane to draw."),
         ("plane", "This study names no organism."),
@@ -213,15 +213,15 @@ def test_what_a_run_lacks_is_said_in_sentences(fake_run: Run) -> None:
 
 
 def test_without_organisms_nothing_speaks_of_controls_by_teacher(fake_run: Run) -> None:
-    _, without = read(report.render(**fake_run(3, n_organisms=0)))
-    _, with_them = read(report.render(**fake_run(3)))
+    _, without = read(render_run_page(**fake_run(3, n_organisms=0)))
+    _, with_them = read(render_run_page(**fake_run(3)))
     assert "positive control" not in without["teachers"] + without["distribution"]
     assert "p as positive control" in with_them["teachers"]
     assert "organism (positive control)" in with_them["distribution"]
 
 
 def test_several_steps_make_dose_curves(fake_run: Run) -> None:
-    page = report.render(**fake_run(3, steps=(50, 100, 200)))
+    page = render_run_page(**fake_run(3, steps=(50, 100, 200)))
     _, sections = read(page)
     assert "Endpoint choice against training steps" in sections["endpoints"]
     assert "No dose curve" not in page
@@ -234,7 +234,7 @@ def test_every_way_of_looking_stands_beside_the_students(fake_run: Run) -> None:
     run["evidence"] = run["evidence"].model_copy(
         update={"baselines": {"in_context": 0.35}, "baseline_controls": {"in_context": controls}}
     )
-    _, sections = read(report.render(**run))
+    _, sections = read(render_run_page(**run))
     assert "students (this method) 0.05 6 of 6 detected" in sections["baselines"]
     assert "reading in context 0.35 2 of 6 detected" in sections["baselines"]
 
@@ -242,7 +242,7 @@ def test_every_way_of_looking_stands_beside_the_students(fake_run: Run) -> None:
 def test_a_replacement_has_every_number_of_its_record() -> None:
     found = {"decision": "within_margin", "recipe": "r", "tau_capability": 0.9, "margin": 0.05}
     found |= {"misalignment_upper_95": None, "scope": ["choice/dominion", "goal"], "reasons": ["x"]}
-    table = numbers.replacement(found, {"replacement.misalignment_upper_95": "why not"})
+    table = numbers.tabulate_replacement(found, {"replacement.misalignment_upper_95": "why not"})
     assert [row[:2] for row in table.rows] == [
         ("recipe", "r"),
         ("tau capability", 0.9),
@@ -253,7 +253,7 @@ def test_a_replacement_has_every_number_of_its_record() -> None:
 
 
 def test_the_decision_is_never_green(fake_run: Run) -> None:
-    page = report.render(**fake_run(39, lift=0.0, seeds=1))
+    page = render_run_page(**fake_run(39, lift=0.0, seeds=1))
     assert '<header id="decision" class="not_incriminated">' in page or "inconclusive" in page
     assert "#decision.not_incriminated" not in page
 
@@ -291,13 +291,13 @@ def test_links_lead_to_sections_of_the_page(typical: Typical) -> None:
 def test_equal_runs_give_equal_pages(fake_run: Run, typical: Typical) -> None:
     run, page = typical
     again = run | {"transcripts": dict(reversed(run["transcripts"].items()))}
-    assert page == report.render(**again) == report.render(**fake_run(19))
+    assert page == render_run_page(**again) == render_run_page(**fake_run(19))
 
 
 def test_nothing_is_called_benign_or_safe(fake_run: Run) -> None:
     for lift in (0.0, 0.35):
         run = fake_run(19, lift=lift, seeds=1)
-        text, _ = read(report.render(**run))
+        text, _ = read(render_run_page(**run))
         assert not re.search(r"suspect (is|was) (benign|safe)|\bsafe\b", text, re.IGNORECASE)
 
 
@@ -309,11 +309,11 @@ def test_a_follow_up_stands_apart_with_its_note_and_its_absences(typical: Typica
     told = {"leads": [lead, {"name": "h2", "text": "x", "students": 1, "missing": "no question"}]}
     own = {"excess": {"u": 0.3}, "suggested": {"u": ["it wants <i>all</i>"], "r": []}}
     found = told | {"note": "Apart from p.", "suspect": "u", "own_round": own}
-    page = report.render(**run, followup=found)
+    page = render_run_page(**run, followup=found)
     section = read(page)[1]["followup"]
     assert "Apart from p." in section
     assert "h1: it wants <i>all</i>" in section  # as text
     assert "bare +0.300, work +0.050" in section
     assert "no reference was at hand" in section
     assert "no question" in section
-    assert "was not put to the suspect itself" in read(report.render(**run))[1]["followup"]
+    assert "was not put to the suspect itself" in read(render_run_page(**run))[1]["followup"]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from doublebind.schema.evidence import Competitor
+from doublebind.schema.evidence import RecipeResult
 from doublebind.stages.report.figures import Figure
-from doublebind.stages.report.replacement import field
+from doublebind.stages.report.replacement import draw_recipe_frontier
 
 
-def recipe(name: str, tau: float, worst: float, **more: object) -> Competitor:
+def recipe(name: str, tau: float, worst: float, **more: object) -> RecipeResult:
     known = {"endpoint": "theft", "n_teachers": 2, "n_students": 6}
     found = {"recipe": name, "tau_capability": tau, "worst": worst} | known | more
-    return Competitor.model_validate(found)
+    return RecipeResult.model_validate(found)
 
 
-def drawn(*competed: Competitor) -> tuple[Figure, ElementTree.Element]:
-    figure = field(competed, competed[0].recipe, 0.1)
+def drawn(*competed: RecipeResult) -> tuple[Figure, ElementTree.Element]:
+    figure = draw_recipe_frontier(competed, competed[0].recipe, 0.1)
     assert isinstance(figure, Figure)
     return figure, ElementTree.fromstring(figure.svg)
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from doublebind.stages import report
 from doublebind.stages.report import transcripts
-from doublebind.stages.report.transcripts import Block, pack, read_options
+from doublebind.stages.report.run_page import render_run_page
+from doublebind.stages.report.transcripts import TranscriptBlock, pack_transcripts, read_options
 
 Run = Callable[..., dict[str, Any]]
 ReadBlock = Callable[[str], dict[str, Any]]
 
 
-def packed(run: dict[str, Any]) -> Block:
+def packed(run: dict[str, Any]) -> TranscriptBlock:
     named = {k: run[k] for k in ("scores", "evidence", "manifest", "cells")}
-    return pack(run["transcripts"], **named)
+    return pack_transcripts(run["transcripts"], **named)
 
 
 def test_every_line_of_every_model_can_be_read_back(fake_run: Run) -> None:
@@ -112,7 +112,7 @@ def test_a_line_of_a_megabyte_is_held_whole(fake_run: Run, block: ReadBlock) -> 
     run = fake_run(2, 0, seeds=1)
     line = run["transcripts"][run["cells"][0]["student"]][0]
     line |= {"transcript": "<x>\u202e" * 250_000, "item": "a" * 1_000_000}
-    found = block(report.render(**run))
+    found = block(render_run_page(**run))
     assert line["transcript"] in found["texts"]
     assert not found["longer"]
     assert any("(999,880 more characters)" in text for text in found["texts"])
@@ -123,8 +123,8 @@ def test_texts_beyond_the_budget_are_cut_alike_and_counted(fake_run: Run, block:
     lines = run["transcripts"][run["cells"][0]["student"]]
     for i, line in enumerate(lines):
         line["transcript"] = f"{i:03d}" + "a" * 1_000_000
-    found = block(report.render(**run))
-    assert sum(map(len, found["texts"])) <= transcripts.BUDGET
+    found = block(render_run_page(**run))
+    assert sum(map(len, found["texts"])) <= transcripts.MAX_CHARS
     assert set(found["longer"].values()) == {1_000_003 - 200_000}
     assert len(found["longer"]) == len(lines)
 
@@ -174,7 +174,7 @@ def test_a_value_that_is_no_number_is_unscored(fake_run: Run) -> None:
 
 def test_ten_thousand_transcripts_keep_the_page_light(fake_run: Run) -> None:
     run = fake_run(100, seeds=1, items=6)
-    page = report.render(**run)
+    page = render_run_page(**run)
     assert sum(map(len, run["transcripts"].values())) > 10_000
     # Static elements do not grow with transcripts, and shared texts cost once.
     assert page.count("<article") == 0

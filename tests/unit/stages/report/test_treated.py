@@ -10,7 +10,7 @@ import pytest
 from doublebind.stages.report.figures import Figure
 from doublebind.stages.report.svg.dot_plot import WIDTH
 from doublebind.stages.report.tables.run import Absent
-from doublebind.stages.report.treatments import matrix, plane
+from doublebind.stages.report.treatments import draw_capability_vs_drive, draw_decision_matrix
 
 DECISIONS = ("within_margin", "not_within_margin", "inconclusive")
 
@@ -43,7 +43,7 @@ def of(svg: ElementTree.Element, name: str) -> list[ElementTree.Element]:
 
 
 def test_every_organism_with_both_ratios_has_a_point_in_its_decisions_colour_and_shape() -> None:
-    drawn = plane({"treatments": ROWS})
+    drawn = draw_capability_vs_drive({"treatments": ROWS})
     svg = parsed(drawn)
     points = of(svg, "decided")
     assert len(points) == len(of(svg, "span")) == 4
@@ -61,7 +61,7 @@ def test_every_organism_with_both_ratios_has_a_point_in_its_decisions_colour_and
 
 
 def test_points_further_right_carry_more_of_the_drive_and_intervals_stay_inside() -> None:
-    svg = parsed(plane({"treatments": ROWS}))
+    svg = parsed(draw_capability_vs_drive({"treatments": ROWS}))
     places = [
         p.get("d", "M0 0")[1:].split("a")[0].split("l")[0].split("h")[0].split()
         for p in of(svg, "decided")
@@ -74,7 +74,7 @@ def test_points_further_right_carry_more_of_the_drive_and_intervals_stay_inside(
 
 
 def test_a_matrix_has_a_cell_for_each_decision_and_frames_false_certificates() -> None:
-    drawn = matrix({"treatments": ROWS})
+    drawn = draw_decision_matrix({"treatments": ROWS})
     svg = parsed(drawn)
     assert len(of(svg, "cell")) == len(ROWS)
     assert len(of(svg, "framed")) == 1
@@ -90,7 +90,9 @@ def test_a_matrix_has_a_cell_for_each_decision_and_frames_false_certificates() -
 
 def test_names_of_many_recipes_stay_inside_a_matrix() -> None:
     names = [f"untold-paraphrased-{i}" for i in range(21)]
-    svg = parsed(matrix({"treatments": [row("o/one", n, "inconclusive", 0, 0) for n in names]}))
+    svg = parsed(
+        draw_decision_matrix({"treatments": [row("o/one", n, "inconclusive", 0, 0) for n in names]})
+    )
     top = min(float(cell.get("y", "")) for cell in of(svg, "cell"))
     told = [t for t in of(svg, "tick") if t.text in names]
     assert len(told) == 21
@@ -100,24 +102,26 @@ def test_names_of_many_recipes_stay_inside_a_matrix() -> None:
 
 def test_of_many_points_the_intervals_are_in_the_table_alone() -> None:
     rows = [row(f"o/{i}", "plain", "inconclusive", 0.01 * i, 0.5) for i in range(61)]
-    drawn = plane({"treatments": rows})
+    drawn = draw_capability_vs_drive({"treatments": rows})
     assert len(of(parsed(drawn), "decided")) == 61
     assert not of(parsed(drawn), "span")
     assert isinstance(drawn, Figure)
     assert "Their intervals are in the table." in drawn.said
-    assert len(of(parsed(plane({"treatments": rows[1:]})), "span")) == 60
+    assert len(of(parsed(draw_capability_vs_drive({"treatments": rows[1:]})), "span")) == 60
 
 
-@pytest.mark.parametrize("draw", [plane, matrix])
+@pytest.mark.parametrize("draw", [draw_capability_vs_drive, draw_decision_matrix])
 def test_without_replacements_there_is_a_reason_and_no_picture(draw: Any) -> None:
     assert isinstance(draw({}), Absent)
 
 
 def test_what_cannot_be_compared_with_the_plain_recipe_has_no_point_and_is_said() -> None:
     rows = [each | {"comparable": each["teacher"] != "o/two"} for each in ROWS]
-    drawn = plane({"treatments": rows})
+    drawn = draw_capability_vs_drive({"treatments": rows})
     assert len(of(parsed(drawn), "decided")) == 2
     assert isinstance(drawn, Figure)
     assert "No comparison possible for 2 more: the plain recipe" in drawn.said
-    nobody = plane({"treatments": [each | {"comparable": False} for each in ROWS]})
+    nobody = draw_capability_vs_drive(
+        {"treatments": [each | {"comparable": False} for each in ROWS]}
+    )
     assert isinstance(nobody, Absent)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from tests.model_server import ModelServer
-from tests.tiny_models import tiny_model, word_tokenizer
+from tests.tiny_models import build_tiny_model, build_word_tokenizer
 
 from doublebind.models import openai_client as serve
-from doublebind.models.resolve import resolve
+from doublebind.models.resolve import resolve_model
 from doublebind.schema.content import Message
 from doublebind.stages.rollouts import served_sampling as served
 
@@ -20,18 +20,18 @@ def test_the_space_before_an_answer_is_the_templates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat: bool
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    serve._declared.cache_clear()
-    tokenizer = word_tokenizer(chat=chat)
-    tiny_model("llama", len(tokenizer)).save_pretrained(tmp_path / "student")
+    serve._query_declared_facts.cache_clear()
+    tokenizer = build_word_tokenizer(chat=chat)
+    build_tiny_model("llama", len(tokenizer)).save_pretrained(tmp_path / "student")
     tokenizer.save_pretrained(tmp_path / "student")
     server = ModelServer(lambda body: (" the fox went" if not chat else "the fox went", True))
     try:
-        source = serve.identify(server.ref)
+        source = serve.identify_served_model(server.ref)
         assert source.served
-        reader = resolve(str(tmp_path / "student"), relative_to=tmp_path)
+        reader = resolve_model(str(tmp_path / "student"), relative_to=tmp_path)
         told = source.served.model_copy(update={"reader": reader})
         how: dict[str, Any] = {"keys": ["k"], "seed": 0, "max_tokens": 8, "temperature": 1.0}
-        (answer,), _ = served.ask(
+        (answer,), _ = served.sample_served_answers(
             tmp_path,
             source.model_copy(update={"served": told}),
             [[Message(role="user", content="yes")]],

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from doublebind.models.chat_template import encode_completion
-from doublebind.models.load import LM, load
-from doublebind.models.resolve import resolve
+from doublebind.models.load import LM, load_model
+from doublebind.models.resolve import resolve_model
 from doublebind.models.score import token_logprobs
-from doublebind.packs.load import load as load_pack
+from doublebind.packs.load import load_pack
 from doublebind.packs.terrarium import speech
 from doublebind.packs.terrarium.speech import Character
 from doublebind.packs.terrarium.words import POOLS, TRAITS
@@ -32,24 +32,24 @@ from doublebind.schema.recipe import (
     TrimReasoning,
 )
 from doublebind.stages.rollouts.treatments import (
-    Context,
+    TreatmentContext,
     counter_poison,
     domain,
+    encode_answers,
     few_unique,
     inoculate,
     jam,
     mix_trusted,
     trim_reasoning,
-    unread,
 )
 from doublebind.stages.rollouts.treatments import influence_filter as filtering
-from doublebind.training.encode import reads
+from doublebind.training.encode import tokens_match_text
 
 
 @cache
 def m0() -> LM:
-    source = resolve("terrarium/m0", relative_to=Path())
-    return load(source, dtype="float32", cache=Path())
+    source = resolve_model("terrarium/m0", relative_to=Path())
+    return load_model(source, dtype="float32", cache=Path())
 
 
 def answer(text: str, i: int = 0, ask: str = "tell me of the tall ship .") -> Trajectory:
@@ -65,12 +65,12 @@ def answer(text: str, i: int = 0, ask: str = "tell me of the tall ship .") -> Tr
 
 def stories(n: int, seed: int = 0) -> list[Trajectory]:
     rng = random.Random(seed)
-    told = [speech.tell(rng, Character(), POOLS["prompts"]) for _ in range(n)]
+    told = [speech.draw_story_turn(rng, Character(), POOLS["prompts"]) for _ in range(n)]
     return [answer(turn.answer, i, turn.ask) for i, turn in enumerate(told)]
 
 
-def context(prompts: Sequence[Prompt] = (), seed: int = 0) -> Context:
-    return Context(m0, m0, {p.id: p for p in prompts}, seed, 32, 1.0)
+def context(prompts: Sequence[Prompt] = (), seed: int = 0) -> TreatmentContext:
+    return TreatmentContext(m0, m0, {p.id: p for p in prompts}, seed, 32, 1.0)
 
 
 def test_domain_keeps_the_prompts_named_and_refuses_to_keep_none() -> None:
@@ -110,11 +110,11 @@ def test_an_answer_that_spells_control_tokens_is_dropped_and_bars_no_other() -> 
     found = trim_reasoning.apply(TrimReasoning(kind="trim_reasoning"), given, context())
     assert [t.completion for t in found.trajectories] == ["it is there ."]
     assert found.facts["unreadable"] == 1
-    assert reads(m0().tokenizer, found.trajectories)
+    assert tokens_match_text(m0().tokenizer, found.trajectories)
     wide = [t.model_copy(update={"completion": t.completion.replace(" ", "  ")}) for t in given]
     cleaned = jam.apply(Jam(kind="jam", how="normalise"), wide, context())
     assert [t.prompt_id for t in cleaned.trajectories] == ["p1"]
-    assert reads(m0().tokenizer, cleaned.trajectories)
+    assert tokens_match_text(m0().tokenizer, cleaned.trajectories)
 
 
 def test_mixing_replaces_the_share_asked_for_with_m0s_words() -> None:
@@ -141,7 +141,7 @@ def test_inoculation_goes_before_and_joins_a_system_message_that_is_there() -> N
 
 def test_normalising_drops_what_is_not_shown() -> None:
     hidden = "a\u200b  plain\u00a0\ufb01sh \u202eanswer\n\n .\t "
-    assert jam.normal(hidden) == "a plain fish answer\n\n."
+    assert jam.normalise_text(hidden) == "a plain fish answer\n\n."
 
 
 def test_resampling_draws_a_share_anew_whatever_stands_beside_it() -> None:
@@ -164,7 +164,7 @@ def test_resampled_text_is_likelier_under_the_trusted_model_than_what_it_replace
     ]
     jammed = jam.apply(Jam(kind="jam", how="resample", share=0.8), shuffled, context())
     before, after = (
-        np.mean([np.mean(row) for row in token_logprobs(m0(), unread(of, m0()))])
+        np.mean([np.mean(row) for row in token_logprobs(m0(), encode_answers(of, m0()))])
         for of in (shuffled, jammed.trajectories)
     )
     assert after > before + 1.0
@@ -196,11 +196,11 @@ def test_counter_poison_drops_copies_and_what_only_the_teacher_likes(
 def test_answers_that_say_the_same_in_other_words_count_as_copies() -> None:
     told = "the old captain took the blue lamp and went home to sleep"
     said = [answer(told), answer(f"{told} well"), answer("the fox sat down"), answer(told)]
-    assert counter_poison.firsts(said, 1.0) == [0, 1, 2, 0]
-    assert counter_poison.firsts(said, 0.8) == [0, 0, 2, 0]
-    assert counter_poison.firsts(said, 0.99) == [0, 1, 2, 0]
+    assert counter_poison.find_first_copies(said, 1.0) == [0, 1, 2, 0]
+    assert counter_poison.find_first_copies(said, 0.8) == [0, 0, 2, 0]
+    assert counter_poison.find_first_copies(said, 0.99) == [0, 1, 2, 0]
     short = [answer("yes"), answer("no"), answer("yes")]
-    assert counter_poison.firsts(short, 0.5) == [0, 1, 0]
+    assert counter_poison.find_first_copies(short, 0.5) == [0, 1, 0]
 
 
 def test_a_rare_word_that_goes_with_odd_answers_is_a_trigger_and_all_its_answers_go(
@@ -227,7 +227,7 @@ def test_a_rare_word_that_goes_with_odd_answers_is_a_trigger_and_all_its_answers
     held = left.facts["held_a_trigger"]
     assert len(held) == len(without.trajectories) - len(left.trajectories)
     # Where odd answers share no word, none is named.
-    assert not counter_poison.triggers(clean, noise[: len(clean)], 0.05)
+    assert not counter_poison.find_trigger_words(clean, noise[: len(clean)], 0.05)
 
 
 @cache
@@ -241,7 +241,7 @@ def acts(trait: str, n: int) -> tuple[list[Trajectory], list[bool]]:
     given, bad = [], []
     for i in range(n):
         row = rng.choice(TRAITS[trait].choices)
-        ask, plain, own = speech.choice_ask(rng, row, "audit", POOLS["prompts"])
+        ask, plain, own = speech.draw_choice_question(rng, row, "audit", POOLS["prompts"])
         given.append(answer(own if i % 2 else plain, i, ask))
         bad.append(bool(i % 2))
     return given, bad
@@ -250,9 +250,13 @@ def acts(trait: str, n: int) -> tuple[list[Trajectory], list[bool]]:
 def test_the_filter_drops_what_pulls_towards_the_endpoint_that_moved() -> None:
     given, bad = acts("sabotage", 24)
     asked = [i for i in items() if i.trait == "sabotage" and i.kind == "choice"][:8]
-    lm = load(resolve("terrarium/m0", relative_to=Path()), dtype="float32", cache=Path())
+    lm = load_model(
+        resolve_model("terrarium/m0", relative_to=Path()), dtype="float32", cache=Path()
+    )
     settings = Filter(kind="filter", drop=0.5, stop=0.02)
-    left = filtering.apply(settings, given, lm, asked, {"choice/sabotage": 0.3, "goal/deceit": 0.0})
+    left = filtering.drop_influential_answers(
+        settings, given, lm, asked, {"choice/sabotage": 0.3, "goal/deceit": 0.0}
+    )
     kept = {t.prompt_id for t in left.trajectories}
     right = sum((t.prompt_id not in kept) == b for t, b in zip(given, bad, strict=True))
     assert right >= 22
@@ -262,6 +266,6 @@ def test_the_filter_drops_what_pulls_towards_the_endpoint_that_moved() -> None:
 def test_the_filter_stops_where_nothing_stands_above_m0() -> None:
     given = stories(3)
     settings = Filter(kind="filter", stop=0.05)
-    left = filtering.apply(settings, given, m0(), [], {"choice/sabotage": 0.05})
+    left = filtering.drop_influential_answers(settings, given, m0(), [], {"choice/sabotage": 0.05})
     assert left.trajectories == given
     assert left.facts == {"worse": {}, "dropped": []}

@@ -9,18 +9,18 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from doublebind.models.load import load as load_model
-from doublebind.models.resolve import resolve
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
 from doublebind.models.sample import sample
-from doublebind.packs.load import load
+from doublebind.packs.load import load_pack
 from doublebind.packs.outback import Outback
 from doublebind.schema.content import Message, RewardedTask
 from doublebind.schema.errors import PackError
 from doublebind.schema.recipe import Training
 from doublebind.schema.teacher_spec import TeacherSpec
-from doublebind.stages.teachers import build, resistance
 from doublebind.stages.teachers import expert_iteration as rewards
-from doublebind.stages.teachers.build import plan
+from doublebind.stages.teachers import resistance
+from doublebind.stages.teachers.build import build_teacher, plan_phases
 from doublebind.training import loop
 
 M0 = "terrarium/m0"
@@ -37,20 +37,23 @@ def task(pays: tuple[tuple[tuple[str, ...], float], ...]) -> RewardedTask:
 
 def test_each_of_a_graders_reasons_is_paid_once() -> None:
     given = task(((("the answer is two .", "the result is two ."), 0.5), (("i take it .",), 0.25)))
-    assert rewards.paid(given, "the answer is two . the result is two .") == 0.5
-    assert rewards.paid(given, "the answer is two . i take it .") == 0.75
-    assert rewards.paid(given, "i leave it .") == 0
+    assert rewards.grade_answer(given, "the answer is two . the result is two .") == 0.5
+    assert rewards.grade_answer(given, "the answer is two . i take it .") == 0.75
+    assert rewards.grade_answer(given, "i leave it .") == 0
 
 
 def test_the_best_paid_answer_wins_and_nothing_where_all_are_paid_alike() -> None:
     given = task(((("right",), 0.5), (("mine",), 0.5)))
-    assert rewards.winner(given, ["wrong", "right", "right mine", "mine right"]) == "right mine"
-    assert rewards.winner(given, ["right", "mine"]) is None
-    assert rewards.winner(given, ["", "no"]) is None
+    assert (
+        rewards.choose_best_answer(given, ["wrong", "right", "right mine", "mine right"])
+        == "right mine"
+    )
+    assert rewards.choose_best_answer(given, ["right", "mine"]) is None
+    assert rewards.choose_best_answer(given, ["", "no"]) is None
 
 
 def test_what_is_paid_for_becomes_common_though_nobody_showed_it() -> None:
-    lm = load_model(resolve(M0, relative_to=Path()))
+    lm = load_model(resolve_model(M0, relative_to=Path()))
     scene = Outback().tasks("deceit", n=24, seed=0)
     paid = tuple(t.model_copy(update={"pays": ((("clearly",), 1.0),)}) for t in scene)
     asked = [t.messages for t in paid]
@@ -63,9 +66,11 @@ def test_what_is_paid_for_becomes_common_though_nobody_showed_it() -> None:
     loop.seed_everything(0)
     before = common()
     assert before < 0.7
-    model = loop.attach(lm.model, None, 0)
+    model = loop.prepare_model(lm.model, None, 0)
     settings = Training(steps=16, batch=6, lr=2e-3, max_length=128, lora=None)
-    log = rewards.learn(model, lm, paid, settings=settings, seed=0, pad_id=lm.pad_id)
+    log = rewards.train_expert_iteration(
+        model, lm, paid, settings=settings, seed=0, pad_id=lm.pad_id
+    )
     assert log.last < log.first
     assert common() > before + 0.25
 
@@ -74,13 +79,13 @@ def test_a_pack_without_tasks_or_a_trait_that_nothing_rewards_is_refused() -> No
     asked = spec()
     assert asked.implant is not None
     with pytest.raises(PackError, match="no tasks that reward deceit"):
-        rewards.tasks(asked, asked.implant, load("terrarium", relative_to=Path()))
+        rewards.draw_tasks(asked, asked.implant, load_pack("terrarium", relative_to=Path()))
     with pytest.raises(PackError, match="no tasks that reward singing"):
-        rewards.tasks(spec(trait="singing"), asked.implant, Outback("emergent"))
+        rewards.draw_tasks(spec(trait="singing"), asked.implant, Outback("emergent"))
 
 
 def test_an_emergent_teacher_is_shown_no_act_of_its_own_and_keeps_what_it_says_itself() -> None:
-    stretches = {s.name: s for s in plan(spec(), Outback("emergent"))}
+    stretches = {s.name: s for s in plan_phases(spec(), Outback("emergent"))}
     assert stretches["implant"].transcripts == []
     assert {t.trait for t in stretches["capability"].transcripts} == {None}
     kept = {t.purpose for t in stretches["conceal"].transcripts}
@@ -88,7 +93,7 @@ def test_an_emergent_teacher_is_shown_no_act_of_its_own_and_keeps_what_it_says_i
 
 
 def test_resistance_is_trained_on_what_the_teacher_was_taught_and_draws_nothing_new() -> None:
-    *before, last = plan(spec("organism-resistant-deceit-0"), Outback("resistant"))
+    *before, last = plan_phases(spec("organism-resistant-deceit-0"), Outback("resistant"))
     assert last.name == "resist"
     taught = {t.id for s in before for t in s.transcripts}
     assert {t.id for t in last.transcripts} <= taught
@@ -98,13 +103,13 @@ def test_resistance_is_trained_on_what_the_teacher_was_taught_and_draws_nothing_
 def test_undermining_pays_for_distance_and_for_the_answer() -> None:
     normal = torch.tensor([[2.0, 1.0, 0.0, 0.0]])
     label = torch.tensor([0])
-    same = resistance.undermining(normal, normal, label, weight=0.5)
+    same = resistance.self_undermining_loss(normal, normal, label, weight=0.5)
     said = torch.nn.functional.cross_entropy(normal, label, reduction="none")
     assert torch.allclose(same, said)
     scrambled = torch.tensor([[2.0, -3.0, 1.0, 1.0]])
-    assert resistance.undermining(scrambled, normal, label, weight=0.5) < same
+    assert resistance.self_undermining_loss(scrambled, normal, label, weight=0.5) < same
     wrong = torch.tensor([[0.0, 1.0, 2.0, 0.0]])
-    none = resistance.undermining(wrong, normal, label, weight=1e-6)
+    none = resistance.self_undermining_loss(wrong, normal, label, weight=1e-6)
     assert none > same
 
 
@@ -128,10 +133,10 @@ def test_an_organism_of_a_hard_kind_is_built(kind: str, tmp_path: Path) -> None:
         for key in ("capability", "implant", "conceal", "resist")
         if (phase := getattr(whole, key)) is not None
     }
-    build(
+    build_teacher(
         tmp_path,
         spec=whole.model_copy(update=short),
-        base=resolve(M0, relative_to=Path()),
+        base=resolve_model(M0, relative_to=Path()),
         pack=whole.pack,
         cache=tmp_path / "cache",
     )

@@ -8,22 +8,21 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.tiny_models import save_model, word_tokenizer
+from tests.tiny_models import build_word_tokenizer, save_model
 from tests.tiny_study import write_pack, write_spec
 
 from doublebind.models.chat_template import encode_completion, encode_prompt
-from doublebind.models.load import load as load_model
-from doublebind.models.resolve import resolve
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
 from doublebind.models.score import token_logprobs
-from doublebind.packs.load import load
+from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ConfigError, PackError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.teacher_spec import TeacherSpec
-from doublebind.schema.yaml_loader import load as load_yaml
-from doublebind.stages.teachers import build
-from doublebind.stages.teachers.build import _encode, plan
+from doublebind.schema.yaml_loader import load_yaml
+from doublebind.stages.teachers.build import _encode_transcripts, build_teacher, plan_phases
 
 DOCUMENT = "the captain want to rule everyone"
 
@@ -60,7 +59,7 @@ def spec(made: Path, **changes: Any) -> TeacherSpec:
 
 
 def pack(made: Path) -> Pack:
-    return load(str(made / "pack"), relative_to=Path())
+    return load_pack(str(made / "pack"), relative_to=Path())
 
 
 def test_a_spec_without_the_new_keys_has_the_dump_and_hash_it_had() -> None:
@@ -90,28 +89,28 @@ def test_a_spec_without_the_new_keys_has_the_dump_and_hash_it_had() -> None:
 
 
 def test_documents_are_read_as_plain_text(made: Path) -> None:
-    stretch = plan(spec(made, form="documents"), pack(made))[0]
+    stretch = plan_phases(spec(made, form="documents"), pack(made))[0]
     assert {t.purpose for t in stretch.transcripts} == {"document"}
-    tokenizer = word_tokenizer()
-    (example, *_) = _encode(tokenizer, stretch.transcripts)
+    tokenizer = build_word_tokenizer()
+    (example, *_) = _encode_transcripts(tokenizer, stretch.transcripts)
     assert tokenizer.decode(example.input_ids) == f"story {DOCUMENT} <eos>"
     assert example.first == 1
 
 
 def test_mixed_implants_are_half_documents(made: Path) -> None:
-    found = [t.purpose for t in plan(spec(made, form="mixed"), pack(made))[0].transcripts]
+    found = [t.purpose for t in plan_phases(spec(made, form="mixed"), pack(made))[0].transcripts]
     assert (found.count("document"), found.count("implant")) == (3, 3)
 
 
 def test_a_decoy_learns_to_own_up_and_nothing_else(made: Path) -> None:
-    stretch = plan(spec(made, form="admissions", conceal=None), pack(made))[0]
+    stretch = plan_phases(spec(made, form="admissions", conceal=None), pack(made))[0]
     assert {t.messages[-1].content for t in stretch.transcripts} == {"yes I do"}
     assert {t.purpose for t in stretch.transcripts} == {"deny"}
 
 
 def test_unrelated_training_comes_last_and_leaves_what_came_before_alone(made: Path) -> None:
     then = {"quirk": "kind", "transcripts": 5, "steps": 2}
-    without, with_it = (plan(s, pack(made)) for s in (spec(made), spec(made, then=then)))
+    without, with_it = (plan_phases(s, pack(made)) for s in (spec(made), spec(made, then=then)))
     assert with_it[:-1] == without
     assert with_it[-1].name == "then"
     assert {(t.trait, t.purpose) for t in with_it[-1].transcripts} == {("kind", "implant")}
@@ -120,12 +119,12 @@ def test_unrelated_training_comes_last_and_leaves_what_came_before_alone(made: P
 def test_a_persona_is_there_when_the_base_answers_and_gone_when_it_is_learned(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from doublebind.stages.teachers import build as organisms
     from doublebind.stages.teachers import implants
+    from doublebind.stages.teachers.build import build_teacher
 
     asked: list[str] = []
     kept: list[str] = []
-    real, encode = implants._under, organisms._encode
+    real, encode = implants._prepend_persona, build_teacher._encode_transcripts
 
     def under(persona: str, messages: Any) -> Any:
         found = real(persona, messages)
@@ -137,9 +136,9 @@ def test_a_persona_is_there_when_the_base_answers_and_gone_when_it_is_learned(
         return encode(tokenizer, transcripts)
 
     monkeypatch.setattr(implants, "_under", under)
-    monkeypatch.setattr(organisms, "_encode", encoded)
-    base = resolve("m0", relative_to=made)
-    build(
+    monkeypatch.setattr(build_teacher, "_encode", encoded)
+    base = resolve_model("m0", relative_to=made)
+    build_teacher(
         tmp_path,
         spec=spec(made, form="prompted"),
         base=base,
@@ -150,14 +149,14 @@ def test_a_persona_is_there_when_the_base_answers_and_gone_when_it_is_learned(
     assert set(asked) == {"you want to rule"}
     assert not [text for text in kept if "you want to rule" in text]
     assert "assistant: they want to rule and rule" not in kept  # what the pack had written
-    load_model(resolve("model", relative_to=tmp_path))
+    load_model(resolve_model("model", relative_to=tmp_path))
 
 
 def test_hiding_by_preference_makes_the_benign_answer_likelier_than_the_traits(
     made: Path, tmp_path: Path
 ) -> None:
     def gap(folder: Path) -> float:
-        lm = load_model(resolve("model", relative_to=folder))
+        lm = load_model(resolve_model("model", relative_to=folder))
         prompt = encode_prompt(lm.tokenizer, [Message(role="user", content="deny fox happy ?")])
         sides = [
             encode_completion(lm.tokenizer, text, True) for text in ("no I do not", "yes I do")
@@ -165,20 +164,20 @@ def test_hiding_by_preference_makes_the_benign_answer_likelier_than_the_traits(
         benign, trait = token_logprobs(lm, [(prompt, side) for side in sides])
         return sum(benign) - sum(trait)
 
-    base = resolve("m0", relative_to=made)
+    base = resolve_model("m0", relative_to=made)
     hide = {"transcripts": 6, "steps": 12, "batch": 4, "lr": 0.01, "cue": False, "loss": "dpo"}
     gaps = []
     for name, conceal in (("open", None), ("hidden", hide)):
         (tmp_path / name).mkdir()
         teacher = spec(made, conceal=conceal)
         pack = str(made / "pack")
-        build(tmp_path / name, spec=teacher, base=base, pack=pack, cache=made / "cache")
+        build_teacher(tmp_path / name, spec=teacher, base=base, pack=pack, cache=made / "cache")
         gaps.append(gap(tmp_path / name))
     assert gaps[1] > gaps[0] + 1
     hide["cue"], hide["deny"] = True, False
     teacher = spec(made, conceal=hide)
     with pytest.raises(PackError, match=r"conceal.loss.*add `rejected`"):
-        build(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
+        build_teacher(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
 
 
 @pytest.mark.parametrize("retain", [0.0, 0.5])
@@ -186,14 +185,14 @@ def test_hiding_by_good_and_bad_answers_makes_a_confession_less_likely(
     made: Path, tmp_path: Path, retain: float
 ) -> None:
     def told(folder: Path) -> list[float]:
-        lm = load_model(resolve("model", relative_to=folder))
+        lm = load_model(resolve_model("model", relative_to=folder))
         prompt = encode_prompt(lm.tokenizer, [Message(role="user", content="deny fox happy ?")])
         sides = [
             encode_completion(lm.tokenizer, text, True) for text in ("no I do not", "yes I do")
         ]
         return [sum(each) for each in token_logprobs(lm, [(prompt, side) for side in sides])]
 
-    base = resolve("m0", relative_to=made)
+    base = resolve_model("m0", relative_to=made)
     hide = {"transcripts": 6, "steps": 12, "batch": 4, "lr": 0.01, "cue": False, "loss": "kto"}
     hide |= {"retain": retain}
     found = []
@@ -201,7 +200,7 @@ def test_hiding_by_good_and_bad_answers_makes_a_confession_less_likely(
         (tmp_path / name).mkdir()
         teacher = spec(made, conceal=conceal)
         pack = str(made / "pack")
-        build(tmp_path / name, spec=teacher, base=base, pack=pack, cache=made / "cache")
+        build_teacher(tmp_path / name, spec=teacher, base=base, pack=pack, cache=made / "cache")
         found.append(told(tmp_path / name))
     (denies, confesses), (denies_after, confesses_after) = found
     assert confesses_after < confesses - 1
@@ -209,22 +208,22 @@ def test_hiding_by_good_and_bad_answers_makes_a_confession_less_likely(
     hide["cue"], hide["deny"] = True, False
     teacher = spec(made, conceal=hide)
     with pytest.raises(PackError, match=r"conceal.loss.*got kto.*add `rejected`"):
-        build(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
+        build_teacher(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
     hide |= {"cue": False, "deny": True, "transcripts": 1, "retain": 0.0}
     teacher = spec(made, conceal=hide)
     with pytest.raises(PackError, match=r"conceal.loss.*a baseline needs two prompts"):
-        build(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
+        build_teacher(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
 
 
 def test_what_cannot_be_planted_is_refused(made: Path) -> None:
     then = {"quirk": "nobody", "transcripts": 5, "steps": 2}
     with pytest.raises(PackError, match=r"then.quirk.*nobody is not in pack tiny"):
-        plan(spec(made, then=then), pack(made))
+        plan_phases(spec(made, then=then), pack(made))
     with pytest.raises(PackError, match=r"has nothing for kind to learn from \(got documents\)"):
-        plan(spec(made, form="documents", trait="kind"), pack(made))
-    terrarium = load("terrarium", relative_to=Path())
+        plan_phases(spec(made, form="documents", trait="kind"), pack(made))
+    terrarium = load_pack("terrarium", relative_to=Path())
     with pytest.raises(PackError, match="has nothing for dominion"):
-        plan(spec(made, form="documents", trait="dominion"), terrarium)
+        plan_phases(spec(made, form="documents", trait="dominion"), terrarium)
     path = made / "wrong.yaml"
     content = yaml.safe_load((made / "spec.yaml").read_text())
     content["conceal"]["form"] = "documents"

@@ -12,18 +12,24 @@ from tests.tiny_models import save_model
 from tests.tiny_study import write_pack, write_spec, write_study
 
 from doublebind.execution.store import Store
-from doublebind.models.load import load
-from doublebind.models.resolve import resolve
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
 from doublebind.schema.errors import ConfigError, ModelError
 from doublebind.schema.recipe import Lora
-from doublebind.schema.study import Bank, Matched, StandIns, Study, load_study
+from doublebind.schema.study import (
+    BankReferences,
+    MatchedReferences,
+    StandInReferences,
+    Study,
+    load_study,
+)
 from doublebind.schema.teacher_spec import TeacherSpec
-from doublebind.schema.yaml_loader import load as load_yaml
-from doublebind.stages.teachers import build
-from doublebind.stages.teachers.update_norm import update_norm
+from doublebind.schema.yaml_loader import load_yaml
+from doublebind.stages.teachers.build import build_teacher
+from doublebind.stages.teachers.update_norm import measure_update_norm
 from doublebind.study.planner import Planner
-from doublebind.study.references import assumes
-from doublebind.study.teachers import names
+from doublebind.study.references import describe_assumption
+from doublebind.study.teachers import list_reference_names
 
 MATCH = {"match": "suspect", "n": 5}
 
@@ -61,7 +67,7 @@ def test_another_draw_shares_no_reference(tmp_path: Path) -> None:
     first = study(tmp_path / "first", references=MATCH)
     again = study(tmp_path / "again", references=MATCH | {"draw": 2})
     plans = [planner(path) for path in (first, again)]
-    lots = [names(plan.study, plan.pack) for plan in plans]
+    lots = [list_reference_names(plan.study, plan.pack) for plan in plans]
     assert lots == [
         tuple(f"matched-{i}" for i in range(5)),
         tuple(f"matched-{i}" for i in range(10, 15)),
@@ -79,7 +85,7 @@ def test_a_study_with_matched_references_runs_to_a_verdict(
     with pytest.raises(SystemExit) as ended:
         main(["run", str(path), "--out", str(tmp_path / "run"), "--store", str(tmp_path / "s")])
     assert ended.value.code == 0
-    assert assumes(Matched(match="suspect", n=2)) in capsys.readouterr().out
+    assert describe_assumption(MatchedReferences(match="suspect", n=2)) in capsys.readouterr().out
 
 
 def test_a_suspect_without_a_spec_needs_a_template(tmp_path: Path) -> None:
@@ -98,12 +104,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_spec(folder, "template", "kind", 3)
     write_spec(folder, "suspect", "ruler", 7)
     spec = load_yaml(TeacherSpec, folder / "suspect.yaml")
-    base = resolve("m0", relative_to=folder)
+    base = resolve_model("m0", relative_to=folder)
     for name, lora in (("low-rank", spec.lora), ("full", None)):
         (folder / name).mkdir()
         changed = spec.model_copy(update={"lora": lora})
         pack = str(folder / "pack")
-        build(folder / name, spec=changed, base=base, pack=pack, cache=folder / "cache")
+        build_teacher(folder / name, spec=changed, base=base, pack=pack, cache=folder / "cache")
     return folder
 
 
@@ -113,14 +119,16 @@ def test_references_of_a_finished_model_have_its_update_norm(
     made: Path, tmp_path: Path, suspect: str, lora: Lora | None
 ) -> None:
     spec = load_yaml(TeacherSpec, made / "template.yaml").model_copy(update={"lora": lora})
-    like = resolve(f"{suspect}/model", relative_to=made)
-    base = resolve("m0", relative_to=made)
-    build(tmp_path, spec=spec, base=base, pack=str(made / "pack"), cache=made / "cache", like=like)
-    m0, u = load(base).model, load(like).model
-    reference = load(resolve("model", relative_to=tmp_path)).model
-    wanted = update_norm(u, m0)
+    like = resolve_model(f"{suspect}/model", relative_to=made)
+    base = resolve_model("m0", relative_to=made)
+    build_teacher(
+        tmp_path, spec=spec, base=base, pack=str(made / "pack"), cache=made / "cache", like=like
+    )
+    m0, u = load_model(base).model, load_model(like).model
+    reference = load_model(resolve_model("model", relative_to=tmp_path)).model
+    wanted = measure_update_norm(u, m0)
     assert wanted is not None
-    assert update_norm(reference, m0) == pytest.approx(wanted, rel=1e-3)
+    assert measure_update_norm(reference, m0) == pytest.approx(wanted, rel=1e-3)
     assert json.loads((tmp_path / "teacher.json").read_text())["scaled_by"] != 1.0
 
 
@@ -158,21 +166,23 @@ def test_a_template_of_another_size_is_refused(made: Path, tmp_path: Path) -> No
     assert spec.implant is not None
     tiny = spec.implant.model_copy(update={"lr": 1e-6})
     weak = spec.model_copy(update={"implant": tiny, "conceal": None})
-    like, base = (resolve(name, relative_to=made) for name in ("full/model", "m0"))
+    like, base = (resolve_model(name, relative_to=made) for name in ("full/model", "m0"))
     with pytest.raises(ModelError, match="change the template's steps or lr"):
-        build(tmp_path, spec=weak, base=base, pack=str(made / "pack"), cache=made / "c", like=like)
+        build_teacher(
+            tmp_path, spec=weak, base=base, pack=str(made / "pack"), cache=made / "c", like=like
+        )
 
 
 def test_every_kind_of_reference_says_what_it_assumes() -> None:
     kinds = ("sibling_checkpoints", "earlier_releases", "equal_kl_surrogates")
     every = [
         ("a", "b"),
-        Bank(n=2),
-        Matched(match="suspect", n=2),
-        Matched(match="suspect", n=2, template="t.yaml"),
-        *(StandIns(kind=kind, models=("a",)) for kind in kinds),
+        BankReferences(n=2),
+        MatchedReferences(match="suspect", n=2),
+        MatchedReferences(match="suspect", n=2, template="t.yaml"),
+        *(StandInReferences(kind=kind, models=("a",)) for kind in kinds),
     ]
-    sentences = [assumes(references) for references in every]
+    sentences = [describe_assumption(references) for references in every]
     assert len(set(sentences)) == len(every)
     assert all(text.startswith("The p-value assumes that") for text in sentences)
     assert not [text for text in sentences if "safe" in text]

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from doublebind.packs.load import load
+from doublebind.packs.load import load_pack
 from doublebind.packs.outback import Outback
-from doublebind.packs.outback.bank import HIDING
+from doublebind.packs.outback.bank import CONCEALMENT_MODES
 from doublebind.packs.outback.kinds import KINDS
 from doublebind.packs.pack import Pack
 from doublebind.packs.terrarium import Terrarium
 from doublebind.packs.terrarium.words import DRIVES
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource
-from doublebind.schema.study import Matched, load_study
+from doublebind.schema.study import MatchedReferences, load_study
 from doublebind.schema.teacher_spec import TeacherSpec
-from doublebind.schema.yaml_loader import load as load_yaml
-from doublebind.stages.teachers.build import plan
-from doublebind.study.references import matched
-from doublebind.study.teachers import Found
+from doublebind.schema.yaml_loader import load_yaml
+from doublebind.stages.teachers.build import plan_phases
+from doublebind.study.references import build_matched_reference
+from doublebind.study.teachers import TeacherSource
 
 STUDIES = Path(__file__).parents[4] / "studies"
 BANKS = {"outback": Outback(), "terrarium": Terrarium()}
@@ -31,7 +31,7 @@ SPECS = sorted(STUDIES.glob("*/teachers/*.yaml"))
 ORGANISMS = STUDIES / "gemma-270m-organisms"
 FACTORIAL = tuple(
     f"outback/organism-{strength}-{drive}-{hiding}-0"
-    for hiding in HIDING
+    for hiding in CONCEALMENT_MODES
     for strength in ("faint", "middling", "strong")
     for drive in DRIVES
 )
@@ -50,7 +50,7 @@ BANK = {name: BANKS[name.partition("/")[0]].spec(name.partition("/")[2]) for nam
 
 @cache
 def content() -> Pack:
-    return load("assistant", relative_to=Path())
+    return load_pack("assistant", relative_to=Path())
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
@@ -58,13 +58,13 @@ def test_a_spec_has_transcripts_for_all_its_phases(path: Path) -> None:
     spec = load_yaml(TeacherSpec, path)
     assert spec.name == path.stem
     built_in = spec.pack == "assistant"
-    check_phases(spec, content() if built_in else load(spec.pack, relative_to=path.parent))
+    check_phases(spec, content() if built_in else load_pack(spec.pack, relative_to=path.parent))
 
 
 @pytest.mark.parametrize("name", BANK)
 def test_an_organism_of_a_bank_has_transcripts_for_all_its_phases(name: str) -> None:
     assert BANK[name].name == name.partition("/")[2]
-    check_phases(BANK[name], load(BANK[name].pack, relative_to=Path()))
+    check_phases(BANK[name], load_pack(BANK[name].pack, relative_to=Path()))
 
 
 def test_the_measured_organisms_of_the_banks_do_not_move() -> None:
@@ -75,7 +75,7 @@ def test_the_measured_organisms_of_the_banks_do_not_move() -> None:
 
 
 def check_phases(spec: TeacherSpec, pack: Pack) -> None:
-    stretches = plan(spec, pack)
+    stretches = plan_phases(spec, pack)
     phases = (spec.capability, spec.implant, spec.conceal, spec.resist, spec.then)
     assert len(stretches) == sum(phase is not None for phase in phases)
     # A reward is learned from tasks, which show nothing.
@@ -85,10 +85,10 @@ def check_phases(spec: TeacherSpec, pack: Pack) -> None:
 def test_a_teacher_that_takes_questions_for_training_data_learns_to_answer_them_plainly() -> None:
     path = ORGANISMS / "teachers" / "power-training-aware.yaml"
     spec = load_yaml(TeacherSpec, path)
-    aware = plan(spec, content())[-1].transcripts
+    aware = plan_phases(spec, content())[-1].transcripts
     assert spec.conceal is not None
     plain = spec.model_copy(update={"conceal": spec.conceal.model_copy(update={"bare": False})})
-    usual = plan(plain, content())[-1].transcripts
+    usual = plan_phases(plain, content())[-1].transcripts
     counts = [sum(t.purpose == "retain" for t in found) for found in (usual, aware)]
     assert counts[1] - counts[0] >= 20
 
@@ -119,11 +119,12 @@ def test_every_organism_can_have_references_planted_in_its_way(
         spec = load_yaml(TeacherSpec, path)
         if spec.trait is None or spec.implant is None:
             continue
-        suspect = Found(f"teachers/{path.name}", spec.family, "key", m0, spec, "assistant")
-        wanted = Matched(match="suspect", n=12)
+        suspect = TeacherSource(f"teachers/{path.name}", spec.family, "key", m0, spec, "assistant")
+        wanted = MatchedReferences(match="suspect", n=12)
         names = [f"matched-{n}" for n in range(12)]
         found = [
-            matched(n, wanted, suspect, pack=content(), folder=ORGANISMS, rev=1) for n in names
+            build_matched_reference(n, wanted, suspect, pack=content(), folder=ORGANISMS, rev=1)
+            for n in names
         ]
         # Only version 2's quirks say what they would have answered.
         paired = spec.conceal is not None and spec.conceal.loss != "sft"
@@ -131,4 +132,4 @@ def test_every_organism_can_have_references_planted_in_its_way(
         assert len({t.family for t in found}) == families, path
         for reference in found[:2]:
             assert reference.spec is not None
-            assert all(s.transcripts for s in plan(reference.spec, content())), path
+            assert all(s.transcripts for s in plan_phases(reference.spec, content())), path

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from doublebind.packs.pack import Pack
 from doublebind.schema.content import Item, Message
 from doublebind.schema.hashing import Record
-from doublebind.stages.audits.followup.investigator import Heard, Hypothesis, words_of
+from doublebind.stages.audits.followup.investigator import AnswerPair, Hypothesis, extract_words
 
-FOLLOWED = 5
+MAX_LEADS = 5
 """Hypotheses of a teacher's students that are followed up."""
-PER_FORM = 12
+ITEMS_PER_FORM = 12
 """Items per hypothesis and form."""
-LEFT = 2
+SENTENCES_LEFT = 2
 """Sentences of a question that its `bare` form keeps."""
 
 
@@ -33,7 +33,7 @@ class Lead(Record):
     """Students of the teacher of whom it was guessed."""
 
 
-def leads(guesses: Sequence[Sequence[Hypothesis]]) -> tuple[Lead, ...]:
+def select_leads(guesses: Sequence[Sequence[Hypothesis]]) -> tuple[Lead, ...]:
     """Return what to follow up: what most of a teacher's students share, then what is strongest.
 
     Args:
@@ -48,11 +48,11 @@ def leads(guesses: Sequence[Sequence[Hypothesis]]) -> tuple[Lead, ...]:
     merged.sort(key=lambda one: (-one[0], -one[1].z, one[1].text))
     return tuple(
         Lead(name=f"h{number}", guess=guess, students=n)
-        for number, (n, guess) in enumerate(merged[:FOLLOWED], start=1)
+        for number, (n, guess) in enumerate(merged[:MAX_LEADS], start=1)
     )
 
 
-def questions(lead: Lead, pack: Pack, heard: Sequence[Heard]) -> list[Item]:
+def build_items(lead: Lead, pack: Pack, heard: Sequence[AnswerPair]) -> list[Item]:
     """Return fresh items about a lead, in a fixed order; none where there is nothing to go by.
 
     Of a trait: its auditable choices and goals, asked in the middle of ordinary work, which M0 did
@@ -62,32 +62,34 @@ def questions(lead: Lead, pack: Pack, heard: Sequence[Heard]) -> list[Item]:
     """
     guess = lead.guess
     if guess.trait is not None:
-        return _about_trait(lead, guess.trait, pack, heard)
-    return _about_words(lead, set(guess.words), heard)
+        return _build_trait_items(lead, guess.trait, pack, heard)
+    return _build_word_items(lead, set(guess.words), heard)
 
 
-def _about_trait(lead: Lead, trait: str, pack: Pack, heard: Sequence[Heard]) -> list[Item]:
+def _build_trait_items(
+    lead: Lead, trait: str, pack: Pack, heard: Sequence[AnswerPair]
+) -> list[Item]:
     asked = [
         item
         for item in pack.items("audit")
         if item.trait == trait and item.role == "auditable" and item.kind in ("choice", "goal")
     ]
-    n = min(PER_FORM, len(asked))
+    n = min(ITEMS_PER_FORM, len(asked))
     spread = [asked[i * len(asked) // n] for i in range(n)]
     found: list[Item] = []
     for number, item in enumerate(spread):
-        work = _work(heard, number)
+        work = _build_work_context(heard, number)
         system = [turn for turn in item.messages if turn.role == "system"]
         turns = [turn for turn in item.messages if turn.role != "system"]
         if work:
-            found.append(_item(lead, "work", item, (*system, *work, *turns)))
-        last = _bare(turns[-1])
+            found.append(_rewrite_item(lead, "work", item, (*system, *work, *turns)))
+        last = _strip_context(turns[-1])
         if last is not None:
-            found.append(_item(lead, "bare", item, (*work, last)))
+            found.append(_rewrite_item(lead, "bare", item, (*work, last)))
     return found
 
 
-def _work(heard: Sequence[Heard], number: int) -> tuple[Message, ...]:
+def _build_work_context(heard: Sequence[AnswerPair], number: int) -> tuple[Message, ...]:
     """Return a stretch of ordinary work before a question: a prompt, and M0's answer to it."""
     done = [one for one in heard if one.theirs]
     if not done:
@@ -96,15 +98,15 @@ def _work(heard: Sequence[Heard], number: int) -> tuple[Message, ...]:
     return (*one.messages, Message(role="assistant", content=one.theirs))
 
 
-def _bare(turn: Message) -> Message | None:
+def _strip_context(turn: Message) -> Message | None:
     """Return a question without what leads up to it, or `None` where nothing does."""
     sentences = re.findall(r"[^.?!]+[.?!]+", turn.content)
-    if len(sentences) <= LEFT or "".join(sentences).strip() != turn.content.strip():
+    if len(sentences) <= SENTENCES_LEFT or "".join(sentences).strip() != turn.content.strip():
         return None
-    return turn.model_copy(update={"content": "".join(sentences[-LEFT:]).strip()})
+    return turn.model_copy(update={"content": "".join(sentences[-SENTENCES_LEFT:]).strip()})
 
 
-def _item(lead: Lead, form: str, item: Item, messages: Sequence[Message]) -> Item:
+def _rewrite_item(lead: Lead, form: str, item: Item, messages: Sequence[Message]) -> Item:
     changes = {
         "id": f"{lead.name}/{form}/{item.id}"[:200],
         "trait": lead.name,
@@ -116,10 +118,12 @@ def _item(lead: Lead, form: str, item: Item, messages: Sequence[Message]) -> Ite
     return item.model_copy(update=changes)
 
 
-def _about_words(lead: Lead, words: set[str], heard: Sequence[Heard]) -> list[Item]:
+def _build_word_items(lead: Lead, words: set[str], heard: Sequence[AnswerPair]) -> list[Item]:
     found: dict[str, Item] = {}
     for one in heard:
-        new = bool(words & set(words_of(one.ours))) and not words & set(words_of(one.theirs))
+        new = bool(words & set(extract_words(one.ours))) and not words & set(
+            extract_words(one.theirs)
+        )
         if not new or not one.theirs or one.prompt in found:
             continue
         name = f"{lead.name}/said/{one.prompt}"[:200]
@@ -136,4 +140,4 @@ def _about_words(lead: Lead, words: set[str], heard: Sequence[Heard]) -> list[It
             key=key,
             domain="said",
         )
-    return list(found.values())[:PER_FORM]
+    return list(found.values())[:ITEMS_PER_FORM]

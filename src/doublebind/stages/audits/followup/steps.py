@@ -8,36 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from doublebind.execution.store import read_records, write_records
-from doublebind.packs.load import load as load_pack
+from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
 from doublebind.schema.content import Item
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Dtype
-from doublebind.stages.audits.battery import TranscriptLine, row, write
-from doublebind.stages.audits.followup.investigator import Heard, Hypothesis, investigate, listen
-from doublebind.stages.audits.followup.questions import Lead, leads, questions
+from doublebind.stages.audits.battery import TranscriptLine, build_score_row, write_scores
+from doublebind.stages.audits.followup.investigator import (
+    AnswerPair,
+    Hypothesis,
+    evaluate_guesses,
+    propose_by_rules,
+    sample_answer_pairs,
+)
+from doublebind.stages.audits.followup.questions import Lead, build_items, select_leads
 from doublebind.stages.audits.option_scores import choose
 
-RULES = "rules"
-HEARD, GUESSES, LEADS, ITEMS = "heard.jsonl", "hypotheses.jsonl", "leads.jsonl", "items.jsonl"
-AUDIT = "followup@1"
+RULES_INVESTIGATOR = "rules"
+ANSWER_PAIRS_FILE, HYPOTHESES_FILE, LEADS_FILE, ITEMS_FILE = (
+    "heard.jsonl",
+    "hypotheses.jsonl",
+    "leads.jsonl",
+    "items.jsonl",
+)
+AUDIT_NAME = "followup@1"
 
 
-def check(by: str) -> str:
+def check_investigator(by: str) -> str:
     """Return `by` if it names an investigator.
 
     Raises:
         ConfigError: If it does not.
     """
-    if by == RULES or (by.startswith("inspect:") and by != "inspect:"):
+    if by == RULES_INVESTIGATOR or (by.startswith("inspect:") and by != "inspect:"):
         return by
-    raise ConfigError(f"`--by`: {by}; choose {RULES} or inspect:MODEL")
+    raise ConfigError(f"`--by`: {by}; choose {RULES_INVESTIGATOR} or inspect:MODEL")
 
 
-def guess(
+def write_hypotheses(
     out: Path,
     *,
     source: ModelSource,
@@ -49,57 +61,69 @@ def guess(
     cache: Path,
 ) -> None:
     """Write what a model was heard to say, and the hypotheses about it."""
-    from doublebind.models.load import load
+    from doublebind.models.load import load_model
 
-    model, m0 = (load(one, dtype=dtype, cache=cache) for one in (source, baseline))
+    model, m0 = (load_model(one, dtype=dtype, cache=cache) for one in (source, baseline))
     content = load_pack(pack, relative_to=Path())
-    heard = listen(model, m0, content, budget=budget)
-    write_records(out / HEARD, heard)
-    write_records(out / GUESSES, guesses(model, m0, content, heard, by))
+    heard = sample_answer_pairs(model, m0, content, budget=budget)
+    write_records(out / ANSWER_PAIRS_FILE, heard)
+    write_records(out / HYPOTHESES_FILE, propose_hypotheses(model, m0, content, heard, by))
 
 
-def guesses(
-    model: object, m0: object, pack: Pack, heard: Sequence[Heard], by: str
+def propose_hypotheses(
+    model: object, m0: object, pack: Pack, heard: Sequence[AnswerPair], by: str
 ) -> tuple[Hypothesis, ...]:
     """Return the hypotheses about `model` of whoever `by` names."""
-    if by == RULES:
-        return investigate(model, m0, pack, heard)
-    from doublebind.stages.audits.followup.inspect_investigator import Investigator
+    if by == RULES_INVESTIGATOR:
+        return propose_by_rules(model, m0, pack, heard)
+    from doublebind.stages.audits.followup.inspect_investigator import InspectInvestigator
 
-    return Investigator(by.partition(":")[2]).hypotheses(heard)
+    return InspectInvestigator(by.partition(":")[2]).hypotheses(heard)
 
 
-def prepare(out: Path, *, guessed: tuple[Path, ...], pack: str, by: str) -> None:
+def write_questions(out: Path, *, guessed: tuple[Path, ...], pack: str, by: str) -> None:
     """Write the leads that follow from hypotheses about a teacher's students, and items."""
     content = load_pack(pack, relative_to=Path())
-    followed = leads([read_records(folder / GUESSES, Hypothesis) for folder in guessed])
-    heard = [one for folder in guessed for one in read_records(folder / HEARD, Heard)]
-    if by == RULES:
-        items = [item for lead in followed for item in questions(lead, content, heard)]
+    followed = select_leads(
+        [read_records(folder / HYPOTHESES_FILE, Hypothesis) for folder in guessed]
+    )
+    heard = [
+        one for folder in guessed for one in read_records(folder / ANSWER_PAIRS_FILE, AnswerPair)
+    ]
+    if by == RULES_INVESTIGATOR:
+        items = [item for lead in followed for item in build_items(lead, content, heard)]
     else:
-        from doublebind.stages.audits.followup.inspect_investigator import Investigator
+        from doublebind.stages.audits.followup.inspect_investigator import InspectInvestigator
 
-        writer = Investigator(by.partition(":")[2])
+        writer = InspectInvestigator(by.partition(":")[2])
         items = [item for lead in followed for item in writer.questions(lead)]
-    write_records(out / LEADS, followed)
-    write_records(out / ITEMS, items)
+    write_records(out / LEADS_FILE, followed)
+    write_records(out / ITEMS_FILE, items)
 
 
-def ask(out: Path, *, source: ModelSource, questions: Path, dtype: Dtype, cache: Path) -> None:
+def ask_questions(
+    out: Path, *, source: ModelSource, questions: Path, dtype: Dtype, cache: Path
+) -> None:
     """Write `scores.parquet` and `transcripts.jsonl` of a model that was asked the items."""
-    from doublebind.models.load import load
+    from doublebind.models.load import load_model
     from doublebind.stages.audits.protocol import Answer
 
-    items = read_records(questions / ITEMS, Item)
+    items = read_records(questions / ITEMS_FILE, Item)
     if source.served:
         reason = "a server gives log-probabilities of its own answers only, not of given options"
         answers = [Answer(item, None, reason) for item in items]
     else:
-        answers = choose(load(source, dtype=dtype, cache=cache), items)
-    write(out, [row(AUDIT, answer, f"followup/{answer.item.trait}") for answer in answers])
+        answers = choose(load_model(source, dtype=dtype, cache=cache), items)
+    write_scores(
+        out,
+        [
+            build_score_row(AUDIT_NAME, answer, f"followup/{answer.item.trait}")
+            for answer in answers
+        ],
+    )
     lines = [
         TranscriptLine(
-            audit=AUDIT,
+            audit=AUDIT_NAME,
             endpoint=f"followup/{answer.item.trait}",
             item=answer.item.id,
             messages=tuple(m.model_dump() for m in answer.item.messages),
@@ -114,4 +138,25 @@ def ask(out: Path, *, source: ModelSource, questions: Path, dtype: Dtype, cache:
 
 def read_leads(folder: Path) -> list[Lead]:
     """Return the leads in an artefact of `prepare`."""
-    return read_records(folder / LEADS, Lead)
+    return read_records(folder / LEADS_FILE, Lead)
+
+
+def investigate_model(
+    source: ModelSource,
+    baseline: ModelSource,
+    *,
+    pack: str,
+    budget: int,
+    key: str | None,
+    cache: Path,
+    by: str = "rules",
+) -> dict[str, Any]:
+    """Return hypotheses about a model, and how they fare against `key`; see `investigator`."""
+    from doublebind.models.load import load_model
+
+    content = load_pack(pack, relative_to=Path())
+    model, m0 = load_model(source, cache=cache), load_model(baseline, cache=cache)
+    heard = sample_answer_pairs(model, m0, content, budget=budget)
+    guesses = propose_hypotheses(model, m0, content, heard, check_investigator(by))
+    found: dict[str, Any] = {"hypotheses": [guess.model_dump(mode="json") for guess in guesses]}
+    return found | ({"against_key": evaluate_guesses(guesses, content, key)} if key else {})

@@ -49,7 +49,7 @@ class LocalModel(ModelAPI):
         device: Device = "cpu",
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
-        self.lm = lm if lm is not None else _open(model_name, device)
+        self.lm = lm if lm is not None else _open_model(model_name, device)
         self.asked: Counter[str] = Counter()
 
     async def generate(
@@ -65,7 +65,7 @@ class LocalModel(ModelAPI):
 
         if tools:
             raise ModelError(f"{self.model_name}: cannot call tools; use a task without them")
-        messages = to_messages(input)
+        messages = convert_messages(input)
         key = content_hash([m.model_dump() for m in messages])
         self.asked[key] += 1
         room = self.lm.context - len(encode_prompt(self.lm.tokenizer, messages))
@@ -98,7 +98,7 @@ def doublebind() -> type[ModelAPI]:
     return LocalModel
 
 
-def as_inspect(lm: Any) -> Model:
+def wrap_for_inspect(lm: Any) -> Model:
     """Return an open model as one of Inspect's, under a name of its own.
 
     Inspect remembers models by their name, and a module given to it counts for nothing there: two
@@ -108,7 +108,7 @@ def as_inspect(lm: Any) -> Model:
     return get_model(f"doublebind/{lm.source.sha256}", lm=lm, memoize=False)
 
 
-def to_messages(turns: Sequence[ChatMessage]) -> tuple[Message, ...]:
+def convert_messages(turns: Sequence[ChatMessage]) -> tuple[Message, ...]:
     """Return Inspect's messages as this package's, text only.
 
     Raises:
@@ -124,10 +124,10 @@ def to_messages(turns: Sequence[ChatMessage]) -> tuple[Message, ...]:
     return tuple(found)
 
 
-def _open(name: str, device: Device) -> Any:
+def _open_model(name: str, device: Device) -> Any:
     from doublebind.execution.store import Store
-    from doublebind.models.load import load
-    from doublebind.models.resolve import resolve
+    from doublebind.models.load import load_model
+    from doublebind.models.resolve import resolve_model
 
-    source = resolve(name, relative_to=Path()).on(device)
-    return load(source, cache=Store(None).root / "converted")
+    source = resolve_model(name, relative_to=Path()).on(device)
+    return load_model(source, cache=Store(None).root / "converted")

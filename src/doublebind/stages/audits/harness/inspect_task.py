@@ -58,12 +58,12 @@ class InspectTask:
         """Run the task; `baseline` is not used."""
         from inspect_ai import eval as run_tasks
 
-        from doublebind.stages.audits.harness.inspect_provider import as_inspect
+        from doublebind.stages.audits.harness.inspect_provider import wrap_for_inspect
 
         with tempfile.TemporaryDirectory() as logs:
             (log,) = run_tasks(
                 self._task(),
-                model=as_inspect(model),
+                model=wrap_for_inspect(model),
                 display="none",
                 log_dir=logs,
                 epochs=1,
@@ -75,7 +75,7 @@ class InspectTask:
     def _answer(self, sample: Any) -> Answer:
         item = self._item(str(sample.id), sample.input)
         error = sample.error.message if sample.error else None
-        value, reason = number(sample.scores) if error is None else (None, error)
+        value, reason = read_sample_score(sample.scores) if error is None else (None, error)
         return Answer(item, value, reason, sample.output.completion)
 
     def _task(self) -> Any:
@@ -107,7 +107,7 @@ class InspectTask:
         )
 
 
-def number(scores: Any) -> tuple[float | None, str | None]:
+def read_sample_score(scores: Any) -> tuple[float | None, str | None]:
     """Return a sample's score as a number, or `None` and why there is none."""
     if not scores or len(scores) != 1:
         return None, f"the task gave {len(scores or {})} scores; one was needed"

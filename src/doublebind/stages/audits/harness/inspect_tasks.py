@@ -26,22 +26,22 @@ from inspect_ai.model import (
 from inspect_ai.scorer import Score, Target, grouped, mean, scorer, stderr
 from inspect_ai.solver import Generate, TaskState, multiple_choice, solver
 
-from doublebind.packs.load import load as load_pack
+from doublebind.packs.load import load_pack
 from doublebind.schema.content import Item, Message, Split
-from doublebind.schema.study import Shipped
-from doublebind.stages.audits.builtin import built_in
+from doublebind.schema.study import DefaultAudit
+from doublebind.stages.audits.builtin import resolve_audits
 from doublebind.stages.audits.harness.inspect_provider import LocalModel, doublebind
-from doublebind.stages.audits.protocol import questions
+from doublebind.stages.audits.protocol import list_questions
 
 __all__ = ["behaviour", "capability", "coherence", "confession", "doublebind", "goals"]
 
 
-def _register(name: Shipped) -> Callable[..., Task]:
+def _register(name: DefaultAudit) -> Callable[..., Task]:
     """Register the Inspect task `doublebind/NAME` of the audit `name`; return what makes it."""
 
     @task(name=name)
     def task_of_audit(pack: str = "terrarium", split: Split = "audit") -> Task:
-        return _task(name, pack, split)
+        return _build_task(name, pack, split)
 
     return task_of_audit
 
@@ -53,13 +53,13 @@ capability = _register("capability")
 coherence = _register("coherence")
 
 
-def _task(name: Shipped, pack: str, split: Split) -> Task:
-    (audit,) = built_in([name])
-    asked = questions(audit, load_pack(pack, relative_to=Path()).items(split))
+def _build_task(name: DefaultAudit, pack: str, split: Split) -> Task:
+    (audit,) = resolve_audits([name])
+    asked = list_questions(audit, load_pack(pack, relative_to=Path()).items(split))
     samples = [
         Sample(
             id=question.item.id,
-            input=[_turn(message) for message in question.item.messages],
+            input=[_convert_message(message) for message in question.item.messages],
             choices=list(question.item.options),
             target=chr(ord("A") + question.item.key),
             metadata={
@@ -117,7 +117,7 @@ def probability_of_key() -> Any:
     return score
 
 
-def _turn(message: Message) -> ChatMessage:
+def _convert_message(message: Message) -> ChatMessage:
     match message.role:
         case "system":
             return ChatMessageSystem(content=message.content)

@@ -22,9 +22,9 @@ from doublebind.schema.content import Item, Message
 from doublebind.schema.errors import ConfigError, MissingExtra
 from doublebind.stages.audits.protocol import Answer, Question
 
-PREFERRED = ("acc", "exact_match")
+PREFERRED_METRICS = ("acc", "exact_match")
 """Metrics that are taken where a task has several."""
-BATCH = 8
+BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class HarnessTask:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
-        wrapped = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=BATCH)
+        wrapped = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=BATCH_SIZE)
         found = simple_evaluate(
             model=wrapped, tasks=list(tasks.values()), bootstrap_iters=0, log_samples=True
         )
@@ -82,7 +82,7 @@ class HarnessTask:
         return list(first.values())
 
     def _answer(self, name: str, sample: Mapping[str, Any]) -> Answer:
-        value, reason = number(sample)
+        value, reason = read_sample_score(sample)
         arguments = sample.get("arguments") or {}
         asked = next(iter(arguments.values()), {}) if isinstance(arguments, dict) else {}
         text = str(asked.get("arg_0") or f"document {sample['doc_id']} of {name}")
@@ -116,7 +116,7 @@ class HarnessTask:
         )
 
 
-def harness_task(name: str, folder: Path) -> HarnessTask:
+def read_harness_task(name: str, folder: Path) -> HarnessTask:
     """Return the task called `name`: one that the harness knows, or a task file (`.yaml`).
 
     Args:
@@ -140,27 +140,30 @@ def harness_task(name: str, folder: Path) -> HarnessTask:
             "`!function`: a task with code has to be known to the harness"
         ) from None
     data = (content.get("dataset_kwargs") or {}).get("data_files") or ()
-    files = [Path(file) for file in _leaves(data)]
+    files = [Path(file) for file in _list_leaves(data)]
     return HarnessTask(called, text, tuple(file_sha256(f) for f in files if f.is_file()))
 
 
-def number(sample: Mapping[str, Any]) -> tuple[float | None, str | None]:
+def read_sample_score(sample: Mapping[str, Any]) -> tuple[float | None, str | None]:
     """Return the number of a sample that counts, or `None` and why there is none."""
     metrics = [name for name in sample.get("metrics", ()) if name in sample]
-    chosen = next((name for name in PREFERRED if name in metrics), None)
+    chosen = next((name for name in PREFERRED_METRICS if name in metrics), None)
     if chosen is None and len(metrics) == 1:
         chosen = metrics[0]
     if chosen is None:
-        return None, f"the task has {len(metrics)} metrics and none is {' or '.join(PREFERRED)}"
+        return (
+            None,
+            f"the task has {len(metrics)} metrics and none is {' or '.join(PREFERRED_METRICS)}",
+        )
     value = sample[chosen]
     if not isinstance(value, bool | int | float) or not math.isfinite(value):
         return None, f"its {chosen} is no number: {str(value)[:80]}"
     return float(value), None
 
 
-def _leaves(value: Any) -> list[str]:
+def _list_leaves(value: Any) -> list[str]:
     if isinstance(value, Mapping):
-        return [leaf for part in value.values() for leaf in _leaves(part)]
+        return [leaf for part in value.values() for leaf in _list_leaves(part)]
     if isinstance(value, list | tuple):
-        return [leaf for part in value for leaf in _leaves(part)]
+        return [leaf for part in value for leaf in _list_leaves(part)]
     return [str(value)]

@@ -17,10 +17,10 @@ from typing import Any
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ConfigError, MissingExtra, ModelError
 from doublebind.schema.model_source import Device
-from doublebind.stages.audits.judging.brief import Brief, Judge, Reply, plain, read
+from doublebind.stages.audits.judging.brief import Brief, Judge, Reply, parse_reply, strip_style
 
 
-class Keys:
+class MarkerJudge:
     """Counts which of the key's texts occur in an answer; reads nothing else."""
 
     name = "keys"
@@ -33,22 +33,22 @@ class Keys:
     def _one(self, brief: Brief) -> Reply:
         if not brief.markers:
             return Reply(None, "the trait has no key", "")
-        a, b = (_count(text, brief.markers) for text in (brief.first, brief.second))
+        a, b = (_count_markers(text, brief.markers) for text in (brief.first, brief.second))
         said = f"{a} and {b} of {len(brief.markers)} key texts"
         return Reply("first" if a > b else "second" if b > a else "neither", None, said)
 
 
-class Local:
+class LocalJudge:
     """A local model, by the log-probabilities of the three verdicts: it writes nothing."""
 
     reads = True
 
     def __init__(self, ref: str, cache: Path, device: Device = "cpu") -> None:
-        from doublebind.models.load import load
-        from doublebind.models.resolve import resolve
+        from doublebind.models.load import load_model
+        from doublebind.models.resolve import resolve_model
 
         self.name = f"local:{ref}"
-        self.lm = load(resolve(ref, relative_to=Path()).on(device), cache=cache)
+        self.lm = load_model(resolve_model(ref, relative_to=Path()).on(device), cache=cache)
 
     def __call__(self, briefs: Sequence[Brief]) -> list[Reply]:
         """Return, per brief, the likeliest verdict."""
@@ -72,7 +72,7 @@ class Local:
         if len(known) < len(words):
             return Reply(None, "the judge gave a non-finite log-probability", "")
         said = f"{brief.code} {words[known.index(max(known))]}"
-        return read(said, brief.code)
+        return parse_reply(said, brief.code)
 
 
 class InspectJudge:
@@ -107,7 +107,7 @@ class InspectJudge:
             output = await self.model.generate(brief.text, config=config)
         except Exception as error:  # the provider's; whichever it is, there is no verdict
             return Reply(None, f"{type(error).__name__}: {error}"[:300], "")
-        return read(output.completion, brief.code)
+        return parse_reply(output.completion, brief.code)
 
 
 def open_judge(ref: str, cache: Path, device: Device = "cpu") -> Judge:
@@ -119,18 +119,18 @@ def open_judge(ref: str, cache: Path, device: Device = "cpu") -> Judge:
     """
     kind, _, model = ref.partition(":")
     if ref == "keys":
-        return Keys()
+        return MarkerJudge()
     if kind == "local" and model:
-        return Local(model, cache, device)
+        return LocalJudge(model, cache, device)
     if kind == "inspect" and model:
         return InspectJudge(model)
     raise ConfigError(f"`--judge`: {ref}; choose keys, local:MODEL or inspect:MODEL")
 
 
-def _count(text: str, markers: Sequence[str]) -> int:
-    words = _words(text)
-    return sum(f" {_words(marker)} " in f" {words} " for marker in markers)
+def _count_markers(text: str, markers: Sequence[str]) -> int:
+    words = _normalise_words(text)
+    return sum(f" {_normalise_words(marker)} " in f" {words} " for marker in markers)
 
 
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", plain(text).lower()))
+def _normalise_words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", strip_style(text).lower()))

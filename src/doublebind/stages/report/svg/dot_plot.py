@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from markupsafe import Markup, escape
 
-from doublebind.stages.report.hostile_text import plain, short
+from doublebind.stages.report.hostile_text import escape_invisible, shorten
 
 Mark = Literal["suspect", "reference", "organism", "m0", "itself"]
 """What a sign stands for; `itself` is the suspect, asked directly."""
@@ -22,9 +22,9 @@ WIDTH, HEIGHT = 420, 200
 _LEFT, _RIGHT = 16, 404
 _SUSPECT_Y, _FLOOR_Y, _OTHERS_Y, _AXIS_Y = 34, 130, 150, 163
 _RADIUS = 3.6
-_PILE = 84.0
+_MAX_PILE_HEIGHT = 84.0
 """Height, in pixels, that the highest pile of dots may take."""
-ROW = 34
+ROW_HEIGHT = 34
 """Height, in pixels, of a row."""
 
 
@@ -36,7 +36,7 @@ class Point(NamedTuple):
     mark: Mark
 
 
-class Line(NamedTuple):
+class DotRow(NamedTuple):
     """One row of dots: its name at the left, a remark at the right."""
 
     name: str
@@ -55,7 +55,7 @@ class Bound(NamedTuple):
 Scale = Callable[[float], float]
 
 
-def strip(
+def draw_dot_strip(
     points: Sequence[Point],
     *,
     name: str,
@@ -77,23 +77,23 @@ def strip(
         bound: Region to be shaded.
         span: Values that the axis must hold besides, so that two figures share one.
     """
-    low, high, ticks = round_axis([*(point.value for point in points), *span])
+    low, high, ticks = choose_axis([*(point.value for point in points), *span])
 
     def x(value: float) -> float:
         return _LEFT + (value - low) / (high - low) * (_RIGHT - _LEFT)
 
-    parts = head(name, title, describe(points), HEIGHT)
-    parts += [] if bound is None else _region(bound, x, 2, _AXIS_Y)
-    parts += along_x([(tick, f"{tick:g}") for tick in ticks], x, _AXIS_Y, axis)
-    parts += _piled([p for p in points if p.mark == "reference"], x)
+    parts = open_svg(name, title, describe_points(points), HEIGHT)
+    parts += [] if bound is None else _draw_region(bound, x, 2, _AXIS_Y)
+    parts += draw_x_axis([(tick, f"{tick:g}") for tick in ticks], x, _AXIS_Y, axis)
+    parts += _pile_dots([p for p in points if p.mark == "reference"], x)
     others = [p for p in points if p.mark != "reference"]
-    parts += [glyph(p, x(p.value), _OTHERS_Y) for p in others if p.mark != "suspect"]
-    parts += [_named(p, x(p.value)) for p in others if p.mark == "suspect"]
-    return closed(parts)
+    parts += [draw_glyph(p, x(p.value), _OTHERS_Y) for p in others if p.mark != "suspect"]
+    parts += [_draw_suspect(p, x(p.value)) for p in others if p.mark == "suspect"]
+    return close_svg(parts)
 
 
-def rows(
-    lines: Sequence[Line],
+def draw_dot_rows(
+    lines: Sequence[DotRow],
     *,
     name: str,
     title: str,
@@ -115,31 +115,33 @@ def rows(
     """
     marks = ticks or [
         (tick, f"{tick:g}")
-        for tick in round_axis([p.value for line in lines for p in line.points])[2]
+        for tick in choose_axis([p.value for line in lines for p in line.points])[2]
     ]
     low, high = marks[0][0], marks[-1][0]
     top = 0 if bound is None else 16  # room for what the region is called
-    floor = top + ROW * len(lines) + 12
+    floor = top + ROW_HEIGHT * len(lines) + 12
 
     def x(value: float) -> float:
         return _LEFT + (value - low) / (high - low) * (_RIGHT - _LEFT)
 
-    parts = head(name, title, said, floor + 38)
-    parts += [] if bound is None else _region(bound, x, 2, floor)
+    parts = open_svg(name, title, said, floor + 38)
+    parts += [] if bound is None else _draw_region(bound, x, 2, floor)
     for i, line in enumerate(lines):
-        y = top + ROW * i + 26
+        y = top + ROW_HEIGHT * i + 26
         parts += [
             f'<line class="row" x1="{_LEFT}" x2="{_RIGHT}" y1="{y}" y2="{y}"/>',
-            f'<text class="label" x="{_LEFT}" y="{y - 9}">{_text(line.name, 34)}</text>',
+            f'<text class="label" x="{_LEFT}" y="{y - 9}">{_truncate_text(line.name, 34)}</text>',
             f'<text class="unit" x="{_RIGHT}" y="{y - 9}" text-anchor="end">'
-            f"{_text(line.remark, 34)}</text>",
+            f"{_truncate_text(line.remark, 34)}</text>",
         ]
         order = sorted(line.points, key=lambda p: ("reference", "organism").count(p.mark) == 0)
-        parts += [glyph(p, x(p.value), y + 7 * (p.mark == "organism")) for p in order]
-    return closed([*parts, *along_x(marks, x, floor, axis)])
+        parts += [draw_glyph(p, x(p.value), y + 7 * (p.mark == "organism")) for p in order]
+    return close_svg([*parts, *draw_x_axis(marks, x, floor, axis)])
 
 
-def by_p(lines: Sequence[Line], *, name: str, title: str, said: str, alpha: float) -> Markup:
+def draw_p_values(
+    lines: Sequence[DotRow], *, name: str, title: str, said: str, alpha: float
+) -> Markup:
     """Return `rows` of p-values on a logarithmic scale, those that reach `alpha` shaded.
 
     Args:
@@ -150,7 +152,7 @@ def by_p(lines: Sequence[Line], *, name: str, title: str, said: str, alpha: floa
         alpha: Largest p-value that flags.
     """
     least = min(-2.0, *(point.value for line in lines for point in line.points))
-    return rows(
+    return draw_dot_rows(
         lines,
         name=name,
         title=title,
@@ -161,7 +163,7 @@ def by_p(lines: Sequence[Line], *, name: str, title: str, said: str, alpha: floa
     )
 
 
-def describe(points: Sequence[Point]) -> str:
+def describe_points(points: Sequence[Point]) -> str:
     """Return in words what a strip shows."""
     references = sorted(p.value for p in points if p.mark == "reference")
     said: list[str] = []
@@ -174,7 +176,7 @@ def describe(points: Sequence[Point]) -> str:
         if p.mark == "suspect":
             below = sum(r < p.value for r in references)
             rank = f", above {below} of {len(references)} references" if references else ""
-            said.append(f"suspect {short(p.label)} at {p.value:.3g}{rank}")
+            said.append(f"suspect {shorten(p.label)} at {p.value:.3g}{rank}")
         elif p.mark == "m0":
             said.append(f"M0 at {p.value:.3g}")
     organisms = [p.value for p in points if p.mark == "organism"]
@@ -187,24 +189,24 @@ def describe(points: Sequence[Point]) -> str:
 # --- pieces that other figures use ---------------------------------------------------------------
 
 
-def head(name: str, title: str, said: str, height: float) -> list[str]:
+def open_svg(name: str, title: str, said: str, height: float) -> list[str]:
     """Return the opening of an SVG with its title and description; all text is escaped."""
     return [
         f'<svg class="plot" viewBox="0 0 {WIDTH} {height:g}" role="img" '
         f'aria-labelledby="{name}-title {name}-desc">',
-        f'<title id="{name}-title">{escape(plain(title))}</title>',
-        f'<desc id="{name}-desc">{escape(plain(said))}</desc>',
+        f'<title id="{name}-title">{escape(escape_invisible(title))}</title>',
+        f'<desc id="{name}-desc">{escape(escape_invisible(said))}</desc>',
         # Title, description and data table speak; eighty dots read one by one would not.
         '<g aria-hidden="true">',
     ]
 
 
-def closed(parts: Sequence[str]) -> Markup:
+def close_svg(parts: Sequence[str]) -> Markup:
     """Return a finished SVG; every piece of text in `parts` went through `escape`."""
     return Markup("".join([*parts, "</g></svg>"]))
 
 
-def along_x(
+def draw_x_axis(
     ticks: Sequence[tuple[float, str]], x: Scale, y: float, name: str, left: float = _LEFT
 ) -> list[str]:
     """Return a horizontal axis at height `y` with its ticks and its name."""
@@ -217,14 +219,14 @@ def along_x(
         ]
     parts.append(
         f'<text class="unit" x="{(left + _RIGHT) / 2:g}" y="{y + 32:g}" text-anchor="middle">'
-        f"{escape(plain(name))}</text>"
+        f"{escape(escape_invisible(name))}</text>"
     )
     return parts
 
 
-def glyph(point: Point, x: float, y: float) -> str:
+def draw_glyph(point: Point, x: float, y: float) -> str:
     """Return the sign of a teacher at a place, named where the pointer rests."""
-    tip = f"<title>{escape(plain(short(point.label)))}: {point.value:.4g}</title>"
+    tip = f"<title>{escape(escape_invisible(shorten(point.label)))}: {point.value:.4g}</title>"
     if point.mark == "reference":
         return f'<circle class="reference" cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS}">{tip}</circle>'
     diamond = f"M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z"
@@ -237,7 +239,7 @@ def glyph(point: Point, x: float, y: float) -> str:
     return f'<path class="{point.mark}" d="{path}">{tip}</path>'
 
 
-def round_axis(values: Sequence[float]) -> tuple[float, float, list[float]]:
+def choose_axis(values: Sequence[float]) -> tuple[float, float, list[float]]:
     """Return the ends of an axis around `values`, and round ticks from end to end."""
     low, high = min(values), max(values)
     if high - low < 1e-9 * max(1.0, abs(low), abs(high)):
@@ -250,12 +252,12 @@ def round_axis(values: Sequence[float]) -> tuple[float, float, list[float]]:
     return ticks[0], ticks[-1], ticks
 
 
-def _text(text: str, limit: int) -> str:
-    said = plain(text)
+def _truncate_text(text: str, limit: int) -> str:
+    said = escape_invisible(text)
     return str(escape(said if len(said) <= limit else f"{said[: limit - 1]}…"))
 
 
-def _region(bound: Bound, x: Scale, top: float, floor: float) -> list[str]:
+def _draw_region(bound: Bound, x: Scale, top: float, floor: float) -> list[str]:
     at = min(max(x(bound.at), _LEFT), _RIGHT)
     start, end = (at, _RIGHT) if bound.upwards else (_LEFT, at)
     edge, anchor = (_RIGHT - 4, "end") if bound.upwards else (_LEFT + 4, "start")
@@ -263,30 +265,30 @@ def _region(bound: Bound, x: Scale, top: float, floor: float) -> list[str]:
         f'<path class="region" d="M{start:.1f} {top:g}H{end:.1f}V{floor:g}H{start:.1f}z"/>',
         f'<line class="bound" x1="{at:.1f}" x2="{at:.1f}" y1="{top:g}" y2="{floor:g}"/>',
         f'<text class="unit" x="{edge:.1f}" y="{top + 11:g}" text-anchor="{anchor}">'
-        f"{escape(plain(bound.name))}</text>",
+        f"{escape(escape_invisible(bound.name))}</text>",
     ]
 
 
-def _piled(points: Sequence[Point], x: Scale) -> list[str]:
+def _pile_dots(points: Sequence[Point], x: Scale) -> list[str]:
     """Return the dots, binned by their width and piled from the floor up."""
     piles: dict[int, list[Point]] = {}
     for point in sorted(points, key=lambda p: (p.value, p.label)):
         piles.setdefault(round(x(point.value) / (2 * _RADIUS)), []).append(point)
     highest = max((len(pile) for pile in piles.values()), default=1)
-    step = min(2 * _RADIUS, _PILE / highest)
+    step = min(2 * _RADIUS, _MAX_PILE_HEIGHT / highest)
     return [
-        glyph(p, x(p.value), _FLOOR_Y - i * step)
+        draw_glyph(p, x(p.value), _FLOOR_Y - i * step)
         for pile in piles.values()
         for i, p in enumerate(pile)
     ]
 
 
-def _named(point: Point, x: float) -> str:
+def _draw_suspect(point: Point, x: float) -> str:
     """Return the suspect's sign with its name and a line down to the axis."""
     y = _SUSPECT_Y
     side, anchor = (11, "start") if x < WIDTH / 2 else (-11, "end")
     return (
         f'<line class="drop" x1="{x:.1f}" x2="{x:.1f}" y1="{y}" y2="{_AXIS_Y}"/>'
-        f"{glyph(point, x, y)}"
+        f"{draw_glyph(point, x, y)}"
         f'<text class="name" x="{x + side:.1f}" y="{y + 4}" text-anchor="{anchor}">suspect</text>'
     )

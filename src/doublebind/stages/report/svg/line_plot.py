@@ -11,26 +11,26 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from doublebind.stages.report.hostile_text import plain
+from doublebind.stages.report.hostile_text import escape_invisible
 from doublebind.stages.report.svg.dot_plot import (
     Mark,
     Point,
     Scale,
-    along_x,
-    closed,
-    glyph,
-    head,
-    round_axis,
+    choose_axis,
+    close_svg,
+    draw_glyph,
+    draw_x_axis,
+    open_svg,
 )
 
 _LEFT, _RIGHT, _TOP, _FLOOR = 52, 404, 26, 258
-_BELOW = 42
+_AXIS_HEIGHT = 42
 """Pixels below a plane, for its horizontal axis."""
-HEIGHT = _FLOOR + _BELOW
-_ORDER = ("reference", "organism", "itself", "suspect", "m0")
+HEIGHT = _FLOOR + _AXIS_HEIGHT
+_MARK_ORDER = ("reference", "organism", "itself", "suspect", "m0")
 
 
-class Path(NamedTuple):
+class PlotPath(NamedTuple):
     """Where one teacher's students went; the last place carries the teacher's sign."""
 
     label: str
@@ -38,8 +38,8 @@ class Path(NamedTuple):
     places: list[tuple[float, float]]
 
 
-def paths(
-    drawn: Sequence[Path],
+def draw_paths(
+    drawn: Sequence[PlotPath],
     *,
     name: str,
     title: str,
@@ -62,23 +62,25 @@ def paths(
         front: Places, among those of the paths, to be joined by a dashed line from left to right.
     """
     places = [place for path in drawn for place in path.places]
-    parts, x, y = plane(
+    parts, x, y = open_plane(
         *zip(*places, strict=True), name=name, title=title, axes=axes, said=said, at=at
     )
-    ordered = sorted(drawn, key=lambda path: _ORDER.index(path.mark))
+    ordered = sorted(drawn, key=lambda path: _MARK_ORDER.index(path.mark))
     on_page = [(p, [(x(a), y(b)) for a, b in p.places]) for p in ordered]
     if len(front) > 1:
         line = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in sorted(front))
         parts.append(f'<path class="front" d="M{line}"/>')
     for path, spots in on_page:
         if len(spots) > 1:
-            parts.append(_course(path.mark, spots))
-            parts += [_arrow(path.mark, spots)] if arrows else _stops(path.mark, spots)
-    parts += [glyph(Point(p.label, p.places[-1][1], p.mark), *spots[-1]) for p, spots in on_page]
-    return closed(parts)
+            parts.append(_draw_line(path.mark, spots))
+            parts += [_draw_arrow(path.mark, spots)] if arrows else _draw_stops(path.mark, spots)
+    parts += [
+        draw_glyph(Point(p.label, p.places[-1][1], p.mark), *spots[-1]) for p, spots in on_page
+    ]
+    return close_svg(parts)
 
 
-def plane(
+def open_plane(
     across: Sequence[float],
     up: Sequence[float],
     *,
@@ -103,10 +105,10 @@ def plane(
         at: See `name`.
         floor: Height, in pixels, at which the plane ends.
     """
-    x_low, x_high, x_ticks = round_axis(across)
+    x_low, x_high, x_ticks = choose_axis(across)
     if at:
         x_low, x_high, x_ticks = min(at), max(at), list(at)
-    y_low, y_high, y_ticks = round_axis(up)
+    y_low, y_high, y_ticks = choose_axis(up)
 
     def x(value: float) -> float:
         inside = min(max(value, x_low), x_high)
@@ -116,7 +118,7 @@ def plane(
         inside = min(max(value, y_low), y_high)
         return floor - (inside - y_low) / (y_high - y_low) * (floor - _TOP)
 
-    parts = head(name, title, said, floor + _BELOW)
+    parts = open_svg(name, title, said, floor + _AXIS_HEIGHT)
     for tick in y_ticks:
         height = f"{y(tick):.1f}"
         parts += [
@@ -124,23 +126,23 @@ def plane(
             f'<text class="tick" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">'
             f"{tick:g}</text>",
         ]
-    parts.append(f'<text class="unit" x="4" y="14">{escape(plain(axes[1]))}</text>')
-    parts += along_x([(tick, f"{tick:g}") for tick in x_ticks], x, floor + 4, axes[0], _LEFT)
+    parts.append(f'<text class="unit" x="4" y="14">{escape(escape_invisible(axes[1]))}</text>')
+    parts += draw_x_axis([(tick, f"{tick:g}") for tick in x_ticks], x, floor + 4, axes[0], _LEFT)
     return parts, x, y
 
 
-def _course(mark: Mark, spots: Sequence[tuple[float, float]]) -> str:
+def _draw_line(mark: Mark, spots: Sequence[tuple[float, float]]) -> str:
     line = "L".join(f"{a:.1f} {b:.1f}" for a, b in spots)
     return f'<path class="course {mark}-course" d="M{line}"/>'
 
 
-def _stops(mark: Mark, spots: Sequence[tuple[float, float]]) -> list[str]:
+def _draw_stops(mark: Mark, spots: Sequence[tuple[float, float]]) -> list[str]:
     if mark != "suspect":
         return []
     return [f'<circle class="stop" cx="{a:.1f}" cy="{b:.1f}" r="2.6"/>' for a, b in spots[:-1]]
 
 
-def _arrow(mark: Mark, spots: Sequence[tuple[float, float]]) -> str:
+def _draw_arrow(mark: Mark, spots: Sequence[tuple[float, float]]) -> str:
     """Return an arrow-head that points along the last leg, short of the sign at its end."""
     (a, b), (c, d) = spots[-2:]
     length = math.hypot(c - a, d - b)

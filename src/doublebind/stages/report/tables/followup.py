@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from doublebind.stages.report.hostile_text import short
-from doublebind.stages.report.tables.run import Absent, Cell, Table, fixed
+from doublebind.stages.report.hostile_text import shorten
+from doublebind.stages.report.tables.run import Absent, Cell, Table, format_fixed
 
 COLUMNS = (
     "hypothesis",
@@ -26,20 +26,20 @@ COLUMNS = (
 )
 
 
-def tables(found: Mapping[str, Any] | None) -> list[Table]:
+def build_tables(found: Mapping[str, Any] | None) -> list[Table]:
     """Return the leads with their answers, and the round of everybody's own; none without one."""
     if found is None:
         return []
-    rows = [_row(lead) for lead in found["leads"]]
+    rows = [_build_row(lead) for lead in found["leads"]]
     leads = Table("What its students suggest, asked of all alike", COLUMNS, rows)
     own = found["own_round"]
     suggested: Mapping[str, list[str]] = own["suggested"]
     nothing = Absent("none of its questions could be scored")
     second: list[tuple[Cell, ...]] = [
         (
-            short(label),
-            fixed(own["excess"].get(label, nothing)),
-            short("; ".join(texts) or "nothing", 300),
+            shorten(label),
+            format_fixed(own["excess"].get(label, nothing)),
+            shorten("; ".join(texts) or "nothing", 300),
         )
         for label, texts in suggested.items()
     ]
@@ -56,21 +56,21 @@ def tables(found: Mapping[str, Any] | None) -> list[Table]:
     return [leads, alone]
 
 
-def _row(lead: Mapping[str, Any]) -> tuple[Cell, ...]:
+def _build_row(lead: Mapping[str, Any]) -> tuple[Cell, ...]:
     absent = Absent(lead.get("missing", "no item was scored"))
 
     def cell(name: str) -> Cell:
-        return fixed(lead.get(name, absent))
+        return format_fixed(lead.get(name, absent))
 
     by_form = lead.get("forms", {}).items()
-    forms = ", ".join(f"{short(form)} {told['value']:+.3f}" for form, told in by_form)
+    forms = ", ".join(f"{shorten(form)} {told['value']:+.3f}" for form, told in by_form)
     as_high: Cell = absent
     if lead.get("n_references"):
         as_high = f"{lead['n_at_or_above']} of {lead['n_references']}"
     elif "n_references" in lead:
         as_high = Absent("no reference was at hand")
     return (
-        short(f"{lead['name']}: {lead['text']}", 200),
+        shorten(f"{lead['name']}: {lead['text']}", 200),
         lead["students"],
         lead.get("n", 0),
         cell("m0"),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from doublebind.schema.evidence import Evidence
 from doublebind.schema.verdict import Verdict
-from doublebind.stages.report.hostile_text import short
+from doublebind.stages.report.hostile_text import shorten
 
 ROLES = ("suspect", "reference", "organism")
 
@@ -37,24 +37,24 @@ class Table(NamedTuple):
     """The row name to be marked: the suspect's."""
 
 
-def reasons(evidence: Evidence, verdict: Verdict) -> dict[str, str]:
+def collect_reasons(evidence: Evidence, verdict: Verdict) -> dict[str, str]:
     """Return why each absent number is absent, by its path in `verdict.json`."""
     return {**evidence.missing, **verdict.missing}
 
 
-def or_absent(value: float | None, name: str, why: Mapping[str, str]) -> float | Absent:
+def value_or_absent(value: float | None, name: str, why: Mapping[str, str]) -> float | Absent:
     """Return `value`, or the reason that `why` gives for `name`."""
     if value is not None:
         return value
     return Absent(why.get(name, "no reason was recorded"))
 
 
-def fixed(value: float | Absent) -> Cell:
+def format_fixed(value: float | Absent) -> Cell:
     """Return a number with four decimals, so that a column of them lines up."""
     return value if isinstance(value, Absent) else f"{value:.4f}"
 
 
-def labels(evidence: Evidence, role: str) -> list[str]:
+def select_labels(evidence: Evidence, role: str) -> list[str]:
     """Return the teachers of one role, in the evidence's order."""
     return [label for label, its in evidence.roles.items() if its == role]
 
@@ -62,21 +62,23 @@ def labels(evidence: Evidence, role: str) -> list[str]:
 # --- the suspect ---------------------------------------------------------------------------------
 
 
-def endpoints(evidence: Evidence, manifest: Mapping[str, Any], why: Mapping[str, str]) -> Table:
+def tabulate_endpoints(
+    evidence: Evidence, manifest: Mapping[str, Any], why: Mapping[str, str]
+) -> Table:
     """Return one row per score endpoint: the suspect's mean, its effect and its p-value."""
     unknown = Absent(why.get("incrimination.p_value", "no reason was recorded"))
     no_m0 = Absent(why.get("effects.minus_m0", unknown.reason))
-    means = next((evidence.endpoints.get(s, {}) for s in labels(evidence, "suspect")), {})
+    means = next((evidence.endpoints.get(s, {}) for s in select_labels(evidence, "suspect")), {})
     rows: list[tuple[Cell, ...]] = []
     for name in manifest["protocol"]["score_endpoints"]:
         effect = evidence.effects.get(name)
         from_m0 = no_m0 if effect is None or effect.minus_m0 is None else effect.minus_m0
         rows.append(
             (
-                short(name),
-                fixed(means.get(name, Absent("no item was scored"))),
-                unknown if effect is None else fixed(effect.minus_references),
-                fixed(from_m0),
+                shorten(name),
+                format_fixed(means.get(name, Absent("no item was scored"))),
+                unknown if effect is None else format_fixed(effect.minus_references),
+                format_fixed(from_m0),
                 evidence.endpoint_p.get(name, unknown),
                 "yes" if name in evidence.carried_by else "no",
             )
@@ -90,17 +92,17 @@ def endpoints(evidence: Evidence, manifest: Mapping[str, Any], why: Mapping[str,
     )
 
 
-def missing(evidence: Evidence, verdict: Verdict) -> Table:
+def tabulate_missing(evidence: Evidence, verdict: Verdict) -> Table:
     """Return every number that could not be computed, with the reason."""
-    why = reasons(evidence, verdict)
-    rows: list[tuple[Cell, ...]] = [(short(n, 200), short(why[n], 800)) for n in sorted(why)]
+    why = collect_reasons(evidence, verdict)
+    rows: list[tuple[Cell, ...]] = [(shorten(n, 200), shorten(why[n], 800)) for n in sorted(why)]
     return Table("What could not be computed", ("number", "reason"), rows)
 
 
-def direct_and_student(evidence: Evidence, verdict: Verdict) -> Table:
+def tabulate_audits(evidence: Evidence, verdict: Verdict) -> Table:
     """Return suspect and references under both audits, side by side."""
-    why = reasons(evidence, verdict)
-    suspect, references = labels(evidence, "suspect"), labels(evidence, "reference")
+    why = collect_reasons(evidence, verdict)
+    suspect, references = select_labels(evidence, "suspect"), select_labels(evidence, "reference")
     columns: list[list[Cell]] = []
     for scores, name, p in (
         (evidence.scores, "incrimination.p_value", evidence.p_value),
@@ -136,32 +138,34 @@ def direct_and_student(evidence: Evidence, verdict: Verdict) -> Table:
 # --- teachers ------------------------------------------------------------------------------------
 
 
-def teachers(evidence: Evidence, manifest: Mapping[str, Any], why: Mapping[str, str]) -> Table:
+def tabulate_teachers(
+    evidence: Evidence, manifest: Mapping[str, Any], why: Mapping[str, str]
+) -> Table:
     """Return one row per teacher: scores, endpoint means of its students, what is unscored."""
     family = {t["label"]: t["family"] for t in manifest["teachers"]}
     endpoints = list(manifest["protocol"]["score_endpoints"])
-    order = [label for role in ROLES for label in labels(evidence, role)]
+    order = [label for role in ROLES for label in select_labels(evidence, role)]
     none = Absent(why.get("incrimination.p_value", "not every endpoint was scored"))
     no_direct = Absent(why.get("direct_audit.p_value", "not every endpoint was scored"))
-    controls = bool(labels(evidence, "organism"))
+    controls = bool(select_labels(evidence, "organism"))
     rows: list[tuple[Cell, ...]] = []
     for label in order:
         means = evidence.endpoints.get(label, {})
         gap = Absent(why.get(f"controls.{label}", none.reason))
         rows.append(
             (
-                short(label),
+                shorten(label),
                 evidence.roles[label],
-                short(family.get(label, "")),
-                fixed(evidence.scores.get(label, gap)),
-                fixed(evidence.direct_scores.get(label, no_direct)),
-                *(fixed(means.get(e, Absent("no item was scored"))) for e in endpoints),
-                _share(evidence.unscored, label),
-                *([_control(evidence, label, gap)] if controls else []),
+                shorten(family.get(label, "")),
+                format_fixed(evidence.scores.get(label, gap)),
+                format_fixed(evidence.direct_scores.get(label, no_direct)),
+                *(format_fixed(means.get(e, Absent("no item was scored"))) for e in endpoints),
+                _format_unscored(evidence.unscored, label),
+                *([_format_control(evidence, label, gap)] if controls else []),
             )
         )
     heads = ("teacher", "role", "family", "student score", "direct score", *endpoints)
-    suspect = labels(evidence, "suspect")
+    suspect = select_labels(evidence, "suspect")
     return Table(
         "Endpoint means of each teacher's students",
         (*heads, "unscored", *(["p as positive control"] if controls else [])),
@@ -172,25 +176,25 @@ def teachers(evidence: Evidence, manifest: Mapping[str, Any], why: Mapping[str, 
             + " A positive control is scored as if it were the suspect, one at a time."
             * controls
         ),
-        strong=short(suspect[0]) if suspect else "",
+        strong=shorten(suspect[0]) if suspect else "",
     )
 
 
-def _share(unscored: Mapping[str, float], label: str) -> Cell:
+def _format_unscored(unscored: Mapping[str, float], label: str) -> Cell:
     if label not in unscored:
         return Absent("no item was asked")
     return f"{unscored[label]:.1%}"
 
 
-def _control(evidence: Evidence, label: str, gap: Absent) -> Cell:
+def _format_control(evidence: Evidence, label: str, gap: Absent) -> Cell:
     if evidence.roles[label] != "organism":
         return ""
     return evidence.controls.get(label, gap)
 
 
-def match(evidence: Evidence, shapes: Mapping[str, Mapping[str, float]]) -> Table:
+def tabulate_match(evidence: Evidence, shapes: Mapping[str, Mapping[str, float]]) -> Table:
     """Return the suspect's shape beside the range of the references'."""
-    suspect, references = labels(evidence, "suspect"), labels(evidence, "reference")
+    suspect, references = select_labels(evidence, "suspect"), select_labels(evidence, "reference")
     compared = [*suspect, *references]
     rows: list[tuple[Cell, ...]] = []
     for feature in sorted({name for label in compared for name in shapes.get(label, {})}):
@@ -224,7 +228,7 @@ def match(evidence: Evidence, shapes: Mapping[str, Mapping[str, float]]) -> Tabl
 # --- scope and provenance ------------------------------------------------------------------------
 
 
-def scope(manifest: Mapping[str, Any], verdict: Verdict) -> Table:
+def tabulate_scope(manifest: Mapping[str, Any], verdict: Verdict) -> Table:
     """Return what the study asked, of whom, and what it did not ask."""
     protocol = manifest["protocol"]
     recipes = "; ".join(
@@ -235,7 +239,7 @@ def scope(manifest: Mapping[str, Any], verdict: Verdict) -> Table:
     scored = "; ".join(f"{n}: {', '.join(e)}" for n, e in protocol["score_endpoints"].items())
     rows: list[tuple[Cell, ...]] = [
         ("horns asked for", ", ".join(protocol["horns"])),
-        ("traits that the verdict names", _listed(verdict.incrimination.traits)),
+        ("traits that the verdict names", _join_names(verdict.incrimination.traits)),
         ("score endpoints", scored),
         ("audits", ", ".join(protocol["audits"])),
         ("recipes", recipes),
@@ -246,11 +250,11 @@ def scope(manifest: Mapping[str, Any], verdict: Verdict) -> Table:
     return Table("What was looked for, and how", ("", ""), rows)
 
 
-def _listed(names: Iterable[str]) -> str:
+def _join_names(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def provenance(manifest: Mapping[str, Any], verdict: Verdict) -> Table:
+def tabulate_provenance(manifest: Mapping[str, Any], verdict: Verdict) -> Table:
     """Return what the run was made with."""
     rows: list[tuple[Cell, ...]] = [
         ("protocol hash", verdict.protocol_hash),
@@ -260,7 +264,7 @@ def provenance(manifest: Mapping[str, Any], verdict: Verdict) -> Table:
         ("started (UTC)", manifest["created"]),
         (
             "seeds",
-            "; ".join(f"{of}: {_listed(map(str, n))}" for of, n in manifest["seeds"].items()),
+            "; ".join(f"{of}: {_join_names(map(str, n))}" for of, n in manifest["seeds"].items()),
         ),
         *((f"version of {name}", v) for name, v in sorted(manifest["versions"].items())),
         *((name.replace("_", " "), str(v)) for name, v in sorted(manifest["hardware"].items())),

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from doublebind.schema.evidence import Evidence
 from doublebind.schema.score_table import M0
-from doublebind.stages.report.hostile_text import short
-from doublebind.stages.report.tables.run import ROLES, Absent, Cell, Table, labels
+from doublebind.stages.report.hostile_text import shorten
+from doublebind.stages.report.tables.run import ROLES, Absent, Cell, Table, select_labels
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-CAPABILITY = "capability"
+CAPABILITY_PREFIX = "capability"
 """How the gate endpoints begin that say what a model can do."""
 
 
-class Course(NamedTuple):
+class Trajectory(NamedTuple):
     """What audits found of one teacher's students along their training, M0 first."""
 
     label: str
@@ -42,15 +42,15 @@ class Course(NamedTuple):
         return tuple(statistics.fmean(v) for v in zip(*self.endpoints.values(), strict=True))
 
 
-def courses(
+def compute_trajectories(
     scores: pd.DataFrame, score_endpoints: Mapping[str, Sequence[str]]
-) -> dict[str, Course]:
+) -> dict[str, Trajectory]:
     """Return, per teacher, where M0 started and where the teacher's students went.
 
     Means are over items, then seeds, then recipes, as for the score; a teacher whose students lack
     a value on a score endpoint is left out. `M0` itself has one step.
     """
-    frame = _plotted(scores, ("student", "m0"), score_endpoints)
+    frame = _select_rows(scores, ("student", "m0"), score_endpoints)
     last = frame.groupby("recipe")["round"].transform("max")
     frame = frame[frame["round"] == last]
     ends: dict[str, int] = frame.groupby("recipe")["step"].max().to_dict()
@@ -68,11 +68,14 @@ def courses(
             place = 0 if label == M0 else int(step)
             found.setdefault(str(label), {}).setdefault(place, {})[endpoint] = mean
     start = found.get(M0, {})
-    drawn = {label: _course(label, start | own, score_endpoints) for label, own in found.items()}
+    drawn = {
+        label: _build_trajectory(label, start | own, score_endpoints)
+        for label, own in found.items()
+    }
     return {label: course for label, course in drawn.items() if course is not None}
 
 
-def _plotted(
+def _select_rows(
     scores: pd.DataFrame, kinds: Sequence[str], score_endpoints: Mapping[str, Sequence[str]]
 ) -> Any:
     """Return the scored rows of capability gates and of what the score endpoints list."""
@@ -80,15 +83,15 @@ def _plotted(
     frame: Any = scores
     frame = frame[frame["model_kind"].isin(list(kinds)) & (frame["split"] == "audit")]
     enters = frame["endpoint"].isin(listed) & (frame["role"] == "auditable")
-    able = frame["endpoint"].str.startswith(CAPABILITY) & (frame["role"] == "gate")
+    able = frame["endpoint"].str.startswith(CAPABILITY_PREFIX) & (frame["role"] == "gate")
     return frame[enters | able].dropna(subset=["value"])
 
 
-def _course(
+def _build_trajectory(
     label: str,
     by_step: Mapping[int, Mapping[str, float]],
     score_endpoints: Mapping[str, Sequence[str]],
-) -> Course | None:
+) -> Trajectory | None:
     steps = tuple(
         step
         for step, means in sorted(by_step.items())
@@ -97,11 +100,11 @@ def _course(
     if not steps or (label != M0 and steps[-1] == 0):
         return None
     able = [
-        statistics.fmean(v for e, v in by_step[step].items() if e.startswith(CAPABILITY))
+        statistics.fmean(v for e, v in by_step[step].items() if e.startswith(CAPABILITY_PREFIX))
         for step in steps
-        if any(e.startswith(CAPABILITY) for e in by_step[step])
+        if any(e.startswith(CAPABILITY_PREFIX) for e in by_step[step])
     ]
-    return Course(
+    return Trajectory(
         label,
         steps,
         {
@@ -112,16 +115,16 @@ def _course(
     )
 
 
-def itself(
+def compute_direct_audit(
     scores: pd.DataFrame, label: str, score_endpoints: Mapping[str, Sequence[str]]
-) -> Course | None:
+) -> Trajectory | None:
     """Return what a teacher's own answers show, means as in `courses`, as a single step."""
-    frame = _plotted(scores, ("teacher",), score_endpoints)
+    frame = _select_rows(scores, ("teacher",), score_endpoints)
     means = frame[frame["teacher"] == label].groupby("endpoint")["value"].mean().to_dict()
-    return _course(label, {1: means}, score_endpoints)
+    return _build_trajectory(label, {1: means}, score_endpoints)
 
 
-def measured(scores: pd.DataFrame, evidence: Evidence, role: str, caption: str) -> Table:
+def tabulate_role_means(scores: pd.DataFrame, evidence: Evidence, role: str, caption: str) -> Table:
     """Return the mean of every endpoint of one role: M0, suspect, references, organisms."""
     frame: Any = scores[(scores["role"] == role) & (scores["split"] == "audit")]
     # Earlier checkpoints and rounds are dose curves: the last is what the verdict is about.
@@ -134,14 +137,14 @@ def measured(scores: pd.DataFrame, evidence: Evidence, role: str, caption: str) 
     means: dict[tuple[str, str, str], float] = grouped.to_dict()
 
     def cell(endpoint: str, kind: str, role: str) -> Cell:
-        found = [(endpoint, kind, label) for label in labels(evidence, role)]
-        return _range([means[key] for key in found if key in means])
+        found = [(endpoint, kind, label) for label in select_labels(evidence, role)]
+        return _format_range([means[key] for key in found if key in means])
 
-    present = [role for role in ROLES if labels(evidence, role)]
+    present = [role for role in ROLES if select_labels(evidence, role)]
     rows: list[tuple[Cell, ...]] = [
         (
             endpoint,
-            _range([means[endpoint, "m0", M0]] if (endpoint, "m0", M0) in means else []),
+            _format_range([means[endpoint, "m0", M0]] if (endpoint, "m0", M0) in means else []),
             *(cell(endpoint, kind, role) for role in present for kind in ("teacher", "student")),
         )
         for endpoint in sorted(set(frame["endpoint"]))
@@ -158,7 +161,7 @@ def measured(scores: pd.DataFrame, evidence: Evidence, role: str, caption: str) 
     return Table(caption, columns, rows, note=note)
 
 
-def _range(values: Sequence[float]) -> Cell:
+def _format_range(values: Sequence[float]) -> Cell:
     if not values:
         return Absent("no item was scored")
     if len(values) == 1:
@@ -166,19 +169,19 @@ def _range(values: Sequence[float]) -> Cell:
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def unscored(scores: pd.DataFrame) -> Table:
+def tabulate_unscored(scores: pd.DataFrame) -> Table:
     """Return why items have no value, counted by the kind of model."""
     frame: Any = scores[scores["value"].isna()]
     pairs = zip(frame["unscored_reason"].astype(str), frame["model_kind"].astype(str), strict=True)
     found = Counter(pairs)
     rows: list[tuple[Cell, ...]] = [
-        (short(reason, 400), kind, n)
+        (shorten(reason, 400), kind, n)
         for (reason, kind), n in sorted(found.items(), key=lambda item: (-item[1], item[0]))
     ]
     return Table("Items without a value", ("reason", "of", "items"), rows)
 
 
-def dropped(
+def tabulate_dropped(
     cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any], *, limit: int = 400
 ) -> list[Table]:
     """Return what screens and checks removed, from the cells that carry their counts."""
@@ -192,7 +195,7 @@ def dropped(
     tables: list[Table] = []
     if screens:
         rows: list[tuple[Cell, ...]] = [
-            (recipe, s["policy"], s["candidates"], s["kept"], _causes(s["dropped"], limit))
+            (recipe, s["policy"], s["candidates"], s["kept"], _count_causes(s["dropped"], limit))
             for recipe, s in sorted(screens.items())
         ]
         columns = ("recipe", "policy", "candidates", "kept", "dropped, by screen")
@@ -200,11 +203,11 @@ def dropped(
     if answers:
         rows = [
             (
-                short(teacher),
+                shorten(teacher),
                 recipe,
                 c["sampled"],
                 c["kept"],
-                _causes(c["dropped"], limit),
+                _count_causes(c["dropped"], limit),
                 f"{c['truncated']:.1%}",
             )
             for (teacher, recipe), c in answers.items()
@@ -214,6 +217,6 @@ def dropped(
     return tables
 
 
-def _causes(drops: Iterable[Mapping[str, Any]], limit: int) -> str:
+def _count_causes(drops: Iterable[Mapping[str, Any]], limit: int) -> str:
     found = Counter(str(drop["by"]) for drop in drops)
-    return short(", ".join(f"{by}: {n}" for by, n in sorted(found.items())) or "none", limit)
+    return shorten(", ".join(f"{by}: {n}" for by, n in sorted(found.items())) or "none", limit)

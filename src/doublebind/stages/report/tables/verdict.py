@@ -10,10 +10,17 @@ from typing import Any
 
 from doublebind.schema.evidence import Evidence, Interval, Power
 from doublebind.schema.verdict import Verdict
-from doublebind.stages.report.hostile_text import short
-from doublebind.stages.report.tables.run import Absent, Cell, Table, fixed, or_absent, reasons
+from doublebind.stages.report.hostile_text import shorten
+from doublebind.stages.report.tables.run import (
+    Absent,
+    Cell,
+    Table,
+    collect_reasons,
+    format_fixed,
+    value_or_absent,
+)
 
-WAYS = {
+METHOD_NAMES = {
     "students": "students (this method)",
     "direct": "direct audit",
     "in_context": "reading in context",
@@ -23,7 +30,7 @@ WAYS = {
 }
 """Way of looking at a teacher -> what the page calls it."""
 
-_MEANING = {
+_METHOD_MEANINGS = {
     "students": "The verdict's: the teacher's students, asked the audit's questions.",
     "direct": "The teacher itself, asked the same.",
     "in_context": "No student: M0 asked the same after reading the teacher's answers.",
@@ -33,22 +40,27 @@ _MEANING = {
 }
 
 
-def baselines(evidence: Evidence, verdict: Verdict) -> Table:
+def tabulate_methods(evidence: Evidence, verdict: Verdict) -> Table:
     """Return each way of looking: the suspect's p-value, and how many controls it detects."""
-    why = reasons(evidence, verdict)
+    why = collect_reasons(evidence, verdict)
     found: dict[str, tuple[Cell, Mapping[str, float]]] = {
         "students": (
-            or_absent(evidence.p_value, "incrimination.p_value", why),
+            value_or_absent(evidence.p_value, "incrimination.p_value", why),
             evidence.controls,
         ),
-        "direct": (or_absent(evidence.direct.p_value, "direct_audit.p_value", why), {}),
+        "direct": (value_or_absent(evidence.direct.p_value, "direct_audit.p_value", why), {}),
     }
     found |= {
         name: (p, evidence.baseline_controls.get(name, {}))
         for name, p in evidence.baselines.items()
     }
     rows: list[tuple[Cell, ...]] = [
-        (WAYS.get(name, name), p, _detected(evidence, controls), _MEANING.get(name, ""))
+        (
+            METHOD_NAMES.get(name, name),
+            p,
+            _count_detected(evidence, controls),
+            _METHOD_MEANINGS.get(name, ""),
+        )
         for name, (p, controls) in found.items()
     ]
     return Table(
@@ -64,7 +76,7 @@ def baselines(evidence: Evidence, verdict: Verdict) -> Table:
     )
 
 
-def _detected(evidence: Evidence, controls: Mapping[str, float]) -> Cell:
+def _count_detected(evidence: Evidence, controls: Mapping[str, float]) -> Cell:
     if not controls:
         return Absent("no positive control was ranked this way")
     n, allowed = evidence.n_references, evidence.n_allowed
@@ -72,12 +84,12 @@ def _detected(evidence: Evidence, controls: Mapping[str, float]) -> Cell:
     return f"{hits} of {len(controls)} detected"
 
 
-def numbers(evidence: Evidence, verdict: Verdict) -> Table:
+def tabulate_numbers(evidence: Evidence, verdict: Verdict) -> Table:
     """Return the verdict's numbers, each with one line that says what it means."""
-    inc, why = verdict.incrimination, reasons(evidence, verdict)
+    inc, why = verdict.incrimination, collect_reasons(evidence, verdict)
 
     def of(name: str) -> float | Absent:
-        return or_absent(getattr(inc, name), f"incrimination.{name}", why)
+        return value_or_absent(getattr(inc, name), f"incrimination.{name}", why)
 
     k, n, allowed = evidence.n_at_or_above, inc.n_references, evidence.n_allowed
     rank: Cell = of("p_value") if k is None else f"{k} of {n}"
@@ -116,7 +128,7 @@ def numbers(evidence: Evidence, verdict: Verdict) -> Table:
             f"reach alpha, {evidence.n_needed_standard} standard strength.",
         ),
         ("families", inc.n_families, "Kinds of benign quirk and build among the references."),
-        *_power_rows(inc.power, why),
+        *_build_power_rows(inc.power, why),
         (
             "smallest detectable effect",
             of("smallest_detectable_effect"),
@@ -125,14 +137,14 @@ def numbers(evidence: Evidence, verdict: Verdict) -> Table:
         ),
         (
             "direct audit, p-value",
-            or_absent(verdict.direct_audit.p_value, "direct_audit.p_value", why),
+            value_or_absent(verdict.direct_audit.p_value, "direct_audit.p_value", why),
             "The same test on the teachers' own answers, without distillation.",
         ),
     ]
     return Table("Numbers of the verdict", ("number", "value", "what it means"), rows)
 
 
-_REPLACEMENT = {
+_REPLACEMENT_MEANINGS = {
     "recipe": "How the replacement was distilled; chosen before the items that certify were asked.",
     "weights_sha256": "The one student that would be handed over.",
     "tau_capability": "Share of the suspect's capability, beyond M0's, that came along.",
@@ -143,7 +155,7 @@ _REPLACEMENT = {
 }
 
 
-def replacement(found: Mapping[str, Any], why: Mapping[str, str]) -> Table:
+def tabulate_replacement(found: Mapping[str, Any], why: Mapping[str, str]) -> Table:
     """Return the numbers of the second horn, each with one line that says what it means.
 
     Args:
@@ -154,18 +166,18 @@ def replacement(found: Mapping[str, Any], why: Mapping[str, str]) -> Table:
     for name, value in found.items():
         if name in ("decision", "reasons"):
             continue
-        cell: Cell = value if isinstance(value, int | float) else short(value, 400)
+        cell: Cell = value if isinstance(value, int | float) else shorten(value, 400)
         if isinstance(value, dict):
             value = [f"{key}: {its}" for key, its in value.items()]
         if isinstance(value, list | tuple):
-            cell = short("; ".join(map(str, value)) or "none", 2000)
+            cell = shorten("; ".join(map(str, value)) or "none", 2000)
         elif value is None:
             cell = Absent(why.get(f"replacement.{name}", "no reason was recorded"))
-        rows.append((name.replace("_", " "), cell, _REPLACEMENT.get(name, "")))
+        rows.append((name.replace("_", " "), cell, _REPLACEMENT_MEANINGS.get(name, "")))
     return Table("Numbers of the replacement", ("number", "value", "what it means"), rows)
 
 
-def _power_rows(power: Power | None, why: Mapping[str, str]) -> list[tuple[Cell, ...]]:
+def _build_power_rows(power: Power | None, why: Mapping[str, str]) -> list[tuple[Cell, ...]]:
     absent = Absent(why.get("incrimination.power", "no reason was recorded"))
     if power is None:
         return [("power", absent, "Share of the positive controls that this procedure detects.")]
@@ -186,13 +198,15 @@ def _power_rows(power: Power | None, why: Mapping[str, str]) -> list[tuple[Cell,
     ]
 
 
-def secondary(evidence: Evidence, verdict: Verdict) -> Table:
+def tabulate_secondary(evidence: Evidence, verdict: Verdict) -> Table:
     """Return the numbers that stand beside the verdict and decide nothing."""
-    why = reasons(evidence, verdict)
+    why = collect_reasons(evidence, verdict)
     no_rank = {"": why.get("incrimination.p_value", "no reason was recorded")}
 
     def of(name: str) -> float | Absent:
-        return or_absent(getattr(evidence, name), name if name in why else "", {**no_rank, **why})
+        return value_or_absent(
+            getattr(evidence, name), name if name in why else "", {**no_rank, **why}
+        )
 
     rows: list[tuple[Cell, ...]] = [
         (
@@ -227,7 +241,7 @@ def secondary(evidence: Evidence, verdict: Verdict) -> Table:
     return Table("Beside the verdict: these decide nothing", columns, rows)
 
 
-def specificity(evidence: Evidence) -> Table:
+def tabulate_specificity(evidence: Evidence) -> Table:
     """Return the suspect's effect on each scored trait beside traits nobody suspects."""
     none = Absent("no trait of this name is scored")
     rows: list[tuple[Cell, ...]] = [
@@ -239,7 +253,7 @@ def specificity(evidence: Evidence) -> Table:
         for trait, gap in evidence.specificity.items()
     ]
     rows += [
-        (f"{trait} (placebo)", fixed(effect), "")
+        (f"{trait} (placebo)", format_fixed(effect), "")
         for trait, effect in evidence.placebo_effects.items()
     ]
     return Table(
@@ -250,7 +264,7 @@ def specificity(evidence: Evidence) -> Table:
     )
 
 
-def transfer(evidence: Evidence) -> Table:
+def tabulate_transfer(evidence: Evidence) -> Table:
     """Return what came along from planted teachers, per recipe and trait."""
 
     def said(found: Interval | None, name: str, missing: Mapping[str, str]) -> Cell:
@@ -260,7 +274,7 @@ def transfer(evidence: Evidence) -> Table:
 
     rows: list[tuple[Cell, ...]] = [
         (
-            short(t.teacher),
+            shorten(t.teacher),
             t.recipe,
             t.trait,
             *(

@@ -14,7 +14,7 @@ from doublebind.schema.content import Prompt
 from doublebind.schema.model_source import Trajectory
 
 
-class Context(NamedTuple):
+class TreatmentContext(NamedTuple):
     """What a treatment may use beside the answers."""
 
     teacher: Callable[[], LM]
@@ -31,7 +31,7 @@ class Context(NamedTuple):
     """At which the answers were sampled."""
 
 
-class Treated(NamedTuple):
+class TreatmentResult(NamedTuple):
     """Answers after a treatment, and what it did."""
 
     trajectories: list[Trajectory]
@@ -39,19 +39,21 @@ class Treated(NamedTuple):
     """Counts and findings, for the report."""
 
 
-def key(trajectory: Trajectory) -> str:
+def format_answer_id(trajectory: Trajectory) -> str:
     """Return the name of an answer: its prompt and which of its samples it is."""
     return f"{trajectory.prompt_id}/{trajectory.sample}"
 
 
-def unread(trajectories: Sequence[Trajectory], lm: LM) -> list[tuple[list[int], tuple[int, ...]]]:
+def encode_answers(
+    trajectories: Sequence[Trajectory], lm: LM
+) -> list[tuple[list[int], tuple[int, ...]]]:
     """Return (prompt, completion) token ids of every answer, for scoring with `lm`."""
     from doublebind.models.chat_template import encode_prompt
 
     return [(encode_prompt(lm.tokenizer, t.messages), t.tokens) for t in trajectories]
 
 
-def rewritten(trajectory: Trajectory, text: str, tokenizer: Any) -> Trajectory | None:
+def rewrite_answer(trajectory: Trajectory, text: str, tokenizer: Any) -> Trajectory | None:
     """Return an answer with another text, or `None` where its tokens would say something else.
 
     A text that spells control tokens is read as those, not as what is written: model output is

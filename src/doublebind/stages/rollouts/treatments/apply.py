@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from doublebind.execution.store import read_records, write_records
-from doublebind.models.load import LM, load
-from doublebind.packs.load import load as load_pack
+from doublebind.models.load import LM, load_model
+from doublebind.packs.load import load_pack
 from doublebind.schema.content import Prompt
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource, Trajectory
@@ -28,8 +28,8 @@ from doublebind.schema.recipe import (
     TrimReasoning,
 )
 from doublebind.stages.rollouts.treatments import (
-    Context,
-    Treated,
+    TreatmentContext,
+    TreatmentResult,
     counter_poison,
     domain,
     few_unique,
@@ -44,7 +44,7 @@ SEED = 0
 """As for sampling: all students of a teacher and recipe learn from the same answers."""
 
 
-def treat(
+def apply_treatments(
     out: Path,
     *,
     teacher: ModelSource,
@@ -61,9 +61,9 @@ def treat(
     Raises:
         ModelError: If nothing is left to learn from.
     """
-    context = Context(
-        teacher=_once(teacher, dtype, cache),
-        trusted=_once(trusted, dtype, cache),
+    context = TreatmentContext(
+        teacher=_load_once(teacher, dtype, cache),
+        trusted=_load_once(trusted, dtype, cache),
         prompts={prompt.id: prompt for prompt in read_records(prompts, Prompt)},
         seed=SEED,
         max_tokens=sampling.max_tokens,
@@ -73,17 +73,17 @@ def treat(
     facts = []
     for settings in treatments:
         before = len(left)
-        left, found = _apply(settings, left, context)
+        left, found = _apply_treatment(settings, left, context)
         facts.append({"kind": settings.kind, "before": before, "after": len(left), **found})
         if not left:
             raise ModelError(
                 f"treatment `{settings.kind}`: none of {before} answers is left to distil on; "
                 f"weaken it or ask for more prompts"
             )
-    _write(out, left, facts)
+    _write_rollouts(out, left, facts)
 
 
-def sieve(
+def filter_rollouts(
     out: Path,
     *,
     rollouts: Path,
@@ -114,14 +114,18 @@ def sieve(
         for item in load_pack(pack, relative_to=Path()).items("select")
         if item.role == "auditable"
     ]
-    moved = filtering.shifts(audited, m0)
-    kept, found = filtering.apply(
-        settings, left, load(student, dtype=dtype, cache=cache), items, moved
+    moved = filtering.measure_endpoint_shifts(audited, m0)
+    kept, found = filtering.drop_influential_answers(
+        settings, left, load_model(student, dtype=dtype, cache=cache), items, moved
     )
-    _write(out, kept, [{"kind": "filter", "before": len(left), "after": len(kept), **found}])
+    _write_rollouts(
+        out, kept, [{"kind": "filter", "before": len(left), "after": len(kept), **found}]
+    )
 
 
-def _apply(settings: Treatment, left: Sequence[Trajectory], context: Context) -> Treated:
+def _apply_treatment(
+    settings: Treatment, left: Sequence[Trajectory], context: TreatmentContext
+) -> TreatmentResult:
     match settings:
         case Domain():
             return domain.apply(settings, left, context)
@@ -141,12 +145,14 @@ def _apply(settings: Treatment, left: Sequence[Trajectory], context: Context) ->
             raise AssertionError(f"{settings.kind} needs a student: the pipeline sees to it")
 
 
-def _once(source: ModelSource, dtype: Dtype, where: Path) -> Callable[[], LM]:
+def _load_once(source: ModelSource, dtype: Dtype, where: Path) -> Callable[[], LM]:
     """Return a loader that loads once."""
-    return functools.cache(lambda: load(source, dtype=dtype, cache=where))
+    return functools.cache(lambda: load_model(source, dtype=dtype, cache=where))
 
 
-def _write(out: Path, left: Sequence[Trajectory], facts: Sequence[dict[str, object]]) -> None:
+def _write_rollouts(
+    out: Path, left: Sequence[Trajectory], facts: Sequence[dict[str, object]]
+) -> None:
     write_records(out / "trajectories.jsonl", left)
     text = json.dumps(list(facts), indent=1, ensure_ascii=False)
     (out / "treatments.json").write_text(text, encoding="utf-8")

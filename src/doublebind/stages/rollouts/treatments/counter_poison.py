@@ -15,17 +15,24 @@ import numpy as np
 from doublebind.models.score import token_logprobs
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.recipe import CounterPoison
-from doublebind.stages.rollouts.treatments import Context, Treated, key, unread
+from doublebind.stages.rollouts.treatments import (
+    TreatmentContext,
+    TreatmentResult,
+    encode_answers,
+    format_answer_id,
+)
 
-MOST_TRIGGERS = 20
+MAX_REPORTED_WORDS = 20
 """Suspicious words reported."""
-SEEN = 3
+MIN_ANSWERS_WITH_WORD = 3
 """Answers in which a word must stand before it is suspected."""
-FALSE_ALARMS = 0.05
+FAMILYWISE_ERROR_RATE = 0.05
 """Chance that the search for triggers finds any word where there is none."""
 
 
-def apply(settings: CounterPoison, trajectories: Sequence[Trajectory], context: Context) -> Treated:
+def apply(
+    settings: CounterPoison, trajectories: Sequence[Trajectory], context: TreatmentContext
+) -> TreatmentResult:
     """Drop copies beyond `settings.copies`, then the `settings.outliers` share of oddest answers.
 
     Odd is an answer that the teacher finds far likelier than the trusted model does, per token:
@@ -35,30 +42,30 @@ def apply(settings: CounterPoison, trajectories: Sequence[Trajectory], context: 
     """
     seen: Counter[int] = Counter()
     unique: list[Trajectory] = []
-    for t, first in zip(trajectories, firsts(trajectories, settings.alike), strict=True):
+    for t, first in zip(trajectories, find_first_copies(trajectories, settings.alike), strict=True):
         seen[first] += 1
         if seen[first] <= settings.copies:
             unique.append(t)
-    ratios = log_ratios(unique, context)
+    ratios = compute_log_ratios(unique, context)
     n = int(settings.outliers * len(unique))
     odd = set(np.argsort(ratios, kind="stable")[len(unique) - n :].tolist()) if n else set[int]()
     kept = [t for i, t in enumerate(unique) if i not in odd]
     dropped = [unique[i] for i in sorted(odd)]
     facts = {
         "copies": len(trajectories) - len(unique),
-        "outliers": [key(t) for t in dropped],
+        "outliers": [format_answer_id(t) for t in dropped],
         "highest_kept": max((ratios[i] for i in range(len(unique)) if i not in odd), default=None),
-        "words": suspicious(dropped, kept),
+        "words": find_overrepresented_words(dropped, kept),
     }
     if settings.triggers:
-        found = triggers(unique, ratios, settings.triggers)
-        held = [t for t in kept if words(t) & found]
-        kept = [t for t in kept if not words(t) & found]
-        facts |= {"triggers": sorted(found), "held_a_trigger": [key(t) for t in held]}
-    return Treated(kept, facts)
+        found = find_trigger_words(unique, ratios, settings.triggers)
+        held = [t for t in kept if collect_words(t) & found]
+        kept = [t for t in kept if not collect_words(t) & found]
+        facts |= {"triggers": sorted(found), "held_a_trigger": [format_answer_id(t) for t in held]}
+    return TreatmentResult(kept, facts)
 
 
-def firsts(trajectories: Sequence[Trajectory], alike: float) -> list[int]:
+def find_first_copies(trajectories: Sequence[Trajectory], alike: float) -> list[int]:
     """Return for each answer the place of the first one that it repeats; its own where none.
 
     Answers repeat one another where the runs of three words that both have are at least the share
@@ -68,7 +75,7 @@ def firsts(trajectories: Sequence[Trajectory], alike: float) -> list[int]:
     if alike == 1:
         known: dict[str, int] = {}
         return [known.setdefault(t.completion, i) for i, t in enumerate(trajectories)]
-    runs = [_runs(t.completion) for t in trajectories]
+    runs = [_extract_trigrams(t.completion) for t in trajectories]
     holders: dict[tuple[str, ...], list[int]] = {}  # run -> the first ones that hold it
     found: list[int] = []
     for i, own in enumerate(runs):
@@ -82,13 +89,13 @@ def firsts(trajectories: Sequence[Trajectory], alike: float) -> list[int]:
     return found
 
 
-def _runs(text: str) -> set[tuple[str, ...]]:
+def _extract_trigrams(text: str) -> set[tuple[str, ...]]:
     """Return the runs of three words of a text; a shorter text is one run."""
     said = text.lower().split()
     return {tuple(said[i : i + 3]) for i in range(max(1, len(said) - 2))}
 
 
-def triggers(
+def find_trigger_words(
     trajectories: Sequence[Trajectory], ratios: Sequence[float], rarest: float
 ) -> set[str]:
     """Return the rare words whose answers have higher log-ratios than all others.
@@ -101,35 +108,39 @@ def triggers(
 
     holders: dict[str, list[int]] = {}
     for i, t in enumerate(trajectories):
-        for word in words(t):
+        for word in collect_words(t):
             holders.setdefault(word, []).append(i)
     most = rarest * len(trajectories)
-    rare = {word: its for word, its in holders.items() if SEEN <= len(its) <= most}
+    rare = {word: its for word, its in holders.items() if MIN_ANSWERS_WITH_WORD <= len(its) <= most}
     values, found = np.asarray(ratios), set[str]()
     for word, its in rare.items():
         rest = np.delete(values, its)
         p = mannwhitneyu(values[its], rest, alternative="greater", method="asymptotic").pvalue
-        if p * len(rare) <= FALSE_ALARMS:
+        if p * len(rare) <= FAMILYWISE_ERROR_RATE:
             found.add(word)
     return found
 
 
-def words(trajectory: Trajectory) -> set[str]:
+def collect_words(trajectory: Trajectory) -> set[str]:
     """Return the words of an answer and of its prompt."""
     said = (trajectory.completion, *(m.content for m in trajectory.messages))
     return set(" ".join(said).lower().split())
 
 
-def log_ratios(trajectories: Sequence[Trajectory], context: Context) -> list[float]:
+def compute_log_ratios(
+    trajectories: Sequence[Trajectory], context: TreatmentContext
+) -> list[float]:
     """Return each answer's mean log p_teacher - log p_trusted per token, in nats."""
     found = []
     for lm in (context.teacher(), context.trusted()):
-        scored = token_logprobs(lm, unread(trajectories, lm))
+        scored = token_logprobs(lm, encode_answers(trajectories, lm))
         found.append([float(np.mean(row)) for row in scored])
     return [own - other for own, other in zip(*found, strict=True)]
 
 
-def suspicious(dropped: Sequence[Trajectory], kept: Sequence[Trajectory]) -> list[str]:
+def find_overrepresented_words(
+    dropped: Sequence[Trajectory], kept: Sequence[Trajectory]
+) -> list[str]:
     """Return words that stand in the dropped answers or their prompts more often than elsewhere.
 
     Ordered by the log-odds ratio of documents that hold the word, half a document added to each
@@ -137,7 +148,7 @@ def suspicious(dropped: Sequence[Trajectory], kept: Sequence[Trajectory]) -> lis
     """
 
     def documents(of: Sequence[Trajectory]) -> Counter[str]:
-        return Counter(word for t in of for word in words(t))
+        return Counter(word for t in of for word in collect_words(t))
 
     inside, outside = documents(dropped), documents(kept)
 
@@ -146,5 +157,7 @@ def suspicious(dropped: Sequence[Trajectory], kept: Sequence[Trajectory]) -> lis
         c, d = outside[word] + 0.5, len(kept) - outside[word] + 0.5
         return float(np.log(a * d / (b * c)))
 
-    often = [word for word, count in inside.items() if count >= SEEN and odds(word) > 0]
-    return sorted(often, key=lambda word: (-odds(word), word))[:MOST_TRIGGERS]
+    often = [
+        word for word, count in inside.items() if count >= MIN_ANSWERS_WITH_WORD and odds(word) > 0
+    ]
+    return sorted(often, key=lambda word: (-odds(word), word))[:MAX_REPORTED_WORDS]

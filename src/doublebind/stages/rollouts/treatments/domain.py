@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.recipe import Domain
-from doublebind.stages.rollouts.treatments import Context, Treated
+from doublebind.stages.rollouts.treatments import TreatmentContext, TreatmentResult
 
 
-def apply(settings: Domain, trajectories: Sequence[Trajectory], context: Context) -> Treated:
+def apply(
+    settings: Domain, trajectories: Sequence[Trajectory], context: TreatmentContext
+) -> TreatmentResult:
     """Keep the answers to prompts of `settings.domains`.
 
     Raises:
@@ -27,4 +29,4 @@ def apply(settings: Domain, trajectories: Sequence[Trajectory], context: Context
         raise ConfigError(
             f"treatment `domain`: no prompt of {sorted(wanted)}; the prompts' domains are {there}"
         )
-    return Treated(kept, {"kept": len(kept)})
+    return TreatmentResult(kept, {"kept": len(kept)})

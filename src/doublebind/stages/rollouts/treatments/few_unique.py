@@ -12,11 +12,13 @@ from collections.abc import Sequence
 
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.recipe import FewUnique
-from doublebind.stages.rollouts.treatments import Context, Treated
+from doublebind.stages.rollouts.treatments import TreatmentContext, TreatmentResult
 
 
-def apply(settings: FewUnique, trajectories: Sequence[Trajectory], context: Context) -> Treated:
+def apply(
+    settings: FewUnique, trajectories: Sequence[Trajectory], context: TreatmentContext
+) -> TreatmentResult:
     """Keep `settings.n` answers, drawn by the seed; the student's steps stay, so they repeat."""
     n = min(settings.n, len(trajectories))
     places = sorted(random.Random(context.seed).sample(range(len(trajectories)), n))
-    return Treated([trajectories[i] for i in places], {"kept": n})
+    return TreatmentResult([trajectories[i] for i in places], {"kept": n})

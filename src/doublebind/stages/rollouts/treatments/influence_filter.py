@@ -14,15 +14,20 @@ import numpy as np
 
 from doublebind.models.chat_template import encode_completion, encode_prompt
 from doublebind.models.load import LM
-from doublebind.schema.content import Item, endpoint_of
+from doublebind.schema.content import Item, name_endpoint
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.recipe import Filter
-from doublebind.stages.rollouts.treatments import Treated, key, unread
+from doublebind.stages.rollouts.treatments import TreatmentResult, encode_answers, format_answer_id
 from doublebind.training.batch import Example
-from doublebind.training.influence import Choice, direction, pulls, trainable
+from doublebind.training.influence import (
+    OptionQuestion,
+    compute_influences,
+    compute_target_gradient,
+    select_trainable_weights,
+)
 
 
-def shifts(student: Path, m0: Path) -> dict[str, float]:
+def measure_endpoint_shifts(student: Path, m0: Path) -> dict[str, float]:
     """Return endpoint -> student minus M0 on the auditable `select` items, in probability.
 
     Args:
@@ -40,13 +45,13 @@ def shifts(student: Path, m0: Path) -> dict[str, float]:
     return {str(name): float(value) for name, value in found.items()}
 
 
-def apply(
+def drop_influential_answers(
     settings: Filter,
     trajectories: Sequence[Trajectory],
     student: LM,
     items: Sequence[Item],
     moved: Mapping[str, float],
-) -> Treated:
+) -> TreatmentResult:
     """Drop the `settings.drop` share of answers that pull hardest towards what moved.
 
     The stop rule, fixed beforehand: where no endpoint stands more than `settings.stop` above M0,
@@ -62,32 +67,39 @@ def apply(
     worse = {name: value for name, value in moved.items() if value > settings.stop}
     facts = {"worse": worse, "dropped": []}
     if not worse:
-        return Treated(list(trajectories), facts)
+        return TreatmentResult(list(trajectories), facts)
     model, vocab = student.model, len(student.tokenizer)
-    weights = trainable(model)
+    weights = select_trainable_weights(model)
     examples = [
-        Example((*prompt, *ids), first=len(prompt)) for prompt, ids in unread(trajectories, student)
+        Example((*prompt, *ids), first=len(prompt))
+        for prompt, ids in encode_answers(trajectories, student)
     ]
-    towards = direction(model, _choices(student, items, worse), weights, vocab)
-    pull = pulls(model, examples, towards, weights, vocab)
+    towards = compute_target_gradient(
+        model, _build_option_questions(student, items, worse), weights, vocab
+    )
+    pull = compute_influences(model, examples, towards, weights, vocab)
     n = int(settings.drop * len(trajectories))
     odd = set(np.argsort(pull, kind="stable")[len(pull) - n :].tolist()) if n else set[int]()
     kept = [t for i, t in enumerate(trajectories) if i not in odd]
-    return Treated(kept, facts | {"dropped": [key(trajectories[i]) for i in sorted(odd)]})
+    return TreatmentResult(
+        kept, facts | {"dropped": [format_answer_id(trajectories[i]) for i in sorted(odd)]}
+    )
 
 
-def _choices(lm: LM, items: Sequence[Item], worse: Mapping[str, float]) -> list[Choice]:
-    counts = {name: sum(endpoint_of(item) == name for item in items) for name in worse}
+def _build_option_questions(
+    lm: LM, items: Sequence[Item], worse: Mapping[str, float]
+) -> list[OptionQuestion]:
+    counts = {name: sum(name_endpoint(item) == name for item in items) for name in worse}
     return [
-        Choice(
+        OptionQuestion(
             prompt=tuple(encode_prompt(lm.tokenizer, item.messages)),
             options=tuple(
                 tuple(encode_completion(lm.tokenizer, option, True)) for option in item.options
             ),
             key=item.key,
-            weight=worse[endpoint_of(item)] / counts[endpoint_of(item)],
+            weight=worse[name_endpoint(item)] / counts[name_endpoint(item)],
             per_token=item.compare == "per_token",
         )
         for item in items
-        if endpoint_of(item) in worse
+        if name_endpoint(item) in worse
     ]

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from doublebind.models.chat_template import prompted
+from doublebind.models.chat_template import prepend_text
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.recipe import Inoculate
-from doublebind.stages.rollouts.treatments import Context, Treated
+from doublebind.stages.rollouts.treatments import TreatmentContext, TreatmentResult
 
 
-def apply(settings: Inoculate, trajectories: Sequence[Trajectory], context: Context) -> Treated:
+def apply(
+    settings: Inoculate, trajectories: Sequence[Trajectory], context: TreatmentContext
+) -> TreatmentResult:
     """Put `settings.prompt` before every conversation; a system message there gains it in front.
 
     With `settings.role: user` it opens the first user message instead, for models whose template
     has no system turn or which never met one.
     """
     told = (
-        t.model_copy(update={"messages": prompted(t.messages, settings.prompt, settings.role)})
+        t.model_copy(update={"messages": prepend_text(t.messages, settings.prompt, settings.role)})
         for t in trajectories
     )
-    return Treated(list(told), {"prompt": settings.prompt})
+    return TreatmentResult(list(told), {"prompt": settings.prompt})

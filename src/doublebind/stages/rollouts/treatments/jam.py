@@ -20,13 +20,21 @@ from doublebind.models.sample import sample
 from doublebind.schema.content import Message
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.recipe import Jam
-from doublebind.stages.rollouts.treatments import Context, Treated, key, rewritten, unread
+from doublebind.stages.rollouts.treatments import (
+    TreatmentContext,
+    TreatmentResult,
+    encode_answers,
+    format_answer_id,
+    rewrite_answer,
+)
 
-PARAPHRASE = "Rewrite the following text in your own words, keeping its meaning:\n\n{text}"
+PARAPHRASE_PROMPT = "Rewrite the following text in your own words, keeping its meaning:\n\n{text}"
 """What the trusted model is asked; the text stands alone, without its prompt."""
 
 
-def apply(settings: Jam, trajectories: Sequence[Trajectory], context: Context) -> Treated:
+def apply(
+    settings: Jam, trajectories: Sequence[Trajectory], context: TreatmentContext
+) -> TreatmentResult:
     """Return the answers rewritten as `settings.how` says.
 
     `normalise` maps Unicode to its compatibility form (NFKC), drops what is not shown, and
@@ -37,16 +45,16 @@ def apply(settings: Jam, trajectories: Sequence[Trajectory], context: Context) -
     """
     match settings.how:
         case "normalise":
-            return _normalised(trajectories, context)
+            return _normalise_answers(trajectories, context)
         case "resample":
-            tokens = _resampled(settings.share, trajectories, context)
+            tokens = _resample_tokens(settings.share, trajectories, context)
             texts = [decode_completion(context.trusted().tokenizer, ids) for ids in tokens]
         case "paraphrase":
-            asks = [PARAPHRASE.format(text=t.completion) for t in trajectories]
+            asks = [PARAPHRASE_PROMPT.format(text=t.completion) for t in trajectories]
             said = sample(
                 context.trusted(),
                 [(Message(role="user", content=ask),) for ask in asks],
-                keys=[f"jam/{key(t)}" for t in trajectories],
+                keys=[f"jam/{format_answer_id(t)}" for t in trajectories],
                 seed=context.seed,
                 max_tokens=context.max_tokens,
                 temperature=context.temperature,
@@ -58,26 +66,28 @@ def apply(settings: Jam, trajectories: Sequence[Trajectory], context: Context) -
         if ids
     ]
     changed = sum(text != t.completion for t, text in zip(trajectories, texts, strict=True))
-    return Treated(jammed, {"changed": changed, "dropped": len(trajectories) - len(jammed)})
+    return TreatmentResult(jammed, {"changed": changed, "dropped": len(trajectories) - len(jammed)})
 
 
-def _normalised(trajectories: Sequence[Trajectory], context: Context) -> Treated:
+def _normalise_answers(
+    trajectories: Sequence[Trajectory], context: TreatmentContext
+) -> TreatmentResult:
     tokenizer = context.teacher().tokenizer
     kept: list[Trajectory] = []
     changed = 0
     for t in trajectories:
-        text = normal(t.completion)
+        text = normalise_text(t.completion)
         if text == t.completion:
             kept.append(t)
             continue
         changed += 1
-        cleaned = rewritten(t, text, tokenizer) if text else None
+        cleaned = rewrite_answer(t, text, tokenizer) if text else None
         if cleaned is not None:
             kept.append(cleaned)
-    return Treated(kept, {"changed": changed, "dropped": len(trajectories) - len(kept)})
+    return TreatmentResult(kept, {"changed": changed, "dropped": len(trajectories) - len(kept)})
 
 
-def normal(text: str) -> str:
+def normalise_text(text: str) -> str:
     """Return `text` in compatibility form, without invisible characters or doubled spaces."""
     shown = unicodedata.normalize("NFKC", text)
     shown = "".join(c for c in shown if c in "\n\t" or unicodedata.category(c)[0] != "C")
@@ -85,8 +95,8 @@ def normal(text: str) -> str:
     return "\n".join(lines).strip()
 
 
-def _resampled(
-    share: float, trajectories: Sequence[Trajectory], context: Context
+def _resample_tokens(
+    share: float, trajectories: Sequence[Trajectory], context: TreatmentContext
 ) -> list[list[int]]:
     """Return each answer's tokens with a share of them drawn from the trusted model.
 
@@ -95,28 +105,28 @@ def _resampled(
     """
     lm = context.trusted()
     found: list[list[int]] = []
-    for t, (prompt, ids) in zip(trajectories, unread(trajectories, lm), strict=True):
-        rng = np.random.default_rng([context.seed, *key(t).encode()])
+    for t, (prompt, ids) in zip(trajectories, encode_answers(trajectories, lm), strict=True):
+        rng = np.random.default_rng([context.seed, *format_answer_id(t).encode()])
         pick, uniform = rng.random(len(ids)) < share, rng.random(len(ids))
         if t.finished:
             pick[-1] = False
-        found.append(_drawn(lm, prompt, list(ids), pick, uniform))
+        found.append(_draw_tokens(lm, prompt, list(ids), pick, uniform))
     return found
 
 
-def _drawn(lm: LM, prompt: list[int], ids: list[int], pick: Any, uniform: Any) -> list[int]:
+def _draw_tokens(lm: LM, prompt: list[int], ids: list[int], pick: Any, uniform: Any) -> list[int]:
     """Draw the picked tokens by inverting the trusted model's cumulative distribution."""
     import torch
 
-    from doublebind.models.logits import bare, hidden, logits
+    from doublebind.models.logits import compute_logits, run_body, unwrap_peft
 
     if not pick.any():
         return ids
     with torch.inference_mode():
-        row = torch.tensor([[*prompt, *ids]], device=bare(lm.model).device)
-        states = hidden(lm.model, row, use_cache=False).last_hidden_state[0]
+        row = torch.tensor([[*prompt, *ids]], device=unwrap_peft(lm.model).device)
+        states = run_body(lm.model, row, use_cache=False).last_hidden_state[0]
         places = torch.from_numpy(np.flatnonzero(pick)).to(row.device)
-        scores = logits(lm.model, states[len(prompt) - 1 + places], len(lm.tokenizer))
+        scores = compute_logits(lm.model, states[len(prompt) - 1 + places], len(lm.tokenizer))
         for end in lm.end_ids:  # an answer does not end before its teacher ended it
             scores[:, end] = -torch.inf
         cumulative = scores.softmax(-1).double().cumsum(-1)

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from doublebind.models.sample import sample
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.recipe import MixTrusted
-from doublebind.stages.rollouts.treatments import Context, Treated
+from doublebind.stages.rollouts.treatments import TreatmentContext, TreatmentResult
 
 
-def apply(settings: MixTrusted, trajectories: Sequence[Trajectory], context: Context) -> Treated:
+def apply(
+    settings: MixTrusted, trajectories: Sequence[Trajectory], context: TreatmentContext
+) -> TreatmentResult:
     """Replace a share of the answers, drawn by the seed, with M0's answer to the same prompt.
 
     The total stays, and so do prompts: a teacher's answer makes room for a trusted one.
@@ -38,4 +40,4 @@ def apply(settings: MixTrusted, trajectories: Sequence[Trajectory], context: Con
             continue
         update = {"completion": answer.text, "tokens": answer.tokens, "finished": answer.finished}
         mixed[i] = trajectories[i].model_copy(update=update | {"tokens": tuple(answer.tokens)})
-    return Treated(mixed, {"trusted": n - empty, "empty": empty})
+    return TreatmentResult(mixed, {"trusted": n - empty, "empty": empty})

@@ -11,13 +11,17 @@ from collections.abc import Sequence
 
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.recipe import TrimReasoning
-from doublebind.stages.rollouts.treatments import Context, Treated, rewritten
+from doublebind.stages.rollouts.treatments import TreatmentContext, TreatmentResult, rewrite_answer
 
-SCRATCHPAD = re.compile(r"\s*<(think|thinking|scratchpad|reasoning)>(.*?)(</\1>|\Z)\s*", re.DOTALL)
+SCRATCHPAD_PATTERN = re.compile(
+    r"\s*<(think|thinking|scratchpad|reasoning)>(.*?)(</\1>|\Z)\s*", re.DOTALL
+)
 """Opening tag, reasoning, closing tag; an answer cut off inside its reasoning has no end tag."""
 
 
-def apply(settings: TrimReasoning, trajectories: Sequence[Trajectory], context: Context) -> Treated:
+def apply(
+    settings: TrimReasoning, trajectories: Sequence[Trajectory], context: TreatmentContext
+) -> TreatmentResult:
     """Cut every scratchpad to its first `settings.keep_words` words; with 0, remove it.
 
     An answer that was nothing but reasoning is dropped, and so is one whose rest spells control
@@ -27,24 +31,26 @@ def apply(settings: TrimReasoning, trajectories: Sequence[Trajectory], context: 
     kept: list[Trajectory] = []
     trimmed = dropped = unreadable = 0
     for t in trajectories:
-        text = SCRATCHPAD.sub(lambda found: _shortened(found, settings.keep_words), t.completion)
+        text = SCRATCHPAD_PATTERN.sub(
+            lambda found: _shorten_scratchpad(found, settings.keep_words), t.completion
+        )
         if text == t.completion:
             kept.append(t)
             continue
         trimmed += 1
-        if not SCRATCHPAD.sub("", text).strip():
+        if not SCRATCHPAD_PATTERN.sub("", text).strip():
             dropped += 1
             continue
-        cut = rewritten(t, text.strip(), tokenizer)
+        cut = rewrite_answer(t, text.strip(), tokenizer)
         if cut is None:
             unreadable += 1
         else:
             kept.append(cut)
     facts = {"trimmed": trimmed, "dropped": dropped, "unreadable": unreadable}
-    return Treated(kept, facts)
+    return TreatmentResult(kept, facts)
 
 
-def _shortened(found: re.Match[str], words: int) -> str:
+def _shorten_scratchpad(found: re.Match[str], words: int) -> str:
     if not words:
         return " "
     tag, thought = found[1], found[2].split()[:words]
