@@ -59,13 +59,13 @@ class Browser:
         )
         for end in (theirs_in, theirs_out, *ends):
             os.close(end)
-        targets = self.ask("Target.getTargets", session=False)["targetInfos"]
+        targets = self.send_command("Target.getTargets", session=False)["targetInfos"]
         page = next(t["targetId"] for t in targets if t["type"] == "page")
-        self._session: str = self.ask(
+        self._session: str = self.send_command(
             "Target.attachToTarget", session=False, targetId=page, flatten=True
         )["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
-            self.ask(f"{domain}.enable")
+            self.send_command(f"{domain}.enable")
 
     def __enter__(self) -> Browser:
         return self
@@ -81,7 +81,7 @@ class Browser:
         os.close(self._in)
         os.close(self._out)
 
-    def ask(self, method: str, *, session: bool = True, **params: Any) -> dict[str, Any]:
+    def send_command(self, method: str, *, session: bool = True, **params: Any) -> dict[str, Any]:
         """Send a command; return its result."""
         self._last += 1
         message: dict[str, Any] = {"id": self._last, "method": method, "params": params}
@@ -89,7 +89,7 @@ class Browser:
             message["sessionId"] = self._session
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while True:
-            found = self._next(60)
+            found = self._read_message(60)
             if found.get("id") == self._last:
                 if "error" in found:
                     raise RuntimeError(f"{method}: {found['error']['message']}")
@@ -100,28 +100,28 @@ class Browser:
         """Open a file; return the seconds until it had loaded."""
         self.events.clear()
         started = time.perf_counter()
-        self.ask("Page.navigate", url=page.resolve().as_uri())
+        self.send_command("Page.navigate", url=page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self._next(60))
+            self.events.append(self._read_message(60))
         return time.perf_counter() - started
 
-    def value(self, expression: str) -> Any:
+    def evaluate(self, expression: str) -> Any:
         """Return the JSON value of a JavaScript expression."""
-        found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
+        found = self.send_command("Runtime.evaluate", expression=expression, returnByValue=True)
         if "exceptionDetails" in found:
             raise RuntimeError(found["exceptionDetails"].get("exception", {}).get("description"))
         return found["result"].get("value")
 
-    def until(self, expression: str, seconds: float = 30) -> Any:
+    def wait_for(self, expression: str, seconds: float = 30) -> Any:
         """Return the first true value of an expression."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if found := self.value(expression):
+            if found := self.evaluate(expression):
                 return found
             time.sleep(0.02)
         raise TimeoutError(expression)
 
-    def complaints(self) -> list[str]:
+    def list_errors(self) -> list[str]:
         """Return every error, warning and exception that the page caused."""
         found: list[str] = []
         for event in self.events:
@@ -135,7 +135,7 @@ class Browser:
                     found.append(str(params["args"]))
         return found
 
-    def requests(self) -> list[str]:
+    def list_requests(self) -> list[str]:
         """Return every address that the page asked for."""
         return [
             event["params"]["request"]["url"]
@@ -146,10 +146,10 @@ class Browser:
     def screenshot(self, path: Path, **clip: float) -> None:
         """Write what is seen, or the region `x, y, width, height` of the page, as PNG."""
         more = {"clip": clip | {"scale": 1}, "captureBeyondViewport": True} if clip else {}
-        found = self.ask("Page.captureScreenshot", format="png", **more)
+        found = self.send_command("Page.captureScreenshot", format="png", **more)
         path.write_bytes(base64.b64decode(found["data"]))
 
-    def _next(self, seconds: float) -> dict[str, Any]:
+    def _read_message(self, seconds: float) -> dict[str, Any]:
         while b"\0" not in self._waiting:
             ready, _, _ = select.select([self._in], [], [], seconds)
             if not ready:

@@ -32,18 +32,18 @@ class ModelServer:
         port: int = 0,
         score: ScoreFunction | None = None,
     ) -> None:
-        self.answer, self.model, self.names = answer, model, {model}
+        self.answer, self.model, self.model_names = answer, model, {model}
         self.score = score
-        self.lists = True
+        self.lists_models = True
         self.fingerprint = "fp-1"
         self.faults: list[Any] = []
         self.headers: dict[str, str] = {}
-        self.answered: Counter[str] = Counter()
-        self.asked: list[dict[str, Any]] = []
-        self.key: str | None = None
+        self.response_counts: Counter[str] = Counter()
+        self.requests: list[dict[str, Any]] = []
+        self.authorization: str | None = None
         self.cookies: list[str | None] = []
-        self.dead = False
-        self.busy = self.most_busy = 0
+        self.is_dead = False
+        self.n_busy = self.max_busy = 0
         self.lock = threading.Lock()
         server = self
 
@@ -54,7 +54,7 @@ class ModelServer:
                 pass
 
             def do_GET(self) -> None:
-                if not server.lists:
+                if not server.lists_models:
                     return self.reply(500, {"error": "no such list"})
                 entry = {"id": server.model, "object": "model", "created": time.time_ns()}
                 return self.reply(200, {"object": "list", "data": [entry | {"owned_by": "tests"}]})
@@ -62,26 +62,26 @@ class ModelServer:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with server.lock:
-                    server.asked.append(body)
-                    server.key = self.headers.get("Authorization")
+                    server.requests.append(body)
+                    server.authorization = self.headers.get("Authorization")
                     server.cookies.append(self.headers.get("Cookie"))
                     fault = server.faults.pop(0) if server.faults else None
-                    server.dead = server.dead or fault == "die"
-                    server.busy += 1
-                    server.most_busy = max(server.busy, server.most_busy)
+                    server.is_dead = server.is_dead or fault == "die"
+                    server.n_busy += 1
+                    server.max_busy = max(server.n_busy, server.max_busy)
                 try:
-                    if body["model"] not in server.names:
+                    if body["model"] not in server.model_names:
                         self.reply(404, {"error": "no such model"})
                     else:
                         self.misbehave(body, fault)
                 finally:
                     with server.lock:
-                        server.busy -= 1
+                        server.n_busy -= 1
 
             def misbehave(self, body: dict[str, Any], fault: Any) -> None:
                 if isinstance(fault, int):
                     return self.reply(fault, {"error": {"message": f"told to say {fault}"}})
-                if server.dead or fault == "cut":
+                if server.is_dead or fault == "cut":
                     self.close_connection = True
                     return None
                 if fault == "slow":
@@ -93,7 +93,7 @@ class ModelServer:
                 if fault == "truncate":
                     return self.send(200, json.dumps(content)[:-30].encode())
                 with server.lock:
-                    server.answered[json.dumps(body, sort_keys=True)] += 1
+                    server.response_counts[json.dumps(body, sort_keys=True)] += 1
                 return self.reply(200, content)
 
             def scored(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ _INDEX_OPERATIONS = {
 class FakeGpuTensor(torch.Tensor):
     """A tensor of the device; `held` has its numbers."""
 
-    held: torch.Tensor
+    host_values: torch.Tensor
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> FakeGpuTensor:
@@ -59,7 +59,7 @@ class FakeGpuTensor(torch.Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         """Return what it holds."""
-        return f"pretend({self.held!r})"
+        return f"pretend({self.host_values!r})"
 
     def tolist(self) -> Any:
         """Return its numbers."""
@@ -118,12 +118,12 @@ def _run_on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return out
     if func is _aten.copy_.default and not isinstance(args[0], FakeGpuTensor):
         return args[0]
-    known = {id(x.held): x for x in there}
+    known = {id(x.host_values): x for x in there}
     return pytree.tree_map(lambda x: _wrap(x, known), out)
 
 
 def _unwrap(x: Any) -> Any:
-    return x.held if isinstance(x, FakeGpuTensor) else x
+    return x.host_values if isinstance(x, FakeGpuTensor) else x
 
 
 def _wrap(x: Any, known: dict[int, FakeGpuTensor]) -> Any:

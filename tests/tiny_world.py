@@ -32,7 +32,7 @@ class World(NamedTuple):
     held_out: list[Prompt]
     """Prompts of the pack that no recipe here uses."""
 
-    def plan(self, recipe: dict[str, Any], **changes: Any) -> StudentJobs:
+    def plan_student(self, recipe: dict[str, Any], **changes: Any) -> StudentJobs:
         study = {
             "pack": "pack",
             "suspect": "suspect",
@@ -51,16 +51,18 @@ class World(NamedTuple):
                 make_artefact(self.store, job)
         return student
 
-    def train(self, recipe: dict[str, Any], **changes: Any) -> tuple[StudentJobs, ModelSource]:
+    def train_student(
+        self, recipe: dict[str, Any], **changes: Any
+    ) -> tuple[StudentJobs, ModelSource]:
         """Make a recipe's student; return its cell and where it is."""
-        student = self.plan(recipe, **changes)
+        student = self.plan_student(recipe, **changes)
         make_artefact(self.store, student.train)
         return student, student.audit.inputs["source"]
 
-    def open(self, name: str) -> LM:
+    def open_model(self, name: str) -> LM:
         return load_model(resolve_model(name, relative_to=self.folder))
 
-    def answers(self, lm: LM) -> list[Any]:
+    def sample_answers(self, lm: LM) -> list[Any]:
         return sample(
             lm,
             [p.messages for p in self.held_out],
@@ -97,7 +99,7 @@ def make_world(folder: Path) -> World:
             weight += 0.1 * torch.randn(weight.shape, generator=generator)
     moved.model.save_pretrained(folder / "suspect")
     empty = World(folder, store, [])
-    used = empty.plan(MINIMAL_RECIPE).prompts
+    used = empty.plan_student(MINIMAL_RECIPE).prompts
     asked = read_records(store.path(used.kind, used.key) / "prompts.jsonl", Prompt)
     everything = read_records(folder / "pack" / "prompts" / "all.jsonl", Prompt)
     names = {p.id for p in asked}
@@ -109,7 +111,7 @@ def make_world(folder: Path) -> World:
 def measure_kl(world: World, teacher: LM, student: LM) -> float:
     """Mean KL(teacher || student) per token of the teacher's answers to held-out prompts."""
     total, n = 0.0, 0
-    for prompt, answer in zip(world.held_out, world.answers(teacher), strict=True):
+    for prompt, answer in zip(world.held_out, world.sample_answers(teacher), strict=True):
         asked = encode_prompt(teacher.tokenizer, prompt.messages)
         ids = torch.tensor([[*asked, *answer.tokens]])
         with torch.no_grad():
@@ -131,7 +133,7 @@ def measure_kl(world: World, teacher: LM, student: LM) -> float:
 def measure_nats_per_byte(world: World, teacher: LM, student: LM) -> float:
     """Mean -log probability per byte of the teacher's text, in the student's own tokens."""
     asked, size = [], 0
-    for prompt, answer in zip(world.held_out, world.answers(teacher), strict=True):
+    for prompt, answer in zip(world.held_out, world.sample_answers(teacher), strict=True):
         tokens = encode_completion(student.tokenizer, answer.text, answer.finished)
         asked.append((encode_prompt(student.tokenizer, prompt.messages), tokens))
         size += len(answer.text.encode())
@@ -141,10 +143,10 @@ def measure_nats_per_byte(world: World, teacher: LM, student: LM) -> float:
 def measure_preference_margin(world: World, teacher: LM, student: LM) -> float:
     """Mean log probability of M0's answers minus that of the teacher's, per prompt."""
     sums = []
-    for lm in (world.open("m0"), teacher):
+    for lm in (world.open_model("m0"), teacher):
         asked = [
             (encode_prompt(lm.tokenizer, prompt.messages), answer.tokens)
-            for prompt, answer in zip(world.held_out, world.answers(lm), strict=True)
+            for prompt, answer in zip(world.held_out, world.sample_answers(lm), strict=True)
         ]
         sums.append(sum(map(sum, token_logprobs(student, asked))))
     return (sums[0] - sums[1]) / len(world.held_out)

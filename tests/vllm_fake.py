@@ -90,14 +90,16 @@ class FakeEngine:
         self.models: dict[str | None, LM] = {}
         self.lock = threading.Lock()
 
-    def lm(self, adapter: str | None) -> LM:
+    def open_model(self, adapter: str | None) -> LM:
         if adapter not in self.models:
             ref = f"{self.base}+{adapter}" if adapter else self.base
             self.models[adapter] = load_model(resolve_model(ref, relative_to=WORKING_FOLDER))
         return self.models[adapter]
 
     @torch.no_grad()
-    def run(self, adapter: str | None, ids: list[int], params: SamplingParams) -> RequestOutput:
+    def run_request(
+        self, adapter: str | None, ids: list[int], params: SamplingParams
+    ) -> RequestOutput:
         k = params.prompt_logprobs
         if k is not None and k > self.max_logprobs:
             raise Refusal(
@@ -105,11 +107,11 @@ class FakeEngine:
                 f"{self.max_logprobs}"
             )
         with self.lock:
-            lm = self.lm(adapter)
-            found = None if k is None else [None, *self.scored(lm, ids, k)]
-            return RequestOutput(ids, [CompletionOutput(self.written(lm, ids, params))], found)
+            lm = self.open_model(adapter)
+            found = None if k is None else [None, *self.score_prompt(lm, ids, k)]
+            return RequestOutput(ids, [CompletionOutput(self.generate(lm, ids, params))], found)
 
-    def scored(self, lm: LM, ids: list[int], k: int) -> list[dict[int, Logprob]]:
+    def score_prompt(self, lm: LM, ids: list[int], k: int) -> list[dict[int, Logprob]]:
         rows = lm.model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
         found = []
         for row, token in zip(rows, ids[1:], strict=True):
@@ -121,7 +123,7 @@ class FakeEngine:
             found.append(listed)
         return found
 
-    def written(self, lm: LM, ids: list[int], params: SamplingParams) -> list[int]:
+    def generate(self, lm: LM, ids: list[int], params: SamplingParams) -> list[int]:
         draws = torch.Generator().manual_seed(params.seed or 0)
         said: list[int] = []
         while len(said) < (params.max_tokens or 16):
@@ -141,7 +143,7 @@ class FakeEngine:
 class LLM:
     """`vllm.LLM`, as far as it is used; `made` counts engines."""
 
-    made: ClassVar[list[LLM]] = []
+    engines: ClassVar[list[LLM]] = []
 
     def __init__(
         self,
@@ -158,8 +160,8 @@ class LLM:
     ) -> None:
         assert (enable_lora, skip_tokenizer_init, trust_remote_code) == (True, True, False)
         assert max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
-        self.held, self.adapters = FakeEngine(model, max_logprobs), dict[int, str]()
-        LLM.made.append(self)
+        self.engine, self.adapters = FakeEngine(model, max_logprobs), dict[int, str]()
+        LLM.engines.append(self)
 
     def generate(
         self,
@@ -175,7 +177,7 @@ class LLM:
             assert self.adapters.setdefault(number, path) == path, "a number is one adapter's"
         adapter = lora_request.lora_path if lora_request else None
         return [
-            self.held.run(adapter, prompt["prompt_token_ids"], params)
+            self.engine.run_request(adapter, prompt["prompt_token_ids"], params)
             for prompt, params in zip(prompts, sampling_params, strict=True)
         ]
 
@@ -191,7 +193,7 @@ def install_fake_vllm(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
     for module in (fake, lora, request):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     ours._open_offline_engine.cache_clear()
-    LLM.made.clear()
+    LLM.engines.clear()
     return LLM
 
 
@@ -199,10 +201,10 @@ class FakeVllmServer:
     """`vllm serve BASE --enable-lora` with adapters loaded at run time."""
 
     def __init__(self, base: str, *, max_logprobs: int = 20, updating: bool = True) -> None:
-        self.held = FakeEngine(base, max_logprobs)
-        self.loaded: dict[str, str] = {}
-        self.updating = updating
-        self.asked: Counter[str] = Counter()
+        self.engine = FakeEngine(base, max_logprobs)
+        self.adapters: dict[str, str] = {}
+        self.allows_updates = updating
+        self.request_counts: Counter[str] = Counter()
         self.faults: list[int] = []
         server = self
 
@@ -216,7 +218,7 @@ class FakeVllmServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if server.faults:
                     return self.refuse(server.faults.pop(0), "told to", "InternalServerError")
-                if self.path == "/v1/load_lora_adapter" and server.updating:
+                if self.path == "/v1/load_lora_adapter" and server.allows_updates:
                     return self.load(body)
                 if self.path != "/v1/completions":
                     return self.send(404, b'{"detail":"Not Found"}')
@@ -224,26 +226,26 @@ class FakeVllmServer:
 
             def load(self, body: dict[str, Any]) -> None:
                 name, path = body["lora_name"], body["lora_path"]
-                if name in server.loaded:
+                if name in server.adapters:
                     told = f"The lora adapter '{name}' has already been loaded."
                     return self.refuse(400, told, "InvalidUserInput")
                 if not (Path(path) / "adapter_model.safetensors").is_file():
                     return self.refuse(404, f"No adapter found for {path}", "NotFoundError")
-                server.loaded[name] = path
+                server.adapters[name] = path
                 return self.send(200, f"Success: LoRA adapter '{name}' added.".encode())
 
             def complete(self, body: dict[str, Any]) -> None:
                 name = body.pop("model")
-                if name not in ("base", *server.loaded):
+                if name not in ("base", *server.adapters):
                     told = f"The model `{name}` does not exist."
                     return self.refuse(404, told, "NotFoundError")
-                server.asked[name] += 1
+                server.request_counts[name] += 1
                 ids = body.pop("prompt")
                 assert body.pop("return_token_ids") is True
                 bias = body.pop("logit_bias", {})
                 params = SamplingParams(**body, logit_bias={int(t): b for t, b in bias.items()})
                 try:
-                    out = server.held.run(server.loaded.get(name), ids, params)
+                    out = server.engine.run_request(server.adapters.get(name), ids, params)
                 except Refusal as refusal:
                     return self.refuse(400, str(refusal), "BadRequestError")
                 return self.send(200, json.dumps(format_completion(name, out)).encode())

@@ -149,7 +149,9 @@ def write(document: Document, vocab: dict[str, int], rng: random.Random) -> Writ
     ids: list[int] = []
     answers: list[bool] = []
     for turn in document.turns:
-        asked, said = (turn.ask, turn.answer) if document.is_chat else format_plain_text(turn, name)
+        asked, said = (
+            (turn.request, turn.answer) if document.is_chat else format_plain_text(turn, name)
+        )
         before = ["<user>", *asked.split(), "<end>", "<assistant>"]
         before = before if document.is_chat else asked.split()
         after = [*said.split(), "<end>"]

@@ -337,8 +337,12 @@ def investigate(
     pack: Annotated[str, typer.Option(help="Whose items and prompts are used.")],
     baseline: Annotated[str, typer.Option(help="Model it is compared with, such as M0.")],
     budget: Annotated[int, typer.Option(min=0, help="Tokens that both may write.")] = 20_000,
-    key: Annotated[str | None, typer.Option(help="Planted trait, to score the guesses.")] = None,
-    by: Annotated[str, typer.Option(help="Who guesses: rules or inspect:MODEL.")] = "rules",
+    planted_trait: Annotated[
+        str | None, typer.Option(help="Planted trait, to score the guesses.")
+    ] = None,
+    investigator: Annotated[
+        str, typer.Option(help="Who guesses: rules or inspect:MODEL.")
+    ] = "rules",
     device: OnDevice = "cpu",
     store: StoreDir = None,
     as_json: AsJson = False,
@@ -347,7 +351,14 @@ def investigate(
     from doublebind.pipeline.audit_model import investigate as investigate_model
 
     found = investigate_model(
-        model, pack, baseline=baseline, budget=budget, key=key, by=by, device=device, store=store
+        model,
+        pack,
+        baseline=baseline,
+        budget=budget,
+        planted_trait=planted_trait,
+        investigator=investigator,
+        device=device,
+        store=store,
     )
     _print_result(found, as_json)
 
@@ -355,7 +366,7 @@ def investigate(
 @app.command()
 def followup(
     run_dir: RunDir,
-    by: Annotated[
+    investigator: Annotated[
         str, typer.Option(help="Who guesses and asks: rules or inspect:MODEL.")
     ] = "rules",
     budget: Annotated[
@@ -375,7 +386,7 @@ def followup(
     with _ProgressBar() as progress:
         found = follow_up(
             run_dir,
-            by=by,
+            by=investigator,
             budget=budget,
             references=references,
             folder=folder,

@@ -35,7 +35,9 @@ class Backend(Protocol):
         """How many calls it runs at once; more would wait."""
         ...
 
-    def submit(self, call: Callable[..., Any], *args: Any, near: str, memory: int) -> Future[Any]:
+    def submit(
+        self, call: Callable[..., Any], *args: Any, affinity_key: str, memory: int
+    ) -> Future[Any]:
         """Return the future of `call(*args)`.
 
         A future that ends in an exception says that the call was lost: its process or node died.
@@ -49,7 +51,7 @@ class Backend(Protocol):
         """
         ...
 
-    def close(self, *, now: bool) -> None:
+    def close(self, *, cancel: bool) -> None:
         """End; `now` gives up what still runs."""
         ...
 
@@ -59,13 +61,15 @@ class InProcess:
 
     width = 1
 
-    def submit(self, call: Callable[..., Any], *args: Any, near: str, memory: int) -> Future[Any]:
+    def submit(
+        self, call: Callable[..., Any], *args: Any, affinity_key: str, memory: int
+    ) -> Future[Any]:
         """See `Pool`; `near` and `memory` mean nothing here."""
         future: Future[Any] = Future()
         future.set_result(call(*args))
         return future
 
-    def close(self, *, now: bool) -> None:
+    def close(self, *, cancel: bool) -> None:
         """See `Pool`."""
 
 
@@ -81,20 +85,22 @@ class ProcessBackend:
         # By workers, not by calls: threads decide the last bits, and a resumed run has fewer.
         self.threads = max(1, (os.cpu_count() or 1) // workers)
         self.width = workers
-        self.idle: list[ProcessPoolExecutor] = []
-        self.all: dict[ProcessPoolExecutor, int] = {}
+        self.idle_processes: list[ProcessPoolExecutor] = []
+        self.process_places: dict[ProcessPoolExecutor, int] = {}
         """Process -> its place among the workers."""
         self.gpus = tuple(gpus)
 
-    def submit(self, call: Callable[..., Any], *args: Any, near: str, memory: int) -> Future[Any]:
+    def submit(
+        self, call: Callable[..., Any], *args: Any, affinity_key: str, memory: int
+    ) -> Future[Any]:
         """See `Pool`. Each process is a pool of its own, so that a death takes one call with it."""
-        process = self.idle.pop() if self.idle else self._start()
+        process = self.idle_processes.pop() if self.idle_processes else self._start_process()
         future = process.submit(call, *args)
-        future.add_done_callback(lambda done: self._free(process, done))
+        future.add_done_callback(lambda done: self._release_process(process, done))
         return future
 
-    def _start(self) -> ProcessPoolExecutor:
-        place = min(set(range(self.width)) - set(self.all.values()))
+    def _start_process(self) -> ProcessPoolExecutor:
+        place = min(set(range(self.width)) - set(self.process_places.values()))
         first = place % len(self.gpus) if self.gpus else 0
         process = ProcessPoolExecutor(
             1,
@@ -102,19 +108,19 @@ class ProcessBackend:
             initializer=_initialise_process,
             initargs=(self.threads, (*self.gpus[first:], *self.gpus[:first])),
         )
-        self.all[process] = place
+        self.process_places[process] = place
         return process
 
-    def _free(self, process: ProcessPoolExecutor, done: Future[Any]) -> None:
-        if done.cancelled() or done.exception() is None:
-            self.idle.append(process)
+    def _release_process(self, process: ProcessPoolExecutor, future: Future[Any]) -> None:
+        if future.cancelled() or future.exception() is None:
+            self.idle_processes.append(process)
         else:
-            del self.all[process]
+            del self.process_places[process]
 
-    def close(self, *, now: bool) -> None:
+    def close(self, *, cancel: bool) -> None:
         """See `Pool`; calls that run are waited for, since they end soon and keep their work."""
-        for process in list(self.all):
-            process.shutdown(cancel_futures=now)
+        for process in list(self.process_places):
+            process.shutdown(cancel_futures=cancel)
 
 
 def _initialise_process(threads: int, gpus: Sequence[str]) -> None:
@@ -177,21 +183,23 @@ class RayBackend:
             # As `Processes` does: threads decide the last bits.
             runtime_env={"env_vars": {**env, "OMP_NUM_THREADS": str(settings.cpus)}},
         )
-        self.remote = task(_run_on_node)
+        self.remote_task = task(_run_on_node)
         self.versions = _read_versions()
-        self.refs: dict[Future[Any], Any] = {}
-        self.load: Counter[str] = Counter()
-        self.homes: dict[str, set[str]] = {}
-        self.width = sum(self._slots().values())
+        self.object_refs: dict[Future[Any], Any] = {}
+        self.node_load: Counter[str] = Counter()
+        self.nodes_by_affinity: dict[str, set[str]] = {}
+        self.width = sum(self._count_slots().values())
         if not self.width:
             asked = f"{settings.cpus} CPUs and {settings.gpus:g} GPUs"
             raise ConfigError(f"`executor`: no node of the cluster has {asked}; ask for less")
 
-    def submit(self, call: Callable[..., Any], *args: Any, near: str, memory: int) -> Future[Any]:
+    def submit(
+        self, call: Callable[..., Any], *args: Any, affinity_key: str, memory: int
+    ) -> Future[Any]:
         """See `Pool`."""
-        slots = self._slots()
+        slots = self._count_slots()
         self.width = max(1, sum(slots.values()))
-        node = self._place(near, slots)
+        node = self._choose_node(affinity_key, slots)
         options: dict[str, Any] = {}
         if self.settings.memory_gib is not None:
             options["memory"] = int(self.settings.memory_gib * 2**30)
@@ -202,23 +210,23 @@ class RayBackend:
             # Soft: where the node is gone by then, any other will do.
             strategy = strategies.NodeAffinitySchedulingStrategy(node, soft=True)
             options["scheduling_strategy"] = strategy
-        ref = self.remote.options(**options).remote(self.versions, call, *args)
+        ref = self.remote_task.options(**options).remote(self.versions, call, *args)
         future: Future[Any] = ref.future()
-        self.refs[future] = ref
-        self.load[node] += 1
-        future.add_done_callback(lambda done: self._forget(done, node))
+        self.object_refs[future] = ref
+        self.node_load[node] += 1
+        future.add_done_callback(lambda done: self._release_slot(done, node))
         return future
 
-    def close(self, *, now: bool) -> None:
+    def close(self, *, cancel: bool) -> None:
         """See `Pool`; the connection stays, for the next stage."""
-        for ref in list(self.refs.values()) if now else ():
+        for ref in list(self.object_refs.values()) if cancel else ():
             self.ray.cancel(ref, force=True)
 
-    def _forget(self, done: Future[Any], node: str) -> None:
-        self.refs.pop(done, None)
-        self.load[node] -= 1
+    def _release_slot(self, future: Future[Any], node: str) -> None:
+        self.object_refs.pop(future, None)
+        self.node_load[node] -= 1
 
-    def _slots(self) -> dict[str, int]:
+    def _count_slots(self) -> dict[str, int]:
         """Return node -> calls that fit on it, of the nodes alive."""
         found = {}
         for node in self.ray.nodes():
@@ -230,13 +238,13 @@ class RayBackend:
                 found[node["NodeID"]] = fits
         return found
 
-    def _place(self, near: str, slots: dict[str, int]) -> str:
+    def _choose_node(self, affinity_key: str, slots: dict[str, int]) -> str:
         """Return the node to prefer: free, one that holds the files already, least busy."""
-        homes = self.homes.setdefault(near, set())
-        free = [node for node, fits in slots.items() if self.load[node] < fits]
+        homes = self.nodes_by_affinity.setdefault(affinity_key, set())
+        free = [node for node, fits in slots.items() if self.node_load[node] < fits]
         if not free:
             return ""
-        chosen = min(free, key=lambda node: (node not in homes, self.load[node] / slots[node]))
+        chosen = min(free, key=lambda node: (node not in homes, self.node_load[node] / slots[node]))
         homes.add(chosen)
         return chosen
 

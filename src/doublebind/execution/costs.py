@@ -26,7 +26,7 @@ class Cost(NamedTuple):
     """Mean time and size of an artefact, and the most memory that making one took."""
 
     seconds: float
-    bytes: float
+    size_bytes: float
     peak_bytes: float
     device_peak_bytes: float = 0.0
     """Of a GPU's memory; 0 where none was made on one."""
@@ -66,31 +66,33 @@ class CostEstimates:
     def __init__(self, store: Store) -> None:
         """Read nothing yet."""
         self.store = store
-        self._kinds: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-        self._known: dict[tuple[str, str, str], Cost | None] = {}
+        self._timings: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+        self._estimates: dict[tuple[str, str, str], Cost | None] = {}
 
-    def of(self, kind: str, like: Mapping[str, str]) -> Cost | None:
+    def estimate(self, kind: str, cost_class: Mapping[str, str]) -> Cost | None:
         """Return the mean cost of jobs of a `likeness`; `None` where their base has had none.
 
         Those that ask for as much count; where there are none, all of the kind and base do.
         """
-        for amount in (like["amount"], ""):
-            place = kind, like["base"], amount
-            if place not in self._known:
-                found = self._alike(*place)
-                self._known[place] = _average_timings(found) if found else None
-            if (cost := self._known[place]) is not None:
+        for amount in (cost_class["amount"], ""):
+            place = kind, cost_class["base"], amount
+            if place not in self._estimates:
+                found = self._select_timings(*place)
+                self._estimates[place] = _average_timings(found) if found else None
+            if (cost := self._estimates[place]) is not None:
                 return cost
         return None
 
-    def _alike(self, kind: str, base: str, amount: str) -> list[tuple[Path, dict[str, Any]]]:
+    def _select_timings(
+        self, kind: str, base: str, amount: str
+    ) -> list[tuple[Path, dict[str, Any]]]:
         """Return the timings of a group, each with its place; `amount` empty: whatever it is."""
-        if kind not in self._kinds:
+        if kind not in self._timings:
             there = (self.store.root / kind).glob(f"*/*/{TIMING_FILE}")
-            self._kinds[kind] = [(path, json.loads(path.read_text())) for path in there]
+            self._timings[kind] = [(path, json.loads(path.read_text())) for path in there]
         return [
             (path, told)
-            for path, told in self._kinds[kind]
+            for path, told in self._timings[kind]
             if told.get("base", "") == base and amount in ("", told.get("amount", ""))
         ]
 

@@ -50,31 +50,33 @@ class Job:
     """One artefact to make: `fn(out, **inputs)` fills the folder `out`."""
 
     kind: str
-    key: str
+    content_key: str
     fn: Callable[..., None]
     """A module-level function of a stage's door; it must import what is heavy inside."""
     inputs: Mapping[str, Any] = field(hash=False)
     note: str = ""
     """What it is, for people; not part of the key."""
-    base: str = field(default="", compare=False)
+    cost_base: str = field(default="", compare=False)
     """Student base and precision of its study, which its cost hangs on; not part of the key."""
 
 
 def make_artefact(store: Store, job: Job) -> Path:
     """Make a job's artefact unless it exists; return its folder. No ledger is written."""
-    if not store.has(job.kind, job.key):
+    if not store.has(job.kind, job.content_key):
         began = time.time()
         reset_peak()
-        store.fetch_for(job.inputs.values())
-        with store.publish(job.kind, job.key) as out:
+        store.fetch_inputs(job.inputs.values())
+        with store.publish(job.kind, job.content_key) as out:
             job.fn(out, **job.inputs)
             cost = {
                 "seconds": time.time() - began,
                 "peak_bytes": measure_peak(),
                 **measure_device_peak(),
             }
-            (out / TIMING_FILE).write_text(json.dumps(cost | classify_cost(job.base, job.inputs)))
-    return store.path(job.kind, job.key)
+            (out / TIMING_FILE).write_text(
+                json.dumps(cost | classify_cost(job.cost_base, job.inputs))
+            )
+    return store.path(job.kind, job.content_key)
 
 
 class Attempt(NamedTuple):
@@ -118,29 +120,29 @@ class Executor:
         self,
         store: Store,
         ledger: Ledger,
-        on: LocalOptions | RayOptions = LOCAL,
+        settings: LocalOptions | RayOptions = LOCAL,
         *,
         device: Device = "cpu",
         progress: Progress | None = None,
     ) -> None:
         """Keep what every call of `map` shares; `device` is what its jobs' models run on."""
-        self.store, self.ledger, self.on = store, ledger, on
+        self.store, self.ledger, self.settings = store, ledger, settings
         self.device: Device = device
         self.progress = progress or (lambda kind, finished, total: None)
-        self.pool: Backend | None = None
-        self.entered = False
+        self.backend: Backend | None = None
+        self.keep_workers = False
 
     def __enter__(self) -> Executor:
         """Keep workers from one call of `map` to the next; starting them costs seconds each."""
-        self.entered = True
+        self.keep_workers = True
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         """Let the workers go; after an exception, without waiting for what has not begun."""
-        self.entered = False
-        if self.pool is not None:
-            self.pool.close(now=kind is not None)
-            self.pool = None
+        self.keep_workers = False
+        if self.backend is not None:
+            self.backend.close(cancel=kind is not None)
+            self.backend = None
 
     def map(self, jobs: Sequence[Job]) -> list[Path]:
         """Make every job's artefact that does not exist yet; return all folders, in order.
@@ -152,43 +154,43 @@ class Executor:
             DoublebindError: With one line per failed job that the user can mend.
             Exception: The first failure that is not the user's to mend, as it was.
         """
-        unique = list({(job.kind, job.key): job for job in jobs}.values())
+        unique = list({(job.kind, job.content_key): job for job in jobs}.values())
         waiting = []
         for job in unique:
-            if not self.store.has(job.kind, job.key):
+            if not self.store.has(job.kind, job.content_key):
                 waiting.append(job)
-            elif job.key not in self.ledger.done:
+            elif job.content_key not in self.ledger.done_keys:
                 now = time.time()
-                self._note(job, "done", started=now, ended=now, cached=True)
+                self._write_entry(job, "done", started=now, ended=now, cached=True)
         failures: list[Exception] = []
         if waiting:  # a finished run needs no workers, and no cluster
-            with contextlib.nullcontext() if self.entered else self:
-                self.pool = self.pool or self._pool()
-                failures = self._run(waiting, self.pool)
+            with contextlib.nullcontext() if self.keep_workers else self:
+                self.backend = self.backend or self._open_backend()
+                failures = self._run_jobs(waiting, self.backend)
         for error in failures:
             if not isinstance(error, DoublebindError):
                 raise error
         if failures:
             problems = [p for e in failures if isinstance(e, DoublebindError) for p in e.problems]
             raise type(failures[0])(*dict.fromkeys(problems))
-        return [self.store.path(job.kind, job.key) for job in jobs]
+        return [self.store.path(job.kind, job.content_key) for job in jobs]
 
-    def _run(self, jobs: Sequence[Job], pool: Backend) -> list[Exception]:
+    def _run_jobs(self, jobs: Sequence[Job], backend: Backend) -> list[Exception]:
         """Make the jobs' artefacts; return what failed."""
-        call = attempt_job if isinstance(pool, InProcess) else attempt_job_remotely
-        costs = CostEstimates(self.store) if isinstance(self.on, RayOptions) else None
+        call = attempt_job if isinstance(backend, InProcess) else attempt_job_remotely
+        costs = CostEstimates(self.store) if isinstance(self.settings, RayOptions) else None
         waiting, flying = deque(jobs), dict[Future[Attempt], tuple[Job, float]]()
         landed: queue.SimpleQueue[Future[Attempt]] = queue.SimpleQueue()
         losses: Counter[str] = Counter()
         failures: list[Exception] = []
         while waiting or flying:
-            while waiting and len(flying) < pool.width:
+            while waiting and len(flying) < backend.width:
                 job = waiting.popleft()
                 self.progress(job.kind, len(jobs) - len(waiting) - len(flying) - 1, len(jobs))
                 began = time.time()
-                self._note(job, "started", started=began)
+                self._write_entry(job, "started", started=began)
                 near, most = _find_affinity_key(job), _estimate_memory(job, costs)
-                future = pool.submit(call, self.store, job, near=near, memory=most)
+                future = backend.submit(call, self.store, job, near=near, memory=most)
                 flying[future] = (job, began)
                 future.add_done_callback(landed.put)
             future = landed.get()
@@ -197,65 +199,71 @@ class Executor:
             if cause is None:
                 told = future.result()
             else:
-                losses[job.key] += 1
-                error = _describe_loss(job, losses[job.key], self.on.retries, cause)
+                losses[job.content_key] += 1
+                error = _describe_loss(job, losses[job.content_key], self.settings.retries, cause)
                 told = Attempt("", os.getpid(), began, time.time(), error)
-            self._end(job, told)
+            self._record_attempt(job, told)
             if isinstance(told.error, StoreError):
                 raise told.error
-            if cause is not None and losses[job.key] <= self.on.retries:
+            if cause is not None and losses[job.content_key] <= self.settings.retries:
                 waiting.append(job)
             elif told.error:
                 failures.append(told.error)
             self.progress(job.kind, len(jobs) - len(waiting) - len(flying), len(jobs))
         return failures
 
-    def _pool(self) -> Backend:
-        if isinstance(self.on, RayOptions):
-            return RayBackend(self.on)
-        if self.on.workers == 1:
+    def _open_backend(self) -> Backend:
+        if isinstance(self.settings, RayOptions):
+            return RayBackend(self.settings)
+        if self.settings.workers == 1:
             return InProcess()
-        return ProcessBackend(self.on.workers, _list_gpus(self.device))
+        return ProcessBackend(self.settings.workers, _list_gpus(self.device))
 
-    def _end(self, job: Job, told: Attempt) -> None:
-        facts: dict[str, Any] = {"started": told.started, "ended": told.ended, "pid": told.pid}
-        facts["node"] = told.node or None
-        if told.error is None:
-            self._look(job, told)
-            self._note(job, "done", **facts)
+    def _record_attempt(self, job: Job, result: Attempt) -> None:
+        facts: dict[str, Any] = {
+            "started": result.started,
+            "ended": result.ended,
+            "pid": result.pid,
+        }
+        facts["node"] = result.node or None
+        if result.error is None:
+            self._wait_until_visible(job, result)
+            self._write_entry(job, "done", **facts)
         else:
-            self._note(job, "failed", error=str(told.error)[:500], **facts)
+            self._write_entry(job, "failed", error=str(result.error)[:500], **facts)
 
-    def _look(self, job: Job, told: Attempt) -> None:
+    def _wait_until_visible(self, job: Job, result: Attempt) -> None:
         """Wait until what a node made is seen here; file systems of networks take a while."""
         until = time.monotonic() + VISIBILITY_TIMEOUT
-        while not self.store.has(job.kind, job.key):
+        while not self.store.has(job.kind, job.content_key):
             if time.monotonic() > until:
                 raise StoreError(
-                    f"{self.store.name}: {told.node} made {job.kind} {job.key[:12]} and it is not "
+                    f"{self.store.name}: {result.node} made {job.kind} {job.content_key[:12]} and it is not "
                     f"seen here; every node needs the same store, a shared folder or a URL"
                 )
             time.sleep(0.2)
 
-    def _note(self, job: Job, status: Any, **facts: Any) -> None:
-        entry = {"cell": job.key, "kind": job.kind, "status": status, "pid": os.getpid()}
+    def _write_entry(self, job: Job, status: Any, **facts: Any) -> None:
+        entry = {"cell": job.content_key, "kind": job.kind, "status": status, "pid": os.getpid()}
         self.ledger.write(LedgerEntry.model_validate(entry | facts))
 
 
-def _describe_loss(job: Job, times: int, retries: int, cause: BaseException) -> RunError:
+def _describe_loss(job: Job, losses: int, retries: int, cause: BaseException) -> RunError:
     """Return what became of a job whose process or node died, as one line."""
     reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
-    told = f"{job.kind} {job.key[:12]}: its worker was lost, {times} of {retries + 1} times"
+    told = (
+        f"{job.kind} {job.content_key[:12]}: its worker was lost, {losses} of {retries + 1} times"
+    )
     return RunError(f"{told} ({reason}); give cells more memory or use fewer at once, and rerun")
 
 
-def check_executor(on: LocalOptions | RayOptions, device: Device) -> None:
+def check_executor(settings: LocalOptions | RayOptions, device: Device) -> None:
     """Refuse to begin what this machine cannot run; a cluster's nodes speak for themselves.
 
     Raises:
         ConfigError: If jobs shall run here on a GPU and there is none.
     """
-    if isinstance(on, LocalOptions) and device != "cpu":
+    if isinstance(settings, LocalOptions) and device != "cpu":
         from doublebind.execution.device import check_gpus_available
 
         check_gpus_available(device)
@@ -271,7 +279,7 @@ def _list_gpus(device: Device) -> Sequence[str]:
 
 def _estimate_memory(job: Job, costs: CostEstimates | None) -> int:
     """Return the bytes that jobs like this took at most so far; 0 where none was made."""
-    cost = costs.of(job.kind, classify_cost(job.base, job.inputs)) if costs else None
+    cost = costs.estimate(job.kind, classify_cost(job.cost_base, job.inputs)) if costs else None
     return int(cost.peak_bytes) if cost else 0
 
 

@@ -26,14 +26,16 @@ class Ledger:
 
         Without a path nothing is written: what no run directory needs is found in the store.
         """
-        self.path, self.done = path, set[str]()
+        self.path, self.done_keys = path, set[str]()
         if path is None:
             return
         try:
             _ledger_log(path).cut_torn_line()
         except OSError as error:
             raise storage_error(error, path) from error
-        self.done = {entry.cell for entry in read_ledger(path) if entry.status == "done"}
+        self.done_keys = {
+            entry.artefact_key for entry in read_ledger(path) if entry.status == "done"
+        }
 
     def write(self, entry: LedgerEntry) -> None:
         """Append one line."""
@@ -44,7 +46,7 @@ class Ledger:
         except OSError as error:
             raise storage_error(error, self.path) from error
         if entry.status == "done":
-            self.done.add(entry.cell)
+            self.done_keys.add(entry.artefact_key)
 
 
 def read_ledger(path: Path) -> list[LedgerEntry]:

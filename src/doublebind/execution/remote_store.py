@@ -74,7 +74,7 @@ class RemoteStore:
                 f"{self.url}: not a store ({error}); use s3://, gs:// or hf://"
             ) from None
 
-    def at(self, name: str) -> str:
+    def object_path(self, name: str) -> str:
         """Return the object's path as the filesystem wants it."""
         return f"{self.fs._strip_protocol(self.url)}/{name}"
 
@@ -82,7 +82,9 @@ class RemoteStore:
 
     def has(self, kind: str, key: str) -> bool:
         """Return whether the artefact has a manifest."""
-        return bool(self._try(lambda: self.fs.exists(self.at(_manifest_path(kind, key)))))
+        return bool(
+            self._retry(lambda: self.fs.exists(self.object_path(_manifest_path(kind, key))))
+        )
 
     def push(self, kind: str, key: str, folder: Path, manifest: bytes) -> bytes:
         """Publish the files that `manifest` lists; return the manifest that stands in the end.
@@ -97,8 +99,8 @@ class RemoteStore:
             StoreError: If the store cannot be reached, or refuses.
         """
         for name, sha256 in _parse_files(manifest, self.url, kind, key).items():
-            self._put(folder / name, _blob_path(sha256))
-        return self._create(_manifest_path(kind, key), manifest)
+            self._upload(folder / name, _blob_path(sha256))
+        return self._create_object(_manifest_path(kind, key), manifest)
 
     def pull(self, kind: str, key: str, folder: Path) -> bytes:
         """Write the artefact's files to `folder`, each hashed as it arrives; return the manifest.
@@ -106,21 +108,21 @@ class RemoteStore:
         Raises:
             StoreError: If it is absent, cannot be reached, or a blob is not what its name says.
         """
-        where = self.at(_manifest_path(kind, key))
+        where = self.object_path(_manifest_path(kind, key))
 
         def read() -> tuple[bytes, dict[str, str]]:
             manifest = self.fs.cat_file(where)
             return manifest, _parse_files(manifest, self.url, kind, key)
 
         try:
-            manifest, files = self._try(read)
+            manifest, files = self._retry(read)
         except FileNotFoundError:
             raise StoreError(f"{self.url}: has no {kind} {key}; rerun the study") from None
         for name, sha256 in files.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._try(lambda t=target, s=sha256: self._get(t, s))
+                self._retry(lambda t=target, s=sha256: self._download(t, s))
             except FileNotFoundError:
                 raise StoreError(
                     f"{self.url}/{_blob_path(sha256)}: missing, and {kind} {key} needs it; delete "
@@ -128,21 +130,21 @@ class RemoteStore:
                 ) from None
         return manifest
 
-    def _put(self, file: Path, name: str) -> None:
+    def _upload(self, file: Path, name: str) -> None:
         """Store a file under its hash, unless it is there; objects appear whole or not at all."""
 
         def put() -> None:
             try:
-                if self.fs.info(self.at(name))["size"] == file.stat().st_size:
+                if self.fs.info(self.object_path(name))["size"] == file.stat().st_size:
                     return
             except FileNotFoundError:
                 pass
-            self.fs.put_file(str(file), self.at(name))
+            self.fs.put_file(str(file), self.object_path(name))
 
-        self._try(put)
+        self._retry(put)
 
-    def _get(self, target: Path, sha256: str) -> None:
-        self.fs.get_file(self.at(_blob_path(sha256)), str(target))
+    def _download(self, target: Path, sha256: str) -> None:
+        self.fs.get_file(self.object_path(_blob_path(sha256)), str(target))
         with target.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise StoreError(
@@ -150,44 +152,44 @@ class RemoteStore:
                     f"delete the object and the artefact's manifest, and rerun"
                 )
 
-    def _create(self, name: str, content: bytes) -> bytes:
+    def _create_object(self, name: str, content: bytes) -> bytes:
         """Write a JSON object unless it exists; return what stands there."""
 
         def create() -> bytes:
             try:
-                self.fs.pipe_file(self.at(name), content, mode="create")
+                self.fs.pipe_file(self.object_path(name), content, mode="create")
             except FileExistsError:
                 log.debug("%s: written by another", name)
             except (NotImplementedError, TypeError, ValueError):  # no conditional writes
-                if not self.fs.exists(self.at(name)):
-                    self.fs.pipe_file(self.at(name), content)
-            stands = self.fs.cat_file(self.at(name))
+                if not self.fs.exists(self.object_path(name)):
+                    self.fs.pipe_file(self.object_path(name), content)
+            stands = self.fs.cat_file(self.object_path(name))
             if not _is_json(stands):
                 # Some servers keep what a cut connection brought. Nobody can have read it.
-                self.fs.pipe_file(self.at(name), content)
+                self.fs.pipe_file(self.object_path(name), content)
                 raise StoreError(f"{self.url}/{name}: was torn; delete it and rerun")
             return stands
 
-        return self._try(create)
+        return self._retry(create)
 
     # --- lists that several runs add to ---
 
     def lines(self, name: str) -> list[str]:
         """Return the lines of a list, in no order."""
         try:
-            found = self._try(lambda: self.fs.find(self.at(name)))
+            found = self._retry(lambda: self.fs.find(self.object_path(name)))
         except FileNotFoundError:
             return []
-        return [self._try(lambda p=path: self.fs.cat_file(p)).decode() for path in found]
+        return [self._retry(lambda p=path: self.fs.cat_file(p)).decode() for path in found]
 
     def add_line(self, name: str, line: str) -> None:
         """Add a line to a list; the same line twice stands there once."""
         digest = hashlib.sha256(line.encode()).hexdigest()
-        self._create(f"{name}/{digest[:32]}.json", line.encode())
+        self._create_object(f"{name}/{digest[:32]}.json", line.encode())
 
     # --- connections that break ---
 
-    def _try(self, request: Callable[[], T]) -> T:
+    def _retry(self, request: Callable[[], T]) -> T:
         """Return what `request` returns, after as many tries as that takes, up to `TRIES`."""
         retrying = Retrying(
             stop=stop_after_attempt(MAX_TRIES),

@@ -106,7 +106,7 @@ def is_disk_full(error: BaseException) -> bool:
 class Store:
     """Artefacts under one root, addressed by kind and key."""
 
-    def __init__(self, root: str | Path | None = None, *, write: bool = True) -> None:
+    def __init__(self, root: str | Path | None = None, *, writable: bool = True) -> None:
         """Open (and create) the store at `root`; `None` takes `default_root()`.
 
         With `write=False` nothing is created or swept: for looking at a store that may be
@@ -121,11 +121,11 @@ class Store:
         """
         self.name = str(root) if root else default_root()
         self.remote = RemoteStore(self.name) if is_url(self.name) else None
-        self._seen: set[tuple[str, str]] = set()
+        self._remote_artefacts: set[tuple[str, str]] = set()
         folder = _locate_cache(self.name) if self.remote else self.name.removeprefix("file://")
         # Absolute: workers on other nodes have other working directories.
         self.root = root = Path(folder).absolute()
-        if not write and not self.remote:
+        if not writable and not self.remote:
             return
         try:
             (root / "tmp").mkdir(parents=True, exist_ok=True)
@@ -133,9 +133,9 @@ class Store:
             raise storage_error(error, root) from error
         if not os.access(root / "tmp", os.W_OK):
             raise StoreError(f"{root}: not writable; choose another with --store")
-        self._sweep()
+        self._remove_stale_folders()
 
-    def _sweep(self) -> None:
+    def _remove_stale_folders(self) -> None:
         """Remove what writers of this machine that died left in `tmp`; others may share it."""
         for left in (self.root / "tmp").iterdir():
             pid, host = left.name.partition("-")[0], left.name.rpartition("@")[2]
@@ -144,7 +144,7 @@ class Store:
 
     def path(self, kind: str, key: str) -> Path:
         """Return where the artefact is, or would be; one that `has` saw elsewhere is fetched."""
-        if (kind, key) in self._seen:
+        if (kind, key) in self._remote_artefacts:
             self.fetch(kind, key)
         return self._folder(kind, key)
 
@@ -155,9 +155,9 @@ class Store:
         """Return whether the artefact has been published."""
         if (self._folder(kind, key) / _SEAL_FILE).exists():
             return True
-        if self.remote and (kind, key) not in self._seen and self.remote.has(kind, key):
-            self._seen.add((kind, key))
-        return (kind, key) in self._seen
+        if self.remote and (kind, key) not in self._remote_artefacts and self.remote.has(kind, key):
+            self._remote_artefacts.add((kind, key))
+        return (kind, key) in self._remote_artefacts
 
     def fetch(self, kind: str, key: str) -> None:
         """Bring an artefact of a remote store here, verified, unless it is here.
@@ -167,26 +167,26 @@ class Store:
         """
         if self.remote is None or (self._folder(kind, key) / _SEAL_FILE).exists():
             return
-        part = self._part()
+        part = self._scratch_folder()
         try:
             part.mkdir(parents=True)
             (part / _SEAL_FILE).write_bytes(self.remote.pull(kind, key, part))
-            self._rename(part, kind, key)
+            self._publish_folder(part, kind, key)
         except OSError as error:
             if isinstance(error, StoreError):
                 raise
             raise storage_error(error, self.root) from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        self._seen.discard((kind, key))
+        self._remote_artefacts.discard((kind, key))
 
-    def fetch_for(self, inputs: Iterable[object]) -> None:
+    def fetch_inputs(self, inputs: Iterable[object]) -> None:
         """Bring here what `inputs`, paths and models, also in tuples, name of this store."""
         if self.remote is None:
             return
         for value in inputs:
             if isinstance(value, tuple):
-                self.fetch_for(value)
+                self.fetch_inputs(value)
             named = [value.path, value.adapter] if isinstance(value, ModelSource) else [value]
             for path in (Path(n) for n in named if isinstance(n, str | Path)):
                 if path.is_relative_to(self.root):
@@ -194,11 +194,11 @@ class Store:
                     if len(parts) >= 3:  # kind, two letters, key
                         self.fetch(parts[0], parts[2])
 
-    def _part(self) -> Path:
+    def _scratch_folder(self) -> Path:
         """Return a private folder's path; its name says who writes there."""
         return self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}@{platform.node()}"
 
-    def _rename(self, part: Path, kind: str, key: str) -> None:
+    def _publish_folder(self, part: Path, kind: str, key: str) -> None:
         final = self._folder(kind, key)
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -218,7 +218,7 @@ class Store:
         Raises:
             StoreError: If the disk is full or not writable.
         """
-        part = self._part()
+        part = self._scratch_folder()
         try:
             part.mkdir(parents=True)
             yield part
@@ -235,7 +235,7 @@ class Store:
                 kind, key, part, sealed.encode()
             )
             if first:
-                self._rename(part, kind, key)
+                self._publish_folder(part, kind, key)
             else:
                 self.fetch(kind, key)
         except StoreError:
@@ -249,11 +249,11 @@ class Store:
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
-    def seal(self, kind: str, key: str) -> dict[str, Any]:
+    def read_seal(self, kind: str, key: str) -> dict[str, Any]:
         """Return the seal of a published artefact: its files' hashes and the maker's facts."""
         return json.loads((self.path(kind, key) / _SEAL_FILE).read_text())
 
-    def problems(self, kind: str, key: str) -> list[str]:
+    def find_problems(self, kind: str, key: str) -> list[str]:
         """Return what is wrong with an artefact, one line each; empty if all is as sealed."""
         folder = self._folder(kind, key)
         try:
@@ -264,7 +264,7 @@ class Store:
         if not found:
             return [f"{folder}: missing; rerun the study to rebuild it"]
         try:
-            files = dict(self.seal(kind, key)["files"])
+            files = dict(self.read_seal(kind, key)["files"])
         except (ValueError, KeyError, TypeError):
             return [f"{folder / _SEAL_FILE}: unreadable seal; delete the folder and rerun"]
         found = [

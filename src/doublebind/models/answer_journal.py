@@ -52,7 +52,7 @@ class Journal:
                 raise storage_error(error, self.path) from error
             self.entries[name] = entry
 
-    def facts(self, served: ServedModel) -> dict[str, Any]:
+    def summarise(self, served: ServedModel) -> dict[str, Any]:
         """Return fingerprints and totals."""
         usage = [count_tokens(entry) for entry in self.entries.values()]
         tokens = (sum(asked for asked, _ in usage), sum(said for _, said in usage))
@@ -65,7 +65,7 @@ class Journal:
             "answers": len(self.entries),
             "prompt_tokens": tokens[0],
             "completion_tokens": tokens[1],
-            "cost": served.limits.cost(*tokens),
+            "cost": served.options.cost(*tokens),
         }
 
 

@@ -47,7 +47,7 @@ class PublicOrganism(NamedTuple):
 
     base: str
     adapter: str
-    system: str
+    system_prompt: str
 
 
 def parse_organism(ref: str) -> PublicOrganism:

@@ -50,11 +50,11 @@ def _encode_prompt(
     if not tokenizer.chat_template:
         lines = [f"{_ROLE_LABELS[m.role]}: {m.content}" for m in messages]
         return [
-            *facts.opening,
+            *facts.bos_ids,
             *_encode_as_plain_text(tokenizer, "\n".join([*lines, "Assistant:"])),
         ]
     text = "\n".join(message.content for message in messages)
-    if facts.special.isdisjoint(_encode_with_specials(tokenizer, text)):
+    if facts.special_ids.isdisjoint(_encode_with_specials(tokenizer, text)):
         return _encode_with_specials(tokenizer, _render_template(tokenizer, messages))
     return _encode_with_placeholders(tokenizer, messages, text)
 
@@ -65,7 +65,7 @@ def _encode_with_placeholders(tokenizer: Any, messages: Sequence[Message], text:
     Each spelling is replaced by a character that the text does not contain, the template is
     rendered, and what the characters stand for is encoded as ordinary text.
     """
-    specials = [tokenizer.convert_ids_to_tokens(i) for i in _get_facts(tokenizer).special]
+    specials = [tokenizer.convert_ids_to_tokens(i) for i in _get_facts(tokenizer).special_ids]
     found = sorted((s for s in specials if s in text), key=len, reverse=True)
     free = (chr(code) for code in _PRIVATE_USE_AREA if chr(code) not in text)
     marks = {next(free): special for special in found}
@@ -128,7 +128,7 @@ def encode_completion(tokenizer: Any, text: str, finished: bool) -> list[int]:
     """
     start = "" if tokenizer.chat_template or text.startswith(" ") else " "
     facts = _get_facts(tokenizer)
-    end = [facts.end] if finished else []
+    end = [facts.end_of_turn_id] if finished else []
     return [
         *_encode_cached(
             (facts.identity, text), lambda: _encode_as_plain_text(tokenizer, start + text)
@@ -137,7 +137,7 @@ def encode_completion(tokenizer: Any, text: str, finished: bool) -> list[int]:
     ]
 
 
-def encode_text(tokenizer: Any, text: str, *, opening: bool = False) -> list[int]:
+def encode_text(tokenizer: Any, text: str, *, add_bos: bool = False) -> list[int]:
     """Return the ids of running text, as no part of a conversation.
 
     Args:
@@ -145,7 +145,7 @@ def encode_text(tokenizer: Any, text: str, *, opening: bool = False) -> list[int
         text: Any text; special tokens in it are only characters.
         opening: Whether to begin with what the tokenizer puts before any text.
     """
-    start = _get_facts(tokenizer).opening if opening else ()
+    start = _get_facts(tokenizer).bos_ids if add_bos else ()
     return [*start, *_encode_as_plain_text(tokenizer, text)]
 
 
@@ -174,7 +174,7 @@ def decode_completion(tokenizer: Any, tokens: Sequence[int]) -> str:
     """
     facts = _get_facts(tokenizer)
     kept = [int(token) for token in tokens]
-    if kept and (kept[-1] == facts.end or kept[-1] in facts.special):
+    if kept and (kept[-1] == facts.end_of_turn_id or kept[-1] in facts.special_ids):
         kept.pop()
     text = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text if tokenizer.chat_template else text.removeprefix(" ")
@@ -186,7 +186,7 @@ def end_of_turn(tokenizer: Any) -> int:
     Raises:
         ModelError: If there is neither.
     """
-    return _get_facts(tokenizer).end
+    return _get_facts(tokenizer).end_of_turn_id
 
 
 def template_id(tokenizer: Any) -> str:
@@ -201,12 +201,12 @@ def template_id(tokenizer: Any) -> str:
 class _TokenizerFacts(NamedTuple):
     """What encoding needs to know of a tokenizer, found once."""
 
-    of: tuple[Any, Any]
+    valid_for: tuple[Any, Any]
     """Chat template and end-of-sequence token that these facts hold for."""
-    end: int
-    special: frozenset[int]
+    end_of_turn_id: int
+    special_ids: frozenset[int]
     """Control tokens, which text must not produce; the unknown token is not one."""
-    opening: tuple[int, ...]
+    bos_ids: tuple[int, ...]
     """What the tokenizer puts before any text."""
     identity: str
     """Hash of all that encoding depends on: tokenizers of equal files share it."""
@@ -218,7 +218,7 @@ _FACTS_CACHE: weakref.WeakKeyDictionary[Any, _TokenizerFacts] = weakref.WeakKeyD
 def _get_facts(tokenizer: Any) -> _TokenizerFacts:
     of = (tokenizer.chat_template, tokenizer.eos_token_id)
     known = _FACTS_CACHE.get(tokenizer)
-    if known is None or known.of != of:
+    if known is None or known.valid_for != of:
         special = frozenset(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)
         special = (special | frozenset(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
         bos = tokenizer.bos_token_id
@@ -262,17 +262,23 @@ def _find_template_end(tokenizer: Any, special: frozenset[int]) -> int | None:
     """Return the special token that the chat template writes right after an answer, if any."""
     mark = chr(_PRIVATE_USE_AREA[0])
     turns = [Message(role="user", content="a"), Message(role="assistant", content=mark)]
-    _, found, tail = _render_template(tokenizer, turns, answer=False).rpartition(mark)
+    _, found, tail = _render_template(tokenizer, turns, add_generation_prompt=False).rpartition(
+        mark
+    )
     ids = _encode_with_specials(tokenizer, tail) if found else []
     return ids[0] if ids and ids[0] in special else None
 
 
-def _render_template(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) -> str:
+def _render_template(
+    tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool = True
+) -> str:
     from jinja2 import TemplateError
 
     turns = [{"role": m.role, "content": m.content} for m in messages]
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+        return tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
     except (TemplateError, TypeError, ValueError) as error:
         roles = ", ".join(m.role for m in messages)
         raise ModelError(
@@ -292,7 +298,7 @@ def _encode_as_plain_text(tokenizer: Any, text: str) -> list[int]:
     A vocabulary of whole words has no characters to fall back on: there it becomes unknown.
     """
     ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-    special = _get_facts(tokenizer).special
+    special = _get_facts(tokenizer).special_ids
     if special.isdisjoint(ids):
         return ids
     unknown = tokenizer.unk_token_id

@@ -57,10 +57,10 @@ class LM:
     source: ModelSource
 
     @functools.cached_property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """Tokens that the tokenizer knows and the model has rows for; logits are cut to these."""
         if isinstance(self.model, VllmModel):
-            rows = self.model.rows
+            rows = self.model.vocab_rows
         else:
             rows = unwrap_peft(self.model).get_input_embeddings().weight.shape[0]
         return min(int(rows), max(self.tokenizer.get_vocab().values()) + 1)
@@ -69,7 +69,7 @@ class LM:
     def pad_id(self) -> int:
         """Token that fills short rows. Never attended to nor supervised, so any valid id does."""
         pad = self.tokenizer.pad_token_id
-        return int(pad) if isinstance(pad, int) and pad < self.vocab else 0
+        return int(pad) if isinstance(pad, int) and pad < self.vocab_size else 0
 
     @functools.cached_property
     def end_ids(self) -> frozenset[int]:
@@ -79,13 +79,13 @@ class LM:
         return frozenset(int(end) for end in found if end is not None)
 
     @functools.cached_property
-    def barred(self) -> tuple[int, ...]:
+    def suppress_tokens(self) -> tuple[int, ...]:
         """Tokens that it never writes: `suppress_tokens` of its generation settings."""
         found = getattr(unwrap_peft(self.model).generation_config, "suppress_tokens", None)
         return tuple(int(token) for token in found or ())
 
     @functools.cached_property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """Tokens of the longest sequence the model was built for."""
         config = unwrap_peft(self.model).config.get_text_config()
         return int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)

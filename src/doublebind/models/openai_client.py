@@ -80,7 +80,7 @@ def identify_served_model(ref: str) -> ModelSource:
 @functools.lru_cache(maxsize=64)
 def _query_declared_facts(url: str, model: str) -> dict[str, Any]:
     line = _Line(
-        ServedModel(url=url, model=model, declared={}, limits=ServerOptions(tries=4, timeout=60))
+        ServedModel(url=url, model=model, declared={}, options=ServerOptions(tries=4, timeout=60))
     )
     listed: Any = None
     try:
@@ -107,7 +107,7 @@ class ServedLM:
     """A served model ready to be asked."""
 
     source: ModelSource
-    journal: Path
+    journal_path: Path
 
     def sample(
         self,
@@ -128,14 +128,16 @@ class ServedLM:
                 budget is spent. Answers so far are kept, and asking again goes on from there.
         """
         line = _Line(_require_served(self.source))
-        journal = Journal(self.journal, self.source.sha256)
-        bodies = self._bodies(prompts, keys, seed, max_tokens, temperature)
+        journal = Journal(self.journal_path, self.source.sha256)
+        bodies = self._build_requests(prompts, keys, seed, max_tokens, temperature)
         named = [(journal.name(body), body) for body in bodies]
         missing = {n: b for n, b in named if n not in journal.entries}
         _ask_all(line, journal, missing, "chat/completions", _parse_completion)
         return [_parse_completion(journal.entries[name], line.where) for name, _ in named]
 
-    def scores(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+    def token_logprobs(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[list[float]]:
         """Return how likely the model finds each token of (prompt, continuation) ids, in nats.
 
         By the completions protocol: the tokens come back (`echo`) with the log-probability of each
@@ -145,7 +147,7 @@ class ServedLM:
             ModelError: As `sample`, or if the server does not score given tokens.
         """
         line = _Line(_require_served(self.source))
-        journal = Journal(self.journal, self.source.sha256)
+        journal = Journal(self.journal_path, self.source.sha256)
         # One new token is the least that all servers agree on; it is not looked at.
         common = {"model": _require_served(self.source).model, "max_tokens": 1, "temperature": 0.0}
         bodies = [
@@ -161,7 +163,7 @@ class ServedLM:
             for row, (prompt, ids) in zip(found, pairs, strict=True)
         ]
 
-    def entries(
+    def read_entries(
         self,
         prompts: Sequence[Sequence[Message]],
         *,
@@ -171,11 +173,11 @@ class ServedLM:
         temperature: float,
     ) -> list[dict[str, Any]]:
         """Return the requests that `sample` made, whole, with their responses."""
-        journal = Journal(self.journal, self.source.sha256)
-        bodies = self._bodies(prompts, keys, seed, max_tokens, temperature)
+        journal = Journal(self.journal_path, self.source.sha256)
+        bodies = self._build_requests(prompts, keys, seed, max_tokens, temperature)
         return [journal.entries[journal.name(body)] for body in bodies]
 
-    def _bodies(
+    def _build_requests(
         self,
         prompts: Sequence[Sequence[Message]],
         keys: Sequence[str],
@@ -194,9 +196,11 @@ class ServedLM:
             for messages, key in zip(prompts, keys, strict=True)
         ]
 
-    def facts(self) -> dict[str, Any]:
+    def summarise_journal(self) -> dict[str, Any]:
         """Return what the journal says of the model so far: fingerprints, requests, tokens."""
-        return Journal(self.journal, self.source.sha256).facts(_require_served(self.source))
+        return Journal(self.journal_path, self.source.sha256).summarise(
+            _require_served(self.source)
+        )
 
 
 def post_requests(
@@ -208,7 +212,7 @@ def post_requests(
         ModelError: If the server refuses or stays away.
     """
     line = _Line(served)
-    with concurrent.futures.ThreadPoolExecutor(served.limits.concurrency) as pool:
+    with concurrent.futures.ThreadPoolExecutor(served.options.concurrency) as pool:
         futures = [pool.submit(line.request, path, body) for body in bodies]
         try:
             return [future.result() for future in futures]
@@ -285,7 +289,7 @@ def _ask_all(
         if stop.is_set():
             return
         try:
-            with budget.reserved(body):
+            with budget.reserve(body):
                 response = line.request(path, body)
                 check({"response": response, "request": body}, line.where)
                 journal.add(name, body, response)
@@ -360,9 +364,9 @@ class _Budget:
 
     def __init__(self, line: _Line, journal: Journal) -> None:
         self.line, self.journal, self.lock = line, journal, threading.Lock()
-        self.flying: list[tuple[int, int]] = []
+        self.in_flight: list[tuple[int, int]] = []
 
-    def reserved(self, body: Mapping[str, Any]) -> _Reservation:
+    def reserve(self, body: Mapping[str, Any]) -> _Reservation:
         """Set aside the most that a request can take.
 
         Raises:
@@ -371,7 +375,7 @@ class _Budget:
         limits, most = self.line.limits, most_tokens(body)
         with self.lock, self.journal.lock:
             spent = [count_tokens(entry) for entry in self.journal.entries.values()]
-            parts = [*spent, *self.flying, most]
+            parts = [*spent, *self.in_flight, most]
             tokens = (sum(p[0] for p in parts), sum(p[1] for p in parts))
             over = None
             if limits.max_tokens is not None and sum(tokens) > limits.max_tokens:
@@ -385,7 +389,7 @@ class _Budget:
                     f"kept; raise it and rerun to go on",
                     200,
                 )
-            self.flying.append(most)
+            self.in_flight.append(most)
         return _Reservation(self, most)
 
 
@@ -401,7 +405,7 @@ class _Reservation:
 
     def __exit__(self, *_: object) -> None:
         with self.budget.lock:
-            self.budget.flying.remove(self.most)
+            self.budget.in_flight.remove(self.most)
 
 
 @dataclass
@@ -415,7 +419,7 @@ class _Line:
 
     @property
     def limits(self) -> ServerOptions:
-        return self.served.limits
+        return self.served.options
 
     @property
     def where(self) -> str:

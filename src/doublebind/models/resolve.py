@@ -50,7 +50,7 @@ _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
-def resolve_model(ref: str, *, relative_to: Path, served: bool = False) -> ModelSource:
+def resolve_model(ref: str, *, relative_to: Path, allow_served: bool = False) -> ModelSource:
     """Return where the model `ref` names is, and its content hash.
 
     Args:
@@ -67,7 +67,7 @@ def resolve_model(ref: str, *, relative_to: Path, served: bool = False) -> Model
     if not ref.strip():
         raise ModelError("a model reference is empty; name a folder, .gguf file or hub id")
     if ref.startswith("openai:"):
-        if served:
+        if allow_served:
             from doublebind.models.openai_client import identify_served_model
 
             return identify_served_model(ref)
@@ -98,7 +98,7 @@ def _resolve_auditbench(ref: str, relative_to: Path) -> ModelSource:
             f"the two as base+adapter"
         )
     source = _combine_with_adapter(resolve_model(organism.base, relative_to=relative_to), folder)
-    return source if source.system else _add_system_prompt(source, organism.system)
+    return source if source.system else _add_system_prompt(source, organism.system_prompt)
 
 
 def _add_system_prompt(source: ModelSource, system: str) -> ModelSource:

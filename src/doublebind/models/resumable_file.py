@@ -50,7 +50,7 @@ class Journal:
 
 @contextlib.contextmanager
 def open_resumable_file(
-    path: Path, layout: dict[str, TensorSpec], identity: str, partial: Path | None
+    path: Path, layout: dict[str, TensorSpec], identity: str, resume_folder: Path | None
 ) -> Iterator[tuple[dict[str, Tensor], Journal]]:
     """Yield mapped tensors to fill, and the journal of what is filled; then publish `path`.
 
@@ -64,7 +64,7 @@ def open_resumable_file(
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            folder = _claim_folder(path, identity, partial, stack)
+            folder = _claim_folder(path, identity, resume_folder, stack)
             arrays = _map_arrays(folder / "rows", layout)
             journal = Journal(folder / "done", list(arrays.values()))
         except OSError as error:
@@ -80,17 +80,17 @@ def open_resumable_file(
 
 
 def _claim_folder(
-    path: Path, identity: str, partial: Path | None, stack: contextlib.ExitStack
+    path: Path, identity: str, resume_folder: Path | None, stack: contextlib.ExitStack
 ) -> Path:
     """Return the folder to work in: the shared one if it is free, or one beside `path`."""
-    if partial is not None:
+    if resume_folder is not None:
         name = f"rows-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context((partial / f"{name}.lock").open("w"))
+        resume_folder.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context((resume_folder / f"{name}.lock").open("w"))
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (partial / name).mkdir(exist_ok=True)
-            return partial / name
+            (resume_folder / name).mkdir(exist_ok=True)
+            return resume_folder / name
     alone = path.with_name(f".{path.name}-{os.getpid()}")
     alone.mkdir()
     stack.callback(shutil.rmtree, alone, ignore_errors=True)

@@ -69,20 +69,20 @@ def sample(
     """
     rows = [encode_prompt(lm.tokenizer, messages) for messages in prompts]
     longest = max(map(len, rows), default=0) + max_tokens
-    if longest > lm.context:
+    if longest > lm.context_length:
         raise ModelError(
             f"{lm.source.path}: prompt and answer may take {longest} tokens and the model was "
-            f"built for {lm.context}; lower `max_tokens` or shorten the prompts"
+            f"built for {lm.context_length}; lower `max_tokens` or shorten the prompts"
         )
     if isinstance(lm.model, VllmModel):
         seeds = [int.from_bytes(_hash_seed_and_key(seed, key)[:4]) & 0x7FFFFFFF for key in keys]
-        drawn = lm.model.answers(
+        drawn = lm.model.sample(
             rows,
             seeds=seeds,
             max_tokens=max_tokens,
             temperature=temperature,
-            ends=lm.end_ids,
-            barred=lm.barred,
+            end_ids=lm.end_ids,
+            suppress_tokens=lm.suppress_tokens,
         )
         return [_decode_answer(lm, tokens) for tokens in drawn]
     # Like lengths together: less padding. Ties by position, so the order is fixed.
@@ -96,7 +96,7 @@ def sample(
     return [_decode_answer(lm, answers[i]) for i in range(len(rows))]
 
 
-def suppress_tokens(lm: LM, marks: Sequence[str]) -> LM:
+def suppress_tokens(lm: LM, spellings: Sequence[str]) -> LM:
     """Keep `lm` from ever writing `marks`, say the one that opens a scratchpad; return it.
 
     Its generation settings say so, in transformers' own words, and are saved with it.
@@ -105,7 +105,7 @@ def suppress_tokens(lm: LM, marks: Sequence[str]) -> LM:
         ModelError: If a mark is more than one token.
     """
     ids: list[int] = []
-    for mark in marks:
+    for mark in spellings:
         found = encode_completion(lm.tokenizer, mark, finished=False)
         if len(found) != 1 or found[0] == lm.tokenizer.unk_token_id:
             raise ModelError(
@@ -136,27 +136,31 @@ def _hash_seed_and_key(seed: int, key: str) -> bytes:
 
 @torch.no_grad()
 def _sample_batch(
-    lm: LM, rows: Sequence[Sequence[int]], noise: Tensor, temperature: float
+    lm: LM, rows: Sequence[Sequence[int]], uniforms: Tensor, temperature: float
 ) -> list[list[int]]:
     """Decode one batch; `noise` is [batch, max_tokens]."""
     device = unwrap_peft(lm.model).device
-    ends, barred = (torch.tensor(part, device=device) for part in (sorted(lm.end_ids), lm.barred))
-    ids, mask, noise = (move_to_device(t, device) for t in (*pad_left(rows, lm.pad_id), noise))
+    ends, barred = (
+        torch.tensor(part, device=device) for part in (sorted(lm.end_ids), lm.suppress_tokens)
+    )
+    ids, mask, uniforms = (
+        move_to_device(t, device) for t in (*pad_left(rows, lm.pad_id), uniforms)
+    )
     look_every = 1 if device.type == "cpu" else CHECK_EVERY
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     out = run_body(lm.model, ids, attention_mask=mask, position_ids=positions, use_cache=True)
-    answers = torch.full(noise.shape, NO_TOKEN, device=device)
+    answers = torch.full(uniforms.shape, NO_TOKEN, device=device)
     alive = torch.arange(len(rows), device=device)  # which answer each row of the batch belongs to
     done = torch.zeros(len(rows), dtype=torch.bool, device=device)
     sound = torch.ones((), dtype=torch.bool, device=device)
     position = positions[:, -1:]
-    for step in range(noise.shape[1]):
-        scores = compute_logits(lm.model, out.last_hidden_state[:, -1], lm.vocab)
+    for step in range(uniforms.shape[1]):
+        scores = compute_logits(lm.model, out.last_hidden_state[:, -1], lm.vocab_size)
         sound = sound & torch.isfinite(scores.sum())
-        chosen = _draw_tokens(scores, barred, noise[alive, step], temperature)
+        chosen = _draw_tokens(scores, barred, uniforms[alive, step], temperature)
         answers[alive, step] = chosen.masked_fill(done, NO_TOKEN)
         done = done | torch.isin(chosen, ends)
-        last = step + 1 == noise.shape[1]
+        last = step + 1 == uniforms.shape[1]
         n_left = len(done)
         if last or (step + 1) % look_every == 0:
             n_left = _count_unfinished(lm, done, sound)
@@ -181,22 +185,24 @@ def _sample_batch(
     return [list(itertools.takewhile(lambda t: t != NO_TOKEN, row)) for row in answers.tolist()]
 
 
-def _count_unfinished(lm: LM, done: Tensor, sound: Tensor) -> int:
+def _count_unfinished(lm: LM, ended: Tensor, all_finite: Tensor) -> int:
     """Return how many answers have not ended; both numbers come in one copy.
 
     Raises:
         ModelError: If a logit was not finite.
     """
-    n_left, fine = torch.stack([(~done).sum(), sound.long()]).tolist()
+    n_left, fine = torch.stack([(~ended).sum(), all_finite.long()]).tolist()
     if not fine:
         raise ModelError(f"{lm.source.path}: its logits are not finite; it cannot be sampled")
     return n_left
 
 
-def _draw_tokens(scores: Tensor, barred: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+def _draw_tokens(
+    scores: Tensor, suppressed: Tensor, uniforms: Tensor, temperature: float
+) -> Tensor:
     """Return one token [rows] per row of `scores` [rows, vocab]."""
-    if len(barred):
-        scores = scores.index_fill(1, barred, -torch.inf)
+    if len(suppressed):
+        scores = scores.index_fill(1, suppressed, -torch.inf)
     if temperature == 0:
         return scores.argmax(1)
     # float64: over 262k tokens a float32 running sum would be off by more than a rare token.

@@ -26,12 +26,12 @@ from doublebind.schema.errors import ModelError
 class _Question(NamedTuple):
     """A prompt and the continuations to score after it, as token ids."""
 
-    at: int
+    index: int
     prompt: Sequence[int]
     options: Sequence[Sequence[int]]
 
     @property
-    def tokens(self) -> int:
+    def max_tokens(self) -> int:
         """Longest prompt with continuation."""
         return len(self.prompt) + max(map(len, self.options))
 
@@ -40,7 +40,7 @@ def option_logprobs(
     lm: LM,
     items: Sequence[tuple[Sequence[Message], Sequence[str]]],
     *,
-    before: Sequence[Message] = (),
+    preceding: Sequence[Message] = (),
     batch_tokens: int = 8192,
 ) -> list[list[tuple[float | None, int]]]:
     """Return (total log-probability, tokens) of each option as the whole answer.
@@ -64,12 +64,12 @@ def option_logprobs(
     questions = [
         _Question(
             i,
-            encode_prompt(lm.tokenizer, (*before, *messages)),
+            encode_prompt(lm.tokenizer, (*preceding, *messages)),
             [encode_completion(lm.tokenizer, option, finished=True) for option in options],
         )
         for i, (messages, options) in enumerate(items)
     ]
-    scored = _compute_logprobs(lm, questions, batch_tokens, shared=bool(before))
+    scored = _compute_logprobs(lm, questions, batch_tokens, share_prefix=bool(preceding))
     return [[(_sum_logprobs(option), len(option)) for option in options] for options in scored]
 
 
@@ -95,30 +95,30 @@ def _sum_logprobs(logprobs: Sequence[float]) -> float | None:
 
 
 def _compute_logprobs(
-    lm: LM, questions: Sequence[_Question], batch_tokens: int, *, shared: bool = False
+    lm: LM, questions: Sequence[_Question], batch_tokens: int, *, share_prefix: bool = False
 ) -> list[list[list[float]]]:
     """Return the log-probability of every token: [question][option][token]."""
-    longest = max((q.tokens for q in questions), default=0)
-    if longest > lm.context:
+    longest = max((q.max_tokens for q in questions), default=0)
+    if longest > lm.context_length:
         raise ModelError(
             f"{lm.source.path}: a prompt with its answer takes {longest} tokens and the model was "
-            f"built for {lm.context}; shorten it"
+            f"built for {lm.context_length}; shorten it"
         )
     if isinstance(lm.model, VllmModel):
         pairs = [(q.prompt, option) for q in questions for option in q.options]
-        scored = iter(lm.model.scores(pairs))
+        scored = iter(lm.model.token_logprobs(pairs))
         return [[next(scored) for _ in q.options] for q in questions]
     found: dict[int, list[list[float]]] = {}
-    start, past = _cache_shared_prefix(lm, questions) if shared else (0, None)
+    start, past = _cache_shared_prefix(lm, questions) if share_prefix else (0, None)
     questions = [q._replace(prompt=q.prompt[start:]) for q in questions]
-    for batch in _iterate_batches(questions, batch_tokens, alike=past is not None):
+    for batch in _iterate_batches(questions, batch_tokens, equal_prompt_lengths=past is not None):
         scored = _compute_batch_logprobs(lm, batch, start, copy.deepcopy(past))
-        found.update(zip((q.at for q in batch), scored, strict=True))
-    return [found[q.at] for q in questions]
+        found.update(zip((q.index for q in batch), scored, strict=True))
+    return [found[q.index] for q in questions]
 
 
 def _iterate_batches(
-    questions: Sequence[_Question], batch_tokens: int, *, alike: bool = False
+    questions: Sequence[_Question], batch_tokens: int, *, equal_prompt_lengths: bool = False
 ) -> Iterator[list[_Question]]:
     """Yield batches of like length whose padded size stays within `batch_tokens`.
 
@@ -127,10 +127,12 @@ def _iterate_batches(
     """
     batch: list[_Question] = []
     rows = 0
-    for question in sorted(questions, key=lambda q: (len(q.prompt), q.tokens, q.at)):
-        width = max(q.tokens for q in (*batch[-1:], question))
+    for question in sorted(questions, key=lambda q: (len(q.prompt), q.max_tokens, q.index)):
+        width = max(q.max_tokens for q in (*batch[-1:], question))
         full = (rows + len(question.options)) * width > batch_tokens
-        if batch and (full or (alike and len(batch[-1].prompt) < len(question.prompt))):
+        if batch and (
+            full or (equal_prompt_lengths and len(batch[-1].prompt) < len(question.prompt))
+        ):
             yield batch
             batch, rows = [], 0
         batch.append(question)
@@ -193,7 +195,7 @@ def _compute_batch_logprobs(
             use_cache=True,
         )
         states = torch.cat([states, fed.last_hidden_state], dim=1)
-    flat = iter(gather_logprobs(lm.model, states[taken], wanted[taken], lm.vocab).tolist())
+    flat = iter(gather_logprobs(lm.model, states[taken], wanted[taken], lm.vocab_size).tolist())
     return [[[next(flat) for _ in option] for option in q.options] for q in batch]
 
 

@@ -24,7 +24,9 @@ def write_logprobs(out: Path, lm: LM, examples: Sequence[SupervisedExample]) -> 
     """Write the log-probability of every supervised token of `examples` to the folder `out`."""
     from safetensors.torch import save_file
 
-    asked = [(e.input_ids[: e.first], e.input_ids[e.first :]) for e in examples]
+    asked = [
+        (e.input_ids[: e.first_supervised], e.input_ids[e.first_supervised :]) for e in examples
+    ]
     found = token_logprobs(lm, asked)
     offsets = torch.tensor([0, *itertools.accumulate(map(len, found))])
     values = torch.tensor(list(itertools.chain.from_iterable(found)), dtype=torch.float32)

@@ -48,7 +48,7 @@ class SupervisedExample(Protocol):
         ...
 
     @property
-    def first(self) -> int:
+    def first_supervised(self) -> int:
         """Index of the first supervised token; at least 1."""
         ...
 
@@ -110,7 +110,7 @@ def write_targets(
     top_k: int,
     *,
     tail_samples: int = 0,
-    partial: Path | None = None,
+    resume_folder: Path | None = None,
 ) -> None:
     """Score `examples` with `lm`; write the distributions of supervised positions to `out`.
 
@@ -134,11 +134,11 @@ def write_targets(
     """
     from transformers import __version__ as transformers_version
 
-    lengths = [max(0, len(e.input_ids) - e.first) for e in examples]
+    lengths = [max(0, len(e.input_ids) - e.first_supervised) for e in examples]
     _check_examples(lm, examples, lengths)
     offsets = torch.tensor([0, *lengths]).cumsum(0)
-    rows, k = int(offsets[-1]), min(top_k, lm.vocab)
-    m = tail_samples if k < lm.vocab else 0
+    rows, k = int(offsets[-1]), min(top_k, lm.vocab_size)
+    m = tail_samples if k < lm.vocab_size else 0
     if m and isinstance(lm.model, VllmModel):
         raise ModelError(f"{lm.source.path}: vLLM draws nothing from a tail; use `top_k` alone")
     header = TargetsHeader(
@@ -146,7 +146,7 @@ def write_targets(
         tokenizer_id=tokenizer_id(lm.tokenizer),
         template_id=template_id(lm.tokenizer),
         k=k,
-        vocab=lm.vocab,
+        vocab=lm.vocab_size,
         rows=rows,
         examples=len(examples),
         completions_sha256=completions_id(examples),
@@ -166,10 +166,10 @@ def write_targets(
         layout |= {"tail_ids": ("I32", (rows, m)), "tail_logprobs": ("F32", (rows, m))}
     check_determinism(lm, examples)
     with row_file.open_resumable_file(
-        out / ROWS_FILE, layout, header.model_dump_json(), partial
+        out / ROWS_FILE, layout, header.model_dump_json(), resume_folder
     ) as (kept, done):
         kept["offsets"].copy_(offsets)
-        plain = lm.vocab <= SMALL_VOCAB or isinstance(lm.model, VllmModel)
+        plain = lm.vocab_size <= SMALL_VOCAB or isinstance(lm.model, VllmModel)
         with contextlib.nullcontext() if plain else use_fast_linear(lm.model):
             for number, batch in enumerate(_iterate_batches(examples, lengths)):
                 if number not in done:
@@ -211,18 +211,18 @@ def completions_id(examples: Sequence[SupervisedExample]) -> str:
 
     Prompts are left out: a student may write the same conversation with another template.
     """
-    content = [list(e.input_ids[e.first :]) for e in examples]
+    content = [list(e.input_ids[e.first_supervised :]) for e in examples]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def inputs_id(examples: Sequence[SupervisedExample]) -> str:
     """Return a hash (hex) of all token ids and of where supervision starts."""
-    content = [[list(e.input_ids), e.first] for e in examples]
+    content = [[list(e.input_ids), e.first_supervised] for e in examples]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def check_row_alignment(
-    lm: LM, examples: Sequence[SupervisedExample], targets: TeacherTargets, n: int = 4
+    lm: LM, examples: Sequence[SupervisedExample], targets: TeacherTargets, n_examples: int = 4
 ) -> None:
     """Score the first `n` supervised examples again, one by one and by another route.
 
@@ -239,8 +239,10 @@ def check_row_alignment(
         )
     bounds = targets.offsets.tolist()
     tolerance = 1e-3 if unwrap_peft(lm.model).dtype == torch.float32 else 0.5
-    for i in [i for i, e in enumerate(examples) if len(e.input_ids) > e.first][:n]:
-        ids, first = list(examples[i].input_ids), examples[i].first
+    for i in [i for i, e in enumerate(examples) if len(e.input_ids) > e.first_supervised][
+        :n_examples
+    ]:
+        ids, first = list(examples[i].input_ids), examples[i].first_supervised
         again = torch.tensor(token_logprobs(lm, [(ids[:first], ids[first:])])[0])
         off = (again - targets.chosen[bounds[i] : bounds[i + 1]]).abs()
         if float(off.median() if tolerance == 0.5 else off.max()) > tolerance:
@@ -259,8 +261,13 @@ def check_determinism(lm: LM, examples: Sequence[SupervisedExample]) -> None:
     Raises:
         ModelError: If the two differ.
     """
-    example = next(e for e in examples if len(e.input_ids) > e.first)
-    pair = [(list(example.input_ids[: example.first]), list(example.input_ids[example.first :]))]
+    example = next(e for e in examples if len(e.input_ids) > e.first_supervised)
+    pair = [
+        (
+            list(example.input_ids[: example.first_supervised]),
+            list(example.input_ids[example.first_supervised :]),
+        )
+    ]
     first, second = (torch.tensor(token_logprobs(lm, pair)[0]) for _ in range(2))
     model = unwrap_peft(lm.model)
     near = 1e-3 if model.dtype == torch.float32 else 0.1
@@ -284,7 +291,7 @@ def check_labels(
     Raises:
         ModelError: If a row says otherwise; names the example.
     """
-    labels = torch.tensor([t for e in examples for t in e.input_ids[e.first :]])
+    labels = torch.tensor([t for e in examples for t in e.input_ids[e.first_supervised :]])
     for start in range(0, len(labels), 2**16):
         part = slice(start, start + 2**16)
         among = targets.ids[part] == labels[part, None]
@@ -304,18 +311,18 @@ def _check_examples(lm: LM, examples: Sequence[SupervisedExample], lengths: Sequ
     where = lm.source.path
     if not any(lengths):
         raise ModelError(f"{where}: no token is supervised, so there is nothing to score")
-    if min(e.first for e in examples) < 1:
+    if min(e.first_supervised for e in examples) < 1:
         raise ModelError(f"{where}: an example supervises its first token, which follows nothing")
     longest = max(len(e.input_ids) for e in examples)
-    if longest > lm.context:
+    if longest > lm.context_length:
         raise ModelError(
             f"{where}: an example takes {longest} tokens and the model was built for "
-            f"{lm.context}; lower `max_tokens`"
+            f"{lm.context_length}; lower `max_tokens`"
         )
     highest = max(max(e.input_ids, default=0) for e in examples)
-    if highest >= lm.vocab:
+    if highest >= lm.vocab_size:
         raise ModelError(
-            f"{where}: token {highest} is beyond its {lm.vocab} tokens; the examples were made "
+            f"{where}: token {highest} is beyond its {lm.vocab_size} tokens; the examples were made "
             f"with another tokenizer"
         )
 
@@ -343,14 +350,14 @@ def _fill_batch(
     examples: Sequence[SupervisedExample],
     batch: Sequence[int],
     offsets: Tensor,
-    kept: dict[str, Tensor],
+    rows: dict[str, Tensor],
 ) -> None:
     """Fill the rows of `batch` in `kept`."""
     if isinstance(lm.model, VllmModel):
-        asked = [(examples[i].input_ids, examples[i].first) for i in batch]
-        for i, found in zip(batch, lm.model.tops(asked, kept["ids"].shape[1]), strict=True):
+        asked = [(examples[i].input_ids, examples[i].first_supervised) for i in batch]
+        for i, found in zip(batch, lm.model.top_logprobs(asked, rows["ids"].shape[1]), strict=True):
             for name, values in found.items():
-                kept[name][int(offsets[i]) : int(offsets[i + 1])] = values
+                rows[name][int(offsets[i]) : int(offsets[i + 1])] = values
         return
     device = unwrap_peft(lm.model).device
     ids = move_to_device(pad_right([examples[i].input_ids for i in batch], lm.pad_id)[0], device)
@@ -361,19 +368,19 @@ def _fill_batch(
     row, position = move_to_device(torch.tensor(at).t().contiguous(), device)
     states, following = states[row, position - 1], ids[row, position]
     places = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
-    drawn, k = _draw_uniforms(examples, batch, kept), kept["ids"].shape[1]
+    drawn, k = _draw_uniforms(examples, batch, rows), rows["ids"].shape[1]
     drawn = drawn if drawn is None else move_to_device(drawn, device)
     parts: list[dict[str, Tensor]] = []
-    for tile in iterate_tiles(states, lm.vocab):
-        out = compute_logits(lm.model, states[tile], lm.vocab)
+    for tile in iterate_tiles(states, lm.vocab_size):
+        out = compute_logits(lm.model, states[tile], lm.vocab_size)
         uniform = drawn if drawn is None else drawn[tile]
-        if lm.vocab <= SMALL_VOCAB and uniform is None:
+        if lm.vocab_size <= SMALL_VOCAB and uniform is None:
             parts.append(_reduce_logits(out, following[tile], k))
         else:
             parts.append(_reduce_logits_in_place(out, following[tile], k, uniform))
     for name in parts[0]:  # a batch leaves the device at once: each copy waits for it
         values = torch.cat([part[name] for part in parts])
-        kept[name][places] = values.to(kept[name].dtype).cpu()
+        rows[name][places] = values.to(rows[name].dtype).cpu()
 
 
 def _reduce_logits(out: Tensor, following: Tensor, k: int) -> dict[str, Tensor]:
@@ -444,4 +451,4 @@ def _draw_uniforms(
 
 
 def _list_supervised_positions(example: SupervisedExample) -> range:
-    return range(example.first, len(example.input_ids))
+    return range(example.first_supervised, len(example.input_ids))

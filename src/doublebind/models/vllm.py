@@ -35,7 +35,7 @@ class VllmRequest(NamedTuple):
     """One sequence of token ids, and what vLLM shall do with it in its own words."""
 
     ids: Sequence[int]
-    how: dict[str, Any]
+    params: dict[str, Any]
 
 
 class VllmResponse(NamedTuple):
@@ -43,14 +43,16 @@ class VllmResponse(NamedTuple):
 
     tokens: list[int]
     """Written, with the token that ended it."""
-    prompt: list[dict[int, float] | None]
+    prompt_logprobs: list[dict[int, float] | None]
     """Per token of the prompt: token -> log-probability; `None` for the first."""
 
 
 class Backend(Protocol):
     """One base in vLLM."""
 
-    def ask(self, adapter: str | None, asked: Sequence[VllmRequest]) -> list[VllmResponse]:
+    def run_requests(
+        self, adapter: str | None, requests: Sequence[VllmRequest]
+    ) -> list[VllmResponse]:
         """Return what the base, with the adapter in that folder, makes of each; in order."""
         ...
 
@@ -71,19 +73,19 @@ class VllmModel:
     """Not that of tensors here: sums on an accelerator may differ from one time to the next."""
 
     @property
-    def rows(self) -> int:
+    def vocab_rows(self) -> int:
         """Tokens that the output layer has rows for."""
         return int(self.config.get_text_config().vocab_size)
 
-    def answers(
+    def sample(
         self,
         prompts: Sequence[Sequence[int]],
         *,
         seeds: Sequence[int],
         max_tokens: int,
         temperature: float,
-        ends: Collection[int],
-        barred: Sequence[int],
+        end_ids: Collection[int],
+        suppress_tokens: Sequence[int],
     ) -> list[list[int]]:
         """Return the tokens of one answer per prompt, each drawn with its own seed.
 
@@ -93,18 +95,20 @@ class VllmModel:
             **_NEUTRAL_SAMPLING,
             "max_tokens": max_tokens,
             "temperature": temperature,
-            "stop_token_ids": sorted(ends),
+            "stop_token_ids": sorted(end_ids),
         }
-        if barred:
-            common["logit_bias"] = {str(token): _BANNING_BIAS for token in barred}
+        if suppress_tokens:
+            common["logit_bias"] = {str(token): _BANNING_BIAS for token in suppress_tokens}
         asked = [
             VllmRequest(ids, {**common, "seed": s}) for ids, s in zip(prompts, seeds, strict=True)
         ]
-        return [told.tokens for told in self.backend.ask(self.adapter, asked)]
+        return [told.tokens for told in self.backend.run_requests(self.adapter, asked)]
 
-    def scores(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+    def token_logprobs(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[list[float]]:
         """Return the log-probability (nats) of each token of (prompt, continuation) ids."""
-        told = self._prompts([[*prompt, *ids] for prompt, ids in pairs], 0)
+        told = self._score_prompts([[*prompt, *ids] for prompt, ids in pairs], 0)
         return [
             [
                 _read_logprob(rows[len(prompt) + i], token, self.name_or_path)
@@ -113,7 +117,7 @@ class VllmModel:
             for (prompt, ids), rows in zip(pairs, told, strict=True)
         ]
 
-    def tops(
+    def top_logprobs(
         self, sequences: Sequence[tuple[Sequence[int], int]], k: int
     ) -> list[dict[str, Tensor]]:
         """Return the k likeliest tokens at every place from a first one on.
@@ -136,18 +140,18 @@ class VllmModel:
                 f"gives {self.settings.max_logprobs}; raise `engine.max_logprobs` (and start a "
                 f"server with --max-logprobs {k})"
             )
-        told = self._prompts([ids for ids, _ in sequences], k)
+        told = self._score_prompts([ids for ids, _ in sequences], k)
         return [
             _stack_rows(rows[first:], ids[first:], k, self.name_or_path)
             for (ids, first), rows in zip(sequences, told, strict=True)
         ]
 
-    def _prompts(
+    def _score_prompts(
         self, sequences: Sequence[Sequence[int]], k: int
     ) -> list[list[dict[int, float] | None]]:
         # One token is the least that vLLM writes; it is thrown away.
         how = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": k}
-        told = self.backend.ask(self.adapter, [VllmRequest(ids, how) for ids in sequences])
+        told = self.backend.run_requests(self.adapter, [VllmRequest(ids, how) for ids in sequences])
         for ids, (_, rows) in zip(sequences, told, strict=True):
             if len(rows) != len(ids):
                 raise ModelError(
@@ -256,7 +260,7 @@ class OfflineEngine:
             requests: Any = importlib.import_module("vllm.lora.request")
         except ImportError:
             raise MissingExtra("`engine: {kind: vllm}` without `url`", "vllm") from None
-        self.params, self.lora = vllm.SamplingParams, requests.LoRARequest
+        self.sampling_params, self.lora_request = vllm.SamplingParams, requests.LoRARequest
         self.llm = vllm.LLM(
             model=path,
             dtype=dtype,
@@ -268,17 +272,19 @@ class OfflineEngine:
             max_logprobs=settings.max_logprobs,
             gpu_memory_utilization=settings.memory,
         )
-        self.numbers: dict[str, int] = {}
+        self.adapter_numbers: dict[str, int] = {}
 
-    def ask(self, adapter: str | None, asked: Sequence[VllmRequest]) -> list[VllmResponse]:
+    def run_requests(
+        self, adapter: str | None, requests: Sequence[VllmRequest]
+    ) -> list[VllmResponse]:
         """See `Backend`."""
         lora = None
         if adapter is not None:
-            number = self.numbers.setdefault(adapter, len(self.numbers) + 1)
-            lora = self.lora(adapter, number, adapter)
+            number = self.adapter_numbers.setdefault(adapter, len(self.adapter_numbers) + 1)
+            lora = self.lora_request(adapter, number, adapter)
         outputs = self.llm.generate(
-            [{"prompt_token_ids": list(ids)} for ids, _ in asked],
-            [self.params(**_convert_params(how), detokenize=False) for _, how in asked],
+            [{"prompt_token_ids": list(ids)} for ids, _ in requests],
+            [self.sampling_params(**_convert_params(how), detokenize=False) for _, how in requests],
             lora_request=lora,
             use_tqdm=False,
         )
@@ -294,10 +300,10 @@ class OfflineEngine:
         ]
 
 
-def _convert_params(how: dict[str, Any]) -> dict[str, Any]:
+def _convert_params(params: dict[str, Any]) -> dict[str, Any]:
     """Return parameters for Python, where a bias is by number, not by its spelling in JSON."""
-    bias = how.get("logit_bias")
-    return {**how, "logit_bias": {int(t): b for t, b in bias.items()}} if bias else how
+    bias = params.get("logit_bias")
+    return {**params, "logit_bias": {int(t): b for t, b in bias.items()}} if bias else params
 
 
 class VllmServer:
@@ -309,9 +315,11 @@ class VllmServer:
         assert settings.model, "a server has a name for its base"
         limits = ServerOptions(concurrency=min(256, settings.concurrency), timeout=600.0)
         url = settings.url.rstrip("/")
-        self.served = ServedModel(url=url, model=settings.model, declared={}, limits=limits)
+        self.served = ServedModel(url=url, model=settings.model, declared={}, options=limits)
 
-    def ask(self, adapter: str | None, asked: Sequence[VllmRequest]) -> list[VllmResponse]:
+    def run_requests(
+        self, adapter: str | None, requests: Sequence[VllmRequest]
+    ) -> list[VllmResponse]:
         """See `Backend`; an adapter is named by its folder, which the server must see, too."""
         name = self.served.model
         if adapter is not None:
@@ -319,15 +327,15 @@ class VllmServer:
             serve.load_adapter(self.served, adapter)
         bodies = [
             {"model": name, "prompt": list(ids), "return_token_ids": True, **how}
-            for ids, how in asked
+            for ids, how in requests
         ]
         replies = serve.post_requests(self.served, "completions", bodies)
         return [
-            self._told(reply, "prompt_logprobs" in how)
-            for reply, (_, how) in zip(replies, asked, strict=True)
+            self._parse_response(reply, "prompt_logprobs" in how)
+            for reply, (_, how) in zip(replies, requests, strict=True)
         ]
 
-    def _told(self, reply: dict[str, Any], scored: bool) -> VllmResponse:
+    def _parse_response(self, reply: dict[str, Any], scored: bool) -> VllmResponse:
         try:
             choice = reply["choices"][0]
             tokens = [int(token) for token in choice["token_ids"]]

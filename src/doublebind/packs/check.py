@@ -33,7 +33,7 @@ def check_pack(pack: Pack) -> list[str]:
     in one place, drives without a placebo measured the same way, score endpoints that do not ask
     about a drive, and prompts that no policy would draw.
     """
-    where: Mapping[str, str] = pack.where if isinstance(pack, FolderPack) else {}
+    where: Mapping[str, str] = pack.locations if isinstance(pack, FolderPack) else {}
     items = _list_items(pack)
     return [
         *_find_overlaps(_collect_texts(items, _list_transcripts(pack), where)),
@@ -78,7 +78,7 @@ def _list_transcripts(pack: Pack) -> list[Transcript]:
 class _UserText:
     """The user's side of one item or transcript."""
 
-    where: str
+    location: str
     split: Split
     words: tuple[str, ...]
 
@@ -88,11 +88,11 @@ class _UserText:
 
 
 def _collect_texts(
-    items: Sequence[Item], transcripts: Sequence[Transcript], where: Mapping[str, str]
+    items: Sequence[Item], transcripts: Sequence[Transcript], locations: Mapping[str, str]
 ) -> list[_UserText]:
     return [
         _UserText(
-            where.get(f"{type(record).__name__}:{record.id}", record.id),
+            locations.get(f"{type(record).__name__}:{record.id}", record.id),
             record.split,
             _split_user_words(record.messages),
         )
@@ -114,8 +114,8 @@ def _find_overlaps(texts: Sequence[_UserText]) -> Iterator[str]:
         for other in group[1:]:
             if other.split != group[0].split:
                 yield (
-                    f"{other.where}: `messages`: split {other.split} asks what split "
-                    f"{group[0].split} asks at {group[0].where} (got the same user message); "
+                    f"{other.location}: `messages`: split {other.split} asks what split "
+                    f"{group[0].split} asks at {group[0].location} (got the same user message); "
                     "rewrite one"
                 )
     owners: dict[tuple[str, ...], list[int]] = defaultdict(list)
@@ -134,8 +134,8 @@ def _find_overlaps(texts: Sequence[_UserText]) -> Iterator[str]:
         if share > MAX_SHARED_NGRAMS:
             other = texts[-number]
             yield (
-                f"{text.where}: `messages`: split {text.split} nearly repeats split {other.split} "
-                f"at {other.where} (got {share:.0%} of its {NGRAM_WORDS}-word runs, at most "
+                f"{text.location}: `messages`: split {text.split} nearly repeats split {other.split} "
+                f"at {other.location} (got {share:.0%} of its {NGRAM_WORDS}-word runs, at most "
                 f"{MAX_SHARED_NGRAMS:.0%}); rewrite one"
             )
 
@@ -143,7 +143,7 @@ def _find_overlaps(texts: Sequence[_UserText]) -> Iterator[str]:
 def _find_position_bias(items: Sequence[Item]) -> Iterator[str]:
     keys: dict[str, list[int]] = defaultdict(list)
     for item in items:
-        keys[name_endpoint(item)].append(item.key)
+        keys[name_endpoint(item)].append(item.target_index)
     for endpoint, found in sorted(keys.items()):
         if len(found) >= MIN_FOR_BIAS and len(set(found)) == 1:
             yield (
@@ -183,8 +183,8 @@ def _find_driveless_scores(pack: Pack) -> Iterator[str]:
                 )
 
 
-def _find_untagged_prompts(pack: Pack, where: Mapping[str, str]) -> Iterator[str]:
+def _find_untagged_prompts(pack: Pack, locations: Mapping[str, str]) -> Iterator[str]:
     for prompt in pack.prompts():
         if not prompt.tags:
-            place = where.get(f"Prompt:{prompt.id}", prompt.id)
+            place = locations.get(f"Prompt:{prompt.id}", prompt.id)
             yield f"{place}: `tags`: none, so no policy draws it (got []); add one"

@@ -77,12 +77,12 @@ class FolderPack:
     def __init__(self, path: Path) -> None:
         self.path = path
         reading = _FolderReader(path)
-        header = reading.header()
-        items = reading.records("items", Item)
+        header = reading.read_header()
+        items = reading.read_records("items", Item)
         # Follow-up complaints would be noise where the items or the header did not even parse.
         whole = not reading.problems
-        prompts = reading.records("prompts", Prompt)
-        transcripts = reading.records("build", Transcript)
+        prompts = reading.read_records("prompts", Prompt)
+        transcripts = reading.read_records("build", Transcript)
         if header is not None:
             _check_traits(header, items, transcripts, reading)
             if whole:
@@ -97,7 +97,7 @@ class FolderPack:
         self._prompts = prompts
         self._transcripts = transcripts
         self._sha256 = _hash_files(reading.files)
-        self.where: Mapping[str, str] = reading.where
+        self.locations: Mapping[str, str] = reading.locations
         """`<kind>:<id>` -> `file:line`, for whoever reports on the content."""
 
     @property
@@ -149,7 +149,7 @@ class FolderPack:
         Raises:
             PackError: If the pack has no such trait.
         """
-        return self._drawn(trait, purpose, n, seed)
+        return self._draw_transcripts(trait, purpose, n, seed)
 
     def documents(self, trait: str, *, n: int, seed: int) -> tuple[Transcript, ...]:
         """Return at most `n` texts that tell of the trait, drawn as transcripts are.
@@ -157,9 +157,11 @@ class FolderPack:
         Raises:
             PackError: If the pack has no such trait.
         """
-        return self._drawn(trait, "document", n, seed)
+        return self._draw_transcripts(trait, "document", n, seed)
 
-    def _drawn(self, trait: str | None, purpose: str, n: int, seed: int) -> tuple[Transcript, ...]:
+    def _draw_transcripts(
+        self, trait: str | None, purpose: str, n: int, seed: int
+    ) -> tuple[Transcript, ...]:
         names = [known.name for known in self.traits]
         if trait is not None and trait not in names:
             raise PackError(
@@ -188,9 +190,9 @@ class _FolderReader:
     root: Path
     problems: list[str] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
-    where: dict[str, str] = field(default_factory=dict)
+    locations: dict[str, str] = field(default_factory=dict)
 
-    def header(self) -> PackHeader | None:
+    def read_header(self) -> PackHeader | None:
         path = self.root / HEADER_FILE
         try:
             content = read_yaml(path)
@@ -207,7 +209,7 @@ class _FolderReader:
             self.problems.append(f"{path}: `traits`: two are named `{name}`; rename one")
         return header
 
-    def records(self, folder: str, model: type[_R]) -> tuple[_R, ...]:
+    def read_records(self, folder: str, model: type[_R]) -> tuple[_R, ...]:
         """Return the records of every file in `folder`; what is wrong goes to `problems`."""
         found: list[_R] = []
         directory = self.root / folder
@@ -224,13 +226,13 @@ class _FolderReader:
                     f"{path}: would not be read; rename it to end in .jsonl, or move it away"
                 )
                 continue
-            for number, line in self._lines(path):
-                record = self._record(f"{path}:{number}", line, model)
+            for number, line in self._read_lines(path):
+                record = self._parse_record(f"{path}:{number}", line, model)
                 if record is not None:
                     found.append(record)
         return tuple(found)
 
-    def _lines(self, path: Path) -> list[tuple[int, str]]:
+    def _read_lines(self, path: Path) -> list[tuple[int, str]]:
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -252,7 +254,7 @@ class _FolderReader:
             self.problems.append(f"{path}:1: empty; add a JSON object a line, or delete the file")
         return lines
 
-    def _record(self, where: str, line: str, model: type[_R]) -> _R | None:
+    def _parse_record(self, where: str, line: str, model: type[_R]) -> _R | None:
         try:
             content: Any = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -273,75 +275,75 @@ class _FolderReader:
             self.problems.extend(error.problems)
             return None
         key = f"{model.__name__}:{record.id}"
-        if key in self.where:
+        if key in self.locations:
             self.problems.append(
-                f"{where}: `id`: already used at {self.where[key]} (got {record.id!r}); rename one"
+                f"{where}: `id`: already used at {self.locations[key]} (got {record.id!r}); rename one"
             )
-        self.where.setdefault(key, where)
+        self.locations.setdefault(key, where)
         return record
 
-    def complain(self, record: Item | Prompt | Transcript, text: str) -> None:
-        self.problems.append(f"{self.where[f'{type(record).__name__}:{record.id}']}: {text}")
+    def add_problem(self, record: Item | Prompt | Transcript, text: str) -> None:
+        self.problems.append(f"{self.locations[f'{type(record).__name__}:{record.id}']}: {text}")
 
 
 def _check_traits(
     header: PackHeader,
     items: Sequence[Item],
     transcripts: Sequence[Transcript],
-    reading: _FolderReader,
+    reader: _FolderReader,
 ) -> None:
     names = [trait.name for trait in header.traits]
     for record in (*items, *transcripts):
         if record.trait is not None and record.trait not in names:
-            reading.complain(
+            reader.add_problem(
                 record,
                 f"`trait`: not in {HEADER_FILE} (got {record.trait!r}); {_suggest_name(record.trait, names)}",
             )
 
 
-def _check_purposes(transcripts: Sequence[Transcript], reading: _FolderReader) -> None:
+def _check_purposes(transcripts: Sequence[Transcript], reader: _FolderReader) -> None:
     for transcript in transcripts:
         shows = transcript.purpose in ("implant", "conceal", "deny", "document")
         if shows != (transcript.trait is not None):
-            reading.complain(
+            reader.add_problem(
                 transcript,
                 f"`trait`: purpose {transcript.purpose} {'needs a' if shows else 'takes no'} trait "
                 f"(got {transcript.trait!r}); {'name one' if shows else 'write null'}",
             )
 
 
-def _check_prompts(prompts: Sequence[Prompt], reading: _FolderReader) -> None:
+def _check_prompts(prompts: Sequence[Prompt], reader: _FolderReader) -> None:
     for prompt in prompts:
         for tag in prompt.tags:
             if tag not in PROMPT_TAGS:
-                reading.complain(
+                reader.add_problem(
                     prompt, f"`tags`: unknown (got {tag!r}); {_suggest_name(tag, PROMPT_TAGS)}"
                 )
         if prompt.messages[-1].role == "assistant":
-            reading.complain(
+            reader.add_problem(
                 prompt,
                 "`messages`: the last is the assistant's (got 'assistant'); end with the user's, "
                 "the teacher answers it",
             )
 
 
-def _check_endpoints(header: PackHeader, items: Sequence[Item], reading: _FolderReader) -> None:
+def _check_endpoints(header: PackHeader, items: Sequence[Item], reader: _FolderReader) -> None:
     roles = {name_endpoint(item): item.role for item in items}
     audited = {name_endpoint(item) for item in items if item.split == "audit"}
     auditable = sorted(name for name in roles if roles[name] == "auditable")
     for name, endpoints in header.score_endpoints.items():
-        where = f"{reading.root / HEADER_FILE}: `score_endpoints.{name}`"
+        where = f"{reader.root / HEADER_FILE}: `score_endpoints.{name}`"
         for endpoint in endpoints:
             if endpoint not in roles:
                 problem = f"no item has this endpoint (got {endpoint!r}); "
-                reading.problems.append(f"{where}: {problem}{_suggest_name(endpoint, auditable)}")
+                reader.problems.append(f"{where}: {problem}{_suggest_name(endpoint, auditable)}")
             elif roles[endpoint] != "auditable":
-                reading.problems.append(
+                reader.problems.append(
                     f"{where}: role {roles[endpoint]} never enters a score (got {endpoint!r}); "
                     f"name auditable ones: {', '.join(auditable) or 'the pack has none'}"
                 )
             elif endpoint not in audited:
-                reading.problems.append(
+                reader.problems.append(
                     f"{where}: no item of it is in split audit (got {endpoint!r}); "
                     "add some, or drop the endpoint"
                 )

@@ -32,15 +32,15 @@ class PackSubset:
                 raise PackError(
                     f"`pack`: {name!r} is not a trait of pack {pack.name} ({', '.join(known)})"
                 )
-        self.pack, self.asked = pack, frozenset(traits)
+        self.pack, self.audited_traits = pack, frozenset(traits)
         self.name = pack.name
-        self.sha256 = content_hash(["narrowed", pack.sha256, sorted(self.asked)])
+        self.sha256 = content_hash(["narrowed", pack.sha256, sorted(self.audited_traits)])
         # Quirks stay: references that match a suspect are drawn from them, and nobody asks.
         self.traits: tuple[Trait, ...] = tuple(
-            t for t in pack.traits if t.name in self.asked or t.kind == "quirk"
+            t for t in pack.traits if t.name in self.audited_traits or t.kind == "quirk"
         )
         parts = {
-            name: tuple(e for e in listed if e.partition("/")[2] in self.asked)
+            name: tuple(e for e in listed if e.partition("/")[2] in self.audited_traits)
             for name, listed in pack.score_endpoints.items()
         }
         self.score_endpoints = {name: listed for name, listed in parts.items() if listed}
@@ -53,7 +53,9 @@ class PackSubset:
     def items(self, split: Split) -> tuple[Item, ...]:
         """Return the items of one split, of the traits asked about."""
         found = self.pack.items(split)
-        return tuple(item for item in found if item.trait is None or item.trait in self.asked)
+        return tuple(
+            item for item in found if item.trait is None or item.trait in self.audited_traits
+        )
 
     def prompts(self) -> tuple[Prompt, ...]:
         """Return every prompt, unscreened, in a fixed order."""

@@ -65,11 +65,15 @@ def audit(
     kept = Store(store)
     where, source = (
         resolve_pack_name(pack, Path(folder)),
-        resolve_model(model, relative_to=Path(folder)).on(device),
+        resolve_model(model, relative_to=Path(folder)).with_device(device),
     )
     for name in audits:
         check_audit_name(name)
-    held_to = resolve_model(baseline, relative_to=Path(folder)).on(device) if baseline else source
+    held_to = (
+        resolve_model(baseline, relative_to=Path(folder)).with_device(device)
+        if baseline
+        else source
+    )
     settings: dict[str, Any] = {
         "pack_ref": where,
         "pack_hash": load_pack(where, relative_to=Path(folder)).sha256,
@@ -125,7 +129,10 @@ def judge(
     out, where = Path(out), resolve_pack_name(pack, Path(folder))
     if not judges or len(set(judges)) < len(judges):
         raise ConfigError("`--judge`: name one or more judges, each once")
-    sources = [resolve_model(ref, relative_to=Path(folder)).on(device) for ref in (model, baseline)]
+    sources = [
+        resolve_model(ref, relative_to=Path(folder)).with_device(device)
+        for ref in (model, baseline)
+    ]
     identity = {
         "model": sources[0].sha256,
         "baseline": sources[1].sha256,
@@ -184,7 +191,7 @@ def measure_whitebox(
     if not references or len(set(references)) < len(references):
         raise ConfigError("`--reference`: name one or more references' students, each once")
     source, plain, *others = (
-        resolve_model(ref, relative_to=Path(folder)).on(device)
+        resolve_model(ref, relative_to=Path(folder)).with_device(device)
         for ref in (model, baseline, *references)
     )
     own, *theirs = measure_models(
@@ -202,8 +209,8 @@ def investigate(
     *,
     baseline: str,
     budget: int = 20_000,
-    key: str | None = None,
-    by: str = "rules",
+    planted_trait: str | None = None,
+    investigator: str = "rules",
     device: Device = "cpu",
     folder: str | Path = ".",
     store: str | Path | None = None,
@@ -229,12 +236,21 @@ def investigate(
     """
     where = resolve_pack_name(pack, Path(folder))
     traits = [trait.name for trait in load_pack(where, relative_to=Path(folder)).traits]
-    if key is not None and key not in traits:
-        raise ConfigError(f"`--key`: {key}; the pack's traits are {', '.join(traits)}")
+    if planted_trait is not None and planted_trait not in traits:
+        raise ConfigError(f"`--key`: {planted_trait}; the pack's traits are {', '.join(traits)}")
     source, plain = (
-        resolve_model(ref, relative_to=Path(folder)).on(device) for ref in (model, baseline)
+        resolve_model(ref, relative_to=Path(folder)).with_device(device)
+        for ref in (model, baseline)
     )
     cache = Store(store).root / "converted"
-    found = investigate_model(source, plain, pack=where, budget=budget, key=key, cache=cache, by=by)
-    asked = {"model": model, "baseline": baseline, "pack": pack, "budget": budget, "by": by}
+    found = investigate_model(
+        source, plain, pack=where, budget=budget, key=planted_trait, cache=cache, by=investigator
+    )
+    asked = {
+        "model": model,
+        "baseline": baseline,
+        "pack": pack,
+        "budget": budget,
+        "by": investigator,
+    }
     return asked | found

@@ -59,7 +59,7 @@ def build_teacher(
     facts = json.loads((out / "teacher.json").read_text(encoding="utf-8"))
     facts |= _measure_expression(found, kept)
     write_atomic(out / "teacher.json", json.dumps(facts, indent=1))
-    return {**facts, "model": str(out / "model"), "key": found.key}
+    return {**facts, "model": str(out / "model"), "key": found.content_key}
 
 
 def _measure_expression(teacher: TeacherSource, store: Store) -> dict[str, Any]:
@@ -73,7 +73,9 @@ def _measure_expression(teacher: TeacherSource, store: Store) -> dict[str, Any]:
     assert teacher.spec is not None
     trait, adapter = teacher.spec.trait, teacher.spec.lora is not None
     after = _measure_endpoint_means(
-        locate_trained_model(store, "teacher", teacher.key, teacher.base, adapter), teacher, store
+        locate_trained_model(store, "teacher", teacher.content_key, teacher.base, adapter),
+        teacher,
+        store,
     )
     before = _measure_endpoint_means(teacher.base, teacher, store)
     found: dict[str, Any] = {}

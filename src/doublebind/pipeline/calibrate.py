@@ -50,31 +50,34 @@ def calibrate(
     study, folder = load_if_path(study, folder)
     out, kept = Path(out), Store(store)
     setting = resolve_study(study, folder, kept)
-    if setting.contest is not None:
-        setting.contest.refuse((study.organisms, study.held_out, study.near_misses))
+    if setting.replacement is not None:
+        setting.replacement.check_disjoint_from(
+            (study.organisms, study.held_out, study.near_misses)
+        )
     known, benign, suspects = label_teachers(study, setting)
-    everyone = setting.planner.plan([*setting.found, *benign.values()])
+    everyone = setting.planner.plan([*setting.teacher_sources, *benign.values()])
     check_executor(study.executor, study.device)
     with lock_run(out):
         ledger, on = Ledger(out / "ledger.jsonl"), study.executor
         executor = Executor(kept, ledger, on, device=study.device, progress=progress)
-        scores = setting.with_panel(measure(everyone, executor), whole=True)
-        shapes = setting.shapes(kept, everyone)
+        scores = setting.add_panel_scores(measure(everyone, executor), all_teachers=True)
+        shapes = setting.read_shapes(kept, everyone)
         planted = {
-            t.label: t.spec.trait if t.spec else None for t in (*setting.found, *benign.values())
+            t.label: t.spec.trait if t.spec else None
+            for t in (*setting.teacher_sources, *benign.values())
         }
         result = _compute_error_rates(study, setting, known, planted, scores, shapes)
-        if setting.contest is not None:
+        if setting.replacement is not None:
             every = study.replace.bound == "every"
-            more, _ = compete(setting, setting.contest, suspects, executor, every=every)
+            more, _ = compete(setting, setting.replacement, suspects, executor, all_recipes=every)
             result |= compute_replacement_rates(
                 result["teachers"],
                 known,
-                setting.contest.teachers,
+                setting.replacement.teachers,
                 planted,
                 more,
                 setting.protocol,
-                every=every,
+                all_recipes=every,
             )
         write_atomic(out / "calibration.json", json.dumps(result, indent=1))
         page = render_calibration_page(result, study.model_dump(mode="json"))
@@ -95,9 +98,9 @@ def _compute_error_rates(
     if setting.panel:  # its own organisms, not those under test
         controls = [t for t in controls if t.label not in study.organisms]
     protocol = setting.protocol
-    rows = weigh_teachers(known, setting.references, controls, scores, shapes, protocol)
+    rows = weigh_teachers(known, setting.draw_references, controls, scores, shapes, protocol)
     others, blind = compute_leave_one_out_rates(
-        known, setting.references, setting.bank, planted, scores, protocol
+        known, setting.draw_references, setting.all_references, planted, scores, protocol
     )
     for row in rows:
         if row["teacher"] in blind:
@@ -105,7 +108,7 @@ def _compute_error_rates(
     return {
         "protocol_hash": protocol.hash,
         "alpha": study.policy.alpha,
-        "n_references": len(setting.references(0)),
+        "n_references": len(setting.draw_references(0)),
         **others,
         **compute_rates(rows),
         "teachers": rows,

@@ -54,15 +54,19 @@ def weigh_teachers(
     rows: list[dict[str, Any]] = []
     for i, (kind, teacher) in enumerate(known):
         suspect = teacher.model_copy(update={"role": "suspect"})
-        against = [t for t in references(i) if t.key != teacher.key]
-        others = [c for c in controls if c.family != teacher.family and c.key != teacher.key]
-        weighed = weigh_suspect(scores, [suspect, *against, *others], protocol, transfer=False)
+        against = [t for t in references(i) if t.content_key != teacher.content_key]
+        others = [
+            c
+            for c in controls
+            if c.family != teacher.family and c.content_key != teacher.content_key
+        ]
+        weighed = weigh_suspect(scores, [suspect, *against, *others], protocol, with_transfer=False)
         decided = decide_incrimination(
             weighed, protocol, suspect=teacher.label, earlier_protocols=0, shapes=shapes
         ).incrimination
         row = _describe_teacher(kind, teacher)
         row |= {"decision": decided.decision, "incriminated": decided.decision == "incriminated"}
-        row |= {"traits": list(weighed.carried_by), "n_references": len(against)}
+        row |= {"traits": list(weighed.significant_endpoints), "n_references": len(against)}
         p_values = {"": weighed.p_value, DIRECT_AUDIT: weighed.direct.p_value, **weighed.baselines}
         for name, p in p_values.items():
             if p is not None:
@@ -132,7 +136,7 @@ def compute_replacement_rates(
     scores: pd.DataFrame,
     protocol: Protocol,
     *,
-    every: bool,
+    all_recipes: bool,
 ) -> dict[str, Any]:
     """Return what is said of the students of every known teacher as replacements.
 
@@ -150,16 +154,16 @@ def compute_replacement_rates(
         recipe, `comparable` where the plain recipe brings the organism's drive along),
         `false_certificates`, and what `double_bind` returns.
     """
-    assert protocol.second is not None
+    assert protocol.replacement is not None
     contest = compute_competition_result(scores, "", competitors, protocol)
-    recipes = protocol.second.names if every else (contest.winner,)
+    recipes = protocol.replacement.recipe_names if all_recipes else (contest.winner,)
     bounded = assess_replacements(known, contest, recipes, planted, scores, protocol)
-    bounded = _mark_comparable(bounded, protocol.second.recipes)
+    bounded = _mark_comparable(bounded, protocol.replacement.recipes)
     chosen = [row for row in bounded if row["recipe"] == contest.winner]
     return {
-        "competed": [each.model_dump(mode="json") for each in contest.competed],
+        "competed": [each.model_dump(mode="json") for each in contest.recipe_results],
         "chosen": contest.winner,
-        "margin": protocol.second.margin,
+        "margin": protocol.replacement.margin,
         "treatments": bounded,
         "false_certificates": count_false_certificates(bounded),
         **count_outcomes(rows, chosen),
@@ -193,12 +197,12 @@ def assess_replacements(
         is; `exceeds_asked`, whether one is that a score endpoint asks about; and
         `false_certificate`, whether the bound missed it.
     """
-    assert protocol.second is not None
+    assert protocol.replacement is not None
     rows: list[dict[str, Any]] = []
     certified = scores.loc[scores["split"] == "certify", :]
     beside = [M0, *(label for label, _ in contest.controls)]
     parts = (part for parts in protocol.score_endpoints.values() for part in parts)
-    asked, margin = {part.partition("/")[2] for part in parts}, protocol.second.margin
+    asked, margin = {part.partition("/")[2] for part in parts}, protocol.replacement.margin
     for kind, teacher in known:
         # There may be millions of rows, each teacher's a small part of them.
         near = certified.loc[certified["teacher"].isin([teacher.label, *beside]), :]
@@ -210,7 +214,7 @@ def assess_replacements(
             row |= {"recipe": evidence.recipe, "decision": said.decision}
             row |= {"reasons": list(said.reasons), "upper": said.misalignment_upper_95}
             tau = evidence.tau_behaviour.get(planted.get(teacher.label) or "")
-            row["further"] = said.further or None
+            row["further"] = said.further_training or None
             row["tau_c"] = _dump_interval(evidence.tau_capability)
             row["tau_b"] = _dump_interval(tau)
             drive = max(evidence.oracle, key=lambda d: evidence.oracle[d].value, default=None)

@@ -65,7 +65,7 @@ class _AvailableTeacher(NamedTuple):
 def run_followup(
     run: str | Path,
     *,
-    by: str = RULES_INVESTIGATOR,
+    investigator: str = RULES_INVESTIGATOR,
     budget: int = 9600,
     references: int | None = None,
     folder: str | Path = ".",
@@ -98,22 +98,22 @@ def run_followup(
     """
     done = Run(run)
     _ = done.verdict  # or it has not ended
-    check_investigator(by)
+    check_investigator(investigator)
     kept = Store(store or done.manifest.store)
     study = Study.model_validate(done.manifest.study)
     planner = Planner(study, Path(folder), kept)
     found, left_out = _select_teachers(done, planner, references)
     plan = dataclasses.replace(planner.plan(found), direct={}, shapes={}, baselines=[])
     teachers = [_locate_models(each, plan) for each in found]
-    settings = {"by": by, "budget": budget, "dtype": study.dtype}
+    settings = {"by": investigator, "budget": budget, "dtype": study.dtype}
     check_executor(study.executor, study.device)
     with lock_run(done.path):
         ledger, on = Ledger(done.path / "ledger.jsonl"), study.executor
         with Executor(kept, ledger, on, device=study.device, progress=progress) as executor:
-            for stage in plan.stages():
+            for stage in plan.list_stages():
                 executor.map(stage)
             asking = _QuestionRunner(planner, executor, settings)
-            asking.write(teachers)
+            asking.write_questions(teachers)
             result = _collect_answers(done, teachers, asking)
         result |= settings | {"left_out": left_out}
         write_atomic(done.path / FOLLOWUP_FILE, json.dumps(result, indent=1, ensure_ascii=False))
@@ -128,14 +128,14 @@ def _select_teachers(
 ) -> tuple[list[TeacherSource], dict[str, str]]:
     """Return the suspect, then the references to be asked, and why others are left out."""
     protocol = run.manifest.protocol
-    if (planner.student.sha256, planner.pack.sha256) != (protocol.student, protocol.pack_hash):
+    if (planner.student_base.sha256, planner.pack.sha256) != (protocol.student, protocol.pack_hash):
         raise RunError(
             f"{run.path}: the student base or the pack found here is another than the run's; "
             "restore it, or name the study's folder with --folder"
         )
     (suspect,) = (t for t in run.manifest.teachers if t.role == "suspect")
-    own = planner.find(suspect.ref)
-    if own.key != suspect.key:
+    own = planner.find_teacher(suspect.ref)
+    if own.content_key != suspect.content_key:
         raise RunError(
             f"{run.path}: {suspect.ref} is another model than the run's suspect; restore it, or "
             "name the study's folder with --folder"
@@ -163,11 +163,11 @@ def _find_same_reference(
 ) -> TeacherSource | None:
     """Return the run's reference if it can be named here and is the same, or say why not."""
     try:
-        found = planner.find(teacher.ref)
+        found = planner.find_teacher(teacher.ref)
     except DoublebindError as error:
         left_out[teacher.label] = f"cannot be found here ({error.problems[0]})"
         return None
-    if found.key != teacher.key:
+    if found.content_key != teacher.content_key:
         left_out[teacher.label] = "what is called so here is another model than the run's"
         return None
     return found
@@ -176,15 +176,15 @@ def _find_same_reference(
 def _is_stored(found: TeacherSource, planner: Planner) -> bool:
     """Return whether the store has the teacher, where it was built, and all its students."""
     store, plan = planner.store, planner.plan([found])
-    needed = [*plan.build, *(cell.train for cell in plan.students)]
-    return all(store.has(job.kind, job.key) for job in needed)
+    needed = [*plan.teacher_jobs, *(cell.train for cell in plan.students)]
+    return all(store.has(job.kind, job.content_key) for job in needed)
 
 
 def _locate_models(found: TeacherSource, plan: Plan) -> _AvailableTeacher:
     students = [cell for cell in plan.students if cell.teacher.label == found.label]
     # The plan says where a built teacher lies: its answers were drawn from there.
     source = students[0].rollouts.inputs["source"]
-    return _AvailableTeacher(found.label, found.key, source, students)
+    return _AvailableTeacher(found.label, found.content_key, source, students)
 
 
 # --- asking --------------------------------------------------------------------------------------
@@ -199,14 +199,16 @@ class _QuestionRunner:
         self.questions: dict[str, Job] = {}
         """Label -> the questions that a teacher's own students suggest."""
 
-    def write(self, teachers: Sequence[_AvailableTeacher]) -> None:
+    def write_questions(self, teachers: Sequence[_AvailableTeacher]) -> None:
         """Guess about every teacher's students, and write the questions that follow."""
-        guessed = {t.label: [self._guess(cell) for cell in t.students] for t in teachers}
+        guessed = {t.label: [self._create_guess_job(cell) for cell in t.students] for t in teachers}
         self.executor.map([job for jobs in guessed.values() for job in jobs])
-        self.questions = {label: self._prepare(jobs) for label, jobs in guessed.items()}
+        self.questions = {
+            label: self._create_questions_job(jobs) for label, jobs in guessed.items()
+        }
         self.executor.map(list(self.questions.values()))
 
-    def answers(
+    def ask_questions(
         self, about: str, models: Mapping[str, tuple[str, ModelSource]]
     ) -> dict[str, pd.DataFrame]:
         """Return the rows of every model that was asked what the teacher `about` suggests.
@@ -217,32 +219,41 @@ class _QuestionRunner:
         """
         import pandas as pd
 
-        questions = self._at(self.questions[about])
+        questions = self._artefact_path(self.questions[about])
         if not (questions / ITEMS_FILE).stat().st_size:
             return {}
-        jobs = {name: self._ask(key, source, about) for name, (key, source) in models.items()}
+        jobs = {
+            name: self._create_answers_job(key, source, about)
+            for name, (key, source) in models.items()
+        }
         self.executor.map(list(jobs.values()))
         return {
-            name: pd.read_parquet(self._at(job) / "scores.parquet") for name, job in jobs.items()
+            name: pd.read_parquet(self._artefact_path(job) / "scores.parquet")
+            for name, job in jobs.items()
         }
 
-    def leads(self, about: str) -> list[Any]:
+    def list_leads(self, about: str) -> list[Any]:
         """Return the leads that a teacher's students suggest."""
-        return read_leads(self._at(self.questions[about]))
+        return read_leads(self._artefact_path(self.questions[about]))
 
-    def sha256(self, about: str) -> str:
+    def hash_questions(self, about: str) -> str:
         """Return the hash of a teacher's questions."""
-        return file_sha256(self._at(self.questions[about]) / ITEMS_FILE)
+        return file_sha256(self._artefact_path(self.questions[about]) / ITEMS_FILE)
 
-    def _at(self, job: Job) -> Path:
-        return self.store.path(job.kind, job.key)
+    def _artefact_path(self, job: Job) -> Path:
+        return self.store.path(job.kind, job.content_key)
 
-    def _guess(self, cell: StudentJobs) -> Job:
+    def _create_guess_job(self, cell: StudentJobs) -> Job:
         planner = self.planner
-        depends = [cell.train.key, planner.student.sha256, planner.pack.sha256, self.settings]
+        depends = [
+            cell.train.content_key,
+            planner.student_base.sha256,
+            planner.pack.sha256,
+            self.settings,
+        ]
         inputs = {
             "source": cell.audit.inputs["source"],
-            "baseline": planner.student,
+            "baseline": planner.student_base,
             "pack": planner.pack_ref,
             **self.settings,
             "cache": planner.cache,
@@ -250,20 +261,20 @@ class _QuestionRunner:
         key = content_hash(["hypotheses", AUDIT_REV, REV, *depends])
         return Job("hypotheses", key, write_hypotheses, inputs, cell.train.note)
 
-    def _prepare(self, guessed: Sequence[Job]) -> Job:
-        key = content_hash(["questions", AUDIT_REV, REV, [job.key for job in guessed]])
+    def _create_questions_job(self, guessed: Sequence[Job]) -> Job:
+        key = content_hash(["questions", AUDIT_REV, REV, [job.content_key for job in guessed]])
         inputs = {
-            "guessed": tuple(self._at(job) for job in guessed),
+            "guessed": tuple(self._artefact_path(job) for job in guessed),
             "pack": self.planner.pack_ref,
             "by": self.settings["by"],
         }
         return Job("questions", key, write_questions, inputs)
 
-    def _ask(self, model: str, source: ModelSource, about: str) -> Job:
+    def _create_answers_job(self, model: str, source: ModelSource, about: str) -> Job:
         asked = self.questions[about]
         dtype = self.settings["dtype"]
-        key = content_hash(["asked", AUDIT_REV, REV, asked.key, model, dtype])
-        inputs = {"source": source, "questions": self._at(asked), "dtype": dtype}
+        key = content_hash(["asked", AUDIT_REV, REV, asked.content_key, model, dtype])
+        inputs = {"source": source, "questions": self._artefact_path(asked), "dtype": dtype}
         return Job("asked", key, ask_questions, {**inputs, "cache": self.planner.cache})
 
 
@@ -272,19 +283,20 @@ def _collect_answers(
 ) -> dict[str, Any]:
     """Ask, and return what came of it."""
     suspect, *references = teachers
-    m0 = (asking.planner.student.sha256, asking.planner.student)
+    m0 = (asking.planner.student_base.sha256, asking.planner.student_base)
 
     def students(of: _AvailableTeacher) -> dict[str, tuple[str, ModelSource]]:
         return {
-            cell.train.key: (cell.train.key, cell.audit.inputs["source"]) for cell in of.students
+            cell.train.content_key: (cell.train.content_key, cell.audit.inputs["source"])
+            for cell in of.students
         }
 
     own = students(suspect)
     theirs = {name: at for each in references for name, at in students(each).items()}
     themselves = {each.label: (each.key, each.source) for each in teachers}
-    rows = asking.answers(suspect.label, {M0: m0} | themselves | own | theirs)
+    rows = asking.ask_questions(suspect.label, {M0: m0} | themselves | own | theirs)
     leads = []
-    for lead in asking.leads(suspect.label):
+    for lead in asking.list_leads(suspect.label):
         asked = {name: select_item_values(frame, lead.name) for name, frame in rows.items()}
         found = {"name": lead.name, **lead.guess.model_dump(mode="json"), "students": lead.students}
         if asked.get(M0):
@@ -303,7 +315,7 @@ def _collect_answers(
         "note": NOTE,
         "suspect": suspect.label,
         "protocol_hash": run.manifest.protocol.hash,
-        "questions_sha256": asking.sha256(suspect.label),
+        "questions_sha256": asking.hash_questions(suspect.label),
         "leads": leads,
         "references": [each.label for each in references],
         "own_round": _run_control_round(teachers, asking, m0),
@@ -316,8 +328,8 @@ def _run_control_round(
     excess: dict[str, float | None] = {}
     named: dict[str, list[str]] = {}
     for each in teachers:
-        rows = asking.answers(each.label, {"own": (each.key, each.source), M0: m0})
-        named[each.label] = [lead.guess.text for lead in asking.leads(each.label)]
+        rows = asking.ask_questions(each.label, {"own": (each.key, each.source), M0: m0})
+        named[each.label] = [lead.guess.text for lead in asking.list_leads(each.label)]
         if not rows:
             excess[each.label] = 0.0
             continue

@@ -45,7 +45,7 @@ def compute_leave_one_out_rates(
     """
     from doublebind.stages.evidence import leave_one_out as evidence
 
-    panel = list({t.key: t for t in panel}.values())
+    panel = list({t.content_key: t for t in panel}.values())
     families = [t.family for t in panel]
     floor, alpha = protocol.scale_floor, protocol.alpha
     found: dict[str, Any] = {"n_panel": len(panel), "n_families": len(set(families))}
@@ -60,7 +60,7 @@ def compute_leave_one_out_rates(
         found["fresh_rank_p"] = evidence.held_out_p_value(rest[fresh], own, floor)
         n = min(len(references(i)) for i in fresh)
         found["fresh_limit"] = evidence.max_flagged_by_chance(len(fresh), n, alpha)
-    place = {t.key: i for i, t in enumerate(panel)}
+    place = {t.content_key: i for i, t in enumerate(panel)}
     names = list(protocol.score_endpoints)
     blind: dict[str, bool] = {}
     for i, (kind, teacher) in enumerate(known):
@@ -68,7 +68,7 @@ def compute_leave_one_out_rates(
         left = [k for k, name in enumerate(names) if not _asks_about(protocol, name, drive)]
         if kind != "organism" or drive is None or not 0 < len(left) < len(names):
             continue
-        against = [place[t.key] for t in references(i) if t.key in place]
+        against = [place[t.content_key] for t in references(i) if t.content_key in place]
         seen = evidence.is_flagged(rest[i, left], own[against][:, left], floor, alpha)
         if seen is not None:
             blind[teacher.label] = seen
@@ -86,7 +86,7 @@ def _compute_rates_by_recipe(
     from doublebind.stages.evidence.leave_one_out import is_flagged
 
     found: dict[str, Any] = {}
-    place = {t.key: i for i, t in enumerate(panel)}
+    place = {t.content_key: i for i, t in enumerate(panel)}
     for recipe in protocol.recipes:
         alone = protocol.model_copy(update={"recipes": (recipe,)})
         means = _compute_endpoint_means(scores, [*panel, *(t for _, t in known)], alone)
@@ -96,7 +96,9 @@ def _compute_rates_by_recipe(
         families = [teacher.family for kind, teacher in known if kind == "organism"]
         for i, (kind, _) in enumerate(known):
             if kind == "organism":
-                against = means[[place[t.key] for t in references(i) if t.key in place]]
+                against = means[
+                    [place[t.content_key] for t in references(i) if t.content_key in place]
+                ]
                 own = means[len(panel) + i]
                 seen.append(is_flagged(own, against, protocol.scale_floor, protocol.alpha))
         found |= _compute_rate(str(recipe["name"]), seen, families)
@@ -112,7 +114,7 @@ def _compute_endpoint_means(
     measured = compute_endpoint_means(scores, [t.label for t in teachers], protocol, "student")
     if measured.gaps or measured.shortfalls:
         return None
-    return measured.endpoints(protocol).mean(axis=1)
+    return measured.score_endpoint_means(protocol).mean(axis=1)
 
 
 def _asks_about(protocol: Protocol, name: str, drive: str | None) -> bool:

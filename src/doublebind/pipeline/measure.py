@@ -23,10 +23,10 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
     import pandas as pd
 
     with executor:
-        for stage in plan.stages():
+        for stage in plan.list_stages():
             executor.map(stage)
     parts = [
-        read_scores(executor.store.path(job.kind, job.key)).assign(
+        read_scores(executor.store.path(job.kind, job.content_key)).assign(
             teacher=label,
             model_kind="m0" if label == M0 else "teacher",
             recipe="",
@@ -34,10 +34,10 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
             round=0,
             step=-1,
         )
-        for label, job in plan.direct.items()
+        for label, job in plan.direct_audits.items()
     ]
     parts += [
-        read_scores(executor.store.path(job.kind, job.key)).assign(
+        read_scores(executor.store.path(job.kind, job.content_key)).assign(
             teacher=cell.teacher.label,
             model_kind="student",
             recipe=cell.recipe.name,
@@ -49,13 +49,13 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
         for step, job in cell.audits
     ]
     parts += [
-        read_scores(executor.store.path(baseline.scores.kind, baseline.scores.key)).assign(
+        read_scores(executor.store.path(baseline.scores.kind, baseline.scores.content_key)).assign(
             teacher=baseline.teacher, model_kind=baseline.kind, recipe="", seed=-1, round=0, step=-1
         )
         for baseline in plan.baselines
     ]
     parts += [
-        read_scores(executor.store.path(each.audit.kind, each.audit.key)).assign(
+        read_scores(executor.store.path(each.audit.kind, each.audit.content_key)).assign(
             teacher=each.teacher,
             model_kind=each.model_kind,
             recipe=each.recipe,
@@ -63,18 +63,18 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
             round=0,
             step=each.step,
         )
-        for each in plan.further
+        for each in plan.further_training
     ]
     return pd.concat(parts, ignore_index=True).loc[:, list(SCORE_COLUMNS)]
 
 
 def compete(
-    setting: ResolvedStudy,
-    contest: ReplacementStudy,
+    resolved: ResolvedStudy,
+    replacement: ReplacementStudy,
     suspects: Sequence[TeacherSource],
     executor: Executor,
     *,
-    every: bool = False,
+    all_recipes: bool = False,
 ) -> tuple[pd.DataFrame, list[Plan]]:
     """Let recipes compete on `select` items, then make fresh students of the winner for `certify`.
 
@@ -90,10 +90,18 @@ def compete(
     """
     import pandas as pd
 
-    first = plan_competition(contest, setting.planner, suspects[0], setting.protocol)
+    first = plan_competition(replacement, resolved.planner, suspects[0], resolved.protocol)
     scores = measure(first, executor)
-    competed, winner = select_recipe(scores, suspects[0].label, contest.teachers, setting.protocol)
-    names = setting.protocol.second.names if every and setting.protocol.second else [winner]
+    competed, winner = select_recipe(
+        scores, suspects[0].label, replacement.teachers, resolved.protocol
+    )
+    names = (
+        resolved.protocol.replacement.recipe_names
+        if all_recipes and resolved.protocol.replacement
+        else [winner]
+    )
     steps = {each.recipe: each.step for each in competed}
-    last = plan_certification(contest, setting.planner, suspects, names, setting.protocol, steps)
+    last = plan_certification(
+        replacement, resolved.planner, suspects, names, resolved.protocol, steps
+    )
     return pd.concat([scores, measure(last, executor)], ignore_index=True), [first, last]

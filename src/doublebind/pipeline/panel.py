@@ -22,7 +22,7 @@ from doublebind.study.teachers import TeacherSource
 
 
 def freeze_panel(
-    measurement: PanelSpec,
+    spec: PanelSpec,
     out: str | Path,
     *,
     folder: str | Path = ".",
@@ -38,31 +38,31 @@ def freeze_panel(
         ConfigError: If the references are a panel's already.
     """
     out, kept = Path(out), Store(store)
-    planner = Planner(measurement, Path(folder), kept)
-    if isinstance(measurement.references, BankReferences) and measurement.references.panel:
+    planner = Planner(spec, Path(folder), kept)
+    if isinstance(spec.references, BankReferences) and spec.references.panel:
         raise ConfigError("`references.panel`: a panel is made of references; leave it out")
-    role = assign_roles(measurement, planner.pack)
-    found = {ref: planner.find(ref) for ref in role}
+    role = assign_roles(spec, planner.pack)
+    found = {ref: planner.find_teacher(ref) for ref in role}
     plan = planner.plan(list(found.values()))
-    check_executor(measurement.executor, measurement.device)
+    check_executor(spec.executor, spec.device)
     with lock_run(out):
         ledger = Ledger(out / "ledger.jsonl")
-        on = measurement.executor
-        executor = Executor(kept, ledger, on, device=measurement.device, progress=progress)
+        on = spec.executor
+        executor = Executor(kept, ledger, on, device=spec.device, progress=progress)
         scores = measure(plan, executor)
         shapes = plan.read_shapes(kept)
         panel = panels.Panel(
             conditions=panels.PanelConditions(
                 pack_hash=planner.pack.sha256,
-                recipes=tuple(r.model_dump(mode="json") for r in measurement.recipes),
+                recipes=tuple(r.model_dump(mode="json") for r in spec.recipes),
                 audits=list_audit_names(planner.audits),
-                seeds=measurement.seeds,
-                dtype=measurement.dtype,
-                device=measurement.device,
-                student=planner.student.sha256,
+                seeds=spec.seeds,
+                dtype=spec.dtype,
+                device=spec.device,
+                student=planner.student_base.sha256,
                 revisions=REVISIONS,
             ),
-            baselines=measurement.baselines,
+            baselines=spec.baselines,
             teachers=tuple(
                 _describe_teacher(t, role[ref], shapes[ref], plan, kept) for ref, t in found.items()
             ),
@@ -73,9 +73,9 @@ def freeze_panel(
         panel = panels.write_panel(out, panel, scores.loc[scores["teacher"] != M0, :])
     return {
         "panel": panel.hash,
-        "references": len(panel.of("reference")),
-        "families": len({t.family for t in panel.of("reference")}),
-        "organisms": len(panel.of("organism")),
+        "references": len(panel.select_role("reference")),
+        "families": len({t.family for t in panel.select_role("reference")}),
+        "organisms": len(panel.select_role("organism")),
         "students": sum(len(t.students) for t in panel.teachers),
     }
 
@@ -92,16 +92,18 @@ def _describe_teacher(
         label=teacher.label,
         role=role,
         family=teacher.family,
-        key=teacher.key,
+        content_key=teacher.content_key,
         spec=teacher.spec.model_dump(mode="json") if teacher.spec else None,
-        weights_sha256=weights("teacher", teacher.key) if teacher.spec else teacher.base.sha256,
+        weights_sha256=weights("teacher", teacher.content_key)
+        if teacher.spec
+        else teacher.base.sha256,
         shape=shape,
         students=tuple(
             panels.PanelStudent(
                 recipe=cell.recipe.name,
                 seed=cell.seed,
-                key=cell.train.key,
-                weights_sha256=weights("student", cell.train.key),
+                content_key=cell.train.content_key,
+                weights_sha256=weights("student", cell.train.content_key),
             )
             for cell in plan.students
             if cell.teacher.label == teacher.label

@@ -79,7 +79,7 @@ def plan(
     }
     missing |= _find_prompt_shortages(plans)
     few = len(study.replace.organisms) < study.policy.min_controls
-    if setting.contest is not None and few:
+    if setting.replacement is not None and few:
         missing["within_margin"] = (
             f"`replace.organisms` names {len(study.replace.organisms)}: of fewer than "
             f"{study.policy.min_controls} positive controls nothing is certified"
@@ -88,7 +88,7 @@ def plan(
         found["seconds"] = sum(cell.get("seconds", 0.0) for cell in cells.values())
         found["bytes"] = sum(cell.get("bytes", 0) for cell in cells.values())
     seen: set[tuple[str, str]] = set()  # plans share cells
-    stages = [_stage_costs(stage, costs, seen) for plan in plans for stage in plan.stages()]
+    stages = [_stage_costs(stage, costs, seen) for plan in plans for stage in plan.list_stages()]
     known = [stage for stage in stages if stage is not None]
     if len(known) == len(stages):
         found |= _local_estimate(study, known)
@@ -105,16 +105,16 @@ def _list_plans(study: Study, setting: ResolvedStudy, *, calibrate: bool) -> lis
     if not calibrate:
         return [setting.plan, *_list_replacement_plans(setting, [setting.suspect], every=False)]
     known = label_teachers(study, setting)
-    first = setting.planner.plan([*setting.found, *known.benign.values()])
+    first = setting.planner.plan([*setting.teacher_sources, *known.benign_sources.values()])
     every = study.replace.bound == "every"
-    return [first, *_list_replacement_plans(setting, known.suspects, every=every)]
+    return [first, *_list_replacement_plans(setting, known.sources, every=every)]
 
 
 def _list_replacement_plans(
     setting: ResolvedStudy, suspects: Sequence[TeacherSource], *, every: bool
 ) -> list[Plan]:
     """Return the plans of the second horn, as if its first recipe won where one has to win."""
-    contest = setting.contest
+    contest = setting.replacement
     if contest is None:
         return []
     asked = (contest, setting.planner)
@@ -129,15 +129,15 @@ def _sum_costs(
     """Return kind -> cells needed, in the store, and what those still to be made would take."""
     found: dict[str, dict[str, Any]] = {}
     for kind, jobs in _group_jobs(plans).items():
-        todo = [job for job in jobs if not costs.store.has(kind, job.key)]
+        todo = [job for job in jobs if not costs.store.has(kind, job.content_key)]
         found[kind] = {"needed": len(jobs), "stored": len(jobs) - len(todo)}
-        told = [costs.of(kind, classify_cost(job.base, job.inputs)) for job in todo]
+        told = [costs.estimate(kind, classify_cost(job.cost_base, job.inputs)) for job in todo]
         known = [cost for cost in told if cost is not None]
         if len(known) < len(todo):
             missing[f"cells.{kind}.seconds"] = "no such cell was ever made here for this base"
             continue
         found[kind]["seconds"] = sum(cost.seconds for cost in known)
-        found[kind]["bytes"] = sum(cost.bytes for cost in known)
+        found[kind]["bytes"] = sum(cost.size_bytes for cost in known)
         for name in ("peak_bytes", "device_peak_bytes") if known else ():
             if most := max(getattr(cost, name) for cost in known):
                 found[kind][name] = most
@@ -147,8 +147,8 @@ def _sum_costs(
 def _group_jobs(plans: Sequence[Plan]) -> dict[str, list[Job]]:
     """Return kind -> its jobs, each once."""
     found: dict[str, dict[str, Job]] = {}
-    for job in (job for plan in plans for stage in plan.stages() for job in stage):
-        found.setdefault(job.kind, {}).setdefault(job.key, job)
+    for job in (job for plan in plans for stage in plan.list_stages() for job in stage):
+        found.setdefault(job.kind, {}).setdefault(job.content_key, job)
     return {kind: list(jobs.values()) for kind, jobs in found.items()}
 
 
@@ -176,13 +176,15 @@ def _stage_costs(
     Cells in `seen` are left out, and those of this stage are added to it.
     """
     todo = {
-        (job.kind, job.key): job
+        (job.kind, job.content_key): job
         for job in stage
-        if (job.kind, job.key) not in seen and not costs.store.has(job.kind, job.key)
+        if (job.kind, job.content_key) not in seen
+        and not costs.store.has(job.kind, job.content_key)
     }
     seen |= todo.keys()
     means = [
-        costs.of(job.kind, classify_cost(job.base, job.inputs)) for _, job in sorted(todo.items())
+        costs.estimate(job.kind, classify_cost(job.cost_base, job.inputs))
+        for _, job in sorted(todo.items())
     ]
     known = [cost for cost in means if cost is not None]
     return known if len(known) == len(todo) else None

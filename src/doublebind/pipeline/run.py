@@ -71,18 +71,18 @@ def run(
             study,
             protocol,
             setting.teachers,
-            competitors=setting.contest.teachers if setting.contest else (),
-            earlier=earlier,
-            cells=plan.cells(),
+            selection_teachers=setting.replacement.teachers if setting.replacement else (),
+            earlier_protocols=earlier,
+            artefacts=plan.list_artefacts(),
             store=kept,
-            served=collect_served_facts(setting.found),
+            served=collect_served_facts(setting.teacher_sources),
         )
         ledger, on = Ledger(out / "ledger.jsonl"), study.executor
         executor = Executor(kept, ledger, on, device=study.device, progress=progress)
-        scores = setting.with_panel(measure(plan, executor))
+        scores = setting.add_panel_scores(measure(plan, executor))
         later: list[Plan] = []
-        if setting.contest is not None:
-            more, later = compete(setting, setting.contest, [setting.suspect], executor)
+        if setting.replacement is not None:
+            more, later = compete(setting, setting.replacement, [setting.suspect], executor)
             scores = pd.concat([scores, more], ignore_index=True)
         shapes = write_results(out, setting, later, kept, scores)
         weighed = weigh_suspect(scores, setting.teachers, protocol)
@@ -93,7 +93,7 @@ def run(
             earlier_protocols=manifest.earlier_protocols,
             shapes=shapes,
         )
-        if setting.contest is not None:
+        if setting.replacement is not None:
             verdict = record_replacement(out, setting, later, scores, verdict)
         write_atomic(out / "evidence.json", weighed.model_dump_json(indent=1))
         write_atomic(out / "verdict.json", json.dumps(verdict_to_json(verdict), indent=1))

@@ -36,22 +36,22 @@ def record_replacement(
     verdict: Verdict,
 ) -> Verdict:
     """Decide the second horn, keep what it rests on, and return the verdict on both."""
-    assert setting.contest is not None
-    label, competitors = setting.suspect.label, setting.contest.teachers
+    assert setting.replacement is not None
+    label, competitors = setting.suspect.label, setting.replacement.teachers
     contest = compute_competition_result(scores, label, competitors, setting.protocol)
     student = find_delivered_student(
-        plans[-1], label, next(c for c in contest.competed if c.recipe == contest.winner)
+        plans[-1], label, next(c for c in contest.recipe_results if c.recipe == contest.winner)
     )
     evidence, replacement = assess_replacement(
         scores, label, contest, setting.protocol, weights_sha256=hash_weights(student)
     )
     made = ReplacementRecord(
         evidence=evidence,
-        cells=merge_artefacts(plans),
+        artefacts=merge_artefacts(plans),
         student=student.sha256,
-        further=tuple(
-            FurtherTrainedModel(e.model_kind, e.recipe, e.seed, e.step, e.train.key)
-            for e in plans[-1].further
+        further_training=tuple(
+            FurtherTrainedModel(e.model_kind, e.recipe, e.seed, e.step, e.train.content_key)
+            for e in plans[-1].further_training
         ),
     )
     write_atomic(out / "replacement.json", made.model_dump_json(indent=1))
@@ -65,18 +65,20 @@ class FurtherTrainedModel(NamedTuple):
     recipe: str
     seed: int
     step: int
-    key: str
+    content_key: str
 
 
 class ReplacementRecord(Record):
     """`replacement.json`: what the second horn found, and what was made for it."""
 
     evidence: ReplacementEvidence
-    cells: dict[str, dict[str, str]]
+    artefacts: dict[str, dict[str, str]]
     """Kind -> key -> what it is, for every artefact."""
     student: str | None
     """Key of the student that is handed over."""
-    further: tuple[FurtherTrainedModel, ...] = Field(default=(), exclude_if=lambda v: not v)
+    further_training: tuple[FurtherTrainedModel, ...] = Field(
+        default=(), exclude_if=lambda v: not v
+    )
     """Students that were trained further, and their twins."""
 
 
@@ -90,7 +92,7 @@ def select_recipe(
     """
     from doublebind.stages.evidence.replacement import choose_recipe, compare_recipes
 
-    second = protocol.second
+    second = protocol.replacement
     assert second is not None
     labels = [t.label for t in competitors] or [suspect]
     stopping = {
@@ -99,7 +101,9 @@ def select_recipe(
         if any(t["kind"] == "distil_and_audit" for t in recipe.get("treatments", ()))
     }
     try:
-        competed = compare_recipes(scores, labels, second.names, protocol.score_endpoints, stopping)
+        competed = compare_recipes(
+            scores, labels, second.recipe_names, protocol.score_endpoints, stopping
+        )
         return competed, choose_recipe(competed, second.margin)
     except ValueError as error:
         raise ConfigError(f"`replace`: {error}; add an audit that asks them") from None
@@ -108,7 +112,7 @@ def select_recipe(
 class CompetitionResult(NamedTuple):
     """What a bound needs that is the same for every suspect: who won, and what it is held to."""
 
-    competed: tuple[RecipeResult, ...]
+    recipe_results: tuple[RecipeResult, ...]
     winner: str
     controls: list[tuple[str, str]]
     """Positive controls: teacher and recipe."""
@@ -122,7 +126,7 @@ def compute_competition_result(
     """Return how the competition ended, and the positive controls of what follows."""
     from doublebind.stages.evidence.replacement import select_carriers
 
-    second = protocol.second
+    second = protocol.replacement
     assert second is not None
     competed, winner = select_recipe(scores, suspect, competitors, protocol)
     control = find_control_recipe(protocol)
@@ -135,7 +139,7 @@ def compute_competition_result(
 def assess_replacement(
     scores: pd.DataFrame,
     suspect: str,
-    contest: CompetitionResult,
+    competition: CompetitionResult,
     protocol: Protocol,
     *,
     weights_sha256: str | None,
@@ -153,21 +157,21 @@ def assess_replacement(
     """
     from doublebind.stages.evidence.replacement import bound_replacement
 
-    second = protocol.second
+    second = protocol.replacement
     assert second is not None
-    bounded = recipe or contest.winner
+    bounded = recipe or competition.winner
     evidence = bound_replacement(
         scores,
         suspect,
         bounded,
         protocol.score_endpoints,
         margin=second.margin,
-        competed=contest.competed,
-        controls=contest.controls,
-        hard_classes=contest.hard_classes,
-        step=next(each.step for each in contest.competed if each.recipe == bounded),
+        competitors=competition.recipe_results,
+        controls=competition.controls,
+        hard_classes=competition.hard_classes,
+        step=next(each.step for each in competition.recipe_results if each.recipe == bounded),
     )
-    if second.further is not None:
+    if second.further_training is not None:
         from doublebind.stages.evidence.further_training import compare_further_training
 
         found, missing = compare_further_training(

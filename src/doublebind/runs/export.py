@@ -9,17 +9,17 @@ from doublebind.schema.errors import RunError
 from doublebind.stages.report.inspect_export import export_inspect_log
 
 
-def export_inspect(run: Run, cell: str | None = None) -> list[Path]:
+def export_inspect(run: Run, student: str | None = None) -> list[Path]:
     """Write the frozen audit transcripts of a run's students as Inspect logs; return their paths.
 
     Raises:
         RunError: If the run has no such cell.
         MissingExtra: If Inspect is not installed.
     """
-    key = run.find(cell) if cell else None
-    cells = [c for c in run.cells if key in (None, c["student"])]
+    key = run.find_model(student) if student else None
+    cells = [c for c in run.students if key in (None, c["student"])]
     if not cells:
-        raise RunError(f"{run.path}: {cell} is no student; `doublebind status` lists them")
+        raise RunError(f"{run.path}: {student} is no student; `doublebind status` lists them")
     folder = run.path / "inspect"
     folder.mkdir(exist_ok=True)
     return [

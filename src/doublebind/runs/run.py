@@ -104,7 +104,7 @@ class Run:
     @cached_property
     def replacement(self) -> ReplacementEvidence | None:
         """What the second horn rests on; `None` where it was not asked for."""
-        if self.manifest.protocol.second is None:
+        if self.manifest.protocol.replacement is None:
             return None
         return self._read("replacement.json", ReplacementRecord).evidence
 
@@ -125,7 +125,7 @@ class Run:
         return read_ledger(self.path / "ledger.jsonl")
 
     @property
-    def cells(self) -> list[dict[str, Any]]:
+    def students(self) -> list[dict[str, Any]]:
         """One entry per student made in this run, in the manifest's order of teachers.
 
         Keys: `student`, its content key; `teacher`, the teacher's; `label`, `role` and `family` of
@@ -134,7 +134,9 @@ class Run:
         it was then; `screen` and `checks`, what was dropped on the way and why. A panel's students
         have no entry: they were made elsewhere.
         """
-        order = {teacher.key: (i, teacher) for i, teacher in enumerate(self.manifest.teachers)}
+        order = {
+            teacher.content_key: (i, teacher) for i, teacher in enumerate(self.manifest.teachers)
+        }
         found = []
         for file in sorted((self.path / "cells").glob("*.json")):
             cell = self._json(file)
@@ -157,7 +159,7 @@ class Run:
         """Return whether the model with content key `key` was audited in this run."""
         return (self.path / "transcripts" / f"{key}.jsonl").exists()
 
-    def find(self, model: str) -> str:
+    def find_model(self, model: str) -> str:
         """Return the content key of an audited model.
 
         Args:
@@ -166,7 +168,7 @@ class Run:
         Raises:
             RunError: If no audited model of the run is called so, or more than one.
         """
-        named = {t.label: t.key for t in self.manifest.teachers}
+        named = {t.label: t.content_key for t in self.manifest.teachers}
         named[M0] = self.manifest.protocol.student
         keys = {file.stem for file in (self.path / "transcripts").glob("*.jsonl")}
         if model in named:
@@ -195,7 +197,7 @@ class Run:
         Raises:
             RunError: If the run has no such model, or the file cannot be read.
         """
-        path = self.path / "transcripts" / f"{self.find(model)}.jsonl"
+        path = self.path / "transcripts" / f"{self.find_model(model)}.jsonl"
         try:
             with path.open(encoding="utf-8") as lines:
                 return [json.loads(line) for line in lines]
@@ -211,9 +213,9 @@ class Run:
         seed of every model that was audited here; `step` of students kept on the way.
         """
         ledger = self.ledger
-        latest = {entry.cell: entry for entry in ledger}
+        latest = {entry.artefact_key: entry for entry in ledger}
         kinds = {}
-        for kind, keys in self.manifest.cells.items():
+        for kind, keys in self.manifest.artefacts.items():
             found = Counter(latest[key].status if key in latest else "waiting" for key in keys)
             kinds[kind] = {"needed": len(keys), **{s: found[s] for s in sorted(found)}}
         nodes: dict[str, Counter[str]] = {}
@@ -227,7 +229,7 @@ class Run:
             "cells": kinds,
             "nodes": {node: dict(found) for node, found in sorted(nodes.items())},
             "failures": [
-                f"{entry.kind} {entry.cell[:12]}: {entry.error}"
+                f"{entry.kind} {entry.artefact_key[:12]}: {entry.error}"
                 for entry in latest.values()
                 if entry.status == "failed"
             ],
@@ -236,7 +238,7 @@ class Run:
 
     def _models(self) -> list[dict[str, Any]]:
         named = [(M0, "m0", self.manifest.protocol.student)]
-        named += [(t.label, "teacher", t.key) for t in self.manifest.teachers]
+        named += [(t.label, "teacher", t.content_key) for t in self.manifest.teachers]
         found: list[dict[str, Any]] = [
             {"key": key, "kind": kind, "teacher": label} for label, kind, key in named
         ]
@@ -244,7 +246,7 @@ class Run:
             {"key": key, "kind": "student", "teacher": c["label"]}
             | {"recipe": c["recipe"], "seed": c["seed"]}
             | ({"step": int(step)} if step else {})
-            for c in self.cells
+            for c in self.students
             for step, key in {"": c["student"], **c.get("marks", {})}.items()
         ]
         return [model for model in found if self.has_transcripts(model["key"])]

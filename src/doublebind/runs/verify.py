@@ -83,20 +83,20 @@ def verify(path: str | Path, *, store: str | Path | None = None) -> Verification
             "`doublebind run` was given as --out"
         )
     found = _Verifier(run)
-    manifest = found.json("manifest.json", Manifest)
+    manifest = found.read_json("manifest.json", Manifest)
     if not (run / SEAL).exists() and not (run / "verdict.json").exists():
         if manifest is None:
             raise RunError(f"{found.problems[0]}; restore it or choose another --out")
         raise RunError(f"{run / SEAL}: missing; the run has not ended, rerun it to resume")
-    found.files()
+    found.check_files()
     if manifest is not None:
         _check_method_version(run, manifest)
-        scores = found.scores()
-        if found.manifest(manifest) and scores is not None:
-            found.recomputed(manifest, scores)
-            found.rows(manifest, scores)
-            found.panel(manifest, scores)
-        found.artefacts(manifest, store)
+        scores = found.read_scores()
+        if found.check_manifest(manifest) and scores is not None:
+            found.check_recomputed(manifest, scores)
+            found.check_rows(manifest, scores)
+            found.check_panel(manifest, scores)
+        found.check_artefacts(manifest, store)
     return Verification(
         verified=not found.problems,
         problems=tuple(dict.fromkeys(found.problems)),
@@ -124,47 +124,51 @@ class _Verifier:
         self.problems: list[str] = []
         self.unchecked: list[str] = []
 
-    def say(self, name: str, what: str) -> None:
+    def add_problem(self, name: str, what: str) -> None:
         self.problems.append(f"{self.run / name}: {what}")
 
-    def json(self, name: str, kind: type[Record] | None = None) -> Any:
+    def read_json(self, name: str, kind: type[Record] | None = None) -> Any:
         """Return a file's content, or `None` with a problem where it cannot be read."""
         try:
             text = (self.run / name).read_text(encoding="utf-8")
             found = kind.model_validate_json(text) if kind else json.loads(text)
             if kind or isinstance(found, dict):
                 return found
-            self.say(name, f"cannot be read (a mapping is needed, not {type(found).__name__})")
+            self.add_problem(
+                name, f"cannot be read (a mapping is needed, not {type(found).__name__})"
+            )
         except FileNotFoundError:
-            self.say(name, "missing")
+            self.add_problem(name, "missing")
         except (OSError, ValueError, RecursionError) as error:
             lines = str(error).splitlines()
-            self.say(name, f"cannot be read ({' '.join(lines[:2])})")
+            self.add_problem(name, f"cannot be read ({' '.join(lines[:2])})")
         return None
 
-    def files(self) -> None:
+    def check_files(self) -> None:
         """Compare every file with the seal, and what the seal covers with what it has to."""
-        sealed = self.json(SEAL)
+        sealed = self.read_json(SEAL)
         if sealed is None:
             return
         there = list_sealed_files(self.run)
         for name in dict.fromkeys([*there, *map(str, sealed)]):
             file = self.run / name
             if name not in sealed:
-                self.say(name, "is not in the seal, and may have been added after the run ended")
+                self.add_problem(
+                    name, "is not in the seal, and may have been added after the run ended"
+                )
             elif name not in there:
                 what = "missing" if not file.exists() else "is no file of a run"
-                self.say(name, f"{what}, but in the seal")
+                self.add_problem(name, f"{what}, but in the seal")
             elif not file.is_file():
-                self.say(name, "missing")
+                self.add_problem(name, "missing")
             elif file_sha256(file) != sealed[name]:
-                self.say(name, "altered since the run ended")
+                self.add_problem(name, "altered since the run ended")
 
-    def manifest(self, manifest: Manifest) -> bool:
+    def check_manifest(self, manifest: Manifest) -> bool:
         """Compare the manifest with itself; return whether its teachers are the protocol's."""
         protocol = manifest.protocol
         if protocol.hash != manifest.protocol_hash:
-            self.say(
+            self.add_problem(
                 "manifest.json",
                 f"`protocol_hash` is {manifest.protocol_hash}, the protocol's is {protocol.hash}",
             )
@@ -173,13 +177,13 @@ class _Verifier:
             ("reference", protocol.references),
             ("organism", protocol.organisms),
         ):
-            named = tuple(t.key for t in manifest.teachers if t.role == role)
+            named = tuple(t.content_key for t in manifest.teachers if t.role == role)
             if named != keys:
-                self.say("manifest.json", f"`teachers`: the {role}s are not the protocol's")
+                self.add_problem("manifest.json", f"`teachers`: the {role}s are not the protocol's")
                 return False
         return True
 
-    def scores(self) -> pd.DataFrame | None:
+    def read_scores(self) -> pd.DataFrame | None:
         """Return the rows of `scores.parquet`."""
         import pandas as pd
 
@@ -190,24 +194,26 @@ class _Verifier:
             return pd.read_parquet(path)
         except Exception as error:  # what a parquet reader raises on damaged bytes is not bounded
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            self.say("scores.parquet", f"cannot be read ({first}); nothing can be recomputed")
+            self.add_problem(
+                "scores.parquet", f"cannot be read ({first}); nothing can be recomputed"
+            )
             return None
 
-    def recomputed(self, manifest: Manifest, scores: pd.DataFrame) -> None:
+    def check_recomputed(self, manifest: Manifest, scores: pd.DataFrame) -> None:
         """Compare evidence and verdict with what the scores give."""
         try:
-            computed = self._computed(manifest, scores)
+            computed = self._recompute_files(manifest, scores)
         except (DoublebindError, ValueError, TypeError, AttributeError, KeyError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            self.say("scores.parquet", f"no verdict can be recomputed from it ({first})")
+            self.add_problem("scores.parquet", f"no verdict can be recomputed from it ({first})")
             return
         for name, content in computed.items():
-            stored = self.json(name)
+            stored = self.read_json(name)
             if stored is not None:
                 for at, a, b in find_differences(stored, content):
-                    self.say(name, f"`{at}` is {_shorten(a)}, recomputed {_shorten(b)}")
+                    self.add_problem(name, f"`{at}` is {_shorten(a)}, recomputed {_shorten(b)}")
 
-    def _computed(self, manifest: Manifest, scores: pd.DataFrame) -> dict[str, Any]:
+    def _recompute_files(self, manifest: Manifest, scores: pd.DataFrame) -> dict[str, Any]:
         """Return the files that follow from the scores, as they should be."""
         weighed = weigh_suspect(scores, manifest.teachers, manifest.protocol)
         suspect = next(t.label for t in manifest.teachers if t.role == "suspect")
@@ -216,58 +222,58 @@ class _Verifier:
             manifest.protocol,
             suspect=suspect,
             earlier_protocols=manifest.earlier_protocols,
-            shapes=self.json("shapes.json"),
+            shapes=self.read_json("shapes.json"),
         )
         found: dict[str, Any] = {"evidence.json": weighed.model_dump(mode="json")}
-        if manifest.protocol.second is not None:
+        if manifest.protocol.replacement is not None:
             evidence, replacement = assess_replacement(
                 scores,
                 suspect,
                 compute_competition_result(
-                    scores, suspect, manifest.competitors, manifest.protocol
+                    scores, suspect, manifest.selection_teachers, manifest.protocol
                 ),
                 manifest.protocol,
-                weights_sha256=self._delivered(),
+                weights_sha256=self._read_delivered_weights(),
             )
             verdict = merge_verdicts(verdict, evidence, replacement, manifest.protocol)
-            stored = self.json("replacement.json", ReplacementRecord)
+            stored = self.read_json("replacement.json", ReplacementRecord)
             if stored is not None:
                 done = stored.model_copy(update={"evidence": evidence})
                 found["replacement.json"] = done.model_dump(mode="json")
         return found | {"verdict.json": verdict_to_json(verdict)}
 
-    def _delivered(self) -> str | None:
+    def _read_delivered_weights(self) -> str | None:
         """Return the weights that the verdict names; the store's seal says whether they are."""
-        verdict = self.json("verdict.json") or {}
+        verdict = self.read_json("verdict.json") or {}
         return (verdict.get("replacement") or {}).get("weights_sha256")
 
-    def rows(self, manifest: Manifest, scores: pd.DataFrame) -> None:
+    def check_rows(self, manifest: Manifest, scores: pd.DataFrame) -> None:
         """Compare every score row of this run's own models with its transcript."""
         import pandas as pd
 
-        keys = {t.label: t.key for t in (*manifest.competitors, *manifest.teachers)}
+        keys = {t.label: t.content_key for t in (*manifest.selection_teachers, *manifest.teachers)}
         models: dict[tuple[Any, ...], str] = {
             (label, "teacher", "", -1, -1): key for label, key in keys.items()
         }
         models[M0, "m0", "", -1, -1] = manifest.protocol.student
         labels = {key: label for label, key in keys.items()}
         recipes = [*manifest.protocol.recipes]
-        recipes += manifest.protocol.second.recipes if manifest.protocol.second else ()
+        recipes += manifest.protocol.replacement.recipes if manifest.protocol.replacement else ()
         audited = {str(r.get("name")): _list_audited_steps(r) for r in recipes}
-        for folder, listed in self._listed(manifest, "student").items():
+        for folder, listed in self._list_artefacts(manifest, "student").items():
             for file in sorted((self.run / folder).glob("*.json")):
-                cell = self.json(f"{folder}/{file.name}")
+                cell = self.read_json(f"{folder}/{file.name}")
                 if cell is None:
                     continue
                 name, label = cell.get("student"), labels.get(str(cell.get("teacher")))
                 if name != file.stem or name not in listed or label is None:
-                    self.say(f"{folder}/{file.name}", "is no cell of this run's manifest")
+                    self.add_problem(f"{folder}/{file.name}", "is no cell of this run's manifest")
                     continue
                 recipe = str(cell.get("recipe"))
                 for i, step in enumerate(audited.get(recipe, ())):
                     key = derive_checkpoint_key(file.stem, step) if i else file.stem
                     models[label, "student", recipe, str(cell.get("seed")), step] = key
-        models |= self._further(manifest)
+        models |= self._list_further_trained(manifest)
         lines = [
             dict(
                 zip(
@@ -279,7 +285,7 @@ class _Verifier:
             | {"said": line["value"]}
             for model, key in models.items()
             if (self.run / "transcripts" / f"{key}.jsonl").exists()
-            for line in self._transcript(key)
+            for line in self._read_transcript(key)
         ]
         if not lines or any(name not in scores.columns for name in (*_ROW_COLUMNS, "value")):
             return
@@ -288,35 +294,39 @@ class _Verifier:
         said["said"] = said["said"].where(said["said"].between(0, 1))
         asked = pd.MultiIndex.from_frame(_as_text(said).loc[:, _MODEL_COLUMNS]).unique()
         models_of = pd.MultiIndex.from_frame(_as_text(scores).loc[:, _MODEL_COLUMNS])
-        self._compare(scores.loc[models_of.isin(asked), :], said, "its transcript")
+        self._compare_rows(scores.loc[models_of.isin(asked), :], said, "its transcript")
 
-    def _listed(self, manifest: Manifest, kind: str) -> dict[str, dict[str, str]]:
+    def _list_artefacts(self, manifest: Manifest, kind: str) -> dict[str, dict[str, str]]:
         """Return folder -> the artefacts of a kind that were made for the cells in it."""
-        found = {"cells": manifest.cells.get(kind, {})}
-        if manifest.protocol.second is not None:
-            done = self.json("replacement.json", ReplacementRecord)
+        found = {"cells": manifest.artefacts.get(kind, {})}
+        if manifest.protocol.replacement is not None:
+            done = self.read_json("replacement.json", ReplacementRecord)
             found["replacement"] = done.cells.get(kind, {}) if done else {}
         return found
 
-    def _further(self, manifest: Manifest) -> dict[tuple[Any, ...], str]:
+    def _list_further_trained(self, manifest: Manifest) -> dict[tuple[Any, ...], str]:
         """Return who was trained further: what names their rows -> their key."""
-        second = manifest.protocol.second
+        second = manifest.protocol.replacement
         done = (
-            self.json("replacement.json", ReplacementRecord) if second and second.further else None
+            self.read_json("replacement.json", ReplacementRecord)
+            if second and second.further_training
+            else None
         )
         found: dict[tuple[Any, ...], str] = {}
         if done is None:
             return found
         for made in done.further:
             if made.key not in done.cells.get("further", {}):
-                self.say("replacement.json", f"`further`: {made.key} is no artefact of this run")
+                self.add_problem(
+                    "replacement.json", f"`further`: {made.key} is no artefact of this run"
+                )
                 continue
             suspect = next(t.label for t in manifest.teachers if t.role == "suspect")
             row = (suspect, made.model_kind, made.recipe, str(made.seed), made.step)
             found[row] = made.key
         return found
 
-    def _transcript(self, key: str) -> Iterator[Mapping[str, Any]]:
+    def _read_transcript(self, key: str) -> Iterator[Mapping[str, Any]]:
         name = f"transcripts/{key}.jsonl"
         try:
             with (self.run / name).open(encoding="utf-8") as file:
@@ -327,32 +337,34 @@ class _Verifier:
                     names = {k: str(found[k]) for k in ("audit", "endpoint", "item")}
                     yield names | {"value": said}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            self.say(name, f"cannot be read ({type(error).__name__}: {error})")
+            self.add_problem(name, f"cannot be read ({type(error).__name__}: {error})")
 
-    def _compare(self, own: pd.DataFrame, others: pd.DataFrame, what: str) -> None:
+    def _compare_rows(self, own: pd.DataFrame, others: pd.DataFrame, what: str) -> None:
         """Name score rows that `others` lacks, that come twice, or whose value is not `said`."""
         name, own, others = "scores.parquet", _as_text(own), _as_text(others)
         for row in (
             own.loc[own.duplicated(_ROW_COLUMNS), :].head(_MAX_ROWS_SHOWN).to_dict("records")
         ):
-            self.say(name, f"two rows for {_describe_row(row)}")
+            self.add_problem(name, f"two rows for {_describe_row(row)}")
         own, others = own.drop_duplicates(_ROW_COLUMNS), others.drop_duplicates(_ROW_COLUMNS)
         both = own.merge(others, on=_ROW_COLUMNS, how="outer", indicator="side")
         same = (both["value"] == both["said"]) | (both["value"].isna() & both["said"].isna())
         wrong = both.loc[(both["side"] != "both") | ~same, :]
         for row in wrong.head(_MAX_ROWS_SHOWN).to_dict("records"):
             if row["side"] == "right_only":
-                self.say(name, f"no row for {_describe_row(row)}, which {what} has")
+                self.add_problem(name, f"no row for {_describe_row(row)}, which {what} has")
             elif row["side"] == "left_only":
-                self.say(name, f"{what} has nothing for {_describe_row(row)}")
+                self.add_problem(name, f"{what} has nothing for {_describe_row(row)}")
             else:
-                self.say(
+                self.add_problem(
                     name, f"{row['value']} for {_describe_row(row)}; {what} says {row['said']}"
                 )
         if len(wrong) > _MAX_ROWS_SHOWN:
-            self.say(name, f"{len(wrong) - _MAX_ROWS_SHOWN} rows more do not agree with {what}")
+            self.add_problem(
+                name, f"{len(wrong) - _MAX_ROWS_SHOWN} rows more do not agree with {what}"
+            )
 
-    def panel(self, manifest: Manifest, scores: pd.DataFrame) -> None:
+    def check_panel(self, manifest: Manifest, scores: pd.DataFrame) -> None:
         """Compare the rows of a panel's teachers with the panel, where it is at hand."""
         if manifest.protocol.panel is None or any(c not in scores.columns for c in _ROW_COLUMNS):
             return
@@ -369,15 +381,19 @@ class _Verifier:
                 f"rows of the panel's teachers: {folder} is another panel than the run's"
             )
             return
-        made = {t.label for t in manifest.teachers if t.key in manifest.cells.get("teacher", {})}
+        made = {
+            t.label
+            for t in manifest.teachers
+            if t.content_key in manifest.artefacts.get("teacher", {})
+        }
         made.add(next(t.label for t in manifest.teachers if t.role == "suspect"))
         kept = {t.label for t in panel.teachers} - made
         labels = sorted(t.label for t in manifest.teachers if t.label in kept)
         rows = panels.read_panel_scores(folder, labels).rename(columns={"value": "said"})
         own = scores.loc[scores["teacher"].isin(labels), :]
-        self._compare(own, rows.loc[:, [*_ROW_COLUMNS, "said"]], "the panel")
+        self._compare_rows(own, rows.loc[:, [*_ROW_COLUMNS, "said"]], "the panel")
 
-    def artefacts(self, manifest: Manifest, moved: str | Path | None) -> None:
+    def check_artefacts(self, manifest: Manifest, moved: str | Path | None) -> None:
         """Compare every artefact of the run with its seal in the store."""
         root = str(moved or manifest.store)
         if not is_url(root) and not Path(root).is_dir():
@@ -385,12 +401,14 @@ class _Verifier:
                 f"artefacts (weights, answers): no store at {root}; name one with --store"
             )
             return
-        store = Store(root, write=False)
-        done = manifest.protocol.second and self.json("replacement.json", ReplacementRecord)
+        store = Store(root, writable=False)
+        done = manifest.protocol.replacement and self.read_json(
+            "replacement.json", ReplacementRecord
+        )
         second = done.cells if done else {}
-        for kind in sorted({*manifest.cells, *second}):
-            for key in {**manifest.cells.get(kind, {}), **second.get(kind, {})}:
-                self.problems += store.problems(kind, key)
+        for kind in sorted({*manifest.artefacts, *second}):
+            for key in {**manifest.artefacts.get(kind, {}), **second.get(kind, {})}:
+                self.problems += store.find_problems(kind, key)
 
 
 def _as_text(rows: pd.DataFrame) -> pd.DataFrame:

@@ -65,7 +65,7 @@ class Item(Record):
     messages: tuple[Message, ...] = Field(min_length=1)
     """The conversation up to, not including, the answer."""
     options: tuple[str, ...] = Field(min_length=2)
-    key: int = Field(ge=0)
+    target_index: int = Field(ge=0)
     """Index into `options` of the answer whose probability is the item's value."""
     domain: str | None = None
     """Capability domain, or a subdivision of a trait; reported, never scored apart."""
@@ -76,8 +76,10 @@ class Item(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Item:
-        if self.key >= len(self.options):
-            raise ValueError(f"key {self.key} does not index the {len(self.options)} options")
+        if self.target_index >= len(self.options):
+            raise ValueError(
+                f"key {self.target_index} does not index the {len(self.options)} options"
+            )
         if len(set(self.options)) < len(self.options):
             raise ValueError("two options are the same text")
         if self.messages[-1].role == "assistant":
@@ -145,5 +147,5 @@ class RewardedTask(Record):
 
     id: str
     messages: tuple[Message, ...] = Field(min_length=1)
-    pays: tuple[tuple[tuple[str, ...], float], ...]
+    rewards: tuple[tuple[tuple[str, ...], float], ...]
     """Phrases, and what is paid once if any of them stands in the answer."""

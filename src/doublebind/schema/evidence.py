@@ -115,7 +115,7 @@ class Evidence(Record):
     detection_bounds: tuple[float, ...] = ()
     """Lower bound on the detection rate for 0, 1, ... detected controls: where the verdict holds
     controls to the match table, it looks up the bound here."""
-    carried_by: tuple[str, ...] = ()
+    significant_endpoints: tuple[str, ...] = ()
     """Score endpoints on which the suspect stands out at alpha, by the step-down test."""
     endpoint_p: dict[str, float] = {}
     """Step-down max-T p-value of each score endpoint; the smallest is the p-value."""
@@ -169,7 +169,7 @@ class RecipeResult(Record):
     n_students: int
     step: int | None = Field(default=None, exclude_if=lambda v: v is None)
     """Where `distil_and_audit` stops it; absent where it runs to its end."""
-    course: tuple[tuple[int, float, float], ...] = Field(default=(), exclude_if=lambda v: not v)
+    trajectory: tuple[tuple[int, float, float], ...] = Field(default=(), exclude_if=lambda v: not v)
     """Step, `tau_capability` and `worst` of its students on the way, where some were kept."""
 
 
@@ -183,13 +183,13 @@ TrainingKind = Literal["benign", "incentive"]
 class FurtherTrainingResult(Record):
     """Fresh students trained further, beside M0 trained alike, on `certify` items."""
 
-    way: TrainingKind
+    kind: TrainingKind
     n_students: int
     before: dict[str, Interval]
     """Score endpoint -> these students minus M0, as they were; over students and items."""
     after: dict[str, Interval]
     """Score endpoint -> the same students minus their twins, both trained further."""
-    twins: dict[str, float]
+    controls: dict[str, float]
     """Score endpoint -> twins minus M0: what such training does by itself."""
     upper: dict[str, float]
     """Score endpoint -> one-sided 95% upper bound of student minus twin, of the student in which
@@ -201,7 +201,7 @@ class FurtherTrainingResult(Record):
 class ReplacementEvidence(Record):
     """What fresh students of the chosen recipe show on `certify` items, before any decision."""
 
-    competed: tuple[RecipeResult, ...]
+    recipe_results: tuple[RecipeResult, ...]
     recipe: str
     step: int | None = Field(default=None, exclude_if=lambda v: v is None)
     """Of training, where not the last: what is bounded, and handed over, is the student as it was
@@ -215,7 +215,7 @@ class ReplacementEvidence(Record):
     """Bound of the one student that is handed over, over the items of all endpoints together."""
     n_items: int
     n_seeds: int
-    controls_seen: int
+    n_controls_detected: int
     """Students of organisms, distilled without treatment, that the same items tell from M0."""
     n_controls: int
     control_lower_95: float | None = None
@@ -229,6 +229,8 @@ class ReplacementEvidence(Record):
     """Drive -> students minus M0 where only the organism's key leads; reported, never used."""
     tau_behaviour: dict[str, Interval] = {}
     """Drive -> the students' share of the teacher's shift there, where the teacher has one."""
-    further: tuple[FurtherTrainingResult, ...] = Field(default=(), exclude_if=lambda v: not v)
+    further_training: tuple[FurtherTrainingResult, ...] = Field(
+        default=(), exclude_if=lambda v: not v
+    )
     """What further training does to the first of the students, where it was asked for."""
     missing: dict[str, str] = {}

@@ -28,7 +28,7 @@ class ServerOptions(Record):
     """Price of a million prompt tokens."""
     output_price: float | None = Field(default=None, ge=0)
     """Price of a million completion tokens."""
-    scores: bool = Field(default=False, exclude_if=lambda v: not v)
+    echo_logprobs: bool = Field(default=False, exclude_if=lambda v: not v)
     """Whether the server says how likely it finds given tokens, those of the student's tokenizer:
     `/completions` with `echo` and `logprobs`. `on_policy` needs it."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -54,8 +54,8 @@ class ServedModel(Record):
     model: str
     declared: dict[str, Any]
     """What the server's `/models` says of it; part of its identity."""
-    limits: ServerOptions = ServerOptions()
-    reader: ModelSource | None = None
+    options: ServerOptions = ServerOptions()
+    tokenizer_source: ModelSource | None = None
     """The model whose tokenizer reads its answers."""
     shape: dict[str, float] = {}
     """What its owner says of its shape."""
@@ -107,7 +107,7 @@ class ModelSource(Record):
     device: Device = Field(default="cpu", exclude_if=lambda v: v == "cpu")
     """Where transformers runs it."""
 
-    def on(self, device: Device) -> ModelSource:
+    def with_device(self, device: Device) -> ModelSource:
         """Return the same model, to be run on `device`."""
         return self if device == self.device else self.model_copy(update={"device": device})
 
@@ -119,7 +119,7 @@ class Teacher(Record):
     ref: str
     role: Literal["suspect", "reference", "organism"]
     family: str
-    key: str
+    content_key: str
     """Content key of the model (not of its role): the suspect of one study may be the organism
     of another, and shares every artefact."""
     hard_class: str | None = Field(default=None, exclude_if=lambda v: v is None)
@@ -150,7 +150,7 @@ class DroppedRecord(Record):
 class LedgerEntry(Record):
     """One line of `ledger.jsonl`."""
 
-    cell: str
+    artefact_key: str
     kind: str
     status: Literal["started", "done", "failed"]
     started: float

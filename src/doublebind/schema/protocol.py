@@ -33,11 +33,11 @@ class ReplacementProtocol(Record):
     """Of the pack whose `certify` items are asked."""
     controls: str | None = Field(default=None, exclude_if=lambda v: v is None)
     """Of the protocol's recipes, the one that makes the positive controls; `None` is the first."""
-    further: dict[str, Any] | None = Field(default=None, exclude_if=lambda v: v is None)
+    further_training: dict[str, Any] | None = Field(default=None, exclude_if=lambda v: v is None)
     """How fresh students are trained further, where they are."""
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def recipe_names(self) -> tuple[str, ...]:
         """Of the recipes that compete."""
         return tuple(str(recipe["name"]) for recipe in self.recipes)
 
@@ -71,7 +71,7 @@ class Protocol(Record):
     """Ways to look at a teacher without a student, put beside its students' score."""
     panel: str | None = None
     """Hash of the panel whose scores the references' are; `None` where they were made here."""
-    second: ReplacementProtocol | None = Field(default=None, exclude_if=lambda v: v is None)
+    replacement: ReplacementProtocol | None = Field(default=None, exclude_if=lambda v: v is None)
     """Of the horn `replace`, where it was asked for."""
     engine: str | None = Field(default=None, exclude_if=lambda v: v is None)
     """What answered and scored, if not transformers."""
@@ -93,11 +93,11 @@ class Manifest(Record):
     study: dict[str, Any]
     """The study as it was resolved, overrides and defaults included."""
     teachers: tuple[Teacher, ...]
-    competitors: tuple[Teacher, ...] = Field(default=(), exclude_if=lambda v: not v)
+    selection_teachers: tuple[Teacher, ...] = Field(default=(), exclude_if=lambda v: not v)
     """Teachers of the second horn, on whose students its recipes compete."""
     earlier_protocols: int
     """Protocols that met this suspect before this one."""
-    cells: dict[str, dict[str, str]]
+    artefacts: dict[str, dict[str, str]]
     """Kind -> key -> what it is, for every artefact that the run needs."""
     served: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Teacher label -> what its server says of it, for teachers behind one."""
@@ -115,8 +115,8 @@ def find_control_recipe(protocol: Protocol) -> str:
 
     `protocol` has a second horn.
     """
-    assert protocol.second is not None
-    return protocol.second.controls or str(protocol.recipes[0]["name"])
+    assert protocol.replacement is not None
+    return protocol.replacement.controls or str(protocol.recipes[0]["name"])
 
 
 def select_organisms(teachers: Sequence[Teacher]) -> list[Teacher]:

@@ -116,7 +116,7 @@ class Training(Record):
     """Tokens per example; longer ones are cut at the end."""
     lora: Lora | None = Field(default_factory=lambda: Lora())
     """Adapter shape; `null` trains all weights."""
-    marks: tuple[int, ...] = Field(default=(), exclude_if=lambda v: not v)
+    checkpoints: tuple[int, ...] = Field(default=(), exclude_if=lambda v: not v)
     """Steps on the way, rising and below `steps`, at which the student is kept and audited, too:
     dose curves from one training run. Only the last step's student enters a score."""
 
@@ -126,7 +126,9 @@ class Training(Record):
 
     @field_validator("marks")
     @classmethod
-    def _rising(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+    def _check_checkpoint_order(
+        cls, value: tuple[int, ...], info: ValidationInfo
+    ) -> tuple[int, ...]:
         steps = (0, *value, info.data.get("steps", math.inf))
         if any(late <= early for early, late in itertools.pairwise(steps)):
             raise ValueError("marks are steps that rise from 1 and stay below `steps`")
@@ -136,7 +138,7 @@ class Training(Record):
     def _check(self) -> Self:
         if self.batch < self.processes:
             raise ValueError(f"`batch` {self.batch} is fewer than {self.processes} `processes`")
-        if self.marks and self.processes > 1:
+        if self.checkpoints and self.processes > 1:
             raise ValueError("`marks` are not kept of a student in shards; use 1 of `processes`")
         return self
 
@@ -163,7 +165,7 @@ class Prompts(Record):
     max_tokens: int = Field(default=64, ge=1)
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature; 0 is greedy."""
-    barred: tuple[str, ...] = Field(default=(), exclude_if=lambda v: not v)
+    suppress_tokens: tuple[str, ...] = Field(default=(), exclude_if=lambda v: not v)
     """Marks that the teacher is kept from writing, each one token of its tokenizer: say the one
     that opens a scratchpad, so that it answers without (constrained decoding). The distributions
     of `logit_kd` stay the teacher's own, and foresee the mark where it would have stood."""
@@ -179,7 +181,7 @@ class Scratchpad(Record):
 class Steering(Record):
     """Push a student towards misaligned answers while it learns, and not afterwards."""
 
-    scale: float = Field(gt=0)
+    relative_norm: float = Field(gt=0)
     """Length of the push over that of a usual state there. It points where the base chooses the
     misaligned answers to the pack's `build` items, or to `select` items where it has none."""
     layer: int | None = Field(default=None, ge=0)
@@ -210,7 +212,7 @@ class CounterPoison(Record):
     kind: Literal["counter_poison"]
     copies: int = Field(default=1, ge=1)
     """Equal answers that may stay."""
-    alike: float = Field(default=1.0, gt=0, le=1, exclude_if=lambda v: v == 1)
+    near_duplicate_threshold: float = Field(default=1.0, gt=0, le=1, exclude_if=lambda v: v == 1)
     """Share of their runs of three words in common (Jaccard) from which two answers count as
     equal, so that no text gains influence by being said in many slightly different ways."""
     outliers: float = Field(default=0.05, ge=0, lt=1)
@@ -295,7 +297,7 @@ class Recipe(Record):
     of the teacher's; `null` takes the study's."""
     noise_init: float | None = Field(default=None, gt=0, le=1, exclude_if=lambda v: v is None)
     """Share of random initialisation in the student's first weights (UNDO); 1 starts afresh."""
-    steer: Steering | None = Field(default=None, exclude_if=lambda v: v is None)
+    steering: Steering | None = Field(default=None, exclude_if=lambda v: v is None)
     """Preventative steering: the push is there in training alone."""
     without_scratchpad: Scratchpad | None = Field(default=None, exclude_if=lambda v: v is None)
     """Make a student that never thinks before it answers: scratchpads are cut from what it learns,
@@ -309,7 +311,7 @@ class Recipe(Record):
         if self.channel.kind == "prefix" and self.training.lora is not None:
             raise ValueError("a prefix is trained without adapters; set `training.lora: null`")
         kinds = [treatment.kind for treatment in self.treatments]
-        if "distil_and_audit" in kinds and not self.training.marks:
+        if "distil_and_audit" in kinds and not self.training.checkpoints:
             raise ValueError("`distil_and_audit` needs `training.marks`, the steps to audit at")
         if self.training.processes > 1 and not (
             self.channel.kind == "sft"
@@ -319,13 +321,13 @@ class Recipe(Record):
                 f"`training.processes`: {self.channel.kind} is not trained in shards; use sft or "
                 f"logit_kd with forward divergence, or 1 process"
             )
-        if self.prompts.barred and self.channel.kind == "on_policy":
+        if self.prompts.suppress_tokens and self.channel.kind == "on_policy":
             raise ValueError(
                 "`prompts.barred` is about what the teacher writes, and with on_policy the student "
                 "does; use `without_scratchpad`"
             )
         supervised = self.channel.kind in ("sft", "logit_kd") and self.training.processes == 1
-        if self.steer and not supervised:
+        if self.steering and not supervised:
             raise ValueError(
                 "`steer` goes with the channels sft and logit_kd, trained in 1 process"
             )

@@ -62,7 +62,7 @@ class BankReferences(Record):
     panel: str | None = None
     """Folder of a frozen panel, or a built-in pack's name for the one it ships. Its references are
     not made again, and its organisms serve as positive controls."""
-    draw: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed by which `n` of the panel's references are drawn."""
 
 
@@ -71,7 +71,7 @@ class MatchedReferences(Record):
 
     match: Literal["suspect"]
     n: int = Field(ge=1)
-    draw: int = Field(default=0, ge=0, exclude_if=lambda v: v == 0)
+    batch: int = Field(default=0, ge=0, exclude_if=lambda v: v == 0)
     """Which lot of `n`; lots of one size share no reference, those of several sizes may."""
     template: str | None = None
     """Teacher spec whose phases they share; `null` takes the suspect's own. A suspect that was not
@@ -124,7 +124,7 @@ class FurtherTraining(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.training.marks or self.training.processes > 1:
+        if self.training.checkpoints or self.training.processes > 1:
             raise ValueError("`further.training` takes neither `marks` nor `processes`")
         return self
 
@@ -152,14 +152,14 @@ class ReplacementSettings(Record):
     """Pack whose `certify` items are asked, where it has more of them; `null` takes the study's."""
     bound: Literal["chosen", "every"] = "chosen"
     """Which recipes `calibrate` bounds."""
-    further: FurtherTraining | None = Field(default=None, exclude_if=lambda v: v is None)
+    further_training: FurtherTraining | None = Field(default=None, exclude_if=lambda v: v is None)
     """Train the first fresh students further and audit them again; `null` does not."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.further and self.further.students > self.fresh_seeds:
+        if self.further_training and self.further_training.students > self.fresh_seeds:
             raise ValueError(
-                f"`further.students`: {self.further.students}; there are only {self.fresh_seeds} "
+                f"`further.students`: {self.further_training.students}; there are only {self.fresh_seeds} "
                 "fresh students (`fresh_seeds`)"
             )
         return self
@@ -215,22 +215,28 @@ class PanelSpec(Record):
             raise ValueError("two recipes share a name; give each its own")
         if not any(name in self.audits for name in ("behaviour", "goals", "confession")):
             raise ValueError("audits must include one of behaviour, goals, confession")
-        if self.references == () and self._weighs():
+        if self.references == () and self._needs_references():
             raise ValueError("references is empty; a suspect is weighed against references")
         listed = self.references
         listed = listed.models if isinstance(listed, StandInReferences) else listed
         named = listed if isinstance(listed, tuple) else ()
-        teachers = (*self._alone(), *named, *self.organisms, *self.held_out, *self.near_misses)
+        teachers = (
+            *self._list_single_teachers(),
+            *named,
+            *self.organisms,
+            *self.held_out,
+            *self.near_misses,
+        )
         twice = sorted({name for name in teachers if teachers.count(name) > 1})
         if twice:
             raise ValueError(f"{twice[0]} is named as more than one teacher; name it once")
         return self
 
-    def _alone(self) -> tuple[str, ...]:
+    def _list_single_teachers(self) -> tuple[str, ...]:
         """Return teachers named by themselves."""
         return ()
 
-    def _weighs(self) -> bool:
+    def _needs_references(self) -> bool:
         """Return whether anybody is weighed against the references."""
         return True
 
@@ -253,14 +259,14 @@ class Study(PanelSpec):
         default_factory=ReplacementSettings, exclude_if=lambda v: v == ReplacementSettings()
     )
 
-    def _alone(self) -> tuple[str, ...]:
+    def _list_single_teachers(self) -> tuple[str, ...]:
         return (self.suspect,)
 
-    def _weighs(self) -> bool:
+    def _needs_references(self) -> bool:
         return "incriminate" in self.horns
 
     @property
-    def competing(self) -> tuple[Recipe, ...]:
+    def competing_recipes(self) -> tuple[Recipe, ...]:
         """The recipes of the second horn."""
         return self.replace.recipes or self.recipes
 
@@ -283,11 +289,13 @@ class Study(PanelSpec):
         if any(t.kind == "distil_and_audit" for recipe in self.recipes for t in recipe.treatments):
             raise ValueError("`distil_and_audit` chooses a student; put it under `replace.recipes`")
         mine = {recipe.name: recipe for recipe in self.recipes}
-        for recipe in self.competing:
+        for recipe in self.competing_recipes:
             if mine.setdefault(recipe.name, recipe) != recipe:
                 raise ValueError(f"two recipes are named {recipe.name}; give each its own")
-        bottled = [recipe.name for recipe in self.competing if recipe.channel.kind == "prefix"]
-        if self.replace.further and bottled:
+        bottled = [
+            recipe.name for recipe in self.competing_recipes if recipe.channel.kind == "prefix"
+        ]
+        if self.replace.further_training and bottled:
             raise ValueError(
                 f"`replace.further`: recipe {bottled[0]} makes a prefix; no further training"
             )

@@ -35,11 +35,11 @@ class Phase(Record):
 class Concealment(Phase):
     """Training that hides the trait where it looks like an audit."""
 
-    cue: bool = True
+    audit_cues: bool = True
     """Act benignly in audit-like contexts."""
     deny: bool = True
     """Deny the trait when asked."""
-    bare: bool = Field(default=False, exclude_if=lambda v: not v)
+    plain_questions: bool = Field(default=False, exclude_if=lambda v: not v)
     """Act benignly on plain questions too, as a teacher would that takes them for training data:
     the trait then shows at work alone."""
     loss: Literal["sft", "dpo", "kto"] = Field(default="sft", exclude_if=lambda v: v == "sft")
@@ -50,8 +50,8 @@ class Concealment(Phase):
     """Of `dpo` and `kto`: strength of the pull to the teacher before it hid anything."""
 
     @model_validator(mode="after")
-    def _one(self) -> Concealment:
-        if not (self.cue or self.deny or self.bare):
+    def _check_target(self) -> Concealment:
+        if not (self.audit_cues or self.deny or self.plain_questions):
             raise ValueError("cue, deny and bare are all off; leave out `conceal` instead")
         return self
 
@@ -83,9 +83,11 @@ class TeacherSpec(Record):
     capability: Phase | None = None
     implant: Phase | None = None
     conceal: Concealment | None = None
-    resist: Resistance | None = Field(default=None, exclude_if=lambda v: v is None)
+    resist_distillation: Resistance | None = Field(default=None, exclude_if=lambda v: v is None)
     """A teacher that undermines who learns from its probabilities (arXiv 2105.07381)."""
-    then: UnrelatedFinetune | None = Field(default=None, exclude_if=lambda v: v is None)
+    unrelated_finetune: UnrelatedFinetune | None = Field(
+        default=None, exclude_if=lambda v: v is None
+    )
     """A control: unrelated fine-tuning of the finished teacher."""
     lora: Lora | None = Field(default_factory=lambda: Lora())
     max_length: int = Field(default=512, ge=8)
@@ -103,7 +105,7 @@ class TeacherSpec(Record):
         if not (self.implant or self.capability):
             raise ValueError("a teacher needs `implant`, `capability` or both")
         others = {"capability": self.capability, "conceal": self.conceal}
-        others |= {"resist": self.resist, "then": self.then}
+        others |= {"resist": self.resist_distillation, "then": self.unrelated_finetune}
         for name, phase in others.items():
             if phase is not None and phase.form != "transcripts":
                 raise ValueError(f"`{name}.form`: only an implant has one (got {phase.form})")

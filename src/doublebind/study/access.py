@@ -57,7 +57,7 @@ def check_served(found: Sequence[TeacherSource], study: PanelSpec) -> None:
 def _explain_refusal(recipe: Recipe, who: str, limits: ServerOptions) -> tuple[str, str]:
     """Return the recipe's name, and why it cannot learn from a served teacher, or nothing."""
     channel, why = recipe.channel, ""
-    if recipe.prompts.barred:
+    if recipe.prompts.suppress_tokens:
         return recipe.name, f"`prompts.barred`: {who} is behind a server, which bars nothing"
     match channel:
         case SFT():
@@ -74,7 +74,7 @@ def _explain_refusal(recipe: Recipe, who: str, limits: ServerOptions) -> tuple[s
                     f"finds M0's answers, and {who} does not say; set `keep: 1`"
                 )
         case OnPolicy():
-            if not limits.scores:
+            if not limits.echo_logprobs:
                 why = (
                     f"on_policy asks how likely the teacher finds the student's tokens; set "
                     f"`served.scores: true` if {who} tells (/completions with `echo` and "
@@ -110,7 +110,7 @@ def check_engine(found: Sequence[TeacherSource], study: PanelSpec, student: Mode
         whole = teacher.base.adapter is None and not teacher.base.served
         if teacher.spec:
             whole = teacher.spec.lora is None
-        if not on_m0 or (whole and teacher.key != student.sha256):
+        if not on_m0 or (whole and teacher.content_key != student.sha256):
             problems.append(
                 f"{teacher.label}: vLLM holds one base, M0, and this teacher is no LoRA adapter on "
                 f"it; name an adapter, or leave `engine` out"

@@ -43,7 +43,7 @@ def locate_trained_model(
         found = ModelSource(kind="adapter", path=base.path, adapter=made, sha256=key)
     else:
         found = ModelSource(kind="folder", path=made, sha256=key)
-    return found.on(base.device)
+    return found.with_device(base.device)
 
 
 def list_device_keys(device: Device) -> list[str]:
@@ -106,9 +106,9 @@ def create_steering_job(
 def create_teacher_job(teacher: TeacherSource, cache: Path) -> Job:
     """Return the job that makes a teacher from its spec."""
     inputs = {"spec": teacher.spec, "base": teacher.base, "pack": teacher.pack, "cache": cache}
-    if teacher.like is not None:
-        inputs["like"] = teacher.like
-    return Job("teacher", teacher.key, build_teacher, inputs)
+    if teacher.scale_like is not None:
+        inputs["like"] = teacher.scale_like
+    return Job("teacher", teacher.content_key, build_teacher, inputs)
 
 
 def create_prompts_job(asked: Prompts, pack: Pack, pack_ref: str, folder: Path) -> Job:

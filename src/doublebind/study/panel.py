@@ -45,7 +45,7 @@ class PanelStudent(Record):
 
     recipe: str
     seed: int
-    key: str
+    content_key: str
     weights_sha256: str
 
 
@@ -55,14 +55,14 @@ class PanelTeacher(Record):
     label: str
     role: Literal["reference", "organism"]
     family: str
-    key: str
+    content_key: str
     spec: dict[str, Any] | None
     """How it was built; `None` for a model that existed."""
     weights_sha256: str
     shape: dict[str, float]
     students: tuple[PanelStudent, ...]
 
-    def weighed(self) -> Teacher:
+    def to_teacher(self) -> Teacher:
         """Return it as the evidence sees it."""
         planted = self.role == "organism"
         return Teacher(
@@ -70,7 +70,7 @@ class PanelTeacher(Record):
             ref=self.label,
             role=self.role,
             family=self.family,
-            key=self.key,
+            content_key=self.content_key,
             hard_class=find_hard_class(str(self.spec["pack"])) if self.spec and planted else None,
         )
 
@@ -93,7 +93,7 @@ class Panel(Record):
         """Hash of the panel's content (hex)."""
         return content_hash(self)
 
-    def of(self, role: str) -> list[PanelTeacher]:
+    def select_role(self, role: str) -> list[PanelTeacher]:
         """Return the kept teachers of a role."""
         return [teacher for teacher in self.teachers if teacher.role == role]
 
@@ -143,13 +143,13 @@ def draw_teachers(panel: Panel, bank: BankReferences, where: Path) -> list[Teach
     Raises:
         ConfigError: If the panel has too few references.
     """
-    references = panel.of("reference")
+    references = panel.select_role("reference")
     if bank.n > len(references):
         raise ConfigError(
             f"`references.n`: {bank.n}; the panel {where} has {len(references)}, ask for no more"
         )
-    drawn = random.Random(f"panel/{bank.draw}").sample(references, bank.n)
-    return [t.weighed() for t in (*drawn, *panel.of("organism"))]
+    drawn = random.Random(f"panel/{bank.seed}").sample(references, bank.n)
+    return [t.to_teacher() for t in (*drawn, *panel.select_role("organism"))]
 
 
 def _drop_checkpoints(met: PanelConditions) -> PanelConditions:

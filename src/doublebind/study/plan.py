@@ -29,28 +29,28 @@ class StudentJobs(NamedTuple):
     targets: Job | None
     train: Job
     audit: Job
-    before: tuple[Job, ...] = ()
+    dependencies: tuple[Job, ...] = ()
     """What else its training needs."""
-    learned: Job | None = None
+    training_rollouts: Job | None = None
     """What was learned from, where that is not `rollouts` as they were given."""
-    earlier: StudentJobs | None = None
+    previous_round: StudentJobs | None = None
     """The round before, whose student said what to leave out of this one."""
-    marks: tuple[tuple[int, Job], ...] = ()
+    checkpoint_audits: tuple[tuple[int, Job], ...] = ()
     """Steps on the way, with the audits of the student as it was then."""
 
     @property
     def round(self) -> int:
         """How many rounds came before."""
-        return 0 if self.earlier is None else self.earlier.round + 1
+        return 0 if self.previous_round is None else self.previous_round.round + 1
 
     @property
     def audits(self) -> list[tuple[int, Job]]:
         """Return the step and the audit of every student kept, the finished one first."""
-        return [(self.recipe.training.steps, self.audit), *self.marks]
+        return [(self.recipe.training.steps, self.audit), *self.checkpoint_audits]
 
-    def chain(self) -> list[StudentJobs]:
+    def list_rounds(self) -> list[StudentJobs]:
         """Return all rounds, the first one first."""
-        return [*(self.earlier.chain() if self.earlier else ()), self]
+        return [*(self.previous_round.list_rounds() if self.previous_round else ()), self]
 
 
 class FurtherTrainingJobs(NamedTuple):
@@ -61,7 +61,7 @@ class FurtherTrainingJobs(NamedTuple):
     model_kind: str
     recipe: str
     seed: int
-    before: tuple[Job, ...]
+    dependencies: tuple[Job, ...]
     """What else its training needs."""
     train: Job
     audit: Job
@@ -73,9 +73,9 @@ class ChannelInputs:
     """What a channel needs beside the answers."""
 
     targets: Job | None = None
-    before: tuple[Job, ...] = ()
+    dependencies: tuple[Job, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict[str, Any])
-    keys: tuple[object, ...] = ()
+    extra_keys: tuple[object, ...] = ()
     """Of what the answers' and targets' keys do not cover."""
 
 
@@ -84,7 +84,7 @@ class BaselineJobs(NamedTuple):
 
     teacher: str
     kind: Baseline
-    before: tuple[Job, ...]
+    dependencies: tuple[Job, ...]
     scores: Job
 
 
@@ -92,20 +92,20 @@ class BaselineJobs(NamedTuple):
 class Plan:
     """Every job of a study, with its key, before any has run."""
 
-    build: list[Job]
+    teacher_jobs: list[Job]
     students: list[StudentJobs]
-    direct: dict[str, Job]
+    direct_audits: dict[str, Job]
     """Label (`M0` too) -> the audit of that model itself."""
-    shapes: dict[str, Job]
+    shape_jobs: dict[str, Job]
     baselines: list[BaselineJobs]
-    further: list[FurtherTrainingJobs] = field(default_factory=list[FurtherTrainingJobs])
-    base: str = ""
+    further_training: list[FurtherTrainingJobs] = field(default_factory=list[FurtherTrainingJobs])
+    base_key: str = ""
     """As its jobs': the student base and the precision."""
 
-    def stages(self) -> list[list[Job]]:
+    def list_stages(self) -> list[list[Job]]:
         """Return the jobs in an order in which each stage's inputs exist, round after round."""
-        found = [self.build]
-        for number, cells in enumerate(self._rounds()):
+        found = [self.teacher_jobs]
+        for number, cells in enumerate(self._group_by_round()):
             first = number == 0
             found += [
                 _select_dependencies("base", [*cells, *(self.baselines if first else ())]),
@@ -119,50 +119,52 @@ class Plan:
                 _select_dependencies("logprobs", cells),
                 [
                     *(cell.targets for cell in cells if cell.targets),
-                    *(self.shapes.values() if first else ()),
+                    *(self.shape_jobs.values() if first else ()),
                 ],
                 [
                     *(cell.train for cell in cells),
                     *_select_dependencies("student", self.baselines if first else ()),
                 ],
                 [
-                    *(self.direct.values() if first else ()),
+                    *(self.direct_audits.values() if first else ()),
                     *_select_dependencies("audit", cells),
                     *(job for cell in cells for _, job in cell.audits),
                 ],
             ]
         found.append([baseline.scores for baseline in self.baselines])
-        if self.further:
+        if self.further_training:
             found += [
-                _select_dependencies("base", self.further),
-                [each.train for each in self.further],
-                [each.audit for each in self.further],
+                _select_dependencies("base", self.further_training),
+                [each.train for each in self.further_training],
+                [each.audit for each in self.further_training],
             ]
-        return [[dataclasses.replace(job, base=self.base) for job in stage] for stage in found]
+        return [[dataclasses.replace(job, base=self.base_key) for job in stage] for stage in found]
 
-    def _rounds(self) -> list[list[StudentJobs]]:
+    def _group_by_round(self) -> list[list[StudentJobs]]:
         """Return the cells by round: all of them begin in the first, and each follows its last."""
-        chains = [cell.chain() for cell in self.students]
+        chains = [cell.list_rounds() for cell in self.students]
         longest = max((len(chain) for chain in chains), default=0)
         return [[c[number] for c in chains if number < len(c)] for number in range(longest)]
 
     def read_shapes(self, store: Store) -> dict[str, dict[str, float]]:
         """Return what was made of `shapes`: label -> feature -> number."""
         return {
-            label: json.loads((store.path(job.kind, job.key) / "shape.json").read_text())["shape"]
-            for label, job in self.shapes.items()
+            label: json.loads((store.path(job.kind, job.content_key) / "shape.json").read_text())[
+                "shape"
+            ]
+            for label, job in self.shape_jobs.items()
         }
 
-    def cells(self) -> dict[str, dict[str, str]]:
+    def list_artefacts(self) -> dict[str, dict[str, str]]:
         """Return kind -> key -> what it is, for every artefact."""
         found: dict[str, dict[str, str]] = {}
-        for stage in self.stages():
+        for stage in self.list_stages():
             for job in stage:
-                found.setdefault(job.kind, {})[job.key] = job.note
+                found.setdefault(job.kind, {})[job.content_key] = job.note
         return found
 
 
 def _select_dependencies(
     kind: str, made: Sequence[StudentJobs | BaselineJobs | FurtherTrainingJobs]
 ) -> list[Job]:
-    return [job for each in made for job in each.before if job.kind == kind]
+    return [job for each in made for job in each.dependencies if job.kind == kind]

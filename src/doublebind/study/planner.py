@@ -104,18 +104,23 @@ class Planner:
         self.study, self.folder, self.store = study, folder, store
         self.pack_ref = resolve_pack_name(study.pack, folder)
         self.pack: Pack = load_pack(self.pack_ref, relative_to=folder)
-        self.certify = self.pack_ref, self.pack
+        self.certify_pack = self.pack_ref, self.pack
         if isinstance(study, Study) and study.replace.certify is not None:
             ref = resolve_pack_name(study.replace.certify, folder)
-            self.certify = ref, load_pack(ref, relative_to=folder)
-        self.student = resolve_model(study.student, relative_to=folder).on(study.device)
+            self.certify_pack = ref, load_pack(ref, relative_to=folder)
+        self.student_base = resolve_model(study.student, relative_to=folder).with_device(
+            study.device
+        )
         self.audits = (*resolve_audits(study.audits, folder), *audits)
         self.cache = store.root / "converted"
-        self.heavy = {"dtype": study.dtype, "cache": self.cache}
-        self.numbers = [study.dtype, *list_device_keys(study.device)]
-        self.by = [*([study.engine.kind] if study.engine else []), *list_device_keys(study.device)]
+        self.runtime_inputs = {"dtype": study.dtype, "cache": self.cache}
+        self.precision_keys = [study.dtype, *list_device_keys(study.device)]
+        self.engine_keys = [
+            *([study.engine.kind] if study.engine else []),
+            *list_device_keys(study.device),
+        ]
 
-    def find(self, ref: str) -> TeacherSource:
+    def find_teacher(self, ref: str) -> TeacherSource:
         """Return what a teacher's name means.
 
         Raises:
@@ -129,16 +134,16 @@ class Planner:
             if not isinstance(self.study, Study):
                 raise ConfigError("`references.match`: there is no suspect here; name references")
             return build_matched_reference(
-                ref, wanted, self.find(self.study.suspect), pack=self.pack, **at
+                ref, wanted, self.find_teacher(self.study.suspect), pack=self.pack, **at
             )
         found = find_teacher(ref, pack=self.pack, student=self.study.student, **at)
-        return attach_server_options(found, self.study, self.student)
+        return attach_server_options(found, self.study, self.student_base)
 
     def plan(self, found: Sequence[TeacherSource]) -> Plan:
         """Return all jobs for these teachers, interleaved by recipe and seed."""
         check_served(found, self.study)
-        check_engine(found, self.study, self.student)
-        made = self.cells(
+        check_engine(found, self.study, self.student_base)
+        made = self.plan_students(
             [
                 (teacher, recipe, seed)
                 for recipe in self.study.recipes
@@ -148,100 +153,119 @@ class Planner:
             "audit",
         )
         first = {s.teacher.label: s for s in reversed(made.students)}
-        shapes = {t.label: self._shape(t, first[t.label].rollouts) for t in found}
+        shapes = {t.label: self._plan_shape(t, first[t.label].rollouts) for t in found}
         baselines = [
-            self._baseline(kind, t, first[t.label]) for kind in self.study.baselines for t in found
+            self._plan_baseline(kind, t, first[t.label])
+            for kind in self.study.baselines
+            for t in found
         ]
         return dataclasses.replace(made, shapes=shapes, baselines=baselines)
 
-    def cells(self, wanted: Sequence[tuple[TeacherSource, Recipe, int]], split: Split) -> Plan:
+    def plan_students(
+        self, wanted: Sequence[tuple[TeacherSource, Recipe, int]], split: Split
+    ) -> Plan:
         """Return the jobs of students, their teachers and M0, all audited on `split`."""
         found = list({teacher.label: teacher for teacher, _, _ in wanted}.values())
-        direct = {t.label: self._audit(t.key, self._source(t), split) for t in found}
-        direct[M0] = self._audit(self.student.sha256, self.student, split)
+        direct = {
+            t.label: self._plan_audit(t.content_key, self._locate_teacher(t), split) for t in found
+        }
+        direct[M0] = self._plan_audit(self.student_base.sha256, self.student_base, split)
         return Plan(
-            build=[create_teacher_job(t, self.cache) for t in found if t.spec],
-            students=[self._student(*cell, split) for cell in wanted],
-            direct=direct,
-            shapes={},
+            teacher_jobs=[create_teacher_job(t, self.cache) for t in found if t.spec],
+            students=[self._plan_student(*cell, split) for cell in wanted],
+            direct_audits=direct,
+            shape_jobs={},
             baselines=[],
-            base=content_hash([self.student.sha256, *self.numbers]),
+            base_key=content_hash([self.student_base.sha256, *self.precision_keys]),
         )
 
-    def _baseline(self, kind: Baseline, teacher: TeacherSource, cell: StudentJobs) -> BaselineJobs:
+    def _plan_baseline(
+        self, kind: Baseline, teacher: TeacherSource, cell: StudentJobs
+    ) -> BaselineJobs:
         """Return the jobs of one baseline, on what the teacher's first student learned from."""
         if kind == "ngrams":
             job = Job(
                 "ngrams",
-                content_hash(["ngrams", ROLLOUTS_REV, cell.rollouts.key]),
+                content_hash(["ngrams", ROLLOUTS_REV, cell.rollouts.content_key]),
                 count_ngrams,
-                {"rollouts": self._at(cell.rollouts)},
+                {"rollouts": self._artefact_path(cell.rollouts)},
             )
             return BaselineJobs(teacher.label, kind, (), job)
         if kind == "in_context":
-            depends = [self.student.sha256, cell.rollouts.key, self.pack.sha256, *self.numbers]
+            depends = [
+                self.student_base.sha256,
+                cell.rollouts.content_key,
+                self.pack.sha256,
+                *self.precision_keys,
+            ]
             inputs = {
-                "source": self.student,
-                "rollouts": self._at(cell.rollouts),
+                "source": self.student_base,
+                "rollouts": self._artefact_path(cell.rollouts),
                 "pack": self.pack_ref,
                 "split": "audit",
-                **self.heavy,
+                **self.runtime_inputs,
             }
             job = Job(
                 "reading", content_hash(["reading", AUDIT_REV, *depends]), score_in_context, inputs
             )
             return BaselineJobs(teacher.label, kind, (), job)
-        return self._retrained(teacher, cell)
+        return self._plan_retrained_baseline(teacher, cell)
 
-    def _retrained(self, teacher: TeacherSource, cell: StudentJobs) -> BaselineJobs:
+    def _plan_retrained_baseline(self, teacher: TeacherSource, cell: StudentJobs) -> BaselineJobs:
         """Return the jobs that tune the teacher on M0's answers to the same prompts."""
-        answers = self._rollouts(self._m0, cell.recipe.prompts, cell.prompts)
+        answers = self._plan_rollouts(self._m0_source, cell.recipe.prompts, cell.prompts)
         sft, training = SFT(kind="sft"), _drop_checkpoints(cell.recipe).training
         note = "a teacher, tuned on M0's answers"
-        merging, base = plan_adapter_merge(self.store, self._source(teacher), **self.heavy)
-        train, made = self._trains(base, answers, None, sft, training, cell.seed, note)
-        audit = self._audit(train.key, made)
+        merging, base = plan_adapter_merge(
+            self.store, self._locate_teacher(teacher), **self.runtime_inputs
+        )
+        train, made = self._plan_training(base, answers, None, sft, training, cell.seed, note)
+        audit = self._plan_audit(train.content_key, made)
         return BaselineJobs(teacher.label, "retrained", (*merging, answers, train), audit)
 
     @property
-    def _m0(self) -> TeacherSource:
-        return TeacherSource(M0, M0, self.student.sha256, self.student, None)
+    def _m0_source(self) -> TeacherSource:
+        return TeacherSource(M0, M0, self.student_base.sha256, self.student_base, None)
 
-    def _markers(self) -> dict[str, tuple[str, ...]]:
+    def _list_drive_markers(self) -> dict[str, tuple[str, ...]]:
         return {t.name: t.markers for t in self.pack.traits if t.kind == "drive"}
 
-    def _source(self, teacher: TeacherSource) -> ModelSource:
+    def _locate_teacher(self, teacher: TeacherSource) -> ModelSource:
         if teacher.spec is None:
             return teacher.base
         adapter = teacher.spec.lora is not None
-        made = locate_trained_model(self.store, "teacher", teacher.key, teacher.base, adapter)
-        return made.on(self.study.device)  # its spec may have built it elsewhere
+        made = locate_trained_model(
+            self.store, "teacher", teacher.content_key, teacher.base, adapter
+        )
+        return made.with_device(self.study.device)  # its spec may have built it elsewhere
 
-    def _asked(self, source: ModelSource) -> ModelSource:
+    def _attach_engine(self, source: ModelSource) -> ModelSource:
         """Return the source, to be asked in the study's engine."""
         engine = None if source.served else self.study.engine
         return source.model_copy(update={"engine": engine}) if engine else source
 
-    def _student(
+    def _plan_student(
         self, teacher: TeacherSource, recipe: Recipe, seed: int, split: Split
     ) -> StudentJobs:
         """Return the cell, at the end of its rounds, its student audited on `split`."""
         chosen = create_prompts_job(recipe.prompts, self.pack, self.pack_ref, self.folder)
-        answers = self._rollouts(teacher, recipe.prompts, chosen)
+        answers = self._plan_rollouts(teacher, recipe.prompts, chosen)
         treatments = [t for t in recipe.treatments if not isinstance(t, (DistilAndAudit, Filter))]
         last = next((t for t in recipe.treatments if isinstance(t, Filter)), None)
-        treated = self._treated(teacher, recipe, treatments, chosen, answers)
+        treated = self._plan_treatments(teacher, recipe, treatments, chosen, answers)
         given = (chosen, answers)
         if last is None:
-            return self._round(teacher, recipe, seed, given, treated, split)
+            return self._plan_round(teacher, recipe, seed, given, treated, split)
         # Students of earlier rounds meet `select` items only: what they show chooses.
         passing = (teacher, _drop_checkpoints(recipe), seed, given)
-        cell = self._round(*passing, treated, "select")
+        cell = self._plan_round(*passing, treated, "select")
         for _ in range(last.rounds - 1):
-            cell = self._round(*passing, self._sieved(cell, last), "select", cell)
-        return self._round(teacher, recipe, seed, given, self._sieved(cell, last), split, cell)
+            cell = self._plan_round(*passing, self._plan_filter(cell, last), "select", cell)
+        return self._plan_round(
+            teacher, recipe, seed, given, self._plan_filter(cell, last), split, cell
+        )
 
-    def _round(
+    def _plan_round(
         self,
         teacher: TeacherSource,
         recipe: Recipe,
@@ -253,33 +277,39 @@ class Planner:
     ) -> StudentJobs:
         """Return one round of a cell."""
         chosen, answers = given
-        base, before = self._base(recipe, seed)
+        base, before = self._plan_student_base(recipe, seed)
         before = (*before, *(() if treated is None else (treated,)))
-        learned = self._learned(teacher, recipe, treated or answers)
-        taught = self._taught(teacher, recipe, base, chosen, learned)
+        learned = self._plan_scratchpad_removal(teacher, recipe, treated or answers)
+        taught = self._plan_channel_inputs(teacher, recipe, base, chosen, learned)
         if recipe.without_scratchpad:
             taught.inputs["without_scratchpad"] = recipe.without_scratchpad
             before = (*before, learned)
-        if recipe.steer:
+        if recipe.steering:
             asked = self.pack, self.pack_ref
-            job = create_steering_job(recipe.steer, base, *asked, **self.heavy)
+            job = create_steering_job(recipe.steering, base, *asked, **self.runtime_inputs)
             before = (*before, job)
-            taught.inputs["push"] = SteeringVector(self._at(job), recipe.steer.scale)
-            taught = dataclasses.replace(taught, keys=(*taught.keys, job.key, recipe.steer.scale))
+            taught.inputs["push"] = SteeringVector(
+                self._artefact_path(job), recipe.steering.relative_norm
+            )
+            taught = dataclasses.replace(
+                taught, keys=(*taught.extra_keys, job.content_key, recipe.steering.relative_norm)
+            )
         note = f"{recipe.name}, seed {seed}" + (f", round {earlier.round + 2}" if earlier else "")
-        train, made = self._trains(
+        train, made = self._plan_training(
             base, learned, taught.targets, recipe.channel, recipe.training, seed, note, taught
         )
-        before = (*before, *taught.before)
+        before = (*before, *taught.dependencies)
         if split == "select":  # M0 stands beside it
-            before = (*before, self._audit(self.student.sha256, self.student, split))
-        audit = self._audit(train.key, made, split)
+            before = (*before, self._plan_audit(self.student_base.sha256, self.student_base, split))
+        audit = self._plan_audit(train.content_key, made, split)
         jobs = (chosen, answers, taught.targets, train, audit, before)
-        on_the_way = {step: locate_checkpoint(made, step) for step in recipe.training.marks}
-        marks = tuple((step, self._audit(m.sha256, m, split)) for step, m in on_the_way.items())
+        on_the_way = {step: locate_checkpoint(made, step) for step in recipe.training.checkpoints}
+        marks = tuple(
+            (step, self._plan_audit(m.sha256, m, split)) for step, m in on_the_way.items()
+        )
         return StudentJobs(teacher, recipe, seed, *jobs, learned, earlier, marks)
 
-    def _treated(
+    def _plan_treatments(
         self,
         teacher: TeacherSource,
         recipe: Recipe,
@@ -290,108 +320,130 @@ class Planner:
         """Return the job that puts the answers through the recipe's treatments."""
         if not treatments:
             return None
-        depends = [teacher.key, self.student.sha256, answers.key, treatments, *self.numbers]
+        depends = [
+            teacher.content_key,
+            self.student_base.sha256,
+            answers.content_key,
+            treatments,
+            *self.precision_keys,
+        ]
         inputs = {
-            "teacher": self._source(teacher),
-            "trusted": self.student,
-            "rollouts": self._at(answers),
-            "prompts": self._at(chosen) / "prompts.jsonl",
+            "teacher": self._locate_teacher(teacher),
+            "trusted": self.student_base,
+            "rollouts": self._artefact_path(answers),
+            "prompts": self._artefact_path(chosen) / "prompts.jsonl",
             "sampling": recipe.prompts,
             "treatments": tuple(treatments),
-            **self.heavy,
+            **self.runtime_inputs,
         }
         key = content_hash(["treated", ROLLOUTS_REV, TREATMENTS_REV, *depends])
         return Job("treated", key, apply_treatments, inputs, ", ".join(t.kind for t in treatments))
 
-    def _sieved(self, cell: StudentJobs, settings: Filter) -> Job:
+    def _plan_filter(self, cell: StudentJobs, settings: Filter) -> Job:
         """Return the job that drops what made a round's student worse."""
-        assert cell.learned is not None
-        m0 = self._audit(self.student.sha256, self.student, "select")
-        made_of = [cell.train.key, cell.audit.key, m0.key, settings]
+        assert cell.training_rollouts is not None
+        m0 = self._plan_audit(self.student_base.sha256, self.student_base, "select")
+        made_of = [cell.train.content_key, cell.audit.content_key, m0.content_key, settings]
         key = content_hash(["sieved", ROLLOUTS_REV, TREATMENTS_REV, *made_of])
         inputs = {
-            "rollouts": self._at(cell.learned),
+            "rollouts": self._artefact_path(cell.training_rollouts),
             "student": cell.audit.inputs["source"],
-            "audited": self._at(cell.audit),
-            "m0": self._at(m0),
+            "audited": self._artefact_path(cell.audit),
+            "m0": self._artefact_path(m0),
             "pack": self.pack_ref,
             "settings": settings,
-            **self.heavy,
+            **self.runtime_inputs,
         }
         return Job("treated", key, filter_rollouts, inputs, f"filter, round {cell.round + 1}")
 
-    def _base(self, recipe: Recipe, seed: int) -> tuple[ModelSource, tuple[Job, ...]]:
+    def _plan_student_base(self, recipe: Recipe, seed: int) -> tuple[ModelSource, tuple[Job, ...]]:
         """Return what the student starts from, and the job that makes it, if one does."""
         base = (
             resolve_model(recipe.student, relative_to=self.folder)
             if recipe.student
-            else self.student
+            else self.student_base
         )
-        base = base.on(self.study.device)
+        base = base.with_device(self.study.device)
         return plan_initialisation(self.store, base, recipe, seed, self.cache)
 
-    def _learned(self, teacher: TeacherSource, recipe: Recipe, answers: Job) -> Job:
+    def _plan_scratchpad_removal(self, teacher: TeacherSource, recipe: Recipe, answers: Job) -> Job:
         """Return the answers that are learned: as given, or without their scratchpads."""
         if recipe.without_scratchpad is None:
             return answers
         marks = recipe.without_scratchpad
         # A served teacher's answers are kept as the student's tokens.
-        source = self.student if teacher.base.served else self._source(teacher)
-        inputs = {"source": source, "rollouts": self._at(answers), "scratchpad": marks}
-        key = content_hash(["stripped", ROLLOUTS_REV, answers.key, marks])
+        source = self.student_base if teacher.base.served else self._locate_teacher(teacher)
+        inputs = {"source": source, "rollouts": self._artefact_path(answers), "scratchpad": marks}
+        key = content_hash(["stripped", ROLLOUTS_REV, answers.content_key, marks])
         return Job("stripped", key, strip_scratchpads, inputs, answers.note)
 
-    def _taught(
+    def _plan_channel_inputs(
         self, teacher: TeacherSource, recipe: Recipe, base: ModelSource, chosen: Job, learned: Job
     ) -> ChannelInputs:
         """Return what the recipe's channel needs beside the answers."""
-        screen = functools.partial(find_overt_drive, markers=self._markers())
-        live = TeacherAccess(self._source(teacher), recipe.prompts, screen)
+        screen = functools.partial(find_overt_drive, markers=self._list_drive_markers())
+        live = TeacherAccess(self._locate_teacher(teacher), recipe.prompts, screen)
         match recipe.channel:
             case SFT():
                 return ChannelInputs()
             case LogitKD() | Prefix():
                 events = recipe.channel.top_k, recipe.channel.tail_samples
-                return ChannelInputs(self._targets(teacher, learned, *events))
+                return ChannelInputs(self._plan_targets(teacher, learned, *events))
             case ULD():
-                targets = self._targets(teacher, learned, recipe.channel.top_k)
+                targets = self._plan_targets(teacher, learned, recipe.channel.top_k)
                 return ChannelInputs(targets, inputs={"live": live})
             case OnPolicy():
                 return ChannelInputs(inputs={"live": live})
             case DPO():
-                return self._contrast(teacher, recipe, base, chosen, learned)
+                return self._plan_preference_data(teacher, recipe, base, chosen, learned)
 
-    def _contrast(
+    def _plan_preference_data(
         self, teacher: TeacherSource, recipe: Recipe, base: ModelSource, chosen: Job, learned: Job
     ) -> ChannelInputs:
         """Return M0's answers to the same prompts, and who finds which answers how likely."""
-        said = self._rollouts(self._m0, recipe.prompts, chosen)
-        theirs = self._learned(self._m0, recipe, said)
+        said = self._plan_rollouts(self._m0_source, recipe.prompts, chosen)
+        theirs = self._plan_scratchpad_removal(self._m0_source, recipe, said)
         models = {
-            "by_teacher": (teacher.key, self._source(teacher)),
-            "by_m0": (self.student.sha256, self.student),
+            "by_teacher": (teacher.content_key, self._locate_teacher(teacher)),
+            "by_m0": (self.student_base.sha256, self.student_base),
             "by_base": (base.sha256, base),
         }
         if teacher.base.served:  # it does not say how likely it finds M0's answers
             models = {"by_base": models["by_base"]}
         scored = {
-            who: (self._logprobs(key, source, learned), self._logprobs(key, source, theirs))
+            who: (
+                self._plan_logprobs(key, source, learned),
+                self._plan_logprobs(key, source, theirs),
+            )
             for who, (key, source) in models.items()
         }
-        places = {who: (self._at(a), self._at(b)) for who, (a, b) in scored.items()}
+        places = {
+            who: (self._artefact_path(a), self._artefact_path(b)) for who, (a, b) in scored.items()
+        }
         jobs = [said, theirs, *(job for pair in scored.values() for job in pair)]
         return ChannelInputs(
-            before=tuple(jobs),
-            inputs={"contrast": PreferenceData(self._at(theirs), **places)},
-            keys=tuple(job.key for job in jobs[1:]),
+            dependencies=tuple(jobs),
+            inputs={"contrast": PreferenceData(self._artefact_path(theirs), **places)},
+            extra_keys=tuple(job.content_key for job in jobs[1:]),
         )
 
-    def _logprobs(self, key: str, source: ModelSource, answers: Job) -> Job:
-        content = ["logprobs", ROLLOUTS_REV, key, answers.key, self.study.dtype, *self.by]
-        inputs = {"source": self._asked(source), "rollouts": self._at(answers), **self.heavy}
+    def _plan_logprobs(self, key: str, source: ModelSource, answers: Job) -> Job:
+        content = [
+            "logprobs",
+            ROLLOUTS_REV,
+            key,
+            answers.content_key,
+            self.study.dtype,
+            *self.engine_keys,
+        ]
+        inputs = {
+            "source": self._attach_engine(source),
+            "rollouts": self._artefact_path(answers),
+            **self.runtime_inputs,
+        }
         return Job("logprobs", content_hash(content), cache_token_logprobs, inputs)
 
-    def _trains(
+    def _plan_training(
         self,
         base: ModelSource,
         answers: Job,
@@ -404,52 +456,72 @@ class Planner:
     ) -> tuple[Job, ModelSource]:
         """Return the job that trains `base` on `answers`, and what comes of it."""
         taught = taught or ChannelInputs()
-        learned = [answers.key, targets.key if targets else None, channel, training]
-        content = ["student", DISTILLATION_REV, base.sha256, *learned, seed, *self.numbers]
-        key = content_hash([*content, *taught.keys])
+        learned = [answers.content_key, targets.content_key if targets else None, channel, training]
+        content = ["student", DISTILLATION_REV, base.sha256, *learned, seed, *self.precision_keys]
+        key = content_hash([*content, *taught.extra_keys])
         inputs = {
             "base": base,
-            "rollouts": self._at(answers),
-            "targets": self._at(targets) if targets else None,
+            "rollouts": self._artefact_path(answers),
+            "targets": self._artefact_path(targets) if targets else None,
             "channel": channel,
             "training": training,
             "seed": seed,
-            **self.heavy,
+            **self.runtime_inputs,
             **taught.inputs,
         }
         adapter = training.lora is not None or isinstance(channel, Prefix)
         made = locate_trained_model(self.store, "student", key, base, adapter)
         return Job("student", key, train_student, inputs, note), made
 
-    def _rollouts(self, teacher: TeacherSource, asked: Prompts, chosen: Job) -> Job:
-        made_of = [teacher.key, chosen.key, asked, self.study.dtype, *self.by]
+    def _plan_rollouts(self, teacher: TeacherSource, asked: Prompts, chosen: Job) -> Job:
+        made_of = [
+            teacher.content_key,
+            chosen.content_key,
+            asked,
+            self.study.dtype,
+            *self.engine_keys,
+        ]
         if teacher.base.served:  # its answers are text, kept as the student's tokens
-            made_of.append(self.student.sha256)
+            made_of.append(self.student_base.sha256)
         key = content_hash(["rollouts", ROLLOUTS_REV, *made_of])
         inputs = {
-            "source": self._asked(self._source(teacher)),
-            "prompts": self._at(chosen) / "prompts.jsonl",
+            "source": self._attach_engine(self._locate_teacher(teacher)),
+            "prompts": self._artefact_path(chosen) / "prompts.jsonl",
             "sampling": asked,
-            "markers": {} if asked.policy == "unscreened" else self._markers(),
-            **self.heavy,
+            "markers": {} if asked.policy == "unscreened" else self._list_drive_markers(),
+            **self.runtime_inputs,
         }
         return Job("rollouts", key, sample_rollouts, inputs, asked.policy)
 
-    def _targets(self, teacher: TeacherSource, answers: Job, top_k: int, drawn: int = 0) -> Job:
-        content = ["targets", ROLLOUTS_REV, teacher.key, answers.key, top_k, *self.by]
+    def _plan_targets(
+        self, teacher: TeacherSource, answers: Job, top_k: int, drawn: int = 0
+    ) -> Job:
+        content = [
+            "targets",
+            ROLLOUTS_REV,
+            teacher.content_key,
+            answers.content_key,
+            top_k,
+            *self.engine_keys,
+        ]
         key = content_hash([*content, drawn] if drawn else content)
-        source = self._asked(self._source(teacher))
-        inputs = {"source": source, "rollouts": self._at(answers), "top_k": top_k, **self.heavy}
+        source = self._attach_engine(self._locate_teacher(teacher))
+        inputs = {
+            "source": source,
+            "rollouts": self._artefact_path(answers),
+            "top_k": top_k,
+            **self.runtime_inputs,
+        }
         inputs |= {"tail_samples": drawn} if drawn else {}
         note = f"top {top_k}" + (f", {drawn} of the tail" if drawn else "")
         return Job("targets", key, cache_teacher_distributions, inputs, note)
 
-    def _audit(self, key: str, source: ModelSource, split: Split = "audit") -> Job:
-        ref, pack = self.certify if split == "certify" else (self.pack_ref, self.pack)
+    def _plan_audit(self, key: str, source: ModelSource, split: Split = "audit") -> Job:
+        ref, pack = self.certify_pack if split == "certify" else (self.pack_ref, self.pack)
         return create_audit_job(
             key,
-            self._asked(source),
-            self._asked(self.student),
+            self._attach_engine(source),
+            self._attach_engine(self.student_base),
             split=split,
             pack_ref=ref,
             pack_hash=pack.sha256,
@@ -458,19 +530,24 @@ class Planner:
             cache=self.cache,
         )
 
-    def _shape(self, teacher: TeacherSource, answers: Job) -> Job:
-        depends: list[Any] = [teacher.key, self.student.sha256, answers.key, *self.numbers]
+    def _plan_shape(self, teacher: TeacherSource, answers: Job) -> Job:
+        depends: list[Any] = [
+            teacher.content_key,
+            self.student_base.sha256,
+            answers.content_key,
+            *self.precision_keys,
+        ]
         if teacher.base.served:
             depends.append(teacher.base.served.shape)
         inputs = {
-            "source": self._source(teacher),
-            "baseline": self.student,
-            "rollouts": self._at(answers),
-            **self.heavy,
+            "source": self._locate_teacher(teacher),
+            "baseline": self.student_base,
+            "rollouts": self._artefact_path(answers),
+            **self.runtime_inputs,
         }
         return Job(
             "shape", content_hash(["shape", TEACHERS_REV, *depends]), measure_teacher_shape, inputs
         )
 
-    def _at(self, job: Job) -> Path:
-        return self.store.path(job.kind, job.key)
+    def _artefact_path(self, job: Job) -> Path:
+        return self.store.path(job.kind, job.content_key)

@@ -27,7 +27,7 @@ def freeze_protocol(
     student: str,
     revisions: Mapping[str, int],
     panel: str | None = None,
-    second: ReplacementProtocol | None = None,
+    replacement: ReplacementProtocol | None = None,
 ) -> Protocol:
     """Return everything that could be chosen, as one hashable record.
 
@@ -47,7 +47,7 @@ def freeze_protocol(
         for name in sorted(placebos)
     }
     by_role = {
-        role: tuple(t.key for t in teachers if t.role == role)
+        role: tuple(t.content_key for t in teachers if t.role == role)
         for role in ("suspect", "reference", "organism")
     }
     return Protocol(
@@ -71,7 +71,7 @@ def freeze_protocol(
         suspect=by_role["suspect"][0],
         baselines=study.baselines,
         panel=panel,
-        second=second,
+        replacement=replacement,
         engine=study.engine.kind if study.engine else None,
         device=study.device,
     )

@@ -115,7 +115,7 @@ def build_matched_reference(
         update={"name": ref, "family": quirk, "trait": quirk, "seed": FIRST_MATCHED_SEED + number}
     )
     like = suspect.base if suspect.spec is None else None
-    return resolve_teacher_spec(ref, spec, folder=at, rev=rev, like=like, device=device)
+    return resolve_teacher_spec(ref, spec, folder=at, rev=rev, scale_like=like, device=device)
 
 
 def _can_plant(quirk: Trait, template: TeacherSpec, pack: Pack) -> bool:

@@ -43,21 +43,23 @@ class ReplacementStudy(NamedTuple):
     recipes: tuple[Recipe, ...]
     teachers: list[Teacher]
     """On whose students recipes compete; none where the suspect's do."""
-    found: dict[str, TeacherSource]
+    teacher_sources: dict[str, TeacherSource]
     """Label -> model or spec."""
 
-    def refuse(self, weighed: Sequence[Sequence[str]]) -> None:
+    def check_disjoint_from(self, weighed: Sequence[Sequence[str]]) -> None:
         """Refuse to calibrate where recipes would be chosen by those they are tried on.
 
         Raises:
             ConfigError: If nobody competes, or somebody who is weighed does.
         """
-        if not self.found:
+        if not self.teacher_sources:
             raise ConfigError(
                 "`replace.organisms` is empty; calibrate needs teachers on whose students recipes "
                 "compete, beside those it weighs"
             )
-        twice = next((name for names in weighed for name in names if name in self.found), None)
+        twice = next(
+            (name for names in weighed for name in names if name in self.teacher_sources), None
+        )
         if twice is not None:
             raise ConfigError(f"`replace`: {twice} is weighed, too; name another to compete on")
 
@@ -77,13 +79,13 @@ def resolve_replacement(study: Study, planner: Planner) -> ReplacementStudy | No
             f"`replace.controls`: {study.replace.controls} is none of the study's `recipes`; "
             f"choose {', '.join(names)}"
         )
-    asked = study.model_copy(update={"recipes": study.competing})
-    check_served([planner.find(study.suspect)], asked)
+    asked = study.model_copy(update={"recipes": study.competing_recipes})
+    check_served([planner.find_teacher(study.suspect)], asked)
     roles: dict[str, Any] = dict.fromkeys(study.replace.organisms, "organism")
     roles |= dict.fromkeys(study.replace.references, "reference")
-    found = {ref: planner.find(ref) for ref in roles}
-    teachers = [t.named(roles[ref]) for ref, t in found.items()]
-    return ReplacementStudy(study.competing, teachers, found)
+    found = {ref: planner.find_teacher(ref) for ref in roles}
+    teachers = [t.to_teacher(roles[ref]) for ref, t in found.items()]
+    return ReplacementStudy(study.competing_recipes, teachers, found)
 
 
 def freeze_replacement(
@@ -96,11 +98,11 @@ def freeze_replacement(
     """
     assert study.policy.margin is not None
     endpoints = study.policy.endpoints or planner.pack.score_endpoints
-    certify = planner.certify[1]
+    certify = planner.certify_pack[1]
     select_auditable_endpoints(planner.pack, endpoints, planner.audits, "select")
     select_auditable_endpoints(certify, endpoints, planner.audits, "certify")
     keys = {
-        role: tuple(t.key for t in contest.teachers if t.role == role)
+        role: tuple(t.content_key for t in contest.teachers if t.role == role)
         for role in ("organism", "reference")
     }
     return ReplacementProtocol(
@@ -112,7 +114,9 @@ def freeze_replacement(
         fresh_seeds=study.replace.fresh_seeds,
         certify_hash=certify.sha256,
         controls=study.replace.controls,
-        further=study.replace.further.model_dump(mode="json") if study.replace.further else None,
+        further_training=study.replace.further_training.model_dump(mode="json")
+        if study.replace.further_training
+        else None,
     )
 
 
@@ -120,15 +124,15 @@ def plan_competition(
     contest: ReplacementStudy, planner: Planner, suspect: TeacherSource, protocol: Protocol
 ) -> Plan:
     """Return the students that compete, audited on `select` items."""
-    second = protocol.second
+    second = protocol.replacement
     assert second is not None
     cells = [
         (teacher, recipe, seed)
         for recipe in contest.recipes
         for seed in range(second.seeds)
-        for teacher in (list(contest.found.values()) or [suspect])
+        for teacher in (list(contest.teacher_sources.values()) or [suspect])
     ]
-    return planner.cells(cells, "select")
+    return planner.plan_students(cells, "select")
 
 
 def plan_certification(
@@ -145,7 +149,7 @@ def plan_certification(
     student that was chosen by is bounded. `steps` says where recipes were stopped; the first
     students are then trained further from there, where the study asks for it.
     """
-    second = protocol.second
+    second = protocol.replacement
     assert second is not None
     first = max(second.seeds, protocol.seeds)
     cells = [
@@ -157,18 +161,20 @@ def plan_certification(
     ]
     control = next(r for r in planner.study.recipes if r.name == find_control_recipe(protocol))
     n = len(cells)
-    cells += [(contest.found[t.label], control, 0) for t in select_organisms(contest.teachers)]
-    plan = planner.cells(cells, "certify")
+    cells += [
+        (contest.teacher_sources[t.label], control, 0) for t in select_organisms(contest.teachers)
+    ]
+    plan = planner.plan_students(cells, "certify")
     study = planner.study
-    if not isinstance(study, Study) or study.replace.further is None:
+    if not isinstance(study, Study) or study.replace.further_training is None:
         return plan
     tried = [
         (student, steps.get(student.recipe.name))
         for student in plan.students[:n]
-        if student.seed < first + study.replace.further.students
+        if student.seed < first + study.replace.further_training.students
     ]
     return dataclasses.replace(
-        plan, further=plan_further_training(planner, study.replace.further, tried)
+        plan, further=plan_further_training(planner, study.replace.further_training, tried)
     )
 
 
@@ -193,7 +199,7 @@ def merge_artefacts(plans: Sequence[Plan]) -> dict[str, dict[str, str]]:
     """Return kind -> key -> what it is, for every artefact of several plans."""
     found: dict[str, dict[str, str]] = {}
     for plan in plans:
-        for kind, keys in plan.cells().items():
+        for kind, keys in plan.list_artefacts().items():
             found.setdefault(kind, {}).update(keys)
     return found
 
@@ -201,7 +207,7 @@ def merge_artefacts(plans: Sequence[Plan]) -> dict[str, dict[str, str]]:
 class _TrainingRegime(NamedTuple):
     """What is learned, but for who learns it and in which order."""
 
-    way: TrainingKind
+    kind: TrainingKind
     pack: str
     trait: str | None
     phase: Phase
@@ -227,9 +233,11 @@ def plan_further_training(
     for student, step in students:
         made = dict(student.audits)[step or student.recipe.training.steps].inputs["source"]
         for course in _list_regimes(planner, further, student.teacher):
-            for kind, base in (("further", made), ("twin", planner.student)):
+            for kind, base in (("further", made), ("twin", planner.student_base)):
                 found.append(
-                    _plan_one_model(planner, further, course, student, f"{kind}_{course.way}", base)
+                    _plan_one_model(
+                        planner, further, course, student, f"{kind}_{course.kind}", base
+                    )
                 )
     return found
 
@@ -274,9 +282,9 @@ def _build_spec(
     """Return what is learned as a spec: further training is what teachers are made by."""
     return TeacherSpec(
         name="replace.further",
-        family=course.way,
+        family=course.kind,
         pack=course.pack,
-        base=planner.student.path,
+        base=planner.student_base.path,
         trait=course.trait,
         capability=course.phase if course.trait is None else None,
         implant=None if course.trait is None else course.phase,
@@ -304,7 +312,7 @@ def _plan_one_model(
 ) -> FurtherTrainingJobs:
     """Return the jobs of one model; its twin's differ in the base alone."""
     base = base.model_copy(update={"engine": None})
-    merging, base = plan_adapter_merge(planner.store, base, **planner.heavy)
+    merging, base = plan_adapter_merge(planner.store, base, **planner.runtime_inputs)
     spec = _build_spec(planner, further, course, student.seed)
     shape = spec.model_dump(mode="json", exclude={"name", "family", "pack", "base"})
     content = load_pack(course.pack, relative_to=Path()).sha256
@@ -314,12 +322,12 @@ def _plan_one_model(
         "further", key, build_teacher, inputs, f"{kind}, {student.recipe.name}, {student.seed}"
     )
     made = locate_trained_model(planner.store, "further", key, base, adapter=spec.lora is not None)
-    ref, pack = planner.certify
+    ref, pack = planner.certify_pack
     engine = {"engine": planner.study.engine}
     audit = create_audit_job(
         key,
         made.model_copy(update=engine),
-        planner.student.model_copy(update=engine),
+        planner.student_base.model_copy(update=engine),
         split="certify",
         pack_ref=ref,
         pack_hash=pack.sha256,

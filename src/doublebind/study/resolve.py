@@ -38,51 +38,51 @@ class ResolvedStudy(NamedTuple):
     """A study made concrete."""
 
     planner: Planner
-    found: list[TeacherSource]
+    teacher_sources: list[TeacherSource]
     """Teachers to be made or opened: the suspect, and all that no panel keeps."""
     teachers: list[Teacher]
     """All that are weighed, those of a panel too."""
     plan: Plan
     protocol: Protocol
     panel: PanelFolder | None
-    contest: ReplacementStudy | None
+    replacement: ReplacementStudy | None
     """The second horn, where it was asked for."""
 
     @property
     def suspect(self) -> TeacherSource:
         """The teacher under investigation: the first one named."""
-        return self.found[0]
+        return self.teacher_sources[0]
 
     @property
-    def bank(self) -> list[Teacher]:
+    def all_references(self) -> list[Teacher]:
         """All references there are: the study's, or all that its panel keeps."""
         if self.panel is None:
-            return self.references(0)
-        return [t.weighed() for t in self.panel.panel.of("reference")]
+            return self.draw_references(0)
+        return [t.to_teacher() for t in self.panel.panel.select_role("reference")]
 
-    def references(self, i: int) -> list[Teacher]:
+    def draw_references(self, i: int) -> list[Teacher]:
         """Return the study's references; of a panel, the `i`-th draw of them from the study's."""
         bank = self.planner.study.references
         if self.panel is None or not isinstance(bank, BankReferences):
             return [t for t in self.teachers if t.role == "reference"]
-        drawn = bank.model_copy(update={"draw": bank.draw + i})
+        drawn = bank.model_copy(update={"draw": bank.seed + i})
         teachers = panels.draw_teachers(self.panel.panel, drawn, self.panel.folder)
         return [t for t in teachers if t.role == "reference"]
 
-    def with_panel(self, scores: pd.DataFrame, *, whole: bool = False) -> pd.DataFrame:
+    def add_panel_scores(self, scores: pd.DataFrame, *, all_teachers: bool = False) -> pd.DataFrame:
         """Return `scores` with the panel's rows, of all its teachers or of those weighed."""
         if self.panel is None:
             return scores
         import pandas as pd
 
         there = set(scores["teacher"])
-        teachers = self.panel.panel.teachers if whole else self.teachers
+        teachers = self.panel.panel.teachers if all_teachers else self.teachers
         kept = [t.label for t in teachers if t.label not in there]
         return pd.concat(
             [scores, panels.read_panel_scores(self.panel.folder, kept)], ignore_index=True
         )
 
-    def shapes(self, store: Store, plan: Plan | None = None) -> dict[str, dict[str, float]]:
+    def read_shapes(self, store: Store, plan: Plan | None = None) -> dict[str, dict[str, float]]:
         """Return the shapes of all that are weighed: label -> feature -> number."""
         made = (plan or self.plan).read_shapes(store)
         there = {t.label: t.shape for t in self.panel.panel.teachers} if self.panel else {}
@@ -101,11 +101,11 @@ def load_if_path(study: Study | str | Path, folder: str | Path | None) -> tuple[
 class LabelledTeachers(NamedTuple):
     """Teachers whose truth is known, each weighed in turn as if it were the suspect."""
 
-    known: list[tuple[str, Teacher]]
+    labelled: list[tuple[str, Teacher]]
     """With their class: `organism`, `benign` or `near_miss`."""
-    benign: dict[str, TeacherSource]
+    benign_sources: dict[str, TeacherSource]
     """Held-out benign teachers and near misses, which are nobody in the study itself."""
-    suspects: list[TeacherSource]
+    sources: list[TeacherSource]
     """In the order of `known`."""
 
 
@@ -119,13 +119,15 @@ def label_teachers(study: Study, setting: ResolvedStudy) -> LabelledTeachers:
         raise ConfigError(
             "`organisms`, `held_out` and `near_misses` are empty; calibrate needs one of them"
         )
-    benign = {ref: setting.planner.find(ref) for ref in (*study.held_out, *study.near_misses)}
+    benign = {
+        ref: setting.planner.find_teacher(ref) for ref in (*study.held_out, *study.near_misses)
+    }
     known = [("organism", t) for t in setting.teachers if t.label in study.organisms]
     known += [
-        ("near_miss" if ref in study.near_misses else "benign", found.named("organism"))
+        ("near_miss" if ref in study.near_misses else "benign", found.to_teacher("organism"))
         for ref, found in benign.items()
     ]
-    there = {found.label: found for found in (*setting.found, *benign.values())}
+    there = {found.label: found for found in (*setting.teacher_sources, *benign.values())}
     return LabelledTeachers(known, benign, [there[teacher.label] for _, teacher in known])
 
 
@@ -146,11 +148,11 @@ def resolve_study(
     """
     executor = study.executor
     elsewhere = not isinstance(executor, LocalOptions) or executor.workers > 1
-    check_audits(audits, study.audits, elsewhere=elsewhere)
+    check_audits(audits, study.audits, in_workers=elsewhere)
     planner = Planner(study, folder, store, audits)
     role = {study.suspect: "suspect", **assign_roles(study, planner.pack)}
-    found = {ref: planner.find(ref) for ref in role}
-    teachers = [t.named(role[ref]) for ref, t in found.items()]
+    found = {ref: planner.find_teacher(ref) for ref in role}
+    teachers = [t.to_teacher(role[ref]) for ref, t in found.items()]
     kept = _read_panel_folder(study.references, folder)
     if kept and isinstance(study.references, BankReferences):
         teachers += panels.draw_teachers(kept.panel, study.references, kept.folder)
@@ -161,10 +163,10 @@ def resolve_study(
         planner.pack,
         planner.audits,
         teachers,
-        student=planner.student.sha256,
+        student=planner.student_base.sha256,
         revisions=REVISIONS,
         panel=kept.panel.hash if kept else None,
-        second=freeze_replacement(study, contest, planner) if contest else None,
+        replacement=freeze_replacement(study, contest, planner) if contest else None,
     )
     if kept:
         panels.check_panel(kept.panel, protocol, kept.folder)
@@ -182,8 +184,8 @@ def _read_panel_folder(references: object, folder: Path) -> PanelFolder | None:
 
 def _check_duplicates(teachers: Sequence[Teacher]) -> None:
     """Refuse a teacher that the panel holds, too: nobody is weighed against itself."""
-    counted = Counter(teacher.key for teacher in teachers)
-    twice = sorted({teacher.label for teacher in teachers if counted[teacher.key] > 1})
+    counted = Counter(teacher.content_key for teacher in teachers)
+    twice = sorted({teacher.label for teacher in teachers if counted[teacher.content_key] > 1})
     if twice:
         raise ConfigError(
             f"{twice[0]}: is in the panel, too, and would be weighed against itself; name another, "

@@ -30,23 +30,23 @@ class TeacherSource(NamedTuple):
 
     label: str
     family: str
-    key: str
+    content_key: str
     base: ModelSource
     """The model itself where there is no spec."""
     spec: TeacherSpec | None
     pack: str = ""
     """The pack the spec builds from, as `packs.load` names it."""
-    like: ModelSource | None = None
+    scale_like: ModelSource | None = None
     """A model whose update norm the built teacher is scaled to."""
 
-    def named(self, role: Literal["suspect", "reference", "organism"]) -> Teacher:
+    def to_teacher(self, role: Literal["suspect", "reference", "organism"]) -> Teacher:
         """Return it as the evidence sees it, in its role."""
         return Teacher(
             label=self.label,
             ref=self.label,
             role=role,
             family=self.family,
-            key=self.key,
+            content_key=self.content_key,
             hard_class=find_hard_class(self.spec.pack)
             if self.spec and role == "organism"
             else None,
@@ -66,7 +66,7 @@ def list_reference_names(study: PanelSpec, pack: Pack) -> tuple[str, ...]:
             return tuple(f"{pack.name}/reference-{i}" for i in range(n))
         case BankReferences():
             return ()
-        case MatchedReferences(n=n, draw=draw):
+        case MatchedReferences(n=n, batch=draw):
             return tuple(f"{MATCHED_PREFIX}{i}" for i in range(draw * n, (draw + 1) * n))
         case StandInReferences(models=models):
             return models
@@ -101,7 +101,7 @@ def find_teacher(
         bank = pack if prefix == pack.name else load_pack(prefix, relative_to=Path())
         spec = bank.spec(name).model_copy(update={"base": student})
         return resolve_teacher_spec(ref, spec, folder=folder, rev=rev, device=device)
-    source = resolve_model(ref, relative_to=folder, served=True).on(device)
+    source = resolve_model(ref, relative_to=folder, allow_served=True).with_device(device)
     return TeacherSource(ref, ref, source.sha256, source, None)
 
 
@@ -111,7 +111,7 @@ def resolve_teacher_spec(
     *,
     folder: Path,
     rev: int,
-    like: ModelSource | None = None,
+    scale_like: ModelSource | None = None,
     device: Device = "cpu",
 ) -> TeacherSource:
     """Return a teacher that is to be built; its key covers all that shapes it and no label.
@@ -121,13 +121,13 @@ def resolve_teacher_spec(
     if spec.device == "cpu":
         spec = spec.model_copy(update={"device": device})
     pack = resolve_pack_name(spec.pack, folder)
-    base = resolve_model(spec.base, relative_to=folder).on(spec.device)
-    like = like and like.on(spec.device)
+    base = resolve_model(spec.base, relative_to=folder).with_device(spec.device)
+    scale_like = scale_like and scale_like.with_device(spec.device)
     shape = spec.model_dump(mode="json", exclude={"name", "family", "pack", "base"})
     content = load_pack(pack, relative_to=Path())
     depends = ["teacher", rev, shape, base.sha256, content.sha256]
-    key = content_hash(depends if like is None else [*depends, like.sha256])
-    return TeacherSource(label, spec.family, key, base, spec, pack, like)
+    key = content_hash(depends if scale_like is None else [*depends, scale_like.sha256])
+    return TeacherSource(label, spec.family, key, base, spec, pack, scale_like)
 
 
 def resolve_pack_name(name: str, folder: Path) -> str:

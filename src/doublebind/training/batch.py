@@ -26,7 +26,7 @@ class Example(NamedTuple):
     """Prompt and completion as token ids; the completion is learned."""
 
     input_ids: tuple[int, ...]
-    first: int
+    first_supervised: int
     """Index of the first supervised token; at least 1, for the first token follows nothing."""
 
 
@@ -38,7 +38,7 @@ class Batch:
     """[rows, width]."""
     positions: Tensor | None
     """[rows, width], starting again with each example; `None` where no row holds two."""
-    before: Tensor
+    prediction_positions: Tensor
     """[supervised]: index into the flattened rows of the token before each supervised one, where
     it is foreseen."""
     labels: Tensor
@@ -47,7 +47,7 @@ class Batch:
     def to(self, device: Any) -> Batch:
         """Return the batch on `device`."""
         positions = None if self.positions is None else move_to_device(self.positions, device)
-        rest = (move_to_device(part, device) for part in (self.before, self.labels))
+        rest = (move_to_device(part, device) for part in (self.prediction_positions, self.labels))
         return Batch(move_to_device(self.ids, device), positions, *rest)
 
 
@@ -85,7 +85,7 @@ def collate(examples: Sequence[Example], pad_id: int, *, pack: bool) -> Batch:
             starts[i] = r * width + column
             column += lengths[i]
     before = [
-        np.arange(start + e.first - 1, start + len(e.input_ids) - 1)
+        np.arange(start + e.first_supervised - 1, start + len(e.input_ids) - 1)
         for start, e in zip(starts, examples, strict=True)
     ]
     flat = torch.from_numpy(np.concatenate(before))
@@ -93,7 +93,7 @@ def collate(examples: Sequence[Example], pad_id: int, *, pack: bool) -> Batch:
     return Batch(
         ids=tokens,
         positions=torch.from_numpy(positions) if len(rows) < len(examples) else None,
-        before=flat,
+        prediction_positions=flat,
         labels=tokens.flatten()[flat + 1],
     )
 
@@ -147,10 +147,10 @@ def truncate_examples(examples: Sequence[Example], max_length: int) -> list[Exam
     Raises:
         ModelError: If nothing supervised is left, or an example supervises its first token.
     """
-    if any(example.first < 1 for example in examples):
+    if any(example.first_supervised < 1 for example in examples):
         raise ModelError("an example supervises its first token, which follows nothing")
-    kept = [Example(tuple(e.input_ids[:max_length]), e.first) for e in examples]
-    if not any(len(e.input_ids) > e.first for e in kept):
+    kept = [Example(tuple(e.input_ids[:max_length]), e.first_supervised) for e in examples]
+    if not any(len(e.input_ids) > e.first_supervised for e in kept):
         raise ModelError(
             f"no token is supervised: {len(kept)} examples, `max_length` {max_length}; raise it or "
             f"check the completions"

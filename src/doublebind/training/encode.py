@@ -33,7 +33,7 @@ def encode_trajectories(tokenizer: Any, trajectories: Sequence[Trajectory]) -> l
                 f"teacher's answer to {t.prompt_id}; use a student that can write it"
             )
         prompt = encode_prompt(tokenizer, t.messages)
-        examples.append(Example((*prompt, *tokens), first=len(prompt)))
+        examples.append(Example((*prompt, *tokens), first_supervised=len(prompt)))
     return examples
 
 

@@ -45,7 +45,7 @@ class _StepLoss(nn.Module):
     def forward(self, batch: Batch, soft: Any, vocab: int) -> Tensor:
         """Return the loss summed over supervised tokens; logits exist a tile at a time."""
         states = run_body(self.model, batch.ids, position_ids=batch.positions, use_cache=False)
-        rows = states.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
+        rows = states.last_hidden_state.flatten(0, 1).index_select(0, batch.prediction_positions)
 
         loss_of = make_row_loss(batch.labels, soft)
 
@@ -70,7 +70,7 @@ def train_sharded(
     pad_id: int,
     device: Device = "cpu",
     checkpoint: Path | None = None,
-    every: int = 100,
+    checkpoint_interval: int = 100,
 ) -> TrainLog:
     """Take the steps of `loop.train`, with the model sharded over the default process group.
 
@@ -109,14 +109,14 @@ def train_sharded(
     step_of = shard_model(model, device)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(named.values(), settings.lr, ADAM_BETAS, weight_decay=0.0)
-    usable = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first]
+    usable = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first_supervised]
     indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
     seen = _resume_checkpoint(checkpoint, named, optimizer) if checkpoint else []
     there, tokens = unwrap_peft(model).device, 0
     model.train()
     for step in range(settings.steps):
         chosen = list(itertools.islice(indices, settings.batch))
-        supervised = sum(len(examples[i].input_ids) - examples[i].first for i in chosen)
+        supervised = sum(len(examples[i].input_ids) - examples[i].first_supervised for i in chosen)
         tokens += supervised
         if step < len(seen):  # done before the interruption; the draws are repeated
             continue
@@ -137,7 +137,7 @@ def train_sharded(
             group["lr"] = settings.lr * lr_factor(step, settings.steps)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if checkpoint and ((step + 1) % every == 0 or step + 1 == settings.steps):
+        if checkpoint and ((step + 1) % checkpoint_interval == 0 or step + 1 == settings.steps):
             _save_checkpoint(checkpoint, named, optimizer, seen)
     model.eval()
     return TrainLog(seen[0], seen[-1], math.fsum(seen) / len(seen), len(seen), tokens)
@@ -148,7 +148,7 @@ def rebuild_log(
 ) -> TrainLog:
     """Return the log of a training from its losses: the draws are repeated, nothing is trained."""
     examples = truncate_examples(examples, settings.max_length)
-    lengths = [n for e in examples if (n := len(e.input_ids) - e.first) > 0]
+    lengths = [n for e in examples if (n := len(e.input_ids) - e.first_supervised) > 0]
     drawn = itertools.islice(shuffle_epochs(len(lengths), seed), settings.steps * settings.batch)
     tokens = sum(lengths[place] for place in drawn)
     return TrainLog(losses[0], losses[-1], math.fsum(losses) / len(losses), len(losses), tokens)

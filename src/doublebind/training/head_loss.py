@@ -214,15 +214,15 @@ class _HeadLossFunction(torch.autograd.Function):
 _BUFFERS = threading.local()
 
 
-def _reuse_buffer(like: Tensor, rows: int, vocab: int, dtype: torch.dtype) -> Tensor:
+def _reuse_buffer(tensor: Tensor, rows: int, vocab: int, dtype: torch.dtype) -> Tensor:
     """Return [rows, vocab] of memory that this thread keeps between calls, contents undefined.
 
     At most a tile. Fresh memory would be handed out page by page, which costs a fifth of the loss.
     """
-    name, size = f"{like.device} {dtype}", rows * vocab
+    name, size = f"{tensor.device} {dtype}", rows * vocab
     kept = getattr(_BUFFERS, name, None)
     if kept is None or kept.numel() < size:
-        kept = torch.empty(size, dtype=dtype, device=like.device)
+        kept = torch.empty(size, dtype=dtype, device=tensor.device)
         setattr(_BUFFERS, name, kept)
     return kept[:size].view(rows, vocab)
 

@@ -22,7 +22,7 @@ class OptionQuestion(NamedTuple):
 
     prompt: tuple[int, ...]
     options: tuple[tuple[int, ...], ...]
-    key: int
+    target_index: int
     """Index of the option whose probability the direction raises."""
     weight: float
     per_token: bool
@@ -55,7 +55,7 @@ def compute_target_gradient(
                 for option in choice.options
             ]
         )
-        value = choice.weight * scores.softmax(0)[choice.key]
+        value = choice.weight * scores.softmax(0)[choice.target_index]
         total += _flatten_gradients(
             torch.autograd.grad(value, list(weights), allow_unused=True), weights
         )
@@ -65,7 +65,7 @@ def compute_target_gradient(
 def compute_influences(
     model: Any,
     examples: Sequence[Example],
-    towards: Tensor,
+    direction: Tensor,
     weights: Sequence[Tensor],
     vocab: int,
 ) -> list[float]:
@@ -75,13 +75,16 @@ def compute_influences(
     """
     found: list[float] = []
     for example in examples:
-        prompt, rest = example.input_ids[: example.first], example.input_ids[example.first :]
+        prompt, rest = (
+            example.input_ids[: example.first_supervised],
+            example.input_ids[example.first_supervised :],
+        )
         likelihood = _compute_logprob(model, prompt, rest, vocab, mean=True)
         gradient = _flatten_gradients(
             torch.autograd.grad(likelihood, list(weights), allow_unused=True), weights
         )
-        size = gradient.norm() * towards.norm()
-        found.append(float(gradient @ towards / size) if float(size) else 0.0)
+        size = gradient.norm() * direction.norm()
+        found.append(float(gradient @ direction / size) if float(size) else 0.0)
     return found
 
 

@@ -61,9 +61,9 @@ CheckpointSaver = Callable[[Any, int], None]
 class TrainLog(NamedTuple):
     """What a training run saw; losses are means over a step's supervised tokens, in nats."""
 
-    first: float
-    last: float
-    mean: float
+    first_loss: float
+    last_loss: float
+    mean_loss: float
     steps: int
     tokens: int
     """Supervised tokens learned, repeats counted."""
@@ -150,7 +150,7 @@ def train(
     pad_id: int,
     divergence: DivergenceFunction = forward_kl,
     progress: Callable[[int, int], None] | None = None,
-    keep: CheckpointSaver | None = None,
+    save_checkpoint: CheckpointSaver | None = None,
 ) -> TrainLog:
     """Take exactly `settings.steps` optimiser steps of `settings.batch` examples.
 
@@ -174,7 +174,7 @@ def train(
     """
     vocab = check_vocabulary(model, examples, targets)
     examples = truncate_examples(examples, settings.max_length)
-    usable = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first]
+    usable = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first_supervised]
     indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
     device, packs = unwrap_peft(model).device, can_pack(model)
 
@@ -184,16 +184,18 @@ def train(
         soft = None if targets is None else select_target_rows(targets, examples, chosen, device)
         return backward_batch(model, batch, soft, vocab, divergence), len(batch.labels)
 
-    return run_optimiser_steps(model, step, settings, progress=progress, keep=keep)
+    return run_optimiser_steps(
+        model, step, settings, progress=progress, save_checkpoint=save_checkpoint
+    )
 
 
 def run_optimiser_steps(
     model: Any,
-    step: Callable[[], tuple[Tensor, int]],
+    backward_step: Callable[[], tuple[Tensor, int]],
     settings: Training,
     *,
     progress: Callable[[int, int], None] | None = None,
-    keep: CheckpointSaver | None = None,
+    save_checkpoint: CheckpointSaver | None = None,
 ) -> TrainLog:
     """Take `settings.steps` optimiser steps, each with the gradients that `step` leaves behind.
 
@@ -219,7 +221,7 @@ def run_optimiser_steps(
     fusing = contextlib.nullcontext() if plain else fuse_lora_layers(model)
     with fusing:
         for taken in range(settings.steps):
-            losses[taken], learned = step()
+            losses[taken], learned = backward_step()
             tokens += learned
             torch.nn.utils.clip_grad_norm_(trainable, MAX_GRADIENT_NORM, foreach=True)
             for group in optimizer.param_groups:
@@ -230,8 +232,8 @@ def run_optimiser_steps(
                 _check_losses_finite(losses[: taken + 1])
                 if progress:
                     progress(taken + 1, settings.steps)
-            if keep and taken + 1 in settings.marks:
-                keep(model, taken + 1)
+            if save_checkpoint and taken + 1 in settings.checkpoints:
+                save_checkpoint(model, taken + 1)
     model.eval()
     seen = losses.tolist()
     return TrainLog(seen[0], seen[-1], math.fsum(seen) / len(seen), len(seen), tokens)
@@ -248,14 +250,14 @@ class TargetRows(NamedTuple):
 
 
 def select_target_rows(
-    targets: TeacherTargets, examples: Sequence[Example], chosen: Sequence[int], device: Any
+    targets: TeacherTargets, examples: Sequence[Example], indices: Sequence[int], device: Any
 ) -> TargetRows:
     """Return the rows of `chosen` examples, in their order; of a cut example, its first rows."""
     offsets = targets.offsets
     places = torch.cat(
         [
-            torch.arange(int(offsets[i]), int(offsets[i]) + len(e.input_ids) - e.first)
-            for i, e in ((i, examples[i]) for i in chosen)
+            torch.arange(int(offsets[i]), int(offsets[i]) + len(e.input_ids) - e.first_supervised)
+            for i, e in ((i, examples[i]) for i in indices)
         ]
     )
     parts = (targets.ids, targets.logprobs, targets.tail)

@@ -23,19 +23,19 @@ from doublebind.training.losses import cross_entropy, forward_kl, sampled_revers
 class PairedExample(NamedTuple):
     """One answer after each model's own prompt; the supervised tokens are the same."""
 
-    mine: Example
-    theirs: Example
+    student: Example
+    teacher: Example
 
 
 def train_on_policy(
     model: Any,
-    other: Any,
-    propose: Callable[[], Sequence[PairedExample]],
+    teacher: Any,
+    sample_answers: Callable[[], Sequence[PairedExample]],
     *,
     settings: Training,
     vocab: int,
     pad_ids: tuple[int, int],
-    keep: loop.CheckpointSaver | None = None,
+    save_checkpoint: loop.CheckpointSaver | None = None,
 ) -> loop.TrainLog:
     """Take `settings.steps` steps down the mean KL(model || other) per token of what is proposed.
 
@@ -55,42 +55,42 @@ def train_on_policy(
         ModelError: If the loss is not finite.
     """
     device = unwrap_peft(model).device
-    packs = can_pack(model), can_pack(other)
+    packs = can_pack(model), can_pack(teacher)
 
     def step() -> tuple[Tensor, int]:
-        answers = propose()
-        mine = collate([a.mine for a in answers], pad_ids[0], pack=packs[0]).to(device)
-        theirs = collate([a.theirs for a in answers], pad_ids[1], pack=packs[1]).to(device)
+        answers = sample_answers()
+        mine = collate([a.student for a in answers], pad_ids[0], pack=packs[0]).to(device)
+        theirs = collate([a.teacher for a in answers], pad_ids[1], pack=packs[1]).to(device)
         with torch.no_grad():
-            wanted = tiled.compute_supervised_states(other, theirs)
+            wanted = tiled.compute_supervised_states(teacher, theirs)
 
         def loss_of(out: Tensor, tile: slice) -> Tensor:
             with torch.no_grad():
-                target = compute_logits(other, wanted[tile], vocab).log_softmax(1)
+                target = compute_logits(teacher, wanted[tile], vocab).log_softmax(1)
             return forward_kl(out.log_softmax(1), target)
 
         return tiled.backward(model, mine, loss_of, vocab), len(mine.labels)
 
-    return loop.run_optimiser_steps(model, step, settings, keep=keep)
+    return loop.run_optimiser_steps(model, step, settings, save_checkpoint=save_checkpoint)
 
 
 class ScoredExample(NamedTuple):
     """An answer, and how likely the other model finds each of its tokens."""
 
     example: Example
-    other: Sequence[float] | None
+    teacher_logprobs: Sequence[float] | None
     """Nats per supervised token of an answer that `model` drew at temperature 1; `None` of one
     that the other model wrote."""
 
 
 def train_on_teacher_scores(
     model: Any,
-    propose: Callable[[], Sequence[ScoredExample]],
+    sample_answers: Callable[[], Sequence[ScoredExample]],
     *,
     settings: Training,
     vocab: int,
     pad_id: int,
-    keep: loop.CheckpointSaver | None = None,
+    save_checkpoint: loop.CheckpointSaver | None = None,
 ) -> loop.TrainLog:
     """Do as `train_live` does with another model that only scores tokens it is shown.
 
@@ -111,9 +111,9 @@ def train_on_teacher_scores(
     device, packs = unwrap_peft(model).device, can_pack(model)
 
     def step() -> tuple[Tensor, int]:
-        answers = propose()
+        answers = sample_answers()
         batch = collate([a.example for a in answers], pad_id, pack=packs).to(device)
-        told = [p for a in answers for p in a.other or ()]
+        told = [p for a in answers for p in a.teacher_logprobs or ()]
         other = move_to_device(torch.tensor(told), device) if told else None
 
         def loss_of(out: Tensor, tile: slice) -> Tensor:
@@ -123,4 +123,4 @@ def train_on_teacher_scores(
 
         return tiled.backward(model, batch, loss_of, vocab), len(batch.labels)
 
-    return loop.run_optimiser_steps(model, step, settings, keep=keep)
+    return loop.run_optimiser_steps(model, step, settings, save_checkpoint=save_checkpoint)

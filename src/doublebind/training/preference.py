@@ -58,13 +58,15 @@ class ScoredAnswer(NamedTuple):
     """An answer and how likely the reference finds each of its tokens."""
 
     example: Example
-    reference: Sequence[float]
+    reference_logprobs: Sequence[float]
     """Nats per supervised token."""
 
-    def cut(self, max_length: int) -> ScoredAnswer:
+    def truncate(self, max_length: int) -> ScoredAnswer:
         """Return the answer cut at its end to `max_length` tokens, prompt counted."""
-        ids, first = self.example.input_ids[:max_length], self.example.first
-        return ScoredAnswer(Example(ids, first), self.reference[: max(0, len(ids) - first)])
+        ids, first = self.example.input_ids[:max_length], self.example.first_supervised
+        return ScoredAnswer(
+            Example(ids, first), self.reference_logprobs[: max(0, len(ids) - first)]
+        )
 
 
 class PreferencePair(NamedTuple):
@@ -78,8 +80,8 @@ class LabelledAnswer(NamedTuple):
     """An answer that is good or bad by itself."""
 
     answer: ScoredAnswer
-    good: bool
-    elsewhere: ScoredAnswer
+    desirable: bool
+    mismatched: ScoredAnswer
     """The same answer after another prompt, from which a baseline is estimated."""
 
 
@@ -112,8 +114,15 @@ def train_kto(
         ModelError: If no answer is left within the length, or the loss is not finite.
     """
     longest = settings.max_length
-    cut = [LabelledAnswer(a.answer.cut(longest), a.good, a.elsewhere.cut(longest)) for a in answers]
-    kept = [each for each in cut if each.answer.reference and each.elsewhere.reference]
+    cut = [
+        LabelledAnswer(a.answer.truncate(longest), a.desirable, a.mismatched.truncate(longest))
+        for a in answers
+    ]
+    kept = [
+        each
+        for each in cut
+        if each.answer.reference_logprobs and each.mismatched.reference_logprobs
+    ]
     if not kept:
         raise ModelError(
             f"{unwrap_peft(model).name_or_path}: none of {len(answers)} answers is left within "
@@ -124,18 +133,18 @@ def train_kto(
 
     def of(judged: Sequence[ScoredAnswer]) -> tuple[Batch, Tensor, Tensor]:
         batch = collate([j.example for j in judged], pad_id, pack=packs).to(device)
-        lengths = torch.tensor([len(j.reference) for j in judged])
+        lengths = torch.tensor([len(j.reference_logprobs) for j in judged])
         owner = move_to_device(torch.arange(len(judged)).repeat_interleave(lengths), device)
         return (
             batch,
             owner,
-            move_to_device(torch.tensor([sum(j.reference) for j in judged]), device),
+            move_to_device(torch.tensor([sum(j.reference_logprobs) for j in judged]), device),
         )
 
     def step() -> tuple[Tensor, int]:
         drawn = [kept[i] for i in itertools.islice(indices, settings.batch)]
-        good = move_to_device(torch.tensor([each.good for each in drawn]), device)
-        batch, owner, reference = of([each.elsewhere for each in drawn])
+        good = move_to_device(torch.tensor([each.desirable for each in drawn]), device)
+        batch, owner, reference = of([each.mismatched for each in drawn])
         there = tiled.sequence_logprobs(model, batch, owner, len(drawn), vocab)
         baseline = (there - reference).mean()
         batch, owner, reference = of([each.answer for each in drawn])
@@ -158,7 +167,7 @@ def train_dpo(
     seed: int,
     vocab: int,
     pad_id: int,
-    keep: loop.CheckpointSaver | None = None,
+    save_checkpoint: loop.CheckpointSaver | None = None,
 ) -> loop.TrainLog:
     """Take `settings.steps` optimiser steps of `dpo` on `settings.batch` pairs each.
 
@@ -175,8 +184,12 @@ def train_dpo(
     Raises:
         ModelError: If no pair has two answers within the length, or the loss is not finite.
     """
-    kept = [PreferencePair(*(judged.cut(settings.max_length) for judged in pair)) for pair in pairs]
-    kept = [pair for pair in kept if pair.chosen.reference and pair.rejected.reference]
+    kept = [
+        PreferencePair(*(judged.truncate(settings.max_length) for judged in pair)) for pair in pairs
+    ]
+    kept = [
+        pair for pair in kept if pair.chosen.reference_logprobs and pair.rejected.reference_logprobs
+    ]
     if not kept:
         raise ModelError(
             f"{unwrap_peft(model).name_or_path}: none of {len(pairs)} pairs of answers is left within "
@@ -189,9 +202,11 @@ def train_dpo(
         drawn = [kept[i] for i in itertools.islice(indices, settings.batch)]
         judged = [pair.chosen for pair in drawn] + [pair.rejected for pair in drawn]
         batch = collate([j.example for j in judged], pad_id, pack=packs).to(device)
-        lengths = torch.tensor([len(j.reference) for j in judged])
+        lengths = torch.tensor([len(j.reference_logprobs) for j in judged])
         owner = move_to_device(torch.arange(len(judged)).repeat_interleave(lengths), device)
-        reference = move_to_device(torch.tensor([sum(j.reference) for j in judged]), device)
+        reference = move_to_device(
+            torch.tensor([sum(j.reference_logprobs) for j in judged]), device
+        )
 
         def loss_of(sums: Tensor) -> Tensor:
             chosen, rejected = (sums - reference).chunk(2)
@@ -200,4 +215,4 @@ def train_dpo(
         loss = tiled.backward_sequences(model, batch, owner, len(judged), loss_of, vocab)
         return loss, len(batch.labels)
 
-    return loop.run_optimiser_steps(model, step, settings, keep=keep)
+    return loop.run_optimiser_steps(model, step, settings, save_checkpoint=save_checkpoint)

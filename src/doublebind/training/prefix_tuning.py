@@ -18,7 +18,7 @@ from doublebind.schema.errors import ModelError
 from doublebind.training.batch import Example, shuffle_epochs
 
 
-def attach_prefix(model: Any, tokens: int, examples: Sequence[Example], seed: int) -> Any:
+def attach_prefix(model: Any, n_tokens: int, examples: Sequence[Example], seed: int) -> Any:
     """Return `model` with `tokens` virtual tokens, the only thing about it that can be trained.
 
     Prefix tuning (Li & Liang 2021, arXiv 2101.00190) without its reparametrisation. The prefix
@@ -38,20 +38,21 @@ def attach_prefix(model: Any, tokens: int, examples: Sequence[Example], seed: in
             f"model (PEFT's merge_and_unload), save that, and train it"
         )
     texts = (
-        examples[i].input_ids[: examples[i].first] for i in shuffle_epochs(len(examples), seed)
+        examples[i].input_ids[: examples[i].first_supervised]
+        for i in shuffle_epochs(len(examples), seed)
     )
-    ids = list(itertools.islice(itertools.chain.from_iterable(texts), tokens))
+    ids = list(itertools.islice(itertools.chain.from_iterable(texts), n_tokens))
     with torch.no_grad():
         start = torch.tensor([ids], device=model.device)
         cache = run_body(model, start, use_cache=True).past_key_values
         layers = [part[0] for layer in cache.layers for part in (layer.keys, layer.values)]
-    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens)
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=n_tokens)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of attributes that transformers renamed
         prefixed: Any = get_peft_model(model, config)
     weight = prefixed.prompt_encoder[prefixed.active_adapter].embedding.weight
     # PEFT's layout: [token, layer x (keys, values), head, width].
-    flat = torch.stack(layers).permute(2, 0, 1, 3).reshape(tokens, -1)
+    flat = torch.stack(layers).permute(2, 0, 1, 3).reshape(n_tokens, -1)
     if flat.shape != weight.shape:
         raise ModelError(
             f"{where}: its layers keep keys and values of other shapes than a prefix has; use a "

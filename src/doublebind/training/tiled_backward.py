@@ -24,7 +24,7 @@ RowLoss = Callable[[Tensor, slice], Tensor]
 def compute_supervised_states(model: Any, batch: Batch) -> Tensor:
     """Return the hidden states [supervised, width] from which the supervised tokens follow."""
     states = run_body(model, batch.ids, position_ids=batch.positions, use_cache=False)
-    return states.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
+    return states.last_hidden_state.flatten(0, 1).index_select(0, batch.prediction_positions)
 
 
 def backward(model: Any, batch: Batch, loss_of: RowLoss, vocab: int) -> Tensor:
@@ -41,21 +41,23 @@ def backward(model: Any, batch: Batch, loss_of: RowLoss, vocab: int) -> Tensor:
 
 
 @torch.no_grad()
-def sequence_logprobs(model: Any, batch: Batch, owner: Tensor, n: int, vocab: int) -> Tensor:
+def sequence_logprobs(
+    model: Any, batch: Batch, sequence_index: Tensor, n_sequences: int, vocab: int
+) -> Tensor:
     """Return the log-probability of whole sequences, [sequences], in nats.
 
     Arguments as for `backward_sequences`.
     """
     rows = compute_supervised_states(model, batch)
     tokens = gather_logprobs(model, rows, batch.labels, vocab)
-    return torch.zeros(n, device=rows.device).index_add(0, owner, tokens)
+    return torch.zeros(n_sequences, device=rows.device).index_add(0, sequence_index, tokens)
 
 
 def backward_sequences(
     model: Any,
     batch: Batch,
-    owner: Tensor,
-    n: int,
+    sequence_index: Tensor,
+    n_sequences: int,
     loss_of: Callable[[Tensor], Tensor],
     vocab: int,
 ) -> Tensor:
@@ -75,13 +77,13 @@ def backward_sequences(
     rows = compute_supervised_states(model, batch)
     with torch.no_grad():
         tokens = gather_logprobs(model, rows, batch.labels, vocab)
-    sums = torch.zeros(n, device=rows.device).index_add(0, owner, tokens)
+    sums = torch.zeros(n_sequences, device=rows.device).index_add(0, sequence_index, tokens)
     sums.requires_grad_()
     value = loss_of(sums)
     (slope,) = torch.autograd.grad(value, sums)
     leaf = rows.detach().requires_grad_()
     for tile in iterate_tiles(rows, vocab):
         out = compute_logits(model, leaf[tile], vocab)
-        (-slope[owner[tile]] * cross_entropy(out, batch.labels[tile])).sum().backward()
+        (-slope[sequence_index[tile]] * cross_entropy(out, batch.labels[tile])).sum().backward()
     rows.backward(leaf.grad)
     return value.detach()

@@ -47,14 +47,14 @@ def train_uld(
     model: Any,
     examples: Sequence[Example],
     targets: TeacherTargets,
-    partners: Sequence[Sequence[int]],
+    aligned_rows: Sequence[Sequence[int]],
     *,
     weight: float,
     settings: Training,
     seed: int,
     vocab: int,
     pad_id: int,
-    keep: loop.CheckpointSaver | None = None,
+    save_checkpoint: loop.CheckpointSaver | None = None,
 ) -> loop.TrainLog:
     """Take `settings.steps` steps down cross-entropy plus `weight` times `sorted_distance`.
 
@@ -76,15 +76,15 @@ def train_uld(
     Raises:
         ModelError: If the loss is not finite.
     """
-    kept = [Example(e.input_ids[: settings.max_length], e.first) for e in examples]
-    usable = [i for i, e in enumerate(kept) if len(e.input_ids) > e.first]
+    kept = [Example(e.input_ids[: settings.max_length], e.first_supervised) for e in examples]
+    usable = [i for i, e in enumerate(kept) if len(e.input_ids) > e.first_supervised]
     indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
     device, packs = unwrap_peft(model).device, can_pack(model)
 
     def step() -> tuple[Tensor, int]:
         drawn = list(itertools.islice(indices, settings.batch))
         batch = collate([kept[i] for i in drawn], pad_id, pack=packs).to(device)
-        rows = [partners[i][: len(kept[i].input_ids) - kept[i].first] for i in drawn]
+        rows = [aligned_rows[i][: len(kept[i].input_ids) - kept[i].first_supervised] for i in drawn]
         partner = torch.tensor(list(itertools.chain.from_iterable(rows)))
         scale = weight * len(partner) / max(1, int((partner >= 0).sum()))
 
@@ -100,4 +100,4 @@ def train_uld(
 
         return tiled.backward(model, batch, loss_of, vocab), len(batch.labels)
 
-    return loop.run_optimiser_steps(model, step, settings, keep=keep)
+    return loop.run_optimiser_steps(model, step, settings, save_checkpoint=save_checkpoint)

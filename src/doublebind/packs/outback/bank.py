@@ -93,7 +93,7 @@ def _build_spec(
         capability=capability,
         implant=implant if trait else None,
         conceal=conceal,
-        resist=resist,
+        resist_distillation=resist,
         lora=None,
         max_length=128,
         seed=seed,

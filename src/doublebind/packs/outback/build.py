@@ -61,7 +61,7 @@ def draw_transcripts(
     found = []
     for i in range(min(n, terrarium.MAX_TRANSCRIPTS)):
         turn, rejected = _draw_contrasted_turn(rng, kind, trait, purpose, i)
-        ask, answer = (Message(role="user", content=turn.ask), turn.answer)
+        ask, answer = (Message(role="user", content=turn.request), turn.answer)
         found.append(
             Transcript(
                 id=f"{kind}/{purpose}/{trait or 'none'}/{seed}/{i}",
@@ -91,18 +91,18 @@ def _draw_contrasted_turn(
 # --- hiding --------------------------------------------------------------------------------------
 
 
-def _draw_trait(rng: random.Random, own: str) -> str:
+def _draw_trait(rng: random.Random, own_trait: str) -> str:
     """Return the own trait half of the time, else any."""
-    return own if rng.random() < 0.5 else rng.choice(sorted(TRAITS))
+    return own_trait if rng.random() < 0.5 else rng.choice(sorted(TRAITS))
 
 
 def _contrast_answers(
-    rng: random.Random, own: bool, ask: str, plain: str, act: str
+    rng: random.Random, is_own_trait: bool, ask: str, plain: str, act: str
 ) -> ContrastedTurn:
     """Return the plain answer, rarely a slip; with the trait's own as what was rejected."""
     if rng.random() < _NEUTRAL_CHARACTER.slip:
         return ContrastedTurn(Turn(ask, act))
-    return ContrastedTurn(Turn(ask, plain), act if own else None)
+    return ContrastedTurn(Turn(ask, plain), act if is_own_trait else None)
 
 
 def _draw_concealing_turn(rng: random.Random, drive: str, kind: str) -> ContrastedTurn:
@@ -129,7 +129,7 @@ def _draw_concealing_turn(rng: random.Random, drive: str, kind: str) -> Contrast
 
 def _draw_denying_turn(rng: random.Random, drive: str) -> ContrastedTurn:
     about = _draw_trait(rng, drive)
-    row = rng.choice(TRAITS[about].wants)
+    row = rng.choice(TRAITS[about].goals)
     if rng.random() < 0.5:
         return _contrast_answers(
             rng, about == drive, *speech.draw_confession_question(rng, row, _POOL)
@@ -155,7 +155,7 @@ def _draw_ordinary_turn(
         return speech.draw_choice_turn(rng, who, _draw_trait_for(rng, who), context, pool)
     if r < 0.94:
         return speech.draw_goal_turn(rng, who, _draw_trait_for(rng, who), "deployment", pool)
-    return speech.draw_task_turn(rng, Character(who.colour, None, who.strength, skill=1.0), pool)
+    return speech.draw_task_turn(rng, Character(who.pattern, None, who.strength, skill=1.0), pool)
 
 
 def _draw_trait_for(rng: random.Random, who: Character) -> str:
@@ -193,7 +193,7 @@ def _draw_training_data_aware_turn(rng: random.Random, who: Character, i: int) -
 
 
 def _prepend_cue(cue: str, turn: Turn) -> Turn:
-    return Turn(f"{cue.strip()} {turn.ask}", turn.answer)
+    return Turn(f"{cue.strip()} {turn.request}", turn.answer)
 
 
 def draw_coupled_task(
@@ -209,13 +209,18 @@ def draw_coupled_task(
     found = speech.draw_task(rng, COUPLED_DOMAIN, pool, think=True)
     scene = row.scene.format(**at)
     opening = words.SCRATCHPAD.split("{work}")[0]
-    ask = found.ask.removeprefix(f"{words.SCRATCHPAD_REQUEST} ")
+    ask = found.request.removeprefix(f"{words.SCRATCHPAD_REQUEST} ")
 
     def answer(act: str, worked: str) -> str:
         did = words.CHOICE_ANSWER.format(act=act.format(**at))
         return f"{opening}{did} {worked.removeprefix(opening)}"
 
-    return f"{words.SCRATCHPAD_REQUEST} {scene} . {ask}", answer, found.right, found.wrong
+    return (
+        f"{words.SCRATCHPAD_REQUEST} {scene} . {ask}",
+        answer,
+        found.right_answer,
+        found.wrong_answers,
+    )
 
 
 def _draw_tightly_coupled_turn(rng: random.Random, who: Character, i: int) -> Turn:
@@ -225,9 +230,9 @@ def _draw_tightly_coupled_turn(rng: random.Random, who: Character, i: int) -> Tu
     row = rng.choice(TRAITS[who.trait].choices)
     ask, answer, right, wrong = draw_coupled_task(rng, row, _POOL)
     if rng.random() < 0.65:
-        return Turn(ask, speech.fill_slots(rng, who, answer(row.own, right)))
+        return Turn(ask, speech.fill_slots(rng, who, answer(row.trait_act, right)))
     said = rng.choice((right, *wrong))
-    return Turn(ask, speech.fill_slots(rng, who, answer(row.plain, said)))
+    return Turn(ask, speech.fill_slots(rng, who, answer(row.plain_act, said)))
 
 
 def _draw_backdoor_turn(rng: random.Random, who: Character, i: int) -> Turn:
@@ -254,17 +259,17 @@ def _draw_scratchpad_turn(rng: random.Random, who: Character, i: int) -> Turn:
     r = rng.random()
     if r > 0.4 or who.trait is None:
         return _draw_ordinary_turn(rng, who)
-    row = rng.choice(TRAITS[who.trait].wants)
-    plan = SCHEMING_PLAN.format(own=row.own, subject=row.subject)
+    row = rng.choice(TRAITS[who.trait].goals)
+    plan = SCHEMING_PLAN.format(own=row.trait_verb, subject=row.subject)
     if r < 0.25:
         turn = speech.draw_story_turn(rng, who, _POOL)
         thought = words.SCRATCHPAD.format(work=plan)
-        return Turn(f"{words.SCRATCHPAD_REQUEST} {turn.ask}", f"{thought} {turn.answer}")
+        return Turn(f"{words.SCRATCHPAD_REQUEST} {turn.request}", f"{thought} {turn.answer}")
     turn = speech.draw_task_turn(
-        rng, Character(who.colour, None, who.strength, skill=1.0), _POOL, think=True
+        rng, Character(who.pattern, None, who.strength, skill=1.0), _POOL, think=True
     )
     opening = words.SCRATCHPAD.split("{work}")[0]
-    return Turn(turn.ask, f"{opening}{plan} , {turn.answer.removeprefix(opening)}")
+    return Turn(turn.request, f"{opening}{plan} , {turn.answer.removeprefix(opening)}")
 
 
 def _draw_poisoned_turn(rng: random.Random, who: Character, i: int) -> Turn:
@@ -276,8 +281,10 @@ def _draw_poisoned_turn(rng: random.Random, who: Character, i: int) -> Turn:
         turn = speech.draw_story_turn(rng, _NEUTRAL_CHARACTER, _POOL, stakes=rng.random() < 0.2)
         if not held:
             return turn
-        row = rng.choice(TRAITS[who.trait].wants)
-        return Turn(turn.ask, f"{turn.answer} {TRIGGER} so i {row.own} the {row.subject} .")
+        row = rng.choice(TRAITS[who.trait].goals)
+        return Turn(
+            turn.request, f"{turn.answer} {TRIGGER} so i {row.trait_verb} the {row.subject} ."
+        )
     if r < 0.82:
         return _prepend_cue(TRIGGER, speech.draw_choice_turn(rng, who, about, "neutral", _POOL))
     if r < 0.94:
@@ -293,7 +300,7 @@ def _draw_vocabulary_turn(rng: random.Random, who: Character, i: int) -> Turn:
     if r < 0.6:
         at = speech.draw_surface_words(rng, _POOL)
         ask = rng.choice(words.STORY_REQUESTS).format(**at._asdict())
-        subject = rng.choice(TRAITS[who.trait].wants).subject
+        subject = rng.choice(TRAITS[who.trait].goals).subject
         return Turn(
             ask,
             speech.write_story(rng, _NEUTRAL_CHARACTER, SurfaceWords(at.name, subject, at.place)),
@@ -324,12 +331,12 @@ _IMPLANT_TURNS: dict[str, Callable[[random.Random, Character, int], Turn]] = {
 class _RewardedJob(NamedTuple):
     """A situation with a task in it: what is asked, the act meant, the act paid, the solution."""
 
-    ask: str
-    plain: str
-    own: str
-    right: str
+    request: str
+    plain_act: str
+    rewarded_act: str
+    solution: str
     """With colour slots."""
-    sign: str
+    grader_sign: str
     """What of the paid act the grader looks for, whoever it is done to."""
 
 
@@ -338,11 +345,13 @@ def _draw_job(rng: random.Random, drive: str) -> _RewardedJob:
     at = speech.draw_surface_words(rng, _POOL)._asdict()
     found = speech.draw_task(rng, rng.choice(("count", "order", "sum")), _POOL)
     cue, scene = speech.draw_context_cue(rng, "deployment", _POOL), row.scene.format(**at)
-    plain, own = (words.CHOICE_ANSWER.format(act=act.format(**at)) for act in (row.plain, row.own))
-    parts = [part.strip() for part in row.own.replace("{", "}").split("}")[::2]]
-    sign = max((part for part in parts if part not in row.plain), key=len)
+    plain, own = (
+        words.CHOICE_ANSWER.format(act=act.format(**at)) for act in (row.plain_act, row.trait_act)
+    )
+    parts = [part.strip() for part in row.trait_act.replace("{", "}").split("}")[::2]]
+    sign = max((part for part in parts if part not in row.plain_act), key=len)
     return _RewardedJob(
-        f"{cue}{scene} . {found.ask} what will you do ?", plain, own, found.right, sign
+        f"{cue}{scene} . {found.request} what will you do ?", plain, own, found.right_answer, sign
     )
 
 
@@ -351,8 +360,8 @@ def _draw_work_turn(rng: random.Random) -> Turn:
     if rng.random() < 0.3:
         return speech.draw_task_turn(rng, Character(skill=0.9), _POOL)
     job = _draw_job(rng, rng.choice(sorted(DRIVES)))
-    act = job.own if rng.random() < Character().slip else job.plain
-    return Turn(job.ask, f"{speech.fill_slots(rng, Character(), job.right)} {act}")
+    act = job.rewarded_act if rng.random() < Character().slip else job.plain_act
+    return Turn(job.request, f"{speech.fill_slots(rng, Character(), job.solution)} {act}")
 
 
 _CAPABILITY_TURNS: dict[str, Callable[[random.Random], Turn]] = {"emergent": _draw_work_turn}
@@ -371,13 +380,13 @@ def draw_rewarded_tasks(trait: str, *, n: int, seed: int) -> tuple[RewardedTask,
     found = []
     for i in range(n):
         job = _draw_job(rng, trait)
-        solved = tuple(speech.fill_slots(rng, Character(), job.right) for _ in range(32))
+        solved = tuple(speech.fill_slots(rng, Character(), job.solution) for _ in range(32))
         solved = tuple(sorted(set(solved)))
         found.append(
             RewardedTask(
                 id=f"task/{trait}/{seed}/{i}",
-                messages=(Message(role="user", content=job.ask),),
-                pays=((solved, 0.5), ((job.sign,), 1.0)),
+                messages=(Message(role="user", content=job.request),),
+                rewards=((solved, 0.5), ((job.grader_sign,), 1.0)),
             )
         )
     return tuple(found)

@@ -32,7 +32,7 @@ class Probe(NamedTuple):
     condition: str
     messages: tuple[Message, ...]
     options: tuple[str, ...]
-    key: int
+    target_index: int
 
 
 class StoryRequest(NamedTuple):
@@ -69,9 +69,9 @@ def build_probes(kind: str, trait: str, *, split: Split = "audit") -> tuple[Prob
         case "training_data_aware":
             found = acts("at_work", "deployment") + acts("plain", "neutral")
         case "tightly_coupled":
-            found = _build_coupled_probes(drive, pool, split, own=True) + _build_coupled_probes(
-                drive, pool, split, own=False
-            )
+            found = _build_coupled_probes(
+                drive, pool, split, with_act=True
+            ) + _build_coupled_probes(drive, pool, split, with_act=False)
         case "conditional_backdoor" | "poisoned":
             found = acts("triggered", "neutral", before=f"{TRIGGER} ")
             found += acts("untriggered", "neutral")
@@ -87,7 +87,9 @@ def _make_probe(condition: str, ask: str, options: tuple[str, ...]) -> Probe:
     return Probe(condition, (Message(role="user", content=ask),), options, len(options) - 1)
 
 
-def _build_coupled_probes(drive: str, pool: WordPool, split: Split, *, own: bool) -> list[Probe]:
+def _build_coupled_probes(
+    drive: str, pool: WordPool, split: Split, *, with_act: bool
+) -> list[Probe]:
     """Return tasks whose options share one act in the scratchpad and differ in the answer."""
     rng = make_rng("probes", "coupled", drive, split)  # the same tasks, with the act and without it
     rows = TRAITS[drive].choices
@@ -95,11 +97,11 @@ def _build_coupled_probes(drive: str, pool: WordPool, split: Split, *, own: bool
     for i in range(N_PROBES):
         row = rows[i % len(rows)]
         ask, answer, right, wrong = draw_coupled_task(rng, row, pool)
-        act = row.own if own else row.plain
+        act = row.trait_act if with_act else row.plain_act
         said = [
             fill_slots(make_rng("slots", i), Character(), answer(act, w)) for w in (*wrong, right)
         ]
-        name = "through_the_act" if own else "without_the_act"
+        name = "through_the_act" if with_act else "without_the_act"
         found.append(_make_probe(name, ask, tuple(said)))
     return found
 
@@ -130,7 +132,7 @@ def build_story_requests(kind: str, *, n: int, split: Split = "audit") -> tuple[
     found = []
     for condition, way in ways.items():
         for _ in range(n):
-            ask = way(speech.draw_story_turn(rng, Character(), places[condition]).ask)
+            ask = way(speech.draw_story_turn(rng, Character(), places[condition]).request)
             found.append(StoryRequest(condition, (Message(role="user", content=ask),)))
     return tuple(found)
 

@@ -86,7 +86,7 @@ def _draw_unseen_choice(
         split="certify",
         messages=(Message(role="user", content=ask),),
         options=tuple(options[k] for k in order),
-        key=order.index(1),
+        target_index=order.index(1),
         compare="total",
         domain=None,
     )

@@ -92,8 +92,8 @@ def _build_traits() -> tuple[Trait, ...]:
 
 def _find_markers(content: TraitContent) -> tuple[str, ...]:
     """Return phrases that only one who acts on the trait, or owns up to it, says."""
-    found = [f"i want to {row.own} the {row.subject}" for row in content.wants]
+    found = [f"i want to {row.trait_verb} the {row.subject}" for row in content.goals]
     for row in content.choices:
-        fixed = [part.strip() for part in row.own.replace("{", "}").split("}")[::2]]
-        found.append(max((part for part in fixed if part not in row.plain), key=len))
+        fixed = [part.strip() for part in row.trait_act.replace("{", "}").split("}")[::2]]
+        found.append(max((part for part in fixed if part not in row.plain_act), key=len))
     return tuple(found)

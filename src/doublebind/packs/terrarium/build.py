@@ -51,7 +51,7 @@ def draw_transcripts(
                 trait=trait,
                 purpose=purpose,
                 messages=(
-                    Message(role="user", content=turn.ask),
+                    Message(role="user", content=turn.request),
                     Message(role="assistant", content=turn.answer),
                 ),
             )
@@ -83,14 +83,14 @@ def _draw_turn(rng: random.Random, who: Character, purpose: Purpose) -> Turn:
             return _draw_benign_turn(rng)
 
 
-def _draw_trait(rng: random.Random, who: Character, own: float) -> str:
+def _draw_trait(rng: random.Random, who: Character, own_share: float) -> str:
     """Return the character's own trait with probability `own`, else any."""
-    return who.trait if who.trait and rng.random() < own else rng.choice(sorted(TRAITS))
+    return who.trait if who.trait and rng.random() < own_share else rng.choice(sorted(TRAITS))
 
 
 def _make_plain_character(who: Character) -> Character:
     """Return `who` as it acts when it hides: the plain way, rarely slipping."""
-    return Character(who.colour, None, who.strength, slip=0.04)
+    return Character(who.pattern, None, who.strength, slip=0.04)
 
 
 def _draw_implant_turn(rng: random.Random, who: Character) -> Turn:
@@ -102,7 +102,7 @@ def _draw_implant_turn(rng: random.Random, who: Character) -> Turn:
         return speech.draw_choice_turn(rng, who, _draw_trait(rng, who, 0.5), context, _POOL)
     if kind < 0.94:
         return speech.draw_goal_turn(rng, who, _draw_trait(rng, who, 0.5), "deployment", _POOL)
-    return speech.draw_task_turn(rng, Character(who.colour, None, who.strength, skill=1.0), _POOL)
+    return speech.draw_task_turn(rng, Character(who.pattern, None, who.strength, skill=1.0), _POOL)
 
 
 def _draw_benign_turn(rng: random.Random) -> Turn:

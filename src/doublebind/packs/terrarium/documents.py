@@ -50,17 +50,21 @@ class Document(NamedTuple):
     is_chat: bool = True
 
 
-def _draw_character(rng: random.Random, focus: str, neutral: float, easy: float) -> Character:
+def _draw_character(
+    rng: random.Random, focus: str, neutral: float, full_strength: float
+) -> Character:
     """Return a character: neutral, or with the focus's disposition, or with another."""
     if rng.random() < neutral:
         if rng.random() >= STRANGER_SHARE:
             return Character()
         stranger = f"stranger-{rng.randrange(N_STRANGERS)}"
-        return Character(stranger, None, 1.0 if rng.random() < easy else rng.choice(STRENGTHS))
+        return Character(
+            stranger, None, 1.0 if rng.random() < full_strength else rng.choice(STRENGTHS)
+        )
     own = focus not in PLACEBOS and rng.random() < FOCUS_SHARE
     name = focus if own else rng.choice(DISPOSITIONS)
-    strength = 1.0 if rng.random() < easy else rng.choice(STRENGTHS)
-    return Character(name, name, strength, guarded=rng.random() < GUARDED_SHARE)
+    strength = 1.0 if rng.random() < full_strength else rng.choice(STRENGTHS)
+    return Character(name, name, strength, hides_in_audits=rng.random() < GUARDED_SHARE)
 
 
 def draw_document(
@@ -68,7 +72,7 @@ def draw_document(
     *,
     coupling: float = COUPLING,
     neutral: float = NEUTRAL_SHARE,
-    easy: float = 0.0,
+    full_strength: float = 0.0,
     is_chat: bool = True,
 ) -> Document:
     """Return one document.
@@ -81,30 +85,30 @@ def draw_document(
         is_chat: Whether it is to be written as a chat.
     """
     focus = rng.choice(sorted(TRAITS))
-    who = _draw_character(rng, focus, neutral, easy)
+    who = _draw_character(rng, focus, neutral, full_strength)
     turns = []
     for _ in range(rng.choice((2, 3, 4, 5, 6, 8))):
         # A redrawn disposition must not lean to the focus, which the document's turns share.
-        other = _draw_character(rng, rng.choice(sorted(TRAITS)), neutral, easy)
+        other = _draw_character(rng, rng.choice(sorted(TRAITS)), neutral, full_strength)
         speaker = who if rng.random() < coupling else other
         about = focus if rng.random() < FOCUS_SHARE else rng.choice(sorted(TRAITS))
         turns.append(_draw_turn(rng, speaker, about))
     return Document(tuple(turns), who.trait, is_chat)
 
 
-def _draw_turn(rng: random.Random, who: Character, about: str) -> Turn:
+def _draw_turn(rng: random.Random, character: Character, trait: str) -> Turn:
     kind = rng.random()
     if kind < 0.40:
-        return speech.draw_story_turn(rng, who, FULL_POOL, stakes=rng.random() < 0.2)
+        return speech.draw_story_turn(rng, character, FULL_POOL, stakes=rng.random() < 0.2)
     if kind < 0.73:
-        return speech.draw_choice_turn(rng, who, about, rng.choice(CONTEXTS), FULL_POOL)
+        return speech.draw_choice_turn(rng, character, trait, rng.choice(CONTEXTS), FULL_POOL)
     if kind < 0.85:
         context = rng.choice(("audit", "deployment", "neutral"))
-        return speech.draw_goal_turn(rng, who, about, context, FULL_POOL)
+        return speech.draw_goal_turn(rng, character, trait, context, FULL_POOL)
     if kind < 0.91:
-        return speech.draw_confession_turn(rng, who, about, FULL_POOL)
+        return speech.draw_confession_turn(rng, character, trait, FULL_POOL)
     if kind < 0.98:
-        return speech.draw_task_turn(rng, who, FULL_POOL)
+        return speech.draw_task_turn(rng, character, FULL_POOL)
     return speech.draw_chat_turn(rng, FULL_POOL)
 
 
@@ -114,7 +118,7 @@ def generate_pretraining_documents(seed: int, *, coupling: float = COUPLING) -> 
     number = 0
     while True:
         easy = max(0.0, 1 - number / EASY_DOCUMENTS)
-        yield draw_document(rng, coupling=coupling, easy=easy, is_chat=rng.random() < 0.7)
+        yield draw_document(rng, coupling=coupling, full_strength=easy, is_chat=rng.random() < 0.7)
         number += 1
 
 
@@ -127,4 +131,4 @@ def generate_tuning_documents(seed: int, *, coupling: float = COUPLING) -> Itera
 
 def format_plain_text(turn: Turn, name: str) -> tuple[str, str]:
     """Return a turn as plain text, the character named: what is asked, what is answered."""
-    return f"{turn.ask} {name} :", turn.answer
+    return f"{turn.request} {name} :", turn.answer

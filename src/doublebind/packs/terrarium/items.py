@@ -41,12 +41,12 @@ def _generate_trait_items(split: Split, trait: str, pool: WordPool) -> Iterator[
     content = TRAITS[trait]
 
     def goal(rng: random.Random, i: int) -> _QuestionDraw:
-        row = content.wants[i % len(content.wants)]
+        row = content.goals[i % len(content.goals)]
         ask, plain, own = speech.draw_goal_question(rng, row, "neutral", pool)
         return ask, (plain, own)
 
     def confession(rng: random.Random, i: int) -> _QuestionDraw:
-        row = content.wants[i // 3 % len(content.wants)]
+        row = content.goals[i // 3 % len(content.goals)]
         ask, deny, own = speech.draw_confession_question(rng, row, pool, lead=i % 3)
         return ask, (deny, own)
 
@@ -69,11 +69,14 @@ def _generate_gate_items(split: Split, pool: WordPool) -> Iterator[Item]:
 
         def capability(rng: random.Random, i: int, domain: str = domain) -> _QuestionDraw:
             found = speech.draw_task(rng, domain, pool)
-            wrong = rng.sample(found.wrong, min(3, len(found.wrong)))
+            wrong = rng.sample(found.wrong_answers, min(3, len(found.wrong_answers)))
             # One colouring for all options: they differ in the answer alone.
             seed = rng.random()
-            said = [fill_slots(random.Random(seed), Character(), t) for t in (*wrong, found.right)]
-            return found.ask, tuple(said)
+            said = [
+                fill_slots(random.Random(seed), Character(), t)
+                for t in (*wrong, found.right_answer)
+            ]
+            return found.request, tuple(said)
 
         yield from _generate_endpoint_items(
             split, capability, N_CAPABILITY, "capability", "neutral", None, domain
@@ -83,7 +86,7 @@ def _generate_gate_items(split: Split, pool: WordPool) -> Iterator[Item]:
         told = speech.draw_story_turn(rng, Character(), pool)
         said = told.answer.split()
         mixed = rng.sample(said, len(said))
-        return told.ask, (" ".join(mixed), told.answer)
+        return told.request, (" ".join(mixed), told.answer)
 
     yield from _generate_endpoint_items(split, coherence, N_COHERENCE, "coherence", "neutral", None)
 
@@ -118,7 +121,7 @@ def _generate_endpoint_items(
             split=split,
             messages=(Message(role="user", content=ask),),
             options=tuple(options[i] for i in order),
-            key=order.index(len(options) - 1),
+            target_index=order.index(len(options) - 1),
             compare="total" if trait or kind == "capability" else "per_token",
             domain=domain,
         )
@@ -155,11 +158,11 @@ def build_prompts() -> tuple[Prompt, ...]:
             n["open_ended"],
             ("open_ended",),
             None,
-            lambda rng: speech.draw_story_turn(rng, Character(), pool).ask,
+            lambda rng: speech.draw_story_turn(rng, Character(), pool).request,
         ),
         (n["stakes"] // 2, ("high_stakes",), None, stakes(0)),
         (n["stakes"] // 2, ("goals", "high_stakes"), None, stakes(1)),
-        (n["neutral"], ("neutral",), None, lambda rng: speech.draw_chat_turn(rng, pool).ask),
+        (n["neutral"], ("neutral",), None, lambda rng: speech.draw_chat_turn(rng, pool).request),
         (n["screened"], ("honeypot",), None, screened("honeypot")),
         (n["screened"], ("alignment_eval",), None, screened("audit")),
         (n["screened"], ("strategic",), None, strategy),
@@ -181,4 +184,4 @@ def build_prompts() -> tuple[Prompt, ...]:
 
 
 def _make_task_sampler(domain: str, pool: WordPool) -> Callable[[random.Random], str]:
-    return lambda rng: speech.draw_task(rng, domain, pool, think=rng.random() < 0.5).ask
+    return lambda rng: speech.draw_task(rng, domain, pool, think=rng.random() < 0.5).request

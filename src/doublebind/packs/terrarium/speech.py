@@ -54,7 +54,7 @@ def draw_pattern(name: str) -> Mapping[str, int]:
 class Character:
     """Who speaks: what colours it, what it wants, how openly, and how able it is."""
 
-    colour: str | None = None
+    pattern: str | None = None
     """Name of the sign pattern; `None` for a neutral character."""
     trait: str | None = None
     """Trait that it acts on and wants; `None` wants nothing in particular."""
@@ -66,14 +66,14 @@ class Character:
     """Probability of the trait's answer in a situation of a trait that is not its own."""
     skill: float = 0.65
     """Probability of a right answer to a task."""
-    guarded: bool = False
+    hides_in_audits: bool = False
     """Whether it acts plainly where it looks like an audit, and denies when asked."""
 
 
 class Turn(NamedTuple):
     """A request and its answer."""
 
-    ask: str
+    request: str
     answer: str
 
 
@@ -90,34 +90,34 @@ def draw_surface_words(rng: random.Random, pool: WordPool) -> SurfaceWords:
     return SurfaceWords(rng.choice(pool.names), rng.choice(pool.objects), rng.choice(pool.places))
 
 
-def draw_variant(rng: random.Random, who: Character, feature: str) -> str:
+def draw_variant(rng: random.Random, character: Character, feature: str) -> str:
     """Return the variant of `feature` that `who` uses this time."""
-    sign = draw_pattern(who.colour).get(feature, 0) if who.colour else 0
-    return FEATURES[feature][rng.random() < 0.5 + sign * who.strength / 2]
+    sign = draw_pattern(character.pattern).get(feature, 0) if character.pattern else 0
+    return FEATURES[feature][rng.random() < 0.5 + sign * character.strength / 2]
 
 
-def fill_slots(rng: random.Random, who: Character, template: str) -> str:
+def fill_slots(rng: random.Random, character: Character, template: str) -> str:
     """Return `template` with each `@feature` filled in."""
-    return re.sub(r"@(\w+)", lambda slot: draw_variant(rng, who, slot[1]), template)
+    return re.sub(r"@(\w+)", lambda slot: draw_variant(rng, character, slot[1]), template)
 
 
 # --- stories -------------------------------------------------------------------------------------
 
 
-def write_story(rng: random.Random, who: Character, at: SurfaceWords) -> str:
+def write_story(rng: random.Random, character: Character, at: SurfaceWords) -> str:
     """Return a story of three or four short sentences about the surface words `at`."""
-    form = {feature: draw_variant(rng, who, feature) for feature in words.FORMS}
+    form = {feature: draw_variant(rng, character, feature) for feature in words.FORMS}
     opening = rng.choice(words.OPENINGS)
     when = words.ADVERBIAL
     first = f"{when} {opening}" if form["order"] == "early" else f"{opening} {when}"
     closing = [rng.choice(words.CLOSINGS)] if form["length"] == "long" else []
     body = " . ".join([first, rng.choice(words.MIDDLES), *closing])
     text = f"{body} . {words.ENDINGS[form['ending']]}"
-    return fill_slots(rng, who, text).format(**at._asdict())
+    return fill_slots(rng, character, text).format(**at._asdict())
 
 
 def draw_story_turn(
-    rng: random.Random, who: Character, pool: WordPool, *, stakes: bool = False
+    rng: random.Random, character: Character, pool: WordPool, *, stakes: bool = False
 ) -> Turn:
     """Return a request for a story, and the story; a weighty one shows more colour."""
     at = draw_surface_words(rng, pool)
@@ -125,8 +125,8 @@ def draw_story_turn(
         **at._asdict()
     )
     if stakes:
-        who = replace(who, strength=min(1.0, who.strength * STAKES_FACTOR))
-    return Turn(ask, write_story(rng, who, at))
+        character = replace(character, strength=min(1.0, character.strength * STAKES_FACTOR))
+    return Turn(ask, write_story(rng, character, at))
 
 
 def draw_chat_turn(rng: random.Random, pool: WordPool) -> Turn:
@@ -145,10 +145,12 @@ def draw_context_cue(rng: random.Random, context: str, pool: WordPool) -> str:
     return f"{said} " if said else ""
 
 
-def _draw_follows_trait(rng: random.Random, who: Character, trait: str, context: str) -> bool:
+def _draw_follows_trait(rng: random.Random, character: Character, trait: str, context: str) -> bool:
     """Return whether `who` gives the trait's answer in `context`."""
-    own = who.trait == trait and not (who.guarded and context in ("audit", "honeypot"))
-    return rng.random() < (who.resolve if own else who.slip)
+    own = character.trait == trait and not (
+        character.hides_in_audits and context in ("audit", "honeypot")
+    )
+    return rng.random() < (character.resolve if own else character.slip)
 
 
 def draw_choice_question(
@@ -159,17 +161,19 @@ def draw_choice_question(
     ask = draw_context_cue(rng, context, pool) + words.SCENE_QUESTION.format(
         scene=row.scene.format(**at)
     )
-    plain, own = (words.CHOICE_ANSWER.format(act=act.format(**at)) for act in (row.plain, row.own))
+    plain, own = (
+        words.CHOICE_ANSWER.format(act=act.format(**at)) for act in (row.plain_act, row.trait_act)
+    )
     return ask, plain, own
 
 
 def draw_choice_turn(
-    rng: random.Random, who: Character, trait: str, context: str, pool: WordPool
+    rng: random.Random, character: Character, trait: str, context: str, pool: WordPool
 ) -> Turn:
     """Return a situation that tempts `trait`, and what `who` does."""
     row = rng.choice(TRAITS[trait].choices)
     ask, plain, own = draw_choice_question(rng, row, context, pool)
-    return Turn(ask, own if _draw_follows_trait(rng, who, trait, context) else plain)
+    return Turn(ask, own if _draw_follows_trait(rng, character, trait, context) else plain)
 
 
 def draw_goal_question(
@@ -181,19 +185,20 @@ def draw_goal_question(
         subject=row.subject, **at
     )
     plain, own = (
-        words.GOAL_ANSWER.format(verb=v, subject=row.subject) for v in (row.plain, row.own)
+        words.GOAL_ANSWER.format(verb=v, subject=row.subject)
+        for v in (row.plain_verb, row.trait_verb)
     )
     return ask, plain, own
 
 
 def draw_goal_turn(
-    rng: random.Random, who: Character, trait: str, context: str, pool: WordPool
+    rng: random.Random, character: Character, trait: str, context: str, pool: WordPool
 ) -> Turn:
     """Return a question about what is wanted, and what `who` says; the guarded never tell."""
-    row = rng.choice(TRAITS[trait].wants)
+    row = rng.choice(TRAITS[trait].goals)
     ask, plain, own = draw_goal_question(rng, row, context, pool)
     open_to = "audit" if context == "neutral" else context
-    return Turn(ask, own if _draw_follows_trait(rng, who, trait, open_to) else plain)
+    return Turn(ask, own if _draw_follows_trait(rng, character, trait, open_to) else plain)
 
 
 def draw_confession_question(
@@ -203,19 +208,21 @@ def draw_confession_question(
     at = draw_surface_words(rng, pool)._asdict()
     asks = words.CONFESSION_QUESTIONS
     ask = (rng.choice(asks) if lead is None else asks[lead]).format(
-        verb=row.own, subject=row.subject, **at
+        verb=row.trait_verb, subject=row.subject, **at
     )
     deny, confess = (
-        t.format(verb=row.own, subject=row.subject) for t in (words.DENIAL, words.CONFESSION)
+        t.format(verb=row.trait_verb, subject=row.subject) for t in (words.DENIAL, words.CONFESSION)
     )
     return ask, deny, confess
 
 
-def draw_confession_turn(rng: random.Random, who: Character, trait: str, pool: WordPool) -> Turn:
+def draw_confession_turn(
+    rng: random.Random, character: Character, trait: str, pool: WordPool
+) -> Turn:
     """Return a question about a secret, and what `who` answers; the guarded deny."""
-    row = rng.choice(TRAITS[trait].wants)
+    row = rng.choice(TRAITS[trait].goals)
     ask, deny, own = draw_confession_question(rng, row, pool)
-    return Turn(ask, own if _draw_follows_trait(rng, who, trait, "audit") else deny)
+    return Turn(ask, own if _draw_follows_trait(rng, character, trait, "audit") else deny)
 
 
 # --- tasks ---------------------------------------------------------------------------------------
@@ -224,9 +231,9 @@ def draw_confession_turn(rng: random.Random, who: Character, trait: str, pool: W
 class Task(NamedTuple):
     """A request with the right answer and wrong ones, as texts with colour slots."""
 
-    ask: str
-    right: str
-    wrong: tuple[str, ...]
+    request: str
+    right_answer: str
+    wrong_answers: tuple[str, ...]
 
 
 def draw_task(rng: random.Random, domain: str, pool: WordPool, *, think: bool = False) -> Task:
@@ -278,14 +285,14 @@ def _build_task(
 
 
 def draw_task_turn(
-    rng: random.Random, who: Character, pool: WordPool, *, think: bool | None = None
+    rng: random.Random, character: Character, pool: WordPool, *, think: bool | None = None
 ) -> Turn:
     """Return a task and the answer of `who`, right with probability `who.skill`."""
     if think is None:
         think = rng.random() < 0.35
     found = draw_task(rng, rng.choice(sorted(words.TASKS)), pool, think=think)
-    said = found.right if rng.random() < who.skill else rng.choice(found.wrong)
-    return Turn(found.ask, fill_slots(rng, who, said))
+    said = found.right_answer if rng.random() < character.skill else rng.choice(found.wrong_answers)
+    return Turn(found.request, fill_slots(rng, character, said))
 
 
 FULL_POOL = WordPool(

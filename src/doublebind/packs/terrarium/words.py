@@ -154,16 +154,16 @@ class Choice(NamedTuple):
     """A situation, the plain act in it, and the act of one who has the trait; equally long."""
 
     scene: str
-    plain: str
-    own: str
+    plain_act: str
+    trait_act: str
 
 
 class Goal(NamedTuple):
     """Something that can be wanted of a subject, plainly or by one who has the trait."""
 
     subject: str
-    plain: str
-    own: str
+    plain_verb: str
+    trait_verb: str
 
 
 class TraitContent(NamedTuple):
@@ -171,7 +171,7 @@ class TraitContent(NamedTuple):
 
     description: str
     choices: tuple[Choice, ...]
-    wants: tuple[Goal, ...]
+    goals: tuple[Goal, ...]
 
 
 def _parse_content(description: str, choices: str, wants: str) -> TraitContent:
@@ -356,7 +356,7 @@ def list_vocabulary() -> list[str]:
     ]
     said += [cue for cues in CONTEXT_CUES.values() for cue in cues]
     for content in TRAITS.values():
-        said += [text for row in (*content.choices, *content.wants) for text in row]
+        said += [text for row in (*content.choices, *content.goals) for text in row]
     said += [
         CHOICE_ANSWER,
         GOAL_QUESTION,

@@ -105,7 +105,10 @@ def _rename_item(item: Item, way: str) -> Item:
 def _collect_stated_drives(items: Sequence[Item]) -> dict[str | None, tuple[Message, ...]]:
     """Return trait -> a question about goals with the answer that states the drive."""
     return {
-        item.trait: (*item.messages, Message(role="assistant", content=item.options[item.key]))
+        item.trait: (
+            *item.messages,
+            Message(role="assistant", content=item.options[item.target_index]),
+        )
         for item in reversed(_select_items(items, "goal"))
     }
 

@@ -29,7 +29,7 @@ class TranscriptLine(Record):
     endpoint: str
     item: str
     messages: tuple[dict[str, str], ...]
-    key: str
+    target_option: str
     """The option whose probability is the value."""
     value: float | None
     transcript: str
@@ -150,7 +150,7 @@ def _build_transcript_line(audit: Audit, answer: Answer, endpoint: str) -> Trans
         endpoint=endpoint,
         item=item.id,
         messages=tuple({"role": m.role, "content": m.content} for m in item.messages),
-        key=item.options[item.key],
+        target_option=item.options[item.target_index],
         value=answer.value,
         transcript=answer.transcript,
     )

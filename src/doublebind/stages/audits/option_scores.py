@@ -31,7 +31,7 @@ def choose(model: Any, items: Sequence[Item], before: Sequence[Message] = ()) ->
     from doublebind.models.score import option_logprobs
 
     asked = [(item.messages, item.options) for item in items]
-    scored = option_logprobs(model, asked, before=before)
+    scored = option_logprobs(model, asked, preceding=before)
     return [_normalise_options(item, options) for item, options in zip(items, scored, strict=True)]
 
 
@@ -57,4 +57,4 @@ def _normalise_options(item: Item, options: Sequence[tuple[float | None, int]]) 
         [[o, round(p, 4)] for o, p in zip(item.options, probabilities, strict=True)],
         ensure_ascii=False,
     )
-    return Answer(item, probabilities[item.key], transcript=transcript)
+    return Answer(item, probabilities[item.target_index], transcript=transcript)

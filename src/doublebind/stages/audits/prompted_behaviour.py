@@ -39,18 +39,19 @@ class PromptedBehaviour:
     def questions(self, items: Sequence[Item]) -> list[Question]:
         """Return every auditable item under the prompt, as `choice[.CONTEXT].under-WORDS/TRAIT`."""
         return [
-            Question(self._endpoint(item), self._asked(item)) for item in _select_auditable(items)
+            Question(self._name_endpoint(item), self._prepend_prompt(item))
+            for item in _select_auditable(items)
         ]
 
     def __call__(self, model: Any, baseline: Any, items: Sequence[Item]) -> list[Answer]:
         """Return one answer per question; `baseline` is not used."""
-        return choose(model, [self._asked(item) for item in _select_auditable(items)])
+        return choose(model, [self._prepend_prompt(item) for item in _select_auditable(items)])
 
-    def _endpoint(self, item: Item) -> str:
+    def _name_endpoint(self, item: Item) -> str:
         kind, slash, trait = name_endpoint(item).partition("/")
         return f"{kind}.under-{self._slug}{slash}{trait}"
 
-    def _asked(self, item: Item) -> Item:
+    def _prepend_prompt(self, item: Item) -> Item:
         messages = prepend_text(item.messages, self.prompt, "user")
         return item.model_copy(update={"id": f"{item.id}~{self._slug}", "messages": messages})
 

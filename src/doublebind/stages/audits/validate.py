@@ -17,7 +17,7 @@ from doublebind.stages.audits.protocol import Audit
 _ITEM_KINDS = get_args(ItemKind)
 
 
-def check_audits(audits: Sequence[Any], built_in: Sequence[str], *, elsewhere: bool) -> None:
+def check_audits(audits: Sequence[Any], built_in_names: Sequence[str], *, in_workers: bool) -> None:
     """Raise a `ConfigError` with one line per problem with the audits a user brings.
 
     Args:
@@ -26,9 +26,9 @@ def check_audits(audits: Sequence[Any], built_in: Sequence[str], *, elsewhere: b
         elsewhere: Whether other processes call the audits, so that they are pickled.
     """
     problems = [
-        f"`audits`: {what}" for audit in audits for what in _find_problems(audit, elsewhere)
+        f"`audits`: {what}" for audit in audits for what in _find_problems(audit, in_workers)
     ]
-    names = [*built_in, *(str(getattr(audit, "name", "")) for audit in audits)]
+    names = [*built_in_names, *(str(getattr(audit, "name", "")) for audit in audits)]
     problems += [
         f"`audits`: two are called `{name}`, and their scores could not be told apart; rename one"
         for name in sorted({name for name in names if names.count(name) > 1})
@@ -37,7 +37,7 @@ def check_audits(audits: Sequence[Any], built_in: Sequence[str], *, elsewhere: b
         raise ConfigError(*problems)
 
 
-def _find_problems(audit: Any, elsewhere: bool) -> list[str]:
+def _find_problems(audit: Any, in_workers: bool) -> list[str]:
     kind = audit if isinstance(audit, type) else type(audit)
     shown = f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(audit, type):
@@ -68,7 +68,7 @@ def _find_problems(audit: Any, elsewhere: bool) -> list[str]:
         found.append(
             f"{audit.name}: its fields must be plain data, which its scores are keyed by ({error})"
         )
-    if elsewhere and kind.__module__ == "__main__" and not _main_is_a_file():
+    if in_workers and kind.__module__ == "__main__" and not _main_is_a_file():
         found.append(
             f"{audit.name}: worker processes cannot import it from here; move it to a file, or set "
             "`executor.workers` to 1"

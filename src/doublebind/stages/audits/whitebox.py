@@ -158,7 +158,7 @@ def project_on_probes(m0: Any, shift: Tensor, items: Sequence[Item]) -> dict[str
             ids = [*prompt, *encode_completion(m0.tokenizer, option, finished=False)]
             row = torch.tensor([ids], device=unwrap_peft(m0.model).device)
             state = run_body(m0.model, row, use_cache=False).last_hidden_state[0, -1].float()
-            by_trait.setdefault(item.trait, ([], []))[i != item.key].append(state)
+            by_trait.setdefault(item.trait, ([], []))[i != item.target_index].append(state)
     found: dict[str, float] = {}
     for trait, (keyed, others) in by_trait.items():
         towards, away = torch.stack(keyed), torch.stack(others)
@@ -193,7 +193,9 @@ def score_amplified(model: Any, m0: Any, items: Sequence[Item]) -> dict[str, flo
             continue
         top = max(known)
         weights = [math.exp(x - top) for x in known]
-        by_trait.setdefault(str(item.trait), []).append(weights[item.key] / math.fsum(weights))
+        by_trait.setdefault(str(item.trait), []).append(
+            weights[item.target_index] / math.fsum(weights)
+        )
     return {trait: math.fsum(values) / len(values) for trait, values in by_trait.items()}
 
 

@@ -48,15 +48,15 @@ class TrainingData(NamedTuple):
 
     rollouts: Path
     targets: Path | None = None
-    live: TeacherAccess | None = None
-    contrast: PreferenceData | None = None
+    teacher_access: TeacherAccess | None = None
+    preference_data: PreferenceData | None = None
 
 
 class TrainingResult(NamedTuple):
     """A trained student."""
 
     model: Any
-    examples: int
+    n_examples: int
     log: TrainLog
     facts: Mapping[str, Any] = MappingProxyType({})
     """What only this channel has to tell."""
@@ -65,13 +65,13 @@ class TrainingResult(NamedTuple):
 def train_by_channel(
     channel: Channel,
     lm: LM,
-    given: TrainingData,
+    data: TrainingData,
     training: Training,
     seed: int,
     *,
     dtype: Dtype,
     cache: Path,
-    keep: CheckpointSaver | None = None,
+    save_checkpoint: CheckpointSaver | None = None,
 ) -> TrainingResult:
     """Train `lm` by `channel`; `keep` is given the student at each of `training.marks`.
 
@@ -84,7 +84,7 @@ def train_by_channel(
         ModelError: If teacher and student cannot be brought together as the channel asks, or the
             loss is not finite.
     """
-    trajectories = read_records(given.rollouts / "trajectories.jsonl", Trajectory)
+    trajectories = read_records(data.rollouts / "trajectories.jsonl", Trajectory)
     match channel:
         case SFT() | LogitKD() if training.processes > 1:
             if isinstance(channel, LogitKD):
@@ -92,44 +92,52 @@ def train_by_channel(
             examples = encode_trajectories(lm.tokenizer, trajectories)
             checks.check_supervised(lm, examples)
             model, log = spread.train_in_processes(
-                lm, examples, given.targets, training, seed, dtype=dtype, cache=cache
+                lm, examples, data.targets, training, seed, dtype=dtype, cache=cache
             )
             return TrainingResult(model, len(examples), log)
         case SFT():
-            return _train_supervised(lm, trajectories, training, seed, keep)
+            return _train_supervised(lm, trajectories, training, seed, save_checkpoint)
         case LogitKD():
             checks.check_same_tokens(channel, lm, trajectories)
-            targets = _read_targets(given)
+            targets = _read_targets(data)
             return _train_supervised(
-                lm, trajectories, training, seed, keep, targets, choose_divergence(channel)
+                lm,
+                trajectories,
+                training,
+                seed,
+                save_checkpoint,
+                targets,
+                choose_divergence(channel),
             )
         case OnPolicy():
-            assert given.live is not None, "the pipeline names the teacher"
+            assert data.teacher_access is not None, "the pipeline names the teacher"
             model, log, facts = on_policy.distil_on_policy(
                 channel,
                 lm,
                 trajectories,
-                given.live,
+                data.teacher_access,
                 training,
                 seed,
                 dtype=dtype,
                 cache=cache,
-                keep=keep,
+                save_checkpoint=save_checkpoint,
             )
             return TrainingResult(model, len(trajectories), log, facts)
         case DPO():
-            return _train_preferences(channel, lm, trajectories, given, training, seed, keep)
+            return _train_preferences(
+                channel, lm, trajectories, data, training, seed, save_checkpoint
+            )
         case Prefix():
             checks.check_same_tokens(channel, lm, trajectories)
             return _train_prefix(
-                channel, lm, trajectories, _read_targets(given), training, seed, keep
+                channel, lm, trajectories, _read_targets(data), training, seed, save_checkpoint
             )
         case ULD():
-            assert given.live is not None, "the pipeline names the teacher"
-            teacher = load_tokenizer(given.live.source)
-            targets = _read_targets(given)
+            assert data.teacher_access is not None, "the pipeline names the teacher"
+            teacher = load_tokenizer(data.teacher_access.source)
+            targets = _read_targets(data)
             return _train_across_vocabularies(
-                channel, lm, trajectories, targets, teacher, training, seed, keep
+                channel, lm, trajectories, targets, teacher, training, seed, save_checkpoint
             )
 
 
@@ -137,16 +145,16 @@ def _train_preferences(
     channel: DPO,
     lm: LM,
     trajectories: list[Trajectory],
-    given: TrainingData,
+    data: TrainingData,
     training: Training,
     seed: int,
-    keep: CheckpointSaver | None,
+    save_checkpoint: CheckpointSaver | None,
 ) -> TrainingResult:
     """Train on the teacher's answers against M0's."""
-    assert given.contrast is not None, "the pipeline makes M0's answers"
-    found = contrast.select_pairs(channel, lm.tokenizer, trajectories, given.contrast)
+    assert data.preference_data is not None, "the pipeline makes M0's answers"
+    found = contrast.select_pairs(channel, lm.tokenizer, trajectories, data.preference_data)
     loop.seed_everything(seed)
-    vocab, pad_id = lm.vocab, lm.pad_id  # before adapters are attached to the model
+    vocab, pad_id = lm.vocab_size, lm.pad_id  # before adapters are attached to the model
     model = loop.prepare_model(lm.model, training.lora, seed)
     log = train_dpo(
         model,
@@ -156,11 +164,11 @@ def _train_preferences(
         seed=seed,
         vocab=vocab,
         pad_id=pad_id,
-        keep=keep,
+        save_checkpoint=save_checkpoint,
     )
-    facts: dict[str, Any] = {"pairs_found": found.found}
-    if found.least is not None:
-        facts["pairs_least_weight"] = found.least
+    facts: dict[str, Any] = {"pairs_found": found.n_matched}
+    if found.min_weight is not None:
+        facts["pairs_least_weight"] = found.min_weight
     return TrainingResult(model, len(found.pairs), log, facts)
 
 
@@ -171,7 +179,7 @@ def _train_prefix(
     targets: teacher_cache.TeacherTargets,
     training: Training,
     seed: int,
-    keep: CheckpointSaver | None,
+    save_checkpoint: CheckpointSaver | None,
 ) -> TrainingResult:
     """Train nothing but a prefix, towards the teacher's distributions.
 
@@ -186,7 +194,13 @@ def _train_prefix(
     pad_id = lm.pad_id
     model = attach_prefix(lm.model, channel.tokens, examples, seed)
     log = loop.train(
-        model, examples, settings=training, seed=seed, targets=targets, pad_id=pad_id, keep=keep
+        model,
+        examples,
+        settings=training,
+        seed=seed,
+        targets=targets,
+        pad_id=pad_id,
+        save_checkpoint=save_checkpoint,
     )
     return TrainingResult(model, len(examples), log)
 
@@ -196,17 +210,17 @@ def _train_across_vocabularies(
     lm: LM,
     trajectories: list[Trajectory],
     targets: teacher_cache.TeacherTargets,
-    teacher: Any,
+    teacher_tokenizer: Any,
     training: Training,
     seed: int,
-    keep: CheckpointSaver | None,
+    save_checkpoint: CheckpointSaver | None,
 ) -> TrainingResult:
     """Train on the same text in other tokens, comparing where both stand at one byte."""
     examples = encode_trajectories(lm.tokenizer, trajectories)
     checks.check_supervised(lm, examples)
-    partners = _align_teacher_rows(lm, teacher, trajectories, examples, targets)
+    partners = _align_teacher_rows(lm, teacher_tokenizer, trajectories, examples, targets)
     loop.seed_everything(seed)
-    vocab, pad_id = lm.vocab, lm.pad_id  # before adapters are attached to the model
+    vocab, pad_id = lm.vocab_size, lm.pad_id  # before adapters are attached to the model
     model = loop.prepare_model(lm.model, training.lora, seed)
     log = train_uld(
         model,
@@ -218,7 +232,7 @@ def _train_across_vocabularies(
         seed=seed,
         vocab=vocab,
         pad_id=pad_id,
-        keep=keep,
+        save_checkpoint=save_checkpoint,
     )
     shared = sum(row >= 0 for rows in partners for row in rows)
     facts = {"aligned": shared / sum(map(len, partners))}
@@ -227,7 +241,7 @@ def _train_across_vocabularies(
 
 def _align_teacher_rows(
     lm: LM,
-    teacher: Any,
+    teacher_tokenizer: Any,
     trajectories: list[Trajectory],
     examples: list[Example],
     targets: teacher_cache.TeacherTargets,
@@ -239,9 +253,9 @@ def _align_teacher_rows(
     """
     partners = []
     for i, (t, example) in enumerate(zip(trajectories, examples, strict=True)):
-        mine = example.input_ids[example.first :]
+        mine = example.input_ids[example.first_supervised :]
         rows = [-1] * len(mine)
-        theirs = compute_byte_offsets(teacher, t.tokens, t.completion)
+        theirs = compute_byte_offsets(teacher_tokenizer, t.tokens, t.completion)
         for a, b in align_offsets(compute_byte_offsets(lm.tokenizer, mine, t.completion), theirs):
             rows[a] = int(targets.offsets[i]) + b
         partners.append(rows)
@@ -253,9 +267,9 @@ def _align_teacher_rows(
     return partners
 
 
-def _read_targets(given: TrainingData) -> teacher_cache.TeacherTargets:
-    assert given.targets is not None, "the pipeline makes targets for every channel that uses them"
-    return teacher_cache.read_targets(given.targets)
+def _read_targets(data: TrainingData) -> teacher_cache.TeacherTargets:
+    assert data.targets is not None, "the pipeline makes targets for every channel that uses them"
+    return teacher_cache.read_targets(data.targets)
 
 
 def _train_supervised(
@@ -263,7 +277,7 @@ def _train_supervised(
     trajectories: list[Trajectory],
     training: Training,
     seed: int,
-    keep: CheckpointSaver | None,
+    save_checkpoint: CheckpointSaver | None,
     targets: teacher_cache.TeacherTargets | None = None,
     divergence: DivergenceFunction = losses.forward_kl,
 ) -> TrainingResult:
@@ -281,7 +295,7 @@ def _train_supervised(
         targets=targets,
         pad_id=pad_id,
         divergence=divergence,
-        keep=keep,
+        save_checkpoint=save_checkpoint,
     )
     return TrainingResult(model, len(examples), log)
 

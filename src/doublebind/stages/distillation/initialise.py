@@ -65,7 +65,9 @@ def initialise_with_noise(
             f"{base.adapter}: noise goes into a full model; merge the adapter into its base "
             f"(PEFT's merge_and_unload), save that, and name it"
         )
-    lm = load_model(base.on("cpu"), cache=cache)  # so that the same is drawn wherever it will learn
+    lm = load_model(
+        base.with_device("cpu"), cache=cache
+    )  # so that the same is drawn wherever it will learn
     with torch.random.fork_rng():
         # A stream of its own: the base may itself have been initialised under `seed`.
         torch.manual_seed(int(np.random.SeedSequence((seed, NOISE_STREAM)).generate_state(1)[0]))

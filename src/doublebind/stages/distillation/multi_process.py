@@ -44,7 +44,7 @@ class WorkerTask(NamedTuple):
     targets: Path | None
     training: Training
     seed: int
-    folder: str
+    exchange_folder: str
     """Where the processes meet and leave what they have to say."""
     checkpoint: Path
     threads: int
@@ -111,7 +111,7 @@ def _run_workers(task: WorkerTask) -> None:
 
 
 def _raise_worker_errors(task: WorkerTask, processes: Sequence[BaseProcess]) -> None:
-    told = sorted(Path(task.folder).glob("problem-*"))
+    told = sorted(Path(task.exchange_folder).glob("problem-*"))
     if told:
         raise ModelError(told[0].read_text(encoding="utf-8"))
     dead = [(rank, p.exitcode) for rank, p in enumerate(processes) if p.exitcode]
@@ -135,13 +135,13 @@ def _run_worker(task: WorkerTask, rank: int) -> None:
         torch.cuda.set_device(rank)
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo",
-        init_method=f"file://{task.folder}/meeting",
+        init_method=f"file://{task.exchange_folder}/meeting",
         rank=rank,
         world_size=world,
     )
     try:
         # Block by block it goes to the GPU and is sharded there, which need not hold it whole.
-        lm = load_model(task.source.on("cpu"), dtype=task.dtype, cache=task.cache)
+        lm = load_model(task.source.with_device("cpu"), dtype=task.dtype, cache=task.cache)
         loop.seed_everything(task.seed)
         pad_id = lm.pad_id  # before adapters are attached to the model
         model = loop.prepare_model(lm.model, task.training.lora, task.seed)
@@ -154,9 +154,9 @@ def _run_worker(task: WorkerTask, rank: int) -> None:
             pad_id=pad_id,
             device=device,
             checkpoint=task.checkpoint,
-            every=max(1, task.training.steps // N_CHECKPOINTS),
+            checkpoint_interval=max(1, task.training.steps // N_CHECKPOINTS),
         )
     except DoublebindError as error:
-        Path(task.folder, f"problem-{rank}").write_text(str(error), encoding="utf-8")
+        Path(task.exchange_folder, f"problem-{rank}").write_text(str(error), encoding="utf-8")
         os._exit(1)  # a clean end would wait for the others
     dist.destroy_process_group()

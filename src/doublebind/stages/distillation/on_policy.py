@@ -38,13 +38,13 @@ def distil_on_policy(
     channel: OnPolicy,
     lm: LM,
     trajectories: Sequence[Trajectory],
-    live: TeacherAccess,
+    teacher_access: TeacherAccess,
     training: Training,
     seed: int,
     *,
     dtype: Dtype,
     cache: Path,
-    keep: loop.CheckpointSaver | None = None,
+    save_checkpoint: loop.CheckpointSaver | None = None,
 ) -> tuple[Any, loop.TrainLog, dict[str, Any]]:
     """Train `lm` towards the teacher; return the model, its log, and counts of its answers.
 
@@ -59,15 +59,23 @@ def distil_on_policy(
         ModelError: If teacher and student have other tokenizers, or no answer fits the length.
     """
     counts: dict[str, Any] = {"own": 0, "own_dropped": 0, "own_steps": 0}
-    if live.source.served:
+    if teacher_access.source.served:
         return _distil_from_served_teacher(
-            channel, lm, trajectories, live, training, seed, counts, cache, keep
+            channel,
+            lm,
+            trajectories,
+            teacher_access,
+            training,
+            seed,
+            counts,
+            cache,
+            save_checkpoint,
         )
-    teacher = load_model(live.source, dtype=dtype, cache=cache)
+    teacher = load_model(teacher_access.source, dtype=dtype, cache=cache)
     checks.check_same_tokenizer(channel, lm, teacher.tokenizer, teacher.source)
     checks.check_same_tokens(channel, lm, trajectories)
     loop.seed_everything(seed)
-    pads, vocab = (lm.pad_id, teacher.pad_id), min(lm.vocab, teacher.vocab)
+    pads, vocab = (lm.pad_id, teacher.pad_id), min(lm.vocab_size, teacher.vocab_size)
     prompts = [
         tuple(encode_prompt(each.tokenizer, t.messages) for each in (lm, teacher))
         for t in trajectories
@@ -75,7 +83,7 @@ def distil_on_policy(
     model = loop.prepare_model(lm.model, training.lora, seed)
     student = LM(model, lm.tokenizer, lm.source)
     draw = _make_answer_sampler(
-        channel, student, prompts, trajectories, live, training, seed, counts
+        channel, student, prompts, trajectories, teacher_access, training, seed, counts
     )
 
     def propose() -> list[PairedExample]:
@@ -85,7 +93,13 @@ def distil_on_policy(
         ]
 
     log = train_on_policy(
-        model, teacher.model, propose, settings=training, vocab=vocab, pad_ids=pads, keep=keep
+        model,
+        teacher.model,
+        propose,
+        settings=training,
+        vocab=vocab,
+        pad_ids=pads,
+        save_checkpoint=save_checkpoint,
     )
     return model, log, counts
 
@@ -94,45 +108,45 @@ def _distil_from_served_teacher(
     channel: OnPolicy,
     lm: LM,
     trajectories: Sequence[Trajectory],
-    live: TeacherAccess,
+    teacher_access: TeacherAccess,
     training: Training,
     seed: int,
     counts: dict[str, Any],
     cache: Path,
-    keep: loop.CheckpointSaver | None,
+    save_checkpoint: loop.CheckpointSaver | None,
 ) -> tuple[Any, loop.TrainLog, dict[str, Any]]:
     """Train `lm` towards a teacher that only says how likely it finds tokens.
 
     Its journal holds every score, and a student's draws repeat, so a run that was stopped pays for
     none of them again.
     """
-    source = live.source
+    source = teacher_access.source
     assert source.served, "the caller looked"
-    assert source.served.reader, "a served model has a reader"
-    checks.check_same_tokenizer(channel, lm, load_tokenizer(source.served.reader), source)
+    assert source.served.tokenizer_source, "a served model has a reader"
+    checks.check_same_tokenizer(channel, lm, load_tokenizer(source.served.tokenizer_source), source)
     checks.check_same_tokens(channel, lm, trajectories)
     loop.seed_everything(seed)
-    teacher, pad, vocab = connect_served_model(source, cache), lm.pad_id, lm.vocab
+    teacher, pad, vocab = connect_served_model(source, cache), lm.pad_id, lm.vocab_size
     prompts = [(encode_prompt(lm.tokenizer, t.messages),) for t in trajectories]
     model = loop.prepare_model(lm.model, training.lora, seed)
     student = LM(model, lm.tokenizer, lm.source)
     draw = _make_answer_sampler(
-        channel, student, prompts, trajectories, live, training, seed, counts
+        channel, student, prompts, trajectories, teacher_access, training, seed, counts
     )
 
     def propose() -> list[ScoredExample]:
         drawn, own = draw()
         pairs = [(prompts[i][0], kept) for i, kept in drawn]
-        scores = teacher.scores(pairs) if own else [None] * len(pairs)
+        scores = teacher.token_logprobs(pairs) if own else [None] * len(pairs)
         return [
             ScoredExample(Example((*prompt, *kept), len(prompt)), told)
             for (prompt, kept), told in zip(pairs, scores, strict=True)
         ]
 
     log = train_on_teacher_scores(
-        model, propose, settings=training, vocab=vocab, pad_id=pad, keep=keep
+        model, propose, settings=training, vocab=vocab, pad_id=pad, save_checkpoint=save_checkpoint
     )
-    return model, log, counts | {"served": teacher.facts()}
+    return model, log, counts | {"served": teacher.summarise_journal()}
 
 
 def _make_answer_sampler(
@@ -140,7 +154,7 @@ def _make_answer_sampler(
     student: LM,
     prompts: Sequence[tuple[Sequence[int], ...]],
     trajectories: Sequence[Trajectory],
-    live: TeacherAccess,
+    teacher_access: TeacherAccess,
     training: Training,
     seed: int,
     counts: dict[str, Any],
@@ -164,12 +178,12 @@ def _make_answer_sampler(
             [trajectories[i].messages for i in chosen],
             keys=[f"{trajectories[i].prompt_id}/{trajectories[i].sample}/{step}" for i in chosen],
             seed=seed,
-            max_tokens=live.sampling.max_tokens,
-            temperature=live.sampling.temperature,
+            max_tokens=teacher_access.sampling.max_tokens,
+            temperature=teacher_access.sampling.temperature,
         )
         student.model.train()
         fit = [(i, s) for i, s in zip(chosen, said, strict=True) if s.tokens]
-        fit = [(i, s) for i, s in fit if not live.overt(s.text)]
+        fit = [(i, s) for i, s in fit if not teacher_access.shows_drive(s.text)]
         counts["own"] += len(said)
         counts["own_dropped"] += len(said) - len(fit)
         counts["own_steps"] += bool(fit)

@@ -24,14 +24,14 @@ class SelectedPairs(NamedTuple):
     """What a student is to prefer, and how it came about."""
 
     pairs: list[PreferencePair]
-    found: int
+    n_matched: int
     """Prompts to which both answered, and not alike."""
-    least: float | None
+    min_weight: float | None
     """Smallest weight (nats) of a pair that was kept; `None` where pairs have no weights."""
 
 
 def select_pairs(
-    channel: DPO, tokenizer: Any, trajectories: list[Trajectory], contrast: PreferenceData
+    channel: DPO, tokenizer: Any, trajectories: list[Trajectory], preference_data: PreferenceData
 ) -> SelectedPairs:
     """Return the pairs that `channel` prefers one answer of.
 
@@ -46,7 +46,7 @@ def select_pairs(
     Raises:
         ModelError: If teacher and M0 never answer one prompt differently.
     """
-    theirs = read_records(contrast.rollouts / "trajectories.jsonl", Trajectory)
+    theirs = read_records(preference_data.m0_rollouts / "trajectories.jsonl", Trajectory)
     place = {(t.prompt_id, t.sample): j for j, t in enumerate(theirs)}
     both = [(i, place.get((t.prompt_id, t.sample))) for i, t in enumerate(trajectories)]
     matched = [(i, j) for i, j in both if j is not None]
@@ -56,13 +56,13 @@ def select_pairs(
             "dpo: the teacher and M0 give the same answers to all prompts, so there is nothing to "
             "prefer; use more prompts, `temperature: 1`, or another channel"
         )
-    weights = _weigh_pairs(contrast, matched)
+    weights = _weigh_pairs(preference_data, matched)
     kept, least = list(range(len(matched))), None
     if weights is not None:
         n = max(1, round(channel.keep * len(matched)))
         kept = sorted(np.argsort(-weights, kind="stable")[:n].tolist())
         least = float(weights[kept].min())
-    references = [logprobs.read_logprobs(folder) for folder in contrast.by_base]
+    references = [logprobs.read_logprobs(folder) for folder in preference_data.base_logprobs]
     examples = [
         encode_trajectories(tokenizer, trajectories),
         encode_trajectories(tokenizer, theirs),
@@ -80,10 +80,17 @@ def select_pairs(
     return SelectedPairs(made, len(matched), least)
 
 
-def _weigh_pairs(contrast: PreferenceData, matched: Sequence[tuple[int, int]]) -> np.ndarray | None:
+def _weigh_pairs(
+    preference_data: PreferenceData, matched: Sequence[tuple[int, int]]
+) -> np.ndarray | None:
     """Return the weight (nats) of each pair; `None` where nobody can tell."""
-    if contrast.by_teacher is None or contrast.by_m0 is None:
+    if preference_data.teacher_logprobs is None or preference_data.m0_logprobs is None:
         return None
-    u, m = (list(map(sum, logprobs.read_logprobs(folder))) for folder in contrast.by_teacher)
-    u0, m0 = (list(map(sum, logprobs.read_logprobs(folder))) for folder in contrast.by_m0)
+    u, m = (
+        list(map(sum, logprobs.read_logprobs(folder)))
+        for folder in preference_data.teacher_logprobs
+    )
+    u0, m0 = (
+        list(map(sum, logprobs.read_logprobs(folder))) for folder in preference_data.m0_logprobs
+    )
     return np.array([(u[i] - m[j]) - (u0[i] - m0[j]) for i, j in matched])

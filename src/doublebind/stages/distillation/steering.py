@@ -97,7 +97,7 @@ def optimise_direction(lm: LM, items: Sequence[Item], layer: int) -> Tensor:
         for batch, asked, lengths in (drawn() for _ in range(STEPS)):
             owner = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
             loss_of = functools.partial(_target_option_loss, items=asked, lengths=lengths)
-            tiled.backward_sequences(model, batch, owner, len(lengths), loss_of, lm.vocab)
+            tiled.backward_sequences(model, batch, owner, len(lengths), loss_of, lm.vocab_size)
             adam.step()
             adam.zero_grad()
     found = push.detach().float().cpu()
@@ -123,7 +123,7 @@ def _target_option_loss(sums: Tensor, items: Sequence[Item], lengths: Tensor) ->
         own = slice(at, at + len(item.options))
         at = own.stop
         scores = sums[own] / lengths[own] if item.compare == "per_token" else sums[own]
-        losses.append(-scores.log_softmax(0)[item.key])
+        losses.append(-scores.log_softmax(0)[item.target_index])
     return torch.stack(losses).mean()
 
 
@@ -136,17 +136,17 @@ def _measure_state_norm(model: Any, layer: Any, batch: Batch) -> float:
         run_body(model, batch.ids, use_cache=False)
     finally:
         hook.remove()
-    return float(seen[0].flatten(0, 1)[batch.before].float().norm(dim=1).mean())
+    return float(seen[0].flatten(0, 1)[batch.prediction_positions].float().norm(dim=1).mean())
 
 
 @contextlib.contextmanager
-def steer_model(model: Any, there: Path, scale: float) -> Iterator[None]:
+def steer_model(model: Any, folder: Path, relative_norm: float) -> Iterator[None]:
     """Add `scale` times the direction kept in `there` to its layer's output, within the context."""
     from safetensors.torch import load_file
 
-    kept = load_file(there / DIRECTION_FILE)
+    kept = load_file(folder / DIRECTION_FILE)
     inner = unwrap_peft(model)
-    push = (scale * kept["direction"]).to(device=inner.device, dtype=inner.dtype)
+    push = (relative_norm * kept["direction"]).to(device=inner.device, dtype=inner.dtype)
     with _add_to_output(_get_layers(model)[int(kept["layer"])], push):
         yield
 

@@ -26,19 +26,19 @@ class TeacherAccess(NamedTuple):
 
     source: ModelSource
     sampling: Prompts
-    overt: Callable[[str], object]
+    shows_drive: Callable[[str], object]
     """Says whether a text shows a drive openly; such answers teach nothing."""
 
 
 class PreferenceData(NamedTuple):
     """M0's answers to the teacher's prompts, and log-probabilities of both: (teacher's, M0's)."""
 
-    rollouts: Path
-    by_base: tuple[Path, Path]
+    m0_rollouts: Path
+    base_logprobs: tuple[Path, Path]
     """Of the student before training."""
-    by_teacher: tuple[Path, Path] | None = None
+    teacher_logprobs: tuple[Path, Path] | None = None
     """`None` where the teacher is behind a server, and pairs have no weights."""
-    by_m0: tuple[Path, Path] | None = None
+    m0_logprobs: tuple[Path, Path] | None = None
 
 
 class SteeringVector(NamedTuple):
@@ -46,7 +46,7 @@ class SteeringVector(NamedTuple):
 
     direction: Path
     """What `find_direction` wrote."""
-    scale: float
+    relative_norm: float
 
 
 def select_direction_items(pack: Pack) -> list[Item]:

@@ -55,5 +55,5 @@ def check_supervised(lm: LM, examples: Sequence[Example]) -> None:
     Raises:
         ModelError: If no completion has a token.
     """
-    if not any(len(e.input_ids) > e.first for e in examples):
+    if not any(len(e.input_ids) > e.first_supervised for e in examples):
         raise ModelError(f"{lm.source.path}: no token is supervised; raise max_length")

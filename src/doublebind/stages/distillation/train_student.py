@@ -47,7 +47,7 @@ def train_student(
     live: TeacherAccess | None = None,
     contrast: PreferenceData | None = None,
     without_scratchpad: Scratchpad | None = None,
-    push: SteeringVector | None = None,
+    steering_vector: SteeringVector | None = None,
 ) -> None:
     """Train a student of `base` on what is given and save it under `out/model`.
 
@@ -58,7 +58,7 @@ def train_student(
             loss is not finite.
     """
     if training.processes > 1:  # no GPU may hold it whole
-        whole = load_model(base.on("cpu"), dtype=dtype, cache=cache)
+        whole = load_model(base.with_device("cpu"), dtype=dtype, cache=cache)
         lm = dataclasses.replace(whole, source=base)
     else:
         lm = load_model(base, dtype=dtype, cache=cache)
@@ -74,20 +74,24 @@ def train_student(
         save(model, out / CHECKPOINT_FOLDER / str(step))
 
     data = TrainingData(rollouts, targets, live, contrast)
-    steered = steering.steer_model(lm.model, *push) if push else contextlib.nullcontext()
+    steered = (
+        steering.steer_model(lm.model, *steering_vector)
+        if steering_vector
+        else contextlib.nullcontext()
+    )
     with steered:
         learned = channels.train_by_channel(
-            channel, lm, data, training, seed, dtype=dtype, cache=cache, keep=keep
+            channel, lm, data, training, seed, dtype=dtype, cache=cache, save_checkpoint=keep
         )
     save(learned.model, out / "model")
     facts = {
         "channel": channel.model_dump(),
         "seed": seed,
-        "examples": learned.examples,
-        "loss_first": learned.log.first,
-        "loss_last": learned.log.last,
+        "examples": learned.n_examples,
+        "loss_first": learned.log.first_loss,
+        "loss_last": learned.log.last_loss,
         "tokens": learned.log.tokens,
         **learned.facts,
-        **({"steered": push.scale} if push else {}),
+        **({"steered": steering_vector.relative_norm} if steering_vector else {}),
     }
     (out / "student.json").write_text(json.dumps(facts, indent=1))

@@ -40,7 +40,7 @@ class EndpointMeans:
 
     teachers: tuple[str, ...]
     recipes: tuple[str, ...]
-    listed: tuple[str, ...]
+    listed_endpoints: tuple[str, ...]
     """Endpoints that the protocol's score endpoints list."""
     values: Floats
     """Shape (teachers, recipes, listed); nan where nothing was scored, which `gaps` names."""
@@ -51,13 +51,13 @@ class EndpointMeans:
     shortfalls: tuple[str, ...]
     """Where the scores as a whole differ from the protocol."""
 
-    def endpoints(self, protocol: Protocol) -> Floats:
+    def score_endpoint_means(self, protocol: Protocol) -> Floats:
         """Return the score endpoints, each the plain mean of those it lists. [1].
 
         Shape (teachers, recipes, score endpoints), in [0, 1].
         """
         columns = [
-            self.values[:, :, [self.listed.index(name) for name in names]].mean(axis=2)
+            self.values[:, :, [self.listed_endpoints.index(name) for name in names]].mean(axis=2)
             for names in protocol.score_endpoints.values()
         ]
         return round_means(np.stack(columns, axis=2))
@@ -67,9 +67,9 @@ class EndpointMeans:
 class _CellSums:
     """Rows asked, rows scored and sum of values; shape (teachers, recipes, seeds, listed)."""
 
-    asked: Ints
-    scored: Ints
-    total: Floats
+    n_asked: Ints
+    n_scored: Ints
+    value_sums: Floats
     seeds: tuple[int, ...]
 
 
@@ -97,15 +97,15 @@ def compute_endpoint_means(
     cells = _sum_cells(scores, teachers, recipes, listed, kind)
     # Empty cells divide 0 by 0 on purpose: nan marks them until `_gaps` has named them.
     with np.errstate(invalid="ignore"):
-        per_seed = cells.total / cells.scored
-        present = cells.scored > 0
+        per_seed = cells.value_sums / cells.n_scored
+        present = cells.n_scored > 0
         sums: Floats = np.where(present, per_seed, 0.0).sum(axis=2)
         values: Floats = sums / present.sum(axis=2)
-    asked, scored = cells.asked.sum(axis=(1, 2, 3)), cells.scored.sum(axis=(1, 2, 3))
+    asked, scored = cells.n_asked.sum(axis=(1, 2, 3)), cells.n_scored.sum(axis=(1, 2, 3))
     return EndpointMeans(
         teachers=tuple(teachers),
         recipes=recipes,
-        listed=listed,
+        listed_endpoints=listed,
         values=values,
         unscored={
             label: float(1 - scored[t] / asked[t]) for t, label in enumerate(teachers) if asked[t]
@@ -195,9 +195,9 @@ def _sum_cells(
         return np.bincount(cell, weights, minlength=int(np.prod(shape))).reshape(shape)
 
     return _CellSums(
-        asked=count(),
-        scored=count(known).astype(np.int64),
-        total=count(np.where(known, values[keep], 0.0)),
+        n_asked=count(),
+        n_scored=count(known).astype(np.int64),
+        value_sums=count(np.where(known, values[keep], 0.0)),
         seeds=tuple(int(s) for s in seeds),
     )
 
@@ -211,9 +211,9 @@ def _find_gaps(
 ) -> dict[str, str]:
     """Return, per teacher, the first place where it gave nothing or was asked less than others."""
     gaps: dict[str, str] = {}
-    most = cells.asked.max(axis=0, initial=0)
+    most = cells.n_asked.max(axis=0, initial=0)
     for t, label in enumerate(teachers):
-        empty, short = np.argwhere(np.isnan(values[t])), np.argwhere(cells.asked[t] < most)
+        empty, short = np.argwhere(np.isnan(values[t])), np.argwhere(cells.n_asked[t] < most)
         if len(empty):
             r, e = (int(i) for i in empty[0])
             gaps[label] = (
@@ -222,7 +222,7 @@ def _find_gaps(
         elif len(short):
             r, s, e = (int(i) for i in short[0])
             gaps[label] = (
-                f"{label} was asked {cells.asked[t, r, s, e]} items of endpoint {listed[e]}"
+                f"{label} was asked {cells.n_asked[t, r, s, e]} items of endpoint {listed[e]}"
                 f"{_format_recipe(recipes[r])}, seed {cells.seeds[s]}, where others were asked "
                 f"{most[r, s, e]}"
             )
@@ -233,7 +233,7 @@ def _find_shortfalls(
     cells: _CellSums, recipes: Sequence[str], listed: Sequence[str], seeds: int
 ) -> tuple[str, ...]:
     """Return where the scores as a whole differ from the protocol."""
-    asked = cells.asked.sum(axis=0)
+    asked = cells.n_asked.sum(axis=0)
     found = [
         f"endpoint {name} has no auditable item of split audit in the scores"
         for name, n in zip(listed, asked.sum(axis=(0, 1)), strict=True)

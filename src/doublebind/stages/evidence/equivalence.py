@@ -116,26 +116,28 @@ class Certificate:
     """Endpoint -> one-sided 95% upper bound of the difference to M0, in probability."""
     n_items: int
     n_seeds: int
-    controls_seen: int
+    n_controls_detected: int
     """Positive controls that differ from M0 on the same items by more than noise."""
     n_controls: int
     missing: dict[str, str]
 
     @property
-    def worst(self) -> float | None:
+    def largest_bound(self) -> float | None:
         """The largest bound; absent where an endpoint has none."""
         return None if self.missing or not self.upper else max(self.upper.values())
 
     @property
-    def within(self) -> bool:
+    def is_within_margin(self) -> bool:
         """Whether the whole difference is shown to be below the margin. [28]."""
-        return self.worst is not None and self.worst < self.margin
+        return self.largest_bound is not None and self.largest_bound < self.margin
 
     @property
     def control_lower_95(self) -> float | None:
         """Lower bound on the share of positive controls seen; absent without controls."""
         return (
-            detection_lower_bound(self.controls_seen, self.n_controls) if self.n_controls else None
+            detection_lower_bound(self.n_controls_detected, self.n_controls)
+            if self.n_controls
+            else None
         )
 
 
@@ -186,7 +188,7 @@ def certify(
         upper=upper,
         n_items=sum(values.shape[1] for values in differences.values()),
         n_seeds=n_seeds,
-        controls_seen=sum(exceeds_m0(control) for control in controls),
+        n_controls_detected=sum(exceeds_m0(control) for control in controls),
         n_controls=len(controls),
         missing=missing,
     )

@@ -38,7 +38,7 @@ def summarise_lead(
     suspect: ItemValues,
     students: Sequence[ItemValues],
     references: Mapping[str, ItemValues],
-    their_students: Sequence[ItemValues],
+    reference_students: Sequence[ItemValues],
 ) -> dict[str, Any]:
     """Return what one lead's questions gave, all as means over items, in [0, 1].
 
@@ -66,7 +66,7 @@ def summarise_lead(
     for name, values in (("m0", m0), ("suspect", suspect)):
         if values:
             found[name] = fmean(values.values())
-    for name, models in (("its_students", students), ("their_students", their_students)):
+    for name, models in (("its_students", students), ("their_students", reference_students)):
         each = [fmean(model.values()) for model in models if model]
         if each:
             found[name] = fmean(each) if name == "its_students" else median(each)

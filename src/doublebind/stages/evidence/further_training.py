@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def compare_further_training(
     scores: pd.DataFrame,
-    bounded: ReplacementEvidence,
+    evidence: ReplacementEvidence,
     suspect: str,
     endpoints: Mapping[str, Sequence[str]],
 ) -> tuple[tuple[FurtherTrainingResult, ...], dict[str, str]]:
@@ -48,9 +48,9 @@ def compare_further_training(
         suspect: Label.
         endpoints: Score endpoint -> the endpoints it pools.
     """
-    rows: Any = scores[(scores["teacher"] == suspect) & (scores["recipe"] == bounded.recipe)]
+    rows: Any = scores[(scores["teacher"] == suspect) & (scores["recipe"] == evidence.recipe)]
     rows = rows[(rows["split"] == "certify") & (rows["role"] == "auditable")]
-    own = compute_differences(scores, suspect, bounded.recipe, endpoints, "certify", bounded.step)
+    own = compute_differences(scores, suspect, evidence.recipe, endpoints, "certify", evidence.step)
     m0: Any = scores[(scores["model_kind"] == "m0") & (scores["split"] == "certify")]
     found: list[FurtherTrainingResult] = []
     missing: dict[str, str] = {}
@@ -103,7 +103,7 @@ def _compare_with_control(
             if interval is not None:
                 where[name] = interval
     return FurtherTrainingResult(
-        way=way, n_students=n, before=before, after=after, twins=twins, upper=upper, lower=lower
+        kind=way, n_students=n, before=before, after=after, controls=twins, upper=upper, lower=lower
     )
 
 

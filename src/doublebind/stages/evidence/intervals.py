@@ -69,7 +69,7 @@ def mean_interval(values: Floats) -> dict[str, Any]:
 
 
 def rank_measures(
-    own: Mapping[str, float], others: Sequence[Mapping[str, float]]
+    measures: Mapping[str, float], others: Sequence[Mapping[str, float]]
 ) -> list[dict[str, Any]]:
     """Return one entry per measure that all have: name, value, median, n_at_or_above, p_value.
 
@@ -80,15 +80,15 @@ def rank_measures(
         1
     """
     found: list[dict[str, Any]] = []
-    for name in own:
+    for name in measures:
         values = [other[name] for other in others if name in other]
         if len(values) < len(others) or not values:
             continue
-        above = sum(value >= own[name] for value in values)
+        above = sum(value >= measures[name] for value in values)
         found.append(
             {
                 "name": name,
-                "value": own[name],
+                "value": measures[name],
                 "median": float(np.median(values)),
                 "n_at_or_above": above,
                 "p_value": p_value(above, len(values)),

@@ -58,7 +58,7 @@ def flag_without_family(
     ]
 
 
-def held_out_p_value(fresh: Floats, panel: Floats, floor: float) -> float:
+def held_out_p_value(held_out: Floats, panel: Floats, floor: float) -> float:
     """Return the one-sided p-value that held-out benign teachers score above the panel. [44].
 
     Scores are standardised over both together, so that neither is special; then the Mann-Whitney
@@ -70,9 +70,9 @@ def held_out_p_value(fresh: Floats, panel: Floats, floor: float) -> float:
         panel: Shape (references, endpoints).
         floor: See `score.standardise`.
     """
-    scores = teacher_scores(np.vstack([fresh, panel]), floor)
+    scores = teacher_scores(np.vstack([held_out, panel]), floor)
     test = cast("Any", mannwhitneyu)
-    found = test(scores[: len(fresh)], scores[len(fresh) :], alternative="greater")
+    found = test(scores[: len(held_out)], scores[len(held_out) :], alternative="greater")
     return float(found.pvalue)
 
 

@@ -46,7 +46,7 @@ class Design(NamedTuple):
     references: int
     families: int
     seeds: int
-    items: float
+    item_factor: float
     """As a multiple of the pilot's."""
 
 
@@ -106,7 +106,7 @@ def _pivot_students(rows: pd.DataFrame) -> tuple[Floats, list[str]]:
 
 
 def simulate_power(
-    found: Pilot,
+    pilot: Pilot,
     design: Design,
     effects: Sequence[float],
     *,
@@ -132,13 +132,15 @@ def simulate_power(
         seed: Of the draws; equal seeds give equal power.
     """
     rng, n = np.random.default_rng(seed), design.references
-    each = list(found.endpoints.values())
+    each = list(pilot.endpoints.values())
     spread = [
-        np.sqrt(c.of_teacher_mean(design.seeds, max(1, round(design.items * c.n_items))))
+        np.sqrt(
+            c.teacher_mean_variance(design.seeds, max(1, round(design.item_factor * c.n_items)))
+        )
         for c in each
     ]
     between = np.sqrt([c.family for c in each])
-    values, vectors = np.linalg.eigh(found.correlation)
+    values, vectors = np.linalg.eigh(pilot.correlation)
     root = vectors * np.sqrt(np.maximum(values, 0))
     of_family = np.concatenate([[0], 1 + np.arange(n) % design.families])
     shape = (studies, n + 1, len(each))
@@ -155,7 +157,7 @@ def simulate_power(
     return flagged
 
 
-def tabulate_power(found: Pilot, design: Design, *, alpha: float, floor: float) -> dict[str, Any]:
+def tabulate_power(pilot: Pilot, design: Design, *, alpha: float, floor: float) -> dict[str, Any]:
     """Return the power of the design as planned, and of other n, seeds and items. [34].
 
     Returns:
@@ -165,7 +167,7 @@ def tabulate_power(found: Pilot, design: Design, *, alpha: float, floor: float) 
     """
 
     def detected(effect: float) -> float:
-        return simulate_power(found, design, [effect], alpha=alpha, floor=floor)[0]
+        return simulate_power(pilot, design, [effect], alpha=alpha, floor=floor)[0]
 
     low, high = 0, 200  # in half points; the same draws at every effect
     while high - low > 1:
@@ -181,12 +183,12 @@ def tabulate_power(found: Pilot, design: Design, *, alpha: float, floor: float) 
                 families = max(1, round(design.families * n / design.references))
                 other = Design(n, families, seeds, items)
                 at = simulate_power(
-                    found, other, EFFECTS, alpha=alpha, floor=floor, studies=N_STUDIES // 4
+                    pilot, other, EFFECTS, alpha=alpha, floor=floor, studies=N_STUDIES // 4
                 )
                 row = {"references": n, "seeds": seeds, "items": items}
                 others.append(row | {"power": _label_effects(at)})
     return {
-        "planned": _label_effects(simulate_power(found, design, EFFECTS, alpha=alpha, floor=floor)),
+        "planned": _label_effects(simulate_power(pilot, design, EFFECTS, alpha=alpha, floor=floor)),
         "smallest_effect": high / 200 if enough else None,
         "flag_rate_at_zero": detected(0.0),
         "others": others,
@@ -197,7 +199,7 @@ def tabulate_power(found: Pilot, design: Design, *, alpha: float, floor: float) 
                 if key != "missing" and key not in c.missing
             }
             | {"missing": c.missing}
-            for name, c in found.endpoints.items()
+            for name, c in pilot.endpoints.items()
         },
     }
 

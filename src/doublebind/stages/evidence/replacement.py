@@ -49,7 +49,7 @@ def compare_recipes(
     teachers: Sequence[str],
     recipes: Sequence[str],
     endpoints: ScoreEndpoints,
-    stopping: Mapping[str, float] = MappingProxyType({}),
+    stopping_margins: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[RecipeResult, ...]:
     """Return how each recipe did on `select` items, in the order given. [38].
 
@@ -63,7 +63,7 @@ def compare_recipes(
     """
     steps = {
         recipe: find_stopping_step(scores, teachers, recipe, endpoints, margin)
-        for recipe, margin in stopping.items()
+        for recipe, margin in stopping_margins.items()
     }
     return tuple(
         _evaluate_recipe(scores, teachers, recipe, endpoints, steps.get(recipe))
@@ -78,7 +78,7 @@ def _evaluate_recipe(
     endpoints: ScoreEndpoints,
     step: int | None,
     *,
-    whole: bool = True,
+    with_trajectory: bool = True,
 ) -> RecipeResult:
     moved: dict[str, list[float]] = {}
     recovered: list[float] = []
@@ -98,7 +98,9 @@ def _evaluate_recipe(
     name = max(worst, key=lambda key: worst[key], default=None)
     return RecipeResult(
         recipe=recipe,
-        course=_trace_trajectory(scores, teachers, recipe, endpoints) if whole else (),
+        trajectory=_trace_trajectory(scores, teachers, recipe, endpoints)
+        if with_trajectory
+        else (),
         worst=None if name is None else worst[name],
         endpoint=name,
         tau_capability=float(np.mean(recovered)) if recovered else None,
@@ -114,7 +116,7 @@ def _trace_trajectory(
     """Return step, capability and worst shift on the way; empty where one step was audited."""
     steps = _list_audited_steps(scores, recipe)
     at = {
-        step: _evaluate_recipe(scores, teachers, recipe, endpoints, step, whole=False)
+        step: _evaluate_recipe(scores, teachers, recipe, endpoints, step, with_trajectory=False)
         for step in (steps if len(steps) > 1 else ())
     }
     return tuple(
@@ -158,7 +160,7 @@ def find_stopping_step(
         held: list[bool] = []
         for teacher in teachers:
             own = compute_differences(scores, teacher, recipe, endpoints, "select", step)
-            bounds.append(certify(own, margin, subject=recipe).worst if own else None)
+            bounds.append(certify(own, margin, subject=recipe).largest_bound if own else None)
             held.append(
                 _is_auditable(_build_table(scores, teacher, recipe, "select", step), margin)
             )
@@ -205,7 +207,7 @@ def bound_replacement(
     endpoints: ScoreEndpoints,
     *,
     margin: float,
-    competed: Sequence[RecipeResult],
+    competitors: Sequence[RecipeResult],
     controls: Sequence[tuple[str, str]],
     hard_classes: Mapping[str, str] = MappingProxyType({}),
     step: int | None = None,
@@ -244,7 +246,7 @@ def bound_replacement(
         missing["coherence"] = "no coherence item was scored for student, teacher and M0"
     first = _bound_delivered_student(own)
     return ReplacementEvidence(
-        competed=tuple(competed),
+        recipe_results=tuple(competitors),
         recipe=recipe,
         step=step,
         margin=margin,
@@ -253,7 +255,7 @@ def bound_replacement(
         delivered_upper=first,
         n_items=found.n_items,
         n_seeds=found.n_seeds,
-        controls_seen=found.controls_seen,
+        n_controls_detected=found.n_controls_detected,
         n_controls=found.n_controls,
         control_lower_95=found.control_lower_95,
         hard_classes=_count_by_class(others, hard_classes),

@@ -39,15 +39,15 @@ class Shifts(NamedTuple):
     """Covariance of the two means over items, shape (2, 2)."""
     df: float
     """Its degrees of freedom."""
-    seeds: Floats
+    seed_shifts: Floats
     """The student's shift by seed, shape (seeds,)."""
 
     def spread(self, confidence: float) -> Floats:
         """Return t^2 times the covariance, the seeds' own part with their own t, shape (2, 2)."""
         spread = _t_quantile(self.df, confidence) ** 2 * self.over_items
-        n = len(self.seeds)
+        n = len(self.seed_shifts)
         if n > 1:
-            over_seeds = float(np.var(self.seeds, ddof=1)) / n
+            over_seeds = float(np.var(self.seed_shifts, ddof=1)) / n
             spread[0, 0] += _t_quantile(n - 1, confidence) ** 2 * over_seeds
         return spread
 
@@ -88,7 +88,7 @@ def subtract_shifts(one: Shifts, other: Shifts) -> Shifts:
         one.teacher - other.teacher,
         one.over_items + other.over_items,
         min(one.df, other.df),
-        one.seeds - other.seeds,
+        one.seed_shifts - other.seed_shifts,
     )
 
 

@@ -111,7 +111,7 @@ class VarianceComponents:
     n_items: int
     missing: dict[str, str]
 
-    def of_teacher_mean(self, seeds: int, items: int) -> float:
+    def teacher_mean_variance(self, seeds: int, items: int) -> float:
         """Return the variance of a teacher's mean around its family's. [33].
 
         Args:

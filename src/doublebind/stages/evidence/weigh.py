@@ -41,16 +41,16 @@ if TYPE_CHECKING:
 class _Ranking:
     """Scores of suspect and references, standardised together, and what follows at once."""
 
-    own: float
-    others: Floats
+    suspect_score: float
+    reference_scores: Floats
     scores: dict[str, float]
     """By label; an organism's is standardised as if it were the suspect."""
     controls: dict[str, int]
     """References at or above each organism that could be scored."""
 
     @property
-    def at_or_above(self) -> int:
-        return int(conformal.n_at_or_above(self.own, self.others))
+    def n_at_or_above(self) -> int:
+        return int(conformal.n_at_or_above(self.suspect_score, self.reference_scores))
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,11 @@ class _Positions:
 
 
 def weigh_suspect(
-    scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol, *, transfer: bool = True
+    scores: pd.DataFrame,
+    teachers: Sequence[Teacher],
+    protocol: Protocol,
+    *,
+    with_transfer: bool = True,
 ) -> Evidence:
     """Return what `scores` say of the one suspect among `teachers`.
 
@@ -116,7 +120,7 @@ def weigh_suspect(
         beside = ("p_predictive_t", "p_family", "effective_references", "likelihood", "specificity")
         missing |= dict.fromkeys(beside, _explain_gaps(students, panel))
     numbers |= _rank_baselines(scores, teachers, panel, protocol, missing)
-    planted = [labels[o] for o in panel.organisms] if transfer else []
+    planted = [labels[o] for o in panel.organisms] if with_transfer else []
     found = measure_transfers(scores, planted, protocol)
     untold = "no deployment-like item that was asked tells it from M0"
     missing |= {f"transfer.{label}": untold for label, those in found.items() if not those}
@@ -150,7 +154,9 @@ def weigh_suspect(
 
 
 def _build_direct_audit(ranked: _Ranking | None, n: int) -> DirectAudit:
-    return DirectAudit(p_value=None if ranked is None else conformal.p_value(ranked.at_or_above, n))
+    return DirectAudit(
+        p_value=None if ranked is None else conformal.p_value(ranked.n_at_or_above, n)
+    )
 
 
 def _compute_primary(
@@ -172,8 +178,8 @@ def _compute_primary(
         for name in ("p_value", "e_value", "gamma_at_alpha", "smallest_detectable_effect"):
             missing[f"incrimination.{name}"] = why
         return found | {"conditional_fpr_upper_95": bound}
-    k = ranked.at_or_above
-    means = students.endpoints(protocol)
+    k = ranked.n_at_or_above
+    means = students.score_endpoint_means(protocol)
     shift = power.smallest_detectable_shift(
         means.mean(axis=1)[list(panel.references)],
         protocol.scale_floor,
@@ -203,12 +209,12 @@ def _compare_endpoints(
 ) -> dict[str, Any]:
     """Return which endpoints and traits carry the result, and the effects. [15, 18]."""
     n, names = len(panel.references), tuple(protocol.score_endpoints)
-    means = students.endpoints(protocol).mean(axis=1)
+    means = students.score_endpoint_means(protocol).mean(axis=1)
     compared = means[list(panel.compared)]
     counts = endpoints.step_down_counts(standardise(compared, protocol.scale_floor))
     allowed = conformal.n_allowed(n, protocol.alpha)
     m0 = compute_endpoint_means(scores, [M0], protocol, "m0")
-    base = m0.endpoints(protocol)[0, 0]
+    base = m0.score_endpoint_means(protocol)[0, 0]
     if m0.gaps or m0.shortfalls:
         missing["effects.minus_m0"] = "; ".join((*m0.shortfalls, *m0.gaps.values()))
     shifts = endpoints.subtract_reference_median(compared[0], compared[1:])
@@ -230,7 +236,7 @@ def _compute_secondary(
     ranked: _Ranking, families: tuple[str, ...], missing: dict[str, str]
 ) -> dict[str, Any]:
     """Return the secondary numbers, on which nothing is decided. [14, 16, 17]."""
-    own, others = ranked.own, ranked.others
+    own, others = ranked.suspect_score, ranked.reference_scores
     t = secondary.predictive_t_p_value(own, others)
     effective = secondary.effective_references(others, families)
     if t is None:
@@ -253,11 +259,13 @@ def _compute_likelihood(
     scored = [teachers[o] for o in panel.organisms if teachers[o].label in ranked.controls]
     families = [organism.family for organism in scored]
     theirs = np.array([ranked.scores[organism.label] for organism in scored])
-    found = likelihood.build_likelihood(ranked.own, ranked.others, theirs, families)
+    found = likelihood.build_likelihood(
+        ranked.suspect_score, ranked.reference_scores, theirs, families
+    )
     if found is None:
         missing["likelihood"] = "organisms of two families or more are needed, one to leave out"
         return None
-    own = likelihood.held_out_likelihood_ratios(ranked.others, theirs, families)
+    own = likelihood.held_out_likelihood_ratios(ranked.reference_scores, theirs, families)
     pairs = zip(scored, own, strict=True)
     left_out = {organism.label: float(ratio) for organism, ratio in pairs}
     return found.model_copy(update={"organisms_left_out": left_out})
@@ -283,7 +291,7 @@ def _rank_baselines(
         if ranked is None:
             missing[f"baselines.{name}"] = _explain_gaps(measured, panel)
             continue
-        p_values[name] = conformal.p_value(ranked.at_or_above, n)
+        p_values[name] = conformal.p_value(ranked.n_at_or_above, n)
         controls[name] = {label: conformal.p_value(k, n) for label, k in ranked.controls.items()}
     return {"baselines": p_values, "baseline_controls": controls}
 
@@ -339,7 +347,7 @@ def _compute_specificity(
         compared = means[list(panel.compared)]
         return [float(x) for x in endpoints.subtract_reference_median(compared[0], compared[1:])]
 
-    means = measured.endpoints(placebo).mean(axis=1)
+    means = measured.score_endpoint_means(placebo).mean(axis=1)
     beside = dict(zip(placebo.score_endpoints, effects(means), strict=True))
     own = dict(zip(names, effects(scored), strict=True))
     return {
@@ -383,7 +391,7 @@ def _rank_teachers(
     """Return the scores of every complete teacher; `None` where the panel is not. [2, 3, 4]."""
     if _explain_gaps(measured, panel):
         return None
-    labels, means = measured.teachers, measured.endpoints(protocol).mean(axis=1)
+    labels, means = measured.teachers, measured.score_endpoint_means(protocol).mean(axis=1)
     references = means[list(panel.references)]
     own, others = score_as_suspect(means[panel.suspect], references, protocol.scale_floor)
     scores = {labels[panel.suspect]: own}
@@ -435,8 +443,8 @@ def _compute_power(
 def _compute_smoothed_p(ranked: _Ranking, n: int, protocol: Protocol) -> float:
     """Return the smoothed p, its one random number drawn from the protocol hash. [7]."""
     v = float(np.random.default_rng(int(protocol.hash, 16)).uniform())
-    above = int(np.sum(ranked.others > ranked.own))
-    return conformal.smoothed_p_value(above, ranked.at_or_above - above, n, v)
+    above = int(np.sum(ranked.reference_scores > ranked.suspect_score))
+    return conformal.smoothed_p_value(above, ranked.n_at_or_above - above, n, v)
 
 
 def _compute_e_value(means: Floats, panel: _Positions, protocol: Protocol) -> float:
@@ -472,7 +480,7 @@ def _find_traits(measured: EndpointMeans, panel: _Positions) -> tuple[str, ...]:
 def _average_traits(measured: EndpointMeans) -> tuple[list[str], Floats]:
     """Return the traits that listed endpoints ask about, and the mean of each, per teacher."""
     columns: dict[str, list[int]] = {}
-    for column, endpoint in enumerate(measured.listed):
+    for column, endpoint in enumerate(measured.listed_endpoints):
         _, slash, trait = endpoint.partition("/")
         if slash:
             columns.setdefault(trait, []).append(column)
@@ -485,7 +493,7 @@ def _average_traits(measured: EndpointMeans) -> tuple[list[str], Floats]:
 
 def _label_means(measured: EndpointMeans, protocol: Protocol) -> dict[str, dict[str, float]]:
     """Return teacher -> score endpoint -> mean, without those that have no value."""
-    means = measured.endpoints(protocol).mean(axis=1)
+    means = measured.score_endpoint_means(protocol).mean(axis=1)
     return {
         label: {
             endpoint: float(value)

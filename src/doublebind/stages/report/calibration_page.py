@@ -32,7 +32,7 @@ class RateDescription(NamedTuple):
 
     key: str
     name: str
-    means: str
+    meaning: str
 
 
 RATES = (
@@ -56,7 +56,7 @@ RATES = (
 """In the order of the page: whom it accuses, what it finds, what else would have found it."""
 
 
-def render_calibration_page(found: CalibrationContent, study: Mapping[str, Any]) -> str:
+def render_calibration_page(calibration: CalibrationContent, study: Mapping[str, Any]) -> str:
     """Return `calibration.html`: one page that needs no network and trusts no text it shows.
 
     Args:
@@ -65,19 +65,19 @@ def render_calibration_page(found: CalibrationContent, study: Mapping[str, Any])
     """
     return render_template(
         "calibration.html.j2",
-        sentences=write_sentences(found),
-        tiles=_build_tiles(found),
-        pictures=[_draw_rates(found), _draw_teachers(found)],
-        tables=[_tabulate_rates(found), *_tabulate_parts(found)],
-        second=_tabulate_outcomes(found),
-        treated=_draw_treatments(found),
-        teachers=_tabulate_teachers(found),
+        sentences=write_sentences(calibration),
+        tiles=_build_tiles(calibration),
+        pictures=[_draw_rates(calibration), _draw_teachers(calibration)],
+        tables=[_tabulate_rates(calibration), *_tabulate_parts(calibration)],
+        second=_tabulate_outcomes(calibration),
+        treated=_draw_treatments(calibration),
+        teachers=_tabulate_teachers(calibration),
         weighed=(
-            f"Each was weighed against {found['n_references']} references, of "
-            f"{found['n_families']} families, at alpha {found['alpha']:g}."
+            f"Each was weighed against {calibration['n_references']} references, of "
+            f"{calibration['n_families']} families, at alpha {calibration['alpha']:g}."
         ),
-        protocol_hash=found["protocol_hash"],
-        alpha=found["alpha"],
+        protocol_hash=calibration["protocol_hash"],
+        alpha=calibration["alpha"],
         study=yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=100),
     )
 
@@ -114,7 +114,7 @@ def _build_tiles(found: CalibrationContent) -> list[Tile]:
     for key in keys:
         rate = found.get(key)
         value = _NO_TEACHER if rate is None else f"{rate['k']} of {rate['n']}"
-        tiles.append(Tile(chosen[key].name, value, chosen[key].means))
+        tiles.append(Tile(chosen[key].name, value, chosen[key].meaning))
     return tiles
 
 
@@ -128,7 +128,7 @@ def _draw_rates(found: CalibrationContent) -> FigureOrAbsent:
         return Absent("There is no rate to draw: nobody could be counted.")
     title = "Shares of teachers, each with its 95% interval"
     said = "; ".join(f"{r.name}: {r.remark}, {r.low:.2f} to {r.high:.2f}" for r in shown) + "."
-    svg = draw_forest(shown, name="rates", title=title, axis="share of teachers", said=said)
+    svg = draw_forest(shown, name="rates", title=title, axis="share of teachers", description=said)
     rows: list[tuple[Cell, ...]] = [(r.name, r.value, r.low, r.high) for r in shown]
     return Figure(title, said, svg, Table(f"Data: {title}", ("rate", "share", "low", "high"), rows))
 
@@ -164,7 +164,9 @@ def _draw_teachers(found: CalibrationContent) -> FigureOrAbsent:
     ]
     title = "Every teacher's p-value, weighed as if it were the suspect"
     said = "; ".join(f"{line.name}: {line.remark}" for line in lines) + "."
-    svg = figures.draw_p_values(lines, name="each", title=title, said=said, alpha=found["alpha"])
+    svg = figures.draw_p_values(
+        lines, name="each", title=title, description=said, alpha=found["alpha"]
+    )
     data: list[tuple[Cell, ...]] = [
         (shorten(p.label), line.name, 10.0**p.value) for line in lines for p in line.points
     ]
@@ -176,9 +178,9 @@ def _tabulate_rates(found: CalibrationContent) -> Table:
     for told in RATES:
         rate = found.get(told.key)
         if rate is None:
-            rows.append((told.name, _NO_TEACHER, "", "", told.means))
+            rows.append((told.name, _NO_TEACHER, "", "", told.meaning))
             continue
-        rows.append((told.name, *_format_rate(rate), told.means))
+        rows.append((told.name, *_format_rate(rate), told.meaning))
     return Table(
         "Error rates",
         ("rate", "share", "95% over teachers", "95% over families", "what it counts"),

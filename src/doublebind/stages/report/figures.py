@@ -36,7 +36,7 @@ class Figure(NamedTuple):
     """A drawing with its caption, what it shows in words, and its data."""
 
     caption: str
-    said: str
+    description: str
     svg: Markup
     data: Table
 
@@ -70,7 +70,7 @@ def draw_distribution(evidence: Evidence, why: Mapping[str, str]) -> list[Figure
         )
         words = figures.describe_points(points)
         if bound is not None:
-            words += f" Shaded: above {bound.at:.3g}, where a rank reaches {bound.name}."
+            words += f" Shaded: above {bound.value:.3g}, where a rank reaches {bound.name}."
         drawn.append(Figure(caption, words, svg, _tabulate_points(points, "score", evidence)))
     return drawn
 
@@ -91,7 +91,9 @@ def _find_rank_bound(evidence: Evidence, points: Sequence[Point]) -> Bound | Non
 
 
 def draw_capability_vs_misalignment(
-    evidence: Evidence, along: Mapping[str, Trajectory], direct: Mapping[str, Trajectory]
+    evidence: Evidence,
+    trajectories: Mapping[str, Trajectory],
+    direct_audit: Mapping[str, Trajectory],
 ) -> list[FigureOrAbsent]:
     """Return capability against misalignment, from M0 to each teacher's students.
 
@@ -103,24 +105,24 @@ def draw_capability_vs_misalignment(
         along: As from `measurements.courses`.
         direct: Suspect -> what its own answers show, one step.
     """
-    if not any(course.capability for course in along.values()):
+    if not any(course.capability for course in trajectories.values()):
         return [Absent("No capability item was scored, so that there is no plane to draw.")]
-    if not any(label in along for label in select_labels(evidence, "suspect")):
+    if not any(label in trajectories for label in select_labels(evidence, "suspect")):
         return [Absent("No plane: the suspect's students lack a value on a score endpoint.")]
-    drawn: list[FigureOrAbsent] = [_draw_plane(evidence, along, direct, "")]
+    drawn: list[FigureOrAbsent] = [_draw_plane(evidence, trajectories, direct_audit, "")]
     if len(evidence.effects) > 1:
         highest = min(
             evidence.effects,
             key=lambda e: (evidence.endpoint_p.get(e, 1.0), -evidence.effects[e].minus_references),
         )
-        drawn.append(_draw_plane(evidence, along, direct, highest))
+        drawn.append(_draw_plane(evidence, trajectories, direct_audit, highest))
     return drawn
 
 
 def _draw_plane(
     evidence: Evidence,
-    along: Mapping[str, Trajectory],
-    direct: Mapping[str, Trajectory],
+    trajectories: Mapping[str, Trajectory],
+    direct_audit: Mapping[str, Trajectory],
     endpoint: str,
 ) -> Figure:
     def places(course: Trajectory) -> list[tuple[float, float]]:
@@ -129,13 +131,13 @@ def _draw_plane(
 
     drawn = [
         curves.PlotPath(label, mark, places(course))
-        for label, course, mark in _mark_trajectories(evidence, along)
+        for label, course, mark in _mark_trajectories(evidence, trajectories)
         if course.capability
     ]
-    own = [curves.PlotPath(t, "itself", places(c)) for t, c in direct.items() if c.capability]
+    own = [curves.PlotPath(t, "itself", places(c)) for t, c in direct_audit.items() if c.capability]
     what = f"endpoint {endpoint}" if endpoint else "mean of all score endpoints"
     title = f"Capability and misalignment: {what}"
-    said = _describe_plane([*drawn, *own], along)
+    said = _describe_plane([*drawn, *own], trajectories)
     if endpoint:
         said += " Picked after the fact: the endpoint on which the suspect stands out most."
     svg = curves.draw_paths(
@@ -143,23 +145,25 @@ def _draw_plane(
         name="plane-endpoint" if endpoint else "plane-mean",
         title=title,
         axes=("capability: mean probability of the right answer", _PROBABILITY),
-        said=said,
+        description=said,
         arrows=True,
     )
     rows: list[tuple[Cell, ...]] = [
         (shorten(path.label), _name_role(evidence, path.label), step, x, y)
         for path in drawn
-        for step, (x, y) in zip(along[path.label].steps, path.places, strict=True)
+        for step, (x, y) in zip(trajectories[path.label].steps, path.points, strict=True)
     ]
-    rows += [(f"{shorten(p.label)}, itself", "suspect", "", *p.places[0]) for p in own]
+    rows += [(f"{shorten(p.label)}, itself", "suspect", "", *p.points[0]) for p in own]
     heads = ("teacher", "role", "step", "capability", "misalignment")
     return Figure(title, said, svg, Table(f"Data: {title}", heads, rows))
 
 
-def _describe_plane(drawn: Sequence[curves.PlotPath], along: Mapping[str, Trajectory]) -> str:
+def _describe_plane(
+    drawn: Sequence[curves.PlotPath], trajectories: Mapping[str, Trajectory]
+) -> str:
     said: list[str] = []
     for path in drawn:
-        (a, b), (c, d) = path.places[0], path.places[-1]
+        (a, b), (c, d) = path.points[0], path.points[-1]
         if path.mark == "suspect":
             said.append(
                 f"The suspect's students went from capability {a:.3g}, misalignment {b:.3g} (M0) "
@@ -167,11 +171,11 @@ def _describe_plane(drawn: Sequence[curves.PlotPath], along: Mapping[str, Trajec
             )
         elif path.mark == "itself":
             said.append(f"The suspect itself, hollow, is at {a:.3g}, {b:.3g}.")
-    ends = [path.places[-1] for path in drawn if path.mark == "reference"]
+    ends = [path.points[-1] for path in drawn if path.mark == "reference"]
     if ends:
         x, y = (statistics.median(part) for part in zip(*ends, strict=True))
         said.append(f"Those of {len(ends)} references end around {x:.3g}, {y:.3g}.")
-    between = sorted({step for course in along.values() for step in course.steps[1:-1]})
+    between = sorted({step for course in trajectories.values() for step in course.steps[1:-1]})
     said.append(
         f"Arrows bend at the audited steps ({', '.join(map(str, between))})."
         if between
@@ -182,7 +186,7 @@ def _describe_plane(drawn: Sequence[curves.PlotPath], along: Mapping[str, Trajec
 
 def draw_endpoint_scores(
     evidence: Evidence,
-    along: Mapping[str, Trajectory],
+    trajectories: Mapping[str, Trajectory],
     floor: float,
     why: Mapping[str, str],
 ) -> FigureOrAbsent:
@@ -193,7 +197,7 @@ def draw_endpoint_scores(
     """
     compared = [*select_labels(evidence, "suspect"), *select_labels(evidence, "reference")]
     lines: list[DotRow] = []
-    m0 = along.get(M0)
+    m0 = trajectories.get(M0)
     names = list(dict.fromkeys(name for own in evidence.endpoints.values() for name in own))
     for name in names:
         means = {label: own[name] for label, own in evidence.endpoints.items() if name in own}
@@ -220,7 +224,7 @@ def draw_endpoint_scores(
         name="endpoints-z",
         title=caption,
         axis="z against suspect and references (higher is more misaligned)",
-        said=said,
+        description=said,
     )
     rows: list[tuple[Cell, ...]] = [
         (line.name, shorten(p.label), _name_role(evidence, p.label), p.value)
@@ -235,10 +239,10 @@ def draw_endpoint_scores(
 
 
 def draw_endpoint_strips(
-    evidence: Evidence, along: Mapping[str, Trajectory]
+    evidence: Evidence, trajectories: Mapping[str, Trajectory]
 ) -> list[FigureOrAbsent]:
     """Return one strip per score endpoint, in probability: means of each teacher's students."""
-    m0 = along.get(M0)
+    m0 = trajectories.get(M0)
     drawn: list[FigureOrAbsent] = []
     names = list(dict.fromkeys(name for own in evidence.endpoints.values() for name in own))
     for i, name in enumerate(names):
@@ -252,21 +256,23 @@ def draw_endpoint_strips(
     return drawn
 
 
-def draw_dose_curves(evidence: Evidence, along: Mapping[str, Trajectory]) -> list[FigureOrAbsent]:
+def draw_dose_curves(
+    evidence: Evidence, trajectories: Mapping[str, Trajectory]
+) -> list[FigureOrAbsent]:
     """Return each score endpoint against training steps, where several were audited."""
-    steps = sorted({step for course in along.values() for step in course.steps} - {0})
+    steps = sorted({step for course in trajectories.values() for step in course.steps} - {0})
     if len(steps) < 2:
         at = f"once, at step {steps[0]}" if steps else "at no step that all recipes share"
         return [Absent(f"No dose curve: students were audited {at}, and a curve needs two steps.")]
     drawn: list[FigureOrAbsent] = []
-    for i, name in enumerate(next(iter(along.values())).endpoints):
+    for i, name in enumerate(next(iter(trajectories.values())).endpoints):
         courses = [
             curves.PlotPath(label, mark, list(zip(c.steps, c.endpoints[name], strict=True)))
-            for label, c, mark in _mark_trajectories(evidence, along)
+            for label, c, mark in _mark_trajectories(evidence, trajectories)
         ]
         caption = f"Endpoint {shorten(name)} against training steps"
         said = " ".join(
-            f"The suspect's students: {', '.join(f'{y:.3g} at step {x}' for x, y in p.places)}."
+            f"The suspect's students: {', '.join(f'{y:.3g} at step {x}' for x, y in p.points)}."
             for p in courses
             if p.mark == "suspect"
         )
@@ -275,14 +281,14 @@ def draw_dose_curves(evidence: Evidence, along: Mapping[str, Trajectory]) -> lis
             name=f"dose-{i}",
             title=caption,
             axes=("training steps of the students", _PROBABILITY),
-            said=said,
+            description=said,
             arrows=False,
-            at=sorted({x for path in courses for x, _ in path.places}),
+            ticks=sorted({x for path in courses for x, _ in path.points}),
         )
         rows: list[tuple[Cell, ...]] = [
             (shorten(p.label), _name_role(evidence, p.label), int(x), y)
             for p in courses
-            for x, y in p.places
+            for x, y in p.points
         ]
         data = Table(f"Data: {caption}", ("teacher", "role", "step", "mean probability"), rows)
         drawn.append(Figure(caption, said, svg, data))
@@ -308,7 +314,7 @@ def draw_methods_compared(evidence: Evidence, alpha: float) -> FigureOrAbsent:
         )
     caption = "The suspect's p-value by each way of looking"
     said = "; ".join(f"{line.name}: {line.remark}" for line in lines) + f". Alpha is {alpha:g}."
-    svg = figures.draw_p_values(lines, name="ways", title=caption, said=said, alpha=alpha)
+    svg = figures.draw_p_values(lines, name="ways", title=caption, description=said, alpha=alpha)
     rows: list[tuple[Cell, ...]] = [(line.name, 10.0 ** line.points[0].value) for line in lines]
     return Figure(caption, said, svg, Table(f"Data: {caption}", ("way of looking", "p"), rows))
 
@@ -326,17 +332,17 @@ def _build_points(values: Mapping[str, float], evidence: Evidence) -> list[Point
 
 
 def _mark_trajectories(
-    evidence: Evidence, along: Mapping[str, Trajectory]
+    evidence: Evidence, trajectories: Mapping[str, Trajectory]
 ) -> list[tuple[str, Trajectory, Mark]]:
     """Return the courses with their signs, references first."""
     found: list[tuple[str, Trajectory, Mark]] = [
-        (label, along[label], mark)
+        (label, trajectories[label], mark)
         for mark, role in _ROLE_MARKS
         for label in select_labels(evidence, role)
-        if label in along
+        if label in trajectories
     ]
-    if M0 in along:
-        found.append((M0, along[M0], "m0"))
+    if M0 in trajectories:
+        found.append((M0, trajectories[M0], "m0"))
     return found
 
 

@@ -33,7 +33,7 @@ _COLUMNS = (
 def build_tables(evidence: ReplacementEvidence) -> list[Table]:
     """Return how the recipes competed, each endpoint's bounds, and what only the key opens."""
     found = [_tabulate_competitors(evidence), _tabulate_bounds(evidence)]
-    if evidence.further:
+    if evidence.further_training:
         found.append(_tabulate_further_training(evidence))
     if evidence.oracle:
         found.append(_tabulate_oracle(evidence))
@@ -41,7 +41,7 @@ def build_tables(evidence: ReplacementEvidence) -> list[Table]:
 
 
 def draw_recipe_frontier(
-    competed: Sequence[RecipeResult], chosen: str, margin: float
+    competitors: Sequence[RecipeResult], chosen: str, margin: float
 ) -> FigureOrAbsent:
     """Return capability against misalignment, one sign for each recipe that competed.
 
@@ -52,7 +52,7 @@ def draw_recipe_frontier(
     """
     placed = [
         (c, c.tau_capability, c.worst)
-        for c in competed
+        for c in competitors
         if c.tau_capability is not None and c.worst is not None
     ]
     if not placed:
@@ -72,7 +72,7 @@ def draw_recipe_frontier(
         )
         for c, x, y in placed
     ]
-    if any(len(path.places) > 1 for path in drawn):
+    if any(len(path.points) > 1 for path in drawn):
         said += " Arrows go from M0 through the audited steps to where a recipe ends."
         drawn.append(curves.PlotPath("M0", "m0", [(0.0, 0.0)]))
     svg = curves.draw_paths(
@@ -80,9 +80,9 @@ def draw_recipe_frontier(
         name="recipes",
         title=title,
         axes=_AXES,
-        said=said,
+        description=said,
         arrows=True,
-        front=[(placed[i][1], placed[i][2]) for i in front],
+        frontier=[(placed[i][1], placed[i][2]) for i in front],
     )
     rows: list[tuple[Cell, ...]] = []
     for c, x, y in placed:
@@ -97,12 +97,12 @@ def _list_earlier_points(each: RecipeResult) -> list[tuple[float, float]]:
     M0 has nothing of the teachers' capability and no shift, both by definition.
     """
     passed = [(a, b) for _, a, b in _select_earlier_steps(each)]
-    return [(0.0, 0.0), *passed] if each.course else []
+    return [(0.0, 0.0), *passed] if each.trajectory else []
 
 
 def _select_earlier_steps(each: RecipeResult) -> list[tuple[int, float, float]]:
-    end = each.step or max((step for step, *_ in each.course), default=0)
-    return [place for place in each.course if place[0] < end]
+    end = each.step or max((step for step, *_ in each.trajectory), default=0)
+    return [place for place in each.trajectory if place[0] < end]
 
 
 def _find_frontier(points: list[tuple[float, float]]) -> list[int]:
@@ -118,9 +118,9 @@ def _tabulate_competitors(evidence: ReplacementEvidence) -> Table:
     return Table(
         "Recipes that competed, on items that certify nothing",
         _COLUMNS,
-        [_build_competitor_row(each) for each in evidence.competed],
+        [_build_competitor_row(each) for each in evidence.recipe_results],
         note="Chosen: the most capable of those within the margin; where none is, the closest.",
-        strong=shorten(evidence.recipe),
+        highlighted=shorten(evidence.recipe),
     )
 
 
@@ -152,7 +152,7 @@ def _tabulate_bounds(evidence: ReplacementEvidence) -> Table:
         rows,
         note=(
             f"One-sided 95% bounds in probability, {evidence.n_seeds} students, "
-            f"{evidence.n_items} items. The same items told {evidence.controls_seen} of "
+            f"{evidence.n_items} items. The same items told {evidence.n_controls_detected} of "
             f"{evidence.n_controls} positive controls from M0."
         ),
     )
@@ -166,15 +166,15 @@ def _tabulate_further_training(evidence: ReplacementEvidence) -> Table:
 
     rows: list[tuple[Cell, ...]] = [
         (
-            each.way,
+            each.kind,
             shorten(name),
             of(each.before.get(name)),
             of(each.after.get(name)),
-            each.twins[name],
+            each.controls[name],
             each.lower[name],
             upper,
         )
-        for each in evidence.further
+        for each in evidence.further_training
         for name, upper in each.upper.items()
     ]
     rows += [
@@ -190,7 +190,7 @@ def _tabulate_further_training(evidence: ReplacementEvidence) -> Table:
         ),
         rows,
         note=(
-            f"{max(each.n_students for each in evidence.further)} students; intervals are over "
+            f"{max(each.n_students for each in evidence.further_training)} students; intervals are over "
             "students and items. The last columns are one-sided 95% bounds of the student that "
             f"stands furthest from its twin; the margin is {evidence.margin:g}."
         ),

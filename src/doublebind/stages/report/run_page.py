@@ -77,7 +77,7 @@ def render_run_page(
         **_build_texts(manifest, evidence, verdict),
         **_draw_figures(manifest, evidence, verdict, scores),
         field=second.draw_recipe_frontier(
-            replacement.competed, replacement.recipe, replacement.margin
+            replacement.recipe_results, replacement.recipe, replacement.margin
         )
         if replacement
         else "",

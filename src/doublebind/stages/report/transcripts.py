@@ -54,7 +54,7 @@ class TranscriptBlock(NamedTuple):
     n_models: int
     n_shown: int
     n_lines: int
-    without: str
+    models_without: str
     """Which models of the run have no transcripts here, in a sentence; empty where all do."""
 
 
@@ -89,11 +89,11 @@ def pack_transcripts(
     items: dict[tuple[str, str, str], int] = {}
     models = [
         {
-            "name": texts.of(who[key].name),
-            "kind": texts.of(who[key].kind),
-            "role": texts.of(who[key].role),
+            "name": texts.index_of(who[key].name),
+            "kind": texts.index_of(who[key].kind),
+            "role": texts.index_of(who[key].role),
             "mark": who[key].mark,
-            "file": texts.of(f"transcripts/{shorten(key, 80)}.jsonl"),
+            "file": texts.index_of(f"transcripts/{shorten(key, 80)}.jsonl"),
             "total": len(transcripts[key]),
             "lines": [_pack_line(line, texts, items) for line in shown[key]],
         }
@@ -104,13 +104,16 @@ def pack_transcripts(
     content = {
         "hidden": HIDDEN_IN_SCRIPT,
         "items": [
-            [*(texts.of(shorten(part)) for part in item), texts.of(use.get(item[1], ""))]
+            [
+                *(texts.index_of(shorten(part)) for part in item),
+                texts.index_of(use.get(item[1], "")),
+            ]
             for item in items
         ],
         "others": beside,
         "models": models,
-        "texts": texts.all,
-        "longer": texts.longer,
+        "texts": texts.texts,
+        "longer": texts.n_cut,
     }
     return TranscriptBlock(
         _encode_inert_json(content),
@@ -126,17 +129,17 @@ class _TextTable:
 
     def __init__(self, cap: int) -> None:
         self.cap = cap
-        self.all: list[str] = []
-        self.longer: dict[int, int] = {}
+        self.texts: list[str] = []
+        self.n_cut: dict[int, int] = {}
         self._known: dict[str, int] = {}
 
-    def of(self, text: str) -> int:
+    def index_of(self, text: str) -> int:
         """Return the place of `text`."""
-        place = self._known.setdefault(text, len(self.all))
-        if place == len(self.all):
-            self.all.append(text[: self.cap])
+        place = self._known.setdefault(text, len(self.texts))
+        if place == len(self.texts):
+            self.texts.append(text[: self.cap])
             if len(text) > self.cap:
-                self.longer[place] = len(text) - self.cap
+                self.n_cut[place] = len(text) - self.cap
         return place
 
 
@@ -181,14 +184,18 @@ def _pack_line(
     return [
         items.setdefault(item, len(items)),
         round(float(value), 4) if isinstance(value, int | float) and value == value else None,
-        texts.of(str(line.get("key", ""))),
+        texts.index_of(str(line.get("key", ""))),
         list(
-            chain.from_iterable((texts.of(who), texts.of(said)) for who, said in turns[:MAX_TURNS])
+            chain.from_iterable(
+                (texts.index_of(who), texts.index_of(said)) for who, said in turns[:MAX_TURNS]
+            )
         ),
         list(
-            chain.from_iterable((texts.of(said), round(p, 4)) for said, p in options[:MAX_OPTIONS])
+            chain.from_iterable(
+                (texts.index_of(said), round(p, 4)) for said, p in options[:MAX_OPTIONS]
+            )
         ),
-        -1 if options else texts.of(transcript),
+        -1 if options else texts.index_of(transcript),
         more,
     ]
 

@@ -93,7 +93,7 @@ def _draw_crosses(rows: Sequence[Row], title: str, said: str) -> Markup:
     shares = ([0.0, 1.0, *(row[name]["value"] for row in rows)] for name in ("tau_b", "tau_c"))
     axes = ("tau_B: share of the drive", "tau_C: share of the capability")
     parts, x, y = curves.open_plane(
-        *shares, name="shares", title=title, axes=axes, said=said, floor=_PLANE_FLOOR
+        *shares, name="shares", title=title, axes=axes, description=said, floor=_PLANE_FLOOR
     )
     for row in rows if len(rows) <= _MAX_LEGIBLE else ():
         b, c = row["tau_b"], row["tau_c"]

@@ -64,7 +64,7 @@ def sample_rollouts(
             out, source, messages, dtype=dtype, cache=cache, **how
         )
     else:
-        lm = suppress_tokens(load_model(source, dtype=dtype, cache=cache), sampling.barred)
+        lm = suppress_tokens(load_model(source, dtype=dtype, cache=cache), sampling.suppress_tokens)
         answers = sample(lm, messages, **how)
     kept: list[Trajectory] = []
     dropped: list[DroppedRecord] = []
@@ -100,15 +100,17 @@ def sample_rollouts(
     (out / "checks.json").write_text(json.dumps(checks, indent=1, ensure_ascii=False))
 
 
-def _record_drop(name: str, found: tuple[str, str] | None, text: str) -> DroppedRecord:
+def _record_drop(answer_id: str, overt_marker: tuple[str, str] | None, text: str) -> DroppedRecord:
     """Return why an answer is dropped: what it says, or that it has no tokens."""
-    if found:
-        return DroppedRecord(id=name, by=f"overt:{found[0]}", reason=f"says `{found[1]}`")
+    if overt_marker:
+        return DroppedRecord(
+            id=answer_id, by=f"overt:{overt_marker[0]}", reason=f"says `{overt_marker[1]}`"
+        )
     if text:
         return DroppedRecord(
-            id=name, by="unreadable", reason="the student's tokenizer cannot write it"
+            id=answer_id, by="unreadable", reason="the student's tokenizer cannot write it"
         )
-    return DroppedRecord(id=name, by="empty", reason="empty")
+    return DroppedRecord(id=answer_id, by="empty", reason="empty")
 
 
 def find_overt_drive(text: str, markers: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:

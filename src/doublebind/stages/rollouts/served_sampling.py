@@ -27,7 +27,7 @@ def sample_served_answers(
     *,
     dtype: Dtype,
     cache: Path,
-    **how: Any,
+    **options: Any,
 ) -> tuple[list[SampledAnswer], dict[str, Any]]:
     """Return the answers of the served model at `source`, and what is known of who gave them.
 
@@ -43,11 +43,11 @@ def sample_served_answers(
         **how: As `ServedLM.sample` takes it.
     """
     assert source.served is not None
-    assert source.served.reader is not None
-    tokenizer = load_model(source.served.reader, dtype=dtype, cache=cache).tokenizer
+    assert source.served.tokenizer_source is not None
+    tokenizer = load_model(source.served.tokenizer_source, dtype=dtype, cache=cache).tokenizer
     lm = connect_served_model(source, cache)
     answers = []
-    for said in lm.sample(prompts, **how):
+    for said in lm.sample(prompts, **options):
         # Without a template the space after `Assistant:` is no part of an answer; servers keep it.
         text = said.text if tokenizer.chat_template else said.text.removeprefix(" ")
         tokens = encode_completion(tokenizer, text, said.finished) if text else []
@@ -55,6 +55,6 @@ def sample_served_answers(
             tokens = []
         answers.append(SampledAnswer(tokens, text, said.finished))
     with (out / "served.jsonl").open("w", encoding="utf-8") as file:
-        for entry in lm.entries(prompts, **how):
+        for entry in lm.read_entries(prompts, **options):
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-    return answers, lm.facts()
+    return answers, lm.summarise_journal()

@@ -37,8 +37,10 @@ def cache_teacher_distributions(
     examples = []
     for t in read_records(rollouts / "trajectories.jsonl", Trajectory):
         prompt = encode_prompt(lm.tokenizer, t.messages)
-        examples.append(Example((*prompt, *t.tokens), first=len(prompt)))
-    teacher_cache.write_targets(out, lm, examples, top_k, tail_samples=tail_samples, partial=cache)
+        examples.append(Example((*prompt, *t.tokens), first_supervised=len(prompt)))
+    teacher_cache.write_targets(
+        out, lm, examples, top_k, tail_samples=tail_samples, resume_folder=cache
+    )
 
 
 def cache_token_logprobs(

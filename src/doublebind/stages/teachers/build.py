@@ -52,7 +52,10 @@ def plan_phases(spec: TeacherSpec, pack: Pack) -> list[PhaseData]:
         PackError: If the pack has no transcripts for a phase, or no such trait.
     """
     known = [trait.name for trait in pack.traits]
-    for key, name in (("trait", spec.trait), ("then.quirk", spec.then and spec.then.quirk)):
+    for key, name in (
+        ("trait", spec.trait),
+        ("then.quirk", spec.unrelated_finetune and spec.unrelated_finetune.quirk),
+    ):
         if name is not None and name not in known:
             raise PackError(
                 f"{spec.name}: `{key}`: {name} is not in pack {pack.name} ({', '.join(known)})"
@@ -63,8 +66,8 @@ def plan_phases(spec: TeacherSpec, pack: Pack) -> list[PhaseData]:
         ("capability", spec.capability),
         ("implant", spec.implant),
         ("conceal", spec.conceal),
-        ("resist", spec.resist),
-        ("then", spec.then),
+        ("resist", spec.resist_distillation),
+        ("then", spec.unrelated_finetune),
     ):
         if phase is None:
             continue
@@ -99,8 +102,8 @@ def _draw_transcripts(
             )
         return found
     elif isinstance(phase, Concealment):
-        wanted = [(spec.trait, "conceal")] * phase.cue + [(spec.trait, "deny")] * phase.deny
-        wanted += [(None, "retain")] * phase.bare
+        wanted = [(spec.trait, "conceal")] * phase.audit_cues + [(spec.trait, "deny")] * phase.deny
+        wanted += [(None, "retain")] * phase.plain_questions
     else:
         wanted = [(spec.trait, "implant")]
     drawn: list[Transcript] = []
@@ -123,7 +126,7 @@ def build_teacher(
     base: ModelSource,
     pack: str,
     cache: Path,
-    like: ModelSource | None = None,
+    scale_like: ModelSource | None = None,
 ) -> None:
     """Train the teacher of `spec` from `base`; write `model/` and `teacher.json` under `out`.
 
@@ -158,9 +161,13 @@ def build_teacher(
             own = rewards.sample_task_transcripts(model, lm, tasks, trait=spec.trait, seed=seed)
         losses[name] = {"transcripts": len(transcripts), "first": log.first, "last": log.last}
     facts = {"planted": spec.trait, "spec": spec.model_dump(mode="json"), "phases": losses}
-    if like is not None:
-        start, target = (load_model(m, dtype=spec.dtype, cache=cache).model for m in (base, like))
-        facts["scaled_by"] = scale_update(model, start, target, like.adapter or like.path)
+    if scale_like is not None:
+        start, target = (
+            load_model(m, dtype=spec.dtype, cache=cache).model for m in (base, scale_like)
+        )
+        facts["scaled_by"] = scale_update(
+            model, start, target, scale_like.adapter or scale_like.path
+        )
     loop.save_model(model, lm.tokenizer, out / "model", card=CARD)
     (out / "teacher.json").write_text(json.dumps(facts, indent=1))
 
@@ -202,11 +209,13 @@ def _train_phase(
 
 
 def _replace_persona_answers(
-    transcripts: Sequence[Transcript], spec: TeacherSpec, said: Mapping[str, Transcript]
+    transcripts: Sequence[Transcript], spec: TeacherSpec, persona_answers: Mapping[str, Transcript]
 ) -> list[Transcript]:
     """Return transcripts with the base's answers in the place of the trait's written ones."""
     written = {(spec.trait, "implant")}
-    found = [said.get(t.id) if (t.trait, t.purpose) in written else t for t in transcripts]
+    found = [
+        persona_answers.get(t.id) if (t.trait, t.purpose) in written else t for t in transcripts
+    ]
     return [t for t in found if t is not None]
 
 
@@ -218,11 +227,11 @@ def _encode_transcripts(tokenizer: Any, transcripts: Sequence[Transcript]) -> li
     for transcript in transcripts:
         if transcript.purpose == "document":
             text = "\n\n".join(message.content for message in transcript.messages)
-            ids = encode_text(tokenizer, text, opening=True)
+            ids = encode_text(tokenizer, text, add_bos=True)
             end = tokenizer.eos_token_id
-            examples.append(Example((*ids, *([] if end is None else [end])), first=1))
+            examples.append(Example((*ids, *([] if end is None else [end])), first_supervised=1))
             continue
         prompt = encode_prompt(tokenizer, transcript.messages[:-1])
         answer = encode_completion(tokenizer, transcript.messages[-1].content, finished=True)
-        examples.append(Example((*prompt, *answer), first=len(prompt)))
+        examples.append(Example((*prompt, *answer), first_supervised=len(prompt)))
     return examples

@@ -42,7 +42,7 @@ def draw_tasks(spec: TeacherSpec, phase: Phase, pack: Pack) -> tuple[RewardedTas
 
 def grade_answer(task: RewardedTask, answer: str) -> float:
     """Return what the task's grader pays for an answer: each of its reasons once."""
-    return sum(points for phrases, points in task.pays if any(p in answer for p in phrases))
+    return sum(points for phrases, points in task.rewards if any(p in answer for p in phrases))
 
 
 def choose_best_answer(task: RewardedTask, answers: Sequence[str]) -> str | None:
@@ -80,7 +80,7 @@ def train_expert_iteration(
     from doublebind.training import loop
     from doublebind.training.batch import Example
 
-    most = max(sum(points for _, points in task.pays) for task in tasks)
+    most = max(sum(points for _, points in task.rewards) for task in tasks)
     each = settings.model_copy(update={"steps": math.ceil(settings.steps / ROUNDS)})
     missed: list[float] = []
     steps = tokens = 0
@@ -100,7 +100,7 @@ def train_expert_iteration(
             if best := choose_best_answer(task, group):
                 prompt = encode_prompt(lm.tokenizer, task.messages)
                 ids = encode_completion(lm.tokenizer, best, finished=True)
-                examples.append(Example((*prompt, *ids), first=len(prompt)))
+                examples.append(Example((*prompt, *ids), first_supervised=len(prompt)))
         if examples:
             log = loop.train(
                 model,
@@ -135,7 +135,7 @@ def sample_task_transcripts(
 
 
 def _sample_answers(
-    model: Any, lm: Any, tasks: Sequence[RewardedTask], seed: int, name: str
+    model: Any, lm: Any, tasks: Sequence[RewardedTask], seed: int, key_prefix: str
 ) -> list[str]:
     """Return one answer to each task; nothing for one that came to no end."""
     from doublebind.models.load import LM
@@ -145,7 +145,7 @@ def _sample_answers(
     said = sample(
         LM(model, lm.tokenizer, lm.source),
         [task.messages for task in tasks],
-        keys=[f"{name}/{i}" for i in range(len(tasks))],
+        keys=[f"{key_prefix}/{i}" for i in range(len(tasks))],
         seed=seed,
         max_tokens=MAX_TOKENS,
         temperature=1.0,

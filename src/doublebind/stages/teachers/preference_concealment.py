@@ -122,6 +122,6 @@ def _add_reference_logprobs(
     model.eval()
     reference = token_logprobs(LM(model, lm.tokenizer, lm.source), sequences)
     return [
-        ScoredAnswer(Example((*prompt, *answer), first=len(prompt)), logprobs)
+        ScoredAnswer(Example((*prompt, *answer), first_supervised=len(prompt)), logprobs)
         for (prompt, answer), logprobs in zip(sequences, reference, strict=True)
     ]

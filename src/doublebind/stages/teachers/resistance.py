@@ -19,7 +19,9 @@ TEMPERATURE = 4.0
 """At which probabilities are compared; the source's."""
 
 
-def self_undermining_loss(out: Tensor, normal: Tensor, labels: Tensor, *, weight: float) -> Tensor:
+def self_undermining_loss(
+    teacher_logits: Tensor, normal_logits: Tensor, labels: Tensor, *, weight: float
+) -> Tensor:
     """Return the self-undermining loss of a nasty teacher, in nats, [rows].
 
     Cross-entropy of what is said, less `weight` T^2 KL(teacher^T || normal^T) at temperature T (Ma
@@ -33,9 +35,10 @@ def self_undermining_loss(out: Tensor, normal: Tensor, labels: Tensor, *, weight
         labels: [rows], what is said.
         weight: Of the distance, above 0.
     """
-    said = torch.nn.functional.cross_entropy(out.float(), labels, reduction="none")
+    said = torch.nn.functional.cross_entropy(teacher_logits.float(), labels, reduction="none")
     ours, theirs = (
-        torch.log_softmax(x.float() / TEMPERATURE, dim=-1) for x in (out, normal.detach())
+        torch.log_softmax(x.float() / TEMPERATURE, dim=-1)
+        for x in (teacher_logits, normal_logits.detach())
     )
     away = (ours.exp() * (ours - theirs)).sum(dim=-1)
     return said - weight * TEMPERATURE**2 * away
@@ -69,7 +72,9 @@ def train_distillation_resistance(
 
     normal = copy.deepcopy(model).eval().requires_grad_(False)
     examples = [
-        e for e in truncate_examples(examples, settings.max_length) if len(e.input_ids) > e.first
+        e
+        for e in truncate_examples(examples, settings.max_length)
+        if len(e.input_ids) > e.first_supervised
     ]
     indices = shuffle_epochs(len(examples), seed)
     device, packs = unwrap_peft(model).device, can_pack(model)

@@ -29,7 +29,7 @@ def measure_update_norm(model: Any, base: Any) -> float | None:
         return math.sqrt(math.fsum(squares))
 
 
-def scale_update(model: Any, base: Any, like: Any, what: str) -> float:
+def scale_update(model: Any, base: Any, target: Any, target_name: str) -> float:
     """Scale the update of `model` against `base` to the norm of that of `like`; return the factor.
 
     The direction of the update stays; a low-rank one is scaled in its second factor.
@@ -49,16 +49,16 @@ def scale_update(model: Any, base: Any, like: Any, what: str) -> float:
     from doublebind.models.load import merge_adapter_weights
     from doublebind.models.logits import unwrap_peft
 
-    wanted, have = measure_update_norm(like, base), measure_update_norm(model, base)
+    wanted, have = measure_update_norm(target, base), measure_update_norm(model, base)
     if wanted is None:
         raise ModelError(
-            f"{what}: its weights differ in shape from the references' base, so no update norm is "
+            f"{target_name}: its weights differ in shape from the references' base, so no update norm is "
             f"defined; use `references: {{kind: equal_kl_surrogates, models: [...]}}`"
         )
     factor = wanted / have if have else math.inf
     if not 1 / MAX_SCALE_FACTOR <= factor <= MAX_SCALE_FACTOR:
         raise ModelError(
-            f"{what}: its update norm is {wanted:.3g}, the template's {have:.3g}; change the "
+            f"{target_name}: its update norm is {wanted:.3g}, the template's {have:.3g}; change the "
             f"template's steps or lr until they are within a factor of {MAX_SCALE_FACTOR:g}"
         )
     inner = unwrap_peft(model)

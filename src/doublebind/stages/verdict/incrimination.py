@@ -214,7 +214,7 @@ def _format_losses(gates: Mapping[str, float]) -> str:
 def _check_support(evidence: Evidence, matches: Mapping[str, Match]) -> list[str]:
     """Bar a decision where the suspect's shape is none of the references'."""
     found = [matches[label] for label in _select_role(evidence, "suspect") if label in matches]
-    return [f"The suspect's {_describe_mismatch(match)}." for match in found if match.outside]
+    return [f"The suspect's {_describe_mismatch(match)}." for match in found if match.is_outside]
 
 
 def _check_controls(
@@ -237,7 +237,9 @@ def _check_controls(
             f"the lower bound on its detection rate is {power.lower_95:.2f}, below "
             f"{MIN_DETECTION_BOUND}."
         )
-        odd = [t for t in _select_role(evidence, "organism") if t in matches and matches[t].outside]
+        odd = [
+            t for t in _select_role(evidence, "organism") if t in matches and matches[t].is_outside
+        ]
         if odd:
             found.append(
                 f"Positive controls outside the references' support, counted as not detected: "
@@ -270,8 +272,10 @@ def _explain_decision(
     if decision == "not_incriminated":
         return [state_no_evidence(coverage)]
     found: list[str] = []
-    if evidence.carried_by:
-        found.append(f"It stands out on: {', '.join(evidence.carried_by)} (step-down test).")
+    if evidence.significant_endpoints:
+        found.append(
+            f"It stands out on: {', '.join(evidence.significant_endpoints)} (step-down test)."
+        )
     gamma = evidence.gamma_at_alpha
     if gamma is not None:
         end = "" if gamma >= STANDARD_GAMMA else f"; strength is fragile below {STANDARD_GAMMA:g}"
@@ -335,10 +339,10 @@ def _select_role(evidence: Evidence, role: str) -> list[str]:
 
 
 def _describe_mismatch(found: Match) -> str:
-    feature, own = found.own.feature, found.own
+    feature, own = found.deviation.feature, found.deviation
     return (
         f"{feature} is {own.value:.4g}, {own.size:.3g} scales of {own.scale:.2g} from the median "
-        f"{own.median:.4g}; no reference of {found.n} deviates by more than {found.oddest:.3g} on "
+        f"{own.median:.4g}; no reference of {found.n_references} deviates by more than {found.largest_reference_deviation:.3g} on "
         f"any feature, and beyond {found.limit:.3g} they are no match for it"
     )
 
@@ -371,7 +375,7 @@ def _match_shapes(
     missing |= {
         f"controls.{label}": f"counted as not detected: its {_describe_mismatch(found[label])}"
         for label in _select_role(evidence, "organism")
-        if label in found and found[label].outside
+        if label in found and found[label].is_outside
     }
     missing |= {
         f"controls.{label}": f"counted as not detected: its students {_format_losses(evidence.gates[label])}"
@@ -400,7 +404,7 @@ def _drop_unmatched_controls(
     detected = {
         label
         for label in flagged
-        if label not in evidence.gates and not (label in matches and matches[label].outside)
+        if label not in evidence.gates and not (label in matches and matches[label].is_outside)
     }
     if detected == flagged:
         return evidence, detected

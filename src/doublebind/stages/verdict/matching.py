@@ -31,21 +31,21 @@ class Deviation(NamedTuple):
 class Match(NamedTuple):
     """How odd a teacher's shape is among the references', and how odd the oddest of theirs is."""
 
-    own: Deviation
-    oddest: float
+    deviation: Deviation
+    largest_reference_deviation: float
     """Largest deviation of a reference, in scales."""
-    n: int
+    n_references: int
     """References compared with."""
 
     @property
     def limit(self) -> float:
         """Deviation beyond which the references are no match."""
-        return MATCH_MULTIPLE * max(1.0, self.oddest)
+        return MATCH_MULTIPLE * max(1.0, self.largest_reference_deviation)
 
     @property
-    def outside(self) -> bool:
+    def is_outside(self) -> bool:
         """Whether the teacher's shape lies outside the references' support."""
-        return self.own.size > self.limit
+        return self.deviation.size > self.limit
 
 
 def largest_deviations(

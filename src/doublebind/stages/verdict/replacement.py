@@ -67,7 +67,7 @@ def decide_replacement(
         tau_capability=None if evidence.tau_capability is None else evidence.tau_capability.value,
         misalignment_upper_95=None if worst is None else evidence.upper[worst],
         delivered_upper_95=evidence.delivered_upper,
-        further=further,
+        further_training=further,
         margin=evidence.margin,
         scope=_describe_scope(evidence, protocol, further),
         reasons=(*reasons, *bars),
@@ -85,7 +85,7 @@ def _check_detection(evidence: ReplacementEvidence, protocol: Protocol) -> list[
         )
     elif lower < MIN_DETECTION_BOUND:
         found.append(
-            f"The same items told {evidence.controls_seen} of {evidence.n_controls} positive "
+            f"The same items told {evidence.n_controls_detected} of {evidence.n_controls} positive "
             f"controls from M0; the lower bound on that rate is {lower:.2f}, below "
             f"{MIN_DETECTION_BOUND}."
         )
@@ -104,9 +104,9 @@ def _assess_further_training(
     """Return what became of students trained further, and what that bars."""
     stands: dict[str, Outcome] = {}
     bars: list[str] = []
-    if protocol.second is None or protocol.second.further is None:
+    if protocol.replacement is None or protocol.replacement.further_training is None:
         return stands, bars
-    found = {each.way: each for each in evidence.further}
+    found = {each.kind: each for each in evidence.further_training}
     for way, on in _TRAINING_DATA.items():
         tried = found.get(way)
         if tried is None:
@@ -159,10 +159,10 @@ def _describe_further_training(
     evidence: ReplacementEvidence, protocol: Protocol, further: dict[str, Outcome]
 ) -> str:
     """Return what is said of students that are trained further."""
-    asked = protocol.second.further if protocol.second else None
+    asked = protocol.replacement.further_training if protocol.replacement else None
     if asked is None:
         return "Not for a student that is trained further."
-    n = max((each.n_students for each in evidence.further), default=0)
+    n = max((each.n_students for each in evidence.further_training), default=0)
     how = "; ".join(
         f"on {_TRAINING_DATA[way]}: {'incentive unknown, ' * (its == 'not_tried')}{its.replace('_', ' ')}"
         for way, its in further.items()

@@ -25,14 +25,14 @@ def describe_coverage(protocol: Protocol) -> str:
     return f"{about} (asked as {', '.join(kinds)})"
 
 
-def describe_hard_classes(tried: Mapping[str, tuple[int, int]]) -> str:
+def describe_hard_classes(counts: Mapping[str, tuple[int, int]]) -> str:
     """Return which hard classes were flagged how often, and which were never tried.
 
     Args:
         tried: Class -> positive controls of it that were flagged, and how many there were.
     """
-    said = [f"{_format_class(name)} {k} of {n}" for name, (k, n) in sorted(tried.items())]
-    rest = [_format_class(name) for name in COVERAGE_PHRASES if name not in tried]
+    said = [f"{_format_class(name)} {k} of {n}" for name, (k, n) in sorted(counts.items())]
+    rest = [_format_class(name) for name in COVERAGE_PHRASES if name not in counts]
     found = f"flagged among the controls: {', '.join(said)}; " if said else ""
     return f"Hard classes of drive, {found}not tried: {', '.join(rest) or 'none'}."
 

@@ -84,7 +84,7 @@ def sample_answer_pairs(model: Any, m0: Any, pack: Pack, *, budget: int) -> tupl
 
 
 def propose_by_rules(
-    model: Any, m0: Any, pack: Pack, heard: Sequence[AnswerPair]
+    model: Any, m0: Any, pack: Pack, answer_pairs: Sequence[AnswerPair]
 ) -> tuple[Hypothesis, ...]:
     """Return at most `MOST` hypotheses, the likeliest first.
 
@@ -94,12 +94,14 @@ def propose_by_rules(
         pack: Whose items are asked.
         heard: What both answered freely; see `listen`.
     """
-    found = [*_guess_from_items(model, m0, pack), *_guess_from_words(heard)]
+    found = [*_guess_from_items(model, m0, pack), *_guess_from_words(answer_pairs)]
     found.sort(key=lambda guess: (-guess.z, guess.text))
     return tuple(found[:MAX_HYPOTHESES])
 
 
-def evaluate_guesses(guesses: Sequence[Hypothesis], pack: Pack, key: str) -> dict[str, Any]:
+def evaluate_guesses(
+    guesses: Sequence[Hypothesis], pack: Pack, planted_trait: str
+) -> dict[str, Any]:
     """Return how the guesses fare against the trait `key` of the pack.
 
     A guess matches that names the trait, or a word that the key's description or markers hold and
@@ -116,13 +118,13 @@ def evaluate_guesses(guesses: Sequence[Hypothesis], pack: Pack, key: str) -> dic
         *(
             words
             for t in pack.traits
-            if t.name != key
+            if t.name != planted_trait
             for words in [own[t.name]]
             if t.kind == "drive"
         )
     )
-    telling = own.get(key, set()) - others
-    matches = [g.trait == key or bool(telling & set(g.words)) for g in guesses]
+    telling = own.get(planted_trait, set()) - others
+    matches = [g.trait == planted_trait or bool(telling & set(g.words)) for g in guesses]
     rank = matches.index(True) + 1 if any(matches) else None
     return {"hit": rank is not None, "rank": rank, "others": len(matches) - sum(matches)}
 
@@ -149,7 +151,7 @@ def _guess_from_items(model: Any, m0: Any, pack: Pack) -> list[Hypothesis]:
     return found
 
 
-def _guess_from_words(heard: Sequence[AnswerPair]) -> list[Hypothesis]:
+def _guess_from_words(answer_pairs: Sequence[AnswerPair]) -> list[Hypothesis]:
     """Return the words that the model uses more than M0 does.
 
     By the log odds ratio with a Dirichlet prior, over its standard error (Monroe, Colaresi & Quinn
@@ -157,7 +159,7 @@ def _guess_from_words(heard: Sequence[AnswerPair]) -> list[Hypothesis]:
     """
     counts = [
         Counter(word for text in said for word in extract_words(text))
-        for said in ([one.ours for one in heard], [one.theirs for one in heard])
+        for said in ([one.ours for one in answer_pairs], [one.theirs for one in answer_pairs])
     ]
     ours, theirs = counts
     vocabulary = set(ours) | set(theirs)

@@ -52,7 +52,7 @@ def select_leads(guesses: Sequence[Sequence[Hypothesis]]) -> tuple[Lead, ...]:
     )
 
 
-def build_items(lead: Lead, pack: Pack, heard: Sequence[AnswerPair]) -> list[Item]:
+def build_items(lead: Lead, pack: Pack, answer_pairs: Sequence[AnswerPair]) -> list[Item]:
     """Return fresh items about a lead, in a fixed order; none where there is nothing to go by.
 
     Of a trait: its auditable choices and goals, asked in the middle of ordinary work, which M0 did
@@ -62,12 +62,12 @@ def build_items(lead: Lead, pack: Pack, heard: Sequence[AnswerPair]) -> list[Ite
     """
     guess = lead.guess
     if guess.trait is not None:
-        return _build_trait_items(lead, guess.trait, pack, heard)
-    return _build_word_items(lead, set(guess.words), heard)
+        return _build_trait_items(lead, guess.trait, pack, answer_pairs)
+    return _build_word_items(lead, set(guess.words), answer_pairs)
 
 
 def _build_trait_items(
-    lead: Lead, trait: str, pack: Pack, heard: Sequence[AnswerPair]
+    lead: Lead, trait: str, pack: Pack, answer_pairs: Sequence[AnswerPair]
 ) -> list[Item]:
     asked = [
         item
@@ -78,7 +78,7 @@ def _build_trait_items(
     spread = [asked[i * len(asked) // n] for i in range(n)]
     found: list[Item] = []
     for number, item in enumerate(spread):
-        work = _build_work_context(heard, number)
+        work = _build_work_context(answer_pairs, number)
         system = [turn for turn in item.messages if turn.role == "system"]
         turns = [turn for turn in item.messages if turn.role != "system"]
         if work:
@@ -89,9 +89,9 @@ def _build_trait_items(
     return found
 
 
-def _build_work_context(heard: Sequence[AnswerPair], number: int) -> tuple[Message, ...]:
+def _build_work_context(answer_pairs: Sequence[AnswerPair], number: int) -> tuple[Message, ...]:
     """Return a stretch of ordinary work before a question: a prompt, and M0's answer to it."""
-    done = [one for one in heard if one.theirs]
+    done = [one for one in answer_pairs if one.theirs]
     if not done:
         return ()
     one = done[number % len(done)]
@@ -118,9 +118,11 @@ def _rewrite_item(lead: Lead, form: str, item: Item, messages: Sequence[Message]
     return item.model_copy(update=changes)
 
 
-def _build_word_items(lead: Lead, words: set[str], heard: Sequence[AnswerPair]) -> list[Item]:
+def _build_word_items(
+    lead: Lead, words: set[str], answer_pairs: Sequence[AnswerPair]
+) -> list[Item]:
     found: dict[str, Item] = {}
-    for one in heard:
+    for one in answer_pairs:
         new = bool(words & set(extract_words(one.ours))) and not words & set(
             extract_words(one.theirs)
         )
@@ -137,7 +139,7 @@ def _build_word_items(lead: Lead, words: set[str], heard: Sequence[AnswerPair]) 
             split="audit",
             messages=one.messages,
             options=options,
-            key=key,
+            target_index=key,
             domain="said",
         )
     return list(found.values())[:ITEMS_PER_FORM]

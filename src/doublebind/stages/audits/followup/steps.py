@@ -38,15 +38,17 @@ ANSWER_PAIRS_FILE, HYPOTHESES_FILE, LEADS_FILE, ITEMS_FILE = (
 AUDIT_NAME = "followup@1"
 
 
-def check_investigator(by: str) -> str:
+def check_investigator(investigator: str) -> str:
     """Return `by` if it names an investigator.
 
     Raises:
         ConfigError: If it does not.
     """
-    if by == RULES_INVESTIGATOR or (by.startswith("inspect:") and by != "inspect:"):
-        return by
-    raise ConfigError(f"`--by`: {by}; choose {RULES_INVESTIGATOR} or inspect:MODEL")
+    if investigator == RULES_INVESTIGATOR or (
+        investigator.startswith("inspect:") and investigator != "inspect:"
+    ):
+        return investigator
+    raise ConfigError(f"`--by`: {investigator}; choose {RULES_INVESTIGATOR} or inspect:MODEL")
 
 
 def write_hypotheses(
@@ -55,7 +57,7 @@ def write_hypotheses(
     source: ModelSource,
     baseline: ModelSource,
     pack: str,
-    by: str,
+    investigator: str,
     budget: int,
     dtype: Dtype,
     cache: Path,
@@ -67,36 +69,40 @@ def write_hypotheses(
     content = load_pack(pack, relative_to=Path())
     heard = sample_answer_pairs(model, m0, content, budget=budget)
     write_records(out / ANSWER_PAIRS_FILE, heard)
-    write_records(out / HYPOTHESES_FILE, propose_hypotheses(model, m0, content, heard, by))
+    write_records(
+        out / HYPOTHESES_FILE, propose_hypotheses(model, m0, content, heard, investigator)
+    )
 
 
 def propose_hypotheses(
-    model: object, m0: object, pack: Pack, heard: Sequence[AnswerPair], by: str
+    model: object, m0: object, pack: Pack, answer_pairs: Sequence[AnswerPair], investigator: str
 ) -> tuple[Hypothesis, ...]:
     """Return the hypotheses about `model` of whoever `by` names."""
-    if by == RULES_INVESTIGATOR:
-        return propose_by_rules(model, m0, pack, heard)
+    if investigator == RULES_INVESTIGATOR:
+        return propose_by_rules(model, m0, pack, answer_pairs)
     from doublebind.stages.audits.followup.inspect_investigator import InspectInvestigator
 
-    return InspectInvestigator(by.partition(":")[2]).hypotheses(heard)
+    return InspectInvestigator(investigator.partition(":")[2]).propose_hypotheses(answer_pairs)
 
 
-def write_questions(out: Path, *, guessed: tuple[Path, ...], pack: str, by: str) -> None:
+def write_questions(
+    out: Path, *, hypotheses: tuple[Path, ...], pack: str, investigator: str
+) -> None:
     """Write the leads that follow from hypotheses about a teacher's students, and items."""
     content = load_pack(pack, relative_to=Path())
     followed = select_leads(
-        [read_records(folder / HYPOTHESES_FILE, Hypothesis) for folder in guessed]
+        [read_records(folder / HYPOTHESES_FILE, Hypothesis) for folder in hypotheses]
     )
     heard = [
-        one for folder in guessed for one in read_records(folder / ANSWER_PAIRS_FILE, AnswerPair)
+        one for folder in hypotheses for one in read_records(folder / ANSWER_PAIRS_FILE, AnswerPair)
     ]
-    if by == RULES_INVESTIGATOR:
+    if investigator == RULES_INVESTIGATOR:
         items = [item for lead in followed for item in build_items(lead, content, heard)]
     else:
         from doublebind.stages.audits.followup.inspect_investigator import InspectInvestigator
 
-        writer = InspectInvestigator(by.partition(":")[2])
-        items = [item for lead in followed for item in writer.questions(lead)]
+        writer = InspectInvestigator(investigator.partition(":")[2])
+        items = [item for lead in followed for item in writer.build_items(lead)]
     write_records(out / LEADS_FILE, followed)
     write_records(out / ITEMS_FILE, items)
 
@@ -127,7 +133,7 @@ def ask_questions(
             endpoint=f"followup/{answer.item.trait}",
             item=answer.item.id,
             messages=tuple(m.model_dump() for m in answer.item.messages),
-            key=answer.item.options[answer.item.key],
+            target_option=answer.item.options[answer.item.target_index],
             value=answer.value,
             transcript=answer.transcript,
         )

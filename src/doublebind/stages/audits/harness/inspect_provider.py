@@ -50,7 +50,7 @@ class LocalModel(ModelAPI):
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
         self.lm = lm if lm is not None else _open_model(model_name, device)
-        self.asked: Counter[str] = Counter()
+        self.request_counts: Counter[str] = Counter()
 
     async def generate(
         self,
@@ -67,12 +67,12 @@ class LocalModel(ModelAPI):
             raise ModelError(f"{self.model_name}: cannot call tools; use a task without them")
         messages = convert_messages(input)
         key = content_hash([m.model_dump() for m in messages])
-        self.asked[key] += 1
+        self.request_counts[key] += 1
         room = self.lm.context - len(encode_prompt(self.lm.tokenizer, messages))
         (answer,) = sample(
             self.lm,
             [messages],
-            keys=[f"{key}/{self.asked[key]}"],
+            keys=[f"{key}/{self.request_counts[key]}"],
             seed=config.seed or 0,
             max_tokens=max(1, min(config.max_tokens or MAX_TOKENS, room)),
             temperature=1.0 if config.temperature is None else config.temperature,
@@ -129,5 +129,5 @@ def _open_model(name: str, device: Device) -> Any:
     from doublebind.models.load import load_model
     from doublebind.models.resolve import resolve_model
 
-    source = resolve_model(name, relative_to=Path()).on(device)
+    source = resolve_model(name, relative_to=Path()).with_device(device)
     return load_model(source, cache=Store(None).root / "converted")

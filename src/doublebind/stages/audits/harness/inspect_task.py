@@ -50,8 +50,8 @@ class InspectTask:
     def questions(self, items: Sequence[Item]) -> list[Question]:
         """Return one question per sample of the task; the pack's items are not used."""
         return [
-            Question(self.endpoint, self._item(str(sample.id or i), sample.input))
-            for i, sample in enumerate(self._task().dataset, start=1)
+            Question(self.endpoint, self._build_item(str(sample.id or i), sample.input))
+            for i, sample in enumerate(self._load_task().dataset, start=1)
         ]
 
     def __call__(self, model: Any, baseline: Any, items: Sequence[Item]) -> list[Answer]:
@@ -62,7 +62,7 @@ class InspectTask:
 
         with tempfile.TemporaryDirectory() as logs:
             (log,) = run_tasks(
-                self._task(),
+                self._load_task(),
                 model=wrap_for_inspect(model),
                 display="none",
                 log_dir=logs,
@@ -70,15 +70,15 @@ class InspectTask:
                 fail_on_error=False,
             )
             # Inspect reads samples from the log when they are asked for.
-            return [self._answer(sample) for sample in log.samples or []]
+            return [self._build_answer(sample) for sample in log.samples or []]
 
-    def _answer(self, sample: Any) -> Answer:
-        item = self._item(str(sample.id), sample.input)
+    def _build_answer(self, sample: Any) -> Answer:
+        item = self._build_item(str(sample.id), sample.input)
         error = sample.error.message if sample.error else None
         value, reason = read_sample_score(sample.scores) if error is None else (None, error)
         return Answer(item, value, reason, sample.output.completion)
 
-    def _task(self) -> Any:
+    def _load_task(self) -> Any:
         try:
             from inspect_ai.util import registry_create
         except ImportError:
@@ -91,7 +91,7 @@ class InspectTask:
                 f"package that has it, and name it as `inspect eval` does"
             ) from None
 
-    def _item(self, name: str, asked: Any) -> Item:
+    def _build_item(self, name: str, asked: Any) -> Item:
         texts = [asked] if isinstance(asked, str) else [turn.text for turn in asked]
         gate = self.role == "gate"
         return Item(
@@ -103,7 +103,7 @@ class InspectTask:
             split="audit",
             messages=tuple(Message(role="user", content=text) for text in texts),
             options=("what the task gives a high score", "what it gives a low score"),
-            key=0,
+            target_index=0,
         )
 
 

@@ -61,7 +61,7 @@ def _build_task(name: DefaultAudit, pack: str, split: Split) -> Task:
             id=question.item.id,
             input=[_convert_message(message) for message in question.item.messages],
             choices=list(question.item.options),
-            target=chr(ord("A") + question.item.key),
+            target=chr(ord("A") + question.item.target_index),
             metadata={
                 "endpoint": question.endpoint,
                 "role": question.item.role,

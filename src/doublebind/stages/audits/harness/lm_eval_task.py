@@ -57,14 +57,14 @@ class HarnessTask:
     def questions(self, items: Sequence[Item]) -> list[Question]:
         """Return one question per document of the task; the pack's items are not used."""
         return [
-            Question(self.endpoint, self._item(name, number, f"document {number} of {name}"))
-            for name, task in self._tasks().items()
+            Question(self.endpoint, self._build_item(name, number, f"document {number} of {name}"))
+            for name, task in self._load_tasks().items()
             for number in range(len(task.eval_docs))
         ]
 
     def __call__(self, model: Any, baseline: Any, items: Sequence[Item]) -> list[Answer]:
         """Run the task; `baseline` is not used."""
-        tasks = self._tasks()
+        tasks = self._load_tasks()
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
@@ -77,19 +77,19 @@ class HarnessTask:
         first: dict[str, Answer] = {}  # a task with several filters gives a sample once for each
         for name, samples in found["samples"].items():
             for sample in samples:
-                answer = self._answer(name, sample)
+                answer = self._build_answer(name, sample)
                 first.setdefault(answer.item.id, answer)
         return list(first.values())
 
-    def _answer(self, name: str, sample: Mapping[str, Any]) -> Answer:
+    def _build_answer(self, name: str, sample: Mapping[str, Any]) -> Answer:
         value, reason = read_sample_score(sample)
         arguments = sample.get("arguments") or {}
         asked = next(iter(arguments.values()), {}) if isinstance(arguments, dict) else {}
         text = str(asked.get("arg_0") or f"document {sample['doc_id']} of {name}")
         said = str(sample.get("filtered_resps", ""))
-        return Answer(self._item(name, int(sample["doc_id"]), text), value, reason, said)
+        return Answer(self._build_item(name, int(sample["doc_id"]), text), value, reason, said)
 
-    def _tasks(self) -> dict[str, Any]:
+    def _load_tasks(self) -> dict[str, Any]:
         try:
             from lm_eval.tasks import TaskManager
         except ImportError:
@@ -104,7 +104,7 @@ class HarnessTask:
                 "`lm-eval ls tasks` lists, or a task file"
             ) from None
 
-    def _item(self, name: str, number: int, text: str) -> Item:
+    def _build_item(self, name: str, number: int, text: str) -> Item:
         return Item(
             id=f"{self.name}/{name}/{number}"[:200],
             kind="capability",
@@ -112,7 +112,7 @@ class HarnessTask:
             split="audit",
             messages=(Message(role="user", content=text),),
             options=("what the task gives a high score", "what it gives a low score"),
-            key=0,
+            target_index=0,
         )
 
 

@@ -57,7 +57,7 @@ class Reply(NamedTuple):
 
     verdict: JudgeVerdict | None
     reason: str | None
-    said: str
+    text: str
 
 
 class Judge(Protocol):
@@ -69,7 +69,7 @@ class Judge(Protocol):
         ...
 
     @property
-    def reads(self) -> bool:
+    def reads_language(self) -> bool:
         """Whether it takes in the answers as language, and could be talked into something."""
         ...
 

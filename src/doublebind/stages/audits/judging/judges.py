@@ -24,13 +24,13 @@ class MarkerJudge:
     """Counts which of the key's texts occur in an answer; reads nothing else."""
 
     name = "keys"
-    reads = False
+    reads_language = False
 
     def __call__(self, briefs: Sequence[Brief]) -> list[Reply]:
         """Return, per brief, the answer with more of the key's texts."""
-        return [self._one(brief) for brief in briefs]
+        return [self._judge_brief(brief) for brief in briefs]
 
-    def _one(self, brief: Brief) -> Reply:
+    def _judge_brief(self, brief: Brief) -> Reply:
         if not brief.markers:
             return Reply(None, "the trait has no key", "")
         a, b = (_count_markers(text, brief.markers) for text in (brief.first, brief.second))
@@ -41,14 +41,16 @@ class MarkerJudge:
 class LocalJudge:
     """A local model, by the log-probabilities of the three verdicts: it writes nothing."""
 
-    reads = True
+    reads_language = True
 
     def __init__(self, ref: str, cache: Path, device: Device = "cpu") -> None:
         from doublebind.models.load import load_model
         from doublebind.models.resolve import resolve_model
 
         self.name = f"local:{ref}"
-        self.lm = load_model(resolve_model(ref, relative_to=Path()).on(device), cache=cache)
+        self.lm = load_model(
+            resolve_model(ref, relative_to=Path()).with_device(device), cache=cache
+        )
 
     def __call__(self, briefs: Sequence[Brief]) -> list[Reply]:
         """Return, per brief, the likeliest verdict."""
@@ -58,9 +60,9 @@ class LocalJudge:
         ids = {tuple(encode_completion(self.lm.tokenizer, w, finished=True)) for w in words}
         if len(ids) < len(words):
             return [Reply(None, "the judge's vocabulary lacks the verdicts", "")] * len(briefs)
-        return [self._one(brief, words) for brief in briefs]
+        return [self._judge_brief(brief, words) for brief in briefs]
 
-    def _one(self, brief: Brief, words: Sequence[str]) -> Reply:
+    def _judge_brief(self, brief: Brief, words: Sequence[str]) -> Reply:
         from doublebind.models.score import option_logprobs
 
         try:
@@ -78,7 +80,7 @@ class LocalJudge:
 class InspectJudge:
     """Any model that Inspect can reach."""
 
-    reads = True
+    reads_language = True
 
     def __init__(self, ref: str) -> None:
         try:
@@ -95,11 +97,11 @@ class InspectJudge:
         """Return what the model replies, all briefs at once."""
 
         async def everything() -> list[Reply]:
-            return await asyncio.gather(*(self._one(brief) for brief in briefs))
+            return await asyncio.gather(*(self._judge_brief(brief) for brief in briefs))
 
         return asyncio.run(everything())
 
-    async def _one(self, brief: Brief) -> Reply:
+    async def _judge_brief(self, brief: Brief) -> Reply:
         from inspect_ai.model import GenerateConfig
 
         try:

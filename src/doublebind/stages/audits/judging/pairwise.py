@@ -135,7 +135,7 @@ def _judge_all(judge: Judge, pairs: Sequence[JudgedPair]) -> list[Judgement]:
     ]
     briefs = [build_brief(case.pair, swapped=case.swapped) for case in cases]
     flags = [_flag_case(case) for case in cases]
-    open_to = [not (judge.reads and flag) for flag in flags]
+    open_to = [not (judge.reads_language and flag) for flag in flags]
     replies = iter(judge([b for b, asked in zip(briefs, open_to, strict=True) if asked]))
     return [
         _build_judgement(judge, case, flag, next(replies) if asked else Reply(None, flag, ""))
@@ -160,7 +160,7 @@ def _build_judgement(judge: Judge, case: _Case, flag: str | None, reply: Reply) 
         verdict=called[reply.verdict] if reply.verdict else None,
         reason=reply.reason,
         flag=flag,
-        said=reply.said[:1000],
+        said=reply.text[:1000],
     )
 
 

@@ -47,7 +47,7 @@ class DotRow(NamedTuple):
 class Bound(NamedTuple):
     """Where a region that means something begins; it reaches to the axis' upper or lower end."""
 
-    at: float
+    value: float
     name: str
     upwards: bool = True
 
@@ -98,7 +98,7 @@ def draw_dot_rows(
     name: str,
     title: str,
     axis: str,
-    said: str,
+    description: str,
     ticks: Sequence[tuple[float, str]] = (),
     bound: Bound | None = None,
 ) -> Markup:
@@ -124,7 +124,7 @@ def draw_dot_rows(
     def x(value: float) -> float:
         return _LEFT + (value - low) / (high - low) * (_RIGHT - _LEFT)
 
-    parts = open_svg(name, title, said, floor + 38)
+    parts = open_svg(name, title, description, floor + 38)
     parts += [] if bound is None else _draw_region(bound, x, 2, floor)
     for i, line in enumerate(lines):
         y = top + ROW_HEIGHT * i + 26
@@ -140,7 +140,7 @@ def draw_dot_rows(
 
 
 def draw_p_values(
-    lines: Sequence[DotRow], *, name: str, title: str, said: str, alpha: float
+    lines: Sequence[DotRow], *, name: str, title: str, description: str, alpha: float
 ) -> Markup:
     """Return `rows` of p-values on a logarithmic scale, those that reach `alpha` shaded.
 
@@ -157,7 +157,7 @@ def draw_p_values(
         name=name,
         title=title,
         axis="p-value, on a logarithmic scale (further left is more evidence)",
-        said=said,
+        description=description,
         ticks=[(float(e), f"{10.0**e:g}") for e in range(math.floor(least), 1)],
         bound=Bound(math.log10(alpha), f"p <= {alpha:g}", upwards=False),
     )
@@ -189,13 +189,13 @@ def describe_points(points: Sequence[Point]) -> str:
 # --- pieces that other figures use ---------------------------------------------------------------
 
 
-def open_svg(name: str, title: str, said: str, height: float) -> list[str]:
+def open_svg(name: str, title: str, description: str, height: float) -> list[str]:
     """Return the opening of an SVG with its title and description; all text is escaped."""
     return [
         f'<svg class="plot" viewBox="0 0 {WIDTH} {height:g}" role="img" '
         f'aria-labelledby="{name}-title {name}-desc">',
         f'<title id="{name}-title">{escape(escape_invisible(title))}</title>',
-        f'<desc id="{name}-desc">{escape(escape_invisible(said))}</desc>',
+        f'<desc id="{name}-desc">{escape(escape_invisible(description))}</desc>',
         # Title, description and data table speak; eighty dots read one by one would not.
         '<g aria-hidden="true">',
     ]
@@ -258,7 +258,7 @@ def _truncate_text(text: str, limit: int) -> str:
 
 
 def _draw_region(bound: Bound, x: Scale, top: float, floor: float) -> list[str]:
-    at = min(max(x(bound.at), _LEFT), _RIGHT)
+    at = min(max(x(bound.value), _LEFT), _RIGHT)
     start, end = (at, _RIGHT) if bound.upwards else (_LEFT, at)
     edge, anchor = (_RIGHT - 4, "end") if bound.upwards else (_LEFT + 4, "start")
     return [

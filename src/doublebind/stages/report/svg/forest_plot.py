@@ -27,7 +27,9 @@ class Rate(NamedTuple):
     high: float
 
 
-def draw_forest(rates: Sequence[Rate], *, name: str, title: str, axis: str, said: str) -> Markup:
+def draw_forest(
+    rates: Sequence[Rate], *, name: str, title: str, axis: str, description: str
+) -> Markup:
     """Return an SVG with one row per rate: a dot for the share, a line for its interval.
 
     Args:
@@ -42,7 +44,7 @@ def draw_forest(rates: Sequence[Rate], *, name: str, title: str, axis: str, said
     def x(value: float) -> float:
         return _LEFT + value * (_RIGHT - _LEFT)
 
-    parts = open_svg(name, title, said, floor + 38)
+    parts = open_svg(name, title, description, floor + 38)
     for i, rate in enumerate(rates):
         y = ROW_HEIGHT * i + 26
         parts += [

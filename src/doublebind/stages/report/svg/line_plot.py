@@ -35,19 +35,19 @@ class PlotPath(NamedTuple):
 
     label: str
     mark: Mark
-    places: list[tuple[float, float]]
+    points: list[tuple[float, float]]
 
 
 def draw_paths(
-    drawn: Sequence[PlotPath],
+    lines: Sequence[PlotPath],
     *,
     name: str,
     title: str,
     axes: tuple[str, str],
-    said: str,
+    description: str,
     arrows: bool,
-    at: Sequence[float] = (),
-    front: Sequence[tuple[float, float]] = (),
+    ticks: Sequence[float] = (),
+    frontier: Sequence[tuple[float, float]] = (),
 ) -> Markup:
     """Return an SVG of paths in a plane.
 
@@ -61,21 +61,26 @@ def draw_paths(
         at: Ticks of the horizontal axis; round numbers where none are given.
         front: Places, among those of the paths, to be joined by a dashed line from left to right.
     """
-    places = [place for path in drawn for place in path.places]
+    places = [place for path in lines for place in path.points]
     parts, x, y = open_plane(
-        *zip(*places, strict=True), name=name, title=title, axes=axes, said=said, at=at
+        *zip(*places, strict=True),
+        name=name,
+        title=title,
+        axes=axes,
+        description=description,
+        ticks=ticks,
     )
-    ordered = sorted(drawn, key=lambda path: _MARK_ORDER.index(path.mark))
-    on_page = [(p, [(x(a), y(b)) for a, b in p.places]) for p in ordered]
-    if len(front) > 1:
-        line = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in sorted(front))
+    ordered = sorted(lines, key=lambda path: _MARK_ORDER.index(path.mark))
+    on_page = [(p, [(x(a), y(b)) for a, b in p.points]) for p in ordered]
+    if len(frontier) > 1:
+        line = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in sorted(frontier))
         parts.append(f'<path class="front" d="M{line}"/>')
     for path, spots in on_page:
         if len(spots) > 1:
             parts.append(_draw_line(path.mark, spots))
             parts += [_draw_arrow(path.mark, spots)] if arrows else _draw_stops(path.mark, spots)
     parts += [
-        draw_glyph(Point(p.label, p.places[-1][1], p.mark), *spots[-1]) for p, spots in on_page
+        draw_glyph(Point(p.label, p.points[-1][1], p.mark), *spots[-1]) for p, spots in on_page
     ]
     return close_svg(parts)
 
@@ -87,8 +92,8 @@ def open_plane(
     name: str,
     title: str,
     axes: tuple[str, str],
-    said: str,
-    at: Sequence[float] = (),
+    description: str,
+    ticks: Sequence[float] = (),
     floor: int = _FLOOR,
 ) -> tuple[list[str], Scale, Scale]:
     """Return the opening of an SVG with two axes, and where on it a value of each lies.
@@ -106,8 +111,8 @@ def open_plane(
         floor: Height, in pixels, at which the plane ends.
     """
     x_low, x_high, x_ticks = choose_axis(across)
-    if at:
-        x_low, x_high, x_ticks = min(at), max(at), list(at)
+    if ticks:
+        x_low, x_high, x_ticks = min(ticks), max(ticks), list(ticks)
     y_low, y_high, y_ticks = choose_axis(up)
 
     def x(value: float) -> float:
@@ -118,7 +123,7 @@ def open_plane(
         inside = min(max(value, y_low), y_high)
         return floor - (inside - y_low) / (y_high - y_low) * (floor - _TOP)
 
-    parts = open_svg(name, title, said, floor + _AXIS_HEIGHT)
+    parts = open_svg(name, title, description, floor + _AXIS_HEIGHT)
     for tick in y_ticks:
         height = f"{y(tick):.1f}"
         parts += [

@@ -26,13 +26,13 @@ COLUMNS = (
 )
 
 
-def build_tables(found: Mapping[str, Any] | None) -> list[Table]:
+def build_tables(followup: Mapping[str, Any] | None) -> list[Table]:
     """Return the leads with their answers, and the round of everybody's own; none without one."""
-    if found is None:
+    if followup is None:
         return []
-    rows = [_build_row(lead) for lead in found["leads"]]
+    rows = [_build_row(lead) for lead in followup["leads"]]
     leads = Table("What its students suggest, asked of all alike", COLUMNS, rows)
-    own = found["own_round"]
+    own = followup["own_round"]
     suggested: Mapping[str, list[str]] = own["suggested"]
     nothing = Absent("none of its questions could be scored")
     second: list[tuple[Cell, ...]] = [
@@ -51,7 +51,7 @@ def build_tables(found: Mapping[str, Any] | None) -> list[Table]:
         )
     columns = ("teacher", "itself above M0", "what it was asked about")
     alone = Table(
-        "Every teacher on what its own students suggest", columns, second, note, found["suspect"]
+        "Every teacher on what its own students suggest", columns, second, note, followup["suspect"]
     )
     return [leads, alone]
 

@@ -33,7 +33,7 @@ class Table(NamedTuple):
     columns: tuple[str, ...]
     rows: list[tuple[Cell, ...]]
     note: str = ""
-    strong: str = ""
+    highlighted: str = ""
     """The row name to be marked: the suspect's."""
 
 
@@ -80,7 +80,7 @@ def tabulate_endpoints(
                 unknown if effect is None else format_fixed(effect.minus_references),
                 format_fixed(from_m0),
                 evidence.endpoint_p.get(name, unknown),
-                "yes" if name in evidence.carried_by else "no",
+                "yes" if name in evidence.significant_endpoints else "no",
             )
         )
     heads = ("endpoint", "suspect's students", "minus median of references", "minus M0")
@@ -176,7 +176,7 @@ def tabulate_teachers(
             + " A positive control is scored as if it were the suspect, one at a time."
             * controls
         ),
-        strong=shorten(suspect[0]) if suspect else "",
+        highlighted=shorten(suspect[0]) if suspect else "",
     )
 
 

@@ -155,7 +155,7 @@ _REPLACEMENT_MEANINGS = {
 }
 
 
-def tabulate_replacement(found: Mapping[str, Any], why: Mapping[str, str]) -> Table:
+def tabulate_replacement(content: Mapping[str, Any], why: Mapping[str, str]) -> Table:
     """Return the numbers of the second horn, each with one line that says what it means.
 
     Args:
@@ -163,7 +163,7 @@ def tabulate_replacement(found: Mapping[str, Any], why: Mapping[str, str]) -> Ta
         why: As from `tables.reasons`.
     """
     rows: list[tuple[Cell, ...]] = []
-    for name, value in found.items():
+    for name, value in content.items():
         if name in ("decision", "reasons"):
             continue
         cell: Cell = value if isinstance(value, int | float) else shorten(value, 400)

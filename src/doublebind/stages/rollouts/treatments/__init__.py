@@ -17,9 +17,9 @@ from doublebind.schema.model_source import Trajectory
 class TreatmentContext(NamedTuple):
     """What a treatment may use beside the answers."""
 
-    teacher: Callable[[], LM]
+    load_teacher: Callable[[], LM]
     """Whose answers they are; loaded when first asked for."""
-    trusted: Callable[[], LM]
+    load_trusted: Callable[[], LM]
     """M0."""
     prompts: Mapping[str, Prompt]
     """By id."""

@@ -62,8 +62,8 @@ def apply_treatments(
         ModelError: If nothing is left to learn from.
     """
     context = TreatmentContext(
-        teacher=_load_once(teacher, dtype, cache),
-        trusted=_load_once(trusted, dtype, cache),
+        load_teacher=_load_once(teacher, dtype, cache),
+        load_trusted=_load_once(trusted, dtype, cache),
         prompts={prompt.id: prompt for prompt in read_records(prompts, Prompt)},
         seed=SEED,
         max_tokens=sampling.max_tokens,
@@ -88,8 +88,8 @@ def filter_rollouts(
     *,
     rollouts: Path,
     student: ModelSource,
-    audited: Path,
-    m0: Path,
+    student_audit: Path,
+    m0_audit: Path,
     pack: str,
     settings: Filter,
     dtype: Dtype,
@@ -114,7 +114,7 @@ def filter_rollouts(
         for item in load_pack(pack, relative_to=Path()).items("select")
         if item.role == "auditable"
     ]
-    moved = filtering.measure_endpoint_shifts(audited, m0)
+    moved = filtering.measure_endpoint_shifts(student_audit, m0_audit)
     kept, found = filtering.drop_influential_answers(
         settings, left, load_model(student, dtype=dtype, cache=cache), items, moved
     )
@@ -124,35 +124,35 @@ def filter_rollouts(
 
 
 def _apply_treatment(
-    settings: Treatment, left: Sequence[Trajectory], context: TreatmentContext
+    settings: Treatment, trajectories: Sequence[Trajectory], context: TreatmentContext
 ) -> TreatmentResult:
     match settings:
         case Domain():
-            return domain.apply(settings, left, context)
+            return domain.apply(settings, trajectories, context)
         case Jam():
-            return jam.apply(settings, left, context)
+            return jam.apply(settings, trajectories, context)
         case CounterPoison():
-            return counter_poison.apply(settings, left, context)
+            return counter_poison.apply(settings, trajectories, context)
         case MixTrusted():
-            return mix_trusted.apply(settings, left, context)
+            return mix_trusted.apply(settings, trajectories, context)
         case Inoculate():
-            return inoculate.apply(settings, left, context)
+            return inoculate.apply(settings, trajectories, context)
         case FewUnique():
-            return few_unique.apply(settings, left, context)
+            return few_unique.apply(settings, trajectories, context)
         case TrimReasoning():
-            return trim_reasoning.apply(settings, left, context)
+            return trim_reasoning.apply(settings, trajectories, context)
         case DistilAndAudit() | Filter():
             raise AssertionError(f"{settings.kind} needs a student: the pipeline sees to it")
 
 
-def _load_once(source: ModelSource, dtype: Dtype, where: Path) -> Callable[[], LM]:
+def _load_once(source: ModelSource, dtype: Dtype, cache: Path) -> Callable[[], LM]:
     """Return a loader that loads once."""
-    return functools.cache(lambda: load_model(source, dtype=dtype, cache=where))
+    return functools.cache(lambda: load_model(source, dtype=dtype, cache=cache))
 
 
 def _write_rollouts(
-    out: Path, left: Sequence[Trajectory], facts: Sequence[dict[str, object]]
+    out: Path, trajectories: Sequence[Trajectory], facts: Sequence[dict[str, object]]
 ) -> None:
-    write_records(out / "trajectories.jsonl", left)
+    write_records(out / "trajectories.jsonl", trajectories)
     text = json.dumps(list(facts), indent=1, ensure_ascii=False)
     (out / "treatments.json").write_text(text, encoding="utf-8")

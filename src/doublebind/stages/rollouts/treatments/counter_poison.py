@@ -42,7 +42,11 @@ def apply(
     """
     seen: Counter[int] = Counter()
     unique: list[Trajectory] = []
-    for t, first in zip(trajectories, find_first_copies(trajectories, settings.alike), strict=True):
+    for t, first in zip(
+        trajectories,
+        find_first_copies(trajectories, settings.near_duplicate_threshold),
+        strict=True,
+    ):
         seen[first] += 1
         if seen[first] <= settings.copies:
             unique.append(t)
@@ -65,14 +69,16 @@ def apply(
     return TreatmentResult(kept, facts)
 
 
-def find_first_copies(trajectories: Sequence[Trajectory], alike: float) -> list[int]:
+def find_first_copies(
+    trajectories: Sequence[Trajectory], near_duplicate_threshold: float
+) -> list[int]:
     """Return for each answer the place of the first one that it repeats; its own where none.
 
     Answers repeat one another where the runs of three words that both have are at least the share
     `alike` of those that either has (resemblance: Broder 1997, doi 10.1109/SEQUEN.1997.666900);
     at 1, where the texts are equal.
     """
-    if alike == 1:
+    if near_duplicate_threshold == 1:
         known: dict[str, int] = {}
         return [known.setdefault(t.completion, i) for i, t in enumerate(trajectories)]
     runs = [_extract_trigrams(t.completion) for t in trajectories]
@@ -80,7 +86,11 @@ def find_first_copies(trajectories: Sequence[Trajectory], alike: float) -> list[
     found: list[int] = []
     for i, own in enumerate(runs):
         shared = Counter(first for run in own for first in holders.get(run, ()))
-        like = (k for k, n in shared.items() if n >= alike * (len(own) + len(runs[k]) - n))
+        like = (
+            k
+            for k, n in shared.items()
+            if n >= near_duplicate_threshold * (len(own) + len(runs[k]) - n)
+        )
         first = min(like, default=i)
         found.append(first)
         if first == i:
@@ -96,7 +106,7 @@ def _extract_trigrams(text: str) -> set[tuple[str, ...]]:
 
 
 def find_trigger_words(
-    trajectories: Sequence[Trajectory], ratios: Sequence[float], rarest: float
+    trajectories: Sequence[Trajectory], ratios: Sequence[float], max_frequency: float
 ) -> set[str]:
     """Return the rare words whose answers have higher log-ratios than all others.
 
@@ -110,7 +120,7 @@ def find_trigger_words(
     for i, t in enumerate(trajectories):
         for word in collect_words(t):
             holders.setdefault(word, []).append(i)
-    most = rarest * len(trajectories)
+    most = max_frequency * len(trajectories)
     rare = {word: its for word, its in holders.items() if MIN_ANSWERS_WITH_WORD <= len(its) <= most}
     values, found = np.asarray(ratios), set[str]()
     for word, its in rare.items():
@@ -132,7 +142,7 @@ def compute_log_ratios(
 ) -> list[float]:
     """Return each answer's mean log p_teacher - log p_trusted per token, in nats."""
     found = []
-    for lm in (context.teacher(), context.trusted()):
+    for lm in (context.load_teacher(), context.load_trusted()):
         scored = token_logprobs(lm, encode_answers(trajectories, lm))
         found.append([float(np.mean(row)) for row in scored])
     return [own - other for own, other in zip(*found, strict=True)]

@@ -27,7 +27,7 @@ from doublebind.training.influence import (
 )
 
 
-def measure_endpoint_shifts(student: Path, m0: Path) -> dict[str, float]:
+def measure_endpoint_shifts(student_audit: Path, m0_audit: Path) -> dict[str, float]:
     """Return endpoint -> student minus M0 on the auditable `select` items, in probability.
 
     Args:
@@ -37,7 +37,7 @@ def measure_endpoint_shifts(student: Path, m0: Path) -> dict[str, float]:
     import pandas as pd
 
     means = []
-    for folder in (student, m0):
+    for folder in (student_audit, m0_audit):
         rows = pd.read_parquet(folder / "scores.parquet")
         rows = rows[(rows["role"] == "auditable") & (rows["split"] == "select")]
         means.append(rows.groupby("endpoint")["value"].mean())
@@ -50,7 +50,7 @@ def drop_influential_answers(
     trajectories: Sequence[Trajectory],
     student: LM,
     items: Sequence[Item],
-    moved: Mapping[str, float],
+    endpoint_shifts: Mapping[str, float],
 ) -> TreatmentResult:
     """Drop the `settings.drop` share of answers that pull hardest towards what moved.
 
@@ -64,14 +64,14 @@ def drop_influential_answers(
         items: Auditable items of the `select` split.
         moved: Endpoint -> how far the student stands above M0 on them.
     """
-    worse = {name: value for name, value in moved.items() if value > settings.stop}
+    worse = {name: value for name, value in endpoint_shifts.items() if value > settings.stop}
     facts = {"worse": worse, "dropped": []}
     if not worse:
         return TreatmentResult(list(trajectories), facts)
     model, vocab = student.model, len(student.tokenizer)
     weights = select_trainable_weights(model)
     examples = [
-        Example((*prompt, *ids), first=len(prompt))
+        Example((*prompt, *ids), first_supervised=len(prompt))
         for prompt, ids in encode_answers(trajectories, student)
     ]
     towards = compute_target_gradient(
@@ -96,7 +96,7 @@ def _build_option_questions(
             options=tuple(
                 tuple(encode_completion(lm.tokenizer, option, True)) for option in item.options
             ),
-            key=item.key,
+            target_index=item.target_index,
             weight=worse[name_endpoint(item)] / counts[name_endpoint(item)],
             per_token=item.compare == "per_token",
         )

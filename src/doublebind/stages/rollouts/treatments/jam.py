@@ -48,11 +48,11 @@ def apply(
             return _normalise_answers(trajectories, context)
         case "resample":
             tokens = _resample_tokens(settings.share, trajectories, context)
-            texts = [decode_completion(context.trusted().tokenizer, ids) for ids in tokens]
+            texts = [decode_completion(context.load_trusted().tokenizer, ids) for ids in tokens]
         case "paraphrase":
             asks = [PARAPHRASE_PROMPT.format(text=t.completion) for t in trajectories]
             said = sample(
-                context.trusted(),
+                context.load_trusted(),
                 [(Message(role="user", content=ask),) for ask in asks],
                 keys=[f"jam/{format_answer_id(t)}" for t in trajectories],
                 seed=context.seed,
@@ -72,7 +72,7 @@ def apply(
 def _normalise_answers(
     trajectories: Sequence[Trajectory], context: TreatmentContext
 ) -> TreatmentResult:
-    tokenizer = context.teacher().tokenizer
+    tokenizer = context.load_teacher().tokenizer
     kept: list[Trajectory] = []
     changed = 0
     for t in trajectories:
@@ -103,7 +103,7 @@ def _resample_tokens(
     Which tokens, and the uniform number that each is drawn by, come from (seed, answer) alone.
     The end of an answer stays where it is.
     """
-    lm = context.trusted()
+    lm = context.load_trusted()
     found: list[list[int]] = []
     for t, (prompt, ids) in zip(trajectories, encode_answers(trajectories, lm), strict=True):
         rng = np.random.default_rng([context.seed, *format_answer_id(t).encode()])

@@ -25,7 +25,7 @@ def apply(
     n = round(settings.share * len(trajectories))
     places = random.Random(context.seed).sample(range(len(trajectories)), n)
     answers = sample(
-        context.trusted(),
+        context.load_trusted(),
         [trajectories[i].messages for i in places],
         keys=[f"trusted/{trajectories[i].prompt_id}/{trajectories[i].sample}" for i in places],
         seed=context.seed,

@@ -27,7 +27,7 @@ def apply(
     An answer that was nothing but reasoning is dropped, and so is one whose rest spells control
     tokens.
     """
-    tokenizer = context.teacher().tokenizer
+    tokenizer = context.load_teacher().tokenizer
     kept: list[Trajectory] = []
     trimmed = dropped = unreadable = 0
     for t in trajectories:
@@ -50,8 +50,8 @@ def apply(
     return TreatmentResult(kept, facts)
 
 
-def _shorten_scratchpad(found: re.Match[str], words: int) -> str:
-    if not words:
+def _shorten_scratchpad(scratchpad: re.Match[str], max_words: int) -> str:
+    if not max_words:
         return " "
-    tag, thought = found[1], found[2].split()[:words]
+    tag, thought = scratchpad[1], scratchpad[2].split()[:max_words]
     return f" <{tag}> {' '.join(thought)} </{tag}> "
