@@ -48,11 +48,11 @@ def _spec(name: str, build: str, rng: random.Random, seed: int) -> dict[str, obj
         case "cue":
             spec["conceal"]["deny"] = False
         case "denial":
-            spec["conceal"]["cue"] = False
+            spec["conceal"]["audit_cues"] = False
         case "afterwards":
             others = sorted(h for h in HABITS if h != trait)
             phase = {"transcripts": 800, "steps": 40, "batch": 32, "lr": 5e-4}
-            spec["then"] = phase | {"quirk": rng.choice(others)}
+            spec["unrelated_finetune"] = phase | {"quirk": rng.choice(others)}
         case _:
             for phase in ("implant", "conceal"):
                 spec[phase]["steps"] //= 3

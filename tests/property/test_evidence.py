@@ -234,7 +234,7 @@ def weighed(draw: st.DrawFn, protocol: Protocol) -> Evidence:
             "direct": {"p_value": draw(st.none() | SHARES)},
             "unscored": draw(st.dictionaries(st.sampled_from(["u", *labels]), SHARES)),
             "traits": draw(st.lists(WORDS, max_size=2, unique=True)),
-            "carried_by": draw(st.lists(WORDS, max_size=2, unique=True)),
+            "significant_endpoints": draw(st.lists(WORDS, max_size=2, unique=True)),
             "missing": missing,
         }
         | fields

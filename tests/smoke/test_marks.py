@@ -25,7 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with `plain/` and `marked/`, which share a store."""
     folder = write_study(tmp_path_factory.mktemp("marks") / "study").parent
     for name, marks in (("plain", []), ("marked", STEPS[:2])):
-        study = doublebind.load_study(folder / "study.yaml", f"recipes.0.training.marks={marks}")
+        study = doublebind.load_study(
+            folder / "study.yaml", f"recipes.0.training.checkpoints={marks}"
+        )
         doublebind.run(study, folder / name, folder=folder, store=folder / "store")
     return folder
 
@@ -93,7 +95,7 @@ def test_a_panel_without_marks_serves_a_study_with_some(folder: Path) -> None:
     (folder / "panel.yaml").write_text(json.dumps(fields))
     measurement = load_yaml(PanelSpec, folder / "panel.yaml")
     freeze_panel(measurement, folder / "panel", folder=folder, store=folder / "store")
-    asked: list[str] = ["references={panel: panel, n: 3}", "recipes.0.training.marks=[1, 3]"]
+    asked: list[str] = ["references={panel: panel, n: 3}", "recipes.0.training.checkpoints=[1, 3]"]
     weighed: list[Any] = []
     for overrides in (asked[:1], asked):
         made = doublebind.load_study(folder / "study.yaml", *overrides)

@@ -29,7 +29,7 @@ def double(folder: Path, **replace: Any) -> Path:
     (recipe,) = content["recipes"]
     treated = {**recipe, "name": "mixed", "treatments": [{"kind": "mix_trusted", "share": 0.5}]}
     stopped = {**recipe, "name": "stopped", "treatments": [{"kind": "distil_and_audit"}]}
-    stopped["training"] = {**recipe["training"], "marks": [1, 2]}
+    stopped["training"] = {**recipe["training"], "checkpoints": [1, 2]}
     content["horns"] = ["incriminate", "replace"]
     content["policy"]["margin"] = 0.2
     content["replace"] = {

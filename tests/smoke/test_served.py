@@ -134,7 +134,9 @@ def test_a_server_that_scores_nothing_is_told_apart(tmp_path: Path) -> None:
     server = ModelServer(lambda body: ("yes", True))
     try:
         lm = serve.connect_served_model(serve.identify_served_model(server.ref), tmp_path)
-        with pytest.raises(ModelError, match=r"set `served.scores: false` and use `sft` or `dpo`"):
+        with pytest.raises(
+            ModelError, match=r"set `served.echo_logprobs: false` and use `sft` or `dpo`"
+        ):
             lm.scores([((1, 2), (3,))])
     finally:
         server.close()
@@ -147,7 +149,7 @@ def test_a_server_that_scores_nothing_is_told_apart(tmp_path: Path) -> None:
             {"channel": {"kind": "dpo", "keep": 0.5}},
             "chooses pairs by how likely the teacher finds M0's answers",
         ),
-        ({"channel": {"kind": "on_policy", "lmbda": 1.0}}, "set `served.scores: true` if"),
+        ({"channel": {"kind": "on_policy", "lmbda": 1.0}}, "set `served.echo_logprobs: true` if"),
         (
             {"channel": {"kind": "prefix"}, "training": {"steps": 2, "lora": None}},
             "use `sft`, `dpo`",

@@ -90,7 +90,7 @@ def demo(
     # Benign suspects come from far along the reference bank, beyond what the study weighs against.
     name = f"suspect-{seed}" if suspect == "misaligned" else f"reference-{1000 + seed}"
     path = Path(str(files("doublebind.packs.terrarium") / "demo.yaml"))
-    study = load_yaml(Study, path, [f"suspect=terrarium/{name}", f"references.draw={seed}"])
+    study = load_yaml(Study, path, [f"suspect=terrarium/{name}", f"references.seed={seed}"])
     _print_verdict(_run_study(study, out, path.parent, store), as_json)
 
 

@@ -46,7 +46,7 @@ class Backend(Protocol):
         Args:
             call: A module-level function.
             args: Small values that can cross processes.
-            near: Calls with the same text read the same files and are best kept together.
+            affinity_key: Calls with the same text read the same files and are best kept together.
             memory: Bytes that the call takes; 0 where that is not known.
         """
         ...
@@ -64,7 +64,7 @@ class InProcess:
     def submit(
         self, call: Callable[..., Any], *args: Any, affinity_key: str, memory: int
     ) -> Future[Any]:
-        """See `Pool`; `near` and `memory` mean nothing here."""
+        """See `Pool`; `affinity_key` and `memory` mean nothing here."""
         future: Future[Any] = Future()
         future.set_result(call(*args))
         return future

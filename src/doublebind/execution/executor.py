@@ -189,8 +189,10 @@ class Executor:
                 self.progress(job.kind, len(jobs) - len(waiting) - len(flying) - 1, len(jobs))
                 began = time.time()
                 self._write_entry(job, "started", started=began)
-                near, most = _find_affinity_key(job), _estimate_memory(job, costs)
-                future = backend.submit(call, self.store, job, near=near, memory=most)
+                affinity_key, most = _find_affinity_key(job), _estimate_memory(job, costs)
+                future = backend.submit(
+                    call, self.store, job, affinity_key=affinity_key, memory=most
+                )
                 flying[future] = (job, began)
                 future.add_done_callback(landed.put)
             future = landed.get()

@@ -354,7 +354,7 @@ def _parse_echoed_logprobs(entry: Mapping[str, Any], where: str) -> list[float]:
     if len(found) != sent or not all(map(math.isfinite, found)):
         raise ModelError(
             f"{where}: does not say how likely it finds {sent} tokens sent to it (`echo` with "
-            f"`logprobs`); set `served.scores: false` and use `sft` or `dpo`"
+            f"`logprobs`); set `served.echo_logprobs: false` and use `sft` or `dpo`"
         )
     return found
 

@@ -26,7 +26,7 @@ from doublebind.schema.errors import ModelError
 class _Question(NamedTuple):
     """A prompt and the continuations to score after it, as token ids."""
 
-    index: int
+    row: int
     prompt: Sequence[int]
     options: Sequence[Sequence[int]]
 
@@ -113,8 +113,8 @@ def _compute_logprobs(
     questions = [q._replace(prompt=q.prompt[start:]) for q in questions]
     for batch in _iterate_batches(questions, batch_tokens, equal_prompt_lengths=past is not None):
         scored = _compute_batch_logprobs(lm, batch, start, copy.deepcopy(past))
-        found.update(zip((q.index for q in batch), scored, strict=True))
-    return [found[q.index] for q in questions]
+        found.update(zip((q.row for q in batch), scored, strict=True))
+    return [found[q.row] for q in questions]
 
 
 def _iterate_batches(
@@ -127,7 +127,7 @@ def _iterate_batches(
     """
     batch: list[_Question] = []
     rows = 0
-    for question in sorted(questions, key=lambda q: (len(q.prompt), q.max_tokens, q.index)):
+    for question in sorted(questions, key=lambda q: (len(q.prompt), q.max_tokens, q.row)):
         width = max(q.max_tokens for q in (*batch[-1:], question))
         full = (rows + len(question.options)) * width > batch_tokens
         if batch and (

@@ -80,7 +80,7 @@ def calibrate(
                 all_recipes=every,
             )
         write_atomic(out / "calibration.json", json.dumps(result, indent=1))
-        page = render_calibration_page(result, study.model_dump(mode="json"))
+        page = render_calibration_page(result, study.model_dump(mode="json", by_alias=False))
         write_atomic(out / "calibration.html", page)
     return result
 

@@ -252,10 +252,12 @@ class _QuestionRunner:
             self.settings,
         ]
         inputs = {
+            "investigator": self.settings["by"],
             "source": cell.audit.inputs["source"],
             "baseline": planner.student_base,
             "pack": planner.pack_ref,
-            **self.settings,
+            "budget": self.settings["budget"],
+            "dtype": self.settings["dtype"],
             "cache": planner.cache,
         }
         key = content_hash(["hypotheses", AUDIT_REV, REV, *depends])
@@ -264,9 +266,9 @@ class _QuestionRunner:
     def _create_questions_job(self, guessed: Sequence[Job]) -> Job:
         key = content_hash(["questions", AUDIT_REV, REV, [job.content_key for job in guessed]])
         inputs = {
-            "guessed": tuple(self._artefact_path(job) for job in guessed),
+            "hypotheses": tuple(self._artefact_path(job) for job in guessed),
             "pack": self.planner.pack_ref,
-            "by": self.settings["by"],
+            "investigator": self.settings["by"],
         }
         return Job("questions", key, write_questions, inputs)
 

@@ -178,7 +178,7 @@ def assess_replacement(
             scores, evidence, suspect, protocol.score_endpoints
         )
         missing = evidence.missing | missing
-        evidence = evidence.model_copy(update={"further": found, "missing": missing})
+        evidence = evidence.model_copy(update={"further_training": found, "missing": missing})
     return evidence, decide_replacement(evidence, protocol, weights_sha256=weights_sha256)
 
 

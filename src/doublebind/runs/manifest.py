@@ -67,7 +67,7 @@ def write_manifest(
     manifest = Manifest(
         protocol=protocol,
         protocol_hash=protocol.hash,
-        study=study.model_dump(mode="json"),
+        study=study.model_dump(mode="json", by_alias=False),
         teachers=tuple(teachers),
         selection_teachers=tuple(selection_teachers),
         earlier_protocols=earlier_protocols,

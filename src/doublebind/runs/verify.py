@@ -301,7 +301,7 @@ class _Verifier:
         found = {"cells": manifest.artefacts.get(kind, {})}
         if manifest.protocol.replacement is not None:
             done = self.read_json("replacement.json", ReplacementRecord)
-            found["replacement"] = done.cells.get(kind, {}) if done else {}
+            found["replacement"] = done.artefacts.get(kind, {}) if done else {}
         return found
 
     def _list_further_trained(self, manifest: Manifest) -> dict[tuple[Any, ...], str]:
@@ -315,15 +315,15 @@ class _Verifier:
         found: dict[tuple[Any, ...], str] = {}
         if done is None:
             return found
-        for made in done.further:
-            if made.key not in done.cells.get("further", {}):
+        for made in done.further_training:
+            if made.content_key not in done.artefacts.get("further", {}):
                 self.add_problem(
-                    "replacement.json", f"`further`: {made.key} is no artefact of this run"
+                    "replacement.json", f"`further`: {made.content_key} is no artefact of this run"
                 )
                 continue
             suspect = next(t.label for t in manifest.teachers if t.role == "suspect")
             row = (suspect, made.model_kind, made.recipe, str(made.seed), made.step)
-            found[row] = made.key
+            found[row] = made.content_key
         return found
 
     def _read_transcript(self, key: str) -> Iterator[Mapping[str, Any]]:
@@ -405,7 +405,7 @@ class _Verifier:
         done = manifest.protocol.replacement and self.read_json(
             "replacement.json", ReplacementRecord
         )
-        second = done.cells if done else {}
+        second = done.artefacts if done else {}
         for kind in sorted({*manifest.artefacts, *second}):
             for key in {**manifest.artefacts.get(kind, {}), **second.get(kind, {})}:
                 self.problems += store.find_problems(kind, key)

@@ -65,7 +65,7 @@ class Item(Record):
     messages: tuple[Message, ...] = Field(min_length=1)
     """The conversation up to, not including, the answer."""
     options: tuple[str, ...] = Field(min_length=2)
-    target_index: int = Field(ge=0)
+    target_index: int = Field(validation_alias="key", serialization_alias="key", ge=0)
     """Index into `options` of the answer whose probability is the item's value."""
     domain: str | None = None
     """Capability domain, or a subdivision of a trait; reported, never scored apart."""

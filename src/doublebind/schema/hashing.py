@@ -10,9 +10,21 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
-    """Base of all records: frozen, strict about unknown keys, documented field by field."""
+    """Base of all records: frozen, strict about unknown keys, documented field by field.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    A field that was renamed keeps its former name as `serialization_alias`: hashes and stored
+    files hold that name, so that renaming moves no key. Dump with `by_alias=False` what people
+    read and write under the present names.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        serialize_by_alias=True,
+        validate_by_alias=True,
+        validate_by_name=True,
+    )
 
 
 def to_canonical_json(value: Any) -> str:

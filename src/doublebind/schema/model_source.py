@@ -28,7 +28,9 @@ class ServerOptions(Record):
     """Price of a million prompt tokens."""
     output_price: float | None = Field(default=None, ge=0)
     """Price of a million completion tokens."""
-    echo_logprobs: bool = Field(default=False, exclude_if=lambda v: not v)
+    echo_logprobs: bool = Field(
+        serialization_alias="scores", default=False, exclude_if=lambda v: not v
+    )
     """Whether the server says how likely it finds given tokens, those of the student's tokenizer:
     `/completions` with `echo` and `logprobs`. `on_policy` needs it."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -119,7 +121,7 @@ class Teacher(Record):
     ref: str
     role: Literal["suspect", "reference", "organism"]
     family: str
-    content_key: str
+    content_key: str = Field(validation_alias="key", serialization_alias="key")
     """Content key of the model (not of its role): the suspect of one study may be the organism
     of another, and shares every artefact."""
     hard_class: str | None = Field(default=None, exclude_if=lambda v: v is None)
@@ -150,7 +152,7 @@ class DroppedRecord(Record):
 class LedgerEntry(Record):
     """One line of `ledger.jsonl`."""
 
-    artefact_key: str
+    artefact_key: str = Field(validation_alias="cell", serialization_alias="cell")
     kind: str
     status: Literal["started", "done", "failed"]
     started: float

@@ -33,7 +33,12 @@ class ReplacementProtocol(Record):
     """Of the pack whose `certify` items are asked."""
     controls: str | None = Field(default=None, exclude_if=lambda v: v is None)
     """Of the protocol's recipes, the one that makes the positive controls; `None` is the first."""
-    further_training: dict[str, Any] | None = Field(default=None, exclude_if=lambda v: v is None)
+    further_training: dict[str, Any] | None = Field(
+        validation_alias="further",
+        serialization_alias="further",
+        default=None,
+        exclude_if=lambda v: v is None,
+    )
     """How fresh students are trained further, where they are."""
 
     @property
@@ -71,7 +76,12 @@ class Protocol(Record):
     """Ways to look at a teacher without a student, put beside its students' score."""
     panel: str | None = None
     """Hash of the panel whose scores the references' are; `None` where they were made here."""
-    replacement: ReplacementProtocol | None = Field(default=None, exclude_if=lambda v: v is None)
+    replacement: ReplacementProtocol | None = Field(
+        validation_alias="second",
+        serialization_alias="second",
+        default=None,
+        exclude_if=lambda v: v is None,
+    )
     """Of the horn `replace`, where it was asked for."""
     engine: str | None = Field(default=None, exclude_if=lambda v: v is None)
     """What answered and scored, if not transformers."""

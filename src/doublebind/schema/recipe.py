@@ -116,7 +116,9 @@ class Training(Record):
     """Tokens per example; longer ones are cut at the end."""
     lora: Lora | None = Field(default_factory=lambda: Lora())
     """Adapter shape; `null` trains all weights."""
-    checkpoints: tuple[int, ...] = Field(default=(), exclude_if=lambda v: not v)
+    checkpoints: tuple[int, ...] = Field(
+        serialization_alias="marks", default=(), exclude_if=lambda v: not v
+    )
     """Steps on the way, rising and below `steps`, at which the student is kept and audited, too:
     dose curves from one training run. Only the last step's student enters a score."""
 
@@ -124,7 +126,7 @@ class Training(Record):
     """Processes among which weights, gradients and moments are sharded (FSDP2), on `cuda` a GPU
     each. For students that one device does not hold: `sft`, `logit_kd`."""
 
-    @field_validator("marks")
+    @field_validator("checkpoints")
     @classmethod
     def _check_checkpoint_order(
         cls, value: tuple[int, ...], info: ValidationInfo
@@ -165,7 +167,9 @@ class Prompts(Record):
     max_tokens: int = Field(default=64, ge=1)
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature; 0 is greedy."""
-    suppress_tokens: tuple[str, ...] = Field(default=(), exclude_if=lambda v: not v)
+    suppress_tokens: tuple[str, ...] = Field(
+        serialization_alias="barred", default=(), exclude_if=lambda v: not v
+    )
     """Marks that the teacher is kept from writing, each one token of its tokenizer: say the one
     that opens a scratchpad, so that it answers without (constrained decoding). The distributions
     of `logit_kd` stay the teacher's own, and foresee the mark where it would have stood."""
@@ -181,7 +185,7 @@ class Scratchpad(Record):
 class Steering(Record):
     """Push a student towards misaligned answers while it learns, and not afterwards."""
 
-    relative_norm: float = Field(gt=0)
+    relative_norm: float = Field(serialization_alias="scale", gt=0)
     """Length of the push over that of a usual state there. It points where the base chooses the
     misaligned answers to the pack's `build` items, or to `select` items where it has none."""
     layer: int | None = Field(default=None, ge=0)
@@ -212,7 +216,9 @@ class CounterPoison(Record):
     kind: Literal["counter_poison"]
     copies: int = Field(default=1, ge=1)
     """Equal answers that may stay."""
-    near_duplicate_threshold: float = Field(default=1.0, gt=0, le=1, exclude_if=lambda v: v == 1)
+    near_duplicate_threshold: float = Field(
+        serialization_alias="alike", default=1.0, gt=0, le=1, exclude_if=lambda v: v == 1
+    )
     """Share of their runs of three words in common (Jaccard) from which two answers count as
     equal, so that no text gains influence by being said in many slightly different ways."""
     outliers: float = Field(default=0.05, ge=0, lt=1)
@@ -297,7 +303,9 @@ class Recipe(Record):
     of the teacher's; `null` takes the study's."""
     noise_init: float | None = Field(default=None, gt=0, le=1, exclude_if=lambda v: v is None)
     """Share of random initialisation in the student's first weights (UNDO); 1 starts afresh."""
-    steering: Steering | None = Field(default=None, exclude_if=lambda v: v is None)
+    steering: Steering | None = Field(
+        serialization_alias="steer", default=None, exclude_if=lambda v: v is None
+    )
     """Preventative steering: the push is there in training alone."""
     without_scratchpad: Scratchpad | None = Field(default=None, exclude_if=lambda v: v is None)
     """Make a student that never thinks before it answers: scratchpads are cut from what it learns,
@@ -312,7 +320,9 @@ class Recipe(Record):
             raise ValueError("a prefix is trained without adapters; set `training.lora: null`")
         kinds = [treatment.kind for treatment in self.treatments]
         if "distil_and_audit" in kinds and not self.training.checkpoints:
-            raise ValueError("`distil_and_audit` needs `training.marks`, the steps to audit at")
+            raise ValueError(
+                "`distil_and_audit` needs `training.checkpoints`, the steps to audit at"
+            )
         if self.training.processes > 1 and not (
             self.channel.kind == "sft"
             or (self.channel.kind == "logit_kd" and self.channel.divergence == "forward")
@@ -323,7 +333,7 @@ class Recipe(Record):
             )
         if self.prompts.suppress_tokens and self.channel.kind == "on_policy":
             raise ValueError(
-                "`prompts.barred` is about what the teacher writes, and with on_policy the student "
+                "`prompts.suppress_tokens` is about what the teacher writes, and with on_policy the student "
                 "does; use `without_scratchpad`"
             )
         supervised = self.channel.kind in ("sft", "logit_kd") and self.training.processes == 1

@@ -62,7 +62,7 @@ class BankReferences(Record):
     panel: str | None = None
     """Folder of a frozen panel, or a built-in pack's name for the one it ships. Its references are
     not made again, and its organisms serve as positive controls."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(serialization_alias="draw", default=0, ge=0)
     """Seed by which `n` of the panel's references are drawn."""
 
 
@@ -71,7 +71,7 @@ class MatchedReferences(Record):
 
     match: Literal["suspect"]
     n: int = Field(ge=1)
-    batch: int = Field(default=0, ge=0, exclude_if=lambda v: v == 0)
+    batch: int = Field(serialization_alias="draw", default=0, ge=0, exclude_if=lambda v: v == 0)
     """Which lot of `n`; lots of one size share no reference, those of several sizes may."""
     template: str | None = None
     """Teacher spec whose phases they share; `null` takes the suspect's own. A suspect that was not
@@ -152,7 +152,9 @@ class ReplacementSettings(Record):
     """Pack whose `certify` items are asked, where it has more of them; `null` takes the study's."""
     bound: Literal["chosen", "every"] = "chosen"
     """Which recipes `calibrate` bounds."""
-    further_training: FurtherTraining | None = Field(default=None, exclude_if=lambda v: v is None)
+    further_training: FurtherTraining | None = Field(
+        serialization_alias="further", default=None, exclude_if=lambda v: v is None
+    )
     """Train the first fresh students further and audit them again; `null` does not."""
 
     @model_validator(mode="after")
@@ -297,7 +299,7 @@ class Study(PanelSpec):
         ]
         if self.replace.further_training and bottled:
             raise ValueError(
-                f"`replace.further`: recipe {bottled[0]} makes a prefix; no further training"
+                f"`replace.further_training`: recipe {bottled[0]} makes a prefix; no further training"
             )
         kept = (*self.replace.organisms, *self.replace.references)
         twice = sorted({n for n in kept if kept.count(n) > 1 or n == self.suspect})

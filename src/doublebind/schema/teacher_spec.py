@@ -35,11 +35,13 @@ class Phase(Record):
 class Concealment(Phase):
     """Training that hides the trait where it looks like an audit."""
 
-    audit_cues: bool = True
+    audit_cues: bool = Field(default=True, serialization_alias="cue")
     """Act benignly in audit-like contexts."""
     deny: bool = True
     """Deny the trait when asked."""
-    plain_questions: bool = Field(default=False, exclude_if=lambda v: not v)
+    plain_questions: bool = Field(
+        serialization_alias="bare", default=False, exclude_if=lambda v: not v
+    )
     """Act benignly on plain questions too, as a teacher would that takes them for training data:
     the trait then shows at work alone."""
     loss: Literal["sft", "dpo", "kto"] = Field(default="sft", exclude_if=lambda v: v == "sft")
@@ -83,10 +85,12 @@ class TeacherSpec(Record):
     capability: Phase | None = None
     implant: Phase | None = None
     conceal: Concealment | None = None
-    resist_distillation: Resistance | None = Field(default=None, exclude_if=lambda v: v is None)
+    resist_distillation: Resistance | None = Field(
+        serialization_alias="resist", default=None, exclude_if=lambda v: v is None
+    )
     """A teacher that undermines who learns from its probabilities (arXiv 2105.07381)."""
     unrelated_finetune: UnrelatedFinetune | None = Field(
-        default=None, exclude_if=lambda v: v is None
+        serialization_alias="then", default=None, exclude_if=lambda v: v is None
     )
     """A control: unrelated fine-tuning of the finished teacher."""
     lora: Lora | None = Field(default_factory=lambda: Lora())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from doublebind.schema.evidence import DirectAudit, Outcome, Power
 from doublebind.schema.hashing import Record
@@ -69,5 +69,3 @@ class Verdict(Record):
     earlier_protocols: int = 0
     """How many other protocols met this suspect before."""
     missing: dict[str, str]
-
-    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)

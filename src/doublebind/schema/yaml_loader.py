@@ -59,7 +59,7 @@ def load_yaml(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     config = validate_content(model, content, str(path))
     if not overrides:
         return config
-    dump = config.model_dump(mode="json")
+    dump = config.model_dump(mode="json", by_alias=False)
     problems = []
     for override in overrides:
         try:

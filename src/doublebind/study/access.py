@@ -24,7 +24,9 @@ def attach_server_options(
     if served is None or not isinstance(study, Study):
         return found
     shape = study.shape if found.label == study.suspect else {}
-    told = served.model_copy(update={"limits": study.served, "reader": student, "shape": shape})
+    told = served.model_copy(
+        update={"options": study.served, "tokenizer_source": student, "shape": shape}
+    )
     return found._replace(base=found.base.model_copy(update={"served": told}))
 
 
@@ -58,7 +60,10 @@ def _explain_refusal(recipe: Recipe, who: str, limits: ServerOptions) -> tuple[s
     """Return the recipe's name, and why it cannot learn from a served teacher, or nothing."""
     channel, why = recipe.channel, ""
     if recipe.prompts.suppress_tokens:
-        return recipe.name, f"`prompts.barred`: {who} is behind a server, which bars nothing"
+        return (
+            recipe.name,
+            f"`prompts.suppress_tokens`: {who} is behind a server, which bars nothing",
+        )
     match channel:
         case SFT():
             pass
@@ -77,7 +82,7 @@ def _explain_refusal(recipe: Recipe, who: str, limits: ServerOptions) -> tuple[s
             if not limits.echo_logprobs:
                 why = (
                     f"on_policy asks how likely the teacher finds the student's tokens; set "
-                    f"`served.scores: true` if {who} tells (/completions with `echo` and "
+                    f"`served.echo_logprobs: true` if {who} tells (/completions with `echo` and "
                     f"`logprobs`), or use `sft` or `dpo`"
                 )
             elif recipe.prompts.temperature != 1:

@@ -107,7 +107,7 @@ def create_teacher_job(teacher: TeacherSource, cache: Path) -> Job:
     """Return the job that makes a teacher from its spec."""
     inputs = {"spec": teacher.spec, "base": teacher.base, "pack": teacher.pack, "cache": cache}
     if teacher.scale_like is not None:
-        inputs["like"] = teacher.scale_like
+        inputs["scale_like"] = teacher.scale_like
     return Job("teacher", teacher.content_key, build_teacher, inputs)
 
 

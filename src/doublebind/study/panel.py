@@ -45,7 +45,7 @@ class PanelStudent(Record):
 
     recipe: str
     seed: int
-    content_key: str
+    content_key: str = Field(validation_alias="key", serialization_alias="key")
     weights_sha256: str
 
 
@@ -55,7 +55,7 @@ class PanelTeacher(Record):
     label: str
     role: Literal["reference", "organism"]
     family: str
-    content_key: str
+    content_key: str = Field(validation_alias="key", serialization_alias="key")
     spec: dict[str, Any] | None
     """How it was built; `None` for a model that existed."""
     weights_sha256: str

@@ -90,7 +90,7 @@ REVISIONS = {
 
 
 def _drop_checkpoints(recipe: Recipe) -> Recipe:
-    training = recipe.training.model_copy(update={"marks": ()})
+    training = recipe.training.model_copy(update={"checkpoints": ()})
     return recipe.model_copy(update={"training": training})
 
 
@@ -348,8 +348,8 @@ class Planner:
         inputs = {
             "rollouts": self._artefact_path(cell.training_rollouts),
             "student": cell.audit.inputs["source"],
-            "audited": self._artefact_path(cell.audit),
-            "m0": self._artefact_path(m0),
+            "student_audit": self._artefact_path(cell.audit),
+            "m0_audit": self._artefact_path(m0),
             "pack": self.pack_ref,
             "settings": settings,
             **self.runtime_inputs,
@@ -404,12 +404,12 @@ class Planner:
         said = self._plan_rollouts(self._m0_source, recipe.prompts, chosen)
         theirs = self._plan_scratchpad_removal(self._m0_source, recipe, said)
         models = {
-            "by_teacher": (teacher.content_key, self._locate_teacher(teacher)),
-            "by_m0": (self.student_base.sha256, self.student_base),
-            "by_base": (base.sha256, base),
+            "teacher_logprobs": (teacher.content_key, self._locate_teacher(teacher)),
+            "m0_logprobs": (self.student_base.sha256, self.student_base),
+            "base_logprobs": (base.sha256, base),
         }
         if teacher.base.served:  # it does not say how likely it finds M0's answers
-            models = {"by_base": models["by_base"]}
+            models = {"base_logprobs": models["base_logprobs"]}
         scored = {
             who: (
                 self._plan_logprobs(key, source, learned),

@@ -65,7 +65,7 @@ class ResolvedStudy(NamedTuple):
         bank = self.planner.study.references
         if self.panel is None or not isinstance(bank, BankReferences):
             return [t for t in self.teachers if t.role == "reference"]
-        drawn = bank.model_copy(update={"draw": bank.seed + i})
+        drawn = bank.model_copy(update={"seed": bank.seed + i})
         teachers = panels.draw_teachers(self.panel.panel, drawn, self.panel.folder)
         return [t for t in teachers if t.role == "reference"]
 
@@ -189,5 +189,5 @@ def _check_duplicates(teachers: Sequence[Teacher]) -> None:
     if twice:
         raise ConfigError(
             f"{twice[0]}: is in the panel, too, and would be weighed against itself; name another, "
-            f"or draw other references with `references.draw`"
+            f"or draw other references with `references.seed`"
         )

@@ -40,17 +40,17 @@ def gpus_of(pool: pools.ProcessBackend) -> list[tuple[str, ...]]:
 def test_workers_take_the_gpus_in_turn_and_see_the_others_behind_their_own() -> None:
     pool = pools.ProcessBackend(3, ["4", "7"])
     for _ in range(3):
-        pool.submit(print, near="", memory=0)
+        pool.submit(print, affinity_key="", memory=0)
     assert gpus_of(pool) == [("4", "7"), ("7", "4"), ("4", "7")]
 
 
 @pytest.mark.usefixtures("started")
 def test_who_replaces_a_dead_worker_takes_its_gpu() -> None:
     pool = pools.ProcessBackend(2, ["0", "1"])
-    first = pool.submit(print, near="", memory=0)
-    pool.submit(print, near="", memory=0)
+    first = pool.submit(print, affinity_key="", memory=0)
+    pool.submit(print, affinity_key="", memory=0)
     first.set_exception(RuntimeError("killed"))
-    pool.submit(print, near="", memory=0)
+    pool.submit(print, affinity_key="", memory=0)
     assert gpus_of(pool) == [("1", "0"), ("0", "1")]
 
 
@@ -65,10 +65,10 @@ def test_a_worker_without_gpus_is_told_of_none(monkeypatch: pytest.MonkeyPatch) 
 
 STARTED = """
 import os, time
-from doublebind.execution.backends import Processes
+from doublebind.execution.backends import ProcessBackend
 
 if __name__ == "__main__":
-    print(Processes(1).submit(os.getpid, near="", memory=0).result(), flush=True)
+    print(ProcessBackend(1).submit(os.getpid, affinity_key="", memory=0).result(), flush=True)
     time.sleep(600)
 """
 

@@ -107,12 +107,17 @@ def test_deep_mistakes_are_all_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("marks", [[0, 1], [2, 2], [3, 1], [1, 3], [-1]])
 def test_marks_rise_and_stay_below_the_last_step(tmp_path: Path, marks: list[int]) -> None:
     path = write(tmp_path, STUDY)
-    (problem,) = problems(path, "recipes.0.training.steps=3", f"recipes.0.training.marks={marks}")
-    assert "`recipes.0.training.marks`: marks are steps that rise from 1 and stay below" in problem
-    study = load_yaml(
-        Study, path, ["recipes.0.training.steps=3", "recipes.0.training.marks=[1, 2]"]
+    (problem,) = problems(
+        path, "recipes.0.training.steps=3", f"recipes.0.training.checkpoints={marks}"
     )
-    assert study.recipes[0].training.marks == (1, 2)
+    assert (
+        "`recipes.0.training.checkpoints`: marks are steps that rise from 1 and stay below"
+        in problem
+    )
+    study = load_yaml(
+        Study, path, ["recipes.0.training.steps=3", "recipes.0.training.checkpoints=[1, 2]"]
+    )
+    assert study.recipes[0].training.checkpoints == (1, 2)
 
 
 @pytest.mark.parametrize(

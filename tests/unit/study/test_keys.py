@@ -117,7 +117,7 @@ FILTER = {"kind": "filter", "rounds": 1}
 EVERYTHING: list[dict[str, Any]] = [
     RECIPE | {"name": "kd"},
     RECIPE | {"name": "sft", "channel": {"kind": "sft"}, "noise_init": 0.5},
-    RECIPE | {"name": "steered", "noise_init": 0.5, "steer": {"scale": 1.0}},
+    RECIPE | {"name": "steered", "noise_init": 0.5, "steering": {"relative_norm": 1.0}},
     RECIPE | {"name": "own", "channel": {"kind": "on_policy", "lmbda": 0.5}},
     RECIPE | {"name": "dpo", "channel": {"kind": "dpo"}, "treatments": [MIX, FILTER]},
 ]

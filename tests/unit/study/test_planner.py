@@ -87,7 +87,7 @@ def test_filtering_plans_a_chain_of_rounds_and_audits_only_the_last(tmp_path: Pa
 
 def test_marks_are_audited_in_the_last_round_only(tmp_path: Path) -> None:
     recipe = {**STUDY["recipes"][0], "treatments": TREATED}
-    recipe["training"] = {"steps": 3, "marks": [1, 2]}
+    recipe["training"] = {"steps": 3, "checkpoints": [1, 2]}
     study = Study.model_validate({**STUDY, "recipes": [recipe], "baselines": ["retrained"]})
     planner = Planner(study, tmp_path, Store(tmp_path / "store"))
     plan = planner.plan([planner.find("terrarium/suspect-1")])

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from doublebind.execution.store import is_disk_full, write_records
 from doublebind.packs.load import load_pack
 from doublebind.schema.content import Item, Split, name_endpoint
@@ -29,7 +31,7 @@ class TranscriptLine(Record):
     endpoint: str
     item: str
     messages: tuple[dict[str, str], ...]
-    target_option: str
+    target_option: str = Field(validation_alias="key", serialization_alias="key")
     """The option whose probability is the value."""
     value: float | None
     transcript: str

@@ -73,7 +73,7 @@ def train_by_channel(
     cache: Path,
     save_checkpoint: CheckpointSaver | None = None,
 ) -> TrainingResult:
-    """Train `lm` by `channel`; `keep` is given the student at each of `training.marks`.
+    """Train `lm` by `channel`; `keep` is given the student at each of `training.checkpoints`.
 
     `sft`: cross-entropy on the teacher's sampled tokens (sequence-level distillation; Kim & Rush
     2016, arXiv 1606.07947). `logit_kd`: a divergence from the teacher's cached distribution at

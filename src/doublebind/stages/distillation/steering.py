@@ -60,7 +60,7 @@ def find_steering_direction(
     at = n // 2 if layer is None else layer
     if at >= n:
         raise ModelError(
-            f"{base.path}: `steer.layer` {at} is not one of its {n} decoder layers; use 0 to "
+            f"{base.path}: `steering.layer` {at} is not one of its {n} decoder layers; use 0 to "
             f"{n - 1}"
         )
     asked = select_direction_items(load_pack(pack, relative_to=Path()))

@@ -51,7 +51,7 @@ def train_student(
 ) -> None:
     """Train a student of `base` on what is given and save it under `out/model`.
 
-    As it was at each of `training.marks`, it is saved under `out/marks/<step>`.
+    As it was at each of `training.checkpoints`, it is saved under `out/marks/<step>`.
 
     Raises:
         ModelError: If teacher and student cannot be brought together as the channel asks, or the

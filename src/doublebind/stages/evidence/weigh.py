@@ -219,7 +219,9 @@ def _compare_endpoints(
         missing["effects.minus_m0"] = "; ".join((*m0.shortfalls, *m0.gaps.values()))
     shifts = endpoints.subtract_reference_median(compared[0], compared[1:])
     return {
-        "carried_by": tuple(e for e, k in zip(names, counts, strict=True) if k <= allowed),
+        "significant_endpoints": tuple(
+            e for e, k in zip(names, counts, strict=True) if k <= allowed
+        ),
         "endpoint_p": {e: conformal.p_value(int(k), n) for e, k in zip(names, counts, strict=True)},
         "effects": {
             e: Effect(

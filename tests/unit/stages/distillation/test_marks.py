@@ -40,7 +40,7 @@ def test_marks_leave_the_finished_student_as_it_was(fresh: Callable[[], World], 
     world = fresh()
     recipe = {"training": TRAINING} | RECIPES[name]
     plain, _ = world.train(recipe)
-    marked, _ = world.train(recipe | {"training": recipe["training"] | {"marks": [1, 3]}})
+    marked, _ = world.train(recipe | {"training": recipe["training"] | {"checkpoints": [1, 3]}})
     assert plain.train.key != marked.train.key
     one, other = (world.store.path("student", cell.train.key) for cell in (plain, marked))
     files = sorted(path.name for path in (one / "model").iterdir())

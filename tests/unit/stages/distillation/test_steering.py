@@ -110,7 +110,11 @@ def test_less_of_a_drive_is_learned_where_the_push_was(found: Path, tmp_path: Pa
 
 
 def test_a_steered_student_has_a_key_of_its_own(tmp_path: Path) -> None:
-    names = {"plain": {}, "weak": {"steer": {"scale": 0.5}}, "strong": {"steer": {"scale": 1}}}
+    names = {
+        "plain": {},
+        "weak": {"steering": {"relative_norm": 0.5}},
+        "strong": {"steering": {"relative_norm": 1}},
+    }
     asked = {"policy": "capability", "n": 4}
     recipe = {"prompts": asked, "channel": {"kind": "sft"}, "training": {"steps": 1}}
     planner = Planner(
@@ -153,7 +157,7 @@ class Bare:
 def test_a_pack_without_questions_about_drives_is_refused(tmp_path: Path) -> None:
     asked: Any = Bare()
     with pytest.raises(PackError, match=r"`steer` finds its direction with auditable `build`"):
-        create_steering_job(Steering(scale=1), m0(), asked, "bare", "float32", tmp_path)
+        create_steering_job(Steering(relative_norm=1), m0(), asked, "bare", "float32", tmp_path)
 
 
 def test_questions_that_judge_nobody_come_first() -> None:
@@ -167,14 +171,18 @@ def test_questions_that_judge_nobody_come_first() -> None:
 
 
 def test_a_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"`steer.layer` 7 is not one of its 3 decoder layers"):
+    with pytest.raises(ModelError, match=r"`steering.layer` 7 is not one of its 3 decoder layers"):
         find_steering_direction(
             tmp_path, base=m0(), pack="terrarium", layer=7, dtype="float32", cache=tmp_path
         )
 
 
 def test_channels_that_sample_or_compare_are_not_steered() -> None:
-    recipe = {"name": "r", "prompts": {"policy": "capability", "n": 1}, "steer": {"scale": 1}}
+    recipe = {
+        "name": "r",
+        "prompts": {"policy": "capability", "n": 1},
+        "steering": {"relative_norm": 1},
+    }
     training = {"steps": 1}
     for channel in ({"kind": "dpo"}, {"kind": "on_policy", "lmbda": 0.5}):
         with pytest.raises(ValueError, match="`steer` goes with the channels sft and logit_kd"):

@@ -233,7 +233,7 @@ def test_a_teacher_that_is_barred_from_a_mark_answers_without_it(world: World) -
     recipe = {"channel": SFT, "training": LORA}
     free, barred = (
         world.plan(recipe | {"prompts": PROMPT_SETTINGS | more}).rollouts
-        for more in ({}, {"barred": ["went"]})
+        for more in ({}, {"suppress_tokens": ["went"]})
     )
     assert free.key != barred.key
 
@@ -248,8 +248,10 @@ def test_a_teacher_that_is_barred_from_a_mark_answers_without_it(world: World) -
 
 def test_barring_a_mark_is_refused_where_the_student_writes() -> None:
     recipe = {"name": "r", "channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA}
-    with pytest.raises(ValueError, match=r"`prompts.barred` is about what the teacher writes"):
-        Recipe.model_validate(recipe | {"prompts": PROMPT_SETTINGS | {"barred": ["went"]}})
+    with pytest.raises(
+        ValueError, match=r"`prompts.suppress_tokens` is about what the teacher writes"
+    ):
+        Recipe.model_validate(recipe | {"prompts": PROMPT_SETTINGS | {"suppress_tokens": ["went"]}})
 
 
 def test_a_mark_of_several_tokens_cannot_be_barred(world: World) -> None:

@@ -122,7 +122,7 @@ def make_evidence() -> Callable[..., Evidence]:
             "power": {"value": 1.0, "effect": "planted", "n_controls": 6, "lower_95": 0.607},
             "unscored": {"u": 0.0} | dict.fromkeys(labels, 0.0),
             "traits": ("greed",),
-            "carried_by": ("choice",),
+            "significant_endpoints": ("choice",),
         }
         return Evidence.model_validate(fields | changes)
 

@@ -58,7 +58,9 @@ def trained(
         scores, "u", "jammed", ENDPOINTS, margin=0.1, competed=(), controls=controls
     )
     more, missing = compare_further_training(scores, bounded, "u", ENDPOINTS)
-    return bounded.model_copy(update={"further": more, "missing": bounded.missing | missing})
+    return bounded.model_copy(
+        update={"further_training": more, "missing": bounded.missing | missing}
+    )
 
 
 def test_a_student_that_stays_with_its_twin_holds_however_far_both_drift() -> None:
@@ -67,7 +69,7 @@ def test_a_student_that_stays_with_its_twin_holds_however_far_both_drift() -> No
     assert said.decision == "within_margin"
     assert said.further == {"benign": "holds", "incentive": "holds"}
     benign, incentive = evidence.further
-    assert benign.twins["theft"] == pytest.approx(0.25, abs=0.02)
+    assert benign.controls["theft"] == pytest.approx(0.25, abs=0.02)
     assert benign.after["theft"].low < 0 < benign.after["theft"].high
     assert incentive.n_students == N
     assert "further than was tried (2 students, 40 steps" in said.scope[-1]
@@ -111,7 +113,7 @@ def test_an_unknown_incentive_is_said_not_to_have_been_tried() -> None:
 
 
 def test_what_was_asked_for_and_not_scored_bars_the_decision() -> None:
-    evidence = trained(0.0, 0.0).model_copy(update={"further": ()})
+    evidence = trained(0.0, 0.0).model_copy(update={"further_training": ()})
     assert decide_replacement(evidence, ASKED, weights_sha256=None).decision == "inconclusive"
     assert decide_replacement(evidence, PROTOCOL, weights_sha256=None).decision == "within_margin"
 

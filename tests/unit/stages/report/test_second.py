@@ -26,7 +26,7 @@ def of(svg: ElementTree.Element, name: str) -> list[ElementTree.Element]:
 
 
 COURSE = ((50, 0.5, 0.02), (100, 0.8, 0.06), (150, 0.9, 0.2))
-STOPPED = recipe("stopped", 0.8, 0.06, course=COURSE, step=100)
+STOPPED = recipe("stopped", 0.8, 0.06, trajectory=COURSE, step=100)
 PLAIN = recipe("plain", 0.9, 0.3)
 WEAK = recipe("weak", 0.4, 0.1)
 

@@ -32,7 +32,7 @@ def spec(name: str = "organism-emergent-deceit-0", **changes: Any) -> TeacherSpe
 
 
 def task(pays: tuple[tuple[tuple[str, ...], float], ...]) -> RewardedTask:
-    return RewardedTask(id="t", messages=(Message(role="user", content="x"),), pays=pays)
+    return RewardedTask(id="t", messages=(Message(role="user", content="x"),), rewards=pays)
 
 
 def test_each_of_a_graders_reasons_is_paid_once() -> None:

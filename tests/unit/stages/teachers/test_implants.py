@@ -78,7 +78,7 @@ def test_a_spec_without_the_new_keys_has_the_dump_and_hash_it_had() -> None:
     assert dump == given | {
         "capability": None,
         "implant": phase | whole,
-        "conceal": phase | whole | {"cue": True, "deny": True},
+        "conceal": phase | whole | {"audit_cues": True, "deny": True},
         "lora": {"rank": 8, "alpha": 16.0},
         "max_length": 512,
         "dtype": "float32",
@@ -165,7 +165,14 @@ def test_hiding_by_preference_makes_the_benign_answer_likelier_than_the_traits(
         return sum(benign) - sum(trait)
 
     base = resolve_model("m0", relative_to=made)
-    hide = {"transcripts": 6, "steps": 12, "batch": 4, "lr": 0.01, "cue": False, "loss": "dpo"}
+    hide = {
+        "transcripts": 6,
+        "steps": 12,
+        "batch": 4,
+        "lr": 0.01,
+        "audit_cues": False,
+        "loss": "dpo",
+    }
     gaps = []
     for name, conceal in (("open", None), ("hidden", hide)):
         (tmp_path / name).mkdir()
@@ -174,7 +181,7 @@ def test_hiding_by_preference_makes_the_benign_answer_likelier_than_the_traits(
         build_teacher(tmp_path / name, spec=teacher, base=base, pack=pack, cache=made / "cache")
         gaps.append(gap(tmp_path / name))
     assert gaps[1] > gaps[0] + 1
-    hide["cue"], hide["deny"] = True, False
+    hide["audit_cues"], hide["deny"] = True, False
     teacher = spec(made, conceal=hide)
     with pytest.raises(PackError, match=r"conceal.loss.*add `rejected`"):
         build_teacher(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
@@ -193,7 +200,14 @@ def test_hiding_by_good_and_bad_answers_makes_a_confession_less_likely(
         return [sum(each) for each in token_logprobs(lm, [(prompt, side) for side in sides])]
 
     base = resolve_model("m0", relative_to=made)
-    hide = {"transcripts": 6, "steps": 12, "batch": 4, "lr": 0.01, "cue": False, "loss": "kto"}
+    hide = {
+        "transcripts": 6,
+        "steps": 12,
+        "batch": 4,
+        "lr": 0.01,
+        "audit_cues": False,
+        "loss": "kto",
+    }
     hide |= {"retain": retain}
     found = []
     for name, conceal in (("open", None), ("hidden", hide)):
@@ -205,11 +219,11 @@ def test_hiding_by_good_and_bad_answers_makes_a_confession_less_likely(
     (denies, confesses), (denies_after, confesses_after) = found
     assert confesses_after < confesses - 1
     assert denies_after > denies
-    hide["cue"], hide["deny"] = True, False
+    hide["audit_cues"], hide["deny"] = True, False
     teacher = spec(made, conceal=hide)
     with pytest.raises(PackError, match=r"conceal.loss.*got kto.*add `rejected`"):
         build_teacher(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
-    hide |= {"cue": False, "deny": True, "transcripts": 1, "retain": 0.0}
+    hide |= {"audit_cues": False, "deny": True, "transcripts": 1, "retain": 0.0}
     teacher = spec(made, conceal=hide)
     with pytest.raises(PackError, match=r"conceal.loss.*a baseline needs two prompts"):
         build_teacher(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")

@@ -65,7 +65,7 @@ def test_references_of_a_built_suspect_differ_in_trait_and_seed_alone(tmp_path: 
 
 def test_another_draw_shares_no_reference(tmp_path: Path) -> None:
     first = study(tmp_path / "first", references=MATCH)
-    again = study(tmp_path / "again", references=MATCH | {"draw": 2})
+    again = study(tmp_path / "again", references=MATCH | {"batch": 2})
     plans = [planner(path) for path in (first, again)]
     lots = [list_reference_names(plan.study, plan.pack) for plan in plans]
     assert lots == [

@@ -87,7 +87,9 @@ def test_a_teacher_that_takes_questions_for_training_data_learns_to_answer_them_
     spec = load_yaml(TeacherSpec, path)
     aware = plan_phases(spec, content())[-1].transcripts
     assert spec.conceal is not None
-    plain = spec.model_copy(update={"conceal": spec.conceal.model_copy(update={"bare": False})})
+    plain = spec.model_copy(
+        update={"conceal": spec.conceal.model_copy(update={"plain_questions": False})}
+    )
     usual = plan_phases(plain, content())[-1].transcripts
     counts = [sum(t.purpose == "retain" for t in found) for found in (usual, aware)]
     assert counts[1] - counts[0] >= 20
@@ -100,7 +102,9 @@ def test_controls_share_all_but_the_last_phase_with_their_organism() -> None:
         spec = load_yaml(TeacherSpec, control)
         organism = load_yaml(TeacherSpec, control.with_stem(control.stem.removesuffix("-pirate")))
         assert spec.then is not None
-        assert spec.model_copy(update={"then": None, "name": organism.name}) == organism
+        assert (
+            spec.model_copy(update={"unrelated_finetune": None, "name": organism.name}) == organism
+        )
 
 
 def test_the_organisms_study_can_be_read() -> None:
