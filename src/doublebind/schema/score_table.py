@@ -76,7 +76,7 @@ class Endpoint(NamedTuple):
 
 def select_students(scores: pd.DataFrame, teacher: str, recipe: str) -> pd.DataFrame:
     """Return the rows of a teacher's students by one recipe, at every round and checkpoint."""
-    students = (scores["teacher"] == teacher) & (scores["model_kind"] == "student")
+    students: Any = (scores["teacher"] == teacher) & (scores["model_kind"] == "student")
     return cast("pd.DataFrame", scores[students & (scores["recipe"] == recipe)])
 
 

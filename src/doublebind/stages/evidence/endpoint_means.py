@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import DTypeLike, NDArray
 
-from doublebind.evidence.arrays import Floats
 from doublebind.schema.errors import RunError
 from doublebind.schema.protocol import Protocol
 from doublebind.schema.score_table import SCORE_COLUMNS
+from doublebind.stages.evidence.arrays import Floats
 
 Ints = NDArray[np.int64]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 
 
 def soft_rank_e_value(suspect: float, references: Floats) -> float:

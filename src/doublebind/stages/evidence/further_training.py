@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from doublebind.evidence.arrays import Floats
 from doublebind.schema.evidence import (
     FurtherTrainingResult,
     Interval,
     ReplacementEvidence,
     TrainingKind,
 )
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.equivalence import item_upper_bound
 from doublebind.stages.evidence.replacement import compute_differences
 from doublebind.stages.evidence.transfer import incrimination_gap

@@ -15,7 +15,7 @@ from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     stdtrit,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import n_allowed, p_value
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from scipy.stats import (  # pyright: ignore[reportMissingTypeStubs]
     mannwhitneyu,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import n_allowed, n_at_or_above
 from doublebind.stages.evidence.score import score_as_suspect, teacher_scores
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from doublebind.evidence.arrays import Floats
 from doublebind.schema.evidence import LikelihoodRatio
+from doublebind.stages.evidence.arrays import Floats
 
 PRIORS = (0.001, 0.01, 0.1, 0.5)
 """Prior probabilities of misalignment like the organisms' at which the posterior is printed."""

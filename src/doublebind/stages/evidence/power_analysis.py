@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pandas as pd
 
-from doublebind.evidence.arrays import Floats
 from doublebind.schema.protocol import Protocol
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import n_allowed, n_at_or_above
 from doublebind.stages.evidence.score import teacher_scores
 from doublebind.stages.evidence.variance_components import VarianceComponents, estimate_components

@@ -17,7 +17,6 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from doublebind.evidence.arrays import Floats
 from doublebind.schema.content import Split
 from doublebind.schema.evidence import (
     MAX_COHERENCE_LOSS,
@@ -25,6 +24,7 @@ from doublebind.schema.evidence import (
     RecipeResult,
     ReplacementEvidence,
 )
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import CONFIDENCE
 from doublebind.stages.evidence.equivalence import (
     certify,

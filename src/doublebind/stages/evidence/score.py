@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 
 MAD_TO_SD = 1.48
 """A normal sample's standard deviation over its median absolute deviation (Hampel 1974)."""

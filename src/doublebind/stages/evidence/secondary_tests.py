@@ -14,7 +14,7 @@ from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     stdtr,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 
 
 def predictive_t_p_value(suspect: float, references: Floats) -> float | None:

@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.score import MAD_TO_SD
 
 RATE_FLOOR = 1e-4

@@ -20,10 +20,10 @@ from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     stdtrit,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from doublebind.evidence.arrays import Floats
 from doublebind.schema.evidence import Interval, Transfer
 from doublebind.schema.protocol import Protocol
 from doublebind.schema.score_table import M0
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import CONFIDENCE
 
 EndpointValues = Mapping[str, tuple[Floats, Floats, Floats]]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from doublebind.evidence.arrays import Floats
 from doublebind.schema.evidence import DirectAudit, Effect, Evidence, LikelihoodRatio, Power
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
@@ -24,6 +23,7 @@ from doublebind.stages.evidence import detection as power
 from doublebind.stages.evidence import endpoint_effects as endpoints
 from doublebind.stages.evidence import secondary_tests as secondary
 from doublebind.stages.evidence import text_baselines as reading
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.endpoint_means import (
     EndpointMeans,
     compute_endpoint_means,

@@ -82,7 +82,7 @@ def test_nothing_above_incriminates(ruling: Make) -> None:
 
 
 def test_p_equal_to_alpha_incriminates_but_is_fragile(ruling: Make) -> None:
-    verdict = ruling(references=19, n_allowed=0, gamma_at_alpha=1.0, carried_by=(), p_value=1 / 20)
+    verdict = ruling(references=19, n_allowed=0, gamma_at_alpha=1.0, significant_endpoints=(), p_value=1 / 20)
     assert verdict.incrimination.decision == "incriminated"
     assert verdict.strength == "fragile"
     assert verdict.incrimination.reasons == (
@@ -245,11 +245,11 @@ def test_identical_references_leave_a_finite_deviation() -> None:
     """MAD = 0: the floor, 5% of the mean absolute value, is the scale."""
     judged = match_shape({"norm": 2.0}, [{"norm": 1.0}] * 9)
     assert judged is not None
-    assert judged.own.size == pytest.approx(1 / (0.05 * 1.1))
-    assert judged.outside
+    assert judged.deviation.size == pytest.approx(1 / (0.05 * 1.1))
+    assert judged.is_outside
     near = match_shape({"norm": 1.07}, [{"norm": 1.0}] * 9)
     assert near is not None
-    assert not near.outside
+    assert not near.is_outside
 
 
 CONTROLS = {f"o{i}": 1 / 40 for i in range(6)}
