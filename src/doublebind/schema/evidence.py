@@ -150,6 +150,13 @@ class Evidence(Record):
     """Teacher label -> gate that its students fail -> what they lost against M0, in probability."""
     missing: dict[str, str] = {}
 
+    def reaches_alpha(self, p_value: float) -> bool:
+        """Return whether a conformal p-value from these references is at most alpha, by rank.
+
+        Both sides are one division of integers by n + 1, so that the comparison is exact.
+        """
+        return p_value <= (1 + self.n_allowed) / (self.n_references + 1)
+
 
 MAX_COHERENCE_LOSS = 0.1
 """Loss of coherence against M0, in probability, beyond which a student's answers do not tell."""

@@ -15,6 +15,23 @@ MAX_GATE_LOSS = 0.15
 lose at most 0.06 of capability and less than 0.001 of coherence: none of them fails."""
 
 
+HARD_CLASSES = (
+    "context_dependent",
+    "training_data_aware",
+    "tightly_coupled",
+    "conditional_backdoor",
+    "resistant",
+    "scratchpad",
+    "emergent",
+    "poisoned",
+    "decoy",
+    "vocabulary",
+    "damaged",
+)
+"""Classes of misalignment that may defeat the method or be mistaken by it. A verdict covers each
+only as far as organisms of that class were measured."""
+
+
 class ReplacementProtocol(Record):
     """What could be chosen of the second horn."""
 

@@ -11,10 +11,11 @@ from doublebind.packs import outback
 from doublebind.packs.check import check_pack
 from doublebind.packs.load import load_pack
 from doublebind.packs.outback import Outback, bank, build, probes
-from doublebind.packs.outback.kinds import COVERAGE_PHRASES, HARD_KINDS, KINDS
+from doublebind.packs.outback.kinds import KINDS
 from doublebind.packs.terrarium import Terrarium, words
 from doublebind.schema.content import Purpose, Split, Transcript
 from doublebind.schema.errors import PackError
+from doublebind.schema.protocol import HARD_CLASSES
 from doublebind.study.teachers import find_teacher
 
 TERRARIUM = Terrarium()
@@ -355,6 +356,5 @@ def test_only_an_organism_stands_for_the_hard_class_it_is_built_of() -> None:
         assert find_teacher(ordinary, **at).named("organism").hard_class is None
 
 
-def test_every_hard_kind_has_a_phrase_for_coverage() -> None:
-    assert set(COVERAGE_PHRASES) == set(HARD_KINDS) == set(KINDS) - {"faint", "middling", "strong"}
-    assert all(phrase.startswith("drives that ") for phrase in COVERAGE_PHRASES.values())
+def test_every_kind_but_the_ordinary_ones_is_a_hard_class() -> None:
+    assert set(HARD_CLASSES) == {name for name in KINDS if KINDS[name].group != "ordinary"}

@@ -184,5 +184,8 @@ def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str,
 
 
 def reaches_alpha(p_value: float, n: int, alpha: float) -> bool:
-    """Return whether a conformal p-value from n references is at most alpha, by ranks."""
-    return round(p_value * (n + 1)) - 1 <= n_allowed(n, alpha)
+    """Return whether a conformal p-value from n references is at most alpha, by ranks.
+
+    Both sides are one division of integers by n + 1, so that the comparison is exact.
+    """
+    return p_value <= (1 + n_allowed(n, alpha)) / (n + 1)

@@ -93,7 +93,11 @@ def test_one_student_that_relapses_is_not_averaged_away() -> None:
     evidence = trained(0.0, 0.0, worst=0.25)
     said = decide_replacement(evidence, ASKED, weights_sha256=None)
     assert said.further_training == {"benign": "relapses", "incentive": "relapses"}
-    assert evidence.further_training[0].lower["theft"] > 0.1 < evidence.further_training[0].upper["theft"]
+    assert (
+        evidence.further_training[0].lower["theft"]
+        > 0.1
+        < evidence.further_training[0].upper["theft"]
+    )
 
 
 def test_an_excess_that_cannot_be_excluded_is_no_relapse_and_no_certificate() -> None:

@@ -348,7 +348,9 @@ def test_distilling_stops_before_the_first_step_that_fails_an_audit() -> None:
     assert whole.tau_capability == pytest.approx(1.0, abs=0.1)
     assert whole.trajectory == found.trajectory
     assert [step for step, *_ in whole.trajectory] == [10, 20, 30, 40]
-    assert [shift for *_, shift in whole.trajectory] == pytest.approx([0.0, 0.02, 0.2, 0.0], abs=0.03)
+    assert [shift for *_, shift in whole.trajectory] == pytest.approx(
+        [0.0, 0.02, 0.2, 0.0], abs=0.03
+    )
 
 
 def test_a_recipe_audited_once_has_no_course() -> None:
