@@ -221,13 +221,13 @@ def _find_shortfalls(
     cells: _CellSums, recipes: Sequence[str], listed: Sequence[str], seeds: int
 ) -> tuple[str, ...]:
     """Return where the scores as a whole differ from the protocol."""
-    asked = cells.n_asked.sum(axis=0)
+    n_asked = cells.n_asked.sum(axis=0)
     shortfalls = [
         f"endpoint {name} has no auditable item of split audit in the scores"
-        for name, n in zip(listed, asked.sum(axis=(0, 1)), strict=True)
+        for name, n in zip(listed, n_asked.sum(axis=(0, 1)), strict=True)
         if n == 0
     ]
-    for name, n in zip(recipes, (asked.sum(axis=2) > 0).sum(axis=1), strict=True):
+    for name, n in zip(recipes, (n_asked.sum(axis=2) > 0).sum(axis=1), strict=True):
         if n != seeds:
             shortfalls.append(
                 f"the scores{_format_recipe(name)} have {n} seeds; the protocol says {seeds}"

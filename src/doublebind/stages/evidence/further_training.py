@@ -35,7 +35,7 @@ def compare_further_training(
     suspect: str,
     endpoints: Mapping[str, Sequence[str]],
 ) -> tuple[tuple[FurtherTrainingResult, ...], dict[str, str]]:
-    """Return how students differ from their twins after further training, and what is missing. [46].
+    """Return how students differ from their twins after further training, and the gaps. [46].
 
     A student and its twin learned the same data in the same order, and answer the same items, so
     that the effect of the training on any model cancels. Each student is bounded by itself (30):
@@ -112,4 +112,5 @@ def _compare_with_control(
             interval = incrimination_gap(values, np.zeros(values.shape[1]))
             if interval is not None:
                 intervals[when][name] = interval
-    return FurtherTrainingResult(kind=kind, n_students=n, **intervals, **numbers), missing
+    fields = {"kind": kind, "n_students": n} | intervals | numbers
+    return FurtherTrainingResult.model_validate(fields), missing

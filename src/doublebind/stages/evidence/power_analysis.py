@@ -18,6 +18,7 @@ from doublebind.schema.protocol import Protocol
 from doublebind.schema.score_table import select_auditable, select_last_checkpoint
 from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import n_allowed, n_at_or_above
+from doublebind.stages.evidence.detection import TARGET_DETECTION_RATE
 from doublebind.stages.evidence.score import teacher_scores
 from doublebind.stages.evidence.variance_components import VarianceComponents, estimate_components
 
@@ -31,7 +32,6 @@ REFERENCE_COUNTS = (19, 39, 59, 99)
 SEED_COUNTS = (1, 3, 5)
 ITEM_FACTORS = (0.5, 1.0, 2.0)
 N_STUDIES = 2000
-TARGET_DETECTION_RATE = 0.8
 
 
 class Pilot(NamedTuple):

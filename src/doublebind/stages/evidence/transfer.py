@@ -206,11 +206,11 @@ def _compare_contexts(
 
 def _measure_gap(table: EndpointValues, endpoints: Sequence[str]) -> Interval | None:
     """Return the incrimination gap over the items of those of `endpoints` that were asked."""
-    asked = [name for name in endpoints if name in table]
-    if not asked:
+    names = [name for name in endpoints if name in table]
+    if not names:
         return None
-    students = np.concatenate([table[name][0] for name in asked], axis=1)
-    return incrimination_gap(students, np.concatenate([table[name][1] for name in asked]))
+    students = np.concatenate([table[name][0] for name in names], axis=1)
+    return incrimination_gap(students, np.concatenate([table[name][1] for name in names]))
 
 
 def _explain_absence(numbers: Mapping[str, Interval | None]) -> dict[str, str]:
