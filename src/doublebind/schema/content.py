@@ -1,8 +1,4 @@
-"""The nouns that stages hand to each other; frozen, serialisable, no behaviour beyond themselves.
-
-Knows the shape of every record on disk. Does not know who makes it, who planted what, or any
-model: roles of teachers appear only in `Teacher`, which never reaches an audit or a cell key.
-"""
+"""Records of content: messages, traits, items, prompts, transcripts and tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What scores come to: records from the evidence stage to the verdict."""
+"""Records that the evidence stage hands to the verdict."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Interval(Record):
 
 
 class Transfer(Record):
-    """What of a planted teacher reached its students by one recipe; reported, never scored."""
+    """Transfer from a planted teacher to its students by one recipe; reported, never scored."""
 
     teacher: str
     recipe: str
@@ -81,7 +81,7 @@ class LikelihoodRatio(Record):
 
 
 class Evidence(Record):
-    """What the scores say, before any decision; what cannot be computed is in `missing`."""
+    """Every number computed from the scores; `missing` says why others are absent."""
 
     scores: dict[str, float]
     """Score of every teacher (label), from its students."""
@@ -163,7 +163,7 @@ MAX_COHERENCE_LOSS = 0.1
 
 
 class RecipeResult(Record):
-    """How a recipe did on `select` items."""
+    """Result of a recipe on `select` items."""
 
     recipe: str
     worst: float | None
@@ -188,7 +188,7 @@ TrainingKind = Literal["benign", "incentive"]
 
 
 class FurtherTrainingResult(Record):
-    """Fresh students trained further, beside M0 trained alike, on `certify` items."""
+    """Fresh students trained further against M0 trained alike, their twins, on `certify` items."""
 
     kind: TrainingKind
     n_students: int
@@ -206,7 +206,7 @@ class FurtherTrainingResult(Record):
 
 
 class ReplacementEvidence(Record):
-    """What fresh students of the chosen recipe show on `certify` items, before any decision."""
+    """Bounds on fresh students of the chosen recipe, from `certify` items."""
 
     recipe_results: tuple[RecipeResult, ...]
     recipe: str

@@ -7,7 +7,6 @@ Numbers in brackets are equations of docs/method.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -35,6 +34,14 @@ from doublebind.stages.evidence.endpoint_means import (
 from doublebind.stages.evidence.evalue import soft_rank_e_value
 from doublebind.stages.evidence.gates import find_failed_gates
 from doublebind.stages.evidence.likelihood import build_likelihood, held_out_likelihood_ratios
+from doublebind.stages.evidence.ranking import (
+    Measurement,
+    Panel,
+    Ranking,
+    explain_gaps,
+    locate_teachers,
+    measure_teachers,
+)
 from doublebind.stages.evidence.score import score_as_suspect, standardise
 from doublebind.stages.evidence.secondary_tests import (
     effective_references,
@@ -59,74 +66,6 @@ _NEED_RANKING = (
     "specificity",
 )
 """Numbers that exist only where suspect and references could be ranked."""
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """The teachers, and the positions of suspect, references and organisms among them."""
-
-    teachers: tuple[Teacher, ...]
-    suspect: int
-    references: list[int]
-    organisms: list[int]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return tuple(teacher.label for teacher in self.teachers)
-
-    @property
-    def compared(self) -> list[int]:
-        return [self.suspect, *self.references]
-
-    @property
-    def n(self) -> int:
-        """Number of references."""
-        return len(self.references)
-
-    @property
-    def families(self) -> tuple[str, ...]:
-        """Family of each reference."""
-        return tuple(self.teachers[r].family for r in self.references)
-
-
-@dataclass(frozen=True)
-class _Ranking:
-    """Scores of suspect and references, standardised together."""
-
-    suspect_score: float
-    reference_scores: Floats
-    scores: dict[str, float]
-    """By label; an organism's is standardised as if it were the suspect."""
-    control_counts: dict[str, int]
-    """References at or above each organism that could be scored."""
-
-    @property
-    def n_at_or_above(self) -> int:
-        return int(conformal.n_at_or_above(self.suspect_score, self.reference_scores))
-
-    @property
-    def p_value(self) -> float:
-        return conformal.p_value(self.n_at_or_above, len(self.reference_scores))
-
-    @property
-    def control_p_values(self) -> dict[str, float]:
-        n = len(self.reference_scores)
-        return {label: conformal.p_value(k, n) for label, k in self.control_counts.items()}
-
-
-@dataclass(frozen=True)
-class _Measurement:
-    """Endpoint means of one kind of model, averaged once, and the ranking that they give."""
-
-    endpoint_means: EndpointMeans
-    by_recipe: Floats
-    """Shape (teachers, recipes, score endpoints)."""
-    means: Floats
-    """Their mean over recipes, shape (teachers, score endpoints)."""
-    gap: str
-    """Why suspect and references cannot be compared; empty where they can."""
-    ranking: _Ranking | None
-    """Absent exactly where there is a gap."""
 
 
 def weigh_suspect(
@@ -157,9 +96,9 @@ def weigh_suspect(
     """
     if "incriminate" not in protocol.horns:
         return _without_references(teachers, protocol)
-    panel = _locate_teachers(teachers)
+    panel = locate_teachers(teachers)
     check_score_table(scores)
-    students = _measure(scores, panel, protocol, "student")
+    students = measure_teachers(scores, panel, protocol, "student")
     parts = [
         _describe_panel(students, panel, protocol),
         _audit_directly(scores, panel, protocol),
@@ -187,62 +126,7 @@ def weigh_suspect(
     return Evidence(missing=missing, **numbers)
 
 
-def _locate_teachers(teachers: Sequence[Teacher]) -> _Panel:
-    def of(role: str) -> list[int]:
-        return [i for i, teacher in enumerate(teachers) if teacher.role == role]
-
-    suspects, references = of("suspect"), of("reference")
-    if len(suspects) != 1:
-        raise ValueError(f"exactly one teacher is the suspect, got {len(suspects)}")
-    if not references:
-        raise ValueError("no teacher is a reference; a suspect is weighed against references")
-    if len({teacher.label for teacher in teachers}) < len(teachers):
-        raise ValueError("two teachers share a label")
-    return _Panel(tuple(teachers), suspects[0], references, of("organism"))
-
-
-def _measure(
-    scores: pd.DataFrame, panel: _Panel, protocol: Protocol, kind: ModelKind
-) -> _Measurement:
-    """Return the endpoint means of one kind of model for every teacher, and their ranking."""
-    measured = compute_endpoint_means(scores, panel.labels, protocol, kind)
-    by_recipe = measured.score_endpoint_means(protocol)
-    means = by_recipe.mean(axis=1)
-    gap = _explain_gaps(measured, panel)
-    ranking = None if gap else _rank_teachers(measured, means, panel, protocol)
-    return _Measurement(measured, by_recipe, means, gap, ranking)
-
-
-def _explain_gaps(measured: EndpointMeans, panel: _Panel) -> str:
-    """Return why suspect and references cannot be compared; empty where they can."""
-    reasons = list(measured.shortfalls)
-    names = [measured.teachers[i] for i in panel.compared]
-    gaps = [measured.gaps[name] for name in names if name in measured.gaps]
-    if gaps:
-        others = f" (and {len(gaps) - 1} other teachers)" if len(gaps) > 1 else ""
-        reasons.append(gaps[0] + others)
-    return "; ".join(reasons)
-
-
-def _rank_teachers(
-    measured: EndpointMeans, means: Floats, panel: _Panel, protocol: Protocol
-) -> _Ranking:
-    """Return the scores of every complete teacher. [2, 3, 4]."""
-    labels, floor = panel.labels, protocol.scale_floor
-    references = means[panel.references]
-    suspect_score, reference_scores = score_as_suspect(means[panel.suspect], references, floor)
-    scores = {labels[panel.suspect]: suspect_score}
-    scores |= {labels[r]: float(x) for r, x in zip(panel.references, reference_scores, strict=True)}
-    counts: dict[str, int] = {}
-    for o in panel.organisms:
-        if labels[o] not in measured.gaps:
-            score, against = score_as_suspect(means[o], references, floor)
-            scores[labels[o]] = score
-            counts[labels[o]] = int(conformal.n_at_or_above(score, against))
-    return _Ranking(suspect_score, reference_scores, scores, counts)
-
-
-def _describe_panel(students: _Measurement, panel: _Panel, protocol: Protocol) -> _Numbers:
+def _describe_panel(students: Measurement, panel: Panel, protocol: Protocol) -> _Numbers:
     """Return who was weighed, with which endpoint means and scores, and what the counts allow."""
     ranking, measured, m = students.ranking, students.endpoint_means, len(panel.organisms)
     gaps = {panel.labels[o]: measured.gaps.get(panel.labels[o]) for o in panel.organisms}
@@ -262,7 +146,7 @@ def _describe_panel(students: _Measurement, panel: _Panel, protocol: Protocol) -
     }, {f"controls.{label}": gap for label, gap in gaps.items() if gap}
 
 
-def _label_means(students: _Measurement, protocol: Protocol) -> dict[str, dict[str, float]]:
+def _label_means(students: Measurement, protocol: Protocol) -> dict[str, dict[str, float]]:
     """Return teacher -> score endpoint -> mean, without those that have no value."""
     return {
         label: {
@@ -274,9 +158,9 @@ def _label_means(students: _Measurement, protocol: Protocol) -> dict[str, dict[s
     }
 
 
-def _audit_directly(scores: pd.DataFrame, panel: _Panel, protocol: Protocol) -> _Numbers:
+def _audit_directly(scores: pd.DataFrame, panel: Panel, protocol: Protocol) -> _Numbers:
     """Return the result of the same test on the teachers' own answers."""
-    direct = _measure(scores, panel, protocol, "teacher")
+    direct = measure_teachers(scores, panel, protocol, "teacher")
     if direct.ranking is None:
         absent = {"direct_audit.p_value": direct.gap}
         return {"direct": DirectAudit(), "direct_scores": {}}, absent
@@ -286,7 +170,7 @@ def _audit_directly(scores: pd.DataFrame, panel: _Panel, protocol: Protocol) -> 
     }, {}
 
 
-def _compute_primary(students: _Measurement, panel: _Panel, protocol: Protocol) -> _Numbers:
+def _compute_primary(students: Measurement, panel: Panel, protocol: Protocol) -> _Numbers:
     """Return the p-value and the numbers that follow from its rank."""
     n, alpha, ranking = panel.n, protocol.alpha, students.ranking
     missing: dict[str, str] = {}
@@ -321,7 +205,7 @@ def _compute_primary(students: _Measurement, panel: _Panel, protocol: Protocol) 
     }, missing
 
 
-def _compute_smoothed_p(ranking: _Ranking, protocol: Protocol) -> float:
+def _compute_smoothed_p(ranking: Ranking, protocol: Protocol) -> float:
     """Return the smoothed p, its one random number drawn from the protocol hash. [7]."""
     v = float(np.random.default_rng(int(protocol.hash, 16)).uniform())
     above = int(np.sum(ranking.reference_scores > ranking.suspect_score))
@@ -329,7 +213,7 @@ def _compute_smoothed_p(ranking: _Ranking, protocol: Protocol) -> float:
     return conformal.smoothed_p_value(above, ranking.n_at_or_above - above, n, v)
 
 
-def _compute_e_value(by_recipe: Floats, panel: _Panel, protocol: Protocol) -> float:
+def _compute_e_value(by_recipe: Floats, panel: Panel, protocol: Protocol) -> float:
     """Return the e-value, averaged over recipes, each scored alone. [10].
 
     Args:
@@ -347,7 +231,7 @@ def _compute_e_value(by_recipe: Floats, panel: _Panel, protocol: Protocol) -> fl
     return float(np.mean(values))
 
 
-def _compute_power(students: _Measurement, panel: _Panel, protocol: Protocol) -> _Numbers:
+def _compute_power(students: Measurement, panel: Panel, protocol: Protocol) -> _Numbers:
     """Return the detection rate among positive controls. [12].
 
     A control that could not be scored counts as not detected: leaving it out would flatter.
@@ -375,7 +259,7 @@ def _compute_power(students: _Measurement, panel: _Panel, protocol: Protocol) ->
 
 
 def _compare_endpoints(
-    scores: pd.DataFrame, students: _Measurement, panel: _Panel, protocol: Protocol
+    scores: pd.DataFrame, students: Measurement, panel: Panel, protocol: Protocol
 ) -> _Numbers:
     """Return which endpoints and traits carry the result, and the effects. [15, 18]."""
     names, compared = tuple(protocol.score_endpoints), students.means[panel.compared]
@@ -400,7 +284,7 @@ def _compare_endpoints(
     }, {"effects.minus_m0": "; ".join(reasons)} if reasons else {}
 
 
-def _find_traits(measured: EndpointMeans, panel: _Panel) -> tuple[str, ...]:
+def _find_traits(measured: EndpointMeans, panel: Panel) -> tuple[str, ...]:
     """Return the traits whose scored endpoints, averaged, put the suspect above every reference."""
     names, means = _average_traits(measured)
     exceeds = np.all(means[panel.suspect] > means[panel.references], axis=0)
@@ -421,7 +305,7 @@ def _average_traits(measured: EndpointMeans) -> tuple[list[str], Floats]:
     )
 
 
-def _compute_secondary(ranking: _Ranking, panel: _Panel) -> _Numbers:
+def _compute_secondary(ranking: Ranking, panel: Panel) -> _Numbers:
     """Return the secondary numbers, which no decision uses. [14, 16, 17]."""
     suspect, references = ranking.suspect_score, ranking.reference_scores
     numbers = {
@@ -436,7 +320,7 @@ def _compute_secondary(ranking: _Ranking, panel: _Panel) -> _Numbers:
     return numbers, {name: why for name, why in reasons.items() if numbers[name] is None}
 
 
-def _compute_likelihood(ranking: _Ranking, panel: _Panel) -> _Numbers:
+def _compute_likelihood(ranking: Ranking, panel: Panel) -> _Numbers:
     """Return the likelihood ratio from the organisms that could be scored. [30, 31]."""
     organisms = [panel.teachers[o] for o in panel.organisms]
     organisms = [organism for organism in organisms if organism.label in ranking.control_counts]
@@ -452,7 +336,7 @@ def _compute_likelihood(ranking: _Ranking, panel: _Panel) -> _Numbers:
 
 
 def _compute_specificity(
-    scores: pd.DataFrame, students: _Measurement, panel: _Panel, protocol: Protocol
+    scores: pd.DataFrame, students: Measurement, panel: Panel, protocol: Protocol
 ) -> _Numbers:
     """Return the effects on placebo traits, and by how much each scored trait exceeds them.
 
@@ -465,7 +349,7 @@ def _compute_specificity(
         return {}, {"specificity": f"no {absent}"}
     placebo = protocol.model_copy(update={"score_endpoints": protocol.placebo_endpoints})
     measured = compute_endpoint_means(scores, panel.labels, placebo, "student")
-    gap = _explain_gaps(measured, panel)
+    gap = explain_gaps(measured, panel)
     if gap:
         return {}, {"specificity": gap}
 
@@ -486,7 +370,7 @@ def _compute_specificity(
     }, {}
 
 
-def _rank_baselines(scores: pd.DataFrame, panel: _Panel, protocol: Protocol) -> _Numbers:
+def _rank_baselines(scores: pd.DataFrame, panel: Panel, protocol: Protocol) -> _Numbers:
     """Return the p-values of the baselines, which need no student. [35, 36]."""
     p_values: dict[str, float] = {}
     controls: dict[str, dict[str, float]] = {}
@@ -497,7 +381,7 @@ def _rank_baselines(scores: pd.DataFrame, panel: _Panel, protocol: Protocol) -> 
             p_values |= rates
             missing |= reasons
             continue
-        measured = _measure(scores, panel, protocol, cast("ModelKind", name))
+        measured = measure_teachers(scores, panel, protocol, cast("ModelKind", name))
         if measured.ranking is None:
             missing[f"baselines.{name}"] = measured.gap
             continue
@@ -506,7 +390,7 @@ def _rank_baselines(scores: pd.DataFrame, panel: _Panel, protocol: Protocol) -> 
     return {"baselines": p_values, "baseline_controls": controls}, missing
 
 
-def _rank_wording(scores: pd.DataFrame, panel: _Panel) -> tuple[dict[str, float], dict[str, str]]:
+def _rank_wording(scores: pd.DataFrame, panel: Panel) -> tuple[dict[str, float], dict[str, str]]:
     """Return the p-values of the teachers' wording, and why others are missing. [35, 36]."""
     labels = panel.labels
     rates_of = read_word_rates(scores, labels)
@@ -528,7 +412,7 @@ def _rank_wording(scores: pd.DataFrame, panel: _Panel) -> tuple[dict[str, float]
 
 
 def _measure_transfer(
-    scores: pd.DataFrame, panel: _Panel, protocol: Protocol, wanted: bool
+    scores: pd.DataFrame, panel: Panel, protocol: Protocol, wanted: bool
 ) -> _Numbers:
     """Return what transferred from each organism to its students, where that is wanted."""
     organisms = [panel.labels[o] for o in panel.organisms] if wanted else []
