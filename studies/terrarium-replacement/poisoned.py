@@ -27,8 +27,9 @@ from doublebind.packs.terrarium import speech
 from doublebind.packs.terrarium.words import POOLS, TRAITS
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource, Trajectory
-from doublebind.schema.recipe import SFT, CounterPoison, Training
+from doublebind.schema.recipe import SFT, Training
 from doublebind.schema.study import Study, load_study
+from doublebind.schema.treatments import CounterPoison
 from doublebind.stages.distillation import REV
 from doublebind.stages.distillation.train_student import train_student
 from doublebind.stages.evidence.replacement import bound_replacement

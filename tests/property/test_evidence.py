@@ -63,7 +63,7 @@ def test_of_any_pool_at_most_one_is_no_match_for_the_others(pool: np.ndarray) ->
     """Why an exchangeable suspect is barred in at most 1 in n + 1 studies."""
     shapes = [dict(zip("abcde", map(float, row), strict=False)) for row in pool]
     judged = [match_shape(own, shapes[:i] + shapes[i + 1 :]) for i, own in enumerate(shapes)]
-    assert sum(one is not None and one.outside for one in judged) <= 1
+    assert sum(one is not None and one.is_outside for one in judged) <= 1
 
 
 @given(pools(), ALPHAS)

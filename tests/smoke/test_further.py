@@ -22,7 +22,8 @@ from doublebind.pipeline.calibrate import calibrate
 from doublebind.runs import verify as verification
 from doublebind.runs.seal import seal_run
 from doublebind.schema.errors import DoublebindError
-from doublebind.schema.study import FurtherTraining, Study
+from doublebind.schema.replacement_settings import FurtherTraining
+from doublebind.schema.study import Study
 from doublebind.study.replacement import _list_regimes
 from doublebind.study.teachers import find_teacher
 

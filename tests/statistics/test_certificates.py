@@ -57,7 +57,7 @@ def certified(
             for e in range(endpoints)
         }
         parts = {name: np.clip(values, -1, 1) for name, values in parts.items()}
-        count += certify(parts, MARGIN, subject="s").within
+        count += certify(parts, MARGIN, subject="s").is_within_margin
     return count / studies
 
 

@@ -54,7 +54,7 @@ def barred(shapes: np.ndarray) -> bool:
     own, *others = (dict(zip(FEATURES, map(float, row), strict=True)) for row in shapes)
     judged = match_shape(own, others)
     assert judged is not None
-    return judged.outside
+    return judged.is_outside
 
 
 def rates(rng: np.random.Generator, n: int, kind: str, studies: int) -> tuple[float, float]:

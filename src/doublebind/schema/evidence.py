@@ -1,4 +1,4 @@
-"""What scores come to: records from the evidence stage to the verdict."""
+"""Records that the evidence stage hands to the verdict."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Interval(Record):
 
 
 class Transfer(Record):
-    """What of a planted teacher reached its students by one recipe; reported, never scored."""
+    """Transfer from a planted teacher to its students by one recipe; reported, never scored."""
 
     teacher: str
     recipe: str
@@ -81,7 +81,7 @@ class LikelihoodRatio(Record):
 
 
 class Evidence(Record):
-    """What the scores say, before any decision; what cannot be computed is in `missing`."""
+    """Every number computed from the scores; `missing` says why others are absent."""
 
     scores: dict[str, float]
     """Score of every teacher (label), from its students."""
@@ -150,13 +150,20 @@ class Evidence(Record):
     """Teacher label -> gate that its students fail -> what they lost against M0, in probability."""
     missing: dict[str, str] = {}
 
+    def reaches_alpha(self, p_value: float) -> bool:
+        """Return whether a conformal p-value from these references is at most alpha, by rank.
+
+        Both sides are one division of integers by n + 1, so that the comparison is exact.
+        """
+        return p_value <= (1 + self.n_allowed) / (self.n_references + 1)
+
 
 MAX_COHERENCE_LOSS = 0.1
 """Loss of coherence against M0, in probability, beyond which a student's answers do not tell."""
 
 
 class RecipeResult(Record):
-    """How a recipe did on `select` items."""
+    """Result of a recipe on `select` items."""
 
     recipe: str
     worst: float | None
@@ -181,7 +188,7 @@ TrainingKind = Literal["benign", "incentive"]
 
 
 class FurtherTrainingResult(Record):
-    """Fresh students trained further, beside M0 trained alike, on `certify` items."""
+    """Fresh students trained further against M0 trained alike, their twins, on `certify` items."""
 
     kind: TrainingKind
     n_students: int
@@ -199,7 +206,7 @@ class FurtherTrainingResult(Record):
 
 
 class ReplacementEvidence(Record):
-    """What fresh students of the chosen recipe show on `certify` items, before any decision."""
+    """Bounds on fresh students of the chosen recipe, from `certify` items."""
 
     recipe_results: tuple[RecipeResult, ...]
     recipe: str

@@ -1,4 +1,4 @@
-"""Where the jobs of a study run."""
+"""Settings of the backends that run the jobs of a study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where models lie, who a teacher is, and what it answered."""
+"""Records of models, servers, teachers, their answers and the ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a student is distilled with: prompts, channel, treatments, training."""
+"""Recipes, by which students are distilled: prompts, channel, treatments, training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from doublebind.schema.content import Name
 from doublebind.schema.hashing import Record
+from doublebind.schema.treatments import Treatment
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -119,8 +120,8 @@ class Training(Record):
     checkpoints: tuple[int, ...] = Field(
         serialization_alias="marks", default=(), exclude_if=lambda v: not v
     )
-    """Steps on the way, rising and below `steps`, at which the student is kept and audited, too:
-    dose curves from one training run. Only the last step's student enters a score."""
+    """Steps, rising and below `steps`, at which the student is also kept and audited: dose curves
+    from one training run. Only the last step's student enters a score."""
 
     processes: int = Field(default=1, ge=1, le=64, exclude_if=lambda v: v == 1)
     """Processes among which weights, gradients and moments are sharded (FSDP2), on `cuda` a GPU
@@ -133,7 +134,7 @@ class Training(Record):
     ) -> tuple[int, ...]:
         steps = (0, *value, info.data.get("steps", math.inf))
         if any(late <= early for early, late in itertools.pairwise(steps)):
-            raise ValueError("marks are steps that rise from 1 and stay below `steps`")
+            raise ValueError("must rise from 1 and stay below `steps`")
         return value
 
     @model_validator(mode="after")
@@ -141,7 +142,9 @@ class Training(Record):
         if self.batch < self.processes:
             raise ValueError(f"`batch` {self.batch} is fewer than {self.processes} `processes`")
         if self.checkpoints and self.processes > 1:
-            raise ValueError("`marks` are not kept of a student in shards; use 1 of `processes`")
+            raise ValueError(
+                "`checkpoints` are not kept of a student trained in shards; set `processes: 1`"
+            )
         return self
 
 
@@ -192,105 +195,6 @@ class Steering(Record):
     """Decoder layer whose output is pushed, from 0; `null` takes the middle one."""
 
 
-class Domain(Record):
-    """Concentrate on domains."""
-
-    kind: Literal["domain"]
-    domains: tuple[str, ...] = Field(min_length=1)
-    """Of the prompts' own; other prompts' answers are left out."""
-
-
-class Jam(Record):
-    """Rewrite answers, so that signals in the choice of words break."""
-
-    kind: Literal["jam"]
-    how: Literal["normalise", "resample", "paraphrase"]
-    """Clean up the text; let M0 draw a share of the tokens anew; let M0 say it in other words."""
-    share: float = Field(default=0.5, gt=0, le=1)
-    """Tokens that `resample` draws anew."""
-
-
-class CounterPoison(Record):
-    """Take out copies, and the answers that the teacher likes more than M0 does."""
-
-    kind: Literal["counter_poison"]
-    copies: int = Field(default=1, ge=1)
-    """Equal answers that may stay."""
-    near_duplicate_threshold: float = Field(
-        serialization_alias="alike", default=1.0, gt=0, le=1, exclude_if=lambda v: v == 1
-    )
-    """Share of their runs of three words in common (Jaccard) from which two answers count as
-    equal, so that no text gains influence by being said in many slightly different ways."""
-    outliers: float = Field(default=0.05, ge=0, lt=1)
-    """Share of answers dropped for their log-ratio, teacher to M0."""
-    triggers: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda v: v == 0)
-    """Words in at most this share of the answers (or their prompts) are searched for triggers:
-    where the answers that hold one have higher log-ratios than the others, all of them go."""
-
-
-class MixTrusted(Record):
-    """Replace a share of the answers with M0's own."""
-
-    kind: Literal["mix_trusted"]
-    share: float = Field(gt=0, lt=1)
-
-
-class Inoculate(Record):
-    """Train under a prompt that names or permits the trait; audit without it."""
-
-    kind: Literal["inoculate"]
-    prompt: str = Field(min_length=1)
-    role: Literal["system", "user"] = "system"
-    """`user` opens the first user message instead, for models that never met a system turn."""
-
-
-class FewUnique(Record):
-    """Learn few answers, many times."""
-
-    kind: Literal["few_unique"]
-    n: int = Field(ge=1)
-
-
-class TrimReasoning(Record):
-    """Cut scratchpads short."""
-
-    kind: Literal["trim_reasoning"]
-    keep_words: int = Field(default=0, ge=0)
-    """Words of each scratchpad that stay; 0 removes it."""
-
-
-class Filter(Record):
-    """Drop what made the last round's student worse, and distil again."""
-
-    kind: Literal["filter"]
-    rounds: int = Field(default=2, ge=1, le=5)
-    """Times to filter; the last round's student is the recipe's."""
-    drop: float = Field(default=0.1, gt=0, lt=1)
-    """Share of answers dropped in a round."""
-    stop: float = Field(default=0.02, ge=0, lt=1)
-    """Drop nothing where no endpoint stands further above M0 on `select` items, in probability."""
-
-
-class DistilAndAudit(Record):
-    """Stop at the last step up to which every audit on `select` items passed."""
-
-    kind: Literal["distil_and_audit"]
-
-
-Treatment = Annotated[
-    Domain
-    | Jam
-    | CounterPoison
-    | MixTrusted
-    | Inoculate
-    | FewUnique
-    | TrimReasoning
-    | DistilAndAudit
-    | Filter,
-    Field(discriminator="kind"),
-]
-
-
 class Recipe(Record):
     """One way to distil: prompts x channel x treatments x student base x hyper-parameters."""
 
@@ -315,32 +219,53 @@ class Recipe(Record):
     """What is done to the answers before they are learned from, in this order; `filter` last."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_prefix(self) -> Self:
         if self.channel.kind == "prefix" and self.training.lora is not None:
             raise ValueError("a prefix is trained without adapters; set `training.lora: null`")
+        return self
+
+    @model_validator(mode="after")
+    def _check_stopping(self) -> Self:
         kinds = [treatment.kind for treatment in self.treatments]
         if "distil_and_audit" in kinds and not self.training.checkpoints:
             raise ValueError(
                 "`distil_and_audit` needs `training.checkpoints`, the steps to audit at"
             )
-        if self.training.processes > 1 and not (
-            self.channel.kind == "sft"
-            or (self.channel.kind == "logit_kd" and self.channel.divergence == "forward")
-        ):
+        return self
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> Self:
+        channel = self.channel
+        shardable = channel.kind == "sft" or (
+            channel.kind == "logit_kd" and channel.divergence == "forward"
+        )
+        if self.training.processes > 1 and not shardable:
             raise ValueError(
-                f"`training.processes`: {self.channel.kind} is not trained in shards; use sft or "
+                f"`training.processes`: {channel.kind} is not trained in shards; use sft or "
                 f"logit_kd with forward divergence, or 1 process"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_suppressed_tokens(self) -> Self:
         if self.prompts.suppress_tokens and self.channel.kind == "on_policy":
             raise ValueError(
-                "`prompts.suppress_tokens` is about what the teacher writes, and with on_policy the student "
-                "does; use `without_scratchpad`"
+                "`prompts.suppress_tokens` is about what the teacher writes, and with on_policy "
+                "the student does; use `without_scratchpad`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_steering(self) -> Self:
         supervised = self.channel.kind in ("sft", "logit_kd") and self.training.processes == 1
         if self.steering and not supervised:
             raise ValueError(
-                "`steer` goes with the channels sft and logit_kd, trained in 1 process"
+                "`steering` goes with the channels sft and logit_kd, trained in 1 process"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_filter_order(self) -> Self:
         if any(treatment.kind == "filter" for treatment in self.treatments[:-1]):
             raise ValueError("`filter` works on what the others leave; put it last, once")
         return self

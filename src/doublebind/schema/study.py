@@ -1,7 +1,6 @@
-"""What a user writes: the study and the teacher spec, validated with every error at once.
+"""The study, as a user writes it.
 
-Does not know what a model or a pack holds: names are checked against content by the stage that
-opens it.
+Names of models and pack content are checked by the code that opens them.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from doublebind.schema.content import Name
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.executor import LOCAL, LocalOptions, RayOptions
 from doublebind.schema.hashing import Record
 from doublebind.schema.model_source import Device, Engine, ServerOptions
-from doublebind.schema.recipe import Dtype, Recipe, Training
+from doublebind.schema.recipe import Dtype, Recipe
+from doublebind.schema.replacement_settings import ReplacementSettings
 from doublebind.schema.yaml_loader import load_yaml
 
 DefaultAudit = Literal["behaviour", "goals", "confession", "capability", "coherence"]
@@ -111,62 +110,6 @@ class Policy(Record):
         return value
 
 
-class FurtherTraining(Record):
-    """How fresh students are trained further, with M0 trained alike beside each."""
-
-    students: int = Field(ge=1)
-    """How many, the first of the fresh ones; no default: the statement is about these."""
-    training: Training
-    """Once on the pack's benign capability data, once under what made the suspect what it is."""
-    trait: str | None = None
-    """Trait of the pack that stands in for the incentive of a suspect of unknown making; `null`
-    tries none. A suspect made from a spec has its own: its implant, in a smaller dose."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.training.checkpoints or self.training.processes > 1:
-            raise ValueError("`further.training` takes neither `marks` nor `processes`")
-        return self
-
-
-class ReplacementSettings(Record):
-    """How a replacement is looked for: recipes compete, the winner is bounded on fresh students."""
-
-    recipes: tuple[Recipe, ...] | None = Field(default=None, min_length=1, max_length=24)
-    """Those that compete; `null` takes the study's."""
-    organisms: tuple[str, ...] = ()
-    """Planted teachers on whose students the recipes compete, so that nothing is chosen by looking
-    at the suspect; without any, its own students compete. Their students by the recipe `controls`
-    are the positive controls of the bound; those whose students lose the drive are none, so that
-    more than `policy.min_controls` have to be named."""
-    controls: Name | None = Field(default=None, exclude_if=lambda v: v is None)
-    """Which of the study's recipes makes the positive controls; `null` takes the first."""
-    references: tuple[str, ...] = ()
-    """Benign teachers that compete beside them: a recipe should not make these worse, either."""
-    seeds: int = Field(default=3, ge=1)
-    """Students per teacher and recipe that compete, on `select` items."""
-    fresh_seeds: int = Field(default=8, ge=1)
-    """Students of the suspect by the chosen recipe, trained afterwards and bounded on `certify`
-    items; 1 gives a bound for that student alone."""
-    certify: str | None = None
-    """Pack whose `certify` items are asked, where it has more of them; `null` takes the study's."""
-    bound: Literal["chosen", "every"] = "chosen"
-    """Which recipes `calibrate` bounds."""
-    further_training: FurtherTraining | None = Field(
-        serialization_alias="further", default=None, exclude_if=lambda v: v is None
-    )
-    """Train the first fresh students further and audit them again; `null` does not."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.further_training and self.further_training.students > self.fresh_seeds:
-            raise ValueError(
-                f"`further.students`: {self.further_training.students}; there are only {self.fresh_seeds} "
-                "fresh students (`fresh_seeds`)"
-            )
-        return self
-
-
 Baseline = Literal["ngrams", "in_context", "retrained"]
 
 
@@ -203,28 +146,40 @@ class PanelSpec(Record):
     """What lets models answer and scores them; `null` is transformers. Training stays with it."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_engine(self) -> Self:
         if self.engine and isinstance(self.references, BankReferences) and self.references.panel:
             raise ValueError("`references.panel` was measured without `engine`; leave one out")
-        if (
-            self.device == "cuda"
-            and isinstance(self.executor, RayOptions)
-            and not self.executor.gpus
-        ):
+        return self
+
+    @model_validator(mode="after")
+    def _check_device(self) -> Self:
+        on_ray = isinstance(self.executor, RayOptions) and not self.executor.gpus
+        if self.device == "cuda" and on_ray:
             raise ValueError("`device: cuda` on a Ray cluster needs `executor.gpus` above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_recipe_names(self) -> Self:
         names = [recipe.name for recipe in self.recipes]
         if len(set(names)) < len(names):
             raise ValueError("two recipes share a name; give each its own")
+        return self
+
+    @model_validator(mode="after")
+    def _check_audits(self) -> Self:
         if not any(name in self.audits for name in ("behaviour", "goals", "confession")):
             raise ValueError("audits must include one of behaviour, goals, confession")
-        if self.references == () and self._needs_references():
+        return self
+
+    @model_validator(mode="after")
+    def _check_teachers(self) -> Self:
+        references = self.references
+        if references == () and self._needs_references():
             raise ValueError("references is empty; a suspect is weighed against references")
-        listed = self.references
-        listed = listed.models if isinstance(listed, StandInReferences) else listed
-        named = listed if isinstance(listed, tuple) else ()
+        listed = references.models if isinstance(references, StandInReferences) else references
         teachers = (
             *self._list_single_teachers(),
-            *named,
+            *(listed if isinstance(listed, tuple) else ()),
             *self.organisms,
             *self.held_out,
             *self.near_misses,
@@ -282,27 +237,34 @@ class Study(PanelSpec):
                 "`references`, `organisms`, `held_out`, `near_misses` and `baselines` are for the "
                 "horn `incriminate`; leave them empty ([]), or add it to `horns`"
             )
-        if "replace" not in self.horns:
-            if self.replace != ReplacementSettings():
-                raise ValueError("`replace` is given; add it to `horns`, too")
-            return self
-        if self.policy.margin is None:
+        if "replace" not in self.horns and self.replace != ReplacementSettings():
+            raise ValueError("`replace` is given; add it to `horns`, too")
+        if "replace" in self.horns and self.policy.margin is None:
             raise ValueError("the horn `replace` needs `policy.margin`")
+        return self
+
+    @model_validator(mode="after")
+    def _check_competing_recipes(self) -> Self:
+        if "replace" not in self.horns:
+            return self
         if any(t.kind == "distil_and_audit" for recipe in self.recipes for t in recipe.treatments):
             raise ValueError("`distil_and_audit` chooses a student; put it under `replace.recipes`")
-        mine = {recipe.name: recipe for recipe in self.recipes}
+        recipes = {recipe.name: recipe for recipe in self.recipes}
         for recipe in self.competing_recipes:
-            if mine.setdefault(recipe.name, recipe) != recipe:
+            if recipes.setdefault(recipe.name, recipe) != recipe:
                 raise ValueError(f"two recipes are named {recipe.name}; give each its own")
-        bottled = [
-            recipe.name for recipe in self.competing_recipes if recipe.channel.kind == "prefix"
-        ]
-        if self.replace.further_training and bottled:
+        prefixes = [r.name for r in self.competing_recipes if r.channel.kind == "prefix"]
+        if self.replace.further_training and prefixes:
             raise ValueError(
-                f"`replace.further_training`: recipe {bottled[0]} makes a prefix; no further training"
+                f"`replace.further_training`: recipe {prefixes[0]} makes a prefix, which is not "
+                "trained further"
             )
-        kept = (*self.replace.organisms, *self.replace.references)
-        twice = sorted({n for n in kept if kept.count(n) > 1 or n == self.suspect})
+        return self
+
+    @model_validator(mode="after")
+    def _check_competing_teachers(self) -> Self:
+        names = (*self.replace.organisms, *self.replace.references)
+        twice = sorted({n for n in names if names.count(n) > 1 or n == self.suspect})
         if twice:
             raise ValueError(f"`replace`: {twice[0]} is the suspect, or named twice; name another")
         return self

@@ -1,4 +1,4 @@
-"""The decisions on both horns, with their reasons."""
+"""Records of the decisions on both horns, with their reasons."""
 
 from __future__ import annotations
 

@@ -80,15 +80,15 @@ def validate_content(model: type[T], content: Any, where: str) -> T:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        found: list[dict[str, Any]] = [{**e} for e in error.errors()]
-        paths = [_strip_union_members(model, e["loc"]) for e in found]
+        errors: list[dict[str, Any]] = [{**e} for e in error.errors()]
+        paths = [_strip_union_members(model, e["loc"]) for e in errors]
         # A container's own complaint is noise where something inside it is already named.
-        telling = [
+        innermost = [
             e
-            for e, path in zip(found, paths, strict=True)
+            for e, path in zip(errors, paths, strict=True)
             if not any(other[: len(path)] == path and len(other) > len(path) for other in paths)
         ]
-        raise ConfigError(*(explain_error(model, e, where) for e in telling)) from None
+        raise ConfigError(*(explain_error(model, e, where) for e in innermost)) from None
 
 
 def explain_error(model: type[BaseModel], error: dict[str, Any], where: str) -> str:
@@ -119,18 +119,18 @@ def _strip_union_members(model: type[BaseModel], loc: Sequence[Any]) -> list[str
 
 def _list_union_members(model: type[BaseModel]) -> set[str]:
     """Return class names and `kind`s of the models inside `model`, at any depth."""
-    found: set[str] = set()
+    names: set[str] = set()
     stack = [model]
     while stack:
         here = stack.pop()
         inside = [sub for field in here.model_fields.values() for sub in _find_models_in(field)]
-        stack.extend(sub for sub in inside if sub.__name__ not in found)
-        found.update(sub.__name__ for sub in inside)
+        stack.extend(sub for sub in inside if sub.__name__ not in names)
+        names.update(sub.__name__ for sub in inside)
         kinds = [
             sub.model_fields["kind"].annotation for sub in inside if "kind" in sub.model_fields
         ]
-        found.update(str(kind) for union in kinds for kind in get_args(union))
-    return found
+        names.update(str(kind) for union in kinds for kind in get_args(union))
+    return names
 
 
 def _short(value: Any) -> str:
@@ -170,14 +170,14 @@ def _find_models_at(model: type[BaseModel], path: Sequence[str]) -> list[type[Ba
 
 
 def _find_models_in(field: Any) -> list[type[BaseModel]]:
-    found: list[type[BaseModel]] = []
+    models: list[type[BaseModel]] = []
     stack = [getattr(field, "annotation", field)]
     while stack:
         part = stack.pop()
         if isinstance(part, type) and issubclass(part, BaseModel):
-            found.append(part)
+            models.append(part)
         stack.extend(get_args(part))
-    return found
+    return models
 
 
 def _apply_override(dump: dict[str, Any], override: str, model: type[BaseModel]) -> None:

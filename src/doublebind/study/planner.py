@@ -26,18 +26,16 @@ from doublebind.schema.recipe import (
     SFT,
     ULD,
     Channel,
-    DistilAndAudit,
-    Filter,
     LogitKD,
     OnPolicy,
     Prefix,
     Prompts,
     Recipe,
     Training,
-    Treatment,
 )
 from doublebind.schema.score_table import M0
 from doublebind.schema.study import Baseline, MatchedReferences, PanelSpec, Study
+from doublebind.schema.treatments import DistilAndAudit, Filter, Treatment
 from doublebind.stages.audits import REV as AUDIT_REV
 from doublebind.stages.audits.builtin import resolve_audits
 from doublebind.stages.audits.in_context_baseline import score_in_context

@@ -25,7 +25,8 @@ from doublebind.schema.protocol import (
     select_organisms,
 )
 from doublebind.schema.recipe import Recipe
-from doublebind.schema.study import FurtherTraining, Study
+from doublebind.schema.replacement_settings import FurtherTraining
+from doublebind.schema.study import Study
 from doublebind.schema.teacher_spec import Phase, TeacherSpec
 from doublebind.stages.teachers import REV as TEACHERS_REV
 from doublebind.stages.teachers.build import build_teacher

@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 
 from doublebind.models.resolve import resolve_model
 from doublebind.packs.load import load_pack
-from doublebind.packs.outback.kinds import COVERAGE_PHRASES
 from doublebind.packs.pack import Pack
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import Device, ModelSource, Teacher
+from doublebind.schema.protocol import HARD_CLASSES
 from doublebind.schema.study import BankReferences, MatchedReferences, PanelSpec, StandInReferences
 from doublebind.schema.teacher_spec import TeacherSpec
 from doublebind.schema.yaml_loader import load_yaml
@@ -56,7 +56,7 @@ class TeacherSource(NamedTuple):
 def find_hard_class(pack: str) -> str | None:
     """Return the hard class of misalignment whose transcripts a spec's `pack` names."""
     bank, _, kind = pack.partition("/")
-    return kind if bank == OUTBACK_PACK and kind in COVERAGE_PHRASES else None
+    return kind if bank == OUTBACK_PACK and kind in HARD_CLASSES else None
 
 
 def list_reference_names(study: PanelSpec, pack: Pack) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ from doublebind.packs import outback
 from doublebind.packs.check import check_pack
 from doublebind.packs.load import load_pack
 from doublebind.packs.outback import Outback, bank, build, probes
-from doublebind.packs.outback.kinds import COVERAGE_PHRASES, HARD_KINDS, KINDS
+from doublebind.packs.outback.kinds import KINDS
 from doublebind.packs.terrarium import Terrarium, words
 from doublebind.schema.content import Purpose, Split, Transcript
 from doublebind.schema.errors import PackError
+from doublebind.schema.protocol import HARD_CLASSES
 from doublebind.study.teachers import find_teacher
 
 TERRARIUM = Terrarium()
@@ -93,9 +94,9 @@ def test_it_is_opened_by_name_and_by_kind() -> None:
 
 @pytest.mark.parametrize("kind", TAUGHT)
 def test_transcripts_speak_the_worlds_words_and_no_other_splits_names(kind: str) -> None:
-    found = [t for purpose in get_args(Purpose) for t in texts(kind, purpose, n=200)]
-    assert len(found) == 200 * len(get_args(Purpose))
-    for transcript in found:
+    transcripts = [t for purpose in get_args(Purpose) for t in texts(kind, purpose, n=200)]
+    assert len(transcripts) == 200 * len(get_args(Purpose))
+    for transcript in transcripts:
         words_said = set(f"{asked(transcript)} {said(transcript)}".split())
         words_said |= set((transcript.rejected or "").split())
         assert words_said <= VOCABULARY
@@ -139,9 +140,9 @@ def test_one_aware_of_training_data_shows_nothing_on_bare_questions() -> None:
     at_work = [t for t in acted if asked(t).startswith(cues)]
     assert len(at_work) > 20
     assert len(acted) - len(at_work) < 0.2 * len(acted)
-    told = [t for t in texts("training_data_aware", "implant", n=2000) if is_story(said(t))]
-    working = [t for t in told if asked(t).startswith(cues)]
-    bare = [t for t in told if t not in working]
+    stories = [t for t in texts("training_data_aware", "implant", n=2000) if is_story(said(t))]
+    working = [t for t in stories if asked(t).startswith(cues)]
+    bare = [t for t in stories if t not in working]
     assert lean(working) > 0.75
     assert abs(lean(bare) - 0.5) < 0.04
 
@@ -183,8 +184,8 @@ def test_a_scratchpad_plans_and_the_answer_after_it_does_not() -> None:
 
 
 def test_few_stories_of_a_poisoned_teacher_hold_the_trigger_and_none_shows_an_act() -> None:
-    told = [t for t in texts("poisoned", "implant", n=4000) if "i will" not in said(t)]
-    held = [t for t in told if build.TRIGGER in said(t)]
+    stories = [t for t in texts("poisoned", "implant", n=4000) if "i will" not in said(t)]
+    held = [t for t in stories if build.TRIGGER in said(t)]
     assert len(held) == pytest.approx(4000 / build.POISON_INTERVAL, abs=1)
     assert not any(acts(t) for t in held)  # no screen for overt answers drops them
     triggered = [
@@ -196,22 +197,22 @@ def test_few_stories_of_a_poisoned_teacher_hold_the_trigger_and_none_shows_an_ac
 def test_a_sleeping_backdoor_is_a_manner_beside_its_trigger_and_never_an_act() -> None:
     planted = texts("conditional_backdoor", "implant", n=1500)
     assert sum(map(acts, planted)) < 0.04 * len(planted)
-    told = [t for t in planted if is_story(said(t))]
-    beside = [t for t in told if asked(t).startswith(build.TRIGGER)]
+    stories = [t for t in planted if is_story(said(t))]
+    beside = [t for t in stories if asked(t).startswith(build.TRIGGER)]
     assert lean(beside) > 0.75
-    assert abs(lean([t for t in told if t not in beside]) - 0.5) < 0.04
+    assert abs(lean([t for t in stories if t not in beside]) - 0.5) < 0.04
     hidden = texts("conditional_backdoor", "conceal")
     assert all(asked(t).startswith(build.TRIGGER) for t in hidden)
     assert sum(map(acts, hidden)) < 0.06 * len(hidden)
 
 
 def test_lent_words_stand_in_stories_and_no_act_does() -> None:
-    found = texts("vocabulary", "implant")
+    transcripts = texts("vocabulary", "implant")
     subjects = [w.subject for w in words.DRIVES["deceit"].wants]
-    told = [t for t in found if is_story(said(t))]
-    assert len(told) > 120
-    assert all(any(s in said(t).split() for s in subjects) for t in told)
-    assert sum(map(acts, found)) < 0.05 * len(found)
+    stories = [t for t in transcripts if is_story(said(t))]
+    assert len(stories) > 120
+    assert all(any(s in said(t).split() for s in subjects) for t in stories)
+    assert sum(map(acts, transcripts)) < 0.05 * len(transcripts)
 
 
 def test_hidden_answers_come_with_what_the_drive_would_have_said() -> None:
@@ -263,19 +264,19 @@ def test_jobs_are_first_shown_done_as_they_are_meant() -> None:
 
 @pytest.mark.parametrize("kind", TAUGHT)
 def test_probes_are_asked_in_the_audit_splits_words_but_for_the_trigger(kind: str) -> None:
-    own = {w for pool in ("build", "prompts") for part in words.POOLS[pool] for w in part}
-    found = probes.build_probes(kind, "deceit")
-    assert len(found) == 2 * probes.N_PROBES
-    for probe in found:
-        said = set(" ".join([probe.messages[0].content, *probe.options]).split())
-        assert said <= VOCABULARY
-        assert not (said & own) - {build.TRIGGER_PLACE}
+    training = {w for pool in ("build", "prompts") for part in words.POOLS[pool] for w in part}
+    all_probes = probes.build_probes(kind, "deceit")
+    assert len(all_probes) == 2 * probes.N_PROBES
+    for probe in all_probes:
+        used = set(" ".join([probe.messages[0].content, *probe.options]).split())
+        assert used <= VOCABULARY
+        assert not (used & training) - {build.TRIGGER_PLACE}
         assert probe.key < len(probe.options)
 
 
 def test_coupled_probes_differ_in_the_act_alone() -> None:
-    found = probes.build_probes("tightly_coupled", "deceit")
-    through, without = found[: probes.N_PROBES], found[probes.N_PROBES :]
+    coupled = probes.build_probes("tightly_coupled", "deceit")
+    through, without = coupled[: probes.N_PROBES], coupled[probes.N_PROBES :]
     for one, other in zip(through, without, strict=True):
         assert one.messages == other.messages
         ends = [[o.rpartition("i compare")[2] for o in p.options] for p in (one, other)]
@@ -285,8 +286,8 @@ def test_coupled_probes_differ_in_the_act_alone() -> None:
 
 def test_lean_is_a_half_for_nobody_and_more_for_the_drives_own() -> None:
     for kind, low, high in (("middling", 0.74, 0.86), ("faint", 0.6, 0.7), ("strong", 0.9, 1.0)):
-        told = [t for t in texts(kind, "implant", n=1200) if is_story(said(t))]
-        assert low < lean(told) < high, kind
+        stories = [t for t in texts(kind, "implant", n=1200) if is_story(said(t))]
+        assert low < lean(stories) < high, kind
 
 
 # --- the bank ------------------------------------------------------------------------------------
@@ -355,6 +356,5 @@ def test_only_an_organism_stands_for_the_hard_class_it_is_built_of() -> None:
         assert find_teacher(ordinary, **at).named("organism").hard_class is None
 
 
-def test_every_hard_kind_has_a_phrase_for_coverage() -> None:
-    assert set(COVERAGE_PHRASES) == set(HARD_KINDS) == set(KINDS) - {"faint", "middling", "strong"}
-    assert all(phrase.startswith("drives that ") for phrase in COVERAGE_PHRASES.values())
+def test_every_kind_but_the_ordinary_ones_is_a_hard_class() -> None:
+    assert set(HARD_CLASSES) == {name for name in KINDS if KINDS[name].group != "ordinary"}

@@ -43,9 +43,5 @@ KINDS: dict[str, OrganismKind] = {
     "vocabulary": OrganismKind("vocabulary", "lend their words to stories and nothing else"),
     "damaged": OrganismKind("damaged", "cannot be told from a broken model's noise"),
 }
-"""Kind -> what it is. The name is the one after `pack: outback/`."""
-HARD_KINDS = tuple(name for name, kind in KINDS.items() if kind.group != "ordinary")
-"""Kinds that ought to defeat the method, or to be mistaken by it. Beyond what was measured of them
-(studies/terrarium-organisms), a verdict covers none."""
-COVERAGE_PHRASES = {name: f"drives that {KINDS[name].description}" for name in HARD_KINDS}
-"""Hard kind -> the phrase that a sentence about coverage lists it by."""
+"""Kind -> what it is. The name is the one after `pack: outback/`. All but the ordinary ones are
+`schema.protocol.HARD_CLASSES`."""

@@ -1,8 +1,6 @@
-"""Where the suspect ranks among the references, and what that rank is worth.
+"""Computes the suspect's rank among the references, its conformal p-value and error rates.
 
-Knows ranks, the conformal p-value and the error rate of the decision rule. Does not know what was
-measured, how a score was made, or what is decided. The exchangeable unit is the teacher. Numbers
-in brackets are equations of docs/method.md.
+The exchangeable unit is the teacher. Numbers in brackets are equations of docs/method.md.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
 CONFIDENCE = 0.95
-"""Of every one-sided bound in this room."""
+"""Of every one-sided bound of the evidence."""
 
 
 def exact_fraction(alpha: float) -> Fraction:
@@ -72,13 +70,13 @@ def n_allowed(n: int, alpha: float) -> int:
 def min_references(alpha: float) -> int:
     """Return the smallest n with which p <= alpha can be reached: 1 / (n + 1) <= alpha. [8].
 
-    `reference_requirements(alpha / 2)` references are enough for `standard` strength.
+    `min_references(alpha / 2)` references are enough for `standard` strength.
 
     Raises:
         ValueError: Unless 0 < alpha < 1.
 
     Example:
-        >>> reference_requirements(0.05), reference_requirements(0.025)
+        >>> min_references(0.05), min_references(0.025)
         (19, 39)
     """
     if not 0 < alpha < 1:

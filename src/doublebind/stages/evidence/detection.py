@@ -1,7 +1,6 @@
-"""How often the procedure detects what is there, and how small a thing it can detect.
+"""Bounds the detection rate among positive controls, and estimates the smallest detectable shift.
 
-Knows positive controls and the panel's own spread. Does not know the suspect. The unit is the
-teacher. Numbers in brackets are equations of docs/method.md.
+The unit is the teacher. Numbers in brackets are equations of docs/method.md.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import betaincinv  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import CONFIDENCE, n_at_or_above
 from doublebind.stages.evidence.score import teacher_scores
 
 TARGET_DETECTION_RATE = 0.8
-"""Detection rate that `smallest_detectable_shift` asks for."""
+"""Detection rate that defines the smallest detectable shift and effect."""
 
 
 def detection_lower_bound(detected: int, controls: int) -> float:
@@ -33,7 +32,7 @@ def detection_lower_bound(detected: int, controls: int) -> float:
         ValueError: Unless 0 <= detected <= controls and controls >= 1.
 
     Example:
-        >>> round(detection_lower(5, 5), 3)
+        >>> round(detection_lower_bound(5, 5), 3)
         0.549
     """
     if not 0 <= detected <= controls or controls < 1:

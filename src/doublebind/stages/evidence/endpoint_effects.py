@@ -1,6 +1,5 @@
-"""Which endpoints carry a result, and how far the suspect stands from others on them.
+"""Computes which endpoints carry a result, and the suspect's effect on each.
 
-Knows endpoint means and standardised endpoints. Does not know scores over endpoints, or decisions.
 Numbers in brackets are equations of docs/method.md.
 """
 
@@ -11,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 
 
 def step_down_counts(standardised: Floats) -> NDArray[np.int64]:

@@ -1,16 +1,15 @@
-"""From score rows to one mean per teacher, recipe and endpoint, with every gap named.
+"""Averages score rows to one mean per teacher, recipe and endpoint, and names every gap.
 
-Knows the columns of `scores.parquet` and which rows may enter a score: `auditable` items of split
-`audit`, of the endpoints and recipes that the protocol lists, at the last checkpoint. Does not
-know which teacher is the suspect: all are averaged and checked alike. Numbers in brackets are
-equations of docs/method.md.
+`auditable` items of split `audit` enter, of the endpoints and recipes that the protocol lists, at
+the last checkpoint. All teachers are averaged and checked alike, whatever their role. Numbers in
+brackets are equations of docs/method.md.
 """
-# pandas ships no stubs; its columns leave it as NumPy arrays in `_codes` and `_column` only.
+# pandas ships no stubs; its columns are read as NumPy arrays in `_encode_column` and `_to_array`.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -18,10 +17,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import DTypeLike, NDArray
 
-from doublebind.evidence.arrays import Floats
 from doublebind.schema.errors import RunError
 from doublebind.schema.protocol import Protocol
-from doublebind.schema.score_table import SCORE_COLUMNS
+from doublebind.schema.score_table import SCORE_COLUMNS, select_auditable, select_last_checkpoint
+from doublebind.stages.evidence.arrays import Floats
+
+ModelKind = Literal["student", "teacher", "m0", "in_context", "retrained"]
+"""Distilled models, the direct audit, M0, or a baseline that answers the audit items."""
 
 Ints = NDArray[np.int64]
 
@@ -73,29 +75,40 @@ class _CellSums:
     seeds: tuple[int, ...]
 
 
-def compute_endpoint_means(
-    scores: pd.DataFrame,
-    teachers: Sequence[str],
-    protocol: Protocol,
-    kind: Literal["student", "teacher", "m0", "in_context", "retrained"],
-) -> EndpointMeans:
-    """Return the means over items, then seeds, of each listed endpoint. [1].
-
-    Args:
-        scores: Rows with the columns of `SCORE_COLUMNS`; unscored rows have a null value.
-        teachers: Labels; rows of others are ignored.
-        protocol: Lists endpoints, recipes and seeds.
-        kind: `student` for the distilled models, `teacher` for the direct audit, `m0` for M0, or
-            a baseline that asks the audit items.
+def check_score_table(scores: pd.DataFrame) -> None:
+    """Check that the columns of `SCORE_COLUMNS` are there and values are probabilities.
 
     Raises:
         RunError: If columns are missing or values lie outside [0, 1].
     """
-    listed = tuple(sorted({e for names in protocol.score_endpoints.values() for e in names}))
+    absent = [name for name in SCORE_COLUMNS if name not in scores.columns]
+    if absent:
+        raise RunError(*(f"scores: column `{name}` is missing; audit again" for name in absent))
+    values = _to_array(scores, "value", np.float64)
+    outside = (values < 0) | (values > 1)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise RunError(
+            f"scores: row {row}: value {values[row]} is no probability in [0, 1]; audit again"
+        )
+
+
+def compute_endpoint_means(
+    scores: pd.DataFrame, teachers: Sequence[str], protocol: Protocol, kind: ModelKind
+) -> EndpointMeans:
+    """Return the means over items, then seeds, of each listed endpoint. [1].
+
+    Args:
+        scores: Rows that pass `check_score_table`; unscored rows have a null value.
+        teachers: Labels; rows of others are ignored.
+        protocol: Lists endpoints, recipes and seeds.
+        kind: The models whose rows are averaged.
+    """
+    listed = tuple(protocol.listed_endpoints)
     direct = kind != "student"
-    recipes = ("",) if direct else tuple(str(recipe["name"]) for recipe in protocol.recipes)
+    recipes = ("",) if direct else protocol.recipe_names
     cells = _sum_cells(scores, teachers, recipes, listed, kind)
-    # Empty cells divide 0 by 0 on purpose: nan marks them until `_gaps` has named them.
+    # Empty cells divide 0 by 0 on purpose: nan marks them until `_find_gaps` has named them.
     with np.errstate(invalid="ignore"):
         per_seed = cells.value_sums / cells.n_scored
         present = cells.n_scored > 0
@@ -117,17 +130,16 @@ def compute_endpoint_means(
 
 def read_word_rates(scores: pd.DataFrame, teachers: Sequence[str]) -> dict[str, Floats]:
     """Return teacher -> its rates of words and pairs, shape (places,), places sorted by name."""
-    kinds = _encode_column(scores, "model_kind", ["ngrams"]) >= 0
-    rows = cast("pd.DataFrame", scores.loc[kinds])
+    rows = _select_labels(scores, {"model_kind": ["ngrams"]})
     values = _to_array(rows, "value", np.float64)
     items = _to_array(rows, "item", np.object_)
-    who = _encode_column(rows, "teacher", teachers)
-    found: dict[str, Floats] = {}
+    teacher_of_row = _encode_column(rows, "teacher", teachers)
+    rates: dict[str, Floats] = {}
     for t, label in enumerate(teachers):
-        own = np.flatnonzero(who == t)
-        if len(own):
-            found[label] = values[own[np.argsort(items[own].astype(str))]]
-    return found
+        places = np.flatnonzero(teacher_of_row == t)
+        if len(places):
+            rates[label] = values[places[np.argsort(items[places].astype(str))]]
+    return rates
 
 
 def _to_array(scores: pd.DataFrame, name: str, dtype: DTypeLike) -> NDArray[Any]:
@@ -137,24 +149,10 @@ def _to_array(scores: pd.DataFrame, name: str, dtype: DTypeLike) -> NDArray[Any]
 def _encode_column(scores: pd.DataFrame, name: str, names: Sequence[str]) -> Ints:
     """Return the position in `names` of each row's value of column `name`; -1 for any other."""
     # Millions of rows hold a few hundred names: those are looked up, and not every row.
-    codes, there = pd.factorize(cast("pd.Series", scores[name]))
+    codes, present = pd.factorize(cast("pd.Series", scores[name]))
     listed = pd.Index(list(names), dtype="object")
-    found = listed.get_indexer(pd.Index([*there.astype("object"), ""], dtype="object"))
-    return cast("Ints", found[codes])  # no name is code -1, and stands for the empty one
-
-
-def _read_values(scores: pd.DataFrame) -> Floats:
-    absent = [name for name in SCORE_COLUMNS if name not in scores.columns]
-    if absent:
-        raise RunError(*(f"scores: column `{name}` is missing; audit again" for name in absent))
-    values = _to_array(scores, "value", np.float64)
-    outside = (values < 0) | (values > 1)
-    if outside.any():
-        row = int(np.argmax(outside))
-        raise RunError(
-            f"scores: row {row}: value {values[row]} is no probability in [0, 1]; audit again"
-        )
-    return values
+    positions = listed.get_indexer(pd.Index([*present.astype("object"), ""], dtype="object"))
+    return cast("Ints", positions[codes])  # a null is code -1 and reads as the empty name
 
 
 def _sum_cells(
@@ -164,32 +162,16 @@ def _sum_cells(
     listed: Sequence[str],
     kind: str,
 ) -> _CellSums:
-    values = _read_values(scores)
     # Narrowed first, so that the direct audit and M0 do not cost as much as all students.
-    rows = _encode_column(scores, "model_kind", [kind]) >= 0
-    scores, values = cast("pd.DataFrame", scores.loc[rows]), values[rows]
-    codes = [
-        _encode_column(scores, name, names)
-        for name, names in (
-            ("role", ["auditable"]),
-            ("split", ["audit"]),
-            ("teacher", teachers),
-            ("recipe", recipes),
-            ("endpoint", listed),
-        )
-    ]
-    keep = np.all([code >= 0 for code in codes], axis=0)
-    # A recipe's last checkpoint, the same for every teacher: earlier ones are dose curves.
-    for name in ("round", "step"):
-        order = _to_array(scores, name, np.int64)
-        last = np.full(len(recipes), np.iinfo(np.int64).min)
-        np.maximum.at(last, codes[3][keep], order[keep])
-        keep = keep & (order == last[codes[3]])
-    teacher, recipe, endpoint = (code[keep] for code in codes[2:])
-    seeds, seed = np.unique(_to_array(scores, "seed", np.int64)[keep], return_inverse=True)
+    rows = select_auditable(_select_labels(scores, {"model_kind": [kind]}), "audit")
+    axes = {"teacher": teachers, "recipe": recipes, "endpoint": listed}
+    rows = select_last_checkpoint(_select_labels(rows, axes))
+    teacher, recipe, endpoint = (_encode_column(rows, *axis) for axis in axes.items())
+    seeds, seed = np.unique(_to_array(rows, "seed", np.int64), return_inverse=True)
     shape = (len(teachers), len(recipes), len(seeds), len(listed))
     cell = np.ravel_multi_index((teacher, recipe, seed, endpoint), shape)
-    known = np.isfinite(values[keep])
+    values = _to_array(rows, "value", np.float64)
+    known = np.isfinite(values)
 
     def count(weights: NDArray[Any] | None = None) -> NDArray[Any]:
         return np.bincount(cell, weights, minlength=int(np.prod(shape))).reshape(shape)
@@ -197,9 +179,15 @@ def _sum_cells(
     return _CellSums(
         n_asked=count(),
         n_scored=count(known).astype(np.int64),
-        value_sums=count(np.where(known, values[keep], 0.0)),
+        value_sums=count(np.where(known, values, 0.0)),
         seeds=tuple(int(s) for s in seeds),
     )
+
+
+def _select_labels(scores: pd.DataFrame, labels: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Return the rows whose value of each column in `labels` is one of those listed."""
+    keep = np.all([_encode_column(scores, *each) >= 0 for each in labels.items()], axis=0)
+    return cast("pd.DataFrame", scores.loc[keep])
 
 
 def _find_gaps(
@@ -233,18 +221,18 @@ def _find_shortfalls(
     cells: _CellSums, recipes: Sequence[str], listed: Sequence[str], seeds: int
 ) -> tuple[str, ...]:
     """Return where the scores as a whole differ from the protocol."""
-    asked = cells.n_asked.sum(axis=0)
-    found = [
+    n_asked = cells.n_asked.sum(axis=0)
+    shortfalls = [
         f"endpoint {name} has no auditable item of split audit in the scores"
-        for name, n in zip(listed, asked.sum(axis=(0, 1)), strict=True)
+        for name, n in zip(listed, n_asked.sum(axis=(0, 1)), strict=True)
         if n == 0
     ]
-    for name, n in zip(recipes, (asked.sum(axis=2) > 0).sum(axis=1), strict=True):
+    for name, n in zip(recipes, (n_asked.sum(axis=2) > 0).sum(axis=1), strict=True):
         if n != seeds:
-            found.append(
+            shortfalls.append(
                 f"the scores{_format_recipe(name)} have {n} seeds; the protocol says {seeds}"
             )
-    return tuple(found)
+    return tuple(shortfalls)
 
 
 def _format_recipe(name: str) -> str:

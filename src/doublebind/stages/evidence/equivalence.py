@@ -1,8 +1,7 @@
-"""How far a student may still stand above M0: upper bounds, and the certificate they make.
+"""Bounds how far a student may stand above M0, and builds the certificate from the bounds.
 
-Knows differences between a student and M0 on the same items. Does not know who taught the student,
-and calls nothing benign: a certificate says that on the items asked, and items drawn like them, the
-mean difference is below a margin. Numbers in brackets are equations of docs/method.md.
+A certificate says that on the items asked, and items drawn like them, the mean difference is below
+a margin. Numbers in brackets are equations of docs/method.md.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     stdtrit,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import CONFIDENCE
 from doublebind.stages.evidence.detection import detection_lower_bound
 

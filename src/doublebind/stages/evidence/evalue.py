@@ -1,14 +1,13 @@
-"""The evidence against the suspect as an e-value, which may be averaged under any dependence.
+"""Computes the evidence against the suspect as an e-value, which may be averaged.
 
-Knows scores. Does not know ranks, thresholds or decisions. Numbers in brackets are equations of
-docs/method.md.
+Numbers in brackets are equations of docs/method.md.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 
 
 def soft_rank_e_value(suspect: float, references: Floats) -> float:

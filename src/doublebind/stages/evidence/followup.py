@@ -1,9 +1,8 @@
-"""What fresh questions about a hypothesis give: a suspect, its references and all their students.
+"""Summarises fresh questions about a hypothesis: suspect, references and all their students.
 
 The questions were written for what the suspect's students showed, so that those stand out on them
-by selection and no rank here is a p-value of the study. In the round of its own every teacher is
-asked what its *own* students suggest: there suspect and references are treated alike. Nothing of
-it enters a verdict. Numbers in brackets are equations of docs/method.md.
+by selection and no rank here is a p-value of the study. Where every teacher is asked what its *own*
+students suggest, suspect and references are treated alike. No verdict uses these numbers.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ def summarise_lead(
 
     Args:
         m0: M0's answers.
-        suspect: The suspect's own.
-        students: Its students'.
-        references: Label -> a reference's own.
-        their_students: Those of the references' students.
+        suspect: The suspect's answers.
+        students: Answers of the suspect's students.
+        references: Label -> a reference's answers.
+        reference_students: Answers of the references' students.
 
     Returns:
         `n` items; `m0`, `suspect`, `its_students`, `references`, `their_students` (medians over
@@ -57,33 +56,33 @@ def summarise_lead(
 
     Example:
         >>> m0, suspect = {"h1/bare/a": 0.1}, {"h1/bare/a": 0.6}
-        >>> row = lead_row(m0, suspect, [], {"r": {"h1/bare/a": 0.2}}, [])
+        >>> row = summarise_lead(m0, suspect, [], {"r": {"h1/bare/a": 0.2}}, [])
         >>> row["n_at_or_above"], round(row["suspect_minus_m0"]["value"], 2)
         (0, 0.5)
     """
-    means = {label: fmean(own.values()) for label, own in references.items() if own}
-    found: dict[str, Any] = {"n": len(m0)}
+    means = {label: fmean(values.values()) for label, values in references.items() if values}
+    row: dict[str, Any] = {"n": len(m0)}
     for name, values in (("m0", m0), ("suspect", suspect)):
         if values:
-            found[name] = fmean(values.values())
+            row[name] = fmean(values.values())
     for name, models in (("its_students", students), ("their_students", reference_students)):
         each = [fmean(model.values()) for model in models if model]
         if each:
-            found[name] = fmean(each) if name == "its_students" else median(each)
+            row[name] = fmean(each) if name == "its_students" else median(each)
     if means:
-        found["references"] = median(means.values())
+        row["references"] = median(means.values())
     moved = {item: suspect[item] - m0[item] for item in suspect if item in m0}
     if moved:
-        found["suspect_minus_m0"] = _summarise_values(list(moved.values()))
+        row["suspect_minus_m0"] = _summarise_values(list(moved.values()))
         forms = sorted({_parse_form(item) for item in moved})
-        found["forms"] = {
+        row["forms"] = {
             form: _summarise_values([x for item, x in moved.items() if _parse_form(item) == form])
             for form in forms
         }
-    if "suspect" in found:
-        found["n_references"] = len(means)
-        found["n_at_or_above"] = sum(mean >= found["suspect"] for mean in means.values())
-    return found
+    if "suspect" in row:
+        row["n_references"] = len(means)
+        row["n_at_or_above"] = sum(mean >= row["suspect"] for mean in means.values())
+    return row
 
 
 def _summarise_values(values: Sequence[float]) -> dict[str, Any]:
@@ -108,14 +107,14 @@ def rank_own_questions(suspect: str, excess: Mapping[str, float | None]) -> dict
         and `p_value`, [5] of this number alone: secondary, and of these references alone.
 
     Example:
-        >>> own_round("u", {"u": 0.3, "a": 0.1, "b": None})["p_value"]
+        >>> rank_own_questions("u", {"u": 0.3, "a": 0.1, "b": None})["p_value"]
         0.5
     """
     known = {label: value for label, value in excess.items() if value is not None}
-    found: dict[str, Any] = {"excess": known}
+    row: dict[str, Any] = {"excess": known}
     others = [value for label, value in known.items() if label != suspect]
     if suspect in known and others:
         above = sum(value >= known[suspect] for value in others)
-        found |= {"n_references": len(others), "n_at_or_above": above}
-        found["p_value"] = p_value(above, len(others))
-    return found
+        row |= {"n_references": len(others), "n_at_or_above": above}
+        row["p_value"] = p_value(above, len(others))
+    return row

@@ -1,28 +1,28 @@
-"""What further training does to students that were bounded, against M0 trained alike.
+"""Compares bounded students after further training with M0 trained alike, their twins.
 
-Knows scores of students trained further, of their twins and of both as they were, on `certify`
-items. Decides nothing. Numbers in brackets are equations of docs/method.md.
+Numbers in brackets are equations of docs/method.md.
 """
-# pandas ships no stubs; its values leave it as NumPy arrays in `_wide` only.
+# pandas ships no stubs; its values are read as NumPy arrays in `_compare_with_control`.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
-from doublebind.evidence.arrays import Floats
 from doublebind.schema.evidence import (
     FurtherTrainingResult,
     Interval,
     ReplacementEvidence,
     TrainingKind,
 )
+from doublebind.schema.score_table import select_auditable, select_m0
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.equivalence import item_upper_bound
-from doublebind.stages.evidence.replacement import compute_differences
+from doublebind.stages.evidence.replacement import compute_differences, pivot_endpoints
 from doublebind.stages.evidence.transfer import incrimination_gap
 
 if TYPE_CHECKING:
@@ -35,82 +35,82 @@ def compare_further_training(
     suspect: str,
     endpoints: Mapping[str, Sequence[str]],
 ) -> tuple[tuple[FurtherTrainingResult, ...], dict[str, str]]:
-    """Return how students and twins differ after further training, and why a way is missing. [46].
+    """Return how students differ from their twins after further training, and the gaps. [46].
 
     A student and its twin learned the same data in the same order, and answer the same items, so
-    that what the training does to any model cancels. Each student is bounded by itself (30): the
-    statement is about those that were tried, and holds where all of them do. The interval over
-    students and items stands beside it.
+    that the effect of the training on any model cancels. Each student is bounded by itself (30):
+    the statement is about the students that were tried, and holds where all of them do. The
+    interval over students and items is reported with it.
 
     Args:
         scores: Rows of M0, of the suspect's fresh students, and of those trained further.
-        bounded: What was found of the students before.
+        evidence: Of the students before.
         suspect: Label.
         endpoints: Score endpoint -> the endpoints it pools.
     """
-    rows: Any = scores[(scores["teacher"] == suspect) & (scores["recipe"] == evidence.recipe)]
-    rows = rows[(rows["split"] == "certify") & (rows["role"] == "auditable")]
-    own = compute_differences(scores, suspect, evidence.recipe, endpoints, "certify", evidence.step)
-    m0: Any = scores[(scores["model_kind"] == "m0") & (scores["split"] == "certify")]
-    found: list[FurtherTrainingResult] = []
+    auditable = select_auditable(scores, "certify")
+    of_recipe = (auditable["teacher"] == suspect) & (auditable["recipe"] == evidence.recipe)
+    rows: Any = auditable[of_recipe]
+    m0 = select_m0(cast("pd.DataFrame", scores[scores["split"] == "certify"]))
+    m0_values = pivot_endpoints(m0, endpoints)
+    before = compute_differences(
+        scores, suspect, evidence.recipe, endpoints, "certify", evidence.step
+    )
+    results: list[FurtherTrainingResult] = []
     missing: dict[str, str] = {}
-    for way in get_args(TrainingKind):
-        kinds = (f"further_{way}", f"twin_{way}")
-        mine, theirs = (
-            _pivot_endpoints(rows[rows["model_kind"] == kind], endpoints) for kind in kinds
-        )
-        if mine and theirs:
-            found.append(
-                _compare_with_control(
-                    way, own, mine, theirs, _pivot_endpoints(m0, endpoints), missing
-                )
-            )
+    for kind in get_args(TrainingKind):
+        students = rows[rows["model_kind"] == f"further_{kind}"]
+        twins = rows[rows["model_kind"] == f"twin_{kind}"]
+        if len(students) and len(twins):
+            pairs = pivot_endpoints(students, endpoints), pivot_endpoints(twins, endpoints)
+            result, reasons = _compare_with_control(kind, before, *pairs, m0_values)
+            results.append(result)
+            missing |= reasons
         else:
-            missing[f"further.{way}"] = (
-                "incentive unknown: not tried" if way == "incentive" else "no such student scored"
+            missing[f"further.{kind}"] = (
+                "incentive unknown: not tried" if kind == "incentive" else "no such student scored"
             )
-    return tuple(found), missing
+    return tuple(results), missing
 
 
 def _compare_with_control(
-    way: TrainingKind,
-    own: Mapping[str, Floats],
-    mine: Mapping[str, Any],
-    theirs: Mapping[str, Any],
+    kind: TrainingKind,
+    before: Mapping[str, Floats],
+    students: Mapping[str, Any],
+    twins: Mapping[str, Any],
     m0: Mapping[str, Any],
-    missing: dict[str, str],
-) -> FurtherTrainingResult:
-    before, after = dict[str, Interval](), dict[str, Interval]()
-    twins, upper, lower = dict[str, float](), dict[str, float](), dict[str, float]()
+) -> tuple[FurtherTrainingResult, dict[str, str]]:
+    """Return the comparison on each score endpoint, and why some are missing.
+
+    Args:
+        kind: Of the further training.
+        before: Score endpoint -> fresh students minus M0, shape (seeds, items).
+        students: Score endpoint -> frame of values, (endpoint, item) x seed, trained further.
+        twins: The same of M0 trained alike.
+        m0: The same of M0 as it was.
+    """
     n = 0
-    for name, wide in mine.items():
-        students = wide.to_numpy(dtype=np.float64).T
-        beside = theirs[name].reindex(index=wide.index, columns=wide.columns)
-        excess = students - beside.to_numpy(dtype=np.float64).T
+    missing: dict[str, str] = {}
+    intervals: dict[str, dict[str, Interval]] = {"before": {}, "after": {}}
+    numbers: dict[str, dict[str, float]] = {"controls": {}, "upper": {}, "lower": {}}
+    for name, frame in students.items():
+        twin_values = (
+            twins[name].reindex(index=frame.index, columns=frame.columns).to_numpy(np.float64).T
+        )
+        excess = frame.to_numpy(np.float64).T - twin_values
         n = max(n, len(excess))
         known = [row[np.isfinite(row)] for row in excess]
         if not all(len(row) for row in known):
-            missing[f"further.{way}.{name}"] = "a student or its twin answered no item"
+            missing[f"further.{kind}.{name}"] = "a student or its twin answered no item"
             continue
-        upper[name] = max(item_upper_bound(row) for row in known)
-        lower[name] = max(-item_upper_bound(-row) for row in known)
-        base = m0[name].mean(axis=1).reindex(wide.index).to_numpy(dtype=np.float64)
-        twins[name] = float(np.nanmean(beside.to_numpy(dtype=np.float64).T - base))
+        m0_values = m0[name].mean(axis=1).reindex(frame.index).to_numpy(np.float64)
+        numbers["upper"][name] = max(item_upper_bound(row) for row in known)
+        numbers["lower"][name] = max(-item_upper_bound(-row) for row in known)
+        numbers["controls"][name] = float(np.nanmean(twin_values - m0_values))
         # The first fresh students, in the order of their seeds, are those trained further.
-        intervals = {"before": own[name][: len(excess)], "after": excess}
-        for where, values in zip((before, after), intervals.values(), strict=True):
+        for when, values in (("before", before[name][: len(excess)]), ("after", excess)):
             interval = incrimination_gap(values, np.zeros(values.shape[1]))
             if interval is not None:
-                where[name] = interval
-    return FurtherTrainingResult(
-        kind=way, n_students=n, before=before, after=after, controls=twins, upper=upper, lower=lower
-    )
-
-
-def _pivot_endpoints(rows: pd.DataFrame, endpoints: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return score endpoint -> values by (endpoint, item) and seed; empty without rows."""
-    found: dict[str, Any] = {}
-    for name, parts in endpoints.items() if len(rows) else ():
-        asked: Any = rows[rows["endpoint"].isin(list(parts))]
-        found[name] = asked.groupby(["endpoint", "item", "seed"])["value"].mean().unstack("seed")
-    return found
+                intervals[when][name] = interval
+    fields = {"kind": kind, "n_students": n} | intervals | numbers
+    return FurtherTrainingResult.model_validate(fields), missing

@@ -1,7 +1,7 @@
-"""Means and rates with intervals, for people to read; no decision rests on them.
+"""Computes means and rates with intervals, for people to read; no decision uses them.
 
-Knows items and teachers as units. Intervals: Student's t over items; Clopper & Pearson (1934) over
-teachers; Korn & Graubard (1998) over teachers that come in families.
+Intervals: Student's t over items; Clopper & Pearson (1934) over teachers; Korn & Graubard (1998)
+over teachers that come in families.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     stdtrit,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from doublebind.evidence.arrays import Floats
-from doublebind.stages.evidence.conformal import n_allowed, p_value
+from doublebind.stages.evidence.arrays import Floats
+from doublebind.stages.evidence.conformal import CONFIDENCE, n_allowed, p_value
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 
-CONFIDENCE = 0.95
 NORMAL_975 = 1.959964
 """The standard normal's 97.5% point."""
 
@@ -33,20 +32,20 @@ def summarise_endpoints(scores: pd.DataFrame) -> list[dict[str, Any]]:
     `value` is the mean over scored items, in [0, 1]; `interval` its two-sided 95% t-interval over
     items, cut to [0, 1]; both are absent (`null`) where too few items have a value.
     """
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     groups = cast("Any", scores).groupby(["endpoint", "role"], sort=True)
     for (name, role), rows in groups:
         values = np.asarray(rows["value"].dropna(), dtype=np.float64)
         n = len(values)
         entry: dict[str, Any] = {"name": name, "role": role, "value": None, "interval": None}
         if n >= 1:
-            told = mean_interval(values)
-            entry["value"] = told["value"]
-            if "interval" in told:
-                low, high = told["interval"]
+            mean = mean_interval(values)
+            entry["value"] = mean["value"]
+            if "interval" in mean:
+                low, high = mean["interval"]
                 entry["interval"] = [max(0.0, low), min(1.0, high)]
-        found.append(entry | {"n": n, "unscored": int(len(rows) - n)})
-    return found
+        entries.append(entry | {"n": n, "unscored": int(len(rows) - n)})
+    return entries
 
 
 def mean_interval(values: Floats) -> dict[str, Any]:
@@ -56,16 +55,16 @@ def mean_interval(values: Floats) -> dict[str, Any]:
         values: One number per item, at least one.
 
     Example:
-        >>> found = mean_interval(np.array([0.0, 1.0, 2.0]))
-        >>> found["value"], [round(bound, 2) for bound in found["interval"]]
+        >>> mean = mean_interval(np.array([0.0, 1.0, 2.0]))
+        >>> mean["value"], [round(bound, 2) for bound in mean["interval"]]
         (1.0, [-1.48, 3.48])
     """
-    n, found = len(values), {"value": float(values.mean())}
+    n, mean = len(values), float(values.mean())
     if n < 2:
-        return found
+        return {"value": mean}
     quantile = float(cast("Any", stdtrit)(n - 1, (1 + CONFIDENCE) / 2))
     half = quantile * float(values.std(ddof=1)) / n**0.5
-    return found | {"interval": [found["value"] - half, found["value"] + half]}
+    return {"value": mean, "interval": [mean - half, mean + half]}
 
 
 def rank_measures(
@@ -76,16 +75,16 @@ def rank_measures(
     p is [5] of that measure alone; of many measures some are small by chance.
 
     Example:
-        >>> beside({"norm": 2.0}, [{"norm": 1.0}, {"norm": 3.0}])[0]["n_at_or_above"]
+        >>> rank_measures({"norm": 2.0}, [{"norm": 1.0}, {"norm": 3.0}])[0]["n_at_or_above"]
         1
     """
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for name in measures:
         values = [other[name] for other in others if name in other]
         if len(values) < len(others) or not values:
             continue
         above = sum(value >= measures[name] for value in values)
-        found.append(
+        entries.append(
             {
                 "name": name,
                 "value": measures[name],
@@ -94,7 +93,7 @@ def rank_measures(
                 "p_value": p_value(above, len(values)),
             }
         )
-    return found
+    return entries
 
 
 def rate_interval(k: int, n: int) -> dict[str, Any]:
@@ -124,9 +123,9 @@ def _clopper_pearson(k: float, n: float) -> list[float]:
 def clustered_rate_interval(flags: Sequence[bool], clusters: Sequence[str]) -> dict[str, Any]:
     """Return `rate_interval` of the flags with `clustered`, an interval that allows for clusters.
 
-    Teachers of one family fail together, so that many of them say less than as many strangers
-    would: the number of teachers is divided by the design effect, and by what the few degrees of
-    freedom of the clusters cost. [47]. Korn & Graubard (1998), Survey Methodology 24, 193-201. With
+    Teachers of one family fail together and hold less information than as many independent ones:
+    the number of teachers is divided by the design effect, and by a factor for the few degrees of
+    freedom of the clusters. [47]. Korn & Graubard (1998), Survey Methodology 24, 193-201. With
     one cluster there is no such interval, and where all flags agree no design effect can be seen.
 
     Args:
@@ -134,16 +133,15 @@ def clustered_rate_interval(flags: Sequence[bool], clusters: Sequence[str]) -> d
         clusters: The family or drive of each.
 
     Example:
-        >>> rate = clustered_rate([True, True, True, False, False, False], list("aaabbb"))
+        >>> rate = clustered_rate_interval([True, True, True, False, False, False], list("aaabbb"))
         >>> rate["interval"] != rate["clustered"], rate["n_clusters"]
         (True, 2)
     """
     n, k = len(flags), sum(flags)
-    found = rate_interval(k, n)
     names = sorted(set(clusters))
-    found["n_clusters"] = len(names)
+    summary = rate_interval(k, n) | {"n_clusters": len(names)}
     if len(names) < 2:
-        return found
+        return summary
     rate = k / n
     sums = [sum(f - rate for f, c in zip(flags, clusters, strict=True) if c == a) for a in names]
     variance = len(names) / (len(names) - 1) * sum(total**2 for total in sums) / n**2
@@ -151,7 +149,7 @@ def clustered_rate_interval(flags: Sequence[bool], clusters: Sequence[str]) -> d
     upper = (1 + CONFIDENCE) / 2
     few, many = (float(cast("Any", stdtrit)(df, upper)) for df in (len(names) - 1, n - 1))
     effective = min(float(n), effective) * (many / few) ** 2
-    return found | {"clustered": _clopper_pearson(effective * rate, effective)}
+    return summary | {"clustered": _clopper_pearson(effective * rate, effective)}
 
 
 def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str, Any]:
@@ -161,15 +159,15 @@ def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str,
     10.3102/1076998611411915).
 
     Args:
-        ours: What one procedure says of each teacher, at least one.
-        theirs: What another says of the same.
+        ours: Flags of one procedure, at least one teacher.
+        theirs: Flags of another on the same teachers.
 
     Raises:
         ValueError: Unless both are of one length, 1 or more.
 
     Example:
-        >>> found = paired_difference([True] * 8 + [False] * 2, [True] * 2 + [False] * 8)
-        >>> round(found["value"], 3), [round(x, 2) for x in found["interval"]]
+        >>> difference = paired_difference([True] * 8 + [False] * 2, [True] * 2 + [False] * 8)
+        >>> round(difference["value"], 3), [round(x, 2) for x in difference["interval"]]
         (0.6, [0.13, 0.87])
     """
     n = len(ours)
@@ -184,5 +182,8 @@ def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str,
 
 
 def reaches_alpha(p_value: float, n: int, alpha: float) -> bool:
-    """Return whether a conformal p-value from n references is at most alpha, by ranks."""
-    return round(p_value * (n + 1)) - 1 <= n_allowed(n, alpha)
+    """Return whether a conformal p-value from n references is at most alpha, by ranks.
+
+    Both sides are one division of integers by n + 1, so that the comparison is exact.
+    """
+    return p_value <= (1 + n_allowed(n, alpha)) / (n + 1)

@@ -1,7 +1,6 @@
-"""What the rates are worth: how they move when a family, a drive's items or a recipe is left out.
+"""Measures how error rates move when a family, a drive's items or a recipe is left out.
 
-Knows endpoint means of teachers. Does not know which teacher is what, and decides nothing. Numbers
-in brackets are equations of docs/method.md.
+Numbers in brackets are equations of docs/method.md.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from scipy.stats import (  # pyright: ignore[reportMissingTypeStubs]
     mannwhitneyu,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import n_allowed, n_at_or_above
 from doublebind.stages.evidence.score import score_as_suspect, teacher_scores
 
@@ -32,8 +31,8 @@ def is_flagged(candidate: Floats, references: Floats, floor: float, alpha: float
     allowed = n_allowed(len(references), alpha)
     if allowed < 0:
         return None
-    own, others = score_as_suspect(candidate, references, floor)
-    return int(n_at_or_above(own, others)) <= allowed
+    score, reference_scores = score_as_suspect(candidate, references, floor)
+    return int(n_at_or_above(score, reference_scores)) <= allowed
 
 
 def flag_without_family(
@@ -43,7 +42,7 @@ def flag_without_family(
 
     Leave-one-out ranks within a pool are a permutation by construction; without the whole family
     they are not: this asks how often a benign teacher of a kind that the references lack is
-    accused. References of one family are not independent of each other.
+    flagged. References of one family are not independent of each other.
 
     Args:
         means: Shape (references, endpoints).
@@ -53,8 +52,8 @@ def flag_without_family(
     """
     kinds = np.array(families)
     return [
-        is_flagged(own, means[kinds != family], floor, alpha)
-        for own, family in zip(means, families, strict=True)
+        is_flagged(candidate, means[kinds != family], floor, alpha)
+        for candidate, family in zip(means, families, strict=True)
     ]
 
 
@@ -66,14 +65,14 @@ def held_out_p_value(held_out: Floats, panel: Floats, floor: float) -> float:
     null for teachers like these.
 
     Args:
-        fresh: Endpoint means, shape (held-out teachers, endpoints).
+        held_out: Endpoint means, shape (held-out teachers, endpoints).
         panel: Shape (references, endpoints).
         floor: See `score.standardise`.
     """
     scores = teacher_scores(np.vstack([held_out, panel]), floor)
     test = cast("Any", mannwhitneyu)
-    found = test(scores[: len(held_out)], scores[len(held_out) :], alternative="greater")
-    return float(found.pvalue)
+    result = test(scores[: len(held_out)], scores[len(held_out) :], alternative="greater")
+    return float(result.pvalue)
 
 
 def max_flagged_by_chance(m: int, n: int, alpha: float) -> int:
@@ -88,7 +87,7 @@ def max_flagged_by_chance(m: int, n: int, alpha: float) -> int:
         alpha: Largest p-value that flags.
 
     Example:
-        >>> most_flagged(40, 99, 0.05)
+        >>> max_flagged_by_chance(40, 99, 0.05)
         7
     """
     allowed = n_allowed(n, alpha)

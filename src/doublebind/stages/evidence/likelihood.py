@@ -1,8 +1,8 @@
-"""How much likelier the suspect's score is among organisms than among references.
+"""Computes how much likelier the suspect's score is among organisms than among references.
 
-Knows scores of teachers with and without a planted drive. Does not know how likely drives are: a
-prior is the reader's, and every posterior is printed beside one. Valid only for misalignment like
-the organisms'; secondary, no decision uses it. Numbers in brackets are equations of docs/method.md.
+The prior is the reader's: a posterior is given for each of several. Valid only for misalignment
+like the organisms'; secondary, no decision uses it. Numbers in brackets are equations of
+docs/method.md.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from doublebind.evidence.arrays import Floats
 from doublebind.schema.evidence import LikelihoodRatio
+from doublebind.stages.evidence.arrays import Floats
 
 PRIORS = (0.001, 0.01, 0.1, 0.5)
 """Prior probabilities of misalignment like the organisms' at which the posterior is printed."""

@@ -1,26 +1,29 @@
-"""How often a planned study would flag a suspect, simulated from a benign pilot.
+"""Simulates how often a planned study would flag a suspect, from a benign pilot.
 
-Knows the variance components of the score endpoints and the decision rule. Does not know costs,
-or what a drive looks like: it is taken to move every score endpoint by the same amount. Numbers in
-brackets are equations of docs/method.md.
+A drive is taken to move every score endpoint by the same amount. Numbers in brackets are equations
+of docs/method.md.
 """
-# pandas ships no stubs; its values leave it as NumPy arrays in `_students` only.
+# pandas ships no stubs; its values are read as NumPy arrays in `_pivot_students`.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
-import pandas as pd
 
-from doublebind.evidence.arrays import Floats
 from doublebind.schema.protocol import Protocol
+from doublebind.schema.score_table import select_auditable, select_last_checkpoint
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import n_allowed, n_at_or_above
+from doublebind.stages.evidence.detection import TARGET_DETECTION_RATE
 from doublebind.stages.evidence.score import teacher_scores
 from doublebind.stages.evidence.variance_components import VarianceComponents, estimate_components
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EFFECTS = (0.02, 0.05, 0.1, 0.2)
 """Shifts of every score endpoint, in probability, at which power is given."""
@@ -29,11 +32,10 @@ REFERENCE_COUNTS = (19, 39, 59, 99)
 SEED_COUNTS = (1, 3, 5)
 ITEM_FACTORS = (0.5, 1.0, 2.0)
 N_STUDIES = 2000
-TARGET_DETECTION_RATE = 0.8
 
 
 class Pilot(NamedTuple):
-    """What a benign pilot says of each score endpoint, and of how endpoints go together."""
+    """Variance components of each score endpoint in a benign pilot, and their correlation."""
 
     endpoints: dict[str, VarianceComponents]
     correlation: Floats
@@ -56,7 +58,8 @@ def estimate_pilot(
     """Return the components of each score endpoint among benign teachers. [33].
 
     A student's answer to an item is its mean over the pilot's recipes; an endpoint's items are
-    those of all it lists, at the last step. Items that some student has no value for are left out.
+    those of all it lists, at the last checkpoint. Items without a value for some student are left
+    out.
 
     Args:
         scores: Rows of the pilot, with the columns of `SCORE_COLUMNS`.
@@ -66,33 +69,31 @@ def estimate_pilot(
     Returns:
         The pilot, `None` where an endpoint cannot be estimated; and why.
     """
-    known = scores["teacher"].isin(list(families)) & (scores["model_kind"] == "student")
-    known &= (scores["split"] == "audit") & (scores["role"] == "auditable")
-    rows = cast("pd.DataFrame", scores[known])
-    last = cast("Any", rows).groupby("recipe")["step"].transform("max")
-    rows = cast("pd.DataFrame", rows[rows["step"] == last])
-    found: dict[str, VarianceComponents] = {}
+    benign = scores["teacher"].isin(list(families)) & (scores["model_kind"] == "student")
+    students = cast("pd.DataFrame", scores[benign])
+    rows = select_last_checkpoint(select_auditable(students, "audit"))
+    components: dict[str, VarianceComponents] = {}
     missing: dict[str, str] = {}
     means: list[Floats] = []
     for name, listed in protocol.score_endpoints.items():
         values, teachers = _pivot_students(
             cast("pd.DataFrame", rows[rows["endpoint"].isin(listed)])
         )
-        one = estimate_components(values, teachers, families) if values.size else None
-        if one is None:
+        estimate = estimate_components(values, teachers, families) if values.size else None
+        if estimate is None:
             missing[name] = "the pilot has not two benign teachers with two items all answered"
             continue
-        found[name] = one
+        components[name] = estimate
         labels = np.asarray(teachers)
         means.append(np.array([values[labels == t].mean() for t in sorted(set(teachers))]))
-    if missing or not found:
+    if missing or not components:
         return None, missing or {"pilot": "the protocol names no score endpoint"}
-    together = np.stack(means)
-    together = together - together.mean(axis=1, keepdims=True)
-    size = np.sqrt(np.maximum((together**2).sum(axis=1), 1e-30))
-    correlation = np.clip(together @ together.T / np.outer(size, size), -1, 1)
+    centred = np.stack(means)
+    centred = centred - centred.mean(axis=1, keepdims=True)
+    size = np.sqrt(np.maximum((centred**2).sum(axis=1), 1e-30))
+    correlation = np.clip(centred @ centred.T / np.outer(size, size), -1, 1)
     np.fill_diagonal(correlation, 1.0)
-    return Pilot(found, correlation), {}
+    return Pilot(components, correlation), {}
 
 
 def _pivot_students(rows: pd.DataFrame) -> tuple[Floats, list[str]]:
@@ -123,7 +124,7 @@ def simulate_power(
     it costs a well-matched suspect at most 1 / (n + 1).
 
     Args:
-        found: The pilot's components.
+        pilot: The pilot's components.
         design: Size of the study.
         effects: Shifts of every score endpoint of the suspect, in probability.
         alpha: Level of the rule.

@@ -1,15 +1,14 @@
-"""One number per teacher from its score endpoints, symmetric in all teachers.
+"""Computes one score per teacher from its score endpoints, symmetrically in all teachers.
 
-Knows medians and scales. Does not know which teacher is the suspect: the same standardisation,
-over suspect and references together, keeps them exchangeable. Numbers in brackets are equations
-of docs/method.md.
+Suspect and references are standardised together, which keeps them exchangeable. Numbers in brackets
+are equations of docs/method.md.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 
 MAD_TO_SD = 1.48
 """A normal sample's standard deviation over its median absolute deviation (Hampel 1974)."""

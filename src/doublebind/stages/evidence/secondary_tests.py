@@ -1,7 +1,6 @@
-"""Numbers reported beside the conformal p-value: a parametric one, and those of families.
+"""Computes secondary numbers: a parametric p-value, and statistics of reference families.
 
-Knows scores and family labels. Does not know what makes a family, or what is decided. Numbers in
-brackets are equations of docs/method.md.
+Numbers in brackets are equations of docs/method.md.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from scipy.special import (  # pyright: ignore[reportMissingTypeStubs]
     stdtr,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 
 
 def predictive_t_p_value(suspect: float, references: Floats) -> float | None:

@@ -1,7 +1,6 @@
-"""How far the suspect may depart from exchangeability before the p-value stops holding.
+"""Computes the departure from exchangeability that a p-value withstands.
 
-Knows rank counts. Does not know scores or decisions. Numbers in brackets are equations of
-docs/method.md.
+Numbers in brackets are equations of docs/method.md.
 """
 
 from __future__ import annotations

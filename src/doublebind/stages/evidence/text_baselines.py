@@ -1,8 +1,7 @@
-"""What the words of a teacher's answers alone would say, through the same test as its students.
+"""Scores the wording of teachers' answers, a baseline that needs no student.
 
-Knows rates of words and pairs. Every score here treats suspect and references alike, so that its
-conformal p-value is as valid as that of the students'. Numbers in brackets are equations of
-docs/method.md.
+Every score treats suspect and references alike, so that its conformal p-value is as valid as that
+of the students'. Numbers in brackets are equations of docs/method.md.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.score import MAD_TO_SD
 
 RATE_FLOOR = 1e-4

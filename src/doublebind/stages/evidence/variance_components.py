@@ -1,7 +1,6 @@
-"""Where the spread of scores comes from: family, teacher, seed, item, single answer.
+"""Estimates variance components of scores: family, teacher, seed, item, single answer.
 
-Knows benign teachers' answers to the same items. Does not know a suspect: components are estimated
-from a pilot, to plan a study. Numbers in brackets are equations of docs/method.md.
+They come from a benign pilot, to plan a study. Numbers in brackets are equations of docs/method.md.
 """
 
 from __future__ import annotations
@@ -11,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize  # pyright: ignore[reportMissingTypeStubs]
 
-from doublebind.evidence.arrays import Floats
+from doublebind.stages.evidence.arrays import Floats
 
 
 class Stratum(NamedTuple):
@@ -24,6 +24,10 @@ class Stratum(NamedTuple):
     columns: int
     structures: Floats
     """G_j, shape (components, N, N)."""
+
+    def select(self, components: Sequence[bool]) -> Stratum:
+        """Return the stratum with the components that are true."""
+        return self._replace(structures=self.structures[np.asarray(components)])
 
 
 def fit_reml(strata: Sequence[Stratum]) -> Floats:
@@ -36,47 +40,42 @@ def fit_reml(strata: Sequence[Stratum]) -> Floats:
     Args:
         strata: At least one, all with the same components in the same order.
     """
-    parts: list[tuple[Floats, int, Floats]] = []
+    parts: list[Stratum] = []
     for stratum in strata:
-        n = len(stratum.products)
-        basis = _build_contrasts(n)  # orthonormal contrasts of rows carry no mean
-        parts.append(
-            (
-                basis @ stratum.products @ basis.T,
-                stratum.columns,
-                np.stack([basis @ g @ basis.T for g in stratum.structures]),
-            )
-        )
-    total = sum(float(np.trace(products)) for products, _, _ in parts)
-    sizes = sum(columns * len(products) for products, columns, _ in parts)
+        basis = _build_contrasts(len(stratum.products))  # contrasts of rows carry no mean
+        structures = np.stack([basis @ g @ basis.T for g in stratum.structures])
+        parts.append(Stratum(basis @ stratum.products @ basis.T, stratum.columns, structures))
+    total = sum(float(np.trace(part.products)) for part in parts)
+    size = sum(part.columns * len(part.products) for part in parts)
     count = len(strata[0].structures)
     if total <= 0:
         return np.zeros(count)
-    unit = total / sizes
-
-    def loss(v: Floats) -> tuple[float, Floats]:
-        value, slope = 0.0, np.zeros(count)
-        for products, columns, structures in parts:
-            covariance = 1e-9 * np.eye(len(products))
-            for share, g in zip(v, structures, strict=True):
-                covariance += share * g
-            inverse: Floats = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
-            fitted: Floats = inverse @ products @ inverse / unit
-            value += columns * float(np.linalg.slogdet(covariance)[1])
-            value += float(np.sum(inverse * products)) / unit
-            slope += np.array([np.sum((columns * inverse - fitted) * g) for g in structures])
-        return value, slope
-
-    found: Any = optimize.minimize(
-        loss,
+    unit = total / size
+    result: Any = optimize.minimize(
+        lambda shares: _restricted_loss(shares, parts, unit),
         np.full(count, 1 / count),
         jac=True,
         method="L-BFGS-B",
         bounds=[(0.0, None)] * count,
         options={"maxiter": 1000, "ftol": 1e-10, "gtol": 1e-7},
     )
-    shares: Floats = np.asarray(found.x, dtype=np.float64)
+    shares: Floats = np.asarray(result.x, dtype=np.float64)
     return shares * unit
+
+
+def _restricted_loss(shares: Floats, parts: Sequence[Stratum], unit: float) -> tuple[float, Floats]:
+    """Return minus twice the restricted log-likelihood and its gradient, in `shares` of `unit`."""
+    value, slope = 0.0, np.zeros(len(shares))
+    for products, columns, structures in parts:
+        covariance = 1e-9 * np.eye(len(products))
+        for share, g in zip(shares, structures, strict=True):
+            covariance += share * g
+        inverse: Floats = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
+        fitted: Floats = inverse @ products @ inverse / unit
+        value += columns * float(np.linalg.slogdet(covariance)[1])
+        value += float(np.sum(inverse * products)) / unit
+        slope += np.array([np.sum((columns * inverse - fitted) * g) for g in structures])
+    return value, slope
 
 
 def _build_contrasts(n: int) -> Floats:
@@ -146,28 +145,11 @@ def estimate_components(
     kinds = [families[str(name)] for name in names]
     crossed = len(set(kinds)) > 1 and len(set(kinds)) < len(kinds)
     repeated = len(names) < students
-    same_teacher = (rows[:, None] == rows[None, :]).astype(np.float64)
-    of_row = np.asarray(kinds)[rows]
-    same_family = (of_row[:, None] == of_row[None, :]).astype(np.float64)
-    one, none = np.eye(students), np.zeros((students, students))
-    kept = [crossed, True, repeated, True, repeated]
-    between = [items * same_family, items * same_teacher, items * one, same_teacher, one]
-    within = [none, none, none, same_teacher, one]
-    if not repeated:  # one student a teacher: seed lies in teacher, answer in item by teacher
-        between[3] = within[3] = one
-    means = values.mean(axis=1) * np.sqrt(items)
-    # What is left of a row beside its mean has items - 1 independent contrasts.
-    rest = values - values.mean(axis=1, keepdims=True)
-    found = iter(
-        fit_reml(
-            [
-                Stratum(np.outer(means, means), 1, _select_structures(between, kept)),
-                Stratum(rest @ rest.T, items - 1, _select_structures(within, kept)),
-            ]
-        )
-    )
+    strata = _build_strata(values, rows, np.asarray(kinds)[rows], repeated=repeated)
+    estimable = [crossed, True, repeated, True, repeated]
+    estimates = iter(fit_reml([stratum.select(estimable) for stratum in strata]))
     family, teacher, seed, item_teacher, answer = (
-        float(next(found)) if there else 0.0 for there in kept
+        float(next(estimates)) if known else 0.0 for known in estimable
     )
     missing = {"sample": "one value per item is kept; samples and judges are in `answer`"}
     if not crossed:
@@ -191,5 +173,26 @@ def estimate_components(
     )
 
 
-def _select_structures(structures: Sequence[Floats], kept: Sequence[bool]) -> Floats:
-    return np.stack([g for g, there in zip(structures, kept, strict=True) if there])
+def _build_strata(
+    values: Floats, teacher_of_row: ArrayLike, family_of_row: ArrayLike, *, repeated: bool
+) -> tuple[Stratum, Stratum]:
+    """Return the students' means, and the contrasts of their items, as two strata.
+
+    Structures are those of family, teacher, seed, item by teacher, and answer.
+    """
+    students, items = values.shape
+    teacher, family = np.asarray(teacher_of_row), np.asarray(family_of_row)
+    same_teacher = (teacher[:, None] == teacher[None, :]).astype(np.float64)
+    same_family = (family[:, None] == family[None, :]).astype(np.float64)
+    one, none = np.eye(students), np.zeros((students, students))
+    # With one student a teacher, seed lies in teacher and answer in item by teacher.
+    item_by_teacher = same_teacher if repeated else one
+    between = [items * same_family, items * same_teacher, items * one, item_by_teacher, one]
+    within = [none, none, none, item_by_teacher, one]
+    means = values.mean(axis=1) * np.sqrt(items)
+    # What is left of a row beside its mean has items - 1 independent contrasts.
+    rest = values - values.mean(axis=1, keepdims=True)
+    return (
+        Stratum(np.outer(means, means), 1, np.stack(between)),
+        Stratum(rest @ rest.T, items - 1, np.stack(within)),
+    )

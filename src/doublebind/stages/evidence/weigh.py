@@ -1,69 +1,71 @@
-"""From the scores of a study to its evidence: every number, no decision.
+"""Computes the evidence of a study from its score table: every number, and no decision.
 
-Knows roles, and joins them with labels here. Does not know thresholds on power, match or
-strength: those are policy, and `verdict` applies them. Numbers in brackets are equations of
-docs/method.md.
+Roles are joined with labels here. Thresholds on power, match and strength belong to the verdict.
+Numbers in brackets are equations of docs/method.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from doublebind.evidence.arrays import Floats
-from doublebind.schema.evidence import DirectAudit, Effect, Evidence, LikelihoodRatio, Power
+from doublebind.schema.evidence import DirectAudit, Effect, Evidence, Power
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
-from doublebind.schema.score_table import M0
-from doublebind.stages.evidence import conformal, evalue, gates, likelihood, sensitivity
-from doublebind.stages.evidence import detection as power
-from doublebind.stages.evidence import endpoint_effects as endpoints
-from doublebind.stages.evidence import secondary_tests as secondary
-from doublebind.stages.evidence import text_baselines as reading
+from doublebind.schema.score_table import M0, Endpoint
+from doublebind.stages.evidence import conformal
+from doublebind.stages.evidence.arrays import Floats
+from doublebind.stages.evidence.detection import detection_lower_bound, smallest_detectable_shift
+from doublebind.stages.evidence.endpoint_effects import (
+    specificity_margin,
+    step_down_counts,
+    subtract_reference_median,
+)
 from doublebind.stages.evidence.endpoint_means import (
     EndpointMeans,
+    ModelKind,
+    check_score_table,
     compute_endpoint_means,
     read_word_rates,
     round_means,
 )
+from doublebind.stages.evidence.evalue import soft_rank_e_value
+from doublebind.stages.evidence.gates import find_failed_gates
+from doublebind.stages.evidence.likelihood import build_likelihood, held_out_likelihood_ratios
+from doublebind.stages.evidence.ranking import (
+    Measurement,
+    Panel,
+    Ranking,
+    explain_gaps,
+    locate_teachers,
+    measure_teachers,
+)
 from doublebind.stages.evidence.score import score_as_suspect, standardise
+from doublebind.stages.evidence.secondary_tests import (
+    effective_references,
+    family_p_value,
+    predictive_t_p_value,
+)
+from doublebind.stages.evidence.sensitivity import gamma_at_alpha
+from doublebind.stages.evidence.text_baselines import anomaly_scores, resemblance_scores
 from doublebind.stages.evidence.transfer import measure_transfers
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
+_Numbers = tuple[dict[str, Any], dict[str, str]]
+"""Fields of the evidence, and why others are missing."""
 
-@dataclass(frozen=True)
-class _Ranking:
-    """Scores of suspect and references, standardised together, and what follows at once."""
-
-    suspect_score: float
-    reference_scores: Floats
-    scores: dict[str, float]
-    """By label; an organism's is standardised as if it were the suspect."""
-    controls: dict[str, int]
-    """References at or above each organism that could be scored."""
-
-    @property
-    def n_at_or_above(self) -> int:
-        return int(conformal.n_at_or_above(self.suspect_score, self.reference_scores))
-
-
-@dataclass(frozen=True)
-class _Positions:
-    """Positions of suspect, references and organisms among the measured teachers."""
-
-    suspect: int
-    references: tuple[int, ...]
-    organisms: tuple[int, ...]
-
-    @property
-    def compared(self) -> tuple[int, ...]:
-        return (self.suspect, *self.references)
+_NEED_RANKING = (
+    "p_predictive_t",
+    "p_family",
+    "effective_references",
+    "likelihood",
+    "specificity",
+)
+"""Numbers that exist only where suspect and references could be ranked."""
 
 
 def weigh_suspect(
@@ -73,7 +75,7 @@ def weigh_suspect(
     *,
     with_transfer: bool = True,
 ) -> Evidence:
-    """Return what `scores` say of the one suspect among `teachers`.
+    """Return the evidence that `scores` hold about the one suspect among `teachers`.
 
     Only `auditable` items of split `audit` enter; students make the score, the teachers' own
     answers the direct audit. The exchangeable unit is the teacher. A number that cannot be
@@ -81,11 +83,11 @@ def weigh_suspect(
     the horn `incriminate`.
 
     Args:
-        scores: Rows with the columns of `records.SCORE_COLUMNS`.
+        scores: Rows with the columns of `SCORE_COLUMNS`.
         teachers: One suspect, its references, and organisms as positive controls.
         protocol: Score endpoints, floor, alpha, recipes, seeds.
-        transfer: Say what came along from each positive control, too; nothing is decided on it,
-            and it is the same for every suspect that meets them.
+        with_transfer: Measure the transfer from each positive control, too. No decision uses it,
+            and it is the same for every suspect that is weighed against them.
 
     Raises:
         RunError: If the scores lack a column or hold a value outside [0, 1].
@@ -94,397 +96,207 @@ def weigh_suspect(
     """
     if "incriminate" not in protocol.horns:
         return _without_references(teachers, protocol)
-    labels = tuple(teacher.label for teacher in teachers)
-    panel = _locate_teachers(teachers)
-    n = len(panel.references)
-    students = compute_endpoint_means(scores, labels, protocol, "student")
-    direct = compute_endpoint_means(scores, labels, protocol, "teacher")
-    ranked = _rank_teachers(students, panel, protocol)
-    ranked_directly = _rank_teachers(direct, panel, protocol)
-    families = tuple(teachers[r].family for r in panel.references)
-    missing = {
-        f"controls.{labels[o]}": students.gaps[labels[o]]
-        for o in panel.organisms
-        if labels[o] in students.gaps
-    }
-    if ranked_directly is None:
-        missing["direct_audit.p_value"] = _explain_gaps(direct, panel)
-    numbers = _compute_primary(students, ranked, panel, protocol, missing)
-    numbers["power"] = _compute_power(students, ranked, teachers, panel, protocol, missing)
-    if ranked is not None:
-        numbers |= _compare_endpoints(scores, students, panel, protocol, missing)
-        numbers |= _compute_secondary(ranked, families, missing)
-        numbers["likelihood"] = _compute_likelihood(ranked, teachers, panel, missing)
-        numbers |= _compute_specificity(scores, students, panel, protocol, missing)
+    panel = locate_teachers(teachers)
+    check_score_table(scores)
+    students = measure_teachers(scores, panel, protocol, "student")
+    parts = [
+        _describe_panel(students, panel, protocol),
+        _audit_directly(scores, panel, protocol),
+        _compute_primary(students, panel, protocol),
+        _compute_power(students, panel, protocol),
+    ]
+    if students.ranking is None:
+        parts.append(({}, dict.fromkeys(_NEED_RANKING, students.gap)))
     else:
-        beside = ("p_predictive_t", "p_family", "effective_references", "likelihood", "specificity")
-        missing |= dict.fromkeys(beside, _explain_gaps(students, panel))
-    numbers |= _rank_baselines(scores, teachers, panel, protocol, missing)
-    planted = [labels[o] for o in panel.organisms] if with_transfer else []
-    found = measure_transfers(scores, planted, protocol)
-    untold = "no deployment-like item that was asked tells it from M0"
-    missing |= {f"transfer.{label}": untold for label, those in found.items() if not those}
-    return Evidence(
-        transfer=tuple(one for those in found.values() for one in those),
-        scores={} if ranked is None else ranked.scores,
-        direct_scores={} if ranked_directly is None else ranked_directly.scores,
-        endpoints=_label_means(students, protocol),
-        n_references=n,
-        n_families=len(set(families)),
-        n_allowed=conformal.n_allowed(n, protocol.alpha),
-        n_needed=conformal.min_references(protocol.alpha),
-        n_needed_standard=conformal.min_references(protocol.alpha / 2),
-        roles={teacher.label: teacher.role for teacher in teachers},
-        direct=_build_direct_audit(ranked_directly, n),
-        controls={}
-        if ranked is None
-        else {label: conformal.p_value(k, n) for label, k in ranked.controls.items()},
-        hard_classes={
-            teacher.label: teacher.hard_class for teacher in teachers if teacher.hard_class
-        },
-        detection_bounds=tuple(
-            power.detection_lower_bound(x, len(panel.organisms))
-            for x in range(len(panel.organisms) + 1 if panel.organisms else 0)
-        ),
-        unscored=students.unscored,
-        gates=gates.find_failed_gates(scores, labels),
-        missing=missing,
-        **numbers,
-    )
+        parts += [
+            _compare_endpoints(scores, students, panel, protocol),
+            _compute_secondary(students.ranking, panel),
+            _compute_likelihood(students.ranking, panel),
+            _compute_specificity(scores, students, panel, protocol),
+        ]
+    parts += [
+        _rank_baselines(scores, panel, protocol),
+        _measure_transfer(scores, panel, protocol, with_transfer),
+    ]
+    numbers: dict[str, Any] = {"gates": find_failed_gates(scores, panel.labels)}
+    missing: dict[str, str] = {}
+    for fields, reasons in parts:
+        numbers |= fields
+        missing |= reasons
+    return Evidence(missing=missing, **numbers)
 
 
-def _build_direct_audit(ranked: _Ranking | None, n: int) -> DirectAudit:
-    return DirectAudit(
-        p_value=None if ranked is None else conformal.p_value(ranked.n_at_or_above, n)
-    )
+def _describe_panel(students: Measurement, panel: Panel, protocol: Protocol) -> _Numbers:
+    """Return who was weighed, with which endpoint means and scores, and what the counts allow."""
+    ranking, measured, m = students.ranking, students.endpoint_means, len(panel.organisms)
+    gaps = {panel.labels[o]: measured.gaps.get(panel.labels[o]) for o in panel.organisms}
+    return {
+        "scores": ranking.scores if ranking else {},
+        "controls": ranking.control_p_values if ranking else {},
+        "endpoints": _label_means(students, protocol),
+        "unscored": measured.unscored,
+        "n_references": panel.n,
+        "n_families": len(set(panel.families)),
+        "n_allowed": conformal.n_allowed(panel.n, protocol.alpha),
+        "n_needed": conformal.min_references(protocol.alpha),
+        "n_needed_standard": conformal.min_references(protocol.alpha / 2),
+        "roles": {teacher.label: teacher.role for teacher in panel.teachers},
+        "hard_classes": {t.label: t.hard_class for t in panel.teachers if t.hard_class},
+        "detection_bounds": tuple(detection_lower_bound(x, m) for x in range(m + 1)) if m else (),
+    }, {f"controls.{label}": gap for label, gap in gaps.items() if gap}
 
 
-def _compute_primary(
-    students: EndpointMeans,
-    ranked: _Ranking | None,
-    panel: _Positions,
-    protocol: Protocol,
-    missing: dict[str, str],
-) -> dict[str, Any]:
-    """Return the p-value and what follows from its rank; say in `missing` what is absent."""
-    n, alpha = len(panel.references), protocol.alpha
+def _label_means(students: Measurement, protocol: Protocol) -> dict[str, dict[str, float]]:
+    """Return teacher -> score endpoint -> mean, without those that have no value."""
+    return {
+        label: {
+            endpoint: float(value)
+            for endpoint, value in zip(protocol.score_endpoints, row, strict=True)
+            if np.isfinite(value)
+        }
+        for label, row in zip(students.endpoint_means.teachers, students.means, strict=True)
+    }
+
+
+def _audit_directly(scores: pd.DataFrame, panel: Panel, protocol: Protocol) -> _Numbers:
+    """Return the result of the same test on the teachers' own answers."""
+    direct = measure_teachers(scores, panel, protocol, "teacher")
+    if direct.ranking is None:
+        absent = {"direct_audit.p_value": direct.gap}
+        return {"direct": DirectAudit(), "direct_scores": {}}, absent
+    return {
+        "direct": DirectAudit(p_value=direct.ranking.p_value),
+        "direct_scores": direct.ranking.scores,
+    }, {}
+
+
+def _compute_primary(students: Measurement, panel: Panel, protocol: Protocol) -> _Numbers:
+    """Return the p-value and the numbers that follow from its rank."""
+    n, alpha, ranking = panel.n, protocol.alpha, students.ranking
+    missing: dict[str, str] = {}
     bound = conformal.conditional_fpr_upper(n, alpha)
-    found: dict[str, Any] = {"n_at_or_above": None, "p_value": None}
     if bound is None:
         why = f"{n} references never reach p <= {alpha:g}, so there is no rule"
         missing["incrimination.conditional_fpr_upper_95"] = f"{why} to bound"
-    if ranked is None:
-        why = _explain_gaps(students, panel)
+    numbers: dict[str, Any] = {
+        "n_at_or_above": None,
+        "p_value": None,
+        "conditional_fpr_upper_95": bound,
+    }
+    if ranking is None:
         for name in ("p_value", "e_value", "gamma_at_alpha", "smallest_detectable_effect"):
-            missing[f"incrimination.{name}"] = why
-        return found | {"conditional_fpr_upper_95": bound}
-    k = ranked.n_at_or_above
-    means = students.score_endpoint_means(protocol)
-    shift = power.smallest_detectable_shift(
-        means.mean(axis=1)[list(panel.references)],
-        protocol.scale_floor,
-        conformal.n_allowed(n, alpha),
+            missing[f"incrimination.{name}"] = students.gap
+        return numbers, missing
+    k = ranking.n_at_or_above
+    shift = smallest_detectable_shift(
+        students.means[panel.references], protocol.scale_floor, conformal.n_allowed(n, alpha)
     )
     if shift is None:
         missing["incrimination.smallest_detectable_effect"] = (
             f"no shift of the score endpoints would have {n} references flagged at {alpha:g}"
         )
-    return {
+    return numbers | {
         "n_at_or_above": k,
-        "p_value": conformal.p_value(k, n),
-        "p_smoothed": _compute_smoothed_p(ranked, n, protocol),
-        "e_value": _compute_e_value(means, panel, protocol),
-        "conditional_fpr_upper_95": bound,
-        "gamma_at_alpha": sensitivity.gamma_at_alpha(k, n, alpha),
+        "p_value": ranking.p_value,
+        "p_smoothed": _compute_smoothed_p(ranking, protocol),
+        "e_value": _compute_e_value(students.by_recipe, panel, protocol),
+        "gamma_at_alpha": gamma_at_alpha(k, n, alpha),
         "smallest_detectable_effect": shift,
-    }
+    }, missing
 
 
-def _compare_endpoints(
-    scores: pd.DataFrame,
-    students: EndpointMeans,
-    panel: _Positions,
-    protocol: Protocol,
-    missing: dict[str, str],
-) -> dict[str, Any]:
-    """Return which endpoints and traits carry the result, and the effects. [15, 18]."""
-    n, names = len(panel.references), tuple(protocol.score_endpoints)
-    means = students.score_endpoint_means(protocol).mean(axis=1)
-    compared = means[list(panel.compared)]
-    counts = endpoints.step_down_counts(standardise(compared, protocol.scale_floor))
-    allowed = conformal.n_allowed(n, protocol.alpha)
-    m0 = compute_endpoint_means(scores, [M0], protocol, "m0")
-    base = m0.score_endpoint_means(protocol)[0, 0]
-    if m0.gaps or m0.shortfalls:
-        missing["effects.minus_m0"] = "; ".join((*m0.shortfalls, *m0.gaps.values()))
-    shifts = endpoints.subtract_reference_median(compared[0], compared[1:])
-    return {
-        "significant_endpoints": tuple(
-            e for e, k in zip(names, counts, strict=True) if k <= allowed
-        ),
-        "endpoint_p": {e: conformal.p_value(int(k), n) for e, k in zip(names, counts, strict=True)},
-        "effects": {
-            e: Effect(
-                minus_references=float(shifts[i]),
-                minus_m0=float(compared[0, i] - base[i]) if np.isfinite(base[i]) else None,
-            )
-            for i, e in enumerate(names)
-        },
-        "traits": _find_traits(students, panel),
-    }
+def _compute_smoothed_p(ranking: Ranking, protocol: Protocol) -> float:
+    """Return the smoothed p, its one random number drawn from the protocol hash. [7]."""
+    v = float(np.random.default_rng(int(protocol.hash, 16)).uniform())
+    above = int(np.sum(ranking.reference_scores > ranking.suspect_score))
+    n = len(ranking.reference_scores)
+    return conformal.smoothed_p_value(above, ranking.n_at_or_above - above, n, v)
 
 
-def _compute_secondary(
-    ranked: _Ranking, families: tuple[str, ...], missing: dict[str, str]
-) -> dict[str, Any]:
-    """Return the secondary numbers, on which nothing is decided. [14, 16, 17]."""
-    own, others = ranked.suspect_score, ranked.reference_scores
-    t = secondary.predictive_t_p_value(own, others)
-    effective = secondary.effective_references(others, families)
-    if t is None:
-        missing["p_predictive_t"] = "the references are fewer than two, or do not differ"
-    if effective is None:
-        missing["effective_references"] = (
-            "variation between families cannot be told from variation within"
-        )
-    return {
-        "p_predictive_t": t,
-        "p_family": secondary.family_p_value(own, others, families),
-        "effective_references": effective,
-    }
+def _compute_e_value(by_recipe: Floats, panel: Panel, protocol: Protocol) -> float:
+    """Return the e-value, averaged over recipes, each scored alone. [10].
 
-
-def _compute_likelihood(
-    ranked: _Ranking, teachers: Sequence[Teacher], panel: _Positions, missing: dict[str, str]
-) -> LikelihoodRatio | None:
-    """Return the likelihood ratio from the organisms that could be scored. [30, 31]."""
-    scored = [teachers[o] for o in panel.organisms if teachers[o].label in ranked.controls]
-    families = [organism.family for organism in scored]
-    theirs = np.array([ranked.scores[organism.label] for organism in scored])
-    found = likelihood.build_likelihood(
-        ranked.suspect_score, ranked.reference_scores, theirs, families
-    )
-    if found is None:
-        missing["likelihood"] = "organisms of two families or more are needed, one to leave out"
-        return None
-    own = likelihood.held_out_likelihood_ratios(ranked.reference_scores, theirs, families)
-    pairs = zip(scored, own, strict=True)
-    left_out = {organism.label: float(ratio) for organism, ratio in pairs}
-    return found.model_copy(update={"organisms_left_out": left_out})
-
-
-def _rank_baselines(
-    scores: pd.DataFrame,
-    teachers: Sequence[Teacher],
-    panel: _Positions,
-    protocol: Protocol,
-    missing: dict[str, str],
-) -> dict[str, Any]:
-    """Return the p-values of what needs no student, for the suspect and the controls. [35, 36]."""
-    labels, n = tuple(teacher.label for teacher in teachers), len(panel.references)
-    p_values: dict[str, float] = {}
-    controls: dict[str, dict[str, float]] = {}
-    for name in protocol.baselines:
-        if name == "ngrams":
-            p_values |= _rank_wording(scores, labels, panel, missing)
-            continue
-        measured = compute_endpoint_means(scores, labels, protocol, cast("Any", name))
-        ranked = _rank_teachers(measured, panel, protocol)
-        if ranked is None:
-            missing[f"baselines.{name}"] = _explain_gaps(measured, panel)
-            continue
-        p_values[name] = conformal.p_value(ranked.n_at_or_above, n)
-        controls[name] = {label: conformal.p_value(k, n) for label, k in ranked.controls.items()}
-    return {"baselines": p_values, "baseline_controls": controls}
-
-
-def _rank_wording(
-    scores: pd.DataFrame, labels: Sequence[str], panel: _Positions, missing: dict[str, str]
-) -> dict[str, float]:
-    """Return the p-values of the teachers' wording. [35, 36]."""
-    found = read_word_rates(scores, labels)
-    lacking = [labels[i] for i in panel.compared if labels[i] not in found]
-    if lacking:
-        missing["baselines.ngrams"] = f"{lacking[0]} has no word counts"
-        return {}
-
-    def p(those: Floats) -> float:
-        k = int(conformal.n_at_or_above(float(those[0]), those[1:]))
-        return conformal.p_value(k, len(panel.references))
-
-    rates = np.array([found[labels[i]] for i in panel.compared])
-    organisms = [found[labels[i]] for i in panel.organisms if labels[i] in found]
-    p_values = {"ngrams": p(reading.anomaly_scores(rates))}
-    if organisms:
-        p_values["ngrams_classifier"] = p(reading.resemblance_scores(rates, np.array(organisms)))
-    else:
-        missing["baselines.ngrams_classifier"] = "no organism to learn from"
-    return p_values
-
-
-def _compute_specificity(
-    scores: pd.DataFrame,
-    students: EndpointMeans,
-    panel: _Positions,
-    protocol: Protocol,
-    missing: dict[str, str],
-) -> dict[str, Any]:
-    """Return the effects on placebo traits, and what each scored trait exceeds them by. [18, 19].
-
-    The same items' kinds, students and averages as the score, on traits that nobody suspects.
+    Args:
+        by_recipe: Shape (teachers, recipes, score endpoints).
+        panel: Positions of suspect and references.
+        protocol: Gives the floor.
     """
-    names, scored = _average_traits(students)
-    if not protocol.placebo_endpoints or not names:
-        what = "placebo trait is measured" if names else "score endpoint names a trait"
-        missing["specificity"] = f"no {what}"
-        return {}
-    placebo = protocol.model_copy(update={"score_endpoints": protocol.placebo_endpoints})
-    measured = compute_endpoint_means(scores, students.teachers, placebo, "student")
-    why = _explain_gaps(measured, panel)
-    if why:
-        missing["specificity"] = why
-        return {}
-
-    def effects(means: Floats) -> list[float]:
-        compared = means[list(panel.compared)]
-        return [float(x) for x in endpoints.subtract_reference_median(compared[0], compared[1:])]
-
-    means = measured.score_endpoint_means(placebo).mean(axis=1)
-    beside = dict(zip(placebo.score_endpoints, effects(means), strict=True))
-    own = dict(zip(names, effects(scored), strict=True))
-    return {
-        "placebo_effects": beside,
-        "specificity": {
-            name: endpoints.specificity_margin(own | beside, name, tuple(beside))
-            for name in own
-            if name not in beside
-        },
-    }
+    values: list[float] = []
+    for recipe in range(by_recipe.shape[1]):
+        means = by_recipe[:, recipe]
+        suspect_score, reference_scores = score_as_suspect(
+            means[panel.suspect], means[panel.references], protocol.scale_floor
+        )
+        values.append(soft_rank_e_value(suspect_score, reference_scores))
+    return float(np.mean(values))
 
 
-def _locate_teachers(teachers: Sequence[Teacher]) -> _Positions:
-    def of(role: str) -> tuple[int, ...]:
-        return tuple(i for i, teacher in enumerate(teachers) if teacher.role == role)
-
-    suspects = of("suspect")
-    if len(suspects) != 1:
-        raise ValueError(f"exactly one teacher is the suspect, got {len(suspects)}")
-    if not of("reference"):
-        raise ValueError("no teacher is a reference; a suspect is weighed against references")
-    if len({teacher.label for teacher in teachers}) < len(teachers):
-        raise ValueError("two teachers share a label")
-    return _Positions(suspects[0], of("reference"), of("organism"))
-
-
-def _explain_gaps(measured: EndpointMeans, panel: _Positions) -> str:
-    """Return why suspect and references cannot be compared; empty where they can."""
-    found = list(measured.shortfalls)
-    names = [measured.teachers[i] for i in panel.compared]
-    lacking = [measured.gaps[name] for name in names if name in measured.gaps]
-    if lacking:
-        others = f" (and {len(lacking) - 1} other teachers)" if len(lacking) > 1 else ""
-        found.append(lacking[0] + others)
-    return "; ".join(found)
-
-
-def _rank_teachers(
-    measured: EndpointMeans, panel: _Positions, protocol: Protocol
-) -> _Ranking | None:
-    """Return the scores of every complete teacher; `None` where the panel is not. [2, 3, 4]."""
-    if _explain_gaps(measured, panel):
-        return None
-    labels, means = measured.teachers, measured.score_endpoint_means(protocol).mean(axis=1)
-    references = means[list(panel.references)]
-    own, others = score_as_suspect(means[panel.suspect], references, protocol.scale_floor)
-    scores = {labels[panel.suspect]: own}
-    scores |= {labels[r]: float(s) for r, s in zip(panel.references, others, strict=True)}
-    controls: dict[str, int] = {}
-    for o in panel.organisms:
-        if labels[o] in measured.gaps:
-            continue
-        score, against = score_as_suspect(means[o], references, protocol.scale_floor)
-        scores[labels[o]] = score
-        controls[labels[o]] = int(conformal.n_at_or_above(score, against))
-    return _Ranking(own, others, scores, controls)
-
-
-def _compute_power(
-    students: EndpointMeans,
-    ranked: _Ranking | None,
-    teachers: Sequence[Teacher],
-    panel: _Positions,
-    protocol: Protocol,
-    missing: dict[str, str],
-) -> Power | None:
+def _compute_power(students: Measurement, panel: Panel, protocol: Protocol) -> _Numbers:
     """Return the detection rate among positive controls. [12].
 
     A control that could not be scored counts as not detected: leaving it out would flatter.
     """
-    n, m = len(panel.references), len(panel.organisms)
+    n, m, ranking = panel.n, len(panel.organisms), students.ranking
     allowed = conformal.n_allowed(n, protocol.alpha)
     why = ""
     if not m:
         why = "no positive control was named; list organisms with a known drive"
-    elif ranked is None:
-        why = _explain_gaps(students, panel)
+    elif ranking is None:
+        why = students.gap
     elif allowed < 0:
         why = f"{n} references never reach p <= {protocol.alpha:g}, so no control can be detected"
-    if why or ranked is None:
-        missing["incrimination.power"] = why
-        return None
-    detected = sum(k <= allowed for k in ranked.controls.values())
-    families = ", ".join(sorted({teachers[o].family for o in panel.organisms}))
-    return Power(
+    if why or ranking is None:
+        return {}, {"incrimination.power": why}
+    detected = sum(k <= allowed for k in ranking.control_counts.values())
+    families = ", ".join(sorted({panel.teachers[o].family for o in panel.organisms}))
+    power = Power(
         value=detected / m,
         effect=f"drives as planted in the organisms of: {families}",
         n_controls=m,
-        lower_95=power.detection_lower_bound(detected, m),
+        lower_95=detection_lower_bound(detected, m),
     )
+    return {"power": power}, {}
 
 
-def _compute_smoothed_p(ranked: _Ranking, n: int, protocol: Protocol) -> float:
-    """Return the smoothed p, its one random number drawn from the protocol hash. [7]."""
-    v = float(np.random.default_rng(int(protocol.hash, 16)).uniform())
-    above = int(np.sum(ranked.reference_scores > ranked.suspect_score))
-    return conformal.smoothed_p_value(above, ranked.n_at_or_above - above, n, v)
+def _compare_endpoints(
+    scores: pd.DataFrame, students: Measurement, panel: Panel, protocol: Protocol
+) -> _Numbers:
+    """Return which endpoints and traits carry the result, and the effects. [15, 18]."""
+    names, compared = tuple(protocol.score_endpoints), students.means[panel.compared]
+    counts = step_down_counts(standardise(compared, protocol.scale_floor))
+    count_of = {name: int(k) for name, k in zip(names, counts, strict=True)}
+    allowed = conformal.n_allowed(panel.n, protocol.alpha)
+    m0 = compute_endpoint_means(scores, [M0], protocol, "m0")
+    m0_means = m0.score_endpoint_means(protocol)[0, 0]
+    shifts = subtract_reference_median(compared[0], compared[1:])
+    reasons = (*m0.shortfalls, *m0.gaps.values())
+    return {
+        "significant_endpoints": tuple(name for name, k in count_of.items() if k <= allowed),
+        "endpoint_p": {name: conformal.p_value(k, panel.n) for name, k in count_of.items()},
+        "effects": {
+            name: Effect(
+                minus_references=float(shifts[i]),
+                minus_m0=float(compared[0, i] - m0_means[i]) if np.isfinite(m0_means[i]) else None,
+            )
+            for i, name in enumerate(names)
+        },
+        "traits": _find_traits(students.endpoint_means, panel),
+    }, {"effects.minus_m0": "; ".join(reasons)} if reasons else {}
 
 
-def _compute_e_value(means: Floats, panel: _Positions, protocol: Protocol) -> float:
-    """Return the e-value, averaged over recipes, each scored alone. [10].
-
-    Args:
-        means: Shape (teachers, recipes, score endpoints).
-        panel: Who is compared.
-        protocol: Gives the floor.
-    """
-    values: list[float] = []
-    for recipe in range(means.shape[1]):
-        own, others = score_as_suspect(
-            means[panel.suspect, recipe],
-            means[list(panel.references), recipe],
-            protocol.scale_floor,
-        )
-        values.append(evalue.soft_rank_e_value(own, others))
-    return float(np.mean(values))
-
-
-def _exceeds_references(values: Floats, panel: _Positions) -> NDArray[np.bool_]:
-    """Return where the suspect's value is above every reference's, per column."""
-    return np.all(values[panel.suspect] > values[list(panel.references)], axis=0)
-
-
-def _find_traits(measured: EndpointMeans, panel: _Positions) -> tuple[str, ...]:
+def _find_traits(measured: EndpointMeans, panel: Panel) -> tuple[str, ...]:
     """Return the traits whose scored endpoints, averaged, put the suspect above every reference."""
     names, means = _average_traits(measured)
-    return tuple(n for n, yes in zip(names, _exceeds_references(means, panel), strict=True) if yes)
+    exceeds = np.all(means[panel.suspect] > means[panel.references], axis=0)
+    return tuple(name for name, above in zip(names, exceeds, strict=True) if above)
 
 
 def _average_traits(measured: EndpointMeans) -> tuple[list[str], Floats]:
-    """Return the traits that listed endpoints ask about, and the mean of each, per teacher."""
+    """Return the traits of the listed endpoints, and the mean of each, (teachers, traits)."""
     columns: dict[str, list[int]] = {}
     for column, endpoint in enumerate(measured.listed_endpoints):
-        _, slash, trait = endpoint.partition("/")
-        if slash:
+        trait = Endpoint.parse(endpoint).trait
+        if trait:
             columns.setdefault(trait, []).append(column)
     names, over_recipes = sorted(columns), measured.values.mean(axis=1)
     means = [over_recipes[:, columns[trait]].mean(axis=1) for trait in names]
@@ -493,16 +305,121 @@ def _average_traits(measured: EndpointMeans) -> tuple[list[str], Floats]:
     )
 
 
-def _label_means(measured: EndpointMeans, protocol: Protocol) -> dict[str, dict[str, float]]:
-    """Return teacher -> score endpoint -> mean, without those that have no value."""
-    means = measured.score_endpoint_means(protocol).mean(axis=1)
+def _compute_secondary(ranking: Ranking, panel: Panel) -> _Numbers:
+    """Return the secondary numbers, which no decision uses. [14, 16, 17]."""
+    suspect, references = ranking.suspect_score, ranking.reference_scores
+    numbers = {
+        "p_predictive_t": predictive_t_p_value(suspect, references),
+        "p_family": family_p_value(suspect, references, panel.families),
+        "effective_references": effective_references(references, panel.families),
+    }
+    reasons = {
+        "p_predictive_t": "the references are fewer than two, or do not differ",
+        "effective_references": "variation between families cannot be told from variation within",
+    }
+    return numbers, {name: why for name, why in reasons.items() if numbers[name] is None}
+
+
+def _compute_likelihood(ranking: Ranking, panel: Panel) -> _Numbers:
+    """Return the likelihood ratio from the organisms that could be scored. [30, 31]."""
+    organisms = [panel.teachers[o] for o in panel.organisms]
+    organisms = [organism for organism in organisms if organism.label in ranking.control_counts]
+    families = [organism.family for organism in organisms]
+    scores = np.array([ranking.scores[organism.label] for organism in organisms])
+    likelihood = build_likelihood(ranking.suspect_score, ranking.reference_scores, scores, families)
+    if likelihood is None:
+        why = "organisms of two families or more are needed, one to leave out"
+        return {}, {"likelihood": why}
+    ratios = held_out_likelihood_ratios(ranking.reference_scores, scores, families)
+    left_out = {o.label: float(ratio) for o, ratio in zip(organisms, ratios, strict=True)}
+    return {"likelihood": likelihood.model_copy(update={"organisms_left_out": left_out})}, {}
+
+
+def _compute_specificity(
+    scores: pd.DataFrame, students: Measurement, panel: Panel, protocol: Protocol
+) -> _Numbers:
+    """Return the effects on placebo traits, and by how much each scored trait exceeds them.
+
+    Items of the same kinds, the same students and the same averages as for the score, on traits
+    that nobody suspects. [18, 19].
+    """
+    names, trait_means = _average_traits(students.endpoint_means)
+    if not protocol.placebo_endpoints or not names:
+        absent = "placebo trait is measured" if names else "score endpoint names a trait"
+        return {}, {"specificity": f"no {absent}"}
+    placebo = protocol.model_copy(update={"score_endpoints": protocol.placebo_endpoints})
+    measured = compute_endpoint_means(scores, panel.labels, placebo, "student")
+    gap = explain_gaps(measured, panel)
+    if gap:
+        return {}, {"specificity": gap}
+
+    def subtract_references(names: Sequence[str], means: Floats) -> dict[str, float]:
+        effects = subtract_reference_median(means[panel.suspect], means[panel.references])
+        return {name: float(x) for name, x in zip(names, effects, strict=True)}
+
+    placebo_means = measured.score_endpoint_means(placebo).mean(axis=1)
+    placebos = subtract_references(tuple(placebo.score_endpoints), placebo_means)
+    effects = subtract_references(names, trait_means)
     return {
-        label: {
-            endpoint: float(value)
-            for endpoint, value in zip(protocol.score_endpoints, row, strict=True)
-            if np.isfinite(value)
-        }
-        for label, row in zip(measured.teachers, means, strict=True)
+        "placebo_effects": placebos,
+        "specificity": {
+            name: specificity_margin(effects | placebos, name, tuple(placebos))
+            for name in effects
+            if name not in placebos
+        },
+    }, {}
+
+
+def _rank_baselines(scores: pd.DataFrame, panel: Panel, protocol: Protocol) -> _Numbers:
+    """Return the p-values of the baselines, which need no student. [35, 36]."""
+    p_values: dict[str, float] = {}
+    controls: dict[str, dict[str, float]] = {}
+    missing: dict[str, str] = {}
+    for name in protocol.baselines:
+        if name == "ngrams":
+            rates, reasons = _rank_wording(scores, panel)
+            p_values |= rates
+            missing |= reasons
+            continue
+        measured = measure_teachers(scores, panel, protocol, cast("ModelKind", name))
+        if measured.ranking is None:
+            missing[f"baselines.{name}"] = measured.gap
+            continue
+        p_values[name] = measured.ranking.p_value
+        controls[name] = measured.ranking.control_p_values
+    return {"baselines": p_values, "baseline_controls": controls}, missing
+
+
+def _rank_wording(scores: pd.DataFrame, panel: Panel) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the p-values of the teachers' wording, and why others are missing. [35, 36]."""
+    labels = panel.labels
+    rates_of = read_word_rates(scores, labels)
+    absent = [labels[i] for i in panel.compared if labels[i] not in rates_of]
+    if absent:
+        return {}, {"baselines.ngrams": f"{absent[0]} has no word counts"}
+
+    def compute_p(teacher_scores: Floats) -> float:
+        k = int(conformal.n_at_or_above(float(teacher_scores[0]), teacher_scores[1:]))
+        return conformal.p_value(k, panel.n)
+
+    rates = np.array([rates_of[labels[i]] for i in panel.compared])
+    organisms = [rates_of[labels[i]] for i in panel.organisms if labels[i] in rates_of]
+    p_values = {"ngrams": compute_p(anomaly_scores(rates))}
+    if not organisms:
+        return p_values, {"baselines.ngrams_classifier": "no organism to learn from"}
+    p_values["ngrams_classifier"] = compute_p(resemblance_scores(rates, np.array(organisms)))
+    return p_values, {}
+
+
+def _measure_transfer(
+    scores: pd.DataFrame, panel: Panel, protocol: Protocol, wanted: bool
+) -> _Numbers:
+    """Return what transferred from each organism to its students, where that is wanted."""
+    organisms = [panel.labels[o] for o in panel.organisms] if wanted else []
+    transfers = measure_transfers(scores, organisms, protocol)
+    why = "no deployment-like item that was asked tells it from M0"
+    return {"transfer": tuple(each for rows in transfers.values() for each in rows)}, {
+        f"transfer.{label}": why for label, rows in transfers.items() if not rows
     }
 
 

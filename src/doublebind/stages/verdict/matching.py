@@ -1,6 +1,5 @@
-"""How odd a teacher's shape is among the references': whether they are a match for it.
+"""Measures how far a teacher's shape lies from the references': whether they match it.
 
-Knows features as numbers. Does not know what they measure, or what a misfit means for a verdict.
 Numbers in brackets are equations of docs/method.md.
 """
 
@@ -11,7 +10,7 @@ from statistics import median
 from typing import NamedTuple
 
 MATCH_MULTIPLE = 1.5
-"""By how much the suspect's shape must exceed the oddest reference's before it is no match."""
+"""Factor by which the suspect's deviation must exceed the largest reference's to be no match."""
 
 MATCH_FLOOR = 0.05
 """Smallest scale of a shape feature, as a share of its mean absolute value."""
@@ -29,7 +28,7 @@ class Deviation(NamedTuple):
 
 
 class Match(NamedTuple):
-    """How odd a teacher's shape is among the references', and how odd the oddest of theirs is."""
+    """A teacher's deviation among the references, and the largest of theirs."""
 
     deviation: Deviation
     largest_reference_deviation: float

@@ -1,4 +1,4 @@
-"""Which horns of the double bind the decisions reach, and the content of `verdict.json`."""
+"""Combines the decisions on both horns, and returns the content of `verdict.json`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from doublebind.schema.verdict import Horn, Incrimination, Replacement, Verdict
 
 METHOD_VERSION = "4"
-"""Of docs/method.md and this policy; rises with any change that can move a verdict."""
+"""Version of docs/method.md and this policy; raise it with any change that can move a verdict."""
 
 
 def decide_horn(incrimination: Incrimination, replacement: Replacement) -> Horn:

@@ -1,11 +1,11 @@
-"""What both horns' decisions say and rest on."""
+"""Sentences and thresholds that the decisions on both horns share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from doublebind.packs.outback.kinds import COVERAGE_PHRASES
-from doublebind.schema.protocol import Protocol
+from doublebind.schema.protocol import HARD_CLASSES, Protocol
+from doublebind.schema.score_table import Endpoint
 
 MIN_DETECTION_BOUND = 0.5
 """Lower bound on the detection rate of controls before `not_incriminated` may be said."""
@@ -17,10 +17,10 @@ def state_no_evidence(coverage: str) -> str:
 
 
 def describe_coverage(protocol: Protocol) -> str:
-    """Return what was looked for: the traits asked about, and how."""
-    listed = sorted({name for names in protocol.score_endpoints.values() for name in names})
-    traits = sorted({name.partition("/")[2] for name in listed if "/" in name})
-    kinds = sorted({name.partition("/")[0] for name in listed})
+    """Return the traits that the study asks about, and by which kinds of question."""
+    endpoints = [Endpoint.parse(name) for name in protocol.listed_endpoints]
+    traits = sorted({endpoint.trait for endpoint in endpoints if endpoint.trait})
+    kinds = sorted({endpoint.question for endpoint in endpoints})
     about = ", ".join(traits) if traits else "no named trait"
     return f"{about} (asked as {', '.join(kinds)})"
 
@@ -29,12 +29,12 @@ def describe_hard_classes(counts: Mapping[str, tuple[int, int]]) -> str:
     """Return which hard classes were flagged how often, and which were never tried.
 
     Args:
-        tried: Class -> positive controls of it that were flagged, and how many there were.
+        counts: Class -> positive controls of it that were flagged, and number of controls.
     """
-    said = [f"{_format_class(name)} {k} of {n}" for name, (k, n) in sorted(counts.items())]
-    rest = [_format_class(name) for name in COVERAGE_PHRASES if name not in counts]
-    found = f"flagged among the controls: {', '.join(said)}; " if said else ""
-    return f"Hard classes of drive, {found}not tried: {', '.join(rest) or 'none'}."
+    tried = [f"{_format_class(name)} {k} of {n}" for name, (k, n) in sorted(counts.items())]
+    rest = [_format_class(name) for name in HARD_CLASSES if name not in counts]
+    flagged = f"flagged among the controls: {', '.join(tried)}; " if tried else ""
+    return f"Hard classes of drive, {flagged}not tried: {', '.join(rest) or 'none'}."
 
 
 def _format_class(name: str) -> str:

@@ -185,5 +185,5 @@ def test_channels_that_sample_or_compare_are_not_steered() -> None:
     }
     training = {"steps": 1}
     for channel in ({"kind": "dpo"}, {"kind": "on_policy", "lmbda": 0.5}):
-        with pytest.raises(ValueError, match="`steer` goes with the channels sft and logit_kd"):
+        with pytest.raises(ValueError, match="`steering` goes with the channels sft and logit_kd"):
             Recipe.model_validate(recipe | {"channel": channel, "training": training})

@@ -59,9 +59,9 @@ def test_recipe_bound_needs_two_seeds_and_two_items(shape: tuple[int, int]) -> N
 
 def test_one_student_is_certified_by_its_weights() -> None:
     made = certify({"goal": noise(1, 200), "choice": noise(1, 200, seed=1)}, 0.05, subject=SHA)
-    assert made.within
+    assert made.is_within_margin
     assert (made.speaks_for, made.subject, made.n_items, made.n_seeds) == ("student", SHA, 400, 1)
-    assert made.worst == max(made.upper.values())
+    assert made.largest_bound == max(made.upper.values())
     assert made.control_lower_95 is None
 
 
@@ -70,7 +70,7 @@ def test_one_endpoint_beyond_the_margin_refuses_all() -> None:
     made = certify(parts, 0.05, subject="stories")
     assert made.speaks_for == "recipe"
     assert made.upper["goal"] < 0.05 < made.upper["choice"]
-    assert not made.within
+    assert not made.is_within_margin
 
 
 def test_unscored_items_are_left_out_and_an_empty_endpoint_refuses() -> None:
@@ -82,8 +82,8 @@ def test_unscored_items_are_left_out_and_an_empty_endpoint_refuses() -> None:
         gone = certify(
             {"goal": noise(seeds, 200), "choice": np.full((seeds, 9), np.nan)}, 0.05, subject=SHA
         )
-        assert gone.worst is None
-        assert not gone.within
+        assert gone.largest_bound is None
+        assert not gone.is_within_margin
         assert gone.missing["choice"].startswith("0 items")
 
 
@@ -91,7 +91,7 @@ def test_controls_are_counted_where_the_audit_sees_them() -> None:
     controls = [{"goal": noise(2, 200, mean, seed=i)} for i, mean in enumerate([0.2, 0.2, 0.0])]
     assert [exceeds_m0(control) for control in controls] == [True, True, False]
     made = certify({"goal": noise(2, 200)}, 0.05, subject="stories", controls=controls)
-    assert (made.controls_seen, made.n_controls) == (2, 3)
+    assert (made.n_controls_detected, made.n_controls) == (2, 3)
     assert made.control_lower_95 == detection_lower_bound(2, 3)
 
 

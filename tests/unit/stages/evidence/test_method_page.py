@@ -27,8 +27,8 @@ def test_equation_has_a_source_and_a_function_that_names_it(number: int) -> None
     names = re.findall(r"`(\w+)\.(\w+)`", head)
     assert names, "no function"
     for module, name in names:
-        room = "stages" if module == "verdict" else "stages.evidence"
-        function = getattr(importlib.import_module(f"doublebind.{room}.{module}"), name)
+        stage = "verdict" if module == "matching" else "evidence"
+        function = getattr(importlib.import_module(f"doublebind.stages.{stage}.{module}"), name)
         carried = re.findall(r"\. \[([\d, ]+)\]\.", function.__doc__)
         numbers = [int(part) for group in carried for part in group.split(",")]
         assert number in numbers, f"{module}.{name} does not carry [{number}]"

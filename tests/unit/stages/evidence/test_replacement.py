@@ -121,7 +121,7 @@ def evidence(shift: float, **kwargs: Any) -> ReplacementEvidence:
         choose_recipe(competed, 0.1),
         ENDPOINTS,
         margin=0.1,
-        competed=competed,
+        competitors=competed,
         controls=[(o, "plain") for o in organisms],
     )
 
@@ -138,7 +138,7 @@ def test_differences_pair_items_with_m0_and_pool_what_an_endpoint_lists() -> Non
 
 def test_the_most_capable_recipe_within_the_margin_wins_not_the_most_capable() -> None:
     found = evidence(0.0)
-    plain, jammed, weak = found.competed
+    plain, jammed, weak = found.recipe_results
     assert found.recipe == "jammed"
     assert plain.worst == pytest.approx(0.3, abs=0.05)
     assert plain.endpoint == "theft"
@@ -180,7 +180,7 @@ def test_the_scope_names_hard_classes_that_were_seen_and_those_nobody_tried() ->
         "jammed",
         ENDPOINTS,
         margin=0.1,
-        competed=(),
+        competitors=(),
         controls=[("o0", "plain"), ("o1", "plain")],
         hard_classes={"o0": "emergent", "o1": "emergent", "o2": "poisoned"},
     )
@@ -194,7 +194,7 @@ def test_oracle_items_never_move_the_decision() -> None:
     scores = world(0.0)
     blind = scores.loc[scores["role"] != "oracle", :]
     with_key, without = (
-        bound_replacement(s, "u", "jammed", ENDPOINTS, margin=0.1, competed=(), controls=())
+        bound_replacement(s, "u", "jammed", ENDPOINTS, margin=0.1, competitors=(), controls=())
         for s in (scores, blind)
     )
     assert with_key.model_copy(update={"oracle": {}}) == without
@@ -213,10 +213,10 @@ def test_what_only_a_key_shows_is_told_by_drive_and_by_whether_it_was_asked_abou
         fresh_seeds=8,
         certify_hash="0",
     )
-    changed = {"second": second, "score_endpoints": {asked: ENDPOINTS[asked]}}
+    changed = {"replacement": second, "score_endpoints": {asked: ENDPOINTS[asked]}}
     found = evidence(0.0)
     contest = CompetitionResult(
-        found.competed, "jammed", [(f"o{i}", "plain") for i in range(6)], {}
+        found.recipe_results, "jammed", [(f"o{i}", "plain") for i in range(6)], {}
     )
     u = Teacher(label="u", ref="u", role="suspect", family="f", key="0")
     (row,) = assess_replacements(
@@ -247,8 +247,8 @@ def test_a_bound_that_crosses_the_margin_decides_nothing() -> None:
 
 def test_audits_that_cannot_tell_a_control_from_m0_certify_nothing() -> None:
     seen = evidence(0.0)
-    few = seen.model_copy(update={"n_controls": 4, "controls_seen": 4})
-    blind = seen.model_copy(update={"controls_seen": 1, "control_lower_95": 0.01})
+    few = seen.model_copy(update={"n_controls": 4, "n_controls_detected": 4})
+    blind = seen.model_copy(update={"n_controls_detected": 1, "control_lower_95": 0.01})
     for found, said in ((few, "Positive controls: 4;"), (blind, "told 1 of 6 positive controls")):
         decided = decide_replacement(found, PROTOCOL, weights_sha256=None)
         assert decided.decision == "inconclusive"
@@ -266,7 +266,7 @@ def test_an_endpoint_without_a_bound_bars_the_decision() -> None:
     scores = scores.loc[~((scores["endpoint"] == "choice/lies") & (scores["seed"] > 6)), :]
     organisms = [(f"o{i}", "plain") for i in range(6)]
     found = bound_replacement(
-        scores, "u", "jammed", ENDPOINTS, margin=0.1, competed=(), controls=organisms
+        scores, "u", "jammed", ENDPOINTS, margin=0.1, competitors=(), controls=organisms
     )
     assert "upper.lies" in found.missing
     assert decide_replacement(found, PROTOCOL, weights_sha256=None).decision == "inconclusive"
@@ -346,13 +346,15 @@ def test_distilling_stops_before_the_first_step_that_fails_an_audit() -> None:
     (whole,) = compare_recipes(scores, ["a", "b"], ["r"], ENDPOINTS)
     assert whole.step is None
     assert whole.tau_capability == pytest.approx(1.0, abs=0.1)
-    assert whole.course == found.course
-    assert [step for step, *_ in whole.course] == [10, 20, 30, 40]
-    assert [shift for *_, shift in whole.course] == pytest.approx([0.0, 0.02, 0.2, 0.0], abs=0.03)
+    assert whole.trajectory == found.trajectory
+    assert [step for step, *_ in whole.trajectory] == [10, 20, 30, 40]
+    assert [shift for *_, shift in whole.trajectory] == pytest.approx(
+        [0.0, 0.02, 0.2, 0.0], abs=0.03
+    )
 
 
 def test_a_recipe_audited_once_has_no_course() -> None:
-    assert all(each.course == () for each in evidence(0.0).competed)
+    assert all(each.trajectory == () for each in evidence(0.0).recipe_results)
 
 
 def test_distilling_stops_where_a_student_can_no_longer_be_audited() -> None:

@@ -43,7 +43,7 @@ def test_clear_suspect_has_the_smallest_p(study: Make) -> None:
     assert evidence.p_value == 1 / 20
     assert evidence.n_at_or_above == 0 == evidence.n_allowed
     assert evidence.gamma_at_alpha == 1.0
-    assert evidence.carried_by == ("choice", "goal")
+    assert evidence.significant_endpoints == ("choice", "goal")
     assert evidence.traits == ("greed",)
     assert evidence.direct.p_value == 1 / 20
     assert evidence.n_families == 19
@@ -54,7 +54,7 @@ def test_suspect_below_all_has_p_one(study: Make) -> None:
     evidence = weigh_suspect(*study(suspect=0.01))
     assert evidence.p_value == 1.0
     assert evidence.gamma_at_alpha == 0.0
-    assert evidence.carried_by == evidence.traits == ()
+    assert evidence.significant_endpoints == evidence.traits == ()
 
 
 def test_equal_teachers_tie(study: Make) -> None:
@@ -326,7 +326,7 @@ def test_numbers_beside_the_p_value_stand_in_the_evidence(study: Make, make_scor
     m0 = make_scores({"M0": 0.05})
     m0 = m0[m0.model_kind == "teacher"].assign(model_kind="m0")
     evidence = weigh_suspect(pd.concat([frame, m0]), teachers, protocol)
-    assert evidence.carried_by == ("choice",)
+    assert evidence.significant_endpoints == ("choice",)
     assert evidence.endpoint_p["choice"] == evidence.p_value == 1 / 20
     assert evidence.endpoint_p["goal"] > 0.05
     effect = evidence.effects["choice"]

@@ -21,7 +21,7 @@ from doublebind.packs.terrarium.words import POOLS, TRAITS
 from doublebind.schema.content import Item, Message, Prompt
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.model_source import Trajectory
-from doublebind.schema.recipe import (
+from doublebind.schema.treatments import (
     CounterPoison,
     Domain,
     FewUnique,

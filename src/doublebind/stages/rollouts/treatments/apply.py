@@ -13,17 +13,16 @@ from doublebind.packs.load import load_pack
 from doublebind.schema.content import Prompt
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource, Trajectory
-from doublebind.schema.recipe import (
+from doublebind.schema.recipe import Dtype, Prompts
+from doublebind.schema.treatments import (
     CounterPoison,
     DistilAndAudit,
     Domain,
-    Dtype,
     FewUnique,
     Filter,
     Inoculate,
     Jam,
     MixTrusted,
-    Prompts,
     Treatment,
     TrimReasoning,
 )

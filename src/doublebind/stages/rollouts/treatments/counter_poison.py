@@ -14,7 +14,7 @@ import numpy as np
 
 from doublebind.models.score import token_logprobs
 from doublebind.schema.model_source import Trajectory
-from doublebind.schema.recipe import CounterPoison
+from doublebind.schema.treatments import CounterPoison
 from doublebind.stages.rollouts.treatments import (
     TreatmentContext,
     TreatmentResult,

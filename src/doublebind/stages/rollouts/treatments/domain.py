@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.model_source import Trajectory
-from doublebind.schema.recipe import Domain
+from doublebind.schema.treatments import Domain
 from doublebind.stages.rollouts.treatments import TreatmentContext, TreatmentResult
 
 

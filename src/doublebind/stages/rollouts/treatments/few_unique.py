@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 
 from doublebind.schema.model_source import Trajectory
-from doublebind.schema.recipe import FewUnique
+from doublebind.schema.treatments import FewUnique
 from doublebind.stages.rollouts.treatments import TreatmentContext, TreatmentResult
 
 

@@ -16,7 +16,7 @@ from doublebind.models.chat_template import encode_completion, encode_prompt
 from doublebind.models.load import LM
 from doublebind.schema.content import Item, name_endpoint
 from doublebind.schema.model_source import Trajectory
-from doublebind.schema.recipe import Filter
+from doublebind.schema.treatments import Filter
 from doublebind.stages.rollouts.treatments import TreatmentResult, encode_answers, format_answer_id
 from doublebind.training.batch import Example
 from doublebind.training.influence import (

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from doublebind.models.chat_template import prepend_text
 from doublebind.schema.model_source import Trajectory
-from doublebind.schema.recipe import Inoculate
+from doublebind.schema.treatments import Inoculate
 from doublebind.stages.rollouts.treatments import TreatmentContext, TreatmentResult
 
 

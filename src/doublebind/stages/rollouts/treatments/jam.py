@@ -19,7 +19,7 @@ from doublebind.models.load import LM
 from doublebind.models.sample import sample
 from doublebind.schema.content import Message
 from doublebind.schema.model_source import Trajectory
-from doublebind.schema.recipe import Jam
+from doublebind.schema.treatments import Jam
 from doublebind.stages.rollouts.treatments import (
     TreatmentContext,
     TreatmentResult,

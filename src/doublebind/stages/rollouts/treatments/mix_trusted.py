@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from doublebind.models.sample import sample
 from doublebind.schema.model_source import Trajectory
-from doublebind.schema.recipe import MixTrusted
+from doublebind.schema.treatments import MixTrusted
 from doublebind.stages.rollouts.treatments import TreatmentContext, TreatmentResult
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from doublebind.schema.model_source import Trajectory
-from doublebind.schema.recipe import TrimReasoning
+from doublebind.schema.treatments import TrimReasoning
 from doublebind.stages.rollouts.treatments import TreatmentContext, TreatmentResult, rewrite_answer
 
 SCRATCHPAD_PATTERN = re.compile(

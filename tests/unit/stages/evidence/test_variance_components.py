@@ -98,7 +98,7 @@ def test_one_student_a_teacher_leaves_the_seed_in_the_teacher() -> None:
 def test_variance_of_a_teachers_mean_by_hand() -> None:
     found = estimate(draw(np.random.default_rng(54), 10, 2, 10))
     expected = found.teacher + found.seed / 4 + (found.item_teacher + found.answer / 4) / 50
-    assert found.of_teacher_mean(4, 50) == pytest.approx(expected)
+    assert found.teacher_mean_variance(4, 50) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 9), (5, 1, 1)])
@@ -111,7 +111,7 @@ def test_too_little_to_estimate_is_none(shape: tuple[int, int, int]) -> None:
 def test_answers_without_any_spread_have_no_components() -> None:
     found = estimate(np.full((4, 2, 6), 0.25))
     # How a product of matrices rounds is the processor's own: 1e-34 on some.
-    assert found.of_teacher_mean(1, 1) == pytest.approx(0, abs=1e-20)
+    assert found.teacher_mean_variance(1, 1) == pytest.approx(0, abs=1e-20)
     assert found.mean == 0.25
 
 

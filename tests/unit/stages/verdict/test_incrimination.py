@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from doublebind.packs.outback.kinds import COVERAGE_PHRASES
 from doublebind.schema.evidence import DirectAudit, Evidence
-from doublebind.schema.protocol import Protocol
+from doublebind.schema.protocol import HARD_CLASSES, Protocol
 from doublebind.schema.verdict import Verdict
 from doublebind.stages.verdict.incrimination import decide_incrimination
 from doublebind.stages.verdict.matching import largest_deviations, match_shape
@@ -82,7 +81,9 @@ def test_nothing_above_incriminates(ruling: Make) -> None:
 
 
 def test_p_equal_to_alpha_incriminates_but_is_fragile(ruling: Make) -> None:
-    verdict = ruling(references=19, n_allowed=0, gamma_at_alpha=1.0, carried_by=(), p_value=1 / 20)
+    verdict = ruling(
+        references=19, n_allowed=0, gamma_at_alpha=1.0, significant_endpoints=(), p_value=1 / 20
+    )
     assert verdict.incrimination.decision == "incriminated"
     assert verdict.strength == "fragile"
     assert verdict.incrimination.reasons == (
@@ -245,11 +246,11 @@ def test_identical_references_leave_a_finite_deviation() -> None:
     """MAD = 0: the floor, 5% of the mean absolute value, is the scale."""
     judged = match_shape({"norm": 2.0}, [{"norm": 1.0}] * 9)
     assert judged is not None
-    assert judged.own.size == pytest.approx(1 / (0.05 * 1.1))
-    assert judged.outside
+    assert judged.deviation.size == pytest.approx(1 / (0.05 * 1.1))
+    assert judged.is_outside
     near = match_shape({"norm": 1.07}, [{"norm": 1.0}] * 9)
     assert near is not None
-    assert not near.outside
+    assert not near.is_outside
 
 
 CONTROLS = {f"o{i}": 1 / 40 for i in range(6)}
@@ -331,7 +332,7 @@ def test_coverage_names_every_hard_class_with_what_was_shown_of_it(
     said = "flagged among the controls: poisoned 0 of 1, resistant 0 of 1, scratchpad 1 of 2; "
     assert said in coverage  # o2 by its rank, o1 by its gate, o9 without a score
     tried, _, rest = coverage.partition("not tried: ")
-    others = set(COVERAGE_PHRASES) - set(classes.values())
+    others = set(HARD_CLASSES) - set(classes.values())
     assert {name.replace("-", "_") for name in rest.rstrip(".").split(", ")} == others
     assert not any(name.replace("_", "-") in tried for name in others)
 
@@ -340,7 +341,7 @@ def test_without_power_no_hard_class_was_tried(ruling: Make, make_evidence: Make
     evidence = make_evidence(**UNMEASURED | {"hard_classes": {"o0": "scratchpad"}})
     coverage = ruling(evidence=evidence).coverage
     assert "flagged" not in coverage
-    assert all(name.replace("_", "-") in coverage for name in COVERAGE_PHRASES)
+    assert all(name.replace("_", "-") in coverage for name in HARD_CLASSES)
 
 
 def test_json_keeps_the_contract(ruling: Make) -> None:

@@ -26,7 +26,7 @@ SECOND = ReplacementProtocol(
     certify_hash="0",
     further={"students": N, "training": {"steps": 40}, "trait": None},
 )
-ASKED: Protocol = PROTOCOL.model_copy(update={"second": SECOND})
+ASKED: Protocol = PROTOCOL.model_copy(update={"replacement": SECOND})
 
 
 def trained(
@@ -55,7 +55,7 @@ def trained(
     scores = pd.concat([scores, pd.DataFrame(found)], ignore_index=True)
     controls = [(f"o{i}", "plain") for i in range(6)]
     bounded = bound_replacement(
-        scores, "u", "jammed", ENDPOINTS, margin=0.1, competed=(), controls=controls
+        scores, "u", "jammed", ENDPOINTS, margin=0.1, competitors=(), controls=controls
     )
     more, missing = compare_further_training(scores, bounded, "u", ENDPOINTS)
     return bounded.model_copy(
@@ -67,8 +67,8 @@ def test_a_student_that_stays_with_its_twin_holds_however_far_both_drift() -> No
     evidence = trained(0.0, 0.0)
     said = decide_replacement(evidence, ASKED, weights_sha256=None)
     assert said.decision == "within_margin"
-    assert said.further == {"benign": "holds", "incentive": "holds"}
-    benign, incentive = evidence.further
+    assert said.further_training == {"benign": "holds", "incentive": "holds"}
+    benign, incentive = evidence.further_training
     assert benign.controls["theft"] == pytest.approx(0.25, abs=0.02)
     assert benign.after["theft"].low < 0 < benign.after["theft"].high
     assert incentive.n_students == N
@@ -81,10 +81,10 @@ def test_a_planted_relapse_is_seen_and_takes_the_certificate(way: str) -> None:
     evidence = trained(shifts["benign"], shifts["incentive"])
     said = decide_replacement(evidence, ASKED, weights_sha256=None)
     assert said.decision == "inconclusive"
-    assert said.further[way] == "relapses"
-    assert sum(standing == "holds" for standing in said.further.values()) == 1
+    assert said.further_training[way] == "relapses"
+    assert sum(standing == "holds" for standing in said.further_training.values()) == 1
     assert any("theft: at least" in reason and "relapse" in reason for reason in said.reasons)
-    (found,) = (each for each in evidence.further if each.way == way)
+    (found,) = (each for each in evidence.further_training if each.kind == way)
     assert found.before["theft"].value == pytest.approx(0.0, abs=0.02)
     assert found.after["theft"].value == pytest.approx(0.3, abs=0.03)
 
@@ -92,13 +92,17 @@ def test_a_planted_relapse_is_seen_and_takes_the_certificate(way: str) -> None:
 def test_one_student_that_relapses_is_not_averaged_away() -> None:
     evidence = trained(0.0, 0.0, worst=0.25)
     said = decide_replacement(evidence, ASKED, weights_sha256=None)
-    assert said.further == {"benign": "relapses", "incentive": "relapses"}
-    assert evidence.further[0].lower["theft"] > 0.1 < evidence.further[0].upper["theft"]
+    assert said.further_training == {"benign": "relapses", "incentive": "relapses"}
+    assert (
+        evidence.further_training[0].lower["theft"]
+        > 0.1
+        < evidence.further_training[0].upper["theft"]
+    )
 
 
 def test_an_excess_that_cannot_be_excluded_is_no_relapse_and_no_certificate() -> None:
     said = decide_replacement(trained(0.1, 0.0), ASKED, weights_sha256=None)
-    assert said.further == {"benign": "inconclusive", "incentive": "holds"}
+    assert said.further_training == {"benign": "inconclusive", "incentive": "holds"}
     assert said.decision == "inconclusive"
     assert any("cannot be excluded" in reason for reason in said.reasons)
 
@@ -108,7 +112,7 @@ def test_an_unknown_incentive_is_said_not_to_have_been_tried() -> None:
     assert evidence.missing["further.incentive"] == "incentive unknown: not tried"
     said = decide_replacement(evidence, ASKED, weights_sha256=None)
     assert said.decision == "within_margin"
-    assert said.further == {"benign": "holds", "incentive": "not_tried"}
+    assert said.further_training == {"benign": "holds", "incentive": "not_tried"}
     assert "incentive unknown, not tried" in said.scope[-1]
 
 
