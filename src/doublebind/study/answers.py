@@ -120,12 +120,12 @@ class AnswerPlanner:
             "source": self.runtime.attach_engine(model.source),
             "rollouts": self.workspace.path(answers),
             "top_k": top_k,
+            "tail_samples": tail_samples,
             **self.runtime.inputs,
         }
         note = f"top {top_k}"
         if tail_samples:
             depends.append(tail_samples)
-            inputs["tail_samples"] = tail_samples
             note += f", {tail_samples} of the tail"
         key = content_hash(["targets", ROLLOUTS_REV, *depends])
         needs = (*model.needs, answers)

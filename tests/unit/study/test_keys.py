@@ -26,9 +26,10 @@ TERRARIUM = Path(str(files("doublebind.packs") / "terrarium"))
 def students(measurement: PanelSpec, store: Path) -> dict[tuple[str, str, int], str]:
     """The key of every student that would be made."""
     planner = Planner(measurement, TERRARIUM, Store(store))
-    found = [planner.find(ref) for ref in assign_roles(measurement, planner.pack)]
+    found = [planner.find_teacher(ref) for ref in assign_roles(measurement, planner.pack)]
     return {
-        (s.teacher.label, s.recipe.name, s.seed): s.train.key for s in planner.plan(found).students
+        (s.teacher.label, s.recipe.name, s.seed): s.train.content_key
+        for s in planner.plan(found).students
     }
 
 
@@ -36,7 +37,7 @@ def test_the_shipped_panels_students_keep_their_keys(tmp_path: Path) -> None:
     measurement = load_yaml(PanelSpec, TERRARIUM / "panel.yaml")
     kept = panels.read_panel(TERRARIUM / "panel")
     assert students(measurement, tmp_path) == {
-        (teacher.label, student.recipe, student.seed): student.key
+        (teacher.label, student.recipe, student.seed): student.content_key
         for teacher in kept.teachers
         for student in teacher.students
     }
@@ -124,7 +125,7 @@ EVERYTHING: list[dict[str, Any]] = [
 
 
 def jobs_on(device: str, store: Path) -> list[Job]:
-    measurement = load_yaml(PanelSpec, TERRARIUM / "panel.yaml").model_dump() | {
+    measurement = load_yaml(PanelSpec, TERRARIUM / "panel.yaml").model_dump(by_alias=False) | {
         "recipes": EVERYTHING,
         "references": ["terrarium/reference-0"],
         "organisms": [],
@@ -132,8 +133,8 @@ def jobs_on(device: str, store: Path) -> list[Job]:
         "device": device,
     }
     planner = Planner(PanelSpec.model_validate(measurement), TERRARIUM, Store(store))
-    plan = planner.plan([planner.find("terrarium/reference-0")])
-    return [job for stage in plan.stages() for job in stage]
+    plan = planner.plan([planner.find_teacher("terrarium/reference-0")])
+    return plan.list_jobs()
 
 
 def sources(value: Any) -> list[ModelSource]:
@@ -143,7 +144,9 @@ def sources(value: Any) -> list[ModelSource]:
 
 
 def test_what_a_gpu_computes_shares_no_key_with_what_a_cpu_does(tmp_path: Path) -> None:
-    here, there = ({(j.kind, j.key) for j in jobs_on(on, tmp_path)} for on in ("cpu", "cuda"))
+    here, there = (
+        {(j.kind, j.content_key) for j in jobs_on(on, tmp_path)} for on in ("cpu", "cuda")
+    )
     assert len(here) == len(there) > 12
     # Which prompts are asked, and random first weights, are the CPU's wherever students learn.
     assert {kind for kind, _ in here & there} == {"prompts", "base"}
@@ -156,6 +159,6 @@ def test_on_a_gpu_every_model_of_every_job_is_run_there(tmp_path: Path) -> None:
 
 
 def test_a_cluster_is_asked_for_gpus() -> None:
-    kept = load_yaml(PanelSpec, TERRARIUM / "panel.yaml").model_dump()
+    kept = load_yaml(PanelSpec, TERRARIUM / "panel.yaml").model_dump(by_alias=False)
     with pytest.raises(ValueError, match=r"executor\.gpus"):
         PanelSpec.model_validate(kept | {"device": "cuda", "executor": {"kind": "ray"}})
