@@ -114,14 +114,15 @@ def record_panel(step: int = 1) -> dict[str, Any]:
     """
     study = load_yaml(Study, TERRARIUM / "demo.yaml", ["references.n=60"])
     with tempfile.TemporaryDirectory() as store:
-        setting = resolve_study(study, TERRARIUM, Store(store))
-    references = [t for t in setting.teachers if t.role == "reference"]
-    organisms = [t for t in setting.teachers if t.role == "organism"]
+        resolved = resolve_study(study, TERRARIUM, Store(store))
+    references = [t for t in resolved.teachers if t.role == "reference"]
+    organisms = [t for t in resolved.teachers if t.role == "organism"]
     rows = read_panel_scores(TERRARIUM / "panel", [t.label for t in (*references, *organisms)])
     weighed: dict[str, Any] = {"n_references": len(references), "n_organisms": len(organisms)}
     for organism in organisms[::step]:
         suspect = organism.model_copy(update={"role": "suspect"})
-        evidence = weigh_suspect(rows, [suspect, *references], setting.protocol, with_transfer=False)
+        teachers = [suspect, *references]
+        evidence = weigh_suspect(rows, teachers, resolved.protocol, with_transfer=False)
         weighed[organism.label] = {
             "score": evidence.scores[organism.label],
             "direct_score": evidence.direct_scores[organism.label],
@@ -207,22 +208,23 @@ def _with_protocol(study: Study, folder: Path, store: Store, *, calibrate: bool)
     `run`: everything for the suspect, `calibrate`: for all teachers of known truth. Students of
     the replacement horn are counted in both, by every recipe.
     """
-    setting = resolve_study(study, folder, store)
-    planner, contest, protocol = setting.planner, setting.replacement, setting.protocol
-    plans, suspects = {"run": [setting.plan]}, {"run": [setting.suspect]}
+    resolved = resolve_study(study, folder, store)
+    planner, replacement = resolved.planner, resolved.replacement
+    plans, suspects = {"run": [resolved.plan]}, {"run": [resolved.suspect]}
     if calibrate and (study.organisms or study.held_out or study.near_misses):
-        known = label_teachers(study, setting)
-        plans["calibrate"] = [planner.plan([*setting.teacher_sources, *known.benign_sources.values()])]
+        known = label_teachers(study, resolved)
+        sources = [*resolved.teacher_sources, *known.benign_sources.values()]
+        plans["calibrate"] = [planner.plan(sources)]
         suspects["calibrate"] = list(known.sources)
-    if contest is not None:
-        names = [recipe.name for recipe in contest.recipes]
+    if replacement is not None:
+        names = [recipe.name for recipe in replacement.recipes]
         for verb, teachers in suspects.items():
             plans[verb] += [
-                plan_competition(contest, planner, teachers[0]),
-                plan_certification(contest, planner, teachers, names),
+                plan_competition(replacement, planner, teachers[0]),
+                plan_certification(replacement, planner, teachers, names),
             ]
     digests = {verb: digest_keys(list_artefacts(*each)) for verb, each in plans.items()}
-    return {"protocol_hash": protocol.hash, **digests}
+    return {"protocol_hash": resolved.protocol.hash, **digests}
 
 
 def digest_keys(artefacts: dict[str, dict[str, str]]) -> dict[str, Any]:
@@ -252,13 +254,13 @@ def differences(was: object, now: object, path: str = "") -> Iterator[str]:
     """Yield one line per leaf in which two JSON values differ, with its path."""
     if isinstance(was, dict) and isinstance(now, dict):
         for name in sorted({*was, *now}):
-            there = f"{path}/{name}"
+            leaf = f"{path}/{name}"
             if name not in now:
-                yield f"{there}: absent, was {was[name]!r}"
+                yield f"{leaf}: absent, was {was[name]!r}"
             elif name not in was:
-                yield f"{there}: new, {now[name]!r}"
+                yield f"{leaf}: new, {now[name]!r}"
             else:
-                yield from differences(was[name], now[name], there)
+                yield from differences(was[name], now[name], leaf)
     elif isinstance(was, list) and isinstance(now, list):
         if len(was) != len(now):
             yield f"{path}: {len(now)} entries, were {len(was)}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
@@ -108,6 +109,37 @@ def test_an_override_reaches_a_field_that_the_dump_leaves_out(tmp_path: Path) ->
     assert recipe.channel == LogitKD(kind="logit_kd", divergence="reverse")
     with pytest.raises(ConfigError, match="Did you mean `divergence`"):
         load_yaml(Recipe, path, ["channel.divergances=reverse"])
+
+
+@pytest.mark.parametrize(
+    ("path", "former", "present"),
+    [
+        ("recipes.0.training", "marks", "`checkpoints`"),
+        ("recipes.0", "steer", "`steering`"),
+        ("recipes.0.prompts", "barred", "`suppress_tokens`"),
+        ("references", "draw", "`seed`"),
+    ],
+)
+def test_a_key_that_was_renamed_is_refused_with_its_new_name(
+    tmp_path: Path, path: str, former: str, present: str
+) -> None:
+    content: Any = {
+        "pack": "terrarium",
+        "student": "terrarium/m0",
+        "references": {"n": 2},
+        "recipes": [RECIPE | {"training": {"steps": 3}, "prompts": {**RECIPE["prompts"]}}],
+    }
+    file = tmp_path / "panel.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=rf"`{former}` is called .*{present}.* now"):
+        load_yaml(PanelSpec, file, [f"{path}.{former}=1"])
+    node = content
+    for part in path.split("."):
+        node = node[int(part) if part.isdigit() else part]
+    node[former] = 1
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=rf"{former}`: is called .*{present}.* now"):
+        load_yaml(PanelSpec, file)
 
 
 # --- devices -------------------------------------------------------------------------------------
