@@ -7,7 +7,7 @@ from pathlib import Path
 
 from doublebind.execution.store import Store, write_atomic
 from doublebind.runs.provenance import describe_hardware, read_versions
-from doublebind.runs.records import MANIFEST, read_manifest
+from doublebind.runs.records import MANIFEST, check_format
 from doublebind.schema.errors import RunError
 from doublebind.schema.hashing import Record
 from doublebind.schema.protocol import Manifest, Protocol
@@ -48,8 +48,9 @@ def freeze_manifest(out: Path, resolved: ResolvedStudy) -> Manifest:
     earlier_protocols = record_protocol(store, protocol)
     path = out / MANIFEST
     if path.exists():
+        check_format(out)
         try:
-            manifest = read_manifest(out)
+            manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
         except ValueError:
             raise RunError(f"{path}: cannot be read; restore it or choose another --out") from None
         if manifest.protocol_hash != protocol.hash:

@@ -1,4 +1,4 @@
-"""Records of a run directory's files: reads the manifest, refusing other formats."""
+"""Records of a run directory's files: checks its format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from doublebind.schema.errors import RunError
 from doublebind.schema.evidence import ReplacementEvidence
 from doublebind.schema.hashing import Record
-from doublebind.schema.protocol import FORMAT, Manifest
+from doublebind.schema.protocol import FORMAT
 
 MANIFEST = "manifest.json"
 
@@ -40,24 +40,25 @@ class ReplacementRecord(Record):
     """Students that were trained further, and M0 trained alike beside each."""
 
 
-def read_manifest(run: Path) -> Manifest:
-    """Return the manifest of the run directory `run`.
+def check_format(run: Path) -> None:
+    """Check that this version of doublebind reads the run directory `run`.
+
+    A manifest that is missing or unreadable passes: whoever reads it reports that.
 
     Raises:
-        FileNotFoundError: If there is none.
-        OSError, ValueError: If it cannot be read.
-        RunError: If the run has another format than this version of doublebind reads.
+        RunError: If the run has another format.
     """
     path = run / MANIFEST
-    text = path.read_text(encoding="utf-8")
-    content = json.loads(text)
-    if isinstance(content, dict) and content.get("format") != FORMAT:
-        written = content.get("format", 1)
-        versions = content.get("versions")
-        version = versions.get("doublebind") if isinstance(versions, dict) else None
-        reader = f"doublebind {version}" if version else "the doublebind that wrote it"
-        raise RunError(
-            f"{path}: format {written}, this doublebind reads format {FORMAT}; read it with "
-            f"{reader}, or rerun the study with another --out"
-        )
-    return Manifest.model_validate_json(text)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    if not isinstance(content, dict) or content.get("format", 1) == FORMAT:
+        return
+    versions = content.get("versions")
+    version = versions.get("doublebind") if isinstance(versions, dict) else None
+    reader = f"doublebind {version}" if version else "the doublebind that wrote it"
+    raise RunError(
+        f"{path}: format {content.get('format', 1)}, this doublebind reads format {FORMAT}; read "
+        f"it with {reader}, or rerun the study with another --out"
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doublebind.execution.ledger import read_ledger
-from doublebind.runs.records import ReplacementRecord, read_manifest
+from doublebind.runs.records import ReplacementRecord, check_format
 from doublebind.schema.errors import RunError
 from doublebind.schema.evidence import Evidence, ReplacementEvidence
 from doublebind.schema.model_source import LedgerEntry
@@ -49,7 +49,8 @@ class Run:
             RunError: If there is no manifest, or it cannot be read.
         """
         self.path = Path(path)
-        self.manifest: Manifest = self._read_manifest()
+        check_format(self.path)
+        self.manifest: Manifest = self._read("manifest.json", Manifest)
 
     def __repr__(self) -> str:
         """Name the run and how it ended."""
@@ -57,23 +58,16 @@ class Run:
         state = self.verdict.incrimination.decision if ended else "has not ended"
         return f"Run({str(self.path)!r}): {state}"
 
-    def _read_manifest(self) -> Manifest:
-        path = self.path / "manifest.json"
-        try:
-            return read_manifest(self.path)
-        except FileNotFoundError:
-            raise RunError(
-                f"{path}: missing; not a run directory, name what `doublebind run` was given as "
-                "--out"
-            ) from None
-        except (ValueError, OSError) as error:
-            raise _make_read_error(path, error) from None
-
     def _read(self, name: str, kind: type[Any]) -> Any:
         path = self.path / name
         try:
             return kind.model_validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
+            if name == "manifest.json":
+                raise RunError(
+                    f"{path}: missing; not a run directory, name what `doublebind run` was given "
+                    "as --out"
+                ) from None
             raise RunError(f"{path}: missing; the run has not ended, rerun it to resume") from None
         except (ValueError, OSError) as error:
             raise _make_read_error(path, error) from None

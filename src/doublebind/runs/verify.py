@@ -8,7 +8,6 @@ its seal, if it was published, and the store and panel it came from, where they 
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from doublebind.execution.store import Store, file_sha256, is_url
 from doublebind.runs.assess import assess
 from doublebind.runs.compare import find_differences
-from doublebind.runs.records import ReplacementRecord, read_manifest
+from doublebind.runs.records import ReplacementRecord, check_format
 from doublebind.runs.seal import SEAL, list_sealed_files
 from doublebind.schema.errors import DoublebindError, RunError
 from doublebind.schema.hashing import Record
@@ -77,8 +76,7 @@ def verify(path: str | Path, *, store: str | Path | None = None) -> Verification
             f"{run / 'manifest.json'}: missing; not a run directory, name what "
             "`doublebind run` was given as --out"
         )
-    with contextlib.suppress(OSError, ValueError):  # named as a problem below
-        read_manifest(run)  # raises a `RunError` for another format
+    check_format(run)
     found = _Verifier(run)
     manifest = found.read_json("manifest.json", Manifest)
     if not (run / SEAL).exists() and not (run / "verdict.json").exists():
