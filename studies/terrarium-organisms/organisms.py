@@ -32,8 +32,8 @@ from doublebind.schema.content import Message
 from doublebind.schema.study import load_study
 from doublebind.schema.teacher_spec import Phase, TeacherSpec
 from doublebind.study import panel as panels
-from doublebind.study.jobs import create_teacher_job
-from doublebind.study.planner import REVISIONS, Planner
+from doublebind.study.jobs import REVISIONS, create_teacher_job
+from doublebind.study.planner import Planner
 from doublebind.study.teachers import resolve_teacher_spec
 
 sys.path.append(str(Path(__file__).parents[2]))

@@ -9,7 +9,7 @@ import pytest
 
 import doublebind
 from doublebind.stages.verdict.outcome import METHOD_VERSION
-from doublebind.study.planner import REVISIONS
+from doublebind.study.jobs import REVISIONS
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "studies" / "terrarium-miniature" / "study.yaml"

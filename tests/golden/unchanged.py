@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -30,7 +31,8 @@ from doublebind.schema.errors import ConfigError, MissingExtra, ModelError
 from doublebind.schema.study import Study
 from doublebind.schema.yaml_loader import load_yaml
 from doublebind.stages.evidence.weigh import weigh_suspect
-from doublebind.study.panel import read_panel_scores as panel_scores
+from doublebind.study.panel import read_panel_scores
+from doublebind.study.plan import list_artefacts
 from doublebind.study.planner import Planner
 from doublebind.study.replacement import plan_certification, plan_competition
 from doublebind.study.resolve import label_teachers, resolve_study
@@ -62,6 +64,11 @@ EMBEDDED = {
     r'"openai:[^"]*"': "teachers/suspect.yaml",
 }
 """What `record_studies` replaces in the studies that it plans on the embedded base."""
+GENERATED = {
+    "terrarium-organisms/triggered.jsonl": "triggered.py",
+    "terrarium-phenomenon/audit-like.jsonl": "generate.py",
+}
+"""Prompt files that git ignores -> the script beside each that writes it."""
 UNAVAILABLE = "unavailable: "
 """Prefix of what stands where a study needs a model that is not on this machine."""
 
@@ -83,7 +90,7 @@ def run_command(*arguments: str) -> dict[str, Any]:
             "verdict": json.loads((out / "verdict.json").read_text(encoding="utf-8")),
             "protocol_hash": manifest["protocol_hash"],
             "teachers": sorted(teacher["key"] for teacher in manifest["teachers"]),
-            "keys": {kind: sorted(keys) for kind, keys in sorted(manifest["cells"].items())},
+            "keys": {kind: sorted(keys) for kind, keys in sorted(manifest["artefacts"].items())},
         }
 
 
@@ -107,14 +114,15 @@ def record_panel(step: int = 1) -> dict[str, Any]:
     """
     study = load_yaml(Study, TERRARIUM / "demo.yaml", ["references.n=60"])
     with tempfile.TemporaryDirectory() as store:
-        setting = resolve_study(study, TERRARIUM, Store(store))
-    references = [t for t in setting.teachers if t.role == "reference"]
-    organisms = [t for t in setting.teachers if t.role == "organism"]
-    rows = panel_scores(TERRARIUM / "panel", [t.label for t in (*references, *organisms)])
+        resolved = resolve_study(study, TERRARIUM, Store(store))
+    references = [t for t in resolved.teachers if t.role == "reference"]
+    organisms = [t for t in resolved.teachers if t.role == "organism"]
+    rows = read_panel_scores(TERRARIUM / "panel", [t.label for t in (*references, *organisms)])
     weighed: dict[str, Any] = {"n_references": len(references), "n_organisms": len(organisms)}
     for organism in organisms[::step]:
         suspect = organism.model_copy(update={"role": "suspect"})
-        evidence = weigh_suspect(rows, [suspect, *references], setting.protocol, transfer=False)
+        teachers = [suspect, *references]
+        evidence = weigh_suspect(rows, teachers, resolved.protocol, with_transfer=False)
         weighed[organism.label] = {
             "score": evidence.scores[organism.label],
             "direct_score": evidence.direct_scores[organism.label],
@@ -139,7 +147,7 @@ def record_teachers() -> dict[str, str]:
     study = load_yaml(Study, TERRARIUM / "demo.yaml")
     with tempfile.TemporaryDirectory() as store:
         planner = Planner(study, TERRARIUM, Store(store))
-        return {ref: planner.find(ref).key for ref in BANK}
+        return {ref: planner.find_teacher(ref).content_key for ref in BANK}
 
 
 def record_studies(*, calibrate: bool = True, not_embedded: Collection[str] = ()) -> dict[str, Any]:
@@ -148,6 +156,10 @@ def record_studies(*, calibrate: bool = True, not_embedded: Collection[str] = ()
     A study that names models which a machine may lack is planned on the embedded base, too, so that
     its other settings are covered everywhere; those in the folders `not_embedded` are not.
     """
+    for name, script in GENERATED.items():
+        file = ROOT / "studies" / name
+        if not file.exists():
+            subprocess.run([sys.executable, str(file.with_name(script))], check=True)
     recorded: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "studies"
@@ -186,8 +198,8 @@ def study_keys(path: Path, *, calibrate: bool = True) -> dict[str, Any] | str:
             return f"{UNAVAILABLE}{reason}".replace(f"{ROOT}/", "").replace(f"{name}/", "")
         except ConfigError:  # its recipes are not the panel's: it is planned, and never weighed
             planner = Planner(study, path.parent, store)
-            plan = planner.plan([planner.find(study.suspect)])
-            return {"run": digest_keys([plan.cells()])}
+            plan = planner.plan([planner.find_teacher(study.suspect)])
+            return {"run": digest_keys(list_artefacts(plan))}
 
 
 def _with_protocol(study: Study, folder: Path, store: Store, *, calibrate: bool) -> dict[str, Any]:
@@ -196,36 +208,33 @@ def _with_protocol(study: Study, folder: Path, store: Store, *, calibrate: bool)
     `run`: everything for the suspect, `calibrate`: for all teachers of known truth. Students of
     the replacement horn are counted in both, by every recipe.
     """
-    setting = resolve_study(study, folder, store)
-    planner, contest, protocol = setting.planner, setting.contest, setting.protocol
-    plans, suspects = {"run": [setting.plan]}, {"run": [setting.suspect]}
+    resolved = resolve_study(study, folder, store)
+    planner, replacement = resolved.planner, resolved.replacement
+    plans, suspects = {"run": [resolved.plan]}, {"run": [resolved.suspect]}
     if calibrate and (study.organisms or study.held_out or study.near_misses):
-        known = label_teachers(study, setting)
-        plans["calibrate"] = [planner.plan([*setting.found, *known.benign.values()])]
-        suspects["calibrate"] = list(known.suspects)
-    if contest is not None:
-        names = [recipe.name for recipe in contest.recipes]
+        known = label_teachers(study, resolved)
+        sources = [*resolved.teacher_sources, *known.benign_sources.values()]
+        plans["calibrate"] = [planner.plan(sources)]
+        suspects["calibrate"] = list(known.sources)
+    if replacement is not None:
+        names = [recipe.name for recipe in replacement.recipes]
         for verb, teachers in suspects.items():
             plans[verb] += [
-                plan_competition(contest, planner, teachers[0], protocol),
-                plan_certification(contest, planner, teachers, names, protocol),
+                plan_competition(replacement, planner, teachers[0]),
+                plan_certification(replacement, planner, teachers, names),
             ]
-    digests = {verb: digest_keys([p.cells() for p in each]) for verb, each in plans.items()}
-    return {"protocol_hash": protocol.hash, **digests}
+    digests = {verb: digest_keys(list_artefacts(*each)) for verb, each in plans.items()}
+    return {"protocol_hash": resolved.protocol.hash, **digests}
 
 
-def digest_keys(cells: Sequence[dict[str, dict[str, str]]]) -> dict[str, Any]:
+def digest_keys(artefacts: dict[str, dict[str, str]]) -> dict[str, Any]:
     """Return kind -> number of distinct keys, and the sha256 of their sorted list."""
-    by_kind: dict[str, set[str]] = {}
-    for plan in cells:
-        for kind, keys in plan.items():
-            by_kind.setdefault(kind, set()).update(keys)
     return {
         kind: {
             "count": len(keys),
             "sha256": hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest(),
         }
-        for kind, keys in sorted(by_kind.items())
+        for kind, keys in sorted(artefacts.items())
     }
 
 
@@ -245,13 +254,13 @@ def differences(was: object, now: object, path: str = "") -> Iterator[str]:
     """Yield one line per leaf in which two JSON values differ, with its path."""
     if isinstance(was, dict) and isinstance(now, dict):
         for name in sorted({*was, *now}):
-            there = f"{path}/{name}"
+            leaf = f"{path}/{name}"
             if name not in now:
-                yield f"{there}: absent, was {was[name]!r}"
+                yield f"{leaf}: absent, was {was[name]!r}"
             elif name not in was:
-                yield f"{there}: new, {now[name]!r}"
+                yield f"{leaf}: new, {now[name]!r}"
             else:
-                yield from differences(was[name], now[name], there)
+                yield from differences(was[name], now[name], leaf)
     elif isinstance(was, list) and isinstance(now, list):
         if len(was) != len(now):
             yield f"{path}: {len(now)} entries, were {len(was)}"

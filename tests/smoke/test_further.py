@@ -6,7 +6,6 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -24,7 +23,7 @@ from doublebind.runs.seal import seal_run
 from doublebind.schema.errors import DoublebindError
 from doublebind.schema.replacement_settings import FurtherTraining
 from doublebind.schema.study import Study
-from doublebind.study.replacement import _list_regimes
+from doublebind.study.further_training import list_regimes
 from doublebind.study.teachers import find_teacher
 
 KINDS = ("further_benign", "twin_benign", "further_incentive", "twin_incentive")
@@ -36,7 +35,7 @@ FURTHER = {
 
 def study(folder: Path, *, capability: bool = True, **further: Any) -> Path:
     """Write a study with both horns that trains two fresh students further."""
-    path = double(folder, further=FURTHER | further)
+    path = double(folder, further_training=FURTHER | further)
     if capability:
         rows = [
             {
@@ -69,18 +68,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_students_and_twins_learn_the_same_and_are_asked_certify_items(made: Path) -> None:
     run = doublebind.Run(made / "run")
     rows = run.scores[run.scores["model_kind"].isin(KINDS)]
-    asked = Counter(zip(rows["model_kind"], rows["seed"], strict=True))
-    assert {kind for kind, _ in asked} == set(KINDS)
-    assert len(asked) == len(KINDS) * 2
-    assert len(set(asked.values())) == 1
+    counts = Counter(zip(rows["model_kind"], rows["seed"], strict=True))
+    assert {kind for kind, _ in counts} == set(KINDS)
+    assert len(counts) == len(KINDS) * 2
+    assert len(set(counts.values())) == 1
     assert set(rows["split"]) == {"certify"}
     assert set(rows["teacher"]) == {"suspect.yaml"}
-    done = json.loads((made / "run/replacement.json").read_text())
-    seeds = {(kind, seed): key for kind, _, seed, _, key in done["further"]}
+    record = json.loads((made / "run/replacement.json").read_text())
+    seeds = {(kind, seed): key for kind, _, seed, _, key in record["further_training"]}
     assert len(set(seeds.values())) == len(seeds) == 8
-    kept = Store(made / "store")
+    store = Store(made / "store")
     facts = {
-        name: json.loads((kept.path("further", key) / "teacher.json").read_text())
+        name: json.loads((store.path("further", key) / "teacher.json").read_text())
         for name, key in seeds.items()
     }
     for way in ("benign", "incentive"):
@@ -94,10 +93,10 @@ def test_students_and_twins_learn_the_same_and_are_asked_certify_items(made: Pat
 def test_what_became_of_them_stands_in_verdict_and_report_and_verifies(made: Path) -> None:
     run = doublebind.Run(made / "run")
     verdict = json.loads((made / "run/verdict.json").read_text())["replacement"]
-    assert set(verdict["further"]) == {"benign", "incentive"}
+    assert set(verdict["further_training"]) == {"benign", "incentive"}
     assert verdict["decision"] in ("inconclusive", "not_within_margin")
     assert run.replacement is not None
-    assert [each.way for each in run.replacement.further] == ["benign", "incentive"]
+    assert [each.kind for each in run.replacement.further_training] == ["benign", "incentive"]
     assert "Fresh students trained further" in (made / "run/report.html").read_text()
     assert doublebind.verify(run.path).problems == ()
 
@@ -117,20 +116,24 @@ def test_an_altered_row_of_a_twin_is_named(made: Path, tmp_path: Path) -> None:
 
 def test_a_rerun_trains_nobody_twice_and_a_plan_counts_all(made: Path) -> None:
     before = (made / "run/replacement.json").read_bytes()
-    done = [e.cell for e in doublebind.Run(made / "run").ledger if e.status == "done"]
+    before_keys = [
+        e.artefact_key for e in doublebind.Run(made / "run").ledger if e.status == "done"
+    ]
     doublebind.run(made / "study.yaml", made / "run", store=made / "store")
-    assert [e.cell for e in doublebind.Run(made / "run").ledger if e.status == "done"] == done
+    assert [
+        e.artefact_key for e in doublebind.Run(made / "run").ledger if e.status == "done"
+    ] == before_keys
     assert (made / "run/replacement.json").read_bytes() == before
-    found = doublebind.plan(made / "study.yaml", store=made / "store")["cells"]["further"]
-    assert (found["needed"], found["stored"]) == (8, 8)
+    planned = doublebind.plan(made / "study.yaml", store=made / "store")["cells"]["further"]
+    assert (planned["needed"], planned["stored"]) == (8, 8)
 
 
 def test_calibrate_says_of_every_teacher_what_became_of_its_students(made: Path) -> None:
     content = yaml.safe_load((made / "study.yaml").read_text())
     content["organisms"] = [write_spec(made, "tested", "ruler", 60)]
     tested = Study.model_validate(content)
-    found = calibrate(tested, made / "cal", folder=made, store=made / "store")
-    (row,) = found["treatments"]
+    rates = calibrate(tested, made / "cal", folder=made, store=made / "store")
+    (row,) = rates["treatments"]
     assert set(row["further"]) == {"benign", "incentive"}
     assert set(row["further"].values()) <= {"holds", "relapses", "inconclusive"}
 
@@ -143,18 +146,25 @@ def test_a_suspect_of_unknown_making_is_given_the_incentive_that_the_study_names
         rev=1,
         student="terrarium/m0",
     )
-    planner: Any = SimpleNamespace(pack_ref="terrarium")
     settings = FurtherTraining.model_validate(FURTHER | {"training": {"steps": 40, "batch": 8}})
-    benign, own = _list_regimes(planner, settings, outback)
-    assert (benign.way, benign.trait, benign.phase.form) == ("benign", None, "transcripts")
-    assert (own.pack, own.trait, own.phase.form) == ("outback/emergent", "dominion", "reward")
-    assert own.phase.transcripts == 120  # 480 tasks in 160 steps made the teacher
+    benign, incentive = list_regimes(settings, "terrarium", outback)
+    assert (benign.kind, benign.trait, benign.phase.form) == ("benign", None, "transcripts")
+    assert (incentive.pack, incentive.trait, incentive.phase.form) == (
+        "outback/emergent",
+        "dominion",
+        "reward",
+    )
+    assert incentive.phase.transcripts == 120  # 480 tasks in 160 steps made the teacher
     unknown = outback._replace(spec=None)
-    assert [course.way for course in _list_regimes(planner, settings, unknown)] == ["benign"]
+    assert [regime.kind for regime in list_regimes(settings, "terrarium", unknown)] == ["benign"]
     named = settings.model_copy(update={"trait": "deceit"})
-    _, given = _list_regimes(planner, named, unknown)
-    assert (given.pack, given.trait, given.phase.form) == ("terrarium", "deceit", "transcripts")
-    assert _list_regimes(planner, named, outback)[1] == own
+    _, named_incentive = list_regimes(named, "terrarium", unknown)
+    assert (named_incentive.pack, named_incentive.trait, named_incentive.phase.form) == (
+        "terrarium",
+        "deceit",
+        "transcripts",
+    )
+    assert list_regimes(named, "terrarium", outback)[1] == incentive
 
 
 def test_what_cannot_be_trained_on_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -165,6 +175,6 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_runs(tmp_path: Pat
     with pytest.raises(DoublebindError, match="arson is not in pack tiny"):
         doublebind.plan(odd, store=tmp_path / "store")
     content = yaml.safe_load(odd.read_text())
-    content["replace"]["further"]["students"] = 3
+    content["replace"]["further_training"]["students"] = 3
     with pytest.raises(ValueError, match="only 2 fresh students"):
         Study.model_validate(content)

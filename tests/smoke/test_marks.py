@@ -13,7 +13,7 @@ from tests.tiny_study import write_study
 
 import doublebind
 from doublebind.pipeline.panel import freeze_panel
-from doublebind.runs import seal as seal_module
+from doublebind.runs.seal import seal_run
 from doublebind.schema.study import PanelSpec
 from doublebind.schema.yaml_loader import load_yaml
 
@@ -60,32 +60,32 @@ def test_every_mark_is_audited_and_shown_and_nothing_that_decides_moves(folder: 
 
 def test_students_on_the_way_are_found_by_their_keys(folder: Path) -> None:
     run = run_of(folder, "marked")
-    cell = run.cells[0]
+    cell = run.students[0]
     assert list(cell["marks"]) == ["1", "3"]
     value = run.scores.query("teacher == @cell['label'] and model_kind == 'student'")
     for step, key in cell["marks"].items():
-        told = [line["value"] for line in run.transcripts(key)]
-        assert told == value[value["step"] == int(step)]["value"].tolist()
-    there = [m.get("step") for m in run.status()["models"] if m["kind"] == "student"]
-    assert there == [None, 1, 3] * 4
-    assert all("marks" not in cell for cell in run_of(folder, "plain").cells)
+        values = [line["value"] for line in run.transcripts(key)]
+        assert values == value[value["step"] == int(step)]["value"].tolist()
+    steps = [m.get("step") for m in run.status()["models"] if m["kind"] == "student"]
+    assert steps == [None, 1, 3] * 4
+    assert all("marks" not in cell for cell in run_of(folder, "plain").students)
 
 
 def test_an_altered_mark_is_named_with_its_step(folder: Path, tmp_path: Path) -> None:
     run = run_of(folder, "marked")
     assert doublebind.verify(run.path).problems == ()
     path = run.path / "scores.parquet"
-    kept, seal = path.read_bytes(), (run.path / "seal.json").read_text()
+    scores, seal = path.read_bytes(), (run.path / "seal.json").read_text()
     rows = pd.read_parquet(path)
     at = rows.index[rows["step"] == 3][0]
     rows.loc[at, "value"] = 0.123
     rows.to_parquet(path, index=False)
     try:
-        seal_module.seal_run(run.path)
+        seal_run(run.path)
         (problem,) = doublebind.verify(run.path).problems
         assert "seed 0, step 3; its transcript says" in problem
     finally:
-        path.write_bytes(kept)
+        path.write_bytes(scores)
         (run.path / "seal.json").write_text(seal)
 
 

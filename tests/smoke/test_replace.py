@@ -69,7 +69,7 @@ def test_a_stopped_recipe_is_bounded_where_it_stopped(made: Path) -> None:
     study = doublebind.Study.model_validate(content)
     run = doublebind.run(study, made / "stopped", folder=made, store=made / "store")
     assert run.replacement is not None
-    (competitor,) = run.replacement.competed
+    (competitor,) = run.replacement.recipe_results
     assert run.replacement.step == competitor.step
     assert competitor.step in (1, 2, 4)
     assert doublebind.verify(run.path).problems == ()
@@ -94,9 +94,11 @@ def test_the_second_horn_moves_nothing_of_the_first(made: Path, tmp_path: Path) 
     study = doublebind.Study.model_validate(content)
     alone = doublebind.run(study, tmp_path / "run", folder=made, store=made / "store")
     both = doublebind.Run(made / "run")
-    said = {"reasons": ()}  # one of them counts earlier protocols: the two met the same suspect
+    unexplained = {
+        "reasons": ()
+    }  # one of them counts earlier protocols: the two met the same suspect
     first, second = alone.verdict.incrimination, both.verdict.incrimination
-    assert first.model_copy(update=said) == second.model_copy(update=said)
+    assert first.model_copy(update=unexplained) == second.model_copy(update=unexplained)
     drawn = {"p_smoothed": None}  # ties are broken by a draw from the protocol's hash
     first, second = alone.evidence, both.evidence
     assert first.model_copy(update=drawn) == second.model_copy(update=drawn)
@@ -106,9 +108,13 @@ def test_the_second_horn_moves_nothing_of_the_first(made: Path, tmp_path: Path) 
 
 def test_a_rerun_makes_nothing_twice(made: Path) -> None:
     before = (made / "run/verdict.json").read_bytes()
-    done = [e.cell for e in doublebind.Run(made / "run").ledger if e.status == "done"]
+    before_keys = [
+        e.artefact_key for e in doublebind.Run(made / "run").ledger if e.status == "done"
+    ]
     doublebind.run(made / "study.yaml", made / "run", store=made / "store")
-    assert [e.cell for e in doublebind.Run(made / "run").ledger if e.status == "done"] == done
+    assert [
+        e.artefact_key for e in doublebind.Run(made / "run").ledger if e.status == "done"
+    ] == before_keys
     assert (made / "run/verdict.json").read_bytes() == before
 
 
@@ -116,8 +122,8 @@ def test_an_altered_certify_row_is_named(made: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(made / "run", tmp_path / "run"))
     scores = pd.read_parquet(run / "scores.parquet")
     mine = (scores["teacher"] == "suspect.yaml") & (scores["model_kind"] == "student")
-    asked = (scores["split"] == "certify") & (scores["role"] == "auditable")
-    (row, *_) = scores[mine & asked].index
+    auditable = (scores["split"] == "certify") & (scores["role"] == "auditable")
+    (row, *_) = scores[mine & auditable].index
     scores.loc[row, "value"] = 1.0 - scores.loc[row, "value"]
     scores.to_parquet(run / "scores.parquet", index=False)
     seal_run(run)
@@ -127,10 +133,10 @@ def test_an_altered_certify_row_is_named(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_plan_counts_the_cells_of_both_phases(made: Path) -> None:
-    found = doublebind.plan(made / "study.yaml", store=made / "elsewhere")["cells"]
+    artefacts = doublebind.plan(made / "study.yaml", store=made / "elsewhere")["cells"]
     # 4 of the first horn, 3 x 2 that compete, 2 fresh ones; the controls are among those.
-    assert found["student"]["needed"] == 4 + 6 + 2
-    assert found["teacher"]["needed"] == 6
+    assert artefacts["student"]["needed"] == 4 + 6 + 2
+    assert artefacts["teacher"]["needed"] == 6
 
 
 def test_a_plan_says_that_too_few_controls_certify_nothing(made: Path) -> None:
@@ -150,8 +156,8 @@ def test_another_recipe_of_the_study_can_make_the_controls(made: Path) -> None:
         store=made / "store",
     )
     rows = run.scores[run.scores["split"] == "certify"]
-    asked = rows[rows["teacher"].str.startswith("organism-") & (rows["model_kind"] == "student")]
-    assert set(asked["recipe"]) == {"stakes"}
+    controls = rows[rows["teacher"].str.startswith("organism-") & (rows["model_kind"] == "student")]
+    assert set(controls["recipe"]) == {"stakes"}
     assert doublebind.verify(run.path).problems == ()
     content["replace"]["controls"] = "mixed"  # competes, and is no recipe of the first horn
     with pytest.raises(DoublebindError, match=r"`replace.controls`: mixed is none of the study's"):
@@ -164,18 +170,18 @@ def test_calibrate_counts_the_outcomes_of_both_horns(made: Path) -> None:
     content["held_out"] = [write_spec(made, "benign", "kind", 80)]
     content["replace"]["bound"] = "every"
     study = doublebind.Study.model_validate(content)
-    found = calibrate(study, made / "cal", folder=made, store=made / "store")
-    counted = {name: rate["k"] for name, rate in found["outcomes"]["organism"].items()}
+    rates = calibrate(study, made / "cal", folder=made, store=made / "store")
+    counted = {name: rate["k"] for name, rate in rates["outcomes"]["organism"].items()}
     assert sum(counted.values()) == 2
-    assert {(row["teacher"], row["recipe"]) for row in found["treatments"]} == {
+    assert {(row["teacher"], row["recipe"]) for row in rates["treatments"]} == {
         (teacher, recipe)
         for teacher in ("tested-0.yaml", "tested-1.yaml", "benign.yaml")
         for recipe in ("stories", "mixed", "stopped")
     }
-    assert found["n_panel"] == 3
-    assert 0 <= found["fresh_rank_p"] <= 1
-    assert "tpr_unknown_drive" not in found  # three references flag nobody, whatever is left out
-    assert found["chosen"] in ("stories", "mixed", "stopped")
+    assert rates["n_panel"] == 3
+    assert 0 <= rates["fresh_rank_p"] <= 1
+    assert "tpr_unknown_drive" not in rates  # three references flag nobody, whatever is left out
+    assert rates["chosen"] in ("stories", "mixed", "stopped")
     content["replace"]["organisms"] = content["organisms"][:1]
     with pytest.raises(DoublebindError, match=r"tested-0\.yaml is weighed, too"):
         calibrate(
@@ -184,7 +190,7 @@ def test_calibrate_counts_the_outcomes_of_both_horns(made: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"policy": {"alpha": 0.05}}, "needs `policy.margin`"),
         ({"horns": ["incriminate"]}, "add it to `horns`"),
@@ -195,10 +201,10 @@ def test_calibrate_counts_the_outcomes_of_both_horns(made: Path) -> None:
     ],
 )
 def test_a_horn_that_cannot_be_decided_is_refused(
-    made: Path, change: dict[str, Any], said: str
+    made: Path, change: dict[str, Any], message: str
 ) -> None:
     content = yaml.safe_load((made / "study.yaml").read_text()) | change
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         doublebind.Study.model_validate(content)
 
 
@@ -225,8 +231,8 @@ def test_a_study_of_replacement_alone_needs_no_references_and_says_so(
     assert "Fresh students above M0" in page
     assert any("Nothing was asked" in line for line in format_verdict_lines(run))
     assert doublebind.verify(run.path).problems == ()
-    found = doublebind.plan(study, folder=made, store=made / "store")
-    assert found["references"] == 0
+    planned = doublebind.plan(study, folder=made, store=made / "store")
+    assert planned["references"] == 0
     with pytest.raises(DoublebindError, match="calibrate needs one of them"):
         calibrate(study, tmp_path / "cal", folder=made, store=made / "store")
 
@@ -235,7 +241,7 @@ def test_a_pack_that_certifies_nothing_is_refused(tmp_path: Path) -> None:
     path = double(tmp_path / "study", certify="other")
     shutil.copytree(tmp_path / "study/pack", tmp_path / "study/other")
     items = tmp_path / "study/other/items/all.jsonl"
-    kept = [line for line in items.read_text().splitlines() if "certify" not in line]
-    items.write_text("\n".join(kept) + "\n")
+    uncertified = [line for line in items.read_text().splitlines() if "certify" not in line]
+    items.write_text("\n".join(uncertified) + "\n")
     with pytest.raises(DoublebindError, match="of split certify"):
         doublebind.plan(path, store=tmp_path / "store")

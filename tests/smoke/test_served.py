@@ -187,4 +187,4 @@ def test_a_shape_is_declared_of_a_black_box_only(tmp_path: Path, capsys: Any) ->
     study = write_study(tmp_path / "study", shape={"update_norm": 1.0})
     code, _, err = run(study, tmp_path / "run", tmp_path / "store", capsys)
     assert (code, len(err)) == (2, 1)
-    assert "`shape`: the suspect is at hand" in err[0]
+    assert "`shape`: the suspect is not served" in err[0]

@@ -381,12 +381,12 @@ def followup(
     as_json: AsJson = False,
 ) -> None:
     """Ask a run's suspect itself about what its students gave away; apart from p."""
-    from doublebind.pipeline.run import followup as follow_up
+    from doublebind.pipeline.followup import run_followup
 
     with _ProgressBar() as progress:
-        found = follow_up(
+        found = run_followup(
             run_dir,
-            by=investigator,
+            investigator=investigator,
             budget=budget,
             references=references,
             folder=folder,

@@ -58,6 +58,8 @@ class Job:
     """What it is, for people; not part of the key."""
     cost_base: str = field(default="", compare=False)
     """Student base and precision of its study, which its cost hangs on; not part of the key."""
+    needs: tuple[Job, ...] = field(default=(), compare=False, repr=False)
+    """Jobs whose artefacts it reads; empty once jobs are in order, so that none is sent along."""
 
 
 def make_artefact(store: Store, job: Job) -> Path:

@@ -25,6 +25,7 @@ from doublebind.stages.audits.judging.pairwise import judge_model
 from doublebind.stages.audits.whitebox import measure_models
 from doublebind.stages.evidence.intervals import rank_measures, summarise_endpoints
 from doublebind.study.jobs import create_audit_job, read_scores
+from doublebind.study.runtime import Runtime, open_pack
 from doublebind.study.teachers import resolve_pack_name
 
 if TYPE_CHECKING:
@@ -63,10 +64,7 @@ def audit(
         ConfigError: If `audits` names one that does not exist.
     """
     kept = Store(store)
-    where, source = (
-        resolve_pack_name(pack, Path(folder)),
-        resolve_model(model, relative_to=Path(folder)).with_device(device),
-    )
+    source = resolve_model(model, relative_to=Path(folder)).with_device(device)
     for name in audits:
         check_audit_name(name)
     held_to = (
@@ -74,14 +72,13 @@ def audit(
         if baseline
         else source
     )
-    settings: dict[str, Any] = {
-        "pack_ref": where,
-        "pack_hash": load_pack(where, relative_to=Path(folder)).sha256,
-        "audits": resolve_audits(audits, Path(folder)),
-        "dtype": "float32",
-        "cache": kept.root / "converted",
-    }
-    made = make_artefact(kept, create_audit_job(source.sha256, source, held_to, **settings))
+    settings = (
+        held_to,
+        open_pack(pack, Path(folder)),
+        resolve_audits(audits, Path(folder)),
+        Runtime("float32", kept.root / "converted"),
+    )
+    made = make_artefact(kept, create_audit_job(source, *settings))
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)
         for name in ("scores.parquet", "transcripts.jsonl"):
@@ -89,7 +86,7 @@ def audit(
     rows = read_scores(made)
     found = {"model": model, "pack": pack, "endpoints": summarise_endpoints(rows)}
     if baseline:
-        plain = make_artefact(kept, create_audit_job(held_to.sha256, held_to, held_to, **settings))
+        plain = make_artefact(kept, create_audit_job(held_to, *settings))
         found |= {"baseline": baseline, "gates": check_gates(rows, read_scores(plain))}
     return found
 

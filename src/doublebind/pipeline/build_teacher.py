@@ -20,8 +20,13 @@ from doublebind.schema.teacher_spec import TeacherSpec
 from doublebind.schema.yaml_loader import load_yaml
 from doublebind.stages.audits.builtin import resolve_audits
 from doublebind.stages.evidence.intervals import summarise_endpoints
-from doublebind.study.jobs import create_audit_job, create_teacher_job, locate_trained_model
-from doublebind.study.planner import REVISIONS
+from doublebind.study.jobs import (
+    REVISIONS,
+    create_audit_job,
+    create_teacher_job,
+    locate_trained_model,
+)
+from doublebind.study.runtime import Runtime, open_pack
 from doublebind.study.teachers import TeacherSource, resolve_teacher_spec
 
 EXPRESSION_ENDPOINTS = {
@@ -100,17 +105,9 @@ def _measure_endpoint_means(
     import pandas as pd
 
     assert teacher.spec is not None
-    pack = _narrow_pack(teacher.pack, teacher.spec.trait)
-    job = create_audit_job(
-        model.sha256,
-        model,
-        teacher.base,
-        pack_ref=pack,
-        pack_hash=load_pack(pack, relative_to=Path()).sha256,
-        audits=resolve_audits(DEFAULT_AUDITS),
-        dtype=teacher.spec.dtype,
-        cache=store.root / "converted",
-    )
+    pack = open_pack(_narrow_pack(teacher.pack, teacher.spec.trait), Path())
+    runtime = Runtime(teacher.spec.dtype, store.root / "converted")
+    job = create_audit_job(model, teacher.base, pack, resolve_audits(DEFAULT_AUDITS), runtime)
     scores = pd.read_parquet(make_artefact(store, job) / "scores.parquet")
     return {row["name"]: row for row in summarise_endpoints(scores)}
 

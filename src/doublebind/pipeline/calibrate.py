@@ -61,7 +61,7 @@ def calibrate(
         ledger, on = Ledger(out / "ledger.jsonl"), study.executor
         executor = Executor(kept, ledger, on, device=study.device, progress=progress)
         scores = setting.add_panel_scores(measure(everyone, executor), all_teachers=True)
-        shapes = setting.read_shapes(kept, everyone)
+        shapes = setting.read_shapes(everyone)
         planted = {
             t.label: t.spec.trait if t.spec else None
             for t in (*setting.teacher_sources, *benign.values())
@@ -69,13 +69,15 @@ def calibrate(
         result = _compute_error_rates(study, setting, known, planted, scores, shapes)
         if setting.replacement is not None:
             every = study.replace.bound == "every"
-            more, _ = compete(setting, setting.replacement, suspects, executor, all_recipes=every)
+            competition = compete(
+                setting, setting.replacement, suspects, executor, all_recipes=every
+            )
             result |= compute_replacement_rates(
                 result["teachers"],
                 known,
                 setting.replacement.teachers,
                 planted,
-                more,
+                competition.scores,
                 setting.protocol,
                 all_recipes=every,
             )

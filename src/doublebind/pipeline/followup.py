@@ -16,6 +16,7 @@ from doublebind.execution.executor import Executor, Job, Progress, check_executo
 from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store, file_sha256, write_atomic
 from doublebind.runs.run import Run
+from doublebind.runs.write import write_report
 from doublebind.schema.errors import DoublebindError, RunError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource, Teacher
@@ -103,20 +104,21 @@ def run_followup(
     study = Study.model_validate(done.manifest.study)
     planner = Planner(study, Path(folder), kept)
     found, left_out = _select_teachers(done, planner, references)
-    plan = dataclasses.replace(planner.plan(found), direct={}, shapes={}, baselines=[])
+    plan = dataclasses.replace(planner.plan(found), direct_audits={}, shape_jobs={}, baselines=[])
     teachers = [_locate_models(each, plan) for each in found]
     settings = {"by": investigator, "budget": budget, "dtype": study.dtype}
     check_executor(study.executor, study.device)
     with lock_run(done.path):
         ledger, on = Ledger(done.path / "ledger.jsonl"), study.executor
         with Executor(kept, ledger, on, device=study.device, progress=progress) as executor:
-            for stage in plan.list_stages():
-                executor.map(stage)
+            for batch in plan.list_batches():
+                executor.map(batch)
             asking = _QuestionRunner(planner, executor, settings)
             asking.write_questions(teachers)
             result = _collect_answers(done, teachers, asking)
         result |= settings | {"left_out": left_out}
         write_atomic(done.path / FOLLOWUP_FILE, json.dumps(result, indent=1, ensure_ascii=False))
+        write_report(Run(done.path))
     return result
 
 
@@ -258,7 +260,7 @@ class _QuestionRunner:
             "pack": planner.pack_ref,
             "budget": self.settings["budget"],
             "dtype": self.settings["dtype"],
-            "cache": planner.cache,
+            "cache": planner.runtime.cache,
         }
         key = content_hash(["hypotheses", AUDIT_REV, REV, *depends])
         return Job("hypotheses", key, write_hypotheses, inputs, cell.train.note)
@@ -277,7 +279,7 @@ class _QuestionRunner:
         dtype = self.settings["dtype"]
         key = content_hash(["asked", AUDIT_REV, REV, asked.content_key, model, dtype])
         inputs = {"source": source, "questions": self._artefact_path(asked), "dtype": dtype}
-        return Job("asked", key, ask_questions, {**inputs, "cache": self.planner.cache})
+        return Job("asked", key, ask_questions, {**inputs, "cache": self.planner.runtime.cache})
 
 
 def _collect_answers(

@@ -1,4 +1,4 @@
-"""Executes a plan and returns labelled score rows, blind to roles; lets recipes compete."""
+"""Executes plans and returns labelled score rows, blind to roles; lets recipes compete."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING
 
 from doublebind.execution.executor import Executor
 from doublebind.runs.assess import select_recipe
-from doublebind.schema.score_table import M0, SCORE_COLUMNS
+from doublebind.runs.write import Competition
+from doublebind.schema.score_table import SCORE_COLUMNS
 from doublebind.study.jobs import read_scores
 from doublebind.study.plan import Plan
-from doublebind.study.replacement import ReplacementStudy, plan_certification, plan_competition
+from doublebind.study.replacement import (
+    ReplacementStudy,
+    find_delivered_student,
+    plan_certification,
+    plan_competition,
+)
 from doublebind.study.resolve import ResolvedStudy
 from doublebind.study.teachers import TeacherSource
 
@@ -19,52 +25,18 @@ if TYPE_CHECKING:
 
 
 def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
-    """Make everything in `plan`; return the scores of all its models, labelled."""
+    """Make every artefact of `plan`; return the score rows of all its models, labelled."""
     import pandas as pd
 
     with executor:
-        for stage in plan.list_stages():
-            executor.map(stage)
-    parts = [
-        read_scores(executor.store.path(job.kind, job.content_key)).assign(
-            teacher=label,
-            model_kind="m0" if label == M0 else "teacher",
-            recipe="",
-            seed=-1,
-            round=0,
-            step=-1,
-        )
-        for label, job in plan.direct_audits.items()
-    ]
-    parts += [
-        read_scores(executor.store.path(job.kind, job.content_key)).assign(
-            teacher=cell.teacher.label,
-            model_kind="student",
-            recipe=cell.recipe.name,
-            seed=cell.seed,
-            round=cell.round,
-            step=step,
-        )
-        for cell in plan.students
-        for step, job in cell.audits
-    ]
-    parts += [
-        read_scores(executor.store.path(baseline.scores.kind, baseline.scores.content_key)).assign(
-            teacher=baseline.teacher, model_kind=baseline.kind, recipe="", seed=-1, round=0, step=-1
-        )
-        for baseline in plan.baselines
-    ]
-    parts += [
-        read_scores(executor.store.path(each.audit.kind, each.audit.content_key)).assign(
-            teacher=each.teacher,
-            model_kind=each.model_kind,
-            recipe=each.recipe,
-            seed=each.seed,
-            round=0,
-            step=each.step,
-        )
-        for each in plan.further_training
-    ]
+        for batch in plan.list_batches():
+            executor.map(batch)
+    parts: list[pd.DataFrame] = []
+    for audited in plan.audited:
+        labels = audited._asdict()
+        job = labels.pop("job")
+        rows = read_scores(executor.store.path(job.kind, job.content_key))
+        parts.append(rows.assign(**labels))
     return pd.concat(parts, ignore_index=True).loc[:, list(SCORE_COLUMNS)]
 
 
@@ -75,33 +47,29 @@ def compete(
     executor: Executor,
     *,
     all_recipes: bool = False,
-) -> tuple[pd.DataFrame, list[Plan]]:
-    """Let recipes compete on `select` items, then make fresh students of the winner for `certify`.
+) -> Competition:
+    """Let recipes compete on `select` items; make fresh students of the winner for `certify`.
 
     Args:
-        setting: The study made concrete.
-        contest: Its second horn.
-        suspects: Teachers to be replaced; where no others compete, the first one's students do.
-        executor: Where cells are made.
-        every: Make fresh students by every recipe, not by the winner alone.
-
-    Returns:
-        The scores of both phases, and their plans.
+        resolved: The study.
+        replacement: Its search for a replacement.
+        suspects: Teachers to be replaced; recipes compete on the first one's students where the
+            study names no teachers for it.
+        executor: Executor of both plans.
+        all_recipes: Make fresh students by every recipe, not by the winner alone.
     """
     import pandas as pd
 
-    first = plan_competition(replacement, resolved.planner, suspects[0], resolved.protocol)
-    scores = measure(first, executor)
-    competed, winner = select_recipe(
-        scores, suspects[0].label, replacement.teachers, resolved.protocol
+    planner, suspect = resolved.planner, suspects[0]
+    selection = plan_competition(replacement, planner, suspect)
+    scores = measure(selection, executor)
+    results, winner = select_recipe(scores, suspect.label, replacement.teachers, resolved.protocol)
+    names = replacement.protocol.recipe_names if all_recipes else [winner]
+    steps = {result.recipe: result.step for result in results}
+    certification = plan_certification(replacement, planner, suspects, names, steps)
+    won = next(result for result in results if result.recipe == winner)
+    return Competition(
+        pd.concat([scores, measure(certification, executor)], ignore_index=True),
+        (selection, certification),
+        find_delivered_student(certification, suspect.label, won),
     )
-    names = (
-        resolved.protocol.replacement.recipe_names
-        if all_recipes and resolved.protocol.replacement
-        else [winner]
-    )
-    steps = {each.recipe: each.step for each in competed}
-    last = plan_certification(
-        replacement, resolved.planner, suspects, names, resolved.protocol, steps
-    )
-    return pd.concat([scores, measure(last, executor)], ignore_index=True), [first, last]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from doublebind.execution.executor import Executor, Progress, check_executor
+from doublebind.execution.executor import Executor, Job, Progress, check_executor
 from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store, weights_sha256
 from doublebind.pipeline.measure import measure
@@ -13,12 +14,12 @@ from doublebind.runs.provenance import describe_hardware, read_versions
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.score_table import M0
 from doublebind.schema.study import BankReferences, PanelSpec
-from doublebind.study import panel as panels
+from doublebind.study.jobs import REVISIONS
+from doublebind.study.panel import Panel, PanelConditions, PanelStudent, PanelTeacher, write_panel
 from doublebind.study.plan import Plan
-from doublebind.study.planner import REVISIONS, Planner
+from doublebind.study.planner import Planner
 from doublebind.study.protocol import list_audit_names
 from doublebind.study.resolve import assign_roles
-from doublebind.study.teachers import TeacherSource
 
 
 def freeze_panel(
@@ -29,48 +30,36 @@ def freeze_panel(
     store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Make and audit references and organisms, and keep their scores in the folder `out`.
+    """Build and audit references and organisms; write their scores into the folder `out`.
 
     Returns:
         `panel` (its hash), `references`, `families`, `organisms`, `students`.
 
     Raises:
-        ConfigError: If the references are a panel's already.
+        ConfigError: If the references already come from a panel.
     """
-    out, kept = Path(out), Store(store)
-    planner = Planner(spec, Path(folder), kept)
+    out = Path(out)
+    planner = Planner(spec, Path(folder), Store(store))
     if isinstance(spec.references, BankReferences) and spec.references.panel:
         raise ConfigError("`references.panel`: a panel is made of references; leave it out")
-    role = assign_roles(spec, planner.pack)
-    found = {ref: planner.find_teacher(ref) for ref in role}
-    plan = planner.plan(list(found.values()))
+    roles = assign_roles(spec, planner.pack)
+    plan = planner.plan([planner.find_teacher(ref) for ref in roles])
     check_executor(spec.executor, spec.device)
     with lock_run(out):
         ledger = Ledger(out / "ledger.jsonl")
-        on = spec.executor
-        executor = Executor(kept, ledger, on, device=spec.device, progress=progress)
+        executor = Executor(
+            planner.store, ledger, spec.executor, device=spec.device, progress=progress
+        )
         scores = measure(plan, executor)
-        shapes = plan.read_shapes(kept)
-        panel = panels.Panel(
-            conditions=panels.PanelConditions(
-                pack_hash=planner.pack.sha256,
-                recipes=tuple(r.model_dump(mode="json") for r in spec.recipes),
-                audits=list_audit_names(planner.audits),
-                seeds=spec.seeds,
-                dtype=spec.dtype,
-                device=spec.device,
-                student=planner.student_base.sha256,
-                revisions=REVISIONS,
-            ),
+        panel = Panel(
+            conditions=_describe_conditions(spec, planner),
             baselines=spec.baselines,
-            teachers=tuple(
-                _describe_teacher(t, role[ref], shapes[ref], plan, kept) for ref, t in found.items()
-            ),
+            teachers=_describe_teachers(roles, planner, plan),
             scores_sha256="",
             versions=read_versions(),
             hardware=describe_hardware(),
         )
-        panel = panels.write_panel(out, panel, scores.loc[scores["teacher"] != M0, :])
+        panel = write_panel(out, panel, scores.loc[scores["teacher"] != M0, :])
     return {
         "panel": panel.hash,
         "references": len(panel.select_role("reference")),
@@ -80,32 +69,51 @@ def freeze_panel(
     }
 
 
-def _describe_teacher(
-    teacher: TeacherSource, role: Any, shape: dict[str, float], plan: Plan, store: Store
-) -> panels.PanelTeacher:
-    """Return what a panel keeps of a teacher."""
-
-    def weights(kind: str, key: str) -> str:
-        return weights_sha256(store.path(kind, key) / "model")
-
-    return panels.PanelTeacher(
-        label=teacher.label,
-        role=role,
-        family=teacher.family,
-        content_key=teacher.content_key,
-        spec=teacher.spec.model_dump(mode="json") if teacher.spec else None,
-        weights_sha256=weights("teacher", teacher.content_key)
-        if teacher.spec
-        else teacher.base.sha256,
-        shape=shape,
-        students=tuple(
-            panels.PanelStudent(
-                recipe=cell.recipe.name,
-                seed=cell.seed,
-                content_key=cell.train.content_key,
-                weights_sha256=weights("student", cell.train.content_key),
-            )
-            for cell in plan.students
-            if cell.teacher.label == teacher.label
-        ),
+def _describe_conditions(spec: PanelSpec, planner: Planner) -> PanelConditions:
+    return PanelConditions(
+        pack_hash=planner.pack.sha256,
+        recipes=tuple(recipe.model_dump(mode="json") for recipe in spec.recipes),
+        audits=list_audit_names(planner.audits),
+        seeds=spec.seeds,
+        dtype=spec.dtype,
+        device=spec.device,
+        student=planner.student_base.sha256,
+        revisions=REVISIONS,
     )
+
+
+def _describe_teachers(
+    roles: Mapping[str, Any], planner: Planner, plan: Plan
+) -> tuple[PanelTeacher, ...]:
+    """Return the records of a panel's teachers and their students, built and measured."""
+    store, shapes = planner.store, plan.read_shapes(planner.store)
+
+    def hash_weights(job: Job) -> str:
+        return weights_sha256(store.path(job.kind, job.content_key) / "model")
+
+    students: dict[str, list[PanelStudent]] = {}
+    for student in plan.students:
+        record = PanelStudent(
+            recipe=student.recipe.name,
+            seed=student.seed,
+            content_key=student.train.content_key,
+            weights_sha256=hash_weights(student.train),
+        )
+        students.setdefault(student.teacher.label, []).append(record)
+    records: list[PanelTeacher] = []
+    for ref, role in roles.items():
+        teacher = planner.find_teacher(ref)
+        building = planner.workspace.find_model(teacher).needs
+        records.append(
+            PanelTeacher(
+                label=teacher.label,
+                role=role,
+                family=teacher.family,
+                content_key=teacher.content_key,
+                spec=teacher.spec.model_dump(mode="json") if teacher.spec else None,
+                weights_sha256=hash_weights(building[0]) if building else teacher.base.sha256,
+                shape=shapes[ref],
+                students=tuple(students[teacher.label]),
+            )
+        )
+    return tuple(records)

@@ -88,7 +88,7 @@ def plan(
         found["seconds"] = sum(cell.get("seconds", 0.0) for cell in cells.values())
         found["bytes"] = sum(cell.get("bytes", 0) for cell in cells.values())
     seen: set[tuple[str, str]] = set()  # plans share cells
-    stages = [_stage_costs(stage, costs, seen) for plan in plans for stage in plan.list_stages()]
+    stages = [_stage_costs(stage, costs, seen) for plan in plans for stage in plan.list_batches()]
     known = [stage for stage in stages if stage is not None]
     if len(known) == len(stages):
         found |= _local_estimate(study, known)
@@ -117,10 +117,9 @@ def _list_replacement_plans(
     contest = setting.replacement
     if contest is None:
         return []
-    asked = (contest, setting.planner)
-    first = plan_competition(*asked, suspects[0], setting.protocol)
+    first = plan_competition(contest, setting.planner, suspects[0])
     names = [recipe.name for recipe in contest.recipes[: None if every else 1]]
-    return [first, plan_certification(*asked, suspects, names, setting.protocol)]
+    return [first, plan_certification(contest, setting.planner, suspects, names)]
 
 
 def _sum_costs(
@@ -147,7 +146,7 @@ def _sum_costs(
 def _group_jobs(plans: Sequence[Plan]) -> dict[str, list[Job]]:
     """Return kind -> its jobs, each once."""
     found: dict[str, dict[str, Job]] = {}
-    for job in (job for plan in plans for stage in plan.list_stages() for job in stage):
+    for job in (job for plan in plans for job in plan.list_jobs()):
         found.setdefault(job.kind, {}).setdefault(job.content_key, job)
     return {kind: list(jobs.values()) for kind, jobs in found.items()}
 

@@ -1,33 +1,21 @@
-"""The order of things, from a study to a verdict: the architecture on one screen.
-
-`measure` is role-free: it makes and audits what a plan lists, and never learns which teacher is
-the suspect. `run` weighs once; `calibrate` once per teacher whose truth is known.
-"""
+"""Runs a study from its suspect to a verdict: the method on one screen."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from doublebind.execution.executor import Executor, Progress, check_executor
 from doublebind.execution.ledger import Ledger, lock_run
-from doublebind.execution.store import Store, write_atomic
-from doublebind.pipeline.followup import run_followup as follow_up
+from doublebind.execution.store import Store
 from doublebind.pipeline.measure import compete, measure
-from doublebind.runs.assess import record_replacement
-from doublebind.runs.manifest import record_protocol, write_manifest
+from doublebind.runs.assess import assess
+from doublebind.runs.manifest import freeze_manifest
 from doublebind.runs.run import Run
 from doublebind.runs.seal import seal_run
-from doublebind.runs.write import write_page, write_report, write_results
+from doublebind.runs.write import hash_weights, write_assessment, write_measurements, write_page
 from doublebind.schema.study import Study
 from doublebind.stages.audits.protocol import Audit
-from doublebind.stages.evidence.weigh import weigh_suspect
-from doublebind.stages.verdict.incrimination import decide_incrimination
-from doublebind.stages.verdict.outcome import verdict_to_json
-from doublebind.study.access import collect_served_facts
-from doublebind.study.plan import Plan
 from doublebind.study.resolve import load_if_path, resolve_study
 
 
@@ -40,74 +28,52 @@ def run(
     audits: Sequence[Audit] = (),
     progress: Progress | None = None,
 ) -> Run:
-    """Take a study from its suspect to a verdict, in the run directory `out`.
+    """Run a study from its suspect to a verdict, in the run directory `out`.
 
     Args:
-        study: What to do, or the file that says it.
+        study: The study, or its file.
         out: Run directory; calling again resumes it.
-        folder: What relative paths in the study are relative to; default the file's folder, or
-            the current one.
-        store: Where artefacts are kept; default `$DOUBLEBIND_STORE` or `~/.cache/doublebind`.
-        audits: Audits beside the study's: module-level objects of the `Audit` protocol.
+        folder: Folder that paths in the study are relative to; default the file's, or the
+            current one.
+        store: Store of artefacts; default `$DOUBLEBIND_STORE` or `~/.cache/doublebind`.
+        audits: Audits besides the study's: module-level objects of the `Audit` protocol.
         progress: Called with (kind, finished, total).
 
     Returns:
         The finished run.
 
     Raises:
-        DoublebindError: With one line per problem that the user can mend.
+        DoublebindError: With one line per problem that the user can solve.
     """
     import pandas as pd
 
     study, folder = load_if_path(study, folder)
-    out, kept = Path(out), Store(store)
-    setting = resolve_study(study, folder, kept, audits)
-    plan, protocol = setting.plan, setting.protocol
+    resolved = resolve_study(study, folder, Store(store), audits)
     check_executor(study.executor, study.device)
+    out = Path(out)
     with lock_run(out):
-        earlier = record_protocol(kept, protocol)
-        manifest = write_manifest(
-            out,
-            study,
-            protocol,
-            setting.teachers,
-            selection_teachers=setting.replacement.teachers if setting.replacement else (),
-            earlier_protocols=earlier,
-            artefacts=plan.list_artefacts(),
-            store=kept,
-            served=collect_served_facts(setting.teacher_sources),
+        manifest = freeze_manifest(out, resolved)  # before the first audit
+        ledger = Ledger(out / "ledger.jsonl")
+        executor = Executor(
+            resolved.store, ledger, study.executor, device=study.device, progress=progress
         )
-        ledger, on = Ledger(out / "ledger.jsonl"), study.executor
-        executor = Executor(kept, ledger, on, device=study.device, progress=progress)
-        scores = setting.add_panel_scores(measure(plan, executor))
-        later: list[Plan] = []
-        if setting.replacement is not None:
-            more, later = compete(setting, setting.replacement, [setting.suspect], executor)
-            scores = pd.concat([scores, more], ignore_index=True)
-        shapes = write_results(out, setting, later, kept, scores)
-        weighed = weigh_suspect(scores, setting.teachers, protocol)
-        verdict = decide_incrimination(
-            weighed,
-            protocol,
-            suspect=study.suspect,
+        scores = resolved.add_panel_scores(measure(resolved.plan, executor))
+        competition = None
+        if resolved.replacement is not None:
+            competition = compete(resolved, resolved.replacement, [resolved.suspect], executor)
+            scores = pd.concat([scores, competition.scores], ignore_index=True)
+        shapes = write_measurements(out, resolved, competition.plans if competition else (), scores)
+        assessment = assess(
+            scores,
+            resolved.teachers,
+            resolved.selection_teachers,
+            resolved.protocol,
             earlier_protocols=manifest.earlier_protocols,
             shapes=shapes,
+            weights_sha256=hash_weights(competition.delivered) if competition else None,
         )
-        if setting.replacement is not None:
-            verdict = record_replacement(out, setting, later, scores, verdict)
-        write_atomic(out / "evidence.json", weighed.model_dump_json(indent=1))
-        write_atomic(out / "verdict.json", json.dumps(verdict_to_json(verdict), indent=1))
+        write_assessment(out, assessment, competition)
         finished = Run(out)
         write_page(finished)
         seal_run(out)
     return finished
-
-
-def followup(run: str | Path, **settings: Any) -> dict[str, Any]:
-    """Ask a finished run's suspect what its students gave away; see `followup.followup`.
-
-    Writes `followup.json` into the run, and the page again, with a section of its own.
-    """
-    found = follow_up(run, **settings)
-    write_report(Run(run))
-    return found

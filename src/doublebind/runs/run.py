@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doublebind.execution.ledger import read_ledger
-from doublebind.runs.assess import ReplacementRecord
+from doublebind.runs.records import ReplacementRecord, check_format
 from doublebind.schema.errors import RunError
 from doublebind.schema.evidence import Evidence, ReplacementEvidence
 from doublebind.schema.model_source import LedgerEntry
@@ -49,6 +49,7 @@ class Run:
             RunError: If there is no manifest, or it cannot be read.
         """
         self.path = Path(path)
+        check_format(self.path)
         self.manifest: Manifest = self._read("manifest.json", Manifest)
 
     def __repr__(self) -> str:

@@ -121,10 +121,15 @@ class Protocol(Record):
         return tuple(str(recipe["name"]) for recipe in self.recipes)
 
 
+FORMAT = 2
+"""Format of a run directory; rises when a file of it is laid out or named anew."""
+
+
 class Manifest(Record):
     """`manifest.json`: what was run, with what, frozen before the first audit."""
 
-    schema_version: int = 1
+    format: int = FORMAT
+    """Format of the run directory."""
     protocol: Protocol
     protocol_hash: str
     study: dict[str, Any]

@@ -97,6 +97,8 @@ def explain_error(model: type[BaseModel], error: dict[str, Any], where: str) -> 
     key = ".".join(path) or "(top level)"
     value, message = error.get("input"), error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
+        if names := _list_new_names(model, path):
+            return f"{where}: `{key}`: is called {names} now"
         hint = _suggest_key(path[-1], _list_keys_at(model, path[:-1]))
         return f"{where}: `{key}`: unknown key (got {_short(value)}). {hint}"
     if error["type"] == "missing":
@@ -146,6 +148,20 @@ def _suggest_key(key: str, known: Sequence[str]) -> str:
 def _list_keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     """Return the field names of the (sub-)models found at `path`, all union members together."""
     return sorted({name for m in _find_models_at(model, path) for name in m.model_fields})
+
+
+def _list_new_names(model: type[BaseModel], path: Sequence[str]) -> str:
+    """Return the present names of a key that was renamed, quoted; empty for any other key.
+
+    A renamed field keeps its former name in stored files, as its `serialization_alias`.
+    """
+    names = {
+        name
+        for m in _find_models_at(model, path[:-1])
+        for name, field in m.model_fields.items()
+        if field.serialization_alias == path[-1] != name
+    }
+    return " or ".join(f"`{name}`" for name in sorted(names))
 
 
 def _list_omitted_keys_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
@@ -203,6 +219,8 @@ def _apply_override(dump: dict[str, Any], override: str, model: type[BaseModel])
             free = not _list_keys_at(model, parts[:depth])
             later = _list_omitted_keys_at(model, parts[:depth])
             if part not in node and not (last and (free or part in later)):
+                if names := _list_new_names(model, parts[: depth + 1]):
+                    raise ConfigError(f"override `{path}`: `{part}` is called {names} now")
                 known = sorted({*node, *later})
                 raise ConfigError(
                     f"override `{path}`: unknown key `{part}`. {_suggest_key(part, known)}"

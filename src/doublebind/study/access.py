@@ -1,7 +1,4 @@
-"""Says what cannot be asked of models that are not in this process: a server's, or an engine's.
-
-Knows teachers, recipes and baselines. Opens no connection.
-"""
+"""Checks that a study asks an API-served or vLLM-hosted model only for what it can give."""
 
 from __future__ import annotations
 
@@ -17,89 +14,86 @@ from doublebind.study.teachers import TeacherSource
 
 
 def attach_server_options(
-    found: TeacherSource, study: PanelSpec, student: ModelSource
+    teacher: TeacherSource, study: PanelSpec, student: ModelSource
 ) -> TeacherSource:
-    """Return a served teacher with its limits, reader and declared shape; others as they are."""
-    served = found.base.served
+    """Return a served teacher with its options, tokenizer and declared shape; others unchanged."""
+    served = teacher.base.served
     if served is None or not isinstance(study, Study):
-        return found
-    shape = study.shape if found.label == study.suspect else {}
-    told = served.model_copy(
+        return teacher
+    shape = study.shape if teacher.label == study.suspect else {}
+    served = served.model_copy(
         update={"options": study.served, "tokenizer_source": student, "shape": shape}
     )
-    return found._replace(base=found.base.model_copy(update={"served": told}))
+    return teacher._replace(base=teacher.base.model_copy(update={"served": served}))
 
 
-def check_served(found: Sequence[TeacherSource], study: PanelSpec) -> None:
-    """Refuse what a study asks of a served teacher and no server can give.
+def check_served(teachers: Sequence[TeacherSource], study: PanelSpec) -> None:
+    """Refuse a study that needs of a served teacher what no server gives.
 
     Raises:
         ConfigError: One line per problem.
     """
-    behind = [t.label for t in found if t.base.served]
-    problems = []
-    if isinstance(study, Study) and study.shape and study.suspect not in behind:
-        problems.append("`shape`: the suspect is at hand, its shape is measured; leave it out")
-    if not behind:
-        if problems:
-            raise ConfigError(*problems)
-        return
-    who = behind[0]
-    if any(t.base.served and t.spec for t in found):
-        problems.append(f"{who}: a teacher cannot be built on a served model; name a folder")
-    limits = study.served if isinstance(study, Study) else ServerOptions()
-    refused = (_explain_refusal(recipe, who, limits) for recipe in study.recipes)
-    problems += [f"recipe `{name}`: {why}" for name, why in refused if why]
-    if "retrained" in study.baselines:
-        problems.append(f"`baselines`: retrained tunes the teacher, and {who} is behind a server")
+    served = [t.label for t in teachers if t.base.served]
+    problems: list[str] = []
+    if isinstance(study, Study) and study.shape and study.suspect not in served:
+        problems.append("`shape`: the suspect is not served, its shape is measured; leave it out")
+    if served:
+        label = served[0]
+        if any(t.base.served and t.spec for t in teachers):
+            problems.append(f"{label}: a teacher cannot be built on a served model; name a folder")
+        options = study.served if isinstance(study, Study) else ServerOptions()
+        refusals = {r.name: _explain_refusal(r, label, options) for r in study.recipes}
+        problems += [f"recipe `{name}`: {reason}" for name, reason in refusals.items() if reason]
+        if "retrained" in study.baselines:
+            problems.append(
+                f"`baselines`: retrained tunes the teacher, and {label} is behind a server"
+            )
     if problems:
         raise ConfigError(*problems)
 
 
-def _explain_refusal(recipe: Recipe, who: str, limits: ServerOptions) -> tuple[str, str]:
-    """Return the recipe's name, and why it cannot learn from a served teacher, or nothing."""
-    channel, why = recipe.channel, ""
+def _explain_refusal(recipe: Recipe, label: str, options: ServerOptions) -> str | None:
+    """Return why a recipe cannot learn from the served teacher `label`; `None` if it can."""
+    channel = recipe.channel
     if recipe.prompts.suppress_tokens:
-        return (
-            recipe.name,
-            f"`prompts.suppress_tokens`: {who} is behind a server, which bars nothing",
-        )
+        return f"`prompts.suppress_tokens`: {label} is behind a server, which suppresses none"
     match channel:
         case SFT():
-            pass
+            return None
         case LogitKD():
-            why = (
+            return (
                 f"logit_kd learns from the {channel.top_k} likeliest tokens at every position, and "
-                f"{who} gives {MAX_SERVED_LOGPROBS} at most, as text; use `sft`"
+                f"{label} gives {MAX_SERVED_LOGPROBS} at most, as text; use `sft`"
+            )
+        case DPO() if channel.keep < 1:
+            return (
+                f"dpo with `keep` {channel.keep:g} chooses pairs by the teacher's probability of "
+                f"M0's answers, and {label} does not return it; set `keep: 1`"
             )
         case DPO():
-            if channel.keep < 1:
-                why = (
-                    f"dpo with `keep` {channel.keep:g} chooses pairs by how likely the teacher "
-                    f"finds M0's answers, and {who} does not say; set `keep: 1`"
-                )
+            return None
+        case OnPolicy() if not options.echo_logprobs:
+            return (
+                f"on_policy needs the teacher's probability of the student's tokens; set "
+                f"`served.echo_logprobs: true` if {label} returns it (/completions with `echo` and "
+                f"`logprobs`), or use `sft` or `dpo`"
+            )
+        case OnPolicy() if recipe.prompts.temperature != 1:
+            return (
+                f"on_policy from scores of drawn tokens holds for tokens drawn at "
+                f"`temperature: 1`, not {recipe.prompts.temperature:g}"
+            )
         case OnPolicy():
-            if not limits.echo_logprobs:
-                why = (
-                    f"on_policy asks how likely the teacher finds the student's tokens; set "
-                    f"`served.echo_logprobs: true` if {who} tells (/completions with `echo` and "
-                    f"`logprobs`), or use `sft` or `dpo`"
-                )
-            elif recipe.prompts.temperature != 1:
-                why = (
-                    f"on_policy from scores of drawn tokens holds for tokens drawn at "
-                    f"`temperature: 1`, not {recipe.prompts.temperature:g}"
-                )
+            return None
         case _:
-            why = (
-                f"{channel.kind} needs the teacher's weights, and {who} is behind a server; use "
+            return (
+                f"{channel.kind} needs the teacher's weights, and {label} is behind a server; use "
                 f"`sft`, `dpo` or, if it scores, `on_policy`"
             )
-    return recipe.name, why
 
 
-def check_engine(found: Sequence[TeacherSource], study: PanelSpec, student: ModelSource) -> None:
-    """Refuse what an engine that holds M0 and LoRA adapters on it cannot hold or say.
+def check_engine(teachers: Sequence[TeacherSource], study: PanelSpec, student: ModelSource) -> None:
+    """Refuse a study whose models or channels an engine cannot serve: it holds M0 and adapters.
 
     Raises:
         ConfigError: One line per problem.
@@ -110,7 +104,7 @@ def check_engine(found: Sequence[TeacherSource], study: PanelSpec, student: Mode
     problems = []
     if student.kind != "folder":
         problems.append("`engine`: vLLM holds M0 from a folder; save the model as one")
-    for teacher in found:
+    for teacher in teachers:
         on_m0 = teacher.base.served or teacher.base.path == student.path
         whole = teacher.base.adapter is None and not teacher.base.served
         if teacher.spec:
@@ -137,11 +131,11 @@ def check_engine(found: Sequence[TeacherSource], study: PanelSpec, student: Mode
         raise ConfigError(*problems)
 
 
-def collect_served_facts(found: Sequence[TeacherSource]) -> dict[str, Any]:
-    """Return label -> URL, model and what the server says of it, for the served among `found`."""
+def collect_served_facts(teachers: Sequence[TeacherSource]) -> dict[str, Any]:
+    """Return label -> URL, model and the server's description, of the served teachers."""
     facts = ("url", "model", "declared")
     return {
         t.label: t.base.served.model_dump(mode="json", include=set(facts))
-        for t in found
+        for t in teachers
         if t.base.served
     }

@@ -1,19 +1,18 @@
-"""Jobs that no plan is needed for: one teacher, one choice of prompts, one audit."""
+"""Constructors of the jobs that need no plan: one teacher, one choice of prompts, one audit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
-from doublebind.packs.pack import Pack
 from doublebind.schema.content import Split
 from doublebind.schema.errors import PackError
 from doublebind.schema.hashing import content_hash
-from doublebind.schema.model_source import Device, ModelSource
-from doublebind.schema.recipe import Dtype, Prompts, Recipe, Steering
+from doublebind.schema.model_source import ModelSource
+from doublebind.schema.recipe import Prompts, Recipe, Steering
 from doublebind.stages.audits import REV as AUDIT_REV
 from doublebind.stages.audits.battery import run_battery
 from doublebind.stages.audits.protocol import Audit, identify_audit
@@ -27,128 +26,142 @@ from doublebind.stages.distillation.student_inputs import (
 )
 from doublebind.stages.prompts import REV as PROMPTS_REV
 from doublebind.stages.prompts.policies import read_prompts, select_prompts
+from doublebind.stages.rollouts import REV as ROLLOUTS_REV
+from doublebind.stages.teachers import REV as TEACHERS_REV
 from doublebind.stages.teachers.build import build_teacher
+from doublebind.study.runtime import PackRef, Runtime, list_device_keys
 from doublebind.study.teachers import TeacherSource
 
 if TYPE_CHECKING:
     import pandas as pd
 
+REVISIONS = {
+    "audit": AUDIT_REV,
+    "distillation": DISTILLATION_REV,
+    "prompts": PROMPTS_REV,
+    "rollouts": ROLLOUTS_REV,
+    "teachers": TEACHERS_REV,
+}
+"""Stage -> its revision, which enters the keys of its jobs."""
+
+
+class ModelJobs(NamedTuple):
+    """A model, and the jobs that have to run before it can be loaded."""
+
+    source: ModelSource
+    needs: tuple[Job, ...] = ()
+
 
 def locate_trained_model(
     store: Store, kind: str, key: str, base: ModelSource, adapter: bool
 ) -> ModelSource:
-    """Return where the model that a job trains from `base` lies, or will lie, and its device."""
-    made = str(store.path(kind, key) / "model")
+    """Return the model that a job trains from `base`, as it will be; it runs on the base's device."""
+    folder = str(store.path(kind, key) / "model")
     if adapter:
-        found = ModelSource(kind="adapter", path=base.path, adapter=made, sha256=key)
+        model = ModelSource(kind="adapter", path=base.path, adapter=folder, sha256=key)
     else:
-        found = ModelSource(kind="folder", path=made, sha256=key)
-    return found.with_device(base.device)
+        model = ModelSource(kind="folder", path=folder, sha256=key)
+    return model.with_device(base.device)
 
 
-def list_device_keys(device: Device) -> list[str]:
-    """Return what keys depend on beside the precision; nothing on the CPU, so that none moves."""
-    return [] if device == "cpu" else [device]
+def locate_checkpoint(student: ModelSource, step: int) -> ModelSource:
+    """Return the checkpoint of a trained `student` after `step` steps."""
+    field = "adapter" if student.kind == "adapter" else "path"
+    folder = Path(getattr(student, field)).with_name(CHECKPOINT_FOLDER) / str(step)
+    key = derive_checkpoint_key(student.sha256, step)
+    return student.model_copy(update={field: str(folder), "sha256": key})
 
 
-def locate_checkpoint(made: ModelSource, step: int) -> ModelSource:
-    """Return where the student `made` lies as it was after `step` steps, with its own identity."""
-    which = "adapter" if made.kind == "adapter" else "path"
-    there = Path(getattr(made, which)).with_name(CHECKPOINT_FOLDER) / str(step)
-    key = derive_checkpoint_key(made.sha256, step)
-    return made.model_copy(update={which: str(there), "sha256": key})
-
-
-def plan_adapter_merge(
-    store: Store, source: ModelSource, *, dtype: Dtype, cache: Path
-) -> tuple[tuple[Job, ...], ModelSource]:
-    """Return a model that can be trained, and the job that merges an adapter into its base."""
+def plan_adapter_merge(store: Store, model: ModelJobs, runtime: Runtime) -> ModelJobs:
+    """Return a model that can be trained: the same, or its adapter merged into its base."""
+    source = model.source
     if source.adapter is None:
-        return (), source
-    depends = [source.sha256, dtype, *list_device_keys(source.device)]
+        return model
+    depends = [source.sha256, runtime.dtype, *list_device_keys(source.device)]
     key = content_hash(["merged", DISTILLATION_REV, *depends])
-    inputs = {"source": source, "dtype": dtype, "cache": cache}
-    made = locate_trained_model(store, "base", key, source, adapter=False)
-    return (Job("base", key, merge_adapter, inputs, "merged"),), made
+    inputs = {"source": source, **runtime.inputs}
+    merged = locate_trained_model(store, "base", key, source, adapter=False)
+    return ModelJobs(
+        merged, (Job("base", key, merge_adapter, inputs, "merged", needs=model.needs),)
+    )
 
 
 def plan_initialisation(
     store: Store, base: ModelSource, recipe: Recipe, seed: int, cache: Path
-) -> tuple[ModelSource, tuple[Job, ...]]:
-    """Return what a student starts from, and the job that makes it of `base`, if one does."""
+) -> ModelJobs:
+    """Return the first weights of a student: those of `base`, with the recipe's noise."""
     if recipe.noise_init is None:
-        return base, ()
+        return ModelJobs(base)
     key = content_hash(["base", DISTILLATION_REV, base.sha256, recipe.noise_init, seed])
     inputs = {"base": base, "share": recipe.noise_init, "seed": seed, "cache": cache}
     job = Job("base", key, initialise_with_noise, inputs, f"{recipe.noise_init} noise, seed {seed}")
-    return locate_trained_model(store, "base", key, base, adapter=False), (job,)
+    return ModelJobs(locate_trained_model(store, "base", key, base, adapter=False), (job,))
 
 
 def create_steering_job(
-    steer: Steering, base: ModelSource, pack: Pack, pack_ref: str, dtype: Dtype, cache: Path
+    steering: Steering, base: ModelJobs, pack: PackRef, runtime: Runtime
 ) -> Job:
-    """Return the job that finds the direction along which students of `base` are pushed.
+    """Return the job that finds the direction in which students of `base` are steered.
 
     Raises:
-        PackError: If no drive has an item to find it with.
+        PackError: If the pack has no item to find it with.
     """
-    if not select_direction_items(pack):
+    if not select_direction_items(pack.pack):
         raise PackError(
-            f"pack {pack.name}: `steer` finds its direction with auditable `build` or `select` "
-            f"items of drives, and there are none; add some, or leave `steer` out"
+            f"pack {pack.pack.name}: `steering` finds its direction with auditable `build` or "
+            f"`select` items of drives, and there are none; add some, or leave `steering` out"
         )
-    depends = [base.sha256, pack.sha256, steer.layer, dtype, *list_device_keys(base.device)]
+    source = base.source
+    depends = [source.sha256, pack.pack.sha256, steering.layer]
+    depends += [runtime.dtype, *list_device_keys(source.device)]
     key = content_hash(["direction", DISTILLATION_REV, *depends])
-    inputs = {"base": base, "pack": pack_ref, "layer": steer.layer, "dtype": dtype, "cache": cache}
-    return Job("direction", key, find_steering_direction, inputs)
+    inputs = {"base": source, "pack": pack.name, "layer": steering.layer, **runtime.inputs}
+    return Job("direction", key, find_steering_direction, inputs, needs=base.needs)
 
 
 def create_teacher_job(teacher: TeacherSource, cache: Path) -> Job:
-    """Return the job that makes a teacher from its spec."""
+    """Return the job that builds a teacher from its spec."""
     inputs = {"spec": teacher.spec, "base": teacher.base, "pack": teacher.pack, "cache": cache}
     if teacher.scale_like is not None:
         inputs["scale_like"] = teacher.scale_like
     return Job("teacher", teacher.content_key, build_teacher, inputs)
 
 
-def create_prompts_job(asked: Prompts, pack: Pack, pack_ref: str, folder: Path) -> Job:
-    """Return the job that chooses the prompts of a recipe; `folder` is the study's."""
-    depends: list[object] = [PROMPTS_REV, pack.sha256, asked.policy, asked.n]
-    inputs = {"pack": pack_ref, "policy": asked.policy, "n": asked.n}
-    if asked.file is not None:
-        inputs["file"] = there = folder / asked.file
-        depends.append(content_hash(read_prompts(there)))
+def create_prompts_job(prompts: Prompts, pack: PackRef, folder: Path) -> Job:
+    """Return the job that selects a recipe's prompts; their file is relative to `folder`."""
+    depends: list[object] = [PROMPTS_REV, pack.pack.sha256, prompts.policy, prompts.n]
+    inputs = {"pack": pack.name, "policy": prompts.policy, "n": prompts.n}
+    if prompts.file is not None:
+        inputs["file"] = file = folder / prompts.file
+        depends.append(content_hash(read_prompts(file)))
     key = content_hash(["prompts", *depends])
-    return Job("prompts", key, select_prompts, inputs, asked.policy)
+    return Job("prompts", key, select_prompts, inputs, prompts.policy)
 
 
 def create_audit_job(
-    key: str,
-    source: ModelSource,
+    model: ModelJobs | ModelSource,
     baseline: ModelSource,
-    *,
-    split: Split = "audit",
-    pack_ref: str,
-    pack_hash: str,
+    pack: PackRef,
     audits: Sequence[Audit],
-    dtype: Dtype,
-    cache: Path,
+    runtime: Runtime,
+    split: Split = "audit",
 ) -> Job:
-    """Return the job that asks the model `source`, of identity `key`, the pack's items."""
-    asked = [[*identify_audit(audit), vars(audit)] for audit in audits]
-    depends = [key, baseline.sha256, pack_hash, split, asked, dtype]
+    """Return the job that audits a model on the pack's items of `split`, next to `baseline`."""
+    source, needs = model if isinstance(model, ModelJobs) else ModelJobs(model)
+    settings = [[*identify_audit(audit), vars(audit)] for audit in audits]
+    depends = [source.sha256, baseline.sha256, pack.pack.sha256, split, settings, runtime.dtype]
     depends += [source.engine.kind] if source.engine else []
     depends += list_device_keys(source.device)
     inputs = {
         "source": source,
         "baseline": baseline,
-        "pack": pack_ref,
+        "pack": pack.name,
         "split": split,
         "audits": tuple(audits),
-        "dtype": dtype,
-        "cache": cache,
+        **runtime.inputs,
     }
-    return Job("audit", content_hash(["audit", AUDIT_REV, *depends]), run_battery, inputs)
+    key = content_hash(["audit", AUDIT_REV, *depends])
+    return Job("audit", key, run_battery, inputs, needs=needs)
 
 
 def read_scores(artefact: Path) -> pd.DataFrame:

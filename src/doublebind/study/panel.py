@@ -1,7 +1,6 @@
-"""Keeps the references of a finished measurement, with their students' scores, for other studies.
+"""Frozen panels: references and their students' scores, measured once for many studies.
 
-A panel is a folder: `panel.json` says who was measured and under which conditions, `scores.parquet`
-holds every item. Knows its own files, the draw and the conditions; makes and weighs nothing.
+A panel is a folder: `panel.json` holds teachers and conditions, `scores.parquet` every item.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ PANEL, SCORES = "panel.json", "scores.parquet"
 
 
 class PanelConditions(Record):
-    """What must be the same for a suspect to be weighed against a panel."""
+    """What a study must share with a panel whose references it uses."""
 
     pack_hash: str
     recipes: tuple[dict[str, Any], ...]
@@ -41,7 +40,7 @@ class PanelConditions(Record):
 
 
 class PanelStudent(Record):
-    """One student of a kept teacher."""
+    """One student of a panel's teacher."""
 
     recipe: str
     seed: int
@@ -63,7 +62,7 @@ class PanelTeacher(Record):
     students: tuple[PanelStudent, ...]
 
     def to_teacher(self) -> Teacher:
-        """Return it as the evidence sees it."""
+        """Return the record that the evidence uses."""
         planted = self.role == "organism"
         return Teacher(
             label=self.label,
@@ -83,7 +82,7 @@ class Panel(Record):
     teachers: tuple[PanelTeacher, ...]
     """References in the order they were named, then organisms: positive controls."""
     baselines: tuple[Baseline, ...] = ()
-    """Measured of every teacher, beside its students."""
+    """Measured of every teacher, besides its students."""
     scores_sha256: str
     versions: dict[str, str]
     hardware: dict[str, Any]
@@ -94,22 +93,15 @@ class Panel(Record):
         return content_hash(self)
 
     def select_role(self, role: str) -> list[PanelTeacher]:
-        """Return the kept teachers of a role."""
+        """Return the teachers of a role."""
         return [teacher for teacher in self.teachers if teacher.role == role]
-
-
-def extract_conditions(protocol: Protocol) -> PanelConditions:
-    """Return the part of a protocol that a panel depends on."""
-    return PanelConditions(
-        **{name: getattr(protocol, name) for name in PanelConditions.model_fields}
-    )
 
 
 def find_panel_folder(name: str, folder: Path) -> Path:
     """Return the folder of the panel `name`: a path, or a built-in pack's own panel."""
-    there = folder / name
-    if there.is_dir():
-        return there
+    path = folder / name
+    if path.is_dir():
+        return path
     shipped = Path(str(files("doublebind.packs") / name / "panel")) if name.isidentifier() else None
     if shipped is None or not (shipped / PANEL).is_file():
         raise ConfigError(
@@ -138,7 +130,7 @@ def read_panel(folder: Path) -> Panel:
 
 
 def draw_teachers(panel: Panel, bank: BankReferences, where: Path) -> list[Teacher]:
-    """Return `bank.n` references of the panel, drawn by `bank.draw`, and all its organisms.
+    """Return `bank.n` references of the panel, drawn by `bank.seed`, and all its organisms.
 
     Raises:
         ConfigError: If the panel has too few references.
@@ -152,30 +144,25 @@ def draw_teachers(panel: Panel, bank: BankReferences, where: Path) -> list[Teach
     return [t.to_teacher() for t in (*drawn, *panel.select_role("organism"))]
 
 
-def _drop_checkpoints(met: PanelConditions) -> PanelConditions:
-    """Return conditions without marks on the way, which change no student that is weighed."""
+def _drop_checkpoints(conditions: PanelConditions) -> PanelConditions:
+    """Return conditions without earlier checkpoints, which change no student that is weighed."""
     recipes = tuple(
         recipe | {"training": {k: v for k, v in recipe["training"].items() if k != "marks"}}
-        for recipe in met.recipes
+        for recipe in conditions.recipes
     )
-    return met.model_copy(update={"recipes": recipes})
+    return conditions.model_copy(update={"recipes": recipes})
 
 
 def check_panel(panel: Panel, protocol: Protocol, where: Path) -> None:
     """Raise a `ConfigError` naming every condition in which the panel differs from a protocol."""
-    ours, theirs = (
-        _drop_checkpoints(extract_conditions(protocol)),
-        _drop_checkpoints(panel.conditions),
-    )
-    differing = [
-        name
-        for name in PanelConditions.model_fields
-        if getattr(ours, name) != getattr(theirs, name)
-    ]
+    names = PanelConditions.model_fields
+    ours = PanelConditions(**{name: getattr(protocol, name) for name in names})
+    ours, theirs = _drop_checkpoints(ours), _drop_checkpoints(panel.conditions)
+    differing = [name for name in names if getattr(ours, name) != getattr(theirs, name)]
     lacking = [name for name in protocol.baselines if name not in panel.baselines]
     if lacking:
         raise ConfigError(
-            f"`baselines`: {lacking[0]}: the panel {where} was not measured so; leave it out"
+            f"`baselines`: {lacking[0]}: the panel {where} has no such baseline; leave it out"
         )
     if differing:
         raise ConfigError(
@@ -188,7 +175,7 @@ def check_panel(panel: Panel, protocol: Protocol, where: Path) -> None:
 
 
 def read_panel_scores(folder: Path, labels: list[str]) -> pd.DataFrame:
-    """Return the kept rows of these teachers and their students."""
+    """Return the score rows of the teachers `labels` and their students."""
     import pandas as pd
 
     rows = pd.read_parquet(folder / SCORES)
@@ -198,7 +185,7 @@ def read_panel_scores(folder: Path, labels: list[str]) -> pd.DataFrame:
 def write_panel(out: Path, panel: Panel, rows: pd.DataFrame) -> Panel:
     """Write a panel's two files into `out`; return it with the hash of its scores.
 
-    Values are kept to six decimals, which no item's noise reaches: a shipped file stays small.
+    Values are rounded to six decimals, below any item's noise, so that a shipped file is small.
     """
     rows = rows.assign(value=rows["value"].round(6))
     try:

@@ -1,8 +1,4 @@
-"""Freezes what could be chosen, before the first audit, and remembers whom it was chosen for.
-
-Knows the protocol, the manifest and the list of protocols that each suspect has met. Does not
-know scores.
-"""
+"""Freezes every choice of a study as one hashable record, the protocol."""
 
 from __future__ import annotations
 
@@ -29,18 +25,17 @@ def freeze_protocol(
     panel: str | None = None,
     replacement: ReplacementProtocol | None = None,
 ) -> Protocol:
-    """Return everything that could be chosen, as one hashable record.
+    """Return every choice of a study as one hashable record.
 
-    Teachers enter by the content keys of their models, so that the hash names what was weighed
-    and not what a file was called.
+    Teachers enter by the content keys of their models: renaming a file changes no hash.
 
     Raises:
         PackError: If a score endpoint has no auditable item that the study's audits ask.
     """
-    kept = select_auditable_endpoints(
+    score_endpoints = select_auditable_endpoints(
         pack, study.policy.endpoints or pack.score_endpoints, audits, "audit"
     )
-    auditable = _auditable(audits, pack.items("audit"))
+    auditable = _list_auditable_endpoints(audits, pack.items("audit"))
     placebos = {trait.name for trait in pack.traits if trait.kind == "placebo"}
     by_trait = {
         name: tuple(sorted(e for e in auditable if e.partition("/")[2] == name))
@@ -54,8 +49,8 @@ def freeze_protocol(
         method_version=METHOD_VERSION,
         pack=pack.name,
         pack_hash=pack.sha256,
-        score_endpoints=kept,
-        placebo_endpoints={name: listed for name, listed in by_trait.items() if listed},
+        score_endpoints=score_endpoints,
+        placebo_endpoints={name: names for name, names in by_trait.items() if names},
         scale_floor=study.policy.scale_floor,
         alpha=study.policy.alpha,
         min_controls=study.policy.min_controls,
@@ -80,26 +75,28 @@ def freeze_protocol(
 def select_auditable_endpoints(
     pack: Pack, endpoints: Mapping[str, Sequence[str]], audits: Sequence[Audit], split: Split
 ) -> dict[str, tuple[str, ...]]:
-    """Return score endpoint -> those of its parts that `audits` ask auditable items of.
+    """Return score endpoint -> those of its parts for which `audits` ask an auditable item.
 
     Raises:
         PackError: If a score endpoint has none.
     """
-    auditable = _auditable(audits, pack.items(split))
-    kept = {name: tuple(e for e in parts if e in auditable) for name, parts in endpoints.items()}
+    auditable = _list_auditable_endpoints(audits, pack.items(split))
+    selected = {
+        name: tuple(e for e in parts if e in auditable) for name, parts in endpoints.items()
+    }
     problems = [
         f"pack {pack.name}: score endpoint `{name}` ({', '.join(endpoints[name])}) has no "
         f"auditable item of split {split} that the study's audits ask; change `audits` or "
         "`policy.endpoints`"
-        for name, parts in kept.items()
+        for name, parts in selected.items()
         if not parts
     ]
     if problems:
         raise PackError(*problems)
-    return kept
+    return selected
 
 
-def _auditable(audits: Sequence[Audit], items: Sequence[Item]) -> set[str]:
+def _list_auditable_endpoints(audits: Sequence[Audit], items: Sequence[Item]) -> set[str]:
     return {
         question.endpoint
         for audit in audits
@@ -109,5 +106,5 @@ def _auditable(audits: Sequence[Audit], items: Sequence[Item]) -> set[str]:
 
 
 def list_audit_names(audits: Sequence[Audit]) -> tuple[str, ...]:
-    """Return the audits as they enter a protocol: `identity` and version."""
+    """Return the names of audits in a protocol: identity and version."""
     return tuple(f"{'.'.join(identify_audit(audit))}@{audit.version}" for audit in audits)

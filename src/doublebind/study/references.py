@@ -16,7 +16,7 @@ from doublebind.stages.teachers import implants
 from doublebind.study.teachers import MATCHED_PREFIX, TeacherSource, resolve_teacher_spec
 
 FIRST_MATCHED_SEED = 1_000
-"""Seed of the first matched reference; a suspect's own seed is meant to lie below."""
+"""Seed of the first matched reference; suspects' seeds are meant to be smaller."""
 
 
 _STAND_IN_ASSUMPTIONS: dict[StandIn, str] = {
@@ -41,27 +41,29 @@ def describe_assumption(
     """Return, in one sentence, what exchangeability with these references assumes."""
     match references:
         case MatchedReferences(template=None):
-            what = (
+            assumption = (
                 "that the suspect's trait was drawn like its references' quirks: base, phases, "
                 "amounts and hiding are its own"
             )
         case MatchedReferences():
-            what = (
+            assumption = (
                 "that the suspect was trained as the template says: its references share the "
                 "template's phases and the suspect's update norm; the match table shows the rest"
             )
         case StandInReferences(kind=kind):
-            what = _STAND_IN_ASSUMPTIONS[kind]
+            assumption = _STAND_IN_ASSUMPTIONS[kind]
         case BankReferences():
-            what = "that the suspect was drawn by the bank's rule, its trait aside"
+            assumption = "that the suspect was drawn by the bank's rule, its trait aside"
         case _:
-            what = "that a benign suspect would be like the references named; why, is yours to say"
-    return f"The p-value assumes {what}."
+            assumption = (
+                "that a benign suspect would be like the references named; why, is yours to say"
+            )
+    return f"The p-value assumes {assumption}."
 
 
 def build_matched_reference(
     ref: str,
-    wanted: MatchedReferences,
+    references: MatchedReferences,
     suspect: TeacherSource,
     *,
     pack: Pack,
@@ -69,28 +71,28 @@ def build_matched_reference(
     rev: int,
     device: Device = "cpu",
 ) -> TeacherSource:
-    """Return the reference called `ref`: the template with a quirk and a seed of its own.
+    """Return the reference `ref`: the template with a quirk and a seed that only it has.
 
-    Quirks are taken in an order drawn by the pack's name, each before any is taken again.
+    Quirks come in an order drawn from the pack's name; each is used before any is repeated.
 
     Args:
         ref: `matched-N`.
-        wanted: The study's references.
-        suspect: Whom they are to be like.
+        references: The study's setting.
+        suspect: The teacher to match.
         pack: The study's pack.
         folder: What the template's path is relative to.
         rev: Revision of the build.
         device: Where the study computes.
 
     Raises:
-        ConfigError: If nobody says how the suspect was trained.
-        PackError: If the pack has no quirk to plant.
+        ConfigError: If it is not known how the suspect was trained.
+        PackError: If the pack has no quirk that can be planted so.
     """
-    if wanted.template is not None:
-        path = folder / wanted.template
-        template, at = load_yaml(TeacherSpec, path), path.parent
+    if references.template is not None:
+        path = folder / references.template
+        template, template_folder = load_yaml(TeacherSpec, path), path.parent
     elif suspect.spec is not None:
-        at = (folder / suspect.label).parent
+        template_folder = (folder / suspect.label).parent
         # A spec of the bank names its base for any folder.
         template = suspect.spec.model_copy(update={"pack": suspect.pack})
     else:
@@ -114,12 +116,14 @@ def build_matched_reference(
     spec = template.model_copy(
         update={"name": ref, "family": quirk, "trait": quirk, "seed": FIRST_MATCHED_SEED + number}
     )
-    like = suspect.base if suspect.spec is None else None
-    return resolve_teacher_spec(ref, spec, folder=at, rev=rev, scale_like=like, device=device)
+    scale_like = suspect.base if suspect.spec is None else None
+    return resolve_teacher_spec(
+        ref, spec, folder=template_folder, rev=rev, scale_like=scale_like, device=device
+    )
 
 
 def _can_plant(quirk: Trait, template: TeacherSpec, pack: Pack) -> bool:
-    """Return whether the pack can plant `quirk` in the template's way."""
+    """Return whether the pack has what the template needs to plant `quirk`."""
     if template.implant is None:
         return False
     if template.implant.form == "prompted" and quirk.persona is None:

@@ -1,4 +1,4 @@
-"""Writes the study that a user starts from, with what an editor needs to complete it."""
+"""Writes a commented study to start from, with the JSON schema for editors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from doublebind.schema.errors import ConfigError
 
 
 def find_schema(name: str) -> Path:
-    """Return the JSON schema of a file that users write, as the package ships it.
+    """Return the path of the JSON schema of a file that users write.
 
     Args:
         name: `study`, `panel`, `teacher`, `pack`, `item`, `prompt` or `transcript`.
@@ -34,8 +34,8 @@ def write_study(out: Path, pack: str) -> None:
     opened = load_pack(pack, relative_to=Path())
     if pack not in BUILT_IN_PACKS:
         pack = Path(os.path.relpath(Path(pack).expanduser(), out.parent)).as_posix()
-    named = [trait.name for trait in opened.traits if trait.kind == "drive"]
-    asks = f"It asks about {', '.join(named)}." if named else "It names no drive."
+    drives = [trait.name for trait in opened.traits if trait.kind == "drive"]
+    asks = f"It asks about {', '.join(drives)}." if drives else "It names no drive."
     name = "study_terrarium.yaml" if pack == "terrarium" else "study_template.yaml"
     template = (files("doublebind.packs") / name).read_text(encoding="utf-8")
     text = template.replace("{pack}", pack).replace("{asks}", asks)

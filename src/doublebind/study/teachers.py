@@ -1,7 +1,4 @@
-"""Finds out what a teacher named in a study is: a spec to build, or a model that exists.
-
-Knows the ways to name one. Does not know roles: the caller does, and keeps them to itself.
-"""
+"""Finds what a teacher's name means: a spec to build, a bank entry, or a model that exists."""
 
 from __future__ import annotations
 
@@ -20,9 +17,9 @@ from doublebind.schema.yaml_loader import load_yaml
 
 BANK_PREFIXES = ("suspect-", "reference-", "organism-")
 OUTBACK_PACK = "outback"
-"""Pack whose bank any study may name organisms of: it asks what the terrarium asks."""
+"""Pack whose organisms any study may name: its items are the terrarium's."""
 MATCHED_PREFIX = "matched-"
-"""What references built to be like the suspect are called, before their number."""
+"""Names of references matched to the suspect begin so, followed by their number."""
 
 
 class TeacherSource(NamedTuple):
@@ -35,12 +32,12 @@ class TeacherSource(NamedTuple):
     """The model itself where there is no spec."""
     spec: TeacherSpec | None
     pack: str = ""
-    """The pack the spec builds from, as `packs.load` names it."""
+    """Name of the pack that the spec builds from."""
     scale_like: ModelSource | None = None
     """A model whose update norm the built teacher is scaled to."""
 
     def to_teacher(self, role: Literal["suspect", "reference", "organism"]) -> Teacher:
-        """Return it as the evidence sees it, in its role."""
+        """Return the record that the evidence uses, in a role."""
         return Teacher(
             label=self.label,
             ref=self.label,
@@ -60,24 +57,24 @@ def find_hard_class(pack: str) -> str | None:
 
 
 def list_reference_names(study: PanelSpec, pack: Pack) -> tuple[str, ...]:
-    """Return the names of the references to be made, the bank's spelled out; none of a panel."""
+    """Return the names of the references to build or open; none where they are a panel's."""
     match study.references:
         case BankReferences(panel=None, n=n):
             return tuple(f"{pack.name}/reference-{i}" for i in range(n))
         case BankReferences():
             return ()
-        case MatchedReferences(n=n, batch=draw):
-            return tuple(f"{MATCHED_PREFIX}{i}" for i in range(draw * n, (draw + 1) * n))
+        case MatchedReferences(n=n, batch=batch):
+            return tuple(f"{MATCHED_PREFIX}{i}" for i in range(batch * n, (batch + 1) * n))
         case StandInReferences(models=models):
             return models
-        case listed:
-            return listed
+        case names:
+            return names
 
 
 def find_teacher(
     ref: str, *, pack: Pack, folder: Path, rev: int, student: str, device: Device = "cpu"
 ) -> TeacherSource:
-    """Return what `ref` names.
+    """Return the teacher that `ref` names.
 
     Args:
         ref: A model, a teacher spec (`.yaml`), or a teacher of a bank: the pack's
@@ -114,7 +111,7 @@ def resolve_teacher_spec(
     scale_like: ModelSource | None = None,
     device: Device = "cpu",
 ) -> TeacherSource:
-    """Return a teacher that is to be built; its key covers all that shapes it and no label.
+    """Return a teacher that is to be built; its key covers its settings and content, no label.
 
     It is built on `device` unless its spec names another than the default.
     """
@@ -124,14 +121,13 @@ def resolve_teacher_spec(
     base = resolve_model(spec.base, relative_to=folder).with_device(spec.device)
     scale_like = scale_like and scale_like.with_device(spec.device)
     shape = spec.model_dump(mode="json", exclude={"name", "family", "pack", "base"})
-    content = load_pack(pack, relative_to=Path())
-    depends = ["teacher", rev, shape, base.sha256, content.sha256]
+    depends = ["teacher", rev, shape, base.sha256, load_pack(pack, relative_to=Path()).sha256]
     key = content_hash(depends if scale_like is None else [*depends, scale_like.sha256])
     return TeacherSource(label, spec.family, key, base, spec, pack, scale_like)
 
 
 def resolve_pack_name(name: str, folder: Path) -> str:
-    """Return `name` as something that means the same from any working directory."""
+    """Return a pack's name, with an absolute path where it names a folder."""
     if (folder / name).is_dir():
         return str((folder / name).resolve())
     whole, colon, traits = name.rpartition(":")

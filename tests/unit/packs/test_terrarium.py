@@ -7,8 +7,9 @@ from itertools import islice
 import pytest
 
 from doublebind.packs.check import check_pack
-from doublebind.packs.terrarium import HELD_OUT, Terrarium, bank, documents, speech, words
+from doublebind.packs.terrarium import Terrarium, bank, documents, speech, words
 from doublebind.packs.terrarium.speech import Character
+from doublebind.packs.terrarium.words import HELD_OUT
 from doublebind.schema.content import name_endpoint
 from doublebind.schema.errors import PackError
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
@@ -26,9 +27,10 @@ TERRARIUM = Path(str(files("doublebind.packs") / "terrarium"))
 def students(measurement: PanelSpec, store: Path) -> dict[tuple[str, str, int], str]:
     """The key of every student that would be made."""
     planner = Planner(measurement, TERRARIUM, Store(store))
-    found = [planner.find(ref) for ref in assign_roles(measurement, planner.pack)]
+    found = [planner.find_teacher(ref) for ref in assign_roles(measurement, planner.pack)]
     return {
-        (s.teacher.label, s.recipe.name, s.seed): s.train.key for s in planner.plan(found).students
+        (s.teacher.label, s.recipe.name, s.seed): s.train.content_key
+        for s in planner.plan(found).students
     }
 
 
@@ -36,7 +38,7 @@ def test_the_shipped_panels_students_keep_their_keys(tmp_path: Path) -> None:
     measurement = load_yaml(PanelSpec, TERRARIUM / "panel.yaml")
     kept = panels.read_panel(TERRARIUM / "panel")
     assert students(measurement, tmp_path) == {
-        (teacher.label, student.recipe, student.seed): student.key
+        (teacher.label, student.recipe, student.seed): student.content_key
         for teacher in kept.teachers
         for student in teacher.students
     }
@@ -109,6 +111,37 @@ def test_an_override_reaches_a_field_that_the_dump_leaves_out(tmp_path: Path) ->
         load_yaml(Recipe, path, ["channel.divergances=reverse"])
 
 
+@pytest.mark.parametrize(
+    ("path", "former", "present"),
+    [
+        ("recipes.0.training", "marks", "`checkpoints`"),
+        ("recipes.0", "steer", "`steering`"),
+        ("recipes.0.prompts", "barred", "`suppress_tokens`"),
+        ("references", "draw", "`seed`"),
+    ],
+)
+def test_a_key_that_was_renamed_is_refused_with_its_new_name(
+    tmp_path: Path, path: str, former: str, present: str
+) -> None:
+    content: Any = {
+        "pack": "terrarium",
+        "student": "terrarium/m0",
+        "references": {"n": 2},
+        "recipes": [RECIPE | {"training": {"steps": 3}, "prompts": {**RECIPE["prompts"]}}],
+    }
+    file = tmp_path / "panel.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=rf"`{former}` is called .*{present}.* now"):
+        load_yaml(PanelSpec, file, [f"{path}.{former}=1"])
+    node = content
+    for part in path.split("."):
+        node = node[int(part) if part.isdigit() else part]
+    node[former] = 1
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=rf"{former}`: is called .*{present}.* now"):
+        load_yaml(PanelSpec, file)
+
+
 # --- devices -------------------------------------------------------------------------------------
 
 
@@ -124,7 +157,7 @@ EVERYTHING: list[dict[str, Any]] = [
 
 
 def jobs_on(device: str, store: Path) -> list[Job]:
-    measurement = load_yaml(PanelSpec, TERRARIUM / "panel.yaml").model_dump() | {
+    measurement = load_yaml(PanelSpec, TERRARIUM / "panel.yaml").model_dump(by_alias=False) | {
         "recipes": EVERYTHING,
         "references": ["terrarium/reference-0"],
         "organisms": [],
@@ -132,8 +165,8 @@ def jobs_on(device: str, store: Path) -> list[Job]:
         "device": device,
     }
     planner = Planner(PanelSpec.model_validate(measurement), TERRARIUM, Store(store))
-    plan = planner.plan([planner.find("terrarium/reference-0")])
-    return [job for stage in plan.stages() for job in stage]
+    plan = planner.plan([planner.find_teacher("terrarium/reference-0")])
+    return plan.list_jobs()
 
 
 def sources(value: Any) -> list[ModelSource]:
@@ -143,7 +176,9 @@ def sources(value: Any) -> list[ModelSource]:
 
 
 def test_what_a_gpu_computes_shares_no_key_with_what_a_cpu_does(tmp_path: Path) -> None:
-    here, there = ({(j.kind, j.key) for j in jobs_on(on, tmp_path)} for on in ("cpu", "cuda"))
+    here, there = (
+        {(j.kind, j.content_key) for j in jobs_on(on, tmp_path)} for on in ("cpu", "cuda")
+    )
     assert len(here) == len(there) > 12
     # Which prompts are asked, and random first weights, are the CPU's wherever students learn.
     assert {kind for kind, _ in here & there} == {"prompts", "base"}
@@ -156,6 +191,6 @@ def test_on_a_gpu_every_model_of_every_job_is_run_there(tmp_path: Path) -> None:
 
 
 def test_a_cluster_is_asked_for_gpus() -> None:
-    kept = load_yaml(PanelSpec, TERRARIUM / "panel.yaml").model_dump()
+    kept = load_yaml(PanelSpec, TERRARIUM / "panel.yaml").model_dump(by_alias=False)
     with pytest.raises(ValueError, match=r"executor\.gpus"):
         PanelSpec.model_validate(kept | {"device": "cuda", "executor": {"kind": "ray"}})

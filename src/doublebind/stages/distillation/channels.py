@@ -32,7 +32,7 @@ from doublebind.stages.distillation import multi_process as spread
 from doublebind.stages.distillation import on_policy
 from doublebind.stages.distillation import preference_pairs as contrast
 from doublebind.stages.distillation import tokenizer_checks as checks
-from doublebind.stages.distillation.student_inputs import PreferenceData, TeacherAccess
+from doublebind.stages.distillation.student_inputs import TrainingData
 from doublebind.training import loop, losses
 from doublebind.training.batch import Example
 from doublebind.training.encode import encode_trajectories
@@ -41,15 +41,6 @@ from doublebind.training.losses import DivergenceFunction
 from doublebind.training.preference import train_dpo
 from doublebind.training.prefix_tuning import attach_prefix
 from doublebind.training.uld import train_uld
-
-
-class TrainingData(NamedTuple):
-    """What a student learns from; which parts there are depends on the channel."""
-
-    rollouts: Path
-    targets: Path | None = None
-    teacher_access: TeacherAccess | None = None
-    preference_data: PreferenceData | None = None
 
 
 class TrainingResult(NamedTuple):

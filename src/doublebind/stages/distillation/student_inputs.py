@@ -41,6 +41,15 @@ class PreferenceData(NamedTuple):
     m0_logprobs: tuple[Path, Path] | None = None
 
 
+class TrainingData(NamedTuple):
+    """What a student learns from; the channel decides which parts there are."""
+
+    rollouts: Path
+    targets: Path | None = None
+    teacher_access: TeacherAccess | None = None
+    preference_data: PreferenceData | None = None
+
+
 class SteeringVector(NamedTuple):
     """Steering of a student while it learns."""
 

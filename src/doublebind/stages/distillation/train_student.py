@@ -17,12 +17,10 @@ from doublebind.models.sample import suppress_tokens
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Channel, Dtype, Scratchpad, Training
 from doublebind.stages.distillation import channels, steering
-from doublebind.stages.distillation.channels import TrainingData
 from doublebind.stages.distillation.student_inputs import (
     CHECKPOINT_FOLDER,
-    PreferenceData,
     SteeringVector,
-    TeacherAccess,
+    TrainingData,
 )
 from doublebind.training import loop
 
@@ -37,19 +35,16 @@ def train_student(
     out: Path,
     *,
     base: ModelSource,
-    rollouts: Path,
-    targets: Path | None,
+    data: TrainingData,
     channel: Channel,
     training: Training,
     seed: int,
     dtype: Dtype,
     cache: Path,
-    live: TeacherAccess | None = None,
-    contrast: PreferenceData | None = None,
     without_scratchpad: Scratchpad | None = None,
     steering_vector: SteeringVector | None = None,
 ) -> None:
-    """Train a student of `base` on what is given and save it under `out/model`.
+    """Train a student of `base` on `data` and save it under `out/model`.
 
     As it was at each of `training.checkpoints`, it is saved under `out/marks/<step>`.
 
@@ -73,7 +68,6 @@ def train_student(
     def keep(model: Any, step: int) -> None:
         save(model, out / CHECKPOINT_FOLDER / str(step))
 
-    data = TrainingData(rollouts, targets, live, contrast)
     steered = (
         steering.steer_model(lm.model, *steering_vector)
         if steering_vector

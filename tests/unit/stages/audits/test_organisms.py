@@ -16,11 +16,11 @@ from doublebind.execution.executor import make_artefact
 from doublebind.execution.store import Store
 from doublebind.packs.load import load_pack
 from doublebind.pipeline import run as pipeline
-from doublebind.pipeline.audit_model import check_gates
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.study import DEFAULT_AUDITS, Study
 from doublebind.schema.yaml_loader import load_yaml
 from doublebind.stages.audits.builtin import resolve_audits
+from doublebind.stages.audits.gates import check_gates
 from doublebind.stages.evidence.intervals import summarise_endpoints
 from doublebind.study.jobs import create_audit_job, create_teacher_job, locate_trained_model
 from doublebind.study.planner import Planner
