@@ -220,9 +220,9 @@ def test_a_full_disk_loses_nothing(
         made.append(1)
         whole(*args, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "save", fills_up)
+    monkeypatch.setattr(loop, "save_model", fills_up)
     refused(capsys, run(folder), "disk full", "free space and rerun")
-    monkeypatch.setattr(loop, "save", whole)
+    monkeypatch.setattr(loop, "save_model", whole)
     assert run(folder) == 0
     ledger = (folder / "run" / "ledger.jsonl").read_text().splitlines()
     done = [json.loads(line)["cell"] for line in ledger if '"done"' in line]

@@ -75,8 +75,8 @@ def test_the_run_directory_is_complete(folder: Path) -> None:
     assert set(run.scores["model_kind"]) == {"m0", "teacher", "student"}
     students = run.scores[run.scores["model_kind"] == "student"]
     assert students["teacher"].nunique() == 4
-    assert len(run.cells) == 4
-    assert run.transcripts(run.cells[0]["student"])
+    assert len(run.students) == 4
+    assert run.transcripts(run.students[0]["student"])
     assert run.verdict.incrimination.decision == "inconclusive"
     assert (folder / "run" / "report.html").stat().st_size > 1000
 
@@ -182,8 +182,8 @@ def test_a_panel_stands_in_for_its_references(folder: Path, capsys: Capture) -> 
     assert set(drawn.evidence.baselines) == {"ngrams", "in_context"}
     assert doublebind.verify(drawn.path).problems == ()
     # The references' rows are the panel's: none of their models was made in this run.
-    keys = {t.key for t in drawn.manifest.teachers if t.role == "reference"}
-    assert keys.isdisjoint(drawn.manifest.cells.get("teacher", {}))
+    keys = {t.content_key for t in drawn.manifest.teachers if t.role == "reference"}
+    assert keys.isdisjoint(drawn.manifest.artefacts.get("teacher", {}))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_stopped_recipe_is_bounded_where_it_stopped(made: Path) -> None:
     study = doublebind.Study.model_validate(content)
     run = doublebind.run(study, made / "stopped", folder=made, store=made / "store")
     assert run.replacement is not None
-    (competitor,) = run.replacement.competed
+    (competitor,) = run.replacement.recipe_results
     assert run.replacement.step == competitor.step
     assert competitor.step in (1, 2, 4)
     assert doublebind.verify(run.path).problems == ()
@@ -106,9 +106,9 @@ def test_the_second_horn_moves_nothing_of_the_first(made: Path, tmp_path: Path) 
 
 def test_a_rerun_makes_nothing_twice(made: Path) -> None:
     before = (made / "run/verdict.json").read_bytes()
-    done = [e.cell for e in doublebind.Run(made / "run").ledger if e.status == "done"]
+    done = [e.artefact_key for e in doublebind.Run(made / "run").ledger if e.status == "done"]
     doublebind.run(made / "study.yaml", made / "run", store=made / "store")
-    assert [e.cell for e in doublebind.Run(made / "run").ledger if e.status == "done"] == done
+    assert [e.artefact_key for e in doublebind.Run(made / "run").ledger if e.status == "done"] == done
     assert (made / "run/verdict.json").read_bytes() == before
 
 

@@ -98,7 +98,7 @@ def test_failures_and_progress_of_an_unfinished_run_are_shown(
 ) -> None:
     for name in ("manifest.json", "ledger.jsonl"):
         (tmp_path / name).write_bytes((folder / "run" / name).read_bytes())
-    key = next(iter(doublebind.Run(tmp_path).manifest.cells["student"]))
+    key = next(iter(doublebind.Run(tmp_path).manifest.artefacts["student"]))
     line = {"cell": key, "kind": "student", "status": "failed", "started": 0.0, "pid": 1}
     with (tmp_path / "ledger.jsonl").open("a") as ledger:
         ledger.write(json.dumps(line | {"error": "out of luck"}) + "\n")
@@ -127,9 +127,9 @@ def test_status_names_models_by_which_transcripts_are_found(folder: Path, capsys
 
 def test_cells_say_whose_they_are(folder: Path) -> None:
     run = doublebind.Run(folder / "run")
-    assert [cell["label"] for cell in run.cells] == [t.label for t in run.manifest.teachers]
-    assert run.cells[0]["role"] == "suspect"
-    assert run.cells[0]["checks"]["sampled"] > 0
+    assert [cell["label"] for cell in run.students] == [t.label for t in run.manifest.teachers]
+    assert run.students[0]["role"] == "suspect"
+    assert run.students[0]["checks"]["sampled"] > 0
     assert set(run.columns) == set(run.scores.columns)
     assert "inconclusive" in repr(run)
 

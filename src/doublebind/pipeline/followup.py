@@ -103,7 +103,7 @@ def run_followup(
     study = Study.model_validate(done.manifest.study)
     planner = Planner(study, Path(folder), kept)
     found, left_out = _select_teachers(done, planner, references)
-    plan = dataclasses.replace(planner.plan(found), direct={}, shapes={}, baselines=[])
+    plan = dataclasses.replace(planner.plan(found), direct_audits={}, shape_jobs={}, baselines=[])
     teachers = [_locate_models(each, plan) for each in found]
     settings = {"by": investigator, "budget": budget, "dtype": study.dtype}
     check_executor(study.executor, study.device)

@@ -174,7 +174,7 @@ def plan_certification(
         if student.seed < first + study.replace.further_training.students
     ]
     return dataclasses.replace(
-        plan, further=plan_further_training(planner, study.replace.further_training, tried)
+        plan, further_training=plan_further_training(planner, study.replace.further_training, tried)
     )
 
 
