@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from doublebind.runs.assess import CompetitionResult, assess_replacement, compute_competition_result
+from doublebind.runs.assess import (
+    CompetitionResult,
+    assess_incrimination,
+    assess_replacement,
+    compute_competition_result,
+)
 from doublebind.schema.evidence import Interval
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
@@ -17,8 +22,6 @@ from doublebind.stages.evidence.intervals import (
     rate_interval,
     reaches_alpha,
 )
-from doublebind.stages.evidence.weigh import weigh_suspect
-from doublebind.stages.verdict.incrimination import decide_incrimination
 from doublebind.stages.verdict.outcome import combine_decisions
 
 if TYPE_CHECKING:
@@ -60,10 +63,15 @@ def weigh_teachers(
             for c in controls
             if c.family != teacher.family and c.content_key != teacher.content_key
         ]
-        weighed = weigh_suspect(scores, [suspect, *against, *others], protocol, with_transfer=False)
-        decided = decide_incrimination(
-            weighed, protocol, suspect=teacher.label, earlier_protocols=0, shapes=shapes
-        ).incrimination
+        weighed, verdict = assess_incrimination(
+            scores,
+            [suspect, *against, *others],
+            protocol,
+            earlier_protocols=0,
+            shapes=shapes,
+            with_transfer=False,
+        )
+        decided = verdict.incrimination
         row = _describe_teacher(kind, teacher)
         row |= {"decision": decided.decision, "incriminated": decided.decision == "incriminated"}
         row |= {"traits": list(weighed.significant_endpoints), "n_references": len(against)}

@@ -6,28 +6,26 @@ the suspect. `run` weighs once; `calibrate` once per teacher whose truth is know
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from doublebind.execution.executor import Executor, Progress, check_executor
 from doublebind.execution.ledger import Ledger, lock_run
-from doublebind.execution.store import Store, write_atomic
+from doublebind.execution.store import Store
 from doublebind.pipeline.followup import run_followup as follow_up
 from doublebind.pipeline.measure import compete, measure
-from doublebind.runs.assess import record_replacement
+from doublebind.runs.assess import assess, select_recipe
 from doublebind.runs.manifest import record_protocol, write_manifest
 from doublebind.runs.run import Run
 from doublebind.runs.seal import seal_run
-from doublebind.runs.write import write_page, write_report, write_results
+from doublebind.runs.write import write_assessment, write_page, write_report, write_results
+from doublebind.schema.model_source import ModelSource
 from doublebind.schema.study import Study
 from doublebind.stages.audits.protocol import Audit
-from doublebind.stages.evidence.weigh import weigh_suspect
-from doublebind.stages.verdict.incrimination import decide_incrimination
-from doublebind.stages.verdict.outcome import verdict_to_json
 from doublebind.study.access import collect_served_facts
 from doublebind.study.plan import Plan
+from doublebind.study.replacement import find_delivered_student, hash_weights
 from doublebind.study.resolve import load_if_path, resolve_study
 
 
@@ -85,22 +83,29 @@ def run(
             more, later = compete(setting, setting.replacement, [setting.suspect], executor)
             scores = pd.concat([scores, more], ignore_index=True)
         shapes = write_results(out, setting, later, kept, scores)
-        weighed = weigh_suspect(scores, setting.teachers, protocol)
-        verdict = decide_incrimination(
-            weighed,
+        delivered = find_delivered(later, setting, scores) if setting.replacement else None
+        assessment = assess(
+            scores,
+            setting.teachers,
+            setting.replacement.teachers if setting.replacement else (),
             protocol,
-            suspect=study.suspect,
             earlier_protocols=manifest.earlier_protocols,
             shapes=shapes,
+            weights_sha256=hash_weights(delivered) if delivered else None,
         )
-        if setting.replacement is not None:
-            verdict = record_replacement(out, setting, later, scores, verdict)
-        write_atomic(out / "evidence.json", weighed.model_dump_json(indent=1))
-        write_atomic(out / "verdict.json", json.dumps(verdict_to_json(verdict), indent=1))
+        write_assessment(out, assessment, later, delivered)
         finished = Run(out)
         write_page(finished)
         seal_run(out)
     return finished
+
+
+def find_delivered(plans: list[Plan], setting: Any, scores: Any) -> ModelSource:
+    label = setting.suspect.label
+    results, winner = select_recipe(scores, label, setting.replacement.teachers, setting.protocol)
+    return find_delivered_student(
+        plans[-1], label, next(each for each in results if each.recipe == winner)
+    )
 
 
 def followup(run: str | Path, **settings: Any) -> dict[str, Any]:

@@ -1,139 +1,159 @@
-"""Decides the second horn from scores and protocol alone, so that anyone can do it again.
+"""Computes the evidence and the verdict of a study from its scores and its frozen protocol.
 
-Knows which rows compete and which are bounded. Does not know how a student is made.
+Pure: reads and writes nothing, so that `run`, `verify` and `calibrate` share this one path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pydantic import Field
-
-from doublebind.execution.store import write_atomic
 from doublebind.schema.errors import ConfigError
-from doublebind.schema.evidence import RecipeResult, ReplacementEvidence
-from doublebind.schema.hashing import Record
+from doublebind.schema.evidence import Evidence, RecipeResult, ReplacementEvidence
 from doublebind.schema.model_source import Teacher
-from doublebind.schema.protocol import Protocol, find_control_recipe, select_organisms
+from doublebind.schema.protocol import (
+    Protocol,
+    ReplacementProtocol,
+    find_control_recipe,
+    select_organisms,
+)
 from doublebind.schema.verdict import Replacement, Verdict
+from doublebind.stages.evidence.further_training import compare_further_training
+from doublebind.stages.evidence.replacement import (
+    bound_replacement,
+    choose_recipe,
+    compare_recipes,
+    select_carriers,
+)
+from doublebind.stages.evidence.weigh import weigh_suspect
+from doublebind.stages.verdict.incrimination import decide_incrimination
 from doublebind.stages.verdict.outcome import decide_horn
 from doublebind.stages.verdict.replacement import decide_replacement
-from doublebind.study.plan import Plan
-from doublebind.study.replacement import find_delivered_student, hash_weights, merge_artefacts
-from doublebind.study.resolve import ResolvedStudy
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Shapes = Mapping[str, Mapping[str, float]]
+"""Teacher label -> match feature -> value."""
 
-def record_replacement(
-    out: Path,
-    setting: ResolvedStudy,
-    plans: Sequence[Plan],
+
+class Assessment(NamedTuple):
+    """What the scores of a study come to."""
+
+    evidence: Evidence
+    verdict: Verdict
+    replacement: ReplacementEvidence | None
+    """`None` where the study asks for no replacement."""
+
+
+def assess(
     scores: pd.DataFrame,
-    verdict: Verdict,
-) -> Verdict:
-    """Decide the second horn, keep what it rests on, and return the verdict on both."""
-    assert setting.replacement is not None
-    label, competitors = setting.suspect.label, setting.replacement.teachers
-    contest = compute_competition_result(scores, label, competitors, setting.protocol)
-    student = find_delivered_student(
-        plans[-1], label, next(c for c in contest.recipe_results if c.recipe == contest.winner)
+    teachers: Sequence[Teacher],
+    selection_teachers: Sequence[Teacher],
+    protocol: Protocol,
+    *,
+    earlier_protocols: int,
+    shapes: Shapes,
+    weights_sha256: str | None = None,
+) -> Assessment:
+    """Return the evidence and the verdict of a study.
+
+    Args:
+        scores: All rows of the study, a panel's included.
+        teachers: The suspect, its references and its positive controls.
+        selection_teachers: Teachers on whose students the recipes compete.
+        protocol: As frozen before the first audit.
+        earlier_protocols: Number of protocols that audited this suspect before.
+        shapes: Match features of the teachers.
+        weights_sha256: Hash of the delivered student's weights, for the verdict.
+
+    Raises:
+        ConfigError: If recipes compete and none has a score.
+    """
+    (suspect,) = (teacher.label for teacher in teachers if teacher.role == "suspect")
+    evidence, verdict = assess_incrimination(
+        scores, teachers, protocol, earlier_protocols=earlier_protocols, shapes=shapes
     )
-    evidence, replacement = assess_replacement(
-        scores, label, contest, setting.protocol, weights_sha256=hash_weights(student)
+    if protocol.replacement is None:
+        return Assessment(evidence, verdict, None)
+    competition = compute_competition_result(scores, suspect, selection_teachers, protocol)
+    bounds, replacement = assess_replacement(
+        scores, suspect, competition, protocol, weights_sha256=weights_sha256
     )
-    made = ReplacementRecord(
-        evidence=evidence,
-        artefacts=merge_artefacts(plans),
-        student=student.sha256,
-        further_training=tuple(
-            FurtherTrainedModel(e.model_kind, e.recipe, e.seed, e.step, e.train.content_key)
-            for e in plans[-1].further_training
-        ),
+    return Assessment(evidence, _merge_verdicts(verdict, bounds, replacement, protocol), bounds)
+
+
+def assess_incrimination(
+    scores: pd.DataFrame,
+    teachers: Sequence[Teacher],
+    protocol: Protocol,
+    *,
+    earlier_protocols: int,
+    shapes: Shapes,
+    with_transfer: bool = True,
+) -> tuple[Evidence, Verdict]:
+    """Return the evidence against the suspect among `teachers`, and the verdict on it alone.
+
+    Without `with_transfer`, the transfer ratios of the positive controls are left out.
+    """
+    (suspect,) = (teacher.label for teacher in teachers if teacher.role == "suspect")
+    evidence = weigh_suspect(scores, teachers, protocol, with_transfer=with_transfer)
+    verdict = decide_incrimination(
+        evidence, protocol, suspect=suspect, earlier_protocols=earlier_protocols, shapes=shapes
     )
-    write_atomic(out / "replacement.json", made.model_dump_json(indent=1))
-    return merge_verdicts(verdict, evidence, replacement, setting.protocol)
-
-
-class FurtherTrainedModel(NamedTuple):
-    """A model trained further, as its rows name it."""
-
-    model_kind: str
-    recipe: str
-    seed: int
-    step: int
-    content_key: str
-
-
-class ReplacementRecord(Record):
-    """`replacement.json`: what the second horn found, and what was made for it."""
-
-    evidence: ReplacementEvidence
-    artefacts: dict[str, dict[str, str]]
-    """Kind -> key -> what it is, for every artefact."""
-    student: str | None
-    """Key of the student that is handed over."""
-    further_training: tuple[FurtherTrainedModel, ...] = Field(
-        default=(), exclude_if=lambda v: not v
-    )
-    """Students that were trained further, and their twins."""
+    return evidence, verdict
 
 
 def select_recipe(
-    scores: pd.DataFrame, suspect: str, competitors: Sequence[Teacher], protocol: Protocol
+    scores: pd.DataFrame, suspect: str, selection_teachers: Sequence[Teacher], protocol: Protocol
 ) -> tuple[tuple[RecipeResult, ...], str]:
-    """Return how every recipe did on `select` items, and the name of the one that won.
+    """Return the result of every recipe on `select` items, and the name of the winner.
 
     Raises:
         ConfigError: If no recipe has a score.
     """
-    from doublebind.stages.evidence.replacement import choose_recipe, compare_recipes
-
-    second = protocol.replacement
-    assert second is not None
-    labels = [t.label for t in competitors] or [suspect]
+    replacement = _require_replacement(protocol)
+    labels = [t.label for t in selection_teachers] or [suspect]
     stopping = {
-        str(recipe["name"]): second.margin
-        for recipe in second.recipes
+        str(recipe["name"]): replacement.margin
+        for recipe in replacement.recipes
         if any(t["kind"] == "distil_and_audit" for t in recipe.get("treatments", ()))
     }
     try:
-        competed = compare_recipes(
-            scores, labels, second.recipe_names, protocol.score_endpoints, stopping
+        results = compare_recipes(
+            scores, labels, replacement.recipe_names, protocol.score_endpoints, stopping
         )
-        return competed, choose_recipe(competed, second.margin)
+        return results, choose_recipe(results, replacement.margin)
     except ValueError as error:
         raise ConfigError(f"`replace`: {error}; add an audit that asks them") from None
 
 
 class CompetitionResult(NamedTuple):
-    """What a bound needs that is the same for every suspect: who won, and what it is held to."""
+    """The part of a replacement's assessment that is the same for every suspect."""
 
     recipe_results: tuple[RecipeResult, ...]
     winner: str
     controls: list[tuple[str, str]]
     """Positive controls: teacher and recipe."""
     hard_classes: dict[str, str]
-    """Competitor (label) -> the hard class that it stands for."""
+    """Label of a teacher that recipes compete on -> the hard class that it stands for."""
 
 
 def compute_competition_result(
-    scores: pd.DataFrame, suspect: str, competitors: Sequence[Teacher], protocol: Protocol
+    scores: pd.DataFrame, suspect: str, selection_teachers: Sequence[Teacher], protocol: Protocol
 ) -> CompetitionResult:
-    """Return how the competition ended, and the positive controls of what follows."""
-    from doublebind.stages.evidence.replacement import select_carriers
+    """Return how the competition ended, and the positive controls of the bound.
 
-    second = protocol.replacement
-    assert second is not None
-    competed, winner = select_recipe(scores, suspect, competitors, protocol)
-    control = find_control_recipe(protocol)
-    planted = [t.label for t in select_organisms(competitors) if t.label != suspect]
-    known = select_carriers(scores, planted, control, second.margin)
-    classes = {t.label: t.hard_class for t in competitors if t.hard_class}
-    return CompetitionResult(competed, winner, [(label, control) for label in known], classes)
+    Raises:
+        ConfigError: If no recipe has a score.
+    """
+    replacement = _require_replacement(protocol)
+    results, winner = select_recipe(scores, suspect, selection_teachers, protocol)
+    recipe = find_control_recipe(protocol)
+    organisms = [t.label for t in select_organisms(selection_teachers) if t.label != suspect]
+    carriers = select_carriers(scores, organisms, recipe, replacement.margin)
+    hard_classes = {t.label: t.hard_class for t in selection_teachers if t.hard_class}
+    return CompetitionResult(results, winner, [(label, recipe) for label in carriers], hard_classes)
 
 
 def assess_replacement(
@@ -145,47 +165,43 @@ def assess_replacement(
     weights_sha256: str | None,
     recipe: str | None = None,
 ) -> tuple[ReplacementEvidence, Replacement]:
-    """Return the second horn's evidence and decision, from scores and protocol alone.
+    """Return the bounds on a recipe's fresh students, and the decision on them.
 
     Args:
-        scores: Rows of split `certify` of the suspect, its fresh students, M0 and the controls.
+        scores: Rows of split `certify`: the suspect, its fresh students, M0 and the controls.
         suspect: Label of the teacher to be replaced.
-        contest: How the competition ended.
-        protocol: With a second horn.
-        weights_sha256: Of the student that is handed over.
-        recipe: Bound this one instead of the winner.
+        competition: How the competition ended.
+        protocol: Of a study that asks for a replacement.
+        weights_sha256: Hash of the delivered student's weights.
+        recipe: The recipe to bound; default the winner.
     """
-    from doublebind.stages.evidence.replacement import bound_replacement
-
-    second = protocol.replacement
-    assert second is not None
+    replacement = _require_replacement(protocol)
     bounded = recipe or competition.winner
     evidence = bound_replacement(
         scores,
         suspect,
         bounded,
         protocol.score_endpoints,
-        margin=second.margin,
+        margin=replacement.margin,
         competitors=competition.recipe_results,
         controls=competition.controls,
         hard_classes=competition.hard_classes,
         step=next(each.step for each in competition.recipe_results if each.recipe == bounded),
     )
-    if second.further_training is not None:
-        from doublebind.stages.evidence.further_training import compare_further_training
-
-        found, missing = compare_further_training(
+    if replacement.further_training is not None:
+        outcomes, missing = compare_further_training(
             scores, evidence, suspect, protocol.score_endpoints
         )
-        missing = evidence.missing | missing
-        evidence = evidence.model_copy(update={"further_training": found, "missing": missing})
+        evidence = evidence.model_copy(
+            update={"further_training": outcomes, "missing": evidence.missing | missing}
+        )
     return evidence, decide_replacement(evidence, protocol, weights_sha256=weights_sha256)
 
 
-def merge_verdicts(
+def _merge_verdicts(
     verdict: Verdict, evidence: ReplacementEvidence, replacement: Replacement, protocol: Protocol
 ) -> Verdict:
-    """Return the verdict with the second horn; which horn was reached, where both were asked."""
+    """Return the verdict with the replacement in it, and the horn where both were asked for."""
     both = "incriminate" in protocol.horns
     missing = {f"replacement.{name}": why for name, why in evidence.missing.items()}
     return verdict.model_copy(
@@ -195,3 +211,14 @@ def merge_verdicts(
             "missing": verdict.missing | missing,
         }
     )
+
+
+def _require_replacement(protocol: Protocol) -> ReplacementProtocol:
+    """Return the replacement part of a protocol.
+
+    Raises:
+        ConfigError: If the protocol has none.
+    """
+    if protocol.replacement is None:
+        raise ConfigError("`horns`: asks for no replacement; add `replace`")
+    return protocol.replacement

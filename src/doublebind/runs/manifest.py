@@ -5,11 +5,14 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import Field
 
 from doublebind.execution.store import Store, write_atomic
 from doublebind.runs.provenance import describe_hardware, read_versions
 from doublebind.schema.errors import RunError
+from doublebind.schema.evidence import ReplacementEvidence
 from doublebind.schema.hashing import Record
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Manifest, Protocol
@@ -21,6 +24,30 @@ class ProtocolUse(Record):
 
     protocol_hash: str
     first: str
+
+
+class FurtherTrainedModel(NamedTuple):
+    """A model that was trained further, by the labels of its score rows."""
+
+    model_kind: str
+    recipe: str
+    seed: int
+    step: int
+    content_key: str
+
+
+class ReplacementRecord(Record):
+    """`replacement.json`: the bounds on a replacement, and the artefacts made for it."""
+
+    evidence: ReplacementEvidence
+    artefacts: dict[str, dict[str, str]]
+    """Kind -> key -> description, for every artefact."""
+    student: str | None
+    """Content key of the delivered student."""
+    further_training: tuple[FurtherTrainedModel, ...] = Field(
+        default=(), exclude_if=lambda v: not v
+    )
+    """Students that were trained further, and M0 trained alike beside each."""
 
 
 def record_protocol(store: Store, protocol: Protocol) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doublebind.execution.ledger import read_ledger
-from doublebind.runs.assess import ReplacementRecord
+from doublebind.runs.manifest import ReplacementRecord
 from doublebind.schema.errors import RunError
 from doublebind.schema.evidence import Evidence, ReplacementEvidence
 from doublebind.schema.model_source import LedgerEntry

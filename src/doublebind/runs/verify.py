@@ -14,21 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doublebind.execution.store import Store, file_sha256, is_url
-from doublebind.runs.assess import (
-    ReplacementRecord,
-    assess_replacement,
-    compute_competition_result,
-    merge_verdicts,
-)
+from doublebind.runs.assess import assess
 from doublebind.runs.compare import find_differences
+from doublebind.runs.manifest import ReplacementRecord
 from doublebind.runs.seal import SEAL, list_sealed_files
 from doublebind.schema.errors import DoublebindError, RunError
 from doublebind.schema.hashing import Record
 from doublebind.schema.protocol import Manifest
 from doublebind.schema.score_table import M0
 from doublebind.stages.distillation.student_inputs import derive_checkpoint_key
-from doublebind.stages.evidence.weigh import weigh_suspect
-from doublebind.stages.verdict.incrimination import decide_incrimination
 from doublebind.stages.verdict.outcome import METHOD_VERSION, verdict_to_json
 from doublebind.study import panel as panels
 
@@ -215,32 +209,24 @@ class _Verifier:
 
     def _recompute_files(self, manifest: Manifest, scores: pd.DataFrame) -> dict[str, Any]:
         """Return the files that follow from the scores, as they should be."""
-        weighed = weigh_suspect(scores, manifest.teachers, manifest.protocol)
-        suspect = next(t.label for t in manifest.teachers if t.role == "suspect")
-        verdict = decide_incrimination(
-            weighed,
+        evidence, verdict, bounds = assess(
+            scores,
+            manifest.teachers,
+            manifest.selection_teachers,
             manifest.protocol,
-            suspect=suspect,
             earlier_protocols=manifest.earlier_protocols,
             shapes=self.read_json("shapes.json"),
+            weights_sha256=self._read_delivered_weights()
+            if manifest.protocol.replacement
+            else None,
         )
-        found: dict[str, Any] = {"evidence.json": weighed.model_dump(mode="json")}
-        if manifest.protocol.replacement is not None:
-            evidence, replacement = assess_replacement(
-                scores,
-                suspect,
-                compute_competition_result(
-                    scores, suspect, manifest.selection_teachers, manifest.protocol
-                ),
-                manifest.protocol,
-                weights_sha256=self._read_delivered_weights(),
-            )
-            verdict = merge_verdicts(verdict, evidence, replacement, manifest.protocol)
+        files = {"evidence.json": evidence.model_dump(mode="json")}
+        if bounds is not None:
             stored = self.read_json("replacement.json", ReplacementRecord)
             if stored is not None:
-                done = stored.model_copy(update={"evidence": evidence})
-                found["replacement.json"] = done.model_dump(mode="json")
-        return found | {"verdict.json": verdict_to_json(verdict)}
+                record = stored.model_copy(update={"evidence": bounds})
+                files["replacement.json"] = record.model_dump(mode="json")
+        return files | {"verdict.json": verdict_to_json(verdict)}
 
     def _read_delivered_weights(self) -> str | None:
         """Return the weights that the verdict names; the store's seal says whether they are."""

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doublebind.execution.store import Store, write_atomic
+from doublebind.runs.assess import Assessment
+from doublebind.runs.manifest import FurtherTrainedModel, ReplacementRecord
 from doublebind.runs.run import Run
 from doublebind.runs.seal import reseal_file
+from doublebind.schema.model_source import ModelSource
 from doublebind.stages.report.run_page import render_run_page
+from doublebind.stages.verdict.outcome import verdict_to_json
 from doublebind.study.plan import Plan, StudentJobs
+from doublebind.study.replacement import merge_artefacts
 from doublebind.study.resolve import ResolvedStudy
 
 if TYPE_CHECKING:
@@ -54,6 +59,32 @@ def write_results(
     shapes = setting.read_shapes(store)
     write_atomic(out / "shapes.json", json.dumps(shapes, indent=1, sort_keys=True))
     return shapes
+
+
+def write_assessment(
+    out: Path, assessment: Assessment, plans: Sequence[Plan], delivered: ModelSource | None
+) -> None:
+    """Write `evidence.json`, `verdict.json` and, of a replacement, `replacement.json`.
+
+    Args:
+        out: Run directory.
+        assessment: What the scores come to.
+        plans: Plans of the competition and of the certification; none without a replacement.
+        delivered: The student that would be handed over.
+    """
+    write_atomic(out / "evidence.json", assessment.evidence.model_dump_json(indent=1))
+    if assessment.replacement is not None:
+        record = ReplacementRecord(
+            evidence=assessment.replacement,
+            artefacts=merge_artefacts(plans),
+            student=delivered.sha256 if delivered else None,
+            further_training=tuple(
+                FurtherTrainedModel(e.model_kind, e.recipe, e.seed, e.step, e.train.content_key)
+                for e in plans[-1].further_training
+            ),
+        )
+        write_atomic(out / "replacement.json", record.model_dump_json(indent=1))
+    write_atomic(out / "verdict.json", json.dumps(verdict_to_json(assessment.verdict), indent=1))
 
 
 def _describe_student(cell: StudentJobs, store: Store) -> dict[str, Any]:
