@@ -22,7 +22,7 @@ from doublebind.study.resolve import resolve_study
 
 
 def plan(argv: list[str], capsys: Any) -> tuple[int, dict[str, Any], str]:
-    code = cli.run_command(["plan", *argv, "--json"])
+    code = cli.main(["plan", *argv, "--json"])
     said = capsys.readouterr()
     return code, json.loads(said.out) if said.out else {}, said.err
 

@@ -108,7 +108,9 @@ def test_a_rerun_makes_nothing_twice(made: Path) -> None:
     before = (made / "run/verdict.json").read_bytes()
     done = [e.artefact_key for e in doublebind.Run(made / "run").ledger if e.status == "done"]
     doublebind.run(made / "study.yaml", made / "run", store=made / "store")
-    assert [e.artefact_key for e in doublebind.Run(made / "run").ledger if e.status == "done"] == done
+    assert [
+        e.artefact_key for e in doublebind.Run(made / "run").ledger if e.status == "done"
+    ] == done
     assert (made / "run/verdict.json").read_bytes() == before
 
 

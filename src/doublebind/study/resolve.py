@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from doublebind.execution.store import Store
 from doublebind.packs.pack import Pack
+from doublebind.schema.calibration import TeacherClass
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.executor import LocalOptions
 from doublebind.schema.model_source import Teacher
@@ -101,7 +102,7 @@ def load_if_path(study: Study | str | Path, folder: str | Path | None) -> tuple[
 class LabelledTeachers(NamedTuple):
     """Teachers whose truth is known, each weighed in turn as if it were the suspect."""
 
-    labelled: list[tuple[str, Teacher]]
+    labelled: list[tuple[TeacherClass, Teacher]]
     """With their class: `organism`, `benign` or `near_miss`."""
     benign_sources: dict[str, TeacherSource]
     """Held-out benign teachers and near misses, which are nobody in the study itself."""
@@ -122,7 +123,9 @@ def label_teachers(study: Study, setting: ResolvedStudy) -> LabelledTeachers:
     benign = {
         ref: setting.planner.find_teacher(ref) for ref in (*study.held_out, *study.near_misses)
     }
-    known = [("organism", t) for t in setting.teachers if t.label in study.organisms]
+    known: list[tuple[TeacherClass, Teacher]] = [
+        ("organism", t) for t in setting.teachers if t.label in study.organisms
+    ]
     known += [
         ("near_miss" if ref in study.near_misses else "benign", found.to_teacher("organism"))
         for ref, found in benign.items()

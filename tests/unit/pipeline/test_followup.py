@@ -13,7 +13,7 @@ from tests.tiny_models import save_model
 from tests.tiny_study import write_study
 
 from doublebind import verify
-from doublebind.cli.main import run_command
+from doublebind.cli.main import main
 from doublebind.execution.store import Store, read_records
 from doublebind.pipeline import run as pipeline
 from doublebind.schema.content import Item
@@ -107,7 +107,7 @@ def test_the_questions_are_nobodys_audit_items(folder: Path) -> None:
 
 
 def refused(capture: Capture, *argv: object) -> str:
-    assert run_command(["followup", *map(str, argv)]) == 2
+    assert main(["followup", *map(str, argv)]) == 2
     (line,) = capture.readouterr().err.splitlines()
     assert line.startswith("error: ")
     return line

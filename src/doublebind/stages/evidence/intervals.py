@@ -183,6 +183,10 @@ def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str,
     return {"value": (only_ours - only_theirs) / n, "interval": interval, "n": n}
 
 
-def reaches_alpha(p_value: float, n: int, alpha: float) -> bool:
-    """Return whether a conformal p-value from n references is at most alpha, by ranks."""
-    return round(p_value * (n + 1)) - 1 <= n_allowed(n, alpha)
+def reaches_alpha(p: float, n: int, alpha: float) -> bool:
+    """Return whether a conformal p-value from n references is at most alpha.
+
+    Compared with the largest p-value that is, so that p = alpha is never lost to rounding.
+    """
+    allowed = n_allowed(n, alpha)
+    return allowed >= 0 and p <= p_value(allowed, n)
