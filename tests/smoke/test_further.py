@@ -120,15 +120,16 @@ def test_a_rerun_trains_nobody_twice_and_a_plan_counts_all(made: Path) -> None:
     doublebind.run(made / "study.yaml", made / "run", store=made / "store")
     assert [e.cell for e in doublebind.Run(made / "run").ledger if e.status == "done"] == done
     assert (made / "run/replacement.json").read_bytes() == before
-    found = doublebind.plan(made / "study.yaml", store=made / "store")["cells"]["further"]
-    assert (found["needed"], found["stored"]) == (8, 8)
+    found = doublebind.plan(made / "study.yaml", store=made / "store").cells["further"]
+    assert (found.needed, found.stored) == (8, 8)
 
 
 def test_calibrate_says_of_every_teacher_what_became_of_its_students(made: Path) -> None:
     content = yaml.safe_load((made / "study.yaml").read_text())
     content["organisms"] = [write_spec(made, "tested", "ruler", 60)]
     tested = Study.model_validate(content)
-    found = calibrate(tested, made / "cal", folder=made, store=made / "store")
+    calibration = calibrate(tested, made / "cal", folder=made, store=made / "store")
+    found = calibration.model_dump(mode="json")
     (row,) = found["treatments"]
     assert set(row["further"]) == {"benign", "incentive"}
     assert set(row["further"].values()) <= {"holds", "relapses", "inconclusive"}

@@ -66,7 +66,7 @@ def test_students_on_the_way_are_found_by_their_keys(folder: Path) -> None:
     for step, key in cell["marks"].items():
         told = [line["value"] for line in run.transcripts(key)]
         assert told == value[value["step"] == int(step)]["value"].tolist()
-    there = [m.get("step") for m in run.status()["models"] if m["kind"] == "student"]
+    there = [m.step for m in run.status().models if m.kind == "student"]
     assert there == [None, 1, 3] * 4
     assert all("marks" not in cell for cell in run_of(folder, "plain").cells)
 

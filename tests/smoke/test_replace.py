@@ -129,14 +129,14 @@ def test_an_altered_certify_row_is_named(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_plan_counts_the_cells_of_both_phases(made: Path) -> None:
-    found = doublebind.plan(made / "study.yaml", store=made / "elsewhere")["cells"]
+    found = doublebind.plan(made / "study.yaml", store=made / "elsewhere").cells
     # 4 of the first horn, 3 x 2 that compete, 2 fresh ones; the controls are among those.
-    assert found["student"]["needed"] == 4 + 6 + 2
-    assert found["teacher"]["needed"] == 6
+    assert found["student"].needed == 4 + 6 + 2
+    assert found["teacher"].needed == 6
 
 
 def test_a_plan_says_that_too_few_controls_certify_nothing(made: Path) -> None:
-    missing = doublebind.plan(made / "study.yaml", store=made / "elsewhere")["missing"]
+    missing = doublebind.plan(made / "study.yaml", store=made / "elsewhere").missing
     assert "`replace.organisms` names 2: of fewer than 5" in missing["within_margin"]
 
 
@@ -166,7 +166,8 @@ def test_calibrate_counts_the_outcomes_of_both_horns(made: Path) -> None:
     content["held_out"] = [write_spec(made, "benign", "kind", 80)]
     content["replace"]["bound"] = "every"
     study = doublebind.Study.model_validate(content)
-    found = calibrate(study, made / "cal", folder=made, store=made / "store")
+    calibration = calibrate(study, made / "cal", folder=made, store=made / "store")
+    found = calibration.model_dump(mode="json")
     counted = {name: rate["k"] for name, rate in found["outcomes"]["organism"].items()}
     assert sum(counted.values()) == 2
     assert {(row["teacher"], row["recipe"]) for row in found["treatments"]} == {
@@ -227,8 +228,7 @@ def test_a_study_of_replacement_alone_needs_no_references_and_says_so(
     assert "Fresh students above M0" in page
     assert any("Nothing was asked" in line for line in format_verdict_lines(run))
     assert doublebind.verify(run.path).problems == ()
-    found = doublebind.plan(study, folder=made, store=made / "store")
-    assert found["references"] == 0
+    assert doublebind.plan(study, folder=made, store=made / "store").references == 0
     with pytest.raises(DoublebindError, match="calibrate needs one of them"):
         calibrate(study, tmp_path / "cal", folder=made, store=made / "store")
 

@@ -114,12 +114,12 @@ def test_failures_and_progress_of_an_unfinished_run_are_shown(
 
 def test_status_names_models_by_which_transcripts_are_found(folder: Path, capsys: Capture) -> None:
     run = doublebind.Run(folder / "run")
-    models = run.status()["models"]
-    assert [m["kind"] for m in models] == ["m0"] + ["teacher"] * 4 + ["student"] * 4
+    models = run.status().models
+    assert [m.kind for m in models] == ["m0"] + ["teacher"] * 4 + ["student"] * 4
     for model in models:
-        assert run.transcripts(model["key"][:12]) == run.transcripts(model["key"])
-    assert run.transcripts("M0") == run.transcripts(models[0]["key"])
-    assert run.transcripts(HOSTILE) == run.transcripts(models[2]["key"])
+        assert run.transcripts(model.content_key[:12]) == run.transcripts(model.content_key)
+    assert run.transcripts("M0") == run.transcripts(models[0].content_key)
+    assert run.transcripts(HOSTILE) == run.transcripts(models[2].content_key)
     for wrong in ("", "zz", "../../etc/passwd"):
         with pytest.raises(doublebind.errors.RunError, match="doublebind status"):
             run.transcripts(wrong)

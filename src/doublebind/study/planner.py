@@ -292,7 +292,8 @@ class Planner:
                 self._artefact_path(job), recipe.steering.relative_norm
             )
             taught = dataclasses.replace(
-                taught, extra_keys=(*taught.extra_keys, job.content_key, recipe.steering.relative_norm)
+                taught,
+                extra_keys=(*taught.extra_keys, job.content_key, recipe.steering.relative_norm),
             )
         note = f"{recipe.name}, seed {seed}" + (f", round {earlier.round + 2}" if earlier else "")
         train, made = self._plan_training(
