@@ -216,16 +216,17 @@ class ReplacementRates(Record):
 
 
 class Calibration(Record):
-    """`calibration.json`; all keys stand side by side."""
+    """Teachers of known truth, and the error rates of the decisions on them."""
 
     protocol_hash: str
     alpha: float
     n_references: int
     """References that each teacher is weighed against."""
     leave_one_out: LeaveOneOutRates
+    """In the JSON, its keys stand beside the others; likewise for the next two."""
     detection: DetectionRates
-    teachers: tuple[TeacherResult, ...]
     replacement: ReplacementRates | None = None
+    teachers: tuple[TeacherResult, ...]
 
     def list_rates(self) -> dict[str, Rate]:
         """Return the rates by their key in the JSON."""
