@@ -58,8 +58,8 @@ def calibrate(
         ConfigError: If the study names no teacher of known truth.
     """
     study, folder = load_if_path(study, folder)
-    out, store = Path(out), Store(store)
-    setting = resolve_study(study, folder, store)
+    out, artefacts = Path(out), Store(store)
+    setting = resolve_study(study, folder, artefacts)
     if setting.replacement is not None:
         setting.replacement.check_disjoint_from(
             (study.organisms, study.held_out, study.near_misses)
@@ -70,9 +70,11 @@ def calibrate(
     check_executor(study.executor, study.device)
     with lock_run(out):
         ledger = Ledger(out / "ledger.jsonl")
-        executor = Executor(store, ledger, study.executor, device=study.device, progress=progress)
+        executor = Executor(
+            artefacts, ledger, study.executor, device=study.device, progress=progress
+        )
         scores = setting.add_panel_scores(measure(plan, executor), all_teachers=True)
-        shapes = setting.read_shapes(store, plan)
+        shapes = setting.read_shapes(artefacts, plan)
         planted: Planted = {t.label: t.spec.trait if t.spec else None for t in sources}
         calibration = _calibrate_incrimination(study, setting, known, planted, scores, shapes)
         if setting.replacement is not None:

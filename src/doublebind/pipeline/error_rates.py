@@ -329,7 +329,8 @@ def _count_outcomes(
     """
     outcomes: dict[TeacherClass, dict[Horn, Share]] = {}
     replaced: dict[TeacherClass, Share] = {}
-    for teacher_class in dict.fromkeys(result.teacher_class for result in results):
+    classes: list[TeacherClass] = [result.teacher_class for result in results]
+    for teacher_class in dict.fromkeys(classes):
         horns = [
             combine_decisions(
                 accused=result.incriminated,

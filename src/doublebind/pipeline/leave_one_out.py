@@ -49,7 +49,7 @@ def compute_leave_one_out_rates(
     """
     panel = list({t.content_key: t for t in panel}.values())
     families = [t.family for t in panel]
-    counts = {"n_panel": len(panel), "n_families": len(set(families))}
+    counts: dict[str, Any] = {"n_panel": len(panel), "n_families": len(set(families))}
     means = _measure_means(known, panel, scores, protocol)
     if means is None:
         return LeaveOneOutRates(**counts), {}

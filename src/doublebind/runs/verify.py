@@ -292,7 +292,7 @@ def _recompute_files(content: _RunContent, scores: pd.DataFrame) -> dict[str, An
         manifest.selection_teachers,
         manifest.protocol,
         earlier_protocols=manifest.earlier_protocols,
-        shapes=content.reader.read_json("shapes.json"),
+        shapes=content.reader.read_json("shapes.json") or {},
         # The store's seal, not the verdict's scores, shows whether the weights are these.
         weights_sha256=(stored.get("replacement") or {}).get("weights_sha256"),
     )

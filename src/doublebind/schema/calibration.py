@@ -61,7 +61,7 @@ class TeacherResult(Record):
 
     teacher: str
     family: str
-    teacher_class: TeacherClass = Field(alias="class")
+    teacher_class: TeacherClass = Field(serialization_alias="class")
     organism_class: str | None = optional_field()
     """Of an organism: its hard class, or `ordinary`."""
     decision: Literal["incriminated", "not_incriminated", "inconclusive"]
@@ -148,7 +148,7 @@ class CertificateResult(Record):
 
     teacher: str
     family: str
-    teacher_class: TeacherClass = Field(alias="class")
+    teacher_class: TeacherClass = Field(serialization_alias="class")
     organism_class: str | None = optional_field()
     recipe: str
     decision: Literal["within_margin", "not_within_margin", "inconclusive"]

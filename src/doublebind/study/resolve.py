@@ -126,10 +126,9 @@ def label_teachers(study: Study, setting: ResolvedStudy) -> LabelledTeachers:
     known: list[tuple[TeacherClass, Teacher]] = [
         ("organism", t) for t in setting.teachers if t.label in study.organisms
     ]
-    known += [
-        ("near_miss" if ref in study.near_misses else "benign", found.to_teacher("organism"))
-        for ref, found in benign.items()
-    ]
+    classes: dict[str, TeacherClass] = dict.fromkeys(study.held_out, "benign")
+    classes |= dict.fromkeys(study.near_misses, "near_miss")
+    known.extend((classes[ref], source.to_teacher("organism")) for ref, source in benign.items())
     there = {found.label: found for found in (*setting.teacher_sources, *benign.values())}
     return LabelledTeachers(known, benign, [there[teacher.label] for _, teacher in known])
 
