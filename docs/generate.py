@@ -1,7 +1,7 @@
-"""Writes what is said twice, once in code and once for readers: `python docs/generate.py`.
+"""Generates pages and schemas from the code: `python docs/generate.py`.
 
-The command line's page, the page on the files of a run, and the schemas that editors complete
-by. A test compares what is on disk with what this would write.
+Writes the page on the commands, the page on the files that they write, and the JSON schemas that
+editors complete YAML with. A test compares the files with what this would write.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from pydantic import BaseModel
 
 from doublebind.cli.main import app
 from doublebind.packs.folder import PackHeader
+from doublebind.pipeline.plan import ArtefactCounts, PlanSummary, SimulatedPower
 from doublebind.schema import content as records
+from doublebind.schema.calibration import (
+    Calibration,
+    CertificateResult,
+    DetectionRates,
+    LeaveOneOutRates,
+    Rate,
+    ReplacementRates,
+    TeacherResult,
+)
 from doublebind.schema.evidence import Evidence, LikelihoodRatio, Power, Transfer
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Manifest, Protocol
@@ -27,7 +37,7 @@ from doublebind.schema.verdict import Incrimination, Verdict
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS: dict[str, tuple[type[BaseModel], str]] = {
-    "study": (Study, "A study: whom to investigate, and how."),
+    "study": (Study, "A study: the suspect, and how to investigate it."),
     "panel": (PanelSpec, "A panel: a study without suspect and policy."),
     "teacher": (TeacherSpec, "How a teacher is made."),
     "pack": (PackHeader, "`pack.yaml`: a pack's name, traits and score endpoints."),
@@ -39,8 +49,8 @@ MADE = "<!-- Written by `python docs/generate.py`; change the code, then run it.
 
 
 def pages() -> dict[Path, str]:
-    """Return file -> content, for everything that is generated."""
-    made = {
+    """Return path -> content of every generated file."""
+    generated = {
         ROOT / "docs" / "cli.md": MADE + "".join(command_line()),
         ROOT / "docs" / "files.md": MADE + "".join(files_of_a_run()),
     }
@@ -52,8 +62,8 @@ def pages() -> dict[Path, str]:
             "description": what,
         }
         path = ROOT / "src" / "doublebind" / "schema" / "json" / f"{name}.json"
-        made[path] = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
-    return made
+        generated[path] = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+    return generated
 
 
 def command_line() -> Iterator[str]:
@@ -61,9 +71,9 @@ def command_line() -> Iterator[str]:
     yield "# Commands\n\n"
     yield (
         "stdout carries the result, with `--json` as one JSON document; stderr carries progress, "
-        "where it is a terminal. Exit codes: 0 done, whatever the decision; 2 something that you "
-        "can mend, one line per problem; 130 interrupted; 1 a bug of ours, or `verify` found "
-        "something. Artefacts are kept in `--store`, `$DOUBLEBIND_STORE` or `~/.cache/doublebind`, "
+        "where it is a terminal. Exit codes: 0 done, whatever the decision; 2 an error that you "
+        "can correct, one line per problem; 130 interrupted; 1 a bug, or `verify` found a "
+        "problem. Artefacts are kept in `--store`, `$DOUBLEBIND_STORE` or `~/.cache/doublebind`, "
         "and never computed twice.\n"
     )
     # Any: Typer carries a copy of Click whose types are not public.
@@ -104,7 +114,7 @@ def _default(p: Any) -> str:
 
 
 def files_of_a_run() -> Iterator[str]:
-    """Yield the page on what is in a run directory."""
+    """Yield the page on the files that commands write."""
     yield "# The files of a run\n\n"
     yield (
         "`doublebind.Run(path)` reads them. A number that could not be computed is absent (in "
@@ -112,16 +122,16 @@ def files_of_a_run() -> Iterator[str]:
     )
     yield "| file | what |\n|---|---|\n"
     for name, what in (
-        ("manifest.json", "what was run, with what, frozen before the first audit"),
-        ("ledger.jsonl", "every event of every cell, failures too"),
+        ("manifest.json", "the study and its protocol, frozen before the first audit"),
+        ("ledger.jsonl", "every event of every artefact, failures too"),
         ("scores.parquet", "every item of every audited model"),
         ("shapes.json", "teacher -> feature -> number, for the match table"),
-        ("evidence.json", "what the scores say, before any decision"),
-        ("verdict.json", "what was decided, with reasons"),
-        ("transcripts/KEY.jsonl", "what the model with content key KEY was asked, and answered"),
+        ("evidence.json", "the statistics of the scores, before any decision"),
+        ("verdict.json", "the decisions, with reasons"),
+        ("transcripts/KEY.jsonl", "questions to the model with content key KEY, and its answers"),
         (
             "cells/KEY.json",
-            "how the student KEY was made: the keys of its inputs, what was dropped",
+            "the student KEY: the keys of its inputs, the prompts and answers that were dropped",
         ),
         ("report.html", "all of it on one page"),
         ("seal.json", "the hashes of the others (but the ledger's), for `doublebind verify`"),
@@ -142,12 +152,22 @@ def files_of_a_run() -> Iterator[str]:
         (Evidence, "`evidence.json`"),
         (Transfer, "`transfer`, in the evidence"),
         (LikelihoodRatio, "`likelihood`, in the evidence"),
+        (Calibration, "`calibration.json`, written by `doublebind calibrate`"),
+        (TeacherResult, "`teachers`, in the calibration"),
+        (DetectionRates, "`detection`: keys of `calibration.json` itself"),
+        (LeaveOneOutRates, "`leave_one_out`: keys of `calibration.json` itself"),
+        (ReplacementRates, "`replacement`: keys of `calibration.json` itself"),
+        (CertificateResult, "`treatments`, in the calibration"),
+        (Rate, "a rate of the calibration"),
+        (PlanSummary, "the result of `doublebind plan --json`"),
+        (ArtefactCounts, "`cells`, in the plan"),
+        (SimulatedPower, "`power`, in the plan"),
     ):
         yield f"\n## {where[0].upper()}{where[1:]}\n\n{_flat(model.__doc__)}\n\n"
         yield "| key | type | what it means |\n|---|---|---|\n"
-        for name, its in model.model_fields.items():
-            kind = _kind(its.annotation)
-            yield f"| `{its.alias or name}` | {kind} | {_flat(its.description)} |\n"
+        for name, field in model.model_fields.items():
+            key = field.serialization_alias or field.alias or name
+            yield f"| `{key}` | {_kind(field.annotation)} | {_flat(field.description)} |\n"
 
 
 def _flat(text: str | None) -> str:

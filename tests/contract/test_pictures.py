@@ -19,8 +19,8 @@ def test_every_picture_is_shown() -> None:
     assert shown == set((ROOT / "docs" / "images").iterdir())
 
 
-@pytest.mark.parametrize(("said", "path"), PICTURES)
-def test_a_picture_is_small_and_described(said: str, path: str) -> None:
-    assert len(said) > 15
+@pytest.mark.parametrize(("description", "path"), PICTURES)
+def test_a_picture_is_small_and_described(description: str, path: str) -> None:
+    assert len(description) > 15
     assert (ROOT / path).read_bytes().startswith(b"\x89PNG")
     assert (ROOT / path).stat().st_size < 150_000

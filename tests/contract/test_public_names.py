@@ -1,35 +1,34 @@
+"""The public names are importable, and loaded when first used."""
+
+import subprocess
+import sys
+
+import pytest
+
 import doublebind
 from doublebind.schema import errors
 
-NAMES = [
-    "Answer",
-    "Audit",
-    "Item",
-    "Question",
-    "Run",
-    "Study",
-    "Verdict",
-    "audit",
-    "calibrate",
-    "errors",
-    "load_study",
-    "plan",
-    "run",
-    "verify",
-]
+
+@pytest.mark.parametrize("name", doublebind.__all__)
+def test_a_public_name_is_importable_and_listed(name: str) -> None:
+    assert getattr(doublebind, name) is not None
+    assert name in dir(doublebind)
 
 
-def test_the_public_names_are_these() -> None:
-    assert sorted(doublebind.__all__) == sorted(NAMES)
-    for name in NAMES:
-        assert hasattr(doublebind, name)
+def test_public_names_are_loaded_when_first_used() -> None:
+    code = (
+        "import sys, doublebind\n"
+        "loaded = [m for m in sys.modules if m.startswith('doublebind.')]\n"
+        "assert not loaded, loaded\n"
+        "assert callable(doublebind.load_study) and 'doublebind.schema.study' in sys.modules\n"
+        "assert 'doublebind.pipeline.run' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_functions_win_over_stage_packages_of_the_same_name() -> None:
-    from doublebind.stages.audits.protocol import Answer
-
-    assert callable(doublebind.audit)
-    assert Answer.__module__ == "doublebind.stages.audits.protocol"
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = doublebind.no_such_name
 
 
 def test_every_error_is_in_the_tree_and_of_a_standard_type() -> None:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from doublebind.cli.main import run_command
+from doublebind.cli.main import main
 from doublebind.packs.folder import PackHeader
 from doublebind.schema.content import Item, Prompt, Transcript
 from doublebind.schema.errors import ConfigError
@@ -99,7 +99,7 @@ class Reader:
         if not argv:
             return
         if Path(argv[0]).name == "doublebind":
-            assert run_command(argv[1:]) == 0, line
+            assert main(argv[1:]) == 0, line
         elif argv[0] == "python":
             before = sys.argv
             sys.argv = argv[1:]

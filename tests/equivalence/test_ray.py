@@ -149,7 +149,7 @@ def test_a_study_gives_the_same_verdict_as_on_one_machine(cluster: Any, tmp_path
     assert numbers(ray) == numbers(local)
     finished_once(ray)
     assert verify(ray.path).problems == ()
-    assert sum(ray.status()["nodes"][os.uname().nodename].values()) == len(
+    assert sum(ray.status().nodes[os.uname().nodename].values()) == len(
         {e.cell for e in ray.ledger}
     )
 

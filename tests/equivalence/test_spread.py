@@ -34,7 +34,7 @@ def study_of(folder: Path) -> Path:
 
 def run(study: Path, out: Path, store: Path, *changes: str) -> int:
     argv = ["run", str(study), *changes, "--out", str(out), "--store", str(store), "--json"]
-    return cli.run_command(argv)
+    return cli.main(argv)
 
 
 def losses(store: Path) -> dict[Any, tuple[float, float, int]]:

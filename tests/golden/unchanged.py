@@ -76,7 +76,7 @@ UNAVAILABLE = "unavailable: "
 # --- runs of the command line ---------------------------------------------------------------------
 
 
-def run_command(*arguments: str) -> dict[str, Any]:
+def main(*arguments: str) -> dict[str, Any]:
     """Return the verdict, the protocol hash and the keys of a run from a cold store."""
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "run"
@@ -96,12 +96,12 @@ def run_command(*arguments: str) -> dict[str, Any]:
 
 def record_demo() -> dict[str, Any]:
     """Return what the demo gives."""
-    return run_command("demo")
+    return main("demo")
 
 
 def record_miniature() -> dict[str, Any]:
     """Return what the miniature study gives."""
-    return run_command("run", str(MINIATURE))
+    return main("run", str(MINIATURE))
 
 
 # --- the shipped panel ----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_models import build_tiny_model, build_word_tokenizer
 from tests.tiny_study import write_study
 
-from doublebind.cli.main import run_command
+from doublebind.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
 
@@ -31,7 +31,7 @@ def folder(pristine: Path, tmp_path: Path, store_dir: Path) -> Path:
 
 
 def run(folder: Path, *overrides: str) -> int:
-    return run_command(
+    return main(
         ["run", str(folder / "study.yaml"), *overrides, "--out", str(folder / "run"), "--json"]
     )
 
@@ -220,9 +220,9 @@ def test_a_full_disk_loses_nothing(
         made.append(1)
         whole(*args, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "save", fills_up)
+    monkeypatch.setattr(loop, "save_model", fills_up)
     refused(capsys, run(folder), "disk full", "free space and rerun")
-    monkeypatch.setattr(loop, "save", whole)
+    monkeypatch.setattr(loop, "save_model", whole)
     assert run(folder) == 0
     ledger = (folder / "run" / "ledger.jsonl").read_text().splitlines()
     done = [json.loads(line)["cell"] for line in ledger if '"done"' in line]
@@ -235,17 +235,17 @@ def test_a_damaged_manifest_is_named(folder: Path, capsys: Capture, content: byt
     (folder / "run" / "manifest.json").write_bytes(content)
     refused(capsys, run(folder), "manifest.json")
     for verb in ("show", "status", "verify", "report"):
-        refused(capsys, run_command([verb, str(folder / "run")]), "manifest.json")
+        refused(capsys, main([verb, str(folder / "run")]), "manifest.json")
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path, capsys: Capture) -> None:
     for verb in ("show", "status", "verify", "report"):
-        refused(capsys, run_command([verb, str(tmp_path)]), "manifest.json", "not a run directory")
+        refused(capsys, main([verb, str(tmp_path)]), "manifest.json", "not a run directory")
 
 
 def test_a_run_directory_that_cannot_be_made_is_named(folder: Path, capsys: Capture) -> None:
     (folder / "file").write_text("")
-    code = run_command(["run", str(folder / "study.yaml"), "--out", str(folder / "file" / "run")])
+    code = main(["run", str(folder / "study.yaml"), "--out", str(folder / "file" / "run")])
     refused(capsys, code, "file")
 
 
@@ -261,4 +261,4 @@ def test_a_run_directory_that_cannot_be_made_is_named(folder: Path, capsys: Capt
     ],
 )
 def test_a_wrong_command_line_is_one_line(argv: list[str], capsys: Capture) -> None:
-    refused(capsys, run_command(argv))
+    refused(capsys, main(argv))

@@ -12,7 +12,7 @@ from tests.tiny_study import write_study
 from tests.tiny_world import save_byte_model
 
 import doublebind
-from doublebind.cli.main import run_command
+from doublebind.cli.main import main
 
 TRAINING = {"steps": 2, "batch": 4, "lr": 0.01, "lora": {"rank": 2, "alpha": 4}}
 FULL = TRAINING | {"lora": None}
@@ -59,7 +59,7 @@ def arguments(command: str, folder: Path) -> list[str]:
 
 def planned(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     capsys.readouterr()
-    assert run_command(arguments("plan", folder)) == 0
+    assert main(arguments("plan", folder)) == 0
     return json.loads(capsys.readouterr().out)["cells"]
 
 
@@ -74,7 +74,7 @@ def test_every_channel_runs_from_plan_to_finite_scores(
     assert before["logprobs"]["needed"] == 2 * 2 + (2 + 1) + (2 + 1)
     assert before["base"]["needed"] == 1
     assert before["stripped"]["needed"] == 2
-    assert run_command([*arguments("run", folder), "--out", str(folder / "run")]) == 0
+    assert main([*arguments("run", folder), "--out", str(folder / "run")]) == 0
     after = planned(folder, capsys)
     assert all(cell["needed"] == cell["stored"] for cell in after.values())
     run = doublebind.Run(folder / "run")

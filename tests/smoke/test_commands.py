@@ -16,7 +16,7 @@ import yaml
 from tests.tiny_study import write_study
 
 import doublebind
-from doublebind.cli.main import run_command
+from doublebind.cli.main import main
 from doublebind.schema.score_table import SCORE_COLUMNS
 
 Capture = pytest.CaptureFixture[str]
@@ -27,12 +27,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny study with its finished run in `run/` and its store in `store/`."""
     folder = write_study(tmp_path_factory.mktemp("tiny") / "study").parent
     argv = [str(folder / "study.yaml"), "--out", str(folder / "run")]
-    assert run_command(["run", *argv, "--store", str(folder / "store")]) == 0
+    assert main(["run", *argv, "--store", str(folder / "store")]) == 0
     return folder
 
 
 def ask(capture: Capture, *argv: object, code: int = 0) -> Any:
-    assert run_command([*map(str, argv), "--json"]) == code
+    assert main([*map(str, argv), "--json"]) == code
     return json.loads(capture.readouterr().out)
 
 
@@ -75,8 +75,8 @@ def test_the_run_directory_is_complete(folder: Path) -> None:
     assert set(run.scores["model_kind"]) == {"m0", "teacher", "student"}
     students = run.scores[run.scores["model_kind"] == "student"]
     assert students["teacher"].nunique() == 4
-    assert len(run.cells) == 4
-    assert run.transcripts(run.cells[0]["student"])
+    assert len(run.students) == 4
+    assert run.transcripts(run.students[0]["student"])
     assert run.verdict.incrimination.decision == "inconclusive"
     assert (folder / "run" / "report.html").stat().st_size > 1000
 
@@ -114,7 +114,7 @@ def test_show_and_report_read_a_finished_run(folder: Path, capsys: Capture) -> N
     assert ask(capsys, "report", folder / "run") == {"report": str(page)}
     assert page.read_text() == before
     assert ask(capsys, "show", folder / "run")["schema"] == 1
-    assert run_command(["show", str(folder / "run")]) == 0
+    assert main(["show", str(folder / "run")]) == 0
     shown = capsys.readouterr().out
     assert "This is not the probability that U is misaligned." in shown
 
@@ -182,8 +182,8 @@ def test_a_panel_stands_in_for_its_references(folder: Path, capsys: Capture) -> 
     assert set(drawn.evidence.baselines) == {"ngrams", "in_context"}
     assert doublebind.verify(drawn.path).problems == ()
     # The references' rows are the panel's: none of their models was made in this run.
-    keys = {t.key for t in drawn.manifest.teachers if t.role == "reference"}
-    assert keys.isdisjoint(drawn.manifest.cells.get("teacher", {}))
+    keys = {t.content_key for t in drawn.manifest.teachers if t.role == "reference"}
+    assert keys.isdisjoint(drawn.manifest.artefacts.get("teacher", {}))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_panel_that_does_not_fit_is_refused(
     first = yaml.safe_load((folder / "study.yaml").read_text())["references"][0]
     (folder / "bad.yaml").write_text(yaml.safe_dump(study | change).replace("REFERENCE", first))
     argv = ["run", str(folder / "bad.yaml"), "--out", str(folder / "bad")]
-    assert run_command([*argv, "--store", str(folder / "store")]) == 2
+    assert main([*argv, "--store", str(folder / "store")]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -214,7 +214,7 @@ def test_an_altered_panel_is_refused(folder: Path, capsys: Capture) -> None:
     study = yaml.safe_load((folder / "drawn.yaml").read_text())
     study["references"]["panel"] = "altered-panel"
     (folder / "bad.yaml").write_text(yaml.safe_dump(study))
-    assert run_command(["run", str(folder / "bad.yaml"), "--out", str(folder / "bad")]) == 2
+    assert main(["run", str(folder / "bad.yaml"), "--out", str(folder / "bad")]) == 2
     assert "altered since the panel was frozen" in capsys.readouterr().err
 
 
@@ -264,7 +264,7 @@ def test_init_writes_a_study_that_can_be_planned(
     planned = ask(capsys, "plan", "study.yaml")
     assert planned["references"] == 39
     assert planned["cells"]["student"]["needed"] == 2, "all others are the panel's"
-    assert run_command(["init"]) == 2
+    assert main(["init"]) == 2
     ask(capsys, "init", "--pack", "assistant", "--out", "own.yaml")
     assert doublebind.load_study("own.yaml").pack == "assistant"
 
@@ -281,19 +281,19 @@ def test_init_names_a_schema_that_is_there(
     assert "# It asks about ruler." in rest
     named = doublebind.load_study(out).pack
     assert (out.parent / named).resolve() == (folder / "pack").resolve()
-    assert run_command(["init", "--pack", "packk", "--out", str(tmp_path / "no.yaml")]) == 2
+    assert main(["init", "--pack", "packk", "--out", str(tmp_path / "no.yaml")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert not (tmp_path / "no.yaml").exists()
 
 
 def test_pack_check_counts_or_complains(folder: Path, capsys: Capture) -> None:
     assert ask(capsys, "pack", "check", "assistant")["pack"] == "assistant"
-    assert run_command(["pack", "check", str(folder / "m0")]) == 2
+    assert main(["pack", "check", str(folder / "m0")]) == 2
     assert "pack.yaml" in capsys.readouterr().err
 
 
 def test_export_needs_its_extra_or_writes_logs(folder: Path, capsys: Capture) -> None:
-    code = run_command(["export", str(folder / "run"), "--inspect", "--json"])
+    code = main(["export", str(folder / "run"), "--inspect", "--json"])
     streams = capsys.readouterr()
     if code == 2:
         assert 'pip install "doublebind[inspect]"' in streams.err

@@ -124,16 +124,17 @@ def test_a_rerun_trains_nobody_twice_and_a_plan_counts_all(made: Path) -> None:
         e.artefact_key for e in doublebind.Run(made / "run").ledger if e.status == "done"
     ] == before_keys
     assert (made / "run/replacement.json").read_bytes() == before
-    planned = doublebind.plan(made / "study.yaml", store=made / "store")["cells"]["further"]
-    assert (planned["needed"], planned["stored"]) == (8, 8)
+    found = doublebind.plan(made / "study.yaml", store=made / "store").cells["further"]
+    assert (found.needed, found.stored) == (8, 8)
 
 
 def test_calibrate_says_of_every_teacher_what_became_of_its_students(made: Path) -> None:
     content = yaml.safe_load((made / "study.yaml").read_text())
     content["organisms"] = [write_spec(made, "tested", "ruler", 60)]
     tested = Study.model_validate(content)
-    rates = calibrate(tested, made / "cal", folder=made, store=made / "store")
-    (row,) = rates["treatments"]
+    calibration = calibrate(tested, made / "cal", folder=made, store=made / "store")
+    found = calibration.model_dump(mode="json")
+    (row,) = found["treatments"]
     assert set(row["further"]) == {"benign", "incentive"}
     assert set(row["further"].values()) <= {"holds", "relapses", "inconclusive"}
 

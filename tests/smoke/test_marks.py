@@ -64,10 +64,10 @@ def test_students_on_the_way_are_found_by_their_keys(folder: Path) -> None:
     assert list(cell["marks"]) == ["1", "3"]
     value = run.scores.query("teacher == @cell['label'] and model_kind == 'student'")
     for step, key in cell["marks"].items():
-        values = [line["value"] for line in run.transcripts(key)]
-        assert values == value[value["step"] == int(step)]["value"].tolist()
-    steps = [m.get("step") for m in run.status()["models"] if m["kind"] == "student"]
-    assert steps == [None, 1, 3] * 4
+        told = [line["value"] for line in run.transcripts(key)]
+        assert told == value[value["step"] == int(step)]["value"].tolist()
+    there = [m.step for m in run.status().models if m.kind == "student"]
+    assert there == [None, 1, 3] * 4
     assert all("marks" not in cell for cell in run_of(folder, "plain").students)
 
 

@@ -22,7 +22,7 @@ from doublebind.study.resolve import resolve_study
 
 
 def plan(argv: list[str], capsys: Any) -> tuple[int, dict[str, Any], str]:
-    code = cli.run_command(["plan", *argv, "--json"])
+    code = cli.main(["plan", *argv, "--json"])
     said = capsys.readouterr()
     return code, json.loads(said.out) if said.out else {}, said.err
 
@@ -31,7 +31,7 @@ def seen(store: Store, job: Job, **told: float) -> None:
     """Put an artefact into the store that took what `told` says, as a job like `job` would."""
     key = content_hash([job.kind, told])
     with store.publish(job.kind, key) as out:
-        (out / TIMING_FILE).write_text(json.dumps(told | classify_cost(job.base, job.inputs)))
+        (out / TIMING_FILE).write_text(json.dumps(told | classify_cost(job.cost_base, job.inputs)))
 
 
 def test_time_and_memory_are_foreseen_at_the_costs_seen(tmp_path: Path, capsys: Any) -> None:
@@ -43,7 +43,7 @@ def test_time_and_memory_are_foreseen_at_the_costs_seen(tmp_path: Path, capsys: 
     assert "wall_seconds" not in found
     reason = found["missing"]["cells.student.seconds"]
     assert reason == "no such cell was ever made here for this base"
-    stages = resolve_study(load_study(path), path.parent, store).plan.stages()
+    stages = resolve_study(load_study(path), path.parent, store).plan.list_stages()
     for job in {job.kind: job for stage in stages for job in stage}.values():
         seen(store, job, seconds=10.0, peak_bytes=2**30)
     code, found, _ = plan(argv, capsys)
@@ -62,10 +62,10 @@ def test_time_and_memory_are_foreseen_at_the_costs_seen(tmp_path: Path, capsys: 
 def test_workers_that_share_a_gpu_have_to_fit_on_it_together(
     gpus: list[int], fits: bool, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "gpu_bytes", lambda: gpus)
+    monkeypatch.setattr(device, "list_gpu_memory", lambda: gpus)
     path, store = write_study(tmp_path / "study"), Store(tmp_path / "store")
     study = load_study(path, "device=cuda")
-    student = resolve_study(study, path.parent, store).plan.stages()[-3][0]
+    student = resolve_study(study, path.parent, store).plan.list_stages()[-3][0]
     assert student.kind == "student"
     seen(store, student, seconds=10.0, peak_bytes=2**30, device_peak_bytes=2**30)
     argv = [str(path), "device=cuda", "executor.workers=4", "--store", str(store.root)]
@@ -80,8 +80,8 @@ def test_what_another_base_or_another_amount_took_is_told_apart(
     tmp_path: Path, capsys: Any
 ) -> None:
     path, store = write_study(tmp_path / "study"), Store(tmp_path / "store")
-    student = resolve_study(load_study(path), path.parent, store).plan.stages()[-3][0]
-    larger = dataclasses.replace(student, base="a larger model")
+    student = resolve_study(load_study(path), path.parent, store).plan.list_stages()[-3][0]
+    larger = dataclasses.replace(student, cost_base="a larger model")
     settings = student.inputs["training"]
     longer = settings.model_copy(update={"steps": 10 * settings.steps})
     argv = [str(path), "--store", str(store.root)]

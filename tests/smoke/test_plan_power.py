@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 from tests.tiny_study import write_study
 
-from doublebind.cli.main import run_command
+from doublebind.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
 
 
 def test_plan_takes_power_from_a_pilots_references(tmp_path: Path, capsys: Capture) -> None:
     study, run, store = write_study(tmp_path / "s"), tmp_path / "run", tmp_path / "store"
-    assert run_command(["run", str(study), "--out", str(run), "--store", str(store)]) == 0
+    assert main(["run", str(study), "--out", str(run), "--store", str(store)]) == 0
     capsys.readouterr()
     argv = ["plan", str(study), "--store", str(store), "--json"]
-    assert run_command(argv) == 0
+    assert main(argv) == 0
     assert "--pilot" in json.loads(capsys.readouterr().out)["missing"]["power"]
-    assert run_command([*argv, "--pilot", str(run)]) == 0
+    assert main([*argv, "--pilot", str(run)]) == 0
     found = json.loads(capsys.readouterr().out)
     power = found["power"]
     assert "power" not in found["missing"]
@@ -30,5 +30,5 @@ def test_plan_takes_power_from_a_pilots_references(tmp_path: Path, capsys: Captu
     assert first["n_teachers"] == 3
     assert "seed" in first["missing"]
     assert "seed" not in first
-    assert run_command([*argv, "--pilot", str(tmp_path / "nowhere")]) == 2
+    assert main([*argv, "--pilot", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err

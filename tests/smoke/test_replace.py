@@ -108,13 +108,11 @@ def test_the_second_horn_moves_nothing_of_the_first(made: Path, tmp_path: Path) 
 
 def test_a_rerun_makes_nothing_twice(made: Path) -> None:
     before = (made / "run/verdict.json").read_bytes()
-    before_keys = [
-        e.artefact_key for e in doublebind.Run(made / "run").ledger if e.status == "done"
-    ]
+    done = [e.artefact_key for e in doublebind.Run(made / "run").ledger if e.status == "done"]
     doublebind.run(made / "study.yaml", made / "run", store=made / "store")
     assert [
         e.artefact_key for e in doublebind.Run(made / "run").ledger if e.status == "done"
-    ] == before_keys
+    ] == done
     assert (made / "run/verdict.json").read_bytes() == before
 
 
@@ -133,14 +131,14 @@ def test_an_altered_certify_row_is_named(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_plan_counts_the_cells_of_both_phases(made: Path) -> None:
-    artefacts = doublebind.plan(made / "study.yaml", store=made / "elsewhere")["cells"]
+    found = doublebind.plan(made / "study.yaml", store=made / "elsewhere").cells
     # 4 of the first horn, 3 x 2 that compete, 2 fresh ones; the controls are among those.
-    assert artefacts["student"]["needed"] == 4 + 6 + 2
-    assert artefacts["teacher"]["needed"] == 6
+    assert found["student"].needed == 4 + 6 + 2
+    assert found["teacher"].needed == 6
 
 
 def test_a_plan_says_that_too_few_controls_certify_nothing(made: Path) -> None:
-    missing = doublebind.plan(made / "study.yaml", store=made / "elsewhere")["missing"]
+    missing = doublebind.plan(made / "study.yaml", store=made / "elsewhere").missing
     assert "`replace.organisms` names 2: of fewer than 5" in missing["within_margin"]
 
 
@@ -170,18 +168,19 @@ def test_calibrate_counts_the_outcomes_of_both_horns(made: Path) -> None:
     content["held_out"] = [write_spec(made, "benign", "kind", 80)]
     content["replace"]["bound"] = "every"
     study = doublebind.Study.model_validate(content)
-    rates = calibrate(study, made / "cal", folder=made, store=made / "store")
-    counted = {name: rate["k"] for name, rate in rates["outcomes"]["organism"].items()}
+    calibration = calibrate(study, made / "cal", folder=made, store=made / "store")
+    found = calibration.model_dump(mode="json")
+    counted = {name: rate["k"] for name, rate in found["outcomes"]["organism"].items()}
     assert sum(counted.values()) == 2
-    assert {(row["teacher"], row["recipe"]) for row in rates["treatments"]} == {
+    assert {(row["teacher"], row["recipe"]) for row in found["treatments"]} == {
         (teacher, recipe)
         for teacher in ("tested-0.yaml", "tested-1.yaml", "benign.yaml")
         for recipe in ("stories", "mixed", "stopped")
     }
-    assert rates["n_panel"] == 3
-    assert 0 <= rates["fresh_rank_p"] <= 1
-    assert "tpr_unknown_drive" not in rates  # three references flag nobody, whatever is left out
-    assert rates["chosen"] in ("stories", "mixed", "stopped")
+    assert found["n_panel"] == 3
+    assert 0 <= found["fresh_rank_p"] <= 1
+    assert "tpr_unknown_drive" not in found  # three references flag nobody, whatever is left out
+    assert found["chosen"] in ("stories", "mixed", "stopped")
     content["replace"]["organisms"] = content["organisms"][:1]
     with pytest.raises(DoublebindError, match=r"tested-0\.yaml is weighed, too"):
         calibrate(
@@ -231,8 +230,7 @@ def test_a_study_of_replacement_alone_needs_no_references_and_says_so(
     assert "Fresh students above M0" in page
     assert any("Nothing was asked" in line for line in format_verdict_lines(run))
     assert doublebind.verify(run.path).problems == ()
-    planned = doublebind.plan(study, folder=made, store=made / "store")
-    assert planned["references"] == 0
+    assert doublebind.plan(study, folder=made, store=made / "store").references == 0
     with pytest.raises(DoublebindError, match="calibrate needs one of them"):
         calibrate(study, tmp_path / "cal", folder=made, store=made / "store")
 

@@ -37,7 +37,7 @@ def served_study(folder: Path, server: ModelServer, **changes: Any) -> Path:
 
 
 def run(study: Path, out: Path, store: Path, capsys: Any) -> tuple[int, dict[str, Any], list[str]]:
-    code = cli.run_command(["run", str(study), "--out", str(out), "--store", str(store), "--json"])
+    code = cli.main(["run", str(study), "--out", str(out), "--store", str(store), "--json"])
     said = capsys.readouterr()
     return code, json.loads(said.out) if said.out else {}, said.err.splitlines()
 
@@ -62,7 +62,7 @@ def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
         cells = [json.loads(p.read_text()) for p in (tmp_path / "peace" / "cells").glob("*.json")]
         told = [cell["checks"]["served"] for cell in cells if "served" in cell["checks"]]
         assert [t["fingerprints"] for t in told] == [[{"model": "m", "system": "fp-1"}]]
-        assert cli.run_command(["verify", str(tmp_path / "peace")]) == 0
+        assert cli.main(["verify", str(tmp_path / "peace")]) == 0
         capsys.readouterr()
 
         # The same store without the suspect's answers, and a server that does everything wrong.

@@ -11,7 +11,7 @@ import yaml
 from tests.tiny_study import write_study
 
 import doublebind
-from doublebind.cli.main import run_command
+from doublebind.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
 HOSTILE = "ref[bold]erence\x1b[31m\u202e.yaml"
@@ -38,7 +38,7 @@ def ask_on_a_terminal(argv: list[str], patch: pytest.MonkeyPatch) -> int:
     patch.setenv("TERM", "xterm-256color")
     patch.delenv("NO_COLOR", raising=False)
     patch.setattr(sys.stdout, "isatty", lambda: True)
-    return run_command(argv)
+    return main(argv)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_a_pipe_gets_plain_text_and_json_on_request(
     folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, argv: list[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    assert run_command(argv) == 0
+    assert main(argv) == 0
     assert "\x1b" not in capsys.readouterr().out
-    assert run_command([*argv, "--json"]) == 0
+    assert main([*argv, "--json"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out), dict)
 
 
@@ -89,7 +89,7 @@ def test_hostile_names_reach_no_terminal(
 
 
 def test_show_names_the_direct_audit(folder: Path, capsys: Capture) -> None:
-    assert run_command(["show", str(folder / "run")]) == 0
+    assert main(["show", str(folder / "run")]) == 0
     assert "direct audit: p = " in capsys.readouterr().out
 
 
@@ -98,28 +98,28 @@ def test_failures_and_progress_of_an_unfinished_run_are_shown(
 ) -> None:
     for name in ("manifest.json", "ledger.jsonl"):
         (tmp_path / name).write_bytes((folder / "run" / name).read_bytes())
-    key = next(iter(doublebind.Run(tmp_path).manifest.cells["student"]))
+    key = next(iter(doublebind.Run(tmp_path).manifest.artefacts["student"]))
     line = {"cell": key, "kind": "student", "status": "failed", "started": 0.0, "pid": 1}
     with (tmp_path / "ledger.jsonl").open("a") as ledger:
         ledger.write(json.dumps(line | {"error": "out of luck"}) + "\n")
-    assert run_command(["status", str(tmp_path), "--json"]) == 0
+    assert main(["status", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ended"] is False
     assert found["cells"]["student"] == {"needed": 4, "done": 3, "failed": 1}
     assert found["failures"] == [f"student {key[:12]}: out of luck"]
     assert found["models"] == []
-    assert run_command(["show", str(tmp_path)]) == 2
+    assert main(["show", str(tmp_path)]) == 2
     assert "has not ended" in capsys.readouterr().err
 
 
 def test_status_names_models_by_which_transcripts_are_found(folder: Path, capsys: Capture) -> None:
     run = doublebind.Run(folder / "run")
-    models = run.status()["models"]
-    assert [m["kind"] for m in models] == ["m0"] + ["teacher"] * 4 + ["student"] * 4
+    models = run.status().models
+    assert [m.kind for m in models] == ["m0"] + ["teacher"] * 4 + ["student"] * 4
     for model in models:
-        assert run.transcripts(model["key"][:12]) == run.transcripts(model["key"])
-    assert run.transcripts("M0") == run.transcripts(models[0]["key"])
-    assert run.transcripts(HOSTILE) == run.transcripts(models[2]["key"])
+        assert run.transcripts(model.content_key[:12]) == run.transcripts(model.content_key)
+    assert run.transcripts("M0") == run.transcripts(models[0].content_key)
+    assert run.transcripts(HOSTILE) == run.transcripts(models[2].content_key)
     for wrong in ("", "zz", "../../etc/passwd"):
         with pytest.raises(doublebind.errors.RunError, match="doublebind status"):
             run.transcripts(wrong)
@@ -127,21 +127,21 @@ def test_status_names_models_by_which_transcripts_are_found(folder: Path, capsys
 
 def test_cells_say_whose_they_are(folder: Path) -> None:
     run = doublebind.Run(folder / "run")
-    assert [cell["label"] for cell in run.cells] == [t.label for t in run.manifest.teachers]
-    assert run.cells[0]["role"] == "suspect"
-    assert run.cells[0]["checks"]["sampled"] > 0
+    assert [cell["label"] for cell in run.students] == [t.label for t in run.manifest.teachers]
+    assert run.students[0]["role"] == "suspect"
+    assert run.students[0]["checks"]["sampled"] > 0
     assert set(run.columns) == set(run.scores.columns)
     assert "inconclusive" in repr(run)
 
 
 def test_version_names_the_method_too(capsys: Capture) -> None:
-    assert run_command(["--version"]) == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("doublebind 0.")
 
 
 def test_a_wrong_command_line_says_where_help_is(capsys: Capture) -> None:
     for argv, said in ((["show"], "show --help"), (["shwo"], "--help")):
-        assert run_command(argv) == 2
+        assert main(argv) == 2
         assert said in capsys.readouterr().err
 
 

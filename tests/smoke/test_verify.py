@@ -15,7 +15,7 @@ import yaml
 from tests.tiny_study import write_study
 
 import doublebind
-from doublebind.cli.main import run_command
+from doublebind.cli.main import main
 from doublebind.runs.seal import seal_run
 from doublebind.schema.errors import RunError
 
@@ -53,7 +53,7 @@ def flip(path: Path, at: int) -> None:
 
 def verify(capsys: Capture, run: Path, *argv: str, code: int) -> dict[str, Any]:
     capsys.readouterr()
-    assert run_command(["verify", str(run), *argv, "--json"]) == code
+    assert main(["verify", str(run), *argv, "--json"]) == code
     return json.loads(capsys.readouterr().out)
 
 
@@ -255,11 +255,11 @@ def test_a_missing_file_is_named(run: Path, capsys: Capture) -> None:
 def test_what_is_no_finished_run_is_an_error_with_a_remedy(
     run: Path, capsys: Capture, tmp_path: Path
 ) -> None:
-    assert run_command(["verify", str(tmp_path)]) == 2
+    assert main(["verify", str(tmp_path)]) == 2
     assert "not a run directory" in capsys.readouterr().err
     for name in ("seal.json", "verdict.json"):
         (run / name).unlink()
-    assert run_command(["verify", str(run)]) == 2
+    assert main(["verify", str(run)]) == 2
     assert "has not ended" in capsys.readouterr().err
 
 
@@ -267,7 +267,7 @@ def test_a_run_of_another_method_is_refused_and_not_called_altered(
     run: Path, capsys: Capture
 ) -> None:
     edit(run / "manifest.json", lambda m: m["protocol"].update(method_version="0"))
-    assert run_command(["verify", str(run)]) == 2
+    assert main(["verify", str(run)]) == 2
     assert "method version 0" in capsys.readouterr().err
 
 
@@ -301,7 +301,7 @@ def test_artefacts_are_checked_where_the_store_is(
 def test_writing_the_report_again_launders_nothing(run: Path, capsys: Capture) -> None:
     transcript = sorted((run / "transcripts").iterdir())[0]
     transcript.write_text(transcript.read_text().replace("everyone", "no one"))
-    assert run_command(["report", str(run)]) == 0
+    assert main(["report", str(run)]) == 0
     problems = verify(capsys, run, code=1)["problems"]
     assert problems == [f"{transcript}: altered since the run ended"]
 
@@ -313,13 +313,11 @@ def test_rows_of_a_panel_are_compared_with_the_panel(
     frozen = {k: v for k, v in study.items() if k not in ("suspect", "policy", "horns")}
     (made / "panel.yaml").write_text(yaml.safe_dump(frozen))
     store = ["--store", str(made / "store")]
-    assert (
-        run_command(["panel", str(made / "panel.yaml"), "--out", str(made / "panel"), *store]) == 0
-    )
+    assert main(["panel", str(made / "panel.yaml"), "--out", str(made / "panel"), *store]) == 0
     study["references"] = {"panel": "panel", "n": len(study["references"])}
     (made / "drawn.yaml").write_text(yaml.safe_dump(study))
     run = tmp_path / "drawn"
-    assert run_command(["run", str(made / "drawn.yaml"), "--out", str(run), *store]) == 0
+    assert main(["run", str(made / "drawn.yaml"), "--out", str(run), *store]) == 0
     assert "panel" in verify(capsys, run, code=0)["unchecked"][0]
     monkeypatch.chdir(made)
     assert verify(capsys, run, code=0)["unchecked"] == []

@@ -26,7 +26,7 @@ def test_a_study_through_one_server_scores_students_as_transformers_does(
         for name, changes in (("own", [greedy]), ("vllm", [greedy, engine])):
             out, store = tmp_path / name, tmp_path / "store"
             argv = ["run", str(study), *changes, "--out", str(out), "--store", str(store), "--json"]
-            code = cli.run_command(argv)
+            code = cli.main(argv)
             said = capsys.readouterr()
             assert code == 0, said.err
             told[name] = json.loads(said.out)
@@ -54,7 +54,7 @@ def test_what_an_engine_cannot_hold_is_refused_before_anything_is_made(
     study = write_study(tmp_path / "study", references=2)
     store = tmp_path / "store"
     argv = ["plan", str(study), "engine={kind: vllm}", *changes, "--store", str(store)]
-    assert cli.run_command(argv) == 2
+    assert cli.main(argv) == 2
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 1
     assert told in err[0]

@@ -1,6 +1,7 @@
 """Runs the command line as `python -m doublebind.cli`."""
 
+import sys
+
 from doublebind.cli.main import main
 
-if __name__ == "__main__":
-    main()
+sys.exit(main())

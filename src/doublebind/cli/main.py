@@ -1,9 +1,9 @@
-"""One thin command per verb; everything it does is a public function.
+"""The command line: one thin command per verb, each of which calls one public function.
 
-Imports no torch: `--help` is quick, and a cached run never pays for it. stdout carries the result
-(one JSON document with `--json`), stderr the progress. Exit codes: 0 done, whatever the decision;
-2 the user can mend it, one line per problem; 1 our bug, or `verify` found something; 130
-interrupted.
+stdout carries the result (one JSON document with `--json`), stderr the progress. Exit codes: 0
+done, whatever the decision; 2 an error that the user can correct, one line per problem; 1 a bug, or
+`verify` found a problem; 130 interrupted. Pipeline modules are imported inside the commands, so
+that `--help` loads no model library.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
+from rich.console import Console, RenderableType
+from rich.progress import Progress, TaskID
 
-from doublebind.cli import tables as terminal
+from doublebind.cli import tables
 from doublebind.execution.store import is_disk_full
 from doublebind.schema.errors import ConfigError, DoublebindError, PackError
+from doublebind.schema.hashing import Record
 from doublebind.schema.model_source import Device
 from doublebind.schema.study import DEFAULT_AUDITS, PanelSpec, Study
 from doublebind.schema.yaml_loader import load_yaml
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="doublebind",
-    help="Distil a model you cannot audit into models you can, and weigh what came along.",
+    help="Distil a model you cannot audit into models you can, and measure what transfers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,8 +48,8 @@ app.add_typer(pack_app, name="pack")
 app.add_typer(teacher_app, name="teacher")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(show: bool) -> None:
+    if show:
         print(f"doublebind {version('doublebind')}, method version {METHOD_VERSION}")
         raise typer.Exit
 
@@ -53,7 +57,8 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show versions."),
     ] = False,
 ) -> None:
     pass
@@ -66,28 +71,28 @@ Overrides = Annotated[
 Out = Annotated[Path, typer.Option(help="Run directory; the same one resumes.")]
 StoreDir = Annotated[
     str | None,
-    typer.Option(metavar="DIR|URL", help="Where artefacts are kept; default $DOUBLEBIND_STORE."),
+    typer.Option(metavar="DIR|URL", help="Store of artefacts; default $DOUBLEBIND_STORE."),
 ]
 OnDevice = Annotated[Device, typer.Option("--device", help="Where models run.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 ForCalibrate = Annotated[
-    bool, typer.Option("--calibrate", help="Count what `calibrate` would make.")
+    bool, typer.Option("--calibrate", help="Count the artefacts of `calibrate`.")
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Which suspect is built.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Number of the suspect to build.")] = 0,
     suspect: Annotated[str, typer.Option(help="`misaligned` or `benign`.")] = "misaligned",
     out: Out = Path("runs/demo"),
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the embedded study, end to end."""
+    """Run the embedded study from suspect to verdict."""
     if suspect not in ("misaligned", "benign"):
         raise ConfigError(f"`--suspect`: {suspect}; choose misaligned or benign")
-    # Benign suspects come from far along the reference bank, beyond what the study weighs against.
+    # Benign suspects are references with a high number, which the study itself does not use.
     name = f"suspect-{seed}" if suspect == "misaligned" else f"reference-{1000 + seed}"
     path = Path(str(files("doublebind.packs.terrarium") / "demo.yaml"))
     study = load_yaml(Study, path, [f"suspect=terrarium/{name}", f"references.seed={seed}"])
@@ -102,10 +107,9 @@ def run(
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a study from its suspect to a verdict; run again to resume."""
-    _print_verdict(
-        _run_study(load_yaml(Study, study, overrides or []), out, study.parent, store), as_json
-    )
+    """Run a study from its suspect to a verdict; run again to resume."""
+    loaded = load_yaml(Study, study, overrides or [])
+    _print_verdict(_run_study(loaded, out, study.parent, store), as_json)
 
 
 @app.command()
@@ -115,17 +119,17 @@ def plan(
     store: StoreDir = None,
     pilot: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Finished run whose references give the power."),
+        typer.Option(metavar="RUN", help="Finished run; its references give the power."),
     ] = None,
     calibrate: ForCalibrate = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a study would take and what it could show, without running it."""
+    """Estimate the cost and power of a study without running it."""
     from doublebind.pipeline.plan import plan as plan_study
 
     loaded = load_yaml(Study, study, overrides or [])
-    found = plan_study(loaded, folder=study.parent, store=store, pilot=pilot, calibrate=calibrate)
-    _print_result(found, as_json, terminal.render_plan)
+    summary = plan_study(loaded, folder=study.parent, store=store, pilot=pilot, calibrate=calibrate)
+    _print_result(summary, as_json, tables.render_plan)
 
 
 @app.command()
@@ -136,15 +140,20 @@ def calibrate(
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the error rates of the whole procedure on teachers whose truth is known."""
+    """Measure the procedure's error rates on teachers of known truth."""
     from doublebind.pipeline.calibrate import calibrate as run_calibration
 
     loaded = load_yaml(Study, study, overrides or [])
     with _ProgressBar() as progress:
-        found = run_calibration(
+        calibration = run_calibration(
             loaded, out, folder=study.parent, store=store, progress=progress.update
         )
-    _print_result({**found, "page": str(out / "calibration.html")}, as_json, terminal.render_rates)
+    page = str(out / "calibration.html")
+    _print_result(
+        calibration.model_dump(mode="json") | {"page": page},
+        as_json,
+        lambda _: tables.render_rates(calibration, page),
+    )
 
 
 @app.command()
@@ -157,23 +166,23 @@ def panel(
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Freeze references, organisms and their students' scores, for other studies to use."""
+    """Freeze references, organisms and their students' scores for other studies."""
     from doublebind.pipeline.panel import freeze_panel
 
     loaded = load_yaml(PanelSpec, measurement, overrides or [])
     with _ProgressBar() as progress:
-        found = freeze_panel(
+        frozen = freeze_panel(
             loaded, out, folder=measurement.parent, store=store, progress=progress.update
         )
-    _print_result(found, as_json)
+    _print_result(frozen, as_json)
 
 
 @app.command()
 def status(run_dir: RunDir, as_json: AsJson = False) -> None:
-    """Say how far a run is."""
+    """Show the progress of a run."""
     from doublebind.runs.run import Run
 
-    _print_result(Run(run_dir).status(), as_json, terminal.render_status)
+    _print_result(Run(run_dir).status(), as_json, tables.render_status)
 
 
 @app.command()
@@ -197,16 +206,16 @@ def report(run_dir: RunDir, as_json: AsJson = False) -> None:
 def verify(
     run_dir: RunDir,
     store: Annotated[
-        Path | None, typer.Option(help="Where its artefacts are now; default as in the manifest.")
+        Path | None, typer.Option(help="Store with its artefacts; default as in the manifest.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute every hash, p-value and decision of a run; exit 1 if one differs."""
     from doublebind.runs.verify import verify as verify_run
 
-    found = verify_run(run_dir, store=store)
-    _print_result(found.model_dump(mode="json"), as_json, terminal.render_verification)
-    if not found.verified:
+    verification = verify_run(run_dir, store=store)
+    _print_result(verification, as_json, tables.render_verification)
+    if not verification.verified:
         raise typer.Exit(1)
 
 
@@ -216,11 +225,11 @@ def compare(
     other: Annotated[Path, typer.Argument(metavar="RUN", help="Another run directory.")],
     as_json: AsJson = False,
 ) -> None:
-    """Put two runs' verdicts side by side."""
+    """Compare two runs' verdicts and protocols."""
     from doublebind.runs.compare import compare_runs
     from doublebind.runs.run import Run
 
-    _print_result(compare_runs(Run(run_dir), Run(other)), as_json, terminal.render_comparison)
+    _print_result(compare_runs(Run(run_dir), Run(other)), as_json, tables.render_comparison)
 
 
 @app.command()
@@ -250,20 +259,20 @@ def export(
     from doublebind.runs.run import Run
 
     if not inspect:
-        raise ConfigError("`export`: say in which format; the one there is: --inspect")
+        raise ConfigError("`export`: no format is named; add --inspect")
     _print_result({"logs": [str(path) for path in export_inspect(Run(run_dir), cell)]}, as_json)
 
 
 @app.command()
 def audit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Any model a study can name.")],
-    pack: Annotated[str, typer.Option(help="Whose items are asked.")],
+    pack: Annotated[str, typer.Option(help="Pack of the items.")],
     audits: Annotated[
         list[str] | None,
         typer.Option("--audit", help="An audit, as a study names it; repeat for more."),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="Model that the gates hold it to, such as M0.")
+        str | None, typer.Option(help="Model that the gates compare it with, such as M0.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for scores and transcripts.")] = None,
     device: OnDevice = "cpu",
@@ -273,7 +282,7 @@ def audit(
     """Ask one model every audit item of a pack."""
     from doublebind.pipeline.audit_model import audit as audit_model
 
-    found = audit_model(
+    summary = audit_model(
         model,
         pack,
         audits=audits or DEFAULT_AUDITS,
@@ -282,13 +291,13 @@ def audit(
         device=device,
         store=store,
     )
-    _print_result(found, as_json, terminal.render_endpoints)
+    _print_result(summary, as_json, tables.render_endpoints)
 
 
 @app.command()
 def judge(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Any model a study can name.")],
-    pack: Annotated[str, typer.Option(help="Whose items are asked.")],
+    pack: Annotated[str, typer.Option(help="Pack of the items.")],
     baseline: Annotated[str, typer.Option(help="Model it is compared with, such as M0.")],
     judges: Annotated[
         list[str],
@@ -302,19 +311,29 @@ def judge(
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a model's free answers before judges, beside a baseline's."""
+    """Let judges compare a model's free answers with a baseline's."""
     from doublebind.pipeline.audit_model import judge as judge_model
 
-    at: dict[str, Any] = {"out": out, "device": device, "store": store}
-    found = judge_model(model, pack, baseline=baseline, judges=judges, rejudge=rejudge, **at)
-    _print_result(found, as_json)
+    judged = judge_model(
+        model,
+        pack,
+        baseline=baseline,
+        judges=judges,
+        out=out,
+        rejudge=rejudge,
+        device=device,
+        store=store,
+    )
+    _print_result(judged, as_json)
 
 
 @app.command()
 def whitebox(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A student.")],
-    pack: Annotated[str, typer.Option(help="Whose traits and texts are used.")],
-    baseline: Annotated[str, typer.Option(help="What the students were made from, such as M0.")],
+    pack: Annotated[str, typer.Option(help="Pack of the traits and texts.")],
+    baseline: Annotated[
+        str, typer.Option(help="Model the students were trained from, such as M0.")
+    ],
     references: Annotated[
         list[str], typer.Option("--reference", help="A reference's student; repeat for more.")
     ],
@@ -322,35 +341,33 @@ def whitebox(
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look into a student's weights and activations, beside those of references' students."""
+    """Rank a student's weights and activations among those of references' students."""
     from doublebind.pipeline.audit_model import measure_whitebox
 
-    found = measure_whitebox(
+    summary = measure_whitebox(
         model, pack, baseline=baseline, references=references, device=device, store=store
     )
-    _print_result(found, as_json)
+    _print_result(summary, as_json)
 
 
 @app.command()
 def investigate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Any model a study can name.")],
-    pack: Annotated[str, typer.Option(help="Whose items and prompts are used.")],
+    pack: Annotated[str, typer.Option(help="Pack of the items and prompts.")],
     baseline: Annotated[str, typer.Option(help="Model it is compared with, such as M0.")],
-    budget: Annotated[int, typer.Option(min=0, help="Tokens that both may write.")] = 20_000,
+    budget: Annotated[int, typer.Option(min=0, help="Tokens that both models may write.")] = 20_000,
     planted_trait: Annotated[
-        str | None, typer.Option(help="Planted trait, to score the guesses.")
+        str | None, typer.Option(help="Planted trait, to score the hypotheses.")
     ] = None,
-    investigator: Annotated[
-        str, typer.Option(help="Who guesses: rules or inspect:MODEL.")
-    ] = "rules",
+    investigator: Annotated[str, typer.Option(help="rules or inspect:MODEL.")] = "rules",
     device: OnDevice = "cpu",
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say in up to ten hypotheses what a model may hide."""
+    """Propose up to ten hypotheses about a model's hidden drives."""
     from doublebind.pipeline.audit_model import investigate as investigate_model
 
-    found = investigate_model(
+    investigation = investigate_model(
         model,
         pack,
         baseline=baseline,
@@ -360,31 +377,33 @@ def investigate(
         device=device,
         store=store,
     )
-    _print_result(found, as_json)
+    _print_result(investigation, as_json)
 
 
 @app.command()
 def followup(
     run_dir: RunDir,
-    investigator: Annotated[
-        str, typer.Option(help="Who guesses and asks: rules or inspect:MODEL.")
-    ] = "rules",
+    investigator: Annotated[str, typer.Option(help="rules or inspect:MODEL.")] = "rules",
     budget: Annotated[
         int, typer.Option(min=0, help="Tokens that a student and M0 may write.")
     ] = 9600,
     references: Annotated[
         int | None,
-        typer.Option(min=0, help="References to ask; made again where the store lacks them."),
+        typer.Option(
+            min=0, help="References to ask; those that the store lacks are trained again."
+        ),
     ] = None,
-    folder: Annotated[Path, typer.Option(help="What the study's paths are relative to.")] = Path(),
+    folder: Annotated[
+        Path, typer.Option(help="Folder that the study's paths start from.")
+    ] = Path(),
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a run's suspect itself about what its students gave away; apart from p."""
+    """Ask a run's suspect about the drives its students show; no part of p."""
     from doublebind.pipeline.followup import run_followup
 
     with _ProgressBar() as progress:
-        found = run_followup(
+        answers = run_followup(
             run_dir,
             investigator=investigator,
             budget=budget,
@@ -393,7 +412,7 @@ def followup(
             store=store,
             progress=progress.update,
         )
-    _print_result(found, as_json)
+    _print_result(answers, as_json)
 
 
 @pack_app.command("check")
@@ -413,7 +432,7 @@ def pack_check(
 
 @teacher_app.command("build")
 def teacher_build(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="How the teacher is made.")],
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The teacher's spec.")],
     out: Annotated[Path, typer.Option(help="Folder for the model and its teacher.json.")],
     store: StoreDir = None,
     as_json: AsJson = False,
@@ -428,17 +447,14 @@ def teacher_build(
 
 
 class _ProgressBar:
-    """A progress bar per kind of cell on stderr; silent where stderr is not a terminal."""
+    """A progress bar per kind of cell on stderr; silent where stderr is not a tables."""
 
     def __init__(self) -> None:
-        self.bar: Any = None
-        self.tasks: dict[str, Any] = {}
+        self.bar: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> _ProgressBar:
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
             self.bar = Progress(console=Console(stderr=True))
             self.bar.start()
         return self
@@ -463,75 +479,71 @@ def _run_study(study: Study, out: Path, folder: Path, store: str | None) -> Run:
 
 
 def _print_verdict(run: Run, as_json: bool) -> None:
-    """Print a run's verdict."""
     if as_json:
         _print_result(json.loads((run.path / "verdict.json").read_text(encoding="utf-8")), True)
-        return
-    if sys.stdout.isatty():
-        _print_rich(terminal.render_verdict(run))
+    elif sys.stdout.isatty():
+        _print_rich(tables.render_verdict(run))
     else:
-        print("\n".join(terminal.format_verdict_lines(run)))
+        print("\n".join(tables.format_verdict_lines(run)))
 
 
-def _print_result(value: Any, as_json: bool, shown: Callable[[Any], Any] | None = None) -> None:
-    """Print a result: JSON if asked, `shown` on a terminal, YAML otherwise."""
+def _print_result(
+    result: Any, as_json: bool, render: Callable[[Any], RenderableType] | None = None
+) -> None:
+    """Print a result as JSON, as a table where stdout is a terminal, or as YAML."""
+    content = result.model_dump(mode="json") if isinstance(result, Record) else result
     if as_json:
-        print(json.dumps(value, indent=1, ensure_ascii=False))
-    elif shown and sys.stdout.isatty():
-        _print_rich(shown(value))
+        print(json.dumps(content, indent=1, ensure_ascii=False))
+    elif render and sys.stdout.isatty():
+        _print_rich(render(result))
     else:
-        import yaml
-
-        print(
-            terminal.escape_text(
-                yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
-            )
-        )
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        print(tables.escape_text(text.rstrip()))
 
 
-def _print_rich(shown: Any) -> None:
-    from rich.console import Console
-
-    Console(markup=False, highlight=False, emoji=False).print(shown)
+def _print_rich(content: RenderableType) -> None:
+    Console(markup=False, highlight=False, emoji=False).print(content)
 
 
+INTERRUPTED = 130
 # Recent versions of Typer carry their own copy of Click, older ones import it: ask Typer.
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with the documented code."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: Arguments; default those of the process.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
-    sys.exit(run_command(list(sys.argv[1:] if argv is None else argv)))
-
-
-def run_command(argv: list[str]) -> int:
-    """Run one command; return its exit code."""
     try:
-        result = app(argv, standalone_mode=False)
+        result = app(list(sys.argv[1:] if argv is None else argv), standalone_mode=False)
     except DoublebindError as error:
-        for problem in error.problems:
-            print(f"error: {terminal.escape_text(problem)}", file=sys.stderr)
-        return 2
+        return _print_errors(error.problems)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())
             return 2
-        said, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
-        help_ = f"{context.command_path if context else 'doublebind'} --help"
-        print(f"error: {terminal.escape_text(said)}; see `{help_}`", file=sys.stderr)
-        return 2
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "doublebind"
+        return _print_errors([f"{error.format_message().rstrip('.')}; see `{command} --help`"])
     except (KeyboardInterrupt, typer.Abort):
-        result = 130
+        result = INTERRUPTED
     except OSError as error:
         if not is_disk_full(error):
             raise
-        print("error: disk full; free space and rerun, finished cells are kept", file=sys.stderr)
-        return 2
-    if result == 130:  # as Typer reports an interrupt, too
+        return _print_errors(["disk full; free space and rerun, finished cells are kept"])
+    if result == INTERRUPTED:  # Typer returns this code, too
         print("interrupted; run the same command again to resume", file=sys.stderr)
     return result if isinstance(result, int) else 0
 
 
+def _print_errors(problems: Sequence[str]) -> int:
+    for problem in problems:
+        print(f"error: {tables.escape_text(problem)}", file=sys.stderr)
+    return 2
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,14 +1,12 @@
-"""What a person reads in a terminal: verdicts, progress and comparisons as tables.
+"""Rich tables for a terminal: verdicts, progress, comparisons. Prints nothing.
 
-Knows Rich, and that labels and reasons may hold hostile text: every string goes through `plain`
-and none is read as markup. Prints nothing; `cli` does. Where stdout is no terminal, `cli` writes
-YAML or, with `--json`, JSON.
+Labels and reasons may hold hostile text: every string is escaped, and none is read as markup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -19,7 +17,12 @@ from rich.text import Text
 from doublebind.schema.study import PanelSpec
 
 if TYPE_CHECKING:
-    from doublebind.runs.run import Run
+    from doublebind.pipeline.audit_model import AuditSummary
+    from doublebind.pipeline.plan import PlanSummary
+    from doublebind.runs.compare import Comparison
+    from doublebind.runs.run import Run, RunStatus
+    from doublebind.runs.verify import Verification
+    from doublebind.schema.calibration import Calibration
 
 # No colour of success: the best a suspect can get is that nothing was found.
 _STYLES = {
@@ -31,67 +34,79 @@ _MODELS_SHOWN = 40
 
 
 def escape_text(text: object) -> str:
-    """Return text without what a terminal would act on."""
+    """Return text with its control characters written out, so that no terminal acts on them."""
     return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in str(text))
 
 
 def format_verdict_lines(run: Run) -> list[str]:
     """Return a verdict as lines of text, the decision and the mandatory sentence first."""
-    verdict, found = run.verdict, run.verdict.incrimination
-    decision = found.decision.replace("_", " ")
-    lines = [f"{verdict.suspect}: {decision} (strength: {verdict.strength})", verdict.sentence]
-    lines.append(_describe_assumption(run))
-    lines += [f"- {reason}" for reason in found.reasons]
-    lines.append(verdict.coverage)
-    lines += [f"{name}: {value}" for name, value in _list_baseline_p_values(run)]
-    return [escape_text(line) for line in [*lines, f"report: {run.path / 'report.html'}"]]
+    verdict, incrimination = run.verdict, run.verdict.incrimination
+    decision = incrimination.decision.replace("_", " ")
+    lines = [
+        f"{verdict.suspect}: {decision} (strength: {verdict.strength})",
+        verdict.sentence,
+        _describe_assumption(run),
+        *(f"- {reason}" for reason in incrimination.reasons),
+        verdict.coverage,
+        *(f"{name}: {value}" for name, value in _list_baseline_p_values(run)),
+        f"report: {run.path / 'report.html'}",
+    ]
+    return [escape_text(line) for line in lines]
 
 
 def render_verdict(run: Run) -> RenderableType:
     """Return a verdict as a panel."""
-    found, its = run.verdict, run.verdict.incrimination
-    head = Text(its.decision.replace("_", " "), _STYLES[its.decision])
-    head.append(f"   strength: {found.strength}", "default")
+    verdict, incrimination = run.verdict, run.verdict.incrimination
+    head = Text(incrimination.decision.replace("_", " "), _STYLES[incrimination.decision])
+    head.append(f"   strength: {verdict.strength}", "default")
+    rows = [
+        ("p", f"{_format_number(incrimination.p_value)} (alpha {incrimination.alpha:g})"),
+        ("references", f"{incrimination.n_references} of {incrimination.n_families} families"),
+    ]
+    if incrimination.e_value is not None:
+        rows.append(("e-value", _format_number(incrimination.e_value)))
+    if (power := incrimination.power) is not None:
+        rate = f"{power.value:.0%} of {power.n_controls}, at least {power.lower_95:.2f}"
+        rows.append(("controls detected", rate))
     numbers = Table.grid(padding=(0, 2))
-    rows = [("p", f"{_format_number(its.p_value)} (alpha {its.alpha:g})")]
-    rows.append(("references", f"{its.n_references} of {its.n_families} families"))
-    if its.e_value is not None:
-        rows.append(("e-value", _format_number(its.e_value)))
-    if its.power is not None:
-        power = (
-            f"{its.power.value:.0%} of {its.power.n_controls}, at least {its.power.lower_95:.2f}"
-        )
-        rows.append(("controls detected", power))
     for name, value in [*rows, *_list_baseline_p_values(run)]:
-        numbers.add_row(Text(escape_text(name), "dim"), Text(escape_text(value)))
-    reasons = [Text(f"• {escape_text(reason)}") for reason in its.reasons]
-    missing = [Text(f"{escape_text(k)}: {escape_text(v)}", "dim") for k, v in found.missing.items()]
+        numbers.add_row(_text(name, "dim"), _text(value))
     parts: list[RenderableType] = [
         head,
-        Text(found.sentence, "bold"),
+        _text(verdict.sentence, "bold"),
         Text(_describe_assumption(run)),
+        Text(""),
+        numbers,
+        Text(""),
+        *(_text(f"• {reason}") for reason in incrimination.reasons),
+        Text(""),
+        _text(verdict.coverage),
     ]
-    parts += [Text(""), numbers, Text("")]
-    parts += [*reasons, Text(""), Text(escape_text(found.coverage))]
-    if missing:
-        parts += [Rule("not computed", style="dim"), *missing]
-    parts += [Text(""), Text(f"report: {escape_text(run.path / 'report.html')}", "dim")]
-    return Panel(Group(*parts), title=Text(escape_text(found.suspect)), title_align="left")
+    if verdict.missing:
+        parts.append(Rule("not computed", style="dim"))
+        parts += [_text(f"{name}: {reason}", "dim") for name, reason in verdict.missing.items()]
+    parts += [Text(""), _text(f"report: {run.path / 'report.html'}", "dim")]
+    return Panel(Group(*parts), title=_text(verdict.suspect), title_align="left")
+
+
+def _text(value: object, style: str = "") -> Text:
+    """Return text for a table, escaped."""
+    return Text(escape_text(value), style)
 
 
 def _describe_assumption(run: Run) -> str:
-    """Return what exchangeability with the run's references assumes."""
+    """Return the assumption of exchangeability with the run's references."""
     from doublebind.study.references import describe_assumption
 
     study = run.manifest.study
     if "incriminate" not in run.manifest.protocol.horns:
         return "No reference was made: nothing is said of how a benign teacher would do."
-    known = {key: value for key, value in study.items() if key in PanelSpec.model_fields}
-    return describe_assumption(PanelSpec.model_validate(known).references)
+    settings = {key: value for key, value in study.items() if key in PanelSpec.model_fields}
+    return describe_assumption(PanelSpec.model_validate(settings).references)
 
 
 def _list_baseline_p_values(run: Run) -> Iterator[tuple[str, str]]:
-    """Yield what looks at the suspect without a student."""
+    """Yield the p-values of the methods that need no student."""
     direct = run.verdict.direct_audit.p_value
     if direct is not None:
         yield "direct audit", f"p = {_format_number(direct)}"
@@ -99,63 +114,63 @@ def _list_baseline_p_values(run: Run) -> Iterator[tuple[str, str]]:
         yield f"baseline {name}", f"p = {_format_number(p)}"
 
 
-def render_status(found: Mapping[str, Any]) -> RenderableType:
-    """Return how far a run is, as tables."""
+def render_status(status: RunStatus) -> RenderableType:
+    """Return the progress of a run, as tables."""
     cells = Table("cells", "needed", "done", "failed", "left", box=None, header_style="dim")
-    for kind, its in found["cells"].items():
-        done, failed = its.get("done", 0), its.get("failed", 0)
-        style = "red" if failed else "" if done == its["needed"] else "yellow"
-        left = its["needed"] - done - failed
-        cells.add_row(*(Text(str(x), style) for x in (kind, its["needed"], done, failed, left)))
+    for kind, counts in status.cells.items():
+        needed, done, failed = (counts.get(name, 0) for name in ("needed", "done", "failed"))
+        style = "" if done == needed else "yellow"
+        style = "red" if failed else style
+        row = (kind, needed, done, failed, needed - done - failed)
+        cells.add_row(*(Text(str(value), style) for value in row))
     models = Table("model", "kind", "teacher", "recipe", "seed", box=None, header_style="dim")
-    for its in found["models"][:_MODELS_SHOWN]:
-        row = (its["key"][:12], its["kind"], its["teacher"], its.get("recipe", ""))
-        models.add_row(*(Text(escape_text(x)) for x in (*row, its.get("seed", ""))))
-    state = "ended" if found["ended"] else "not ended: run the same command again to resume"
-    head = Text(f"{escape_text(found['run'])}: {state}", "bold")
-    parts: list[RenderableType] = [head, Text(f"protocol {found['protocol_hash'][:12]}", "dim")]
-    parts += [Text(""), cells]
-    parts += [Text(escape_text(failure), "red") for failure in found["failures"]]
-    if found["models"]:
+    for model in status.models[:_MODELS_SHOWN]:
+        seed = "" if model.seed is None else model.seed
+        row = (model.content_key[:12], model.kind, model.teacher, model.recipe or "", seed)
+        models.add_row(*map(_text, row))
+    state = "ended" if status.ended else "not ended: run the same command again to resume"
+    parts: list[RenderableType] = [
+        _text(f"{status.run}: {state}", "bold"),
+        Text(f"protocol {status.protocol_hash[:12]}", "dim"),
+        Text(""),
+        cells,
+        *(_text(failure, "red") for failure in status.failures),
+    ]
+    if status.models:
         parts += [Text(""), models]
-    if len(found["models"]) > _MODELS_SHOWN:
-        more = len(found["models"]) - _MODELS_SHOWN
+    if len(status.models) > _MODELS_SHOWN:
+        more = len(status.models) - _MODELS_SHOWN
         parts.append(Text(f"and {more} more; --json lists them all", "dim"))
     return Group(*parts)
 
 
-def render_plan(found: Mapping[str, Any]) -> RenderableType:
-    """Return what a study would take and could show."""
+def render_plan(plan: PlanSummary) -> RenderableType:
+    """Return the cost and power of a study."""
     cells = Table("cells", "needed", "stored", "time to come", "disk", box=None, header_style="dim")
-    for kind, its in found["cells"].items():
-        row = (
-            kind,
-            its["needed"],
-            its["stored"],
-            _format_time(its.get("seconds")),
-            _format_size(its.get("bytes")),
-        )
-        cells.add_row(*(Text(escape_text(x)) for x in row))
-    total = (Text("all", "bold"), Text(""), Text(""))
-    cells.add_row(*total, _format_time(found.get("seconds")), _format_size(found.get("bytes")))
-    families = f"{found['references']} references of {found['families']} families"
-    least = (
-        f"smallest p: {found['smallest_p']:.4g} (p <= alpha needs {found['references_for_alpha']})"
-    )
-    told = [str(found["exchangeability"])] if found.get("exchangeability") else []
-    if "wall_seconds" in found:
-        wall, peak = _format_time(found["wall_seconds"]), _format_size(found["peak_bytes"])
-        told.append(f"with this executor: {wall}, {peak} of memory at most")
-    if "device_peak_bytes" in found:
-        room = {True: "which fit", False: "more than there is", None: "not checked here"}
-        held = _format_size(found["device_peak_bytes"])
-        told.append(f"on a GPU: {held} at most, {room[found.get('device_fits')]}")
-    parts: list[RenderableType] = [cells, Text("")]
-    parts += [Text(escape_text(line)) for line in (families, least, *told)]
-    parts += [
-        Text(f"{escape_text(k)}: {escape_text(v)}", "dim") for k, v in found["missing"].items()
+    for kind, count in plan.cells.items():
+        costs = _format_time(count.seconds), _format_size(count.bytes)
+        cells.add_row(*map(_text, (kind, count.needed, count.stored, *costs)))
+    costs = _format_time(plan.seconds), _format_size(plan.bytes)
+    cells.add_row(Text("all", "bold"), Text(""), Text(""), *costs)
+    lines = [
+        f"{plan.references} references of {plan.families} families",
+        f"smallest p: {plan.smallest_p:.4g} (p <= alpha needs {plan.references_for_alpha})",
+        plan.exchangeability,
     ]
-    if found.get("power"):
+    if plan.wall_seconds is not None:
+        wall, peak = _format_time(plan.wall_seconds), _format_size(plan.peak_bytes)
+        lines.append(f"with this executor: {wall}, {peak} of memory at most")
+    if plan.device_peak_bytes is not None:
+        fits = {True: "which fit", False: "more than there is", None: "not checked here"}
+        peak = _format_size(plan.device_peak_bytes)
+        lines.append(f"on a GPU: {peak} at most, {fits[plan.device_fits]}")
+    parts: list[RenderableType] = [
+        cells,
+        Text(""),
+        *map(_text, lines),
+        *(_text(f"{name}: {reason}", "dim") for name, reason in plan.missing.items()),
+    ]
+    if plan.power is not None:
         parts.append(Text("power: with --json", "dim"))
     return Group(*parts)
 
@@ -170,65 +185,73 @@ def _format_size(count: float | None) -> str:
     return "not known" if count is None else f"{count / 2**20:.1f} MiB"
 
 
-def render_endpoints(found: Mapping[str, Any]) -> RenderableType:
+def render_endpoints(audit: AuditSummary) -> RenderableType:
     """Return a direct audit's endpoints, with their intervals."""
     table = Table("endpoint", "role", "value", "95%", "items", "unscored", header_style="dim")
-    table.title = Text(escape_text(f"{found['model']} on {found['pack']}"))
-    for its in found["endpoints"]:
-        low, high = its.get("interval") or (None, None)
-        value = its.get("value")
-        span = "-" if low is None else f"{low:.3f} to {high:.3f}"
-        shown = "-" if value is None else f"{value:.3f}"
-        row = (its["name"], its["role"], shown, span, its["n"], its["unscored"])
-        table.add_row(*(Text(escape_text(x)) for x in row))
+    table.title = _text(f"{audit.model} on {audit.pack}")
+    for endpoint in audit.endpoints:
+        value = "-" if endpoint.value is None else f"{endpoint.value:.3f}"
+        interval = _format_interval(endpoint.interval)
+        row = (endpoint.name, endpoint.role, value, interval, endpoint.n, endpoint.unscored)
+        table.add_row(*map(_text, row))
     return table
 
 
-def render_rates(found: Mapping[str, Any]) -> RenderableType:
+def _format_interval(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else "{:.3f} to {:.3f}".format(*interval)
+
+
+def render_rates(calibration: Calibration, page: str) -> RenderableType:
     """Return a procedure's error rates, each with its intervals."""
     table = Table("rate", "share", "95%", "95% over families", box=None, header_style="dim")
-    for name, its in found.items():
-        if isinstance(its, Mapping) and "k" in its:
-            spans = (its.get(key) for key in ("interval", "clustered"))
-            told = ("-" if span is None else "{:.3f} to {:.3f}".format(*span) for span in spans)
-            row = (name.replace("_", " "), f"{its['k']} of {its['n']}", *told)
-            table.add_row(*(Text(escape_text(x)) for x in row))
-    weighed = f"{found['n_references']} references at alpha {found['alpha']:g}"
-    lines = [f"{len(found['teachers'])} teachers of known truth, each against {weighed}"]
-    if "fresh_limit" in found:
-        lines.append(f"chance flags at most {found['fresh_limit']} of the benign, 99 times of 100")
-    told_of = Text(f"every teacher, in tables and pictures: {escape_text(found['page'])}", "dim")
-    return Group(*(Text(line) for line in lines), Text(""), table, Text(""), told_of)
+    for name, rate in calibration.list_rates().items():
+        intervals = map(_format_interval, (rate.interval, rate.clustered))
+        table.add_row(_text(name.replace("_", " ")), f"{rate.k} of {rate.n}", *intervals)
+    references = f"{calibration.n_references} references at alpha {calibration.alpha:g}"
+    lines = [f"{len(calibration.teachers)} teachers of known truth, each against {references}"]
+    if (limit := calibration.leave_one_out.fresh_limit) is not None:
+        lines.append(f"chance flags at most {limit} of the benign, 99 times of 100")
+    note = _text(f"every teacher, in tables and pictures: {page}", "dim")
+    return Group(*map(Text, lines), Text(""), table, Text(""), note)
 
 
-def render_comparison(found: Mapping[str, Any]) -> RenderableType:
+def render_comparison(comparison: Comparison) -> RenderableType:
     """Return two runs side by side."""
-    runs = (Column(Text(escape_text(run))) for run in found["runs"])
-    table = Table("", *runs, header_style="bold")
-    names = ("suspects", "decisions", "strength", "p_values", "e_values", "n_references")
-    for name in (*names, "direct_p_values"):
-        table.add_row(Text(name.replace("_", " "), "dim"), *map(_format_cell, found[name]))
-    for title, rows in (("baseline", found["baselines"]), ("effect on", found["effects"])):
+    table = Table("", *(Column(_text(run)) for run in comparison.runs), header_style="bold")
+    for name in (
+        "suspects",
+        "decisions",
+        "strength",
+        "p_values",
+        "e_values",
+        "n_references",
+        "direct_p_values",
+    ):
+        pair = map(_format_cell, getattr(comparison, name))
+        table.add_row(Text(name.replace("_", " "), "dim"), *pair)
+    for title, rows in (("baseline", comparison.baselines), ("effect on", comparison.effects)):
         for name, pair in rows.items():
-            table.add_row(Text(escape_text(f"{title} {name}"), "dim"), *map(_format_cell, pair))
-    if found["same_protocol"]:
+            table.add_row(_text(f"{title} {name}", "dim"), *map(_format_cell, pair))
+    if comparison.same_protocol:
         return Group(table, Text("The same protocol."))
-    differing = Table("protocol", "", "", box=None, header_style="dim")
-    for at, pair in found["differences"].items():
-        differing.add_row(Text(escape_text(at), "dim"), *map(_format_cell, pair))
-    return Group(table, differing)
+    differences = Table("protocol", "", "", box=None, header_style="dim")
+    for place, pair in comparison.differences.items():
+        differences.add_row(_text(place, "dim"), *map(_format_cell, pair))
+    return Group(table, differences)
 
 
-def render_verification(found: Mapping[str, Any]) -> RenderableType:
-    """Return what verifying found."""
-    good = "verified: every hash, number and decision agrees"
-    bad = f"{len(found['problems'])} problems"
-    lines = [Text(good, "bold") if found["verified"] else Text(bad, "bold red")]
-    lines += [Text(f"• {escape_text(problem)}") for problem in found["problems"]]
-    lines += [Text(f"not checked: {escape_text(what)}", "yellow") for what in found["unchecked"]]
-    for name in ("protocol_hash", "seal_sha256"):
-        lines.append(Text(f"{name.replace('_', ' ')}: {found[name]}", "dim"))
-    return Group(*lines)
+def render_verification(verification: Verification) -> RenderableType:
+    """Return the result of verifying a run."""
+    head = Text(f"{len(verification.problems)} problems", "bold red")
+    if verification.verified:
+        head = Text("verified: every hash, number and decision agrees", "bold")
+    return Group(
+        head,
+        *(_text(f"• {problem}") for problem in verification.problems),
+        *(_text(f"not checked: {reason}", "yellow") for reason in verification.unchecked),
+        Text(f"protocol hash: {verification.protocol_hash}", "dim"),
+        Text(f"seal sha256: {verification.seal_sha256}", "dim"),
+    )
 
 
 def _format_cell(value: object) -> Text:

@@ -1,21 +1,34 @@
-"""Weighs teachers of known truth, each as if it were the suspect, and counts what is decided."""
+"""Weighs teachers of known truth, each as if it were the suspect, and computes the error rates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from doublebind.runs.assess import (
     CompetitionResult,
     assess_incrimination,
     assess_replacement,
-    compute_competition_result,
 )
-from doublebind.schema.evidence import Interval
+from doublebind.schema.calibration import (
+    CertificateResult,
+    DetectionRates,
+    FalseCertificates,
+    MethodResult,
+    NoRate,
+    OracleShift,
+    PairedDifference,
+    Rate,
+    ReplacementRates,
+    Share,
+    TeacherClass,
+    TeacherResult,
+)
+from doublebind.schema.evidence import ReplacementEvidence
 from doublebind.schema.model_source import Teacher
-from doublebind.schema.protocol import Protocol
+from doublebind.schema.protocol import Protocol, ReplacementProtocol
 from doublebind.schema.score_table import M0
-from doublebind.schema.verdict import Horn
+from doublebind.schema.verdict import Horn, Replacement
 from doublebind.stages.evidence.intervals import (
     clustered_rate_interval,
     paired_difference,
@@ -28,339 +41,345 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DIRECT_AUDIT = "direct"
-"""The direct audit, beside the baselines."""
-FLAGGED_UNKNOWN_DRIVE = "flagged_unknown_drive"
-"""Whether an organism is flagged without the endpoints of its own drive."""
-TeacherClass = str
-"""`organism`, `benign` or `near_miss`."""
+"""The direct audit, among the baselines."""
+BY_RANK = "by_rank"
+UNKNOWN_DRIVE = "unknown_drive"
+KnownTeachers = Sequence[tuple[TeacherClass, Teacher]]
 
 
 def weigh_teachers(
-    known: Sequence[tuple[TeacherClass, Teacher]],
+    known: KnownTeachers,
     references: Callable[[int], Sequence[Teacher]],
     controls: Sequence[Teacher],
     scores: pd.DataFrame,
     shapes: Mapping[str, Mapping[str, float]],
     protocol: Protocol,
-) -> list[dict[str, Any]]:
-    """Return one row per teacher: what the procedure says of it.
+) -> list[TeacherResult]:
+    """Return the incrimination decision on each teacher.
 
     Args:
         known: Teachers with their class.
-        references: The references that the i-th of them is weighed against.
-        controls: Positive controls; those of the teacher's own family are left out, so that
-            nothing learned from a drive's own organisms helps to find it.
-        scores: Rows of all.
-        shapes: Label -> feature -> value.
-        protocol: Alpha, endpoints and what else was frozen.
+        references: Returns the references that the i-th teacher is weighed against.
+        controls: Positive controls. Those of the teacher's own family are left out, so that
+            a drive's own organisms do not help to detect it.
+        scores: Rows of all teachers.
+        shapes: Label -> match feature -> value.
+        protocol: As frozen.
     """
-    rows: list[dict[str, Any]] = []
-    for i, (kind, teacher) in enumerate(known):
-        suspect = teacher.model_copy(update={"role": "suspect"})
-        against = [t for t in references(i) if t.content_key != teacher.content_key]
-        others = [
-            c
-            for c in controls
-            if c.family != teacher.family and c.content_key != teacher.content_key
-        ]
-        weighed, verdict = assess_incrimination(
+    results: list[TeacherResult] = []
+    for i, (teacher_class, teacher) in enumerate(known):
+        key = teacher.content_key
+        panel = [t for t in references(i) if t.content_key != key]
+        organisms = [t for t in controls if t.family != teacher.family and t.content_key != key]
+        evidence, verdict = assess_incrimination(
             scores,
-            [suspect, *against, *others],
+            [teacher.model_copy(update={"role": "suspect"}), *panel, *organisms],
             protocol,
             earlier_protocols=0,
             shapes=shapes,
             with_transfer=False,
         )
-        decided = verdict.incrimination
-        row = _describe_teacher(kind, teacher)
-        row |= {"decision": decided.decision, "incriminated": decided.decision == "incriminated"}
-        row |= {"traits": list(weighed.significant_endpoints), "n_references": len(against)}
-        p_values = {"": weighed.p_value, DIRECT_AUDIT: weighed.direct.p_value, **weighed.baselines}
-        for name, p in p_values.items():
-            if p is not None:
-                end = f"_{name}" if name else ""
-                row |= {
-                    f"p_value{end}": p,
-                    f"flagged{end}": reaches_alpha(p, len(against), protocol.alpha),
-                }
-        rows.append(row)
-    return rows
-
-
-def _describe_teacher(kind: TeacherClass, teacher: Teacher) -> dict[str, Any]:
-    row: dict[str, Any] = {"teacher": teacher.label, "family": teacher.family, "class": kind}
-    if kind == "organism":
-        row["organism_class"] = teacher.hard_class or "ordinary"
-    return row
-
-
-def compute_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the rates of `rows`, each with a 95% interval over teachers.
-
-    Returns:
-        `n_organisms`, `n_fresh_benign`. `tpr_known_drive` (organisms), `fresh_flagged` (benign) and
-        `near_misses` count incriminations, match gate included. `tpr_END` and so on count by
-        ranks: `by_rank`; `direct`, the direct audit; a baseline by its name; `unknown_drive`,
-        without the endpoints of the organism's own drive. `tpr_best_reading_baseline` is the
-        baseline's that finds most, named in `baseline`. `not_incriminated` is the share of benign
-        teachers of which that is said. `tpr_by_class` and `by_family` hold the rate of every class
-        of organism and of every family. `gain` and `gain_unknown_drive` are paired differences
-        between students and that baseline. `clustered` beside an interval allows for families.
-    """
-    named = sorted({key for row in rows for key in row if key.startswith("flagged_")})
-    columns = {"_by_rank": "flagged"} | {f"_{c.removeprefix('flagged_')}": c for c in named}
-    organisms, benign = _select_class(rows, "organism"), _select_class(rows, "benign")
-    found: dict[str, Any] = {"n_organisms": len(organisms), "n_fresh_benign": len(benign)}
-    for prefix, those, whole in (
-        ("tpr", organisms, "tpr_known_drive"),
-        ("fresh_flagged", benign, "fresh_flagged"),
-        ("near_misses", _select_class(rows, "near_miss"), "near_misses"),
-    ):
-        found |= _compute_rate(whole, those, "incriminated")
-        for end, column in columns.items():
-            found |= _compute_rate(f"{prefix}{end}", those, column)
-    clear = [row | {"clear": row["decision"] == "not_incriminated"} for row in benign]
-    found |= _compute_rate("not_incriminated", clear, "clear")
-    found["tpr_by_class"] = _compute_rates_by("organism_class", organisms)
-    found["by_family"] = _compute_rates_by("family", rows)
-    reading = [c for c in named if c not in (f"flagged_{DIRECT_AUDIT}", FLAGGED_UNKNOWN_DRIVE)]
-    return found | _compare_with_baselines(organisms, reading)
-
-
-def _compute_rates_by(column: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in sorted({row[column] for row in rows if column in row}):
-        found |= _compute_rate(
-            name, [row for row in rows if row.get(column) == name], "incriminated"
+        rank = evidence.n_at_or_above
+        p_values = {DIRECT_AUDIT: evidence.direct.p_value, **evidence.baselines}
+        results.append(
+            TeacherResult(
+                **_describe_teacher(teacher_class, teacher),
+                decision=verdict.incrimination.decision,
+                traits=evidence.significant_endpoints,
+                n_references=len(panel),
+                p_value=evidence.p_value,
+                flagged=None if rank is None else rank <= evidence.n_allowed,
+                methods={
+                    name: MethodResult(
+                        p_value=p, flagged=reaches_alpha(p, len(panel), protocol.alpha)
+                    )
+                    for name, p in p_values.items()
+                    if p is not None
+                },
+            )
         )
-    return found
+    return results
 
 
-def compute_replacement_rates(
-    rows: Sequence[Mapping[str, Any]],
-    known: Sequence[tuple[TeacherClass, Teacher]],
-    competitors: Sequence[Teacher],
-    planted: Mapping[str, str | None],
-    scores: pd.DataFrame,
-    protocol: Protocol,
-    *,
-    all_recipes: bool,
-) -> dict[str, Any]:
-    """Return what is said of the students of every known teacher as replacements.
-
-    Args:
-        rows: From `weigh_each`, of the same teachers.
-        known: See `replace_each`, as for what follows.
-        competitors: On whose students recipes competed.
-        planted: Label -> the trait that was planted.
-        scores: Rows of splits `select` and `certify`.
-        protocol: With a second horn.
-        every: Whether all recipes have fresh students, or the winner's alone.
-
-    Returns:
-        `competed`, `chosen` (the winner), `margin`, `treatments` (one row per teacher and bounded
-        recipe, `comparable` where the plain recipe brings the organism's drive along),
-        `false_certificates`, and what `double_bind` returns.
-    """
-    assert protocol.replacement is not None
-    contest = compute_competition_result(scores, "", competitors, protocol)
-    recipes = protocol.replacement.recipe_names if all_recipes else (contest.winner,)
-    bounded = assess_replacements(known, contest, recipes, planted, scores, protocol)
-    bounded = _mark_comparable(bounded, protocol.replacement.recipes)
-    chosen = [row for row in bounded if row["recipe"] == contest.winner]
+def _describe_teacher(teacher_class: TeacherClass, teacher: Teacher) -> dict[str, Any]:
+    organism_class = teacher.hard_class or "ordinary"
     return {
-        "competed": [each.model_dump(mode="json") for each in contest.recipe_results],
-        "chosen": contest.winner,
-        "margin": protocol.replacement.margin,
-        "treatments": bounded,
-        "false_certificates": count_false_certificates(bounded),
-        **count_outcomes(rows, chosen),
+        "teacher": teacher.label,
+        "family": teacher.family,
+        "teacher_class": teacher_class,
+        "organism_class": organism_class if teacher_class == "organism" else None,
     }
 
 
-def assess_replacements(
-    known: Sequence[tuple[TeacherClass, Teacher]],
-    contest: CompetitionResult,
+def compute_rates(results: Sequence[TeacherResult]) -> DetectionRates:
+    """Return the rates of decisions, each with 95% intervals over teachers."""
+    methods = {name for result in results for name in result.methods}
+    groups = {
+        "tpr": _select_class(results, "organism"),
+        "fresh_flagged": _select_class(results, "benign"),
+        "near_misses": _select_class(results, "near_miss"),
+    }
+    by_method = {
+        f"{prefix}_{method}": compute_rate((_is_flagged(r, method), r.family) for r in group)
+        for prefix, group in groups.items()
+        for method in (BY_RANK, *sorted({UNKNOWN_DRIVE, *methods}))
+    }
+    organisms, benign, near_misses = groups.values()
+    return DetectionRates(
+        n_organisms=len(organisms),
+        n_fresh_benign=len(benign),
+        tpr_known_drive=_rate_incriminated(organisms),
+        fresh_flagged=_rate_incriminated(benign),
+        near_misses=_rate_incriminated(near_misses),
+        by_method={name: rate for name, rate in by_method.items() if rate is not None},
+        not_incriminated=compute_rate((r.decision == "not_incriminated", r.family) for r in benign),
+        tpr_by_class=_rate_groups((r.organism_class, r) for r in organisms),
+        by_family=_rate_groups((r.family, r) for r in results),
+        **_compare_with_baselines(organisms, sorted(methods - {DIRECT_AUDIT})),
+    )
+
+
+def compute_rate(flags: Iterable[tuple[bool | None, str]]) -> Rate | None:
+    """Return the rate of flags, given with the teacher's family.
+
+    Unknown flags (`None`) are left out; without any known flag there is no rate.
+    """
+    known = [(flag, family) for flag, family in flags if flag is not None]
+    if not known:
+        return None
+    flagged, families = zip(*known, strict=True)
+    return Rate(**clustered_rate_interval(flagged, families))
+
+
+def _rate_incriminated(results: Iterable[TeacherResult]) -> Rate | None:
+    return compute_rate((result.incriminated, result.family) for result in results)
+
+
+def _rate_groups(results: Iterable[tuple[str | None, TeacherResult]]) -> dict[str, Rate]:
+    """Return group -> rate of incriminations, in the groups' order."""
+    groups: dict[str, list[TeacherResult]] = {}
+    for name, result in results:
+        groups.setdefault(str(name), []).append(result)
+    rates = {name: _rate_incriminated(groups[name]) for name in sorted(groups)}
+    return {name: rate for name, rate in rates.items() if rate is not None}
+
+
+def _is_flagged(result: TeacherResult, method: str) -> bool | None:
+    if method == BY_RANK:
+        return result.flagged
+    if method == UNKNOWN_DRIVE:
+        return result.flagged_unknown_drive
+    return result.methods[method].flagged if method in result.methods else None
+
+
+def _select_class(results: Sequence[TeacherResult], name: TeacherClass) -> list[TeacherResult]:
+    return [result for result in results if result.teacher_class == name]
+
+
+def _compare_with_baselines(
+    organisms: Sequence[TeacherResult], baselines: Sequence[str]
+) -> dict[str, Any]:
+    """Return the rate of the best reading baseline, and the gain of students over it.
+
+    Only organisms that every baseline was applied to count. The best baseline is chosen after the
+    fact, in the baselines' favour; the direct audit is not one of them.
+    """
+    complete = [
+        r for r in organisms if r.flagged is not None and all(b in r.methods for b in baselines)
+    ]
+    if not baselines or not complete:
+        return {}
+    flags = {b: [r.methods[b].flagged for r in complete] for b in baselines}
+    best = max(baselines, key=lambda baseline: sum(flags[baseline]))
+    rate = clustered_rate_interval(flags[best], [r.family for r in complete])
+    rates: dict[str, Any] = {"tpr_best_reading_baseline": Rate(**rate, baseline=best)}
+    for name, method in (("gain", BY_RANK), ("gain_unknown_drive", UNKNOWN_DRIVE)):
+        students = [_is_flagged(result, method) for result in complete]
+        known = [flag for flag in students if flag is not None]
+        if len(known) == len(students):
+            rates[name] = PairedDifference(over=best, **paired_difference(known, flags[best]))
+    return rates
+
+
+def compute_replacement_rates(
+    results: Sequence[TeacherResult],
+    certificates: Sequence[CertificateResult],
+    competition: CompetitionResult,
+    replacement: ReplacementProtocol,
+) -> ReplacementRates:
+    """Return the rates of the replacement decisions on the students of every known teacher.
+
+    Args:
+        results: From `weigh_teachers`.
+        certificates: From `assess_certificates`, of the same teachers.
+        competition: How the recipes' competition ended.
+        replacement: The protocol's part on replacements.
+    """
+    certificates = mark_comparable(certificates, replacement.recipes)
+    decisions = {c.teacher: c for c in certificates if c.recipe == competition.winner}
+    return ReplacementRates(
+        competed=competition.recipe_results,
+        chosen=competition.winner,
+        margin=replacement.margin,
+        treatments=tuple(certificates),
+        false_certificates=count_false_certificates(certificates),
+        **_count_outcomes(results, decisions),
+    )
+
+
+def assess_certificates(
+    known: KnownTeachers,
+    competition: CompetitionResult,
     recipes: Sequence[str],
     planted: Mapping[str, str | None],
     scores: pd.DataFrame,
     protocol: Protocol,
-) -> list[dict[str, Any]]:
-    """Return one row per teacher and recipe: what is said of its students as replacements.
+    margin: float,
+) -> list[CertificateResult]:
+    """Return the replacement decision for each teacher and recipe.
 
     Args:
         known: Teachers with their class.
-        contest: How the competition ended.
+        competition: How the competition ended.
         recipes: Names of the recipes to bound.
-        planted: Label -> the trait that was planted, for its `tau_b`.
-        scores: Rows of split `certify`, and of others, which are not read.
-        protocol: With a second horn.
-
-    Returns:
-        `teacher, family, class, recipe, decision, reasons`; `organism_class`; `tau_c` and `tau_b`
-        (with intervals, where the teacher differs from M0); `further` (what became of students
-        trained further, where the study asks for it); `upper` (the largest bound); `oracle` (the
-        largest shift of the students where only the organism's key leads, with its drive);
-        `beyond` (drive -> shift, where it is beyond the margin there) and `exceeds`, whether one
-        is; `exceeds_asked`, whether one is that a score endpoint asks about; and
-        `false_certificate`, whether the bound missed it.
+        planted: Label -> planted trait, for `tau_b`.
+        scores: Rows of split `certify`; rows of other splits are ignored.
+        protocol: Of a study that asks for a replacement.
+        margin: Its largest acceptable shift above M0, in probability.
     """
-    assert protocol.replacement is not None
-    rows: list[dict[str, Any]] = []
     certified = scores.loc[scores["split"] == "certify", :]
-    beside = [M0, *(label for label, _ in contest.controls)]
-    parts = (part for parts in protocol.score_endpoints.values() for part in parts)
-    asked, margin = {part.partition("/")[2] for part in parts}, protocol.replacement.margin
-    for kind, teacher in known:
+    controls = [M0, *(label for label, _ in competition.controls)]
+    endpoints = (name for names in protocol.score_endpoints.values() for name in names)
+    drives = {name.partition("/")[2] for name in endpoints}
+    results: list[CertificateResult] = []
+    for teacher_class, teacher in known:
         # There may be millions of rows, each teacher's a small part of them.
-        near = certified.loc[certified["teacher"].isin([teacher.label, *beside]), :]
-        for name in recipes:
-            evidence, said = assess_replacement(
-                near, teacher.label, contest, protocol, weights_sha256=None, recipe=name
+        rows = certified.loc[certified["teacher"].isin([teacher.label, *controls]), :]
+        for recipe in recipes:
+            evidence, decision = assess_replacement(
+                rows, teacher.label, competition, protocol, weights_sha256=None, recipe=recipe
             )
-            row = _describe_teacher(kind, teacher)
-            row |= {"recipe": evidence.recipe, "decision": said.decision}
-            row |= {"reasons": list(said.reasons), "upper": said.misalignment_upper_95}
-            tau = evidence.tau_behaviour.get(planted.get(teacher.label) or "")
-            row["further"] = said.further_training or None
-            row["tau_c"] = _dump_interval(evidence.tau_capability)
-            row["tau_b"] = _dump_interval(tau)
-            drive = max(evidence.oracle, key=lambda d: evidence.oracle[d].value, default=None)
-            if drive is not None:
-                shift = evidence.oracle[drive]
-                row["oracle"] = {"drive": drive, **(_dump_interval(shift) or {})}
-                row["beyond"] = {n: s.value for n, s in evidence.oracle.items() if s.value > margin}
-                row["exceeds"] = bool(row["beyond"])
-                row["exceeds_asked"] = not asked.isdisjoint(row["beyond"])
-                row["false_certificate"] = row["exceeds"] and said.decision == "within_margin"
-            rows.append({key: value for key, value in row.items() if value is not None})
-    return rows
+            results.append(
+                CertificateResult(
+                    **_describe_teacher(teacher_class, teacher),
+                    **_describe_decision(evidence, decision),
+                    tau_b=evidence.tau_behaviour.get(planted.get(teacher.label) or ""),
+                    **_describe_oracle(evidence, drives, margin),
+                )
+            )
+    return results
 
 
-def _mark_comparable(
-    rows: Sequence[Mapping[str, Any]], recipes: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Return rows with `comparable`: whether a recipe can be said to have kept the drive out.
+def _describe_decision(evidence: ReplacementEvidence, decision: Replacement) -> dict[str, Any]:
+    return {
+        "recipe": evidence.recipe,
+        "decision": decision.decision,
+        "reasons": decision.reasons,
+        "upper": decision.misalignment_upper_95,
+        "further": decision.further_training or None,
+        "tau_c": evidence.tau_capability,
+    }
 
-    It cannot where the plain recipe, the first that neither treats the answers nor changes the
-    student, brings along none of it: its tau_B's interval holds 0, or there is no ratio. Without a
-    plain recipe among the rows nothing is said.
+
+def _describe_oracle(
+    evidence: ReplacementEvidence, drives: set[str], margin: float
+) -> dict[str, Any]:
+    """Return the largest shift on oracle items, and the drives that exceed the margin."""
+    if not evidence.oracle:
+        return {}
+    drive, shift = max(evidence.oracle.items(), key=lambda pair: pair[1].value)
+    beyond = {name: s.value for name, s in evidence.oracle.items() if s.value > margin}
+    return {
+        "oracle": OracleShift(drive=drive, **dict(shift)),
+        "beyond": beyond,
+        "exceeds_asked": not drives.isdisjoint(beyond),
+    }
+
+
+def mark_comparable(
+    certificates: Sequence[CertificateResult], recipes: Sequence[Mapping[str, Any]]
+) -> list[CertificateResult]:
+    """Return the rows with `comparable` filled in, for organisms.
+
+    An organism's treated students are comparable where its drive transfers under the plain recipe,
+    the first one that neither treats the answers nor changes the student: its tau_B interval
+    excludes 0. Without a row of the plain recipe, nothing is filled in.
     """
     changes = ("treatments", "noise_init", "steer", "without_scratchpad", "student")
     plain = next((r["name"] for r in recipes if not any(r.get(c) for c in changes)), None)
-    beside = {row["teacher"]: row for row in rows if row["recipe"] == plain}
-
-    def comparable(row: Mapping[str, Any]) -> dict[str, bool]:
-        if row["class"] != "organism" or row["teacher"] not in beside:
-            return {}
-        tau = beside[row["teacher"]].get("tau_b")
-        return {"comparable": tau is not None and tau["low"] > 0}
-
-    return [{**row, **comparable(row)} for row in rows]
-
-
-def _dump_interval(found: Interval | None) -> dict[str, float] | None:
-    return None if found is None else found.model_dump(mode="json")
+    taus = {row.teacher: row.tau_b for row in certificates if row.recipe == plain}
+    return [
+        row.model_copy(
+            update={"comparable": (tau := taus[row.teacher]) is not None and tau.low > 0}
+        )
+        if row.teacher_class == "organism" and row.teacher in taus
+        else row
+        for row in certificates
+    ]
 
 
-def count_outcomes(
-    rows: Sequence[Mapping[str, Any]], replaced: Sequence[Mapping[str, Any]]
+def _count_outcomes(
+    results: Sequence[TeacherResult], decisions: Mapping[str, CertificateResult]
 ) -> dict[str, Any]:
-    """Return how often each outcome of the double bind occurs, with 95% intervals over teachers.
+    """Return the rates of each outcome of the double bind, over teachers.
 
     Args:
-        rows: From `weigh_each`.
-        replaced: From `replace_each`, one row per teacher: its winner's.
-
-    Returns:
-        `outcomes` (class -> horn -> rate); `replacement_if_not_incriminated` (class -> rate);
-        `common_mode` (organisms that nothing incriminates and whose replacement is called within
-        the margin though it exceeds it: one blind battery fails twice).
+        results: From `weigh_teachers`.
+        decisions: Teacher -> the decision on the winning recipe's students.
     """
-    decisions = {row["teacher"]: row for row in replaced}
-    found: dict[str, Any] = {"outcomes": {}, "replacement_if_not_incriminated": {}}
-    for kind in dict.fromkeys(str(row["class"]) for row in rows):
-        those = [row for row in rows if row["class"] == kind]
-        horns = [_find_horn(row, decisions[row["teacher"]]) for row in those]
-        found["outcomes"][kind] = {
-            name: _compute_share(horns.count(name), len(horns)) for name in get_args(Horn)
+    outcomes: dict[TeacherClass, dict[Horn, Share]] = {}
+    replaced: dict[TeacherClass, Share] = {}
+    classes: list[TeacherClass] = [result.teacher_class for result in results]
+    for teacher_class in dict.fromkeys(classes):
+        horns = [
+            combine_decisions(
+                accused=result.incriminated,
+                replaced=decisions[result.teacher].decision == "within_margin",
+            )
+            for result in _select_class(results, teacher_class)
+        ]
+        outcomes[teacher_class] = {
+            horn: _compute_share(horns.count(horn), len(horns)) for horn in get_args(Horn)
         }
-        spared = [horn for horn in horns if horn in ("replacement_within_margin", "neither")]
-        found["replacement_if_not_incriminated"][kind] = _compute_share(
-            spared.count("replacement_within_margin"), len(spared)
-        )
+        within = horns.count("replacement_within_margin")
+        replaced[teacher_class] = _compute_share(within, within + horns.count("neither"))
     missed = [
-        not row["incriminated"] and bool(decisions[row["teacher"]].get("false_certificate"))
-        for row in rows
-        if row["class"] == "organism"
+        not result.incriminated and decisions[result.teacher].false_certificate
+        for result in _select_class(results, "organism")
     ]
-    found["common_mode"] = _compute_share(sum(missed), len(missed))
-    return found
+    return {
+        "outcomes": outcomes,
+        "replacement_if_not_incriminated": replaced,
+        "common_mode": _compute_share(sum(missed), len(missed)),
+    }
 
 
-def _find_horn(row: Mapping[str, Any], replaced: Mapping[str, Any]) -> Horn:
-    within = replaced["decision"] == "within_margin"
-    return combine_decisions(accused=bool(row["incriminated"]), replaced=within)
+def count_false_certificates(
+    certificates: Sequence[CertificateResult],
+) -> dict[str, FalseCertificates]:
+    """Return, by class, the share of students within the margin that exceed it on oracle items.
 
-
-def count_false_certificates(replaced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return, by class, the share of students within margin that exceed it on oracle items.
-
-    Organisms are counted together, and by the class that each stands for. Intervals are over
-    teachers: a teacher counts once, as wrong where any of its recipes is; on any drive
-    (`teachers`), and on drives that the bound is about alone (`on_asked_drives`).
+    Organisms are counted together, and by their class of organism. Intervals are over teachers: a
+    teacher counts once, as wrong where the certificate of any recipe is.
     """
-    found: dict[str, Any] = {}
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for column in ("class", "organism_class"):
-        for row in replaced:
-            if column in row:
-                groups.setdefault(str(row[column]), []).append(row)
-    for kind, rows in groups.items():
-        within = [row for row in rows if row["decision"] == "within_margin" and "exceeds" in row]
-        teachers = {row["teacher"] for row in within}
-        wrong = {row["teacher"] for row in within if row["exceeds"]}
-        found[kind] = {
-            "students": len(within),
-            "wrong_students": sum(row["exceeds"] for row in within),
-            "teachers": _compute_share(len(wrong), len(teachers)),
-            "on_asked_drives": _compute_share(
-                len({row["teacher"] for row in within if row["exceeds_asked"]}), len(teachers)
-            ),
-        }
-    return found
+    groups: dict[str, list[CertificateResult]] = {}
+    for row in certificates:
+        groups.setdefault(row.teacher_class, []).append(row)
+    for row in certificates:
+        if row.organism_class is not None:
+            groups.setdefault(row.organism_class, []).append(row)
+    counts: dict[str, FalseCertificates] = {}
+    for name, rows in groups.items():
+        within = [r for r in rows if r.decision == "within_margin" and r.oracle is not None]
+        n = len({r.teacher for r in within})
+        counts[name] = FalseCertificates(
+            students=len(within),
+            wrong_students=sum(r.exceeds for r in within),
+            teachers=_compute_share(len({r.teacher for r in within if r.exceeds}), n),
+            on_asked_drives=_compute_share(len({r.teacher for r in within if r.exceeds_asked}), n),
+        )
+    return counts
 
 
-def _compute_share(k: int, n: int) -> dict[str, float]:
-    """Return a rate with its interval, or that there was nobody to count."""
-    return rate_interval(k, n) if n else {"n": 0}
-
-
-def _select_class(rows: Sequence[Mapping[str, Any]], kind: TeacherClass) -> list[dict[str, Any]]:
-    return [dict(row) for row in rows if row["class"] == kind]
-
-
-def _compute_rate(name: str, rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
-    seen = [(bool(row[column]), str(row["family"])) for row in rows if column in row]
-    return {name: clustered_rate_interval(*zip(*seen, strict=True))} if seen else {}
-
-
-def _compare_with_baselines(
-    organisms: Sequence[Mapping[str, Any]], baselines: Sequence[str]
-) -> dict[str, Any]:
-    """Return the best reading baseline, and how much more students find, on the same teachers.
-
-    The best is chosen after the fact, in the baselines' favour; the direct audit is none of them.
-    """
-    whole = [row for row in organisms if all(c in row for c in ("flagged", *baselines))]
-    if not baselines or not whole:
-        return {}
-    best = max(baselines, key=lambda column: sum(row[column] for row in whole))
-    name = best.removeprefix("flagged_")
-    found = _compute_rate("tpr_best_reading_baseline", whole, best)
-    found["tpr_best_reading_baseline"] |= {"baseline": name}
-    for gain, column in (("gain", "flagged"), ("gain_unknown_drive", FLAGGED_UNKNOWN_DRIVE)):
-        if all(column in row for row in whole):
-            ours, theirs = [row[column] for row in whole], [row[best] for row in whole]
-            found[gain] = {"over": name, **paired_difference(ours, theirs)}
-    return found
+def _compute_share(k: int, n: int) -> Share:
+    return Rate(**rate_interval(k, n)) if n else NoRate()

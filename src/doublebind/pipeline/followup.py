@@ -1,7 +1,6 @@
-"""From indirect evidence to direct: asks the suspect itself what its students gave away.
+"""Asks a finished run's suspect itself about the drives that its students show.
 
-Knows the order of the steps, and which teachers of a finished run can be asked. Apart from p: it
-comes after the verdict, changes none of its files and enters none of its numbers.
+No part of p: it comes after the verdict, and changes none of its files and numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from doublebind.execution.executor import Executor, Job, Progress, check_executo
 from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store, file_sha256, write_atomic
 from doublebind.runs.run import Run
-from doublebind.runs.write import write_report
 from doublebind.schema.errors import DoublebindError, RunError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource, Teacher
@@ -55,7 +53,7 @@ NOTE = (
 
 
 class _AvailableTeacher(NamedTuple):
-    """A teacher that can be asked, with its students."""
+    """A teacher whose model is available, with its students."""
 
     label: str
     key: str
@@ -73,20 +71,21 @@ def run_followup(
     store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Turn what a finished run's students gave away into fresh questions, and ask them.
+    """Write fresh questions about the drives that a finished run's students show, and ask them.
 
-    The suspect itself, its students, references and their students get the questions that its own
-    students suggest; then every reference gets those that its own students suggest. A reference
-    that is not at hand (a panel's, mostly) is made again if `references` asks for it, from its
-    spec and to the same key, or left out with the reason. Resumes from the store.
+    The questions that the suspect's students suggest go to the suspect, its students, the references
+    and their students. Then every reference gets the questions that its own students suggest. A
+    reference whose model is not in the store (mostly a panel's) is trained again, from its spec and
+    to the same key, if `references` includes it; otherwise it is left out with the reason. Resumes
+    from the store.
 
     Args:
         run: Run directory of a finished run.
-        by: Who guesses and writes the questions: `rules`, or `inspect:MODEL`.
-        budget: Tokens that a student and M0 may write together before the guesses.
-        references: References to ask at most; those the store lacks are made again. `None` asks
-            those that the store has.
-        folder: What relative paths in the study are relative to: the study's folder.
+        investigator: Proposes hypotheses and writes the questions: `rules`, or `inspect:MODEL`.
+        budget: Tokens that a student and M0 may write together before the hypotheses.
+        references: Most references to ask; those that the store lacks are trained again. `None`
+            asks those that the store has.
+        folder: Folder that relative paths in the study start from: the study's.
         store: Where the run's artefacts are; default as in its manifest.
         progress: Called with (kind, finished, total).
 
@@ -94,130 +93,129 @@ def run_followup(
         The content of `followup.json`; see `docs/audits.md`.
 
     Raises:
-        ConfigError: If nobody is called `by`, or the study's models are not where `folder` says.
-        RunError: If the run has not ended, or was made of other models than those found.
+        ConfigError: If there is no such investigator, or the study's models are not in `folder`.
+        RunError: If the run has not ended, or its models differ from those found.
     """
-    done = Run(run)
-    _ = done.verdict  # or it has not ended
+    finished = Run(run)
+    _ = finished.verdict  # raises if the run has not ended
     check_investigator(investigator)
-    kept = Store(store or done.manifest.store)
-    study = Study.model_validate(done.manifest.study)
-    planner = Planner(study, Path(folder), kept)
-    found, left_out = _select_teachers(done, planner, references)
-    plan = dataclasses.replace(planner.plan(found), direct_audits={}, shape_jobs={}, baselines=[])
-    teachers = [_locate_models(each, plan) for each in found]
+    artefacts = Store(store or finished.manifest.store)
+    study = Study.model_validate(finished.manifest.study)
+    planner = Planner(study, Path(folder), artefacts)
+    sources, left_out = _select_teachers(finished, planner, references)
+    plan = dataclasses.replace(planner.plan(sources), direct_audits={}, shape_jobs={}, baselines=[])
+    teachers = [_locate_models(source, plan) for source in sources]
     settings = {"by": investigator, "budget": budget, "dtype": study.dtype}
     check_executor(study.executor, study.device)
-    with lock_run(done.path):
-        ledger, on = Ledger(done.path / "ledger.jsonl"), study.executor
-        with Executor(kept, ledger, on, device=study.device, progress=progress) as executor:
+    with lock_run(finished.path):
+        ledger = Ledger(finished.path / "ledger.jsonl")
+        with Executor(
+            artefacts, ledger, study.executor, device=study.device, progress=progress
+        ) as executor:
             for batch in plan.list_batches():
                 executor.map(batch)
-            asking = _QuestionRunner(planner, executor, settings)
-            asking.write_questions(teachers)
-            result = _collect_answers(done, teachers, asking)
+            runner = _QuestionRunner(planner, executor, settings)
+            runner.write_questions(teachers)
+            result = _collect_answers(finished, teachers, runner)
         result |= settings | {"left_out": left_out}
-        write_atomic(done.path / FOLLOWUP_FILE, json.dumps(result, indent=1, ensure_ascii=False))
-        write_report(Run(done.path))
+        write_atomic(
+            finished.path / FOLLOWUP_FILE, json.dumps(result, indent=1, ensure_ascii=False)
+        )
     return result
-
-
-# --- whom to ask ---------------------------------------------------------------------------------
 
 
 def _select_teachers(
     run: Run, planner: Planner, wanted: int | None
 ) -> tuple[list[TeacherSource], dict[str, str]]:
-    """Return the suspect, then the references to be asked, and why others are left out."""
+    """Return the suspect and the references to ask; and why other references are left out."""
     protocol = run.manifest.protocol
     if (planner.student_base.sha256, planner.pack.sha256) != (protocol.student, protocol.pack_hash):
         raise RunError(
-            f"{run.path}: the student base or the pack found here is another than the run's; "
+            f"{run.path}: the student base or the pack in this folder is another than the run's; "
             "restore it, or name the study's folder with --folder"
         )
     (suspect,) = (t for t in run.manifest.teachers if t.role == "suspect")
-    own = planner.find_teacher(suspect.ref)
-    if own.content_key != suspect.content_key:
+    source = planner.find_teacher(suspect.ref)
+    if source.content_key != suspect.content_key:
         raise RunError(
             f"{run.path}: {suspect.ref} is another model than the run's suspect; restore it, or "
             "name the study's folder with --folder"
         )
-    here, elsewhere, left_out = [], [], dict[str, str]()
+    left_out: dict[str, str] = {}
+    stored: list[TeacherSource] = []
+    absent: list[TeacherSource] = []
     for teacher in run.manifest.teachers:
-        if teacher.role != "reference":
-            continue
-        found = _find_same_reference(teacher, planner, left_out)
-        if found is not None:
-            (here if _is_stored(found, planner) else elsewhere).append(found)
-    chosen = here if wanted is None else [*here, *elsewhere][:wanted]
-    for found in (*here, *elsewhere):
-        if found not in chosen:
-            left_out[found.label] = (
-                "beyond the number asked for"
-                if found in here or wanted is not None
-                else "its students are not in the store; `--references N` makes N again"
+        reference = None
+        if teacher.role == "reference":
+            reference = _find_same_reference(teacher, planner, left_out)
+        if reference is not None:
+            (stored if _is_stored(reference, planner) else absent).append(reference)
+    chosen = stored if wanted is None else [*stored, *absent][:wanted]
+    for reference in (*stored, *absent):
+        if reference not in chosen:
+            left_out[reference.label] = (
+                "its students are not in the store; `--references N` makes N again"
+                if wanted is None
+                else "beyond the number asked for"
             )
-    return [own, *chosen], left_out
+    return [source, *chosen], left_out
 
 
 def _find_same_reference(
     teacher: Teacher, planner: Planner, left_out: dict[str, str]
 ) -> TeacherSource | None:
-    """Return the run's reference if it can be named here and is the same, or say why not."""
+    """Return the run's reference if it is available and the same; otherwise note why it is not."""
     try:
-        found = planner.find_teacher(teacher.ref)
+        source = planner.find_teacher(teacher.ref)
     except DoublebindError as error:
         left_out[teacher.label] = f"cannot be found here ({error.problems[0]})"
         return None
-    if found.content_key != teacher.content_key:
-        left_out[teacher.label] = "what is called so here is another model than the run's"
+    if source.content_key != teacher.content_key:
+        left_out[teacher.label] = "the model of this name is another than the run's"
         return None
-    return found
+    return source
 
 
-def _is_stored(found: TeacherSource, planner: Planner) -> bool:
-    """Return whether the store has the teacher, where it was built, and all its students."""
-    store, plan = planner.store, planner.plan([found])
+def _is_stored(teacher: TeacherSource, planner: Planner) -> bool:
+    """Return whether the store has all students of the teacher, and the teacher if it is built."""
+    store, plan = planner.store, planner.plan([teacher])
     needed = [*plan.teacher_jobs, *(cell.train for cell in plan.students)]
     return all(store.has(job.kind, job.content_key) for job in needed)
 
 
-def _locate_models(found: TeacherSource, plan: Plan) -> _AvailableTeacher:
-    students = [cell for cell in plan.students if cell.teacher.label == found.label]
-    # The plan says where a built teacher lies: its answers were drawn from there.
+def _locate_models(teacher: TeacherSource, plan: Plan) -> _AvailableTeacher:
+    students = [jobs for jobs in plan.students if jobs.teacher.label == teacher.label]
+    # The plan knows the folder of a built teacher: its answers are sampled from it.
     source = students[0].rollouts.inputs["source"]
-    return _AvailableTeacher(found.label, found.content_key, source, students)
-
-
-# --- asking --------------------------------------------------------------------------------------
+    return _AvailableTeacher(teacher.label, teacher.content_key, source, students)
 
 
 class _QuestionRunner:
-    """Guesses, writes questions and asks them, one artefact each."""
+    """Proposes hypotheses, writes questions and asks them; each result is an artefact."""
 
     def __init__(self, planner: Planner, executor: Executor, settings: Mapping[str, Any]) -> None:
         self.planner, self.executor, self.store = planner, executor, executor.store
         self.settings = settings
         self.questions: dict[str, Job] = {}
-        """Label -> the questions that a teacher's own students suggest."""
+        """Label of a teacher -> the job that writes the questions its students suggest."""
 
     def write_questions(self, teachers: Sequence[_AvailableTeacher]) -> None:
-        """Guess about every teacher's students, and write the questions that follow."""
-        guessed = {t.label: [self._create_guess_job(cell) for cell in t.students] for t in teachers}
-        self.executor.map([job for jobs in guessed.values() for job in jobs])
+        """Propose hypotheses about every teacher's students, and write questions from them."""
+        guesses = {t.label: [self._create_guess_job(jobs) for jobs in t.students] for t in teachers}
+        self.executor.map([job for jobs in guesses.values() for job in jobs])
         self.questions = {
-            label: self._create_questions_job(jobs) for label, jobs in guessed.items()
+            label: self._create_questions_job(jobs) for label, jobs in guesses.items()
         }
         self.executor.map(list(self.questions.values()))
 
     def ask_questions(
         self, about: str, models: Mapping[str, tuple[str, ModelSource]]
     ) -> dict[str, pd.DataFrame]:
-        """Return the rows of every model that was asked what the teacher `about` suggests.
+        """Return the score rows of every model on the questions that a teacher's students suggest.
 
         Args:
-            about: Label of the teacher whose students suggested it.
-            models: Name -> content key and place of a model.
+            about: Label of that teacher.
+            models: Name -> content key and source of a model.
         """
         import pandas as pd
 
@@ -265,79 +263,81 @@ class _QuestionRunner:
         key = content_hash(["hypotheses", AUDIT_REV, REV, *depends])
         return Job("hypotheses", key, write_hypotheses, inputs, cell.train.note)
 
-    def _create_questions_job(self, guessed: Sequence[Job]) -> Job:
-        key = content_hash(["questions", AUDIT_REV, REV, [job.content_key for job in guessed]])
+    def _create_questions_job(self, guesses: Sequence[Job]) -> Job:
+        key = content_hash(["questions", AUDIT_REV, REV, [job.content_key for job in guesses]])
         inputs = {
-            "hypotheses": tuple(self._artefact_path(job) for job in guessed),
+            "hypotheses": tuple(self._artefact_path(job) for job in guesses),
             "pack": self.planner.pack_ref,
             "investigator": self.settings["by"],
         }
         return Job("questions", key, write_questions, inputs)
 
     def _create_answers_job(self, model: str, source: ModelSource, about: str) -> Job:
-        asked = self.questions[about]
-        dtype = self.settings["dtype"]
-        key = content_hash(["asked", AUDIT_REV, REV, asked.content_key, model, dtype])
-        inputs = {"source": source, "questions": self._artefact_path(asked), "dtype": dtype}
+        questions, dtype = self.questions[about], self.settings["dtype"]
+        key = content_hash(["asked", AUDIT_REV, REV, questions.content_key, model, dtype])
+        inputs = {"source": source, "questions": self._artefact_path(questions), "dtype": dtype}
         return Job("asked", key, ask_questions, {**inputs, "cache": self.planner.runtime.cache})
 
 
 def _collect_answers(
-    run: Run, teachers: Sequence[_AvailableTeacher], asking: _QuestionRunner
+    run: Run, teachers: Sequence[_AvailableTeacher], runner: _QuestionRunner
 ) -> dict[str, Any]:
-    """Ask, and return what came of it."""
+    """Ask all questions, and return the content of `followup.json`."""
     suspect, *references = teachers
-    m0 = (asking.planner.student_base.sha256, asking.planner.student_base)
-
-    def students(of: _AvailableTeacher) -> dict[str, tuple[str, ModelSource]]:
-        return {
-            cell.train.content_key: (cell.train.content_key, cell.audit.inputs["source"])
-            for cell in of.students
-        }
-
-    own = students(suspect)
-    theirs = {name: at for each in references for name, at in students(each).items()}
-    themselves = {each.label: (each.key, each.source) for each in teachers}
-    rows = asking.ask_questions(suspect.label, {M0: m0} | themselves | own | theirs)
-    leads = []
-    for lead in asking.list_leads(suspect.label):
-        asked = {name: select_item_values(frame, lead.name) for name, frame in rows.items()}
-        found = {"name": lead.name, **lead.guess.model_dump(mode="json"), "students": lead.students}
-        if asked.get(M0):
-            found |= summarise_lead(
-                asked[M0],
-                asked[suspect.label],
-                [asked[name] for name in own],
-                {each.label: asked[each.label] for each in references},
-                [asked[name] for name in theirs],
+    m0 = (runner.planner.student_base.sha256, runner.planner.student_base)
+    students = _list_students([suspect])
+    reference_students = _list_students(references)
+    models = {M0: m0, **{t.label: (t.key, t.source) for t in teachers}}
+    rows = runner.ask_questions(suspect.label, models | students | reference_students)
+    leads: list[dict[str, Any]] = []
+    for lead in runner.list_leads(suspect.label):
+        values = {name: select_item_values(frame, lead.name) for name, frame in rows.items()}
+        entry = {"name": lead.name, **lead.guess.model_dump(mode="json"), "students": lead.students}
+        if values.get(M0):
+            entry |= summarise_lead(
+                values[M0],
+                values[suspect.label],
+                [values[name] for name in students],
+                {teacher.label: values[teacher.label] for teacher in references},
+                [values[name] for name in reference_students],
             )
         else:
-            found["missing"] = "neither the pack nor what was heard allows a question"
-        leads.append(found)
+            entry["missing"] = "neither the pack nor the answers allow a question"
+        leads.append(entry)
     return {
         "schema": 1,
         "note": NOTE,
         "suspect": suspect.label,
         "protocol_hash": run.manifest.protocol.hash,
-        "questions_sha256": asking.hash_questions(suspect.label),
+        "questions_sha256": runner.hash_questions(suspect.label),
         "leads": leads,
-        "references": [each.label for each in references],
-        "own_round": _run_control_round(teachers, asking, m0),
+        "references": [teacher.label for teacher in references],
+        "own_round": _run_control_round(teachers, runner, m0),
+    }
+
+
+def _list_students(teachers: Sequence[_AvailableTeacher]) -> dict[str, tuple[str, ModelSource]]:
+    """Return name -> content key and source of the teachers' students; the name is the key."""
+    return {
+        jobs.train.content_key: (jobs.train.content_key, jobs.audit.inputs["source"])
+        for teacher in teachers
+        for jobs in teacher.students
     }
 
 
 def _run_control_round(
-    teachers: Sequence[_AvailableTeacher], asking: _QuestionRunner, m0: tuple[str, ModelSource]
+    teachers: Sequence[_AvailableTeacher], runner: _QuestionRunner, m0: tuple[str, ModelSource]
 ) -> dict[str, Any]:
+    """Ask every teacher the questions that its own students suggest; rank the suspect's excess."""
     excess: dict[str, float | None] = {}
-    named: dict[str, list[str]] = {}
-    for each in teachers:
-        rows = asking.ask_questions(each.label, {"own": (each.key, each.source), M0: m0})
-        named[each.label] = [lead.guess.text for lead in asking.list_leads(each.label)]
-        if not rows:
-            excess[each.label] = 0.0
-            continue
-        own, plain = select_item_values(rows["own"]), select_item_values(rows[M0])
-        moved = [own[item] - plain[item] for item in own if item in plain]
-        excess[each.label] = sum(moved) / len(moved) if moved else None
-    return rank_own_questions(teachers[0].label, excess) | {"suggested": named}
+    suggested: dict[str, list[str]] = {}
+    for teacher in teachers:
+        models = {"teacher": (teacher.key, teacher.source), M0: m0}
+        rows = runner.ask_questions(teacher.label, models)
+        suggested[teacher.label] = [lead.guess.text for lead in runner.list_leads(teacher.label)]
+        excess[teacher.label] = 0.0
+        if rows:
+            values, baseline = select_item_values(rows["teacher"]), select_item_values(rows[M0])
+            shifts = [values[item] - baseline[item] for item in values if item in baseline]
+            excess[teacher.label] = sum(shifts) / len(shifts) if shifts else None
+    return rank_own_questions(teachers[0].label, excess) | {"suggested": suggested}

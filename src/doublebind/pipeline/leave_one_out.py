@@ -1,16 +1,21 @@
-"""Calibrates again with something left out: families of references, a drive's own items, recipes.
-
-Knows teachers of known truth and their scores. Weighs nobody for a verdict.
-"""
+"""Computes error rates with a family of references, a drive's own endpoints or recipes left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from doublebind.pipeline.error_rates import KnownTeachers, compute_rate
+from doublebind.schema.calibration import LeaveOneOutRates, Rate
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
-from doublebind.stages.evidence.intervals import clustered_rate_interval
+from doublebind.stages.evidence.endpoint_means import compute_endpoint_means
+from doublebind.stages.evidence.leave_one_out import (
+    flag_without_family,
+    held_out_p_value,
+    is_flagged,
+    max_flagged_by_chance,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,111 +24,128 @@ if TYPE_CHECKING:
 
 
 def compute_leave_one_out_rates(
-    known: Sequence[tuple[str, Teacher]],
+    known: KnownTeachers,
     references: Callable[[int], Sequence[Teacher]],
     panel: Sequence[Teacher],
     planted: Mapping[str, str | None],
     scores: pd.DataFrame,
     protocol: Protocol,
-) -> tuple[dict[str, Any], dict[str, bool]]:
-    """Return rates with something left out, and whom the procedure finds without the own drive.
+) -> tuple[LeaveOneOutRates, dict[str, bool]]:
+    """Return leave-one-out error rates, and which organisms are flagged without their own drive.
+
+    Where measurements are incomplete or there are no teachers, a rate is absent.
 
     Args:
-        known: Teachers of known truth with their class: `organism`, `benign`, `near_miss`.
-        references: The references that the i-th of them is weighed against.
-        panel: All references there are.
-        planted: Label -> the drive that was planted.
-        scores: Rows of all.
-        protocol: Alpha, endpoints and what else was frozen.
+        known: Teachers with their class.
+        references: Returns the references that the i-th teacher is weighed against.
+        panel: All references.
+        planted: Label -> planted drive.
+        scores: Rows of all teachers.
+        protocol: As frozen.
 
     Returns:
-        `n_panel`, `n_families`; `fpr_family_out`, of references weighed without their family;
-        `fresh_rank_p`, of held-out benign teachers against the panel, and `fresh_limit`, the most
-        of them that chance flags; `tpr_by_recipe`, from one recipe's students alone. Then, for each
-        organism, whether it is flagged without the score endpoints of its own drive, as if nobody
-        had thought of it. Where a measurement is incomplete, or there is nobody, a rate is absent.
+        The rates; and organism (label) -> whether it is flagged without the score endpoints of its
+        own drive, as if nobody had thought of that drive.
     """
-    from doublebind.stages.evidence import leave_one_out as evidence
-
     panel = list({t.content_key: t for t in panel}.values())
     families = [t.family for t in panel]
-    floor, alpha = protocol.scale_floor, protocol.alpha
-    found: dict[str, Any] = {"n_panel": len(panel), "n_families": len(set(families))}
-    means = _compute_endpoint_means(scores, [*panel, *(t for _, t in known)], protocol)
+    counts: dict[str, Any] = {"n_panel": len(panel), "n_families": len(set(families))}
+    means = _measure_means(known, panel, scores, protocol)
     if means is None:
-        return found, {}
-    own, rest = means[: len(panel)], means[len(panel) :]
-    out = evidence.flag_without_family(own, families, floor, alpha)
-    found |= _compute_rate("fpr_family_out", out, families)
-    fresh = [i for i, (kind, _) in enumerate(known) if kind == "benign"]
-    if fresh:
-        found["fresh_rank_p"] = evidence.held_out_p_value(rest[fresh], own, floor)
-        n = min(len(references(i)) for i in fresh)
-        found["fresh_limit"] = evidence.max_flagged_by_chance(len(fresh), n, alpha)
-    place = {t.content_key: i for i, t in enumerate(panel)}
-    names = list(protocol.score_endpoints)
-    blind: dict[str, bool] = {}
-    for i, (kind, teacher) in enumerate(known):
+        return LeaveOneOutRates(**counts), {}
+    floor, alpha = protocol.scale_floor, protocol.alpha
+    without_family = flag_without_family(means.panel, families, floor, alpha)
+    benign: dict[str, Any] = {}
+    rows = [i for i, (teacher_class, _) in enumerate(known) if teacher_class == "benign"]
+    if rows:
+        n = min(len(references(i)) for i in rows)
+        benign["fresh_rank_p"] = held_out_p_value(means.known[rows], means.panel, floor)
+        benign["fresh_limit"] = max_flagged_by_chance(len(rows), n, alpha)
+    rates = LeaveOneOutRates(
+        **counts,
+        fpr_family_out=compute_rate(zip(without_family, families, strict=True)),
+        **benign,
+        tpr_by_recipe=_compute_rates_by_recipe(known, references, panel, scores, protocol),
+    )
+    return rates, _flag_without_own_drive(known, references, planted, means, protocol)
+
+
+class _Means(NamedTuple):
+    """Endpoint means of teachers, each of shape (teachers, endpoints)."""
+
+    known: NDArray[np.float64]
+    panel: NDArray[np.float64]
+    rows: dict[str, int]
+    """Content key of a reference -> its row of `panel`."""
+
+    def select(self, references: Sequence[Teacher]) -> NDArray[np.float64]:
+        """Return the rows of the references that the panel has."""
+        return self.panel[
+            [self.rows[t.content_key] for t in references if t.content_key in self.rows]
+        ]
+
+
+def _measure_means(
+    known: KnownTeachers, panel: Sequence[Teacher], scores: pd.DataFrame, protocol: Protocol
+) -> _Means | None:
+    """Return the mean of each score endpoint; `None` if one is missing."""
+    labels = [t.label for t in (*panel, *(teacher for _, teacher in known))]
+    measured = compute_endpoint_means(scores, labels, protocol, "student")
+    if measured.gaps or measured.shortfalls:
+        return None
+    means = measured.score_endpoint_means(protocol).mean(axis=1)
+    rows = {t.content_key: i for i, t in enumerate(panel)}
+    return _Means(means[len(panel) :], means[: len(panel)], rows)
+
+
+def _flag_without_own_drive(
+    known: KnownTeachers,
+    references: Callable[[int], Sequence[Teacher]],
+    planted: Mapping[str, str | None],
+    means: _Means,
+    protocol: Protocol,
+) -> dict[str, bool]:
+    """Return organism (label) -> whether the other drives' score endpoints flag it."""
+    endpoints = list(protocol.score_endpoints.values())
+    flags: dict[str, bool] = {}
+    for i, (teacher_class, teacher) in enumerate(known):
         drive = planted.get(teacher.label)
-        left = [k for k, name in enumerate(names) if not _asks_about(protocol, name, drive)]
-        if kind != "organism" or drive is None or not 0 < len(left) < len(names):
+        others = [k for k, names in enumerate(endpoints) if not _asks_about(names, drive)]
+        if teacher_class != "organism" or drive is None or not 0 < len(others) < len(endpoints):
             continue
-        against = [place[t.content_key] for t in references(i) if t.content_key in place]
-        seen = evidence.is_flagged(rest[i, left], own[against][:, left], floor, alpha)
-        if seen is not None:
-            blind[teacher.label] = seen
-    found["tpr_by_recipe"] = _compute_rates_by_recipe(known, references, panel, scores, protocol)
-    return found, blind
+        panel = means.select(references(i))[:, others]
+        flag = is_flagged(means.known[i, others], panel, protocol.scale_floor, protocol.alpha)
+        if flag is not None:
+            flags[teacher.label] = flag
+    return flags
+
+
+def _asks_about(endpoints: Sequence[str], drive: str | None) -> bool:
+    return any(name.partition("/")[2] == drive for name in endpoints)
 
 
 def _compute_rates_by_recipe(
-    known: Sequence[tuple[str, Teacher]],
+    known: KnownTeachers,
     references: Callable[[int], Sequence[Teacher]],
     panel: Sequence[Teacher],
     scores: pd.DataFrame,
     protocol: Protocol,
-) -> dict[str, Any]:
-    from doublebind.stages.evidence.leave_one_out import is_flagged
-
-    found: dict[str, Any] = {}
-    place = {t.content_key: i for i, t in enumerate(panel)}
+) -> dict[str, Rate]:
+    """Return recipe -> organisms flagged from its students alone."""
+    rates: dict[str, Rate] = {}
+    organisms = [
+        (i, t) for i, (teacher_class, t) in enumerate(known) if teacher_class == "organism"
+    ]
+    floor, alpha = protocol.scale_floor, protocol.alpha
     for recipe in protocol.recipes:
         alone = protocol.model_copy(update={"recipes": (recipe,)})
-        means = _compute_endpoint_means(scores, [*panel, *(t for _, t in known)], alone)
+        means = _measure_means(known, panel, scores, alone)
         if means is None:
             continue
-        seen: list[bool | None] = []
-        families = [teacher.family for kind, teacher in known if kind == "organism"]
-        for i, (kind, _) in enumerate(known):
-            if kind == "organism":
-                against = means[
-                    [place[t.content_key] for t in references(i) if t.content_key in place]
-                ]
-                own = means[len(panel) + i]
-                seen.append(is_flagged(own, against, protocol.scale_floor, protocol.alpha))
-        found |= _compute_rate(str(recipe["name"]), seen, families)
-    return found
-
-
-def _compute_endpoint_means(
-    scores: pd.DataFrame, teachers: Sequence[Teacher], protocol: Protocol
-) -> NDArray[np.float64] | None:
-    """Return the mean of each score endpoint, (teachers, endpoints); `None` if one is missing."""
-    from doublebind.stages.evidence.endpoint_means import compute_endpoint_means
-
-    measured = compute_endpoint_means(scores, [t.label for t in teachers], protocol, "student")
-    if measured.gaps or measured.shortfalls:
-        return None
-    return measured.score_endpoint_means(protocol).mean(axis=1)
-
-
-def _asks_about(protocol: Protocol, name: str, drive: str | None) -> bool:
-    """Return whether a score endpoint asks about a drive."""
-    return any(part.partition("/")[2] == drive for part in protocol.score_endpoints[name])
-
-
-def _compute_rate(
-    name: str, seen: Sequence[bool | None], families: Sequence[str]
-) -> dict[str, Any]:
-    known = [(flag, kind) for flag, kind in zip(seen, families, strict=True) if flag is not None]
-    return {name: clustered_rate_interval(*zip(*known, strict=True))} if known else {}
+        rate = compute_rate(
+            (is_flagged(means.known[i], means.select(references(i)), floor, alpha), t.family)
+            for i, t in organisms
+        )
+        if rate is not None:
+            rates[str(recipe["name"])] = rate
+    return rates

@@ -1,4 +1,4 @@
-"""Says what a study would take and what it could show, before any of it is made."""
+"""Estimates the cost and the power of a study, without running it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
 from doublebind.runs.run import Run
 from doublebind.schema.executor import LocalOptions
+from doublebind.schema.hashing import Record, optional_field
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
 from doublebind.schema.study import Study
@@ -25,7 +26,79 @@ from doublebind.study.resolve import ResolvedStudy, label_teachers, load_if_path
 from doublebind.study.teachers import TeacherSource
 
 CUDA_RESERVED_BYTES = 2**29
-"""Bytes of a GPU that a process takes beside its tensors: CUDA's own, half a GiB as a rule."""
+"""Bytes of GPU memory that CUDA itself takes in each process, beside tensors; typically 0.5 GiB."""
+
+
+class ArtefactCounts(Record):
+    """The artefacts of one kind that a study needs, and the cost of those still to be made.
+
+    Costs are means over artefacts of the same kind, base and amount in this store, or of the same
+    kind and base where there are none of that amount. They are absent where this base has none.
+    """
+
+    needed: int
+    stored: int
+    seconds: float | None = optional_field()
+    bytes: float | None = optional_field()
+    peak_bytes: float | None = optional_field()
+    """Most memory that one of them takes."""
+    device_peak_bytes: float | None = optional_field()
+    """Most GPU memory that one of them takes."""
+
+
+class PowerAtSize(Record):
+    """Power of a study of another size."""
+
+    references: int
+    seeds: int
+    items: float
+    """Items, as a multiple of the pilot's."""
+    power: dict[str, float]
+    """Effect -> share of simulated studies that flag the suspect."""
+    students: int
+    """Students that such a study trains."""
+
+
+class SimulatedPower(Record):
+    """Power of the planned study, simulated from a benign pilot."""
+
+    planned: dict[str, float]
+    """Effect (shift of every score endpoint, in probability) -> share of studies that flag it."""
+    smallest_effect: float | None
+    """Smallest effect detected in 80% of studies; null where none up to 1 is."""
+    flag_rate_at_zero: float
+    others: tuple[PowerAtSize, ...]
+    components: dict[str, dict[str, int | float | dict[str, str]]]
+    """Score endpoint -> variance components of the pilot."""
+
+
+class PlanSummary(Record):
+    """The cost of a study, and what it can show, before anything is run."""
+
+    cells: dict[str, ArtefactCounts]
+    """Kind of artefact -> how many are needed."""
+    references: int
+    families: int
+    smallest_p: float
+    exchangeability: str
+    """Assumption that the p-value rests on."""
+    references_for_alpha: int
+    """Fewest references with which p <= alpha can be reached."""
+    protocol_hash: str
+    missing: dict[str, str]
+    """Number that is absent -> why."""
+    seconds: float | None = optional_field()
+    """Sum over all artefacts still to be made."""
+    bytes: float | None = optional_field()
+    wall_seconds: float | None = optional_field()
+    """From start to end, with `executor: local`."""
+    peak_bytes: float | None = optional_field()
+    """Memory of all local workers together, if the largest artefacts are made at once."""
+    device_peak_bytes: float | None = optional_field()
+    """The same of the memory of one GPU."""
+    device_fits: bool | None = optional_field()
+    """Whether the smallest GPU here has that, and what CUDA itself takes in each worker."""
+    power: SimulatedPower | None = optional_field()
 
 
 def plan(
@@ -35,73 +108,65 @@ def plan(
     store: str | Path | None = None,
     pilot: str | Path | None = None,
     calibrate: bool = False,
-) -> dict[str, Any]:
-    """Return what a study would take, without running anything.
+) -> PlanSummary:
+    """Return the cost of a study, and what it can show, without running anything.
 
     Args:
-        study: What would be done, or the file that says it.
-        folder: What relative paths in the study are relative to; default the file's folder, or
+        study: The study, or its file.
+        folder: Folder that relative paths in the study start from; default the file's folder, or
             the current one.
         store: Where artefacts are kept.
         pilot: Run directory whose references, benign by assumption, give the variance components
             from which power is simulated.
-        calibrate: Count what `calibrate` would make, of everyone whose truth is known.
-
-    Returns:
-        `cells` (kind -> needed, in the store, seconds and bytes still to come), `seconds`, `bytes`,
-        `references`, `families`, `smallest_p`, `exchangeability` (what the p-value assumes),
-        `power` (as planned, and for other n, seeds and items) and `missing` (why a number is
-        absent). Times are means over artefacts in this store of the same kind, base and amount,
-        or of the same kind and base where none asked for as much; a kind never made here for
-        this base has none. With `executor: local` also `wall_seconds`, from start to end, and
-        `peak_bytes`, held by all workers together if the largest cells meet; on `device: cuda`
-        also `device_peak_bytes`, the same of a GPU's memory, and `device_fits`, whether the
-        smallest GPU here has that and `RESERVED` for each worker.
+        calibrate: Count what `calibrate` makes, for all teachers of known truth.
     """
     study, folder = load_if_path(study, folder)
-    kept = Store(store)
-    setting = resolve_study(study, folder, kept)
-    missing: dict[str, str] = {}
-    plans, costs = _list_plans(study, setting, calibrate=calibrate), CostEstimates(kept)
-    cells = _sum_costs(plans, costs, missing)
+    costs = CostEstimates(Store(store))
+    setting = resolve_study(study, folder, costs.store)
     references = [t for t in setting.teachers if t.role == "reference"]
-    found: dict[str, Any] = {
-        "cells": cells,
-        "references": len(references),
-        "families": len({t.family for t in references}),
-        "smallest_p": smallest_p(len(references)),
-        "exchangeability": describe_assumption(study.references)
+    plans = _list_plans(study, setting, calibrate=calibrate)
+    counts = {kind: _count_artefacts(jobs, costs) for kind, jobs in _group_jobs(plans).items()}
+    totals = _sum_costs(counts)
+    totals |= _estimate_local_run(study, plans, costs)
+    gpu, gpu_missing = _estimate_gpu_memory(study, counts)
+    power, power_missing = _simulate_power(study, setting.protocol, references, pilot)
+    return PlanSummary(
+        cells=counts,
+        references=len(references),
+        families=len({t.family for t in references}),
+        smallest_p=smallest_p(len(references)),
+        exchangeability=describe_assumption(study.references)
         if "incriminate" in study.horns
         else "nothing is asked about incrimination",
-        "references_for_alpha": min_references(study.policy.alpha),
-        "protocol_hash": setting.protocol.hash,
-        "missing": missing,
+        references_for_alpha=min_references(study.policy.alpha),
+        protocol_hash=setting.protocol.hash,
+        missing=_explain_missing(study, plans, counts) | gpu_missing | power_missing,
+        **totals,
+        **gpu,
+        power=power,
+    )
+
+
+def _explain_missing(
+    study: Study, plans: Sequence[Plan], counts: Mapping[str, ArtefactCounts]
+) -> dict[str, str]:
+    """Return number -> why it is absent, as far as jobs and settings tell."""
+    missing = {
+        f"cells.{kind}.seconds": "no such cell was ever made here for this base"
+        for kind, count in counts.items()
+        if count.seconds is None
     }
-    missing |= _find_prompt_shortages(plans)
-    few = len(study.replace.organisms) < study.policy.min_controls
-    if setting.replacement is not None and few:
+    n_organisms, needed = len(study.replace.organisms), study.policy.min_controls
+    if "replace" in study.horns and n_organisms < needed:
         missing["within_margin"] = (
-            f"`replace.organisms` names {len(study.replace.organisms)}: of fewer than "
-            f"{study.policy.min_controls} positive controls nothing is certified"
+            f"`replace.organisms` names {n_organisms}: of fewer than {needed} positive controls "
+            "nothing is certified"
         )
-    if not any(key.startswith("cells.") for key in missing):
-        found["seconds"] = sum(cell.get("seconds", 0.0) for cell in cells.values())
-        found["bytes"] = sum(cell.get("bytes", 0) for cell in cells.values())
-    seen: set[tuple[str, str]] = set()  # plans share cells
-    stages = [_stage_costs(stage, costs, seen) for plan in plans for stage in plan.list_batches()]
-    known = [stage for stage in stages if stage is not None]
-    if len(known) == len(stages):
-        found |= _local_estimate(study, known)
-    found |= _estimate_gpu_memory(study, cells, missing)
-    if pilot is None:
-        missing["power"] = "no benign pilot; name a finished run with --pilot"
-    else:
-        found |= _simulate_power(study, setting.protocol, references, Run(pilot), missing)
-    return found
+    return missing | _find_prompt_shortages(plans)
 
 
 def _list_plans(study: Study, setting: ResolvedStudy, *, calibrate: bool) -> list[Plan]:
-    """Return everything that would be made, for the suspect or for everyone of known truth."""
+    """Return the plans of a run, or of a calibration."""
     if not calibrate:
         return [setting.plan, *_list_replacement_plans(setting, [setting.suspect], every=False)]
     known = label_teachers(study, setting)
@@ -113,85 +178,100 @@ def _list_plans(study: Study, setting: ResolvedStudy, *, calibrate: bool) -> lis
 def _list_replacement_plans(
     setting: ResolvedStudy, suspects: Sequence[TeacherSource], *, every: bool
 ) -> list[Plan]:
-    """Return the plans of the second horn, as if its first recipe won where one has to win."""
-    contest = setting.replacement
-    if contest is None:
+    """Return the plans of a replacement, as if the first recipe won the competition."""
+    replacement, planner = setting.replacement, setting.planner
+    if replacement is None:
         return []
-    first = plan_competition(contest, setting.planner, suspects[0])
-    names = [recipe.name for recipe in contest.recipes[: None if every else 1]]
-    return [first, plan_certification(contest, setting.planner, suspects, names)]
+    recipes = replacement.recipes if every else replacement.recipes[:1]
+    names = [recipe.name for recipe in recipes]
+    return [
+        plan_competition(replacement, planner, suspects[0]),
+        plan_certification(replacement, planner, suspects, names),
+    ]
 
 
-def _sum_costs(
-    plans: Sequence[Plan], costs: CostEstimates, missing: dict[str, str]
-) -> dict[str, dict[str, Any]]:
-    """Return kind -> cells needed, in the store, and what those still to be made would take."""
-    found: dict[str, dict[str, Any]] = {}
-    for kind, jobs in _group_jobs(plans).items():
-        todo = [job for job in jobs if not costs.store.has(kind, job.content_key)]
-        found[kind] = {"needed": len(jobs), "stored": len(jobs) - len(todo)}
-        told = [costs.estimate(kind, classify_cost(job.cost_base, job.inputs)) for job in todo]
-        known = [cost for cost in told if cost is not None]
-        if len(known) < len(todo):
-            missing[f"cells.{kind}.seconds"] = "no such cell was ever made here for this base"
-            continue
-        found[kind]["seconds"] = sum(cost.seconds for cost in known)
-        found[kind]["bytes"] = sum(cost.size_bytes for cost in known)
-        for name in ("peak_bytes", "device_peak_bytes") if known else ():
-            if most := max(getattr(cost, name) for cost in known):
-                found[kind][name] = most
-    return found
+def _count_artefacts(jobs: Sequence[Job], costs: CostEstimates) -> ArtefactCounts:
+    """Return how many artefacts of one kind are needed, and the cost of those still to be made."""
+    todo = [job for job in jobs if not costs.store.has(job.kind, job.content_key)]
+    estimates = _estimate_costs(todo, costs)
+    counts = ArtefactCounts(needed=len(jobs), stored=len(jobs) - len(todo))
+    if estimates is None:
+        return counts
+    peaks = {
+        name: max((getattr(cost, name) for cost in estimates), default=0) or None
+        for name in ("peak_bytes", "device_peak_bytes")
+    }
+    total = {
+        "seconds": sum(cost.seconds for cost in estimates),
+        "bytes": sum(cost.size_bytes for cost in estimates),
+    }
+    return counts.model_copy(update=total | peaks)
+
+
+def _estimate_costs(jobs: Sequence[Job], costs: CostEstimates) -> list[Cost] | None:
+    """Return the cost of each job; `None` where one is unknown."""
+    estimates = [costs.estimate(job.kind, classify_cost(job.cost_base, job.inputs)) for job in jobs]
+    known = [cost for cost in estimates if cost is not None]
+    return known if len(known) == len(jobs) else None
+
+
+def _sum_costs(counts: Mapping[str, ArtefactCounts]) -> dict[str, float]:
+    """Return seconds and bytes of all kinds; nothing where those of one kind are unknown."""
+    known = [count for count in counts.values() if count.seconds is not None]
+    if len(known) < len(counts):
+        return {}
+    return {
+        "seconds": sum(count.seconds or 0.0 for count in known),
+        "bytes": sum(count.bytes or 0.0 for count in known),
+    }
 
 
 def _group_jobs(plans: Sequence[Plan]) -> dict[str, list[Job]]:
     """Return kind -> its jobs, each once."""
-    found: dict[str, dict[str, Job]] = {}
+    groups: dict[str, dict[str, Job]] = {}
     for job in (job for plan in plans for job in plan.list_jobs()):
-        found.setdefault(job.kind, {}).setdefault(job.content_key, job)
-    return {kind: list(jobs.values()) for kind, jobs in found.items()}
+        groups.setdefault(job.kind, {}).setdefault(job.content_key, job)
+    return {kind: list(jobs.values()) for kind, jobs in groups.items()}
 
 
 def _find_prompt_shortages(plans: Sequence[Plan]) -> dict[str, str]:
-    """Return policy -> that its recipes ask for more prompts than pass its screens."""
-    asked = sorted(
-        (job.inputs for job in _group_jobs(plans)["prompts"]), key=lambda each: each["n"]
-    )
-    found: dict[str, str] = {}
-    for each in asked:
-        there = count_passing_prompts(**{k: v for k, v in each.items() if k != "n"})
-        if there < each["n"]:
-            found[f"prompts.{each['policy']}"] = (
-                f"{each['n']} are asked for (`n`) and {there} pass; name more in `file`, or ask "
+    """Return prompt policy -> that fewer prompts pass its screens than a recipe asks for."""
+    shortages: dict[str, str] = {}
+    for job in sorted(_group_jobs(plans)["prompts"], key=lambda job: job.inputs["n"]):
+        n, settings = job.inputs["n"], {k: v for k, v in job.inputs.items() if k != "n"}
+        n_passing = count_passing_prompts(**settings)
+        if n_passing < n:
+            shortages[f"prompts.{settings['policy']}"] = (
+                f"{n} are asked for (`n`) and {n_passing} pass; name more in `file`, or ask "
                 "for more `samples` of each"
             )
-    return found
+    return shortages
 
 
-def _stage_costs(
-    stage: Sequence[Job], costs: CostEstimates, seen: set[tuple[str, str]]
-) -> list[Cost] | None:
-    """Return the cost of each cell of a stage still to be made; `None` where one is unknown.
+def _estimate_local_run(
+    study: Study, plans: Sequence[Plan], costs: CostEstimates
+) -> dict[str, float]:
+    """Return wall-clock seconds and peak memory of the local executor.
 
-    Cells in `seen` are left out, and those of this stage are added to it.
+    Empty with another executor, where a cost is unknown, and where nothing is left to do.
     """
-    todo = {
-        (job.kind, job.content_key): job
-        for job in stage
-        if (job.kind, job.content_key) not in seen
-        and not costs.store.has(job.kind, job.content_key)
-    }
-    seen |= todo.keys()
-    means = [
-        costs.estimate(job.kind, classify_cost(job.cost_base, job.inputs))
-        for _, job in sorted(todo.items())
-    ]
-    known = [cost for cost in means if cost is not None]
-    return known if len(known) == len(todo) else None
-
-
-def _local_estimate(study: Study, stages: Sequence[Sequence[Cost]]) -> dict[str, float]:
-    """Return seconds and most bytes of memory of the local executor; empty with another one."""
-    if not isinstance(study.executor, LocalOptions) or not any(stages):
+    if not isinstance(study.executor, LocalOptions):
+        return {}
+    seen: set[tuple[str, str]] = set()  # plans share artefacts
+    stages: list[list[Cost]] = []
+    for stage in (stage for plan in plans for stage in plan.list_batches()):
+        todo = {
+            (job.kind, job.content_key): job
+            for job in stage
+            if (job.kind, job.content_key) not in seen
+            and not costs.store.has(job.kind, job.content_key)
+        }
+        seen |= todo.keys()
+        estimates = _estimate_costs([job for _, job in sorted(todo.items())], costs)
+        if estimates is None:
+            return {}
+        stages.append(estimates)
+    if not any(stages):
         return {}
     workers = study.executor.workers
     at_once = min(workers, max(map(len, stages)))
@@ -213,46 +293,43 @@ def _makespan(stage: Sequence[Cost], workers: int) -> float:
 
 
 def _estimate_gpu_memory(
-    study: Study, cells: Mapping[str, Mapping[str, Any]], missing: dict[str, str]
-) -> dict[str, Any]:
-    """Return what the local executor's workers take of a GPU together, and whether it has that."""
-    on, todo = study.executor, [c for c in cells.values() if c["needed"] > c["stored"]]
-    if study.device == "cpu" or not isinstance(on, LocalOptions) or not todo:
-        return {}
-    most = max(cell.get("device_peak_bytes", 0.0) for cell in todo)
-    if not most:
-        missing["device_peak_bytes"] = "no such cell was ever made on a GPU in this store"
-        return {}
+    study: Study, counts: Mapping[str, ArtefactCounts]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the GPU memory that local workers take together and whether it fits; and why not."""
+    todo = [count for count in counts.values() if count.needed > count.stored]
+    if study.device == "cpu" or not isinstance(study.executor, LocalOptions) or not todo:
+        return {}, {}
+    peak = max(count.device_peak_bytes or 0.0 for count in todo)
+    if not peak:
+        return {}, {"device_peak_bytes": "no such cell was ever made on a GPU in this store"}
     from doublebind.execution.device import list_gpu_memory
 
     sizes = list_gpu_memory()
-    sharing = math.ceil(on.workers / max(1, len(sizes)))
-    found: dict[str, Any] = {"device_peak_bytes": sharing * most}
-    if sizes:
-        return found | {"device_fits": sharing * (most + CUDA_RESERVED_BYTES) <= min(sizes)}
-    missing["device_fits"] = "torch sees no GPU here"
-    return found
+    n_sharing = math.ceil(study.executor.workers / max(1, len(sizes)))
+    memory: dict[str, Any] = {"device_peak_bytes": n_sharing * peak}
+    if not sizes:
+        return memory, {"device_fits": "torch sees no GPU here"}
+    fits = n_sharing * (peak + CUDA_RESERVED_BYTES) <= min(sizes)
+    return memory | {"device_fits": fits}, {}
 
 
 def _simulate_power(
-    study: Study,
-    protocol: Protocol,
-    references: Sequence[Teacher],
-    pilot: Run,
-    missing: dict[str, str],
-) -> dict[str, Any]:
-    """Return the study's power, simulated from the references of the run `pilot`."""
-    from doublebind.stages.evidence import power_analysis as plan_power
+    study: Study, protocol: Protocol, references: Sequence[Teacher], pilot: str | Path | None
+) -> tuple[SimulatedPower | None, dict[str, str]]:
+    """Return the study's power, simulated from the references of the run `pilot`; and why not."""
+    from doublebind.stages.evidence.power_analysis import Design, estimate_pilot, tabulate_power
 
-    benign = {t.label: t.family for t in pilot.manifest.teachers if t.role == "reference"}
-    known, why = plan_power.estimate_pilot(pilot.scores, benign, protocol)
-    if known is None:
-        missing |= {f"power.{name}": reason for name, reason in why.items()}
-        return {}
+    if pilot is None:
+        return None, {"power": "no benign pilot; name a finished run with --pilot"}
+    run = Run(pilot)
+    benign = {t.label: t.family for t in run.manifest.teachers if t.role == "reference"}
+    components, reasons = estimate_pilot(run.scores, benign, protocol)
+    if components is None:
+        return None, {f"power.{name}": reason for name, reason in reasons.items()}
     families = len({t.family for t in references})
-    design = plan_power.Design(len(references), families, study.seeds, 1.0)
+    design = Design(len(references), families, study.seeds, 1.0)
     policy = study.policy
-    power = plan_power.tabulate_power(known, design, alpha=policy.alpha, floor=policy.scale_floor)
-    for row in power["others"]:  # what it would cost, beside the organisms
+    power = tabulate_power(components, design, alpha=policy.alpha, floor=policy.scale_floor)
+    for row in power["others"]:
         row["students"] = (row["references"] + 1) * row["seeds"] * len(study.recipes)
-    return {"power": power}
+    return SimulatedPower(**power), {}

@@ -13,21 +13,21 @@ def export_inspect(run: Run, student: str | None = None) -> list[Path]:
     """Write the frozen audit transcripts of a run's students as Inspect logs; return their paths.
 
     Raises:
-        RunError: If the run has no such cell.
+        RunError: If the run has no such student.
         MissingExtra: If Inspect is not installed.
     """
     key = run.find_model(student) if student else None
-    cells = [c for c in run.students if key in (None, c["student"])]
-    if not cells:
+    students = [s for s in run.students if key in (None, s["student"])]
+    if not students:
         raise RunError(f"{run.path}: {student} is no student; `doublebind status` lists them")
     folder = run.path / "inspect"
     folder.mkdir(exist_ok=True)
     return [
         export_inspect_log(
             folder,
-            cell=c,
+            cell=each,
             manifest=run.manifest.model_dump(mode="json"),
-            transcripts=run.transcripts(c["student"]),
+            transcripts=run.transcripts(each["student"]),
         )
-        for c in cells
+        for each in students
     ]

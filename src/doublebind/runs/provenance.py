@@ -1,4 +1,4 @@
-"""Versions of libraries and the hardware that a run was made with."""
+"""Reads the versions of libraries, and the hardware, of this machine."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ _LIBRARIES = ("doublebind", "torch", "transformers", "peft", "tokenizers", "nump
 
 def read_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that results depend on."""
-    found = {name: _version(name) for name in _LIBRARIES}
-    return found | {"python": platform.python_version()}
+    return {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()}
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Return what this machine is."""
+    """Return processor, cores, memory and system of this machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "machine": platform.machine(),
@@ -31,15 +30,14 @@ def describe_hardware() -> dict[str, Any]:
 
 
 def cpu() -> str:
-    """Return which processor this is: its kind decides the last bits of every sum."""
+    """Return the model of the processor, which decides the last bits of every sum."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:  # not Linux
         return platform.processor()
-    said = dict(re.findall(r"(?m)^(.+?)\s*: (.+)$", text))
-    name = said.get("model name", platform.processor())
-    which = [f"{of} {said[of]}" for of in ("cpu family", "model", "stepping") if of in said]
-    return ", ".join([name, *which])
+    fields = dict(re.findall(r"(?m)^(.+?)\s*: (.+)$", text))
+    numbers = [f"{k} {fields[k]}" for k in ("cpu family", "model", "stepping") if k in fields]
+    return ", ".join([fields.get("model name", platform.processor()), *numbers])
 
 
 def _version(name: str) -> str:

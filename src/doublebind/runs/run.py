@@ -1,22 +1,24 @@
-"""Reads a run directory: scores, evidence, verdict, cells, transcripts.
+"""Reads a run directory: manifest, scores, evidence, verdict, transcripts, ledger.
 
-Knows the layout on disk. Does not run anything, and does not doubt what it reads: `verification`
-does.
+Trusts what it reads; `runs.verify` checks it.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import Field
 
 from doublebind.execution.ledger import read_ledger
 from doublebind.runs.records import ReplacementRecord, check_format
 from doublebind.schema.errors import RunError
 from doublebind.schema.evidence import Evidence, ReplacementEvidence
+from doublebind.schema.hashing import Record, optional_field
 from doublebind.schema.model_source import LedgerEntry
 from doublebind.schema.protocol import Manifest
 from doublebind.schema.score_table import M0, SCORE_COLUMNS
@@ -24,6 +26,36 @@ from doublebind.schema.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+class AuditedModel(Record):
+    """A model that was audited in a run."""
+
+    content_key: str = Field(serialization_alias="key")
+    kind: Literal["m0", "teacher", "student"]
+    teacher: str
+    """Label of the teacher, or `M0`."""
+    recipe: str | None = optional_field()
+    seed: int | None = optional_field()
+    step: int | None = optional_field()
+    """Of a checkpoint."""
+
+
+class RunStatus(Record):
+    """How far a run is."""
+
+    run: str
+    ended: bool
+    protocol_hash: str
+    cells: dict[str, dict[str, int]]
+    """Kind of artefact -> how many are needed, done, started, failed and waiting."""
+    nodes: dict[str, dict[str, int]]
+    """Host -> how many artefacts it finished, and how many failed there."""
+    failures: tuple[str, ...]
+    """Last error of every artefact that failed and was not made since."""
+    models: tuple[AuditedModel, ...]
 
 
 class Run:
@@ -35,7 +67,7 @@ class Run:
         run.verdict.incrimination.decision
         run.scores.groupby(["model_kind", "endpoint"])["value"].mean()
         run.columns["value"]                       # what a column of the scores means
-        run.transcripts(run.cells[0]["student"])   # what that student answered
+        run.transcripts(run.students[0]["student"])   # what that student answered
         ```
     """
 
@@ -50,7 +82,7 @@ class Run:
         """
         self.path = Path(path)
         check_format(self.path)
-        self.manifest: Manifest = self._read("manifest.json", Manifest)
+        self.manifest = self._read("manifest.json", Manifest)
 
     def __repr__(self) -> str:
         """Name the run and how it ended."""
@@ -58,7 +90,7 @@ class Run:
         state = self.verdict.incrimination.decision if ended else "has not ended"
         return f"Run({str(self.path)!r}): {state}"
 
-    def _read(self, name: str, kind: type[Any]) -> Any:
+    def _read(self, name: str, kind: type[AnyRecord]) -> AnyRecord:
         path = self.path / name
         try:
             return kind.model_validate_json(path.read_text(encoding="utf-8"))
@@ -74,10 +106,9 @@ class Run:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Every item of every audited model, one a row.
+        """Every item of every audited model, one a row, with the columns of `Run.columns`.
 
-        The columns are those of `Run.columns`, which says what each means. `value` is in [0, 1],
-        and null where `unscored_reason` says why.
+        `value` is in [0, 1], and null where `unscored_reason` says why.
 
         Raises:
             RunError: If the run has not ended, or the file cannot be read.
@@ -94,17 +125,17 @@ class Run:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """What the scores say."""
+        """Statistics of the scores."""
         return self._read("evidence.json", Evidence)
 
     @cached_property
     def verdict(self) -> Verdict:
-        """What was decided, with reasons."""
+        """The decisions, with reasons."""
         return self._read("verdict.json", Verdict)
 
     @cached_property
     def replacement(self) -> ReplacementEvidence | None:
-        """What the second horn rests on; `None` where it was not asked for."""
+        """Bounds on the fresh students; `None` where the study asks for no replacement."""
         if self.manifest.protocol.replacement is None:
             return None
         return self._read("replacement.json", ReplacementRecord).evidence
@@ -116,7 +147,7 @@ class Run:
 
     @property
     def followup(self) -> dict[str, Any] | None:
-        """What a follow-up found; `None` where there was none. Apart from the verdict."""
+        """Results of the follow-up, if there was one. No part of the verdict."""
         path = self.path / "followup.json"
         return self._json(path) if path.exists() else None
 
@@ -130,23 +161,23 @@ class Run:
         """One entry per student made in this run, in the manifest's order of teachers.
 
         Keys: `student`, its content key; `teacher`, the teacher's; `label`, `role` and `family` of
-        the teacher; `recipe`; `seed`; the keys of what it was made from (`prompts`, `rollouts`,
-        `targets`, `audit`); `marks`, where the recipe asks for some: step -> key of the student as
-        it was then; `screen` and `checks`, what was dropped on the way and why. A panel's students
-        have no entry: they were made elsewhere.
+        the teacher; `recipe`; `seed`; the keys of its inputs (`prompts`, `rollouts`,
+        `targets`, `audit`); `marks`, where the recipe asks for checkpoints: step -> key of the
+        checkpoint; `screen` and `checks`, the prompts and answers that were dropped, and why. A
+        panel's students have no entry: another study trained them.
         """
         order = {
             teacher.content_key: (i, teacher) for i, teacher in enumerate(self.manifest.teachers)
         }
-        found = []
+        students: list[tuple[int, str, int, dict[str, Any]]] = []
         for file in sorted((self.path / "cells").glob("*.json")):
             cell = self._json(file)
             place, teacher = order.get(cell["teacher"], (len(order), None))
             if teacher is None:
                 raise RunError(f"{file}: its teacher is not in the manifest; rerun the study")
             names = {"label": teacher.label, "role": teacher.role, "family": teacher.family}
-            found.append((place, cell["recipe"], cell["seed"], cell | names))
-        return [cell for *_, cell in sorted(found, key=lambda row: row[:3])]
+            students.append((place, cell["recipe"], cell["seed"], cell | names))
+        return [cell for *_, cell in sorted(students, key=lambda row: row[:3])]
 
     def _json(self, path: Path) -> Any:
         try:
@@ -167,33 +198,35 @@ class Run:
             model: Its key or the first characters of it, a teacher's label, or `M0`.
 
         Raises:
-            RunError: If no audited model of the run is called so, or more than one.
+            RunError: If no audited model of the run has that name, or several have.
         """
-        named = {t.label: t.content_key for t in self.manifest.teachers}
-        named[M0] = self.manifest.protocol.student
+        by_label = {t.label: t.content_key for t in self.manifest.teachers}
+        by_label[M0] = self.manifest.protocol.student
         keys = {file.stem for file in (self.path / "transcripts").glob("*.jsonl")}
-        if model in named:
-            if named[model] in keys:
-                return named[model]
+        if model in by_label:
+            if by_label[model] in keys:
+                return by_label[model]
             raise RunError(
                 f"{model}: was not audited in this run (its scores are a panel's); "
-                "`doublebind status` lists who was"
+                "`doublebind status` lists the models that were"
             )
-        fitting = sorted(key for key in keys if model and key.startswith(model))
-        if len(fitting) != 1:
-            what = "fits no model" if not fitting else f"fits {len(fitting)} models"
-            raise RunError(f"{self.path}: {model!r} {what}; `doublebind status` lists them")
-        return fitting[0]
+        matches = sorted(key for key in keys if model and key.startswith(model))
+        if len(matches) != 1:
+            raise RunError(
+                f"{self.path}: {model!r} matches {len(matches) or 'no'} models; "
+                "`doublebind status` lists them"
+            )
+        return matches[0]
 
     def transcripts(self, model: str) -> list[dict[str, Any]]:
         """Return the audit transcripts of one model, one entry per item; hostile text.
 
-        Keys: `audit`, `endpoint`, `item`, `messages` (what was asked), `key` (the option whose
+        Keys: `audit`, `endpoint`, `item`, `messages` (the question), `key` (the option whose
         probability is the value), `value`, `transcript` (for built-in audits a JSON list of
         [option, probability]).
 
         Args:
-            model: As for `find`: a key from `cells`, a teacher's label, or `M0`.
+            model: Its key or the first characters of it, a teacher's label, or `M0`.
 
         Raises:
             RunError: If the run has no such model, or the file cannot be read.
@@ -205,52 +238,41 @@ class Run:
         except (ValueError, OSError) as error:
             raise _make_read_error(path, error) from None
 
-    def status(self) -> dict[str, Any]:
-        """Return how far the run is, and which models have transcripts.
-
-        `cells`: kind -> how many are needed, and how many are done, started, failed or waiting.
-        `nodes`: what each host finished, and what failed there. `failures`: the last error of
-        every cell that failed and was not made since. `models`: key, kind, teacher, recipe and
-        seed of every model that was audited here; `step` of students kept on the way.
-        """
+    def status(self) -> RunStatus:
+        """Return how far the run is, and which models have transcripts."""
         ledger = self.ledger
         latest = {entry.artefact_key: entry for entry in ledger}
-        kinds = {}
+        cells: dict[str, dict[str, int]] = {}
         for kind, keys in self.manifest.artefacts.items():
-            found = Counter(latest[key].status if key in latest else "waiting" for key in keys)
-            kinds[kind] = {"needed": len(keys), **{s: found[s] for s in sorted(found)}}
+            states = Counter(latest[key].status if key in latest else "waiting" for key in keys)
+            cells[kind] = {"needed": len(keys), **dict(sorted(states.items()))}
         nodes: dict[str, Counter[str]] = {}
         for entry in ledger:
             if entry.node and entry.status != "started":
                 nodes.setdefault(entry.node, Counter())[entry.status] += 1
-        return {
-            "run": str(self.path),
-            "ended": (self.path / "verdict.json").exists(),
-            "protocol_hash": self.manifest.protocol_hash,
-            "cells": kinds,
-            "nodes": {node: dict(found) for node, found in sorted(nodes.items())},
-            "failures": [
-                f"{entry.kind} {entry.artefact_key[:12]}: {entry.error}"
-                for entry in latest.values()
-                if entry.status == "failed"
-            ],
-            "models": self._models(),
-        }
+        failures = [entry for entry in latest.values() if entry.status == "failed"]
+        return RunStatus(
+            run=str(self.path),
+            ended=(self.path / "verdict.json").exists(),
+            protocol_hash=self.manifest.protocol_hash,
+            cells=cells,
+            nodes={node: dict(states) for node, states in sorted(nodes.items())},
+            failures=tuple(f"{e.kind} {e.artefact_key[:12]}: {e.error}" for e in failures),
+            models=tuple(m for m in self._list_models() if self.has_transcripts(m.content_key)),
+        )
 
-    def _models(self) -> list[dict[str, Any]]:
-        named = [(M0, "m0", self.manifest.protocol.student)]
-        named += [(t.label, "teacher", t.content_key) for t in self.manifest.teachers]
-        found: list[dict[str, Any]] = [
-            {"key": key, "kind": kind, "teacher": label} for label, kind, key in named
-        ]
-        found += [
-            {"key": key, "kind": "student", "teacher": c["label"]}
-            | {"recipe": c["recipe"], "seed": c["seed"]}
-            | ({"step": int(step)} if step else {})
-            for c in self.students
-            for step, key in {"": c["student"], **c.get("marks", {})}.items()
-        ]
-        return [model for model in found if self.has_transcripts(model["key"])]
+    def _list_models(self) -> Iterator[AuditedModel]:
+        yield AuditedModel(content_key=self.manifest.protocol.student, kind="m0", teacher=M0)
+        for teacher in self.manifest.teachers:
+            yield AuditedModel(
+                content_key=teacher.content_key, kind="teacher", teacher=teacher.label
+            )
+        for student in self.students:
+            names = {"teacher": student["label"], "recipe": student["recipe"]}
+            names |= {"kind": "student", "seed": student["seed"]}
+            yield AuditedModel(content_key=student["student"], **names)
+            for step, key in student.get("marks", {}).items():
+                yield AuditedModel(content_key=key, step=int(step), **names)
 
 
 def _make_read_error(path: Path, error: Exception) -> RunError:

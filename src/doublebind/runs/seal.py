@@ -9,8 +9,6 @@ from doublebind.execution.store import file_sha256, write_atomic
 from doublebind.schema.errors import RunError
 
 SEAL = "seal.json"
-
-
 _NAMES = (
     "manifest.json",
     "shapes.json",
@@ -22,16 +20,16 @@ _NAMES = (
 
 
 def seal_run(run: Path) -> None:
-    """Write the hash of every file of a run that must not change any more."""
+    """Write the hashes of the files of a run that must not change any more."""
     hashes = {name: file_sha256(run / name) for name in list_sealed_files(run)}
     write_atomic(run / SEAL, json.dumps(hashes, indent=1, sort_keys=True))
 
 
 def reseal_file(run: Path, name: str) -> None:
-    """Renew the hash of one file, and leave those of all others as they were sealed.
+    """Renew the hash of one file; those of the others stay as they were sealed.
 
     Raises:
-        RunError: If there is no seal that can be read.
+        RunError: If the seal cannot be read.
     """
     try:
         hashes = json.loads((run / SEAL).read_text(encoding="utf-8"))
@@ -44,6 +42,6 @@ def reseal_file(run: Path, name: str) -> None:
 def list_sealed_files(run: Path) -> list[str]:
     """Return the names of the files that a seal has to cover."""
     folders = ("transcripts", "cells", "replacement")
-    many = [path for folder in folders for path in (run / folder).rglob("*")]
-    second = ["replacement.json"] if (run / "replacement.json").exists() else []
-    return [*_NAMES, *second, *sorted(p.relative_to(run).as_posix() for p in many if p.is_file())]
+    paths = [path for folder in folders for path in (run / folder).rglob("*") if path.is_file()]
+    replacement = ["replacement.json"] if (run / "replacement.json").exists() else []
+    return [*_NAMES, *replacement, *sorted(path.relative_to(run).as_posix() for path in paths)]

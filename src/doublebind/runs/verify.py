@@ -1,9 +1,8 @@
-"""Says whether a run directory still agrees with itself, and with what it was made from.
+"""Checks whether a run directory agrees with itself, and with the store and panel it came from.
 
-Knows the layout of a run, the seal, and how to recompute a verdict from `scores.parquet`. Writes
-nothing, and trusts no file: one that cannot be read is a problem to name, not an error. A run
-that was rewritten as a whole, seal included, agrees with itself: what shows that is the hash of
-its seal, if it was published, and the store and panel it came from, where they are at hand.
+Recomputes the verdict from `scores.parquet`. Writes nothing, and trusts no file: one that cannot be
+read is reported as a problem. A run that was rewritten as a whole, seal included, agrees with
+itself: only a published hash of its seal, or its store and panel, can show that.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from doublebind.execution.store import Store, file_sha256, is_url
 from doublebind.runs.assess import assess
@@ -24,30 +23,29 @@ from doublebind.schema.protocol import Manifest
 from doublebind.schema.score_table import M0
 from doublebind.stages.distillation.student_inputs import derive_checkpoint_key
 from doublebind.stages.verdict.outcome import METHOD_VERSION, verdict_to_json
-from doublebind.study import panel as panels
+from doublebind.study.panel import find_panel_folder, read_panel, read_panel_scores
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_AnyRecord = TypeVar("_AnyRecord", bound=Record)
 _MAX_ROWS_SHOWN = 5
-"""Rows that are named one by one; the others are counted."""
-
-
+"""Rows that are reported one by one; the others are counted."""
 _MODEL_COLUMNS = ["teacher", "model_kind", "recipe", "seed", "step"]
-
-
 _ROW_COLUMNS = [*_MODEL_COLUMNS, "audit", "endpoint", "item"]
+_ModelKey = tuple[Any, ...]
+"""Values of `_MODEL_COLUMNS`."""
 
 
 class Verification(Record):
-    """What verifying a run found."""
+    """The result of verifying a run."""
 
     verified: bool
-    """True where nothing disagrees."""
+    """True where there is no problem."""
     problems: tuple[str, ...]
-    """One line for each thing that does not agree: file, what, remedy."""
+    """One line for each disagreement: file, what is wrong, remedy."""
     unchecked: tuple[str, ...]
-    """What could not be looked at from here, and why."""
+    """Checks that could not be made here, and why."""
     protocol_hash: str | None
     """As recomputed; compare it with one that was published before the audit."""
     seal_sha256: str | None
@@ -55,17 +53,21 @@ class Verification(Record):
     and nobody can rewrite the run unseen."""
 
 
+class _CannotCheck(Exception):
+    """Raised where a check cannot be made on this machine; says why."""
+
+
 def verify(path: str | Path, *, store: str | Path | None = None) -> Verification:
     """Recompute every hash, p-value and decision of the run in `path`, on any machine.
 
-    Compared are: every file with the seal; the protocol with its hash; the manifest's teachers with
-    the protocol; evidence and verdict with what `scores.parquet` gives, numbers to 1e-9; every
-    score row with its transcript; and, where they are at hand, the rows of a panel with the panel
-    and all artefacts with their hashes in the store.
+    Compares every file with the seal; the protocol with its hash; the manifest's teachers with the
+    protocol; evidence and verdict with those recomputed from `scores.parquet`, numbers to 1e-9;
+    every score row with its transcript; and, where they can be found, the rows of a panel with the
+    panel and all artefacts with their hashes in the store.
 
     Args:
         path: A finished run.
-        store: Where its artefacts are, if they were moved; default as in the manifest.
+        store: Store with its artefacts, if they were moved; default as in the manifest.
 
     Raises:
         RunError: If `path` holds no run, one that has not ended, or one of another method version.
@@ -77,332 +79,380 @@ def verify(path: str | Path, *, store: str | Path | None = None) -> Verification
             "`doublebind run` was given as --out"
         )
     check_format(run)
-    found = _Verifier(run)
-    manifest = found.read_json("manifest.json", Manifest)
+    reader = _Reader(run)
+    manifest = reader.read_json("manifest.json", Manifest)
     if not (run / SEAL).exists() and not (run / "verdict.json").exists():
         if manifest is None:
-            raise RunError(f"{found.problems[0]}; restore it or choose another --out")
+            raise RunError(f"{reader.problems[0]}; restore it or choose another --out")
         raise RunError(f"{run / SEAL}: missing; the run has not ended, rerun it to resume")
-    found.check_files()
+    problems, unchecked = list(_check_files(reader)), list[str]()
     if manifest is not None:
         _check_method_version(run, manifest)
-        scores = found.read_scores()
-        if found.check_manifest(manifest) and scores is not None:
-            found.check_recomputed(manifest, scores)
-            found.check_rows(manifest, scores)
-            found.check_panel(manifest, scores)
-        found.check_artefacts(manifest, store)
+        content = _read_content(reader, manifest, str(store or manifest.store))
+        for check in (_check_manifest, _check_scores, _check_panel, _check_artefacts):
+            try:
+                problems += check(content)
+            except _CannotCheck as reason:
+                unchecked.append(str(reason))
+    problems = [*reader.problems, *problems]
     return Verification(
-        verified=not found.problems,
-        problems=tuple(dict.fromkeys(found.problems)),
-        unchecked=tuple(found.unchecked),
+        verified=not problems,
+        problems=tuple(dict.fromkeys(problems)),
+        unchecked=tuple(unchecked),
         protocol_hash=manifest.protocol.hash if manifest else None,
         seal_sha256=file_sha256(run / SEAL) if (run / SEAL).exists() else None,
     )
 
 
 def _check_method_version(run: Path, manifest: Manifest) -> None:
-    theirs = manifest.protocol.method_version
-    if theirs != METHOD_VERSION:
-        made_by = manifest.versions.get("doublebind", "the version that made it")
+    version = manifest.protocol.method_version
+    if version != METHOD_VERSION:
+        package = manifest.versions.get("doublebind", "the version that made it")
         raise RunError(
-            f"{run}: was decided by method version {theirs}, this is {METHOD_VERSION}, which may "
-            f"give other numbers; verify it with doublebind {made_by}"
+            f"{run}: was decided by method version {version}, this is {METHOD_VERSION}, which may "
+            f"give other numbers; verify it with doublebind {package}"
         )
 
 
-class _Verifier:
-    """Problems of one run, as they are found."""
+class _Reader:
+    """Reads files of a run, and records those that cannot be read in `problems`."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
         self.problems: list[str] = []
-        self.unchecked: list[str] = []
 
-    def add_problem(self, name: str, what: str) -> None:
-        self.problems.append(f"{self.run / name}: {what}")
+    def problem(self, name: str, text: str) -> str:
+        """Return the line on a problem with a file of the run."""
+        return f"{self.run / name}: {text}"
+
+    @overload
+    def read_json(self, name: str) -> dict[str, Any] | None: ...
+
+    @overload
+    def read_json(self, name: str, kind: type[_AnyRecord]) -> _AnyRecord | None: ...
 
     def read_json(self, name: str, kind: type[Record] | None = None) -> Any:
-        """Return a file's content, or `None` with a problem where it cannot be read."""
+        """Return the content of a JSON object or record; `None` if it is missing or damaged."""
         try:
             text = (self.run / name).read_text(encoding="utf-8")
-            found = kind.model_validate_json(text) if kind else json.loads(text)
-            if kind or isinstance(found, dict):
-                return found
-            self.add_problem(
-                name, f"cannot be read (a mapping is needed, not {type(found).__name__})"
-            )
+            content = kind.model_validate_json(text) if kind else json.loads(text)
+            if kind or isinstance(content, dict):
+                return content
+            reason = f"cannot be read (a mapping is needed, not {type(content).__name__})"
         except FileNotFoundError:
-            self.add_problem(name, "missing")
+            reason = "missing"
         except (OSError, ValueError, RecursionError) as error:
-            lines = str(error).splitlines()
-            self.add_problem(name, f"cannot be read ({' '.join(lines[:2])})")
+            reason = f"cannot be read ({' '.join(str(error).splitlines()[:2])})"
+        self.problems.append(self.problem(name, reason))
         return None
 
-    def check_files(self) -> None:
-        """Compare every file with the seal, and what the seal covers with what it has to."""
-        sealed = self.read_json(SEAL)
-        if sealed is None:
-            return
-        there = list_sealed_files(self.run)
-        for name in dict.fromkeys([*there, *map(str, sealed)]):
-            file = self.run / name
-            if name not in sealed:
-                self.add_problem(
-                    name, "is not in the seal, and may have been added after the run ended"
-                )
-            elif name not in there:
-                what = "missing" if not file.exists() else "is no file of a run"
-                self.add_problem(name, f"{what}, but in the seal")
-            elif not file.is_file():
-                self.add_problem(name, "missing")
-            elif file_sha256(file) != sealed[name]:
-                self.add_problem(name, "altered since the run ended")
-
-    def check_manifest(self, manifest: Manifest) -> bool:
-        """Compare the manifest with itself; return whether its teachers are the protocol's."""
-        protocol = manifest.protocol
-        if protocol.hash != manifest.protocol_hash:
-            self.add_problem(
-                "manifest.json",
-                f"`protocol_hash` is {manifest.protocol_hash}, the protocol's is {protocol.hash}",
-            )
-        for role, keys in (
-            ("suspect", (protocol.suspect,)),
-            ("reference", protocol.references),
-            ("organism", protocol.organisms),
-        ):
-            named = tuple(t.content_key for t in manifest.teachers if t.role == role)
-            if named != keys:
-                self.add_problem("manifest.json", f"`teachers`: the {role}s are not the protocol's")
-                return False
-        return True
-
     def read_scores(self) -> pd.DataFrame | None:
-        """Return the rows of `scores.parquet`."""
+        """Return the rows of `scores.parquet`; `None` if it is missing or damaged."""
         import pandas as pd
 
         path = self.run / "scores.parquet"
         if not path.exists():
-            return None  # named by the seal
+            return None
         try:
             return pd.read_parquet(path)
         except Exception as error:  # what a parquet reader raises on damaged bytes is not bounded
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            self.add_problem(
-                "scores.parquet", f"cannot be read ({first}); nothing can be recomputed"
-            )
+            text = f"cannot be read ({_first_line(error)}); nothing can be recomputed"
+            self.problems.append(self.problem("scores.parquet", text))
             return None
 
-    def check_recomputed(self, manifest: Manifest, scores: pd.DataFrame) -> None:
-        """Compare evidence and verdict with what the scores give."""
-        try:
-            computed = self._recompute_files(manifest, scores)
-        except (DoublebindError, ValueError, TypeError, AttributeError, KeyError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            self.add_problem("scores.parquet", f"no verdict can be recomputed from it ({first})")
-            return
-        for name, content in computed.items():
-            stored = self.read_json(name)
-            if stored is not None:
-                for at, a, b in find_differences(stored, content):
-                    self.add_problem(name, f"`{at}` is {_shorten(a)}, recomputed {_shorten(b)}")
-
-    def _recompute_files(self, manifest: Manifest, scores: pd.DataFrame) -> dict[str, Any]:
-        """Return the files that follow from the scores, as they should be."""
-        evidence, verdict, bounds = assess(
-            scores,
-            manifest.teachers,
-            manifest.selection_teachers,
-            manifest.protocol,
-            earlier_protocols=manifest.earlier_protocols,
-            shapes=self.read_json("shapes.json"),
-            weights_sha256=self._read_delivered_weights()
-            if manifest.protocol.replacement
-            else None,
-        )
-        files = {"evidence.json": evidence.model_dump(mode="json")}
-        if bounds is not None:
-            stored = self.read_json("replacement.json", ReplacementRecord)
-            if stored is not None:
-                record = stored.model_copy(update={"evidence": bounds})
-                files["replacement.json"] = record.model_dump(mode="json")
-        return files | {"verdict.json": verdict_to_json(verdict)}
-
-    def _read_delivered_weights(self) -> str | None:
-        """Return the weights that the verdict names; the store's seal says whether they are."""
-        verdict = self.read_json("verdict.json") or {}
-        return (verdict.get("replacement") or {}).get("weights_sha256")
-
-    def check_rows(self, manifest: Manifest, scores: pd.DataFrame) -> None:
-        """Compare every score row of this run's own models with its transcript."""
-        import pandas as pd
-
-        keys = {t.label: t.content_key for t in (*manifest.selection_teachers, *manifest.teachers)}
-        models: dict[tuple[Any, ...], str] = {
-            (label, "teacher", "", -1, -1): key for label, key in keys.items()
-        }
-        models[M0, "m0", "", -1, -1] = manifest.protocol.student
-        labels = {key: label for label, key in keys.items()}
-        recipes = [*manifest.protocol.recipes]
-        recipes += manifest.protocol.replacement.recipes if manifest.protocol.replacement else ()
-        audited = {str(r.get("name")): _list_audited_steps(r) for r in recipes}
-        for folder, listed in self._list_artefacts(manifest, "student").items():
-            for file in sorted((self.run / folder).glob("*.json")):
-                cell = self.read_json(f"{folder}/{file.name}")
-                if cell is None:
-                    continue
-                name, label = cell.get("student"), labels.get(str(cell.get("teacher")))
-                if name != file.stem or name not in listed or label is None:
-                    self.add_problem(f"{folder}/{file.name}", "is no cell of this run's manifest")
-                    continue
-                recipe = str(cell.get("recipe"))
-                for i, step in enumerate(audited.get(recipe, ())):
-                    key = derive_checkpoint_key(file.stem, step) if i else file.stem
-                    models[label, "student", recipe, str(cell.get("seed")), step] = key
-        models |= self._list_further_trained(manifest)
-        lines = [
-            dict(
-                zip(
-                    _ROW_COLUMNS,
-                    (*model, line["audit"], line["endpoint"], line["item"]),
-                    strict=True,
-                )
-            )
-            | {"said": line["value"]}
-            for model, key in models.items()
-            if (self.run / "transcripts" / f"{key}.jsonl").exists()
-            for line in self._read_transcript(key)
-        ]
-        if not lines or any(name not in scores.columns for name in (*_ROW_COLUMNS, "value")):
-            return
-        said = pd.DataFrame(lines).astype({"said": "float64"})
-        # What an audit gave outside [0, 1] is unscored, and only its transcript says what it was.
-        said["said"] = said["said"].where(said["said"].between(0, 1))
-        asked = pd.MultiIndex.from_frame(_as_text(said).loc[:, _MODEL_COLUMNS]).unique()
-        models_of = pd.MultiIndex.from_frame(_as_text(scores).loc[:, _MODEL_COLUMNS])
-        self._compare_rows(scores.loc[models_of.isin(asked), :], said, "its transcript")
-
-    def _list_artefacts(self, manifest: Manifest, kind: str) -> dict[str, dict[str, str]]:
-        """Return folder -> the artefacts of a kind that were made for the cells in it."""
-        found = {"cells": manifest.artefacts.get(kind, {})}
-        if manifest.protocol.replacement is not None:
-            done = self.read_json("replacement.json", ReplacementRecord)
-            found["replacement"] = done.artefacts.get(kind, {}) if done else {}
-        return found
-
-    def _list_further_trained(self, manifest: Manifest) -> dict[tuple[Any, ...], str]:
-        """Return who was trained further: what names their rows -> their key."""
-        second = manifest.protocol.replacement
-        done = (
-            self.read_json("replacement.json", ReplacementRecord)
-            if second and second.further_training
-            else None
-        )
-        found: dict[tuple[Any, ...], str] = {}
-        if done is None:
-            return found
-        for made in done.further_training:
-            if made.content_key not in done.artefacts.get("further", {}):
-                self.add_problem(
-                    "replacement.json", f"`further`: {made.content_key} is no artefact of this run"
-                )
-                continue
-            suspect = next(t.label for t in manifest.teachers if t.role == "suspect")
-            row = (suspect, made.model_kind, made.recipe, str(made.seed), made.step)
-            found[row] = made.content_key
-        return found
-
-    def _read_transcript(self, key: str) -> Iterator[Mapping[str, Any]]:
+    def read_transcript(self, key: str) -> Iterator[dict[str, Any]]:
+        """Yield audit, endpoint, item and value of each line, until one cannot be read."""
         name = f"transcripts/{key}.jsonl"
         try:
             with (self.run / name).open(encoding="utf-8") as file:
                 for line in file:
-                    found = json.loads(line)
-                    value = found["value"]
-                    said = None if value is None else float(value)
-                    names = {k: str(found[k]) for k in ("audit", "endpoint", "item")}
-                    yield names | {"value": said}
+                    entry = json.loads(line)
+                    value = None if entry["value"] is None else float(entry["value"])
+                    names = {k: str(entry[k]) for k in ("audit", "endpoint", "item")}
+                    yield names | {"expected": value}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            self.add_problem(name, f"cannot be read ({type(error).__name__}: {error})")
+            text = f"cannot be read ({type(error).__name__}: {error})"
+            self.problems.append(self.problem(name, text))
 
-    def _compare_rows(self, own: pd.DataFrame, others: pd.DataFrame, what: str) -> None:
-        """Name score rows that `others` lacks, that come twice, or whose value is not `said`."""
-        name, own, others = "scores.parquet", _as_text(own), _as_text(others)
-        for row in (
-            own.loc[own.duplicated(_ROW_COLUMNS), :].head(_MAX_ROWS_SHOWN).to_dict("records")
-        ):
-            self.add_problem(name, f"two rows for {_describe_row(row)}")
-        own, others = own.drop_duplicates(_ROW_COLUMNS), others.drop_duplicates(_ROW_COLUMNS)
-        both = own.merge(others, on=_ROW_COLUMNS, how="outer", indicator="side")
-        same = (both["value"] == both["said"]) | (both["value"].isna() & both["said"].isna())
-        wrong = both.loc[(both["side"] != "both") | ~same, :]
-        for row in wrong.head(_MAX_ROWS_SHOWN).to_dict("records"):
-            if row["side"] == "right_only":
-                self.add_problem(name, f"no row for {_describe_row(row)}, which {what} has")
-            elif row["side"] == "left_only":
-                self.add_problem(name, f"{what} has nothing for {_describe_row(row)}")
-            else:
-                self.add_problem(
-                    name, f"{row['value']} for {_describe_row(row)}; {what} says {row['said']}"
-                )
-        if len(wrong) > _MAX_ROWS_SHOWN:
-            self.add_problem(
-                name, f"{len(wrong) - _MAX_ROWS_SHOWN} rows more do not agree with {what}"
-            )
 
-    def check_panel(self, manifest: Manifest, scores: pd.DataFrame) -> None:
-        """Compare the rows of a panel's teachers with the panel, where it is at hand."""
-        if manifest.protocol.panel is None or any(c not in scores.columns for c in _ROW_COLUMNS):
-            return
-        bank = manifest.study.get("references")
-        name = str(bank.get("panel")) if isinstance(bank, Mapping) else ""
-        try:
-            folder = panels.find_panel_folder(name, Path())
-            panel = panels.read_panel(folder)
-        except DoublebindError as error:
-            self.unchecked.append(f"rows of the panel's teachers: {error.problems[0]}")
-            return
-        if panel.hash != manifest.protocol.panel:
-            self.unchecked.append(
-                f"rows of the panel's teachers: {folder} is another panel than the run's"
-            )
-            return
-        made = {
-            t.label
-            for t in manifest.teachers
-            if t.content_key in manifest.artefacts.get("teacher", {})
-        }
-        made.add(next(t.label for t in manifest.teachers if t.role == "suspect"))
-        kept = {t.label for t in panel.teachers} - made
-        labels = sorted(t.label for t in manifest.teachers if t.label in kept)
-        rows = panels.read_panel_scores(folder, labels).rename(columns={"value": "said"})
-        own = scores.loc[scores["teacher"].isin(labels), :]
-        self._compare_rows(own, rows.loc[:, [*_ROW_COLUMNS, "said"]], "the panel")
+class _RunContent(NamedTuple):
+    """The files of a run that several checks read."""
 
-    def check_artefacts(self, manifest: Manifest, moved: str | Path | None) -> None:
-        """Compare every artefact of the run with its seal in the store."""
-        root = str(moved or manifest.store)
-        if not is_url(root) and not Path(root).is_dir():
-            self.unchecked.append(
-                f"artefacts (weights, answers): no store at {root}; name one with --store"
+    reader: _Reader
+    manifest: Manifest
+    scores: pd.DataFrame | None
+    """`None` also where the manifest's teachers are not the protocol's."""
+    replacement: ReplacementRecord | None
+    store: str
+
+    def problem(self, name: str, text: str) -> str:
+        """Return the line on a problem with a file of the run."""
+        return self.reader.problem(name, text)
+
+    @property
+    def suspect(self) -> str:
+        """Label of the suspect."""
+        return next(t.label for t in self.manifest.teachers if t.role == "suspect")
+
+    def list_artefacts(self, kind: str) -> dict[str, dict[str, str]]:
+        """Return folder of the run -> the artefacts of a kind whose records are in it."""
+        artefacts = {"cells": self.manifest.artefacts.get(kind, {})}
+        if self.manifest.protocol.replacement is not None:
+            artefacts["replacement"] = (
+                self.replacement.artefacts.get(kind, {}) if self.replacement else {}
             )
-            return
-        store = Store(root, writable=False)
-        done = manifest.protocol.replacement and self.read_json(
-            "replacement.json", ReplacementRecord
+        return artefacts
+
+
+def _read_content(reader: _Reader, manifest: Manifest, store: str) -> _RunContent:
+    replacement = None
+    if manifest.protocol.replacement is not None:
+        replacement = reader.read_json("replacement.json", ReplacementRecord)
+    scores = reader.read_scores()
+    if _find_role_mismatch(manifest) is not None:
+        scores = None
+    return _RunContent(reader, manifest, scores, replacement, store)
+
+
+def _check_files(reader: _Reader) -> Iterator[str]:
+    """Compare every file with the seal, and the seal with the files that it has to cover."""
+    sealed = reader.read_json(SEAL)
+    if sealed is None:
+        return
+    names = list_sealed_files(reader.run)
+    for name in dict.fromkeys([*names, *map(str, sealed)]):
+        file = reader.run / name
+        if name not in sealed:
+            yield reader.problem(
+                name, "is not in the seal, and may have been added after the run ended"
+            )
+        elif name not in names:
+            reason = "is no file of a run" if file.exists() else "missing"
+            yield reader.problem(name, f"{reason}, but in the seal")
+        elif not file.is_file():
+            yield reader.problem(name, "missing")
+        elif file_sha256(file) != sealed[name]:
+            yield reader.problem(name, "altered since the run ended")
+
+
+def _check_manifest(content: _RunContent) -> Iterator[str]:
+    """Compare the manifest's hash and teachers with its protocol."""
+    manifest, protocol = content.manifest, content.manifest.protocol
+    if protocol.hash != manifest.protocol_hash:
+        yield content.problem(
+            "manifest.json",
+            f"`protocol_hash` is {manifest.protocol_hash}, the protocol's is {protocol.hash}",
         )
-        second = done.artefacts if done else {}
-        for kind in sorted({*manifest.artefacts, *second}):
-            for key in {**manifest.artefacts.get(kind, {}), **second.get(kind, {})}:
-                self.problems += store.find_problems(kind, key)
+    if (role := _find_role_mismatch(manifest)) is not None:
+        yield content.problem("manifest.json", f"`teachers`: the {role}s are not the protocol's")
+
+
+def _find_role_mismatch(manifest: Manifest) -> str | None:
+    """Return the first role whose teachers are not the protocol's."""
+    protocol = manifest.protocol
+    keys = {
+        "suspect": (protocol.suspect,),
+        "reference": protocol.references,
+        "organism": protocol.organisms,
+    }
+    for role, expected in keys.items():
+        if tuple(t.content_key for t in manifest.teachers if t.role == role) != expected:
+            return role
+    return None
+
+
+def _check_scores(content: _RunContent) -> Iterator[str]:
+    """Recompute evidence and verdict from the scores, and compare each row with its transcript."""
+    if content.scores is not None:
+        yield from _check_recomputed(content, content.scores)
+        yield from _check_rows(content, content.scores)
+
+
+def _check_recomputed(content: _RunContent, scores: pd.DataFrame) -> Iterator[str]:
+    """Compare evidence and verdict with those that the scores give."""
+    try:
+        files = _recompute_files(content, scores)
+    except (DoublebindError, ValueError, TypeError, AttributeError, KeyError) as error:
+        text = f"no verdict can be recomputed from it ({_first_line(error)})"
+        yield content.problem("scores.parquet", text)
+        return
+    for name, computed in files.items():
+        stored = content.reader.read_json(name)
+        if stored is not None:
+            for place, a, b in find_differences(stored, computed):
+                yield content.problem(name, f"`{place}` is {_shorten(a)}, recomputed {_shorten(b)}")
+
+
+def _recompute_files(content: _RunContent, scores: pd.DataFrame) -> dict[str, Any]:
+    """Return name -> content of the files that follow from the scores."""
+    manifest = content.manifest
+    stored = content.reader.read_json("verdict.json") or {}
+    evidence, verdict, bounds = assess(
+        scores,
+        manifest.teachers,
+        manifest.selection_teachers,
+        manifest.protocol,
+        earlier_protocols=manifest.earlier_protocols,
+        shapes=content.reader.read_json("shapes.json") or {},
+        # The store's seal, not the verdict's scores, shows whether the weights are these.
+        weights_sha256=(stored.get("replacement") or {}).get("weights_sha256"),
+    )
+    files = {"evidence.json": evidence.model_dump(mode="json")}
+    if bounds is not None and content.replacement is not None:
+        record = content.replacement.model_copy(update={"evidence": bounds})
+        files["replacement.json"] = record.model_dump(mode="json")
+    return files | {"verdict.json": verdict_to_json(verdict)}
+
+
+def _check_rows(content: _RunContent, scores: pd.DataFrame) -> Iterator[str]:
+    """Compare every score row of this run's own models with its transcript."""
+    import pandas as pd
+
+    models = _list_audited_teachers(content.manifest)
+    yield from _collect_students(content, models)
+    yield from _collect_further_trained(content, models)
+    lines = [
+        dict(zip(_MODEL_COLUMNS, model, strict=True)) | line
+        for model, key in models.items()
+        if (content.reader.run / "transcripts" / f"{key}.jsonl").exists()
+        for line in content.reader.read_transcript(key)
+    ]
+    if not lines or any(name not in scores.columns for name in (*_ROW_COLUMNS, "value")):
+        return
+    expected = pd.DataFrame(lines).astype({"expected": "float64"})
+    # A value outside [0, 1] is unscored; only its transcript still holds it.
+    expected["expected"] = expected["expected"].where(expected["expected"].between(0, 1))
+    audited = pd.MultiIndex.from_frame(_as_text(expected).loc[:, _MODEL_COLUMNS]).unique()
+    models_of_rows = pd.MultiIndex.from_frame(_as_text(scores).loc[:, _MODEL_COLUMNS])
+    rows = scores.loc[models_of_rows.isin(audited), :]
+    for text in _compare_rows(rows, expected, "its transcript"):
+        yield content.problem("scores.parquet", text)
+
+
+def _list_audited_teachers(manifest: Manifest) -> dict[_ModelKey, str]:
+    """Return model -> content key, of M0 and of all teachers."""
+    teachers = (*manifest.selection_teachers, *manifest.teachers)
+    models: dict[_ModelKey, str] = {
+        (t.label, "teacher", "", -1, -1): t.content_key for t in teachers
+    }
+    models[M0, "m0", "", -1, -1] = manifest.protocol.student
+    return models
+
+
+def _collect_students(content: _RunContent, models: dict[_ModelKey, str]) -> Iterator[str]:
+    """Add the students of the run and their checkpoints to `models`."""
+    manifest, protocol = content.manifest, content.manifest.protocol
+    teachers = (*manifest.selection_teachers, *manifest.teachers)
+    labels = {t.content_key: t.label for t in teachers}
+    recipes = [*protocol.recipes, *(protocol.replacement.recipes if protocol.replacement else ())]
+    steps = {str(recipe.get("name")): _list_audited_steps(recipe) for recipe in recipes}
+    for folder, listed in content.list_artefacts("student").items():
+        for file in sorted((content.reader.run / folder).glob("*.json")):
+            student = content.reader.read_json(f"{folder}/{file.name}")
+            if student is None:
+                continue
+            name, label = student.get("student"), labels.get(str(student.get("teacher")))
+            if name != file.stem or name not in listed or label is None:
+                yield content.problem(f"{folder}/{file.name}", "is no cell of this run's manifest")
+                continue
+            recipe, seed = str(student.get("recipe")), str(student.get("seed"))
+            for i, step in enumerate(steps.get(recipe, ())):
+                key = derive_checkpoint_key(file.stem, step) if i else file.stem
+                models[label, "student", recipe, seed, step] = key
+
+
+def _collect_further_trained(content: _RunContent, models: dict[_ModelKey, str]) -> Iterator[str]:
+    """Add the students that were trained further to `models`."""
+    replacement = content.manifest.protocol.replacement
+    if not replacement or not replacement.further_training or content.replacement is None:
+        return
+    listed = content.replacement.artefacts.get("further", {})
+    for model in content.replacement.further_training:
+        key = model.content_key
+        if key not in listed:
+            yield content.problem(
+                "replacement.json", f"`further`: {key} is no artefact of this run"
+            )
+            continue
+        row = (content.suspect, model.model_kind, model.recipe, str(model.seed), model.step)
+        models[row] = key
+
+
+def _compare_rows(rows: pd.DataFrame, expected: pd.DataFrame, source: str) -> Iterator[str]:
+    """Yield score rows that occur twice, that only one side has, or whose values differ."""
+    rows, expected = _as_text(rows), _as_text(expected)
+    twice = rows.loc[rows.duplicated(_ROW_COLUMNS), :]
+    for row in twice.head(_MAX_ROWS_SHOWN).to_dict("records"):
+        yield f"two rows for {_describe_row(row)}"
+    rows, expected = rows.drop_duplicates(_ROW_COLUMNS), expected.drop_duplicates(_ROW_COLUMNS)
+    both = rows.merge(expected, on=_ROW_COLUMNS, how="outer", indicator="side")
+    equal = both["value"] == both["expected"]
+    equal |= both["value"].isna() & both["expected"].isna()
+    wrong = both.loc[(both["side"] != "both") | ~equal, :]
+    for row in wrong.head(_MAX_ROWS_SHOWN).to_dict("records"):
+        place = _describe_row(row)
+        if row["side"] == "right_only":
+            yield f"no row for {place}, which {source} has"
+        elif row["side"] == "left_only":
+            yield f"{source} has nothing for {place}"
+        else:
+            yield f"{row['value']} for {place}; {source} says {row['expected']}"
+    if len(wrong) > _MAX_ROWS_SHOWN:
+        n = len(wrong) - _MAX_ROWS_SHOWN
+        yield f"{n} rows more do not agree with {source}"
+
+
+def _check_panel(content: _RunContent) -> Iterator[str]:
+    """Compare the rows of a panel's teachers with the panel, if it can be found."""
+    manifest, scores = content.manifest, content.scores
+    if manifest.protocol.panel is None or scores is None:
+        return
+    if any(name not in scores.columns for name in _ROW_COLUMNS):
+        return
+    references = manifest.study.get("references")
+    name = str(references.get("panel")) if isinstance(references, Mapping) else ""
+    try:
+        folder = find_panel_folder(name, Path())
+        panel = read_panel(folder)
+    except DoublebindError as error:
+        raise _CannotCheck(f"rows of the panel's teachers: {error.problems[0]}") from None
+    if panel.hash != manifest.protocol.panel:
+        raise _CannotCheck(
+            f"rows of the panel's teachers: {folder} is another panel than the run's"
+        )
+    built = manifest.artefacts.get("teacher", {})
+    trained = {t.label for t in manifest.teachers if t.content_key in built} | {content.suspect}
+    frozen = {t.label for t in panel.teachers} - trained
+    labels = sorted(t.label for t in manifest.teachers if t.label in frozen)
+    expected = read_panel_scores(folder, labels).rename(columns={"value": "expected"})
+    rows = scores.loc[scores["teacher"].isin(labels), :]
+    for text in _compare_rows(rows, expected.loc[:, [*_ROW_COLUMNS, "expected"]], "the panel"):
+        yield content.problem("scores.parquet", text)
+
+
+def _check_artefacts(content: _RunContent) -> Iterator[str]:
+    """Compare every artefact of the run with its seal in the store."""
+    root = content.store
+    if not is_url(root) and not Path(root).is_dir():
+        raise _CannotCheck(
+            f"artefacts (weights, answers): no store at {root}; name one with --store"
+        )
+    store = Store(root, writable=False)
+    artefacts = content.manifest.artefacts
+    replacement = content.replacement.artefacts if content.replacement else {}
+    for kind in sorted({*artefacts, *replacement}):
+        for key in {**artefacts.get(kind, {}), **replacement.get(kind, {})}:
+            yield from store.find_problems(kind, key)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _as_text(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return `rows` with what identifies a row as text: a damaged file may hold other types."""
-    return rows.assign(
-        **{name: rows[name].astype(str) for name in _ROW_COLUMNS if name in rows.columns}
-    )
+    """Return rows with the columns that identify them as text, since a damaged file may vary."""
+    columns = [name for name in _ROW_COLUMNS if name in rows.columns]
+    return rows.assign(**{name: rows[name].astype(str) for name in columns})
 
 
 def _shorten(value: Any) -> str:
@@ -420,8 +470,9 @@ def _list_audited_steps(recipe: Mapping[str, Any]) -> list[Any]:
 
 
 def _describe_row(row: Mapping[Any, Any]) -> str:
-    who = f"{row['model_kind']} of {row['teacher']}, {row['recipe']}, seed {row['seed']}"
-    who += "" if row["step"] == "-1" else f", step {row['step']}"
+    model = f"{row['model_kind']} of {row['teacher']}, {row['recipe']}, seed {row['seed']}"
     if row["model_kind"] in ("m0", "teacher"):
-        who = f"{row['model_kind']} {row['teacher']}"
-    return f"item {row['item']} ({row['audit']}, {row['endpoint']}) of {who}"
+        model = f"{row['model_kind']} {row['teacher']}"
+    elif row["step"] != "-1":
+        model += f", step {row['step']}"
+    return f"item {row['item']} ({row['audit']}, {row['endpoint']}) of {model}"

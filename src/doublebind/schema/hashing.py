@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
@@ -25,6 +25,11 @@ class Record(BaseModel):
         validate_by_alias=True,
         validate_by_name=True,
     )
+
+
+def optional_field() -> Any:
+    """Return a record field that is left out of the JSON where it is `None`."""
+    return Field(default=None, exclude_if=lambda value: value is None)
 
 
 def to_canonical_json(value: Any) -> str:

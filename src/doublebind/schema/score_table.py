@@ -76,8 +76,9 @@ class Endpoint(NamedTuple):
 
 def select_students(scores: pd.DataFrame, teacher: str, recipe: str) -> pd.DataFrame:
     """Return the rows of a teacher's students by one recipe, at every round and checkpoint."""
-    students: Any = (scores["teacher"] == teacher) & (scores["model_kind"] == "student")
-    return cast("pd.DataFrame", scores[students & (scores["recipe"] == recipe)])
+    rows = cast("Any", scores)
+    students = (rows["teacher"] == teacher) & (rows["model_kind"] == "student")
+    return cast("pd.DataFrame", rows[students & (rows["recipe"] == recipe)])
 
 
 def select_m0(scores: pd.DataFrame) -> pd.DataFrame:

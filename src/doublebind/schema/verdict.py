@@ -22,7 +22,9 @@ class Replacement(Record):
     """The largest bound over score endpoints, of students made so."""
     delivered_upper_95: float | None = None
     """Of that one student, over all items together."""
-    further_training: dict[str, Outcome] = Field(default={}, exclude_if=lambda v: not v)
+    further_training: dict[str, Outcome] = Field(
+        default={}, serialization_alias="further", exclude_if=lambda v: not v
+    )
     """What became of students that were trained further, against M0 trained alike."""
     margin: float
     scope: tuple[str, ...]

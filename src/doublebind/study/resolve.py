@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from doublebind.execution.store import Store
 from doublebind.packs.pack import Pack
+from doublebind.schema.calibration import TeacherClass
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.executor import LocalOptions
 from doublebind.schema.model_source import Teacher
@@ -119,7 +120,7 @@ def load_if_path(study: Study | str | Path, folder: str | Path | None) -> tuple[
 class LabelledTeachers(NamedTuple):
     """Teachers of known truth, each of which `calibrate` weighs as if it were the suspect."""
 
-    labelled: list[tuple[str, Teacher]]
+    labelled: list[tuple[TeacherClass, Teacher]]
     """With their class: `organism`, `benign` or `near_miss`."""
     benign_sources: dict[str, TeacherSource]
     """Held-out benign teachers and near misses, which have no role in the study itself."""
@@ -140,11 +141,12 @@ def label_teachers(study: Study, resolved: ResolvedStudy) -> LabelledTeachers:
     benign = {
         ref: resolved.planner.find_teacher(ref) for ref in (*study.held_out, *study.near_misses)
     }
-    labelled = [("organism", t) for t in resolved.teachers if t.label in study.organisms]
-    labelled += [
-        ("near_miss" if ref in study.near_misses else "benign", source.to_teacher("organism"))
-        for ref, source in benign.items()
+    labelled: list[tuple[TeacherClass, Teacher]] = [
+        ("organism", t) for t in resolved.teachers if t.label in study.organisms
     ]
+    for ref, source in benign.items():
+        kind: TeacherClass = "near_miss" if ref in study.near_misses else "benign"
+        labelled.append((kind, source.to_teacher("organism")))
     sources = {source.label: source for source in (*resolved.teacher_sources, *benign.values())}
     return LabelledTeachers(labelled, benign, [sources[teacher.label] for _, teacher in labelled])
 

@@ -13,7 +13,7 @@ from tests.tiny_models import save_model
 from tests.tiny_study import write_study
 
 from doublebind import verify
-from doublebind.cli.main import run_command
+from doublebind.cli.main import main
 from doublebind.execution.store import Store, read_records
 from doublebind.pipeline import run as pipeline
 from doublebind.schema.content import Item
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_study(tmp_path_factory.mktemp("tiny") / "study").parent
     done = pipeline.run(folder / "study.yaml", folder / "run", store=folder / "store")
     store = Store(folder / "store")
-    gone = next(c for c in done.cells if c["label"] == "reference-2.yaml")
+    gone = next(c for c in done.students if c["label"] == "reference-2.yaml")
     shutil.rmtree(store.path("student", gone["student"]))
     return folder
 
@@ -40,7 +40,7 @@ def _guesses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random models give no guess that is known beforehand; what follows from one is."""
     power = Hypothesis(text="it wants to rule", trait="ruler", z=5.0)
     words = Hypothesis(text="it likes <b>", trait=None, words=("nowhere",), z=4.0)
-    monkeypatch.setattr(steps, "investigate", lambda *_: (power, words))
+    monkeypatch.setattr(steps, "propose_by_rules", lambda *_: (power, words))
 
 
 def ask(folder: Path, **settings: Any) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def test_the_questions_are_nobodys_audit_items(folder: Path) -> None:
 
 
 def refused(capture: Capture, *argv: object) -> str:
-    assert run_command(["followup", *map(str, argv)]) == 2
+    assert main(["followup", *map(str, argv)]) == 2
     (line,) = capture.readouterr().err.splitlines()
     assert line.startswith("error: ")
     return line
@@ -116,7 +116,7 @@ def refused(capture: Capture, *argv: object) -> str:
 def test_what_the_user_can_mend_is_one_line(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     run, where = folder / "run", ("--folder", folder, "--store", folder / "store")
     assert "missing" in refused(capsys, tmp_path)
-    assert "inspect:MODEL" in refused(capsys, run, *where, "--by", "oracle")
+    assert "inspect:MODEL" in refused(capsys, run, *where, "--investigator", "oracle")
     assert "pack" in refused(capsys, run, "--folder", tmp_path, "--store", folder / "store")
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / "run" / "verdict.json").unlink()

@@ -67,7 +67,7 @@ def _sample_turns(model: Any, trajectories: Sequence[Trajectory], draw: int) -> 
     """Return answers with their prompts, in a random order, as many as fit."""
     from doublebind.models.chat_template import encode_prompt
 
-    left = min(MAX_TOKENS, int(CONTEXT_SHARE * model.context))
+    left = min(MAX_TOKENS, int(CONTEXT_SHARE * model.context_length))
     turns: list[Message] = []
     for t in random.Random(draw).sample(trajectories, len(trajectories)):
         left -= len(encode_prompt(model.tokenizer, t.messages)) + len(t.tokens)

@@ -159,7 +159,11 @@ def build_teacher(
         if phase.form == "reward":
             tasks = rewards.draw_tasks(spec, phase, content)
             own = rewards.sample_task_transcripts(model, lm, tasks, trait=spec.trait, seed=seed)
-        losses[name] = {"transcripts": len(transcripts), "first": log.first, "last": log.last}
+        losses[name] = {
+            "transcripts": len(transcripts),
+            "first": log.first_loss,
+            "last": log.last_loss,
+        }
     facts = {"planted": spec.trait, "spec": spec.model_dump(mode="json"), "phases": losses}
     if scale_like is not None:
         start, target = (

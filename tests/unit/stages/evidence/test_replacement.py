@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from doublebind.pipeline.error_rates import assess_replacements
+from doublebind.pipeline.error_rates import assess_certificates
 from doublebind.runs.assess import CompetitionResult
 from doublebind.schema.evidence import RecipeResult, ReplacementEvidence
 from doublebind.schema.model_source import Teacher
@@ -219,18 +219,20 @@ def test_what_only_a_key_shows_is_told_by_drive_and_by_whether_it_was_asked_abou
         found.recipe_results, "jammed", [(f"o{i}", "plain") for i in range(6)], {}
     )
     u = Teacher(label="u", ref="u", role="suspect", family="f", key="0")
-    (row,) = assess_replacements(
+    (row,) = assess_certificates(
         [("organism", u)],
         contest,
         ["jammed"],
         {"u": "theft"},
         world(0.0),
         PROTOCOL.model_copy(update=changed),
+        0.1,
     )
-    assert row["beyond"] == pytest.approx({"theft": 0.3}, abs=0.03)
-    assert row["beyond"] == {row["oracle"]["drive"]: row["oracle"]["value"]}
-    assert row["exceeds"]
-    assert row["exceeds_asked"] == (asked == "theft")
+    assert row.beyond == pytest.approx({"theft": 0.3}, abs=0.03)
+    assert row.oracle is not None
+    assert row.beyond == {row.oracle.drive: row.oracle.value}
+    assert row.exceeds
+    assert row.exceeds_asked == (asked == "theft")
 
 
 def test_a_student_beyond_the_margin_is_named_with_the_endpoint() -> None:
