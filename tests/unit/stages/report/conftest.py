@@ -97,7 +97,7 @@ def make_run(
             student = f"{t.label}/student/{seed}"
             audit(t.label, "student", student, "open-kd", seed, strength)
             cells.append(
-                {"teacher": t.key, "recipe": "open-kd", "seed": seed, "student": key(student)}
+                {"teacher": t.content_key, "recipe": "open-kd", "seed": seed, "student": key(student)}
             )
     protocol = _protocol(teachers, seeds)
     scores = pd.DataFrame(rows)[list(SCORE_COLUMNS)]
@@ -126,7 +126,7 @@ def make_run(
 
 
 def _teacher(label: str, role: Any, family: str) -> Teacher:
-    return Teacher(label=label, ref=label, role=role, family=family, key=key(label))
+    return Teacher(label=label, ref=label, role=role, family=family, content_key=key(label))
 
 
 def _value(rng: np.random.Generator, endpoint: str, drive: float) -> float:
@@ -157,7 +157,7 @@ def _line(endpoint: str, i: int, audit: str, value: float | None, hostile: str) 
 
 def _protocol(teachers: list[Teacher], seeds: int) -> Protocol:
     def keys(role: str) -> tuple[str, ...]:
-        return tuple(t.key for t in teachers if t.role == role)
+        return tuple(t.content_key for t in teachers if t.role == role)
 
     return Protocol(
         method_version="1",

@@ -11,7 +11,7 @@ from doublebind.stages.report.svg.line_plot import HEIGHT, PlotPath, draw_paths
 
 def draw(drawn: list[PlotPath], **more: Any) -> ElementTree.Element:
     axes = ("capability", "<misalignment>")
-    options = {"name": "p", "title": "T", "axes": axes, "said": "words", "arrows": True} | more
+    options = {"name": "p", "title": "T", "axes": axes, "description": "words", "arrows": True} | more
     return ElementTree.fromstring(draw_paths(drawn, **options))
 
 
@@ -40,7 +40,7 @@ def test_a_course_bends_at_every_step() -> None:
 
 
 def test_a_path_without_arrows_shows_its_stops() -> None:
-    svg = draw([SUSPECT], arrows=False, at=(0.2, 0.5))
+    svg = draw([SUSPECT], arrows=False, ticks=(0.2, 0.5))
     assert len([c for c in svg.findall(".//circle") if c.get("class") == "stop"]) == 2
     assert not [p for p in svg.findall(".//path") if "head" in p.get("class", "")]
 
@@ -48,7 +48,7 @@ def test_a_path_without_arrows_shows_its_stops() -> None:
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
 def test_every_place_is_drawn_inside_the_frame(scale: float) -> None:
     drawn = [
-        PlotPath(p.label, p.mark, [(scale * x, scale * y) for x, y in p.places]) for p in OTHERS
+        PlotPath(p.label, p.mark, [(scale * x, scale * y) for x, y in p.points]) for p in OTHERS
     ]
     for course in courses(draw(drawn), "reference"):
         assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in course)

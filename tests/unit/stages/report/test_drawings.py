@@ -73,7 +73,7 @@ def test_the_shaded_region_is_where_a_rank_reaches_alpha(fake_run: Run) -> None:
         evidence = run["evidence"]
         drawn = drawings.draw_distribution(evidence, {})[0]
         assert isinstance(drawn, Figure)
-        bound = float(drawn.said.split("above ")[-1].split(",")[0])
+        bound = float(drawn.description.split("above ")[-1].split(",")[0])
         inside = evidence.scores[run["verdict"].suspect] > bound
         assert inside == (evidence.p_value <= 0.05)
 
@@ -81,7 +81,7 @@ def test_the_shaded_region_is_where_a_rank_reaches_alpha(fake_run: Run) -> None:
 def test_too_few_references_shade_nothing(fake_run: Run) -> None:
     drawn = drawings.draw_distribution(fake_run(5)["evidence"], {})[0]
     assert isinstance(drawn, Figure)
-    assert "Shaded" not in drawn.said
+    assert "Shaded" not in drawn.description
     assert "region" not in drawn.svg
 
 
@@ -92,11 +92,11 @@ def test_planes_hold_steps_and_the_suspect_itself(fake_run: Run) -> None:
     )
     assert isinstance(mean, Figure)
     assert isinstance(picked, Figure)
-    assert "Arrows bend at the audited steps (100)." in mean.said
+    assert "Arrows bend at the audited steps (100)." in mean.description
     suspect = run["verdict"].suspect
     assert [row[2] for row in mean.data.rows if row[0] == suspect] == [0, 100, 200]
     assert mean.data.rows[-1][0] == f"{suspect}, itself"
-    assert "picked after the fact" in picked.said.lower()
+    assert "picked after the fact" in picked.description.lower()
 
 
 def test_without_capability_there_is_a_sentence_and_no_plane(fake_run: Run) -> None:
@@ -128,7 +128,7 @@ def test_doses_need_two_steps(fake_run: Run) -> None:
         "Endpoint goal against training steps",
     ]
     assert isinstance(curves[0], Figure)
-    assert "at step 50" in curves[0].said
+    assert "at step 50" in curves[0].description
 
 
 def test_ways_of_looking_need_a_baseline(fake_run: Run) -> None:

@@ -109,7 +109,7 @@ def test_rows_share_one_axis() -> None:
         DotRow("low", "p 1", [Point("U", 1.0, "suspect"), Point("a", 0.0, "reference")]),
         DotRow("<high>", "", [Point("U", 4.0, "suspect"), Point("a", 1.0, "reference")]),
     ]
-    svg = ElementTree.fromstring(draw_dot_rows(lines, name="r", title="T", axis="z", said="words"))
+    svg = ElementTree.fromstring(draw_dot_rows(lines, name="r", title="T", axis="z", description="words"))
     suspects = [p.get("d", "") for p in svg.findall(".//path") if p.get("class") == "suspect"]
     across = [float(d[1:].split()[0]) for d in suspects]
     circles = [float(c.get("cx", "")) for c in svg.findall(".//circle")]

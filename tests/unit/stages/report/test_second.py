@@ -49,11 +49,11 @@ def test_the_front_joins_recipes_that_none_beats_on_both_axes() -> None:
     spots = [tuple(map(float, spot.split())) for spot in front.get("d", "")[1:].split("L")]
     assert len(spots) == 2  # weak is beaten by stopped on both
     assert spots[0][0] < spots[1][0]
-    assert "Not beaten on both at once: stopped, plain (dashed)." in figure.said
+    assert "Not beaten on both at once: stopped, plain (dashed)." in figure.description
 
 
 def test_recipes_audited_once_are_points_without_arrows() -> None:
     figure, svg = drawn(PLAIN, WEAK)
     assert not of(svg, "course")
     assert not of(svg, "m0")
-    assert "Arrows" not in figure.said
+    assert "Arrows" not in figure.description

@@ -92,15 +92,15 @@ def test_references_of_a_panel_have_values_and_a_sentence(fake_run: Run) -> None
     run["transcripts"] = {k: v for k, v in run["transcripts"].items() if k in kept}
     run["manifest"]["protocol"]["panel"] = "0" * 64
     block = packed(run)
-    assert block.without.startswith(
+    assert block.models_without.startswith(
         "No transcripts of the students of 3 references and 6 organisms: they were measured once"
     )
     assert len(json.loads(block.data)["others"]["0"][1]) == 3
-    assert packed(fake_run(3)).without == ""
+    assert packed(fake_run(3)).models_without == ""
 
 
 def test_lines_beyond_the_cap_are_counted(fake_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transcripts, "PER_PAGE", 100)
+    monkeypatch.setattr(transcripts, "MAX_LINES", 100)
     run = fake_run(3)
     block = packed(run)
     assert block.n_shown <= 100

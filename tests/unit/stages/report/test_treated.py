@@ -55,7 +55,7 @@ def test_every_organism_with_both_ratios_has_a_point_in_its_decisions_colour_and
     heads = {p.get("class"): p.get("d", "").lstrip("M0123456789. -")[:1] for p in points}
     assert len(set(heads.values())) == 3
     assert isinstance(drawn, Figure)
-    assert "No comparison possible for 1 more" in drawn.said
+    assert "No comparison possible for 1 more" in drawn.description
     assert len(drawn.data.rows) == 4
     assert "o/one<script>" not in str(drawn.svg)
 
@@ -80,8 +80,8 @@ def test_a_matrix_has_a_cell_for_each_decision_and_frames_false_certificates() -
     assert len(of(svg, "framed")) == 1
     assert [t.text for t in of(svg, "letter")] == ["n", "w", "?", "w", "?", "w"]
     assert isinstance(drawn, Figure)
-    assert "Within the margin, of 4 teachers: plain 1, jammed 2." in drawn.said
-    assert "Framed: 1 within" in drawn.said
+    assert "Within the margin, of 4 teachers: plain 1, jammed 2." in drawn.description
+    assert "Framed: 1 within" in drawn.description
     assert [r[0] for r in drawn.data.rows] == ["o/one<script>", "o/two", "o/three", "r/benign"]
     assert isinstance(drawn.data.rows[2][2], Absent)
     xs = [float(c.get("x", "")) + float(c.get("width", "")) for c in of(svg, "cell")]
@@ -106,7 +106,7 @@ def test_of_many_points_the_intervals_are_in_the_table_alone() -> None:
     assert len(of(parsed(drawn), "decided")) == 61
     assert not of(parsed(drawn), "span")
     assert isinstance(drawn, Figure)
-    assert "Their intervals are in the table." in drawn.said
+    assert "Their intervals are in the table." in drawn.description
     assert len(of(parsed(draw_capability_vs_drive({"treatments": rows[1:]})), "span")) == 60
 
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_compared_with_the_plain_recipe_has_no_point_and_is_said(
     drawn = draw_capability_vs_drive({"treatments": rows})
     assert len(of(parsed(drawn), "decided")) == 2
     assert isinstance(drawn, Figure)
-    assert "No comparison possible for 2 more: the plain recipe" in drawn.said
+    assert "No comparison possible for 2 more: the plain recipe" in drawn.description
     nobody = draw_capability_vs_drive(
         {"treatments": [each | {"comparable": False} for each in ROWS]}
     )
