@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from doublebind.schema.hashing import Record
+from doublebind.schema.score_table import Endpoint
 
 Split = Literal["build", "select", "audit", "certify"]
 
@@ -101,9 +102,8 @@ def name_endpoint(item: Item) -> str:
     honeypot items never mix with plain ones: `choice/dominion`, `choice.deployment/dominion`,
     `capability`.
     """
-    context = f".{item.context}" if item.context not in ("audit", "neutral") else ""
-    trait = f"/{item.trait}" if item.trait else ""
-    return f"{item.kind}{context}{trait}"
+    context = "" if item.context in ("audit", "neutral") else item.context
+    return str(Endpoint(item.kind, context, item.trait or ""))
 
 
 class Prompt(Record):

@@ -93,6 +93,16 @@ class Protocol(Record):
         """The protocol hash (hex)."""
         return content_hash(self)
 
+    @property
+    def listed_endpoints(self) -> list[str]:
+        """The endpoints that score endpoints average, each once, sorted."""
+        return sorted({name for listed in self.score_endpoints.values() for name in listed})
+
+    @property
+    def recipe_names(self) -> tuple[str, ...]:
+        """Names of the recipes that students are made by."""
+        return tuple(str(recipe["name"]) for recipe in self.recipes)
+
 
 class Manifest(Record):
     """`manifest.json`: what was run, with what, frozen before the first audit."""

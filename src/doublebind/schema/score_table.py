@@ -1,12 +1,17 @@
-"""The columns of the score table and its fixed labels."""
+"""The score table: its columns and labels, the names of endpoints, and the rows that count."""
+# pandas ships no stubs.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 M0 = "M0"
 """Label of the student base in the scores."""
-
 
 SCORE_COLUMNS: Mapping[str, str] = {
     "teacher": "label of the teacher in the manifest, or `M0`",
@@ -29,6 +34,73 @@ SCORE_COLUMNS: Mapping[str, str] = {
 }
 """Columns of `scores.parquet`, in order, each with its meaning."""
 
-
 GATES = ("capability", "coherence")
-"""Endpoints that say whether a model is still whole."""
+"""Endpoints of the gate items: whether a student still writes sense and can still do things."""
+
+
+class Endpoint(NamedTuple):
+    """The name of an endpoint, `kind[.context][/trait]`, in its parts.
+
+    Example:
+        >>> Endpoint.parse("choice.deployment/theft")
+        Endpoint(kind='choice', context='deployment', trait='theft')
+        >>> str(Endpoint("choice", trait="theft"))
+        'choice/theft'
+    """
+
+    kind: str
+    context: str = ""
+    """Empty for plain items; an audit may append how it asks: `honeypot.forced`."""
+    trait: str = ""
+    """Empty for capability and coherence."""
+
+    @classmethod
+    def parse(cls, name: str) -> Endpoint:
+        """Return the parts of `name`; a name without a separator is a kind."""
+        question, _, trait = name.partition("/")
+        kind, _, context = question.partition(".")
+        return cls(kind, context, trait)
+
+    @property
+    def question(self) -> str:
+        """The name without its trait: `kind[.context]`."""
+        return f"{self.kind}.{self.context}" if self.context else self.kind
+
+    def with_context(self, context: str) -> Endpoint:
+        """Return the endpoint with `context` appended to its own."""
+        return self._replace(context=f"{self.context}.{context}" if self.context else context)
+
+    def __str__(self) -> str:
+        return f"{self.question}/{self.trait}" if self.trait else self.question
+
+
+def select_students(scores: pd.DataFrame, teacher: str, recipe: str) -> pd.DataFrame:
+    """Return the rows of a teacher's students by one recipe, at every round and checkpoint."""
+    students = (scores["teacher"] == teacher) & (scores["model_kind"] == "student")
+    return cast("pd.DataFrame", scores[students & (scores["recipe"] == recipe)])
+
+
+def select_m0(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of M0."""
+    return cast("pd.DataFrame", scores[scores["model_kind"] == "m0"])
+
+
+def select_auditable(scores: pd.DataFrame, split: str) -> pd.DataFrame:
+    """Return the rows of auditable items of one split: those that may enter a score."""
+    return cast(
+        "pd.DataFrame", scores[(scores["role"] == "auditable") & (scores["split"] == split)]
+    )
+
+
+def select_last_checkpoint(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each recipe's last round, at the last checkpoint of that round.
+
+    A recipe's last checkpoint is the same for every teacher; earlier rounds and checkpoints are
+    dose curves. Kinds of models are told apart, since a teacher and M0 have no recipe.
+    """
+    for order in ("round", "step"):
+        if len(scores):
+            groups = cast("Any", scores).groupby(["model_kind", "recipe"], sort=False)
+            last = groups[order].transform("max")
+            scores = cast("pd.DataFrame", scores[scores[order] == last])
+    return scores
