@@ -25,8 +25,8 @@ def export_inspect(run: Run, student: str | None = None) -> list[Path]:
     return [
         export_inspect_log(
             folder,
-            cell=c,
-            manifest=run.manifest.model_dump(mode="json"),
+            student=c,
+            manifest=run.manifest,
             transcripts=run.transcripts(c["student"]),
         )
         for c in cells

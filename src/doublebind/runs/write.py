@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from doublebind.execution.store import Store, write_atomic
 from doublebind.runs.run import Run
 from doublebind.runs.seal import reseal_file
+from doublebind.stages.report.run_content import RunContent
 from doublebind.stages.report.run_page import render_run_page
 from doublebind.study.plan import Plan, StudentJobs
 from doublebind.study.resolve import ResolvedStudy
@@ -103,16 +104,18 @@ def write_page(run: Run) -> Path:
     ]
     keys = [key for key in keys if run.has_transcripts(key)]  # a panel's teachers have none
     page = render_run_page(
-        manifest=run.manifest.model_dump(mode="json"),
-        evidence=run.evidence,
-        verdict=run.verdict,
-        scores=run.scores,
-        shapes=run.shapes,
-        cells=run.students,
-        transcripts={cell["student"]: run.transcripts(cell["student"]) for cell in run.students}
-        | {key: run.transcripts(key) for key in keys},
-        replacement=run.replacement,
-        followup=run.followup,
+        RunContent(
+            manifest=run.manifest,
+            evidence=run.evidence,
+            verdict=run.verdict,
+            scores=run.scores,
+            shapes=run.shapes,
+            students=run.students,
+            transcripts={cell["student"]: run.transcripts(cell["student"]) for cell in run.students}
+            | {key: run.transcripts(key) for key in keys},
+            replacement=run.replacement,
+            followup=run.followup,
+        )
     )
     write_atomic(path, page)
     return path
