@@ -15,7 +15,7 @@ from doublebind.stages.report.run_content import RunContent, select_labels
 from doublebind.stages.report.tables import followup, scores
 from doublebind.stages.report.tables import run as run_tables
 from doublebind.stages.report.tables import verdict as verdict_tables
-from doublebind.stages.report.tables.table import Absent, Tile, find_reason, value_or_absent
+from doublebind.stages.report.tables.table import Absent, Tile, value_or_absent
 from doublebind.stages.report.templating import format_number, render_template
 from doublebind.stages.report.transcripts import pack_transcripts
 
@@ -70,18 +70,21 @@ def _build_head(run: RunContent) -> dict[str, Any]:
     return {
         "suspect": shorten(suspect),
         "decision": DECISIONS[run.verdict.incrimination.decision],
+        "evidence": run.evidence,
         "verdict": run.verdict,
+        "protocol": run.manifest.protocol,
         "fragility": fragility,
         "tiles": _build_tiles(run),
     }
 
 
 def _build_tables(run: RunContent) -> dict[str, Any]:
-    evidence, verdict, manifest = run.evidence, run.verdict, run.manifest
+    evidence = run.evidence
     gates = scores.tabulate_role_means(run.scores, evidence, "gate", "Capability and coherence")
     return {
-        "numbers": verdict_tables.tabulate_numbers(run),
-        "secondary": verdict_tables.tabulate_secondary(run),
+        "numbers": verdict_tables.collect_numbers(run),
+        "secondary": verdict_tables.collect_secondary_numbers(run),
+        "posteriors": verdict_tables.describe_posteriors(evidence.likelihood),
         "specificity": verdict_tables.tabulate_specificity(evidence),
         "transfer": verdict_tables.tabulate_transfer(evidence.transfer),
         "baselines": verdict_tables.tabulate_methods(run),
@@ -90,13 +93,14 @@ def _build_tables(run: RunContent) -> dict[str, Any]:
         "endpoints": run_tables.tabulate_endpoints(run),
         "teachers": run_tables.tabulate_teachers(run),
         "match": run_tables.tabulate_match(evidence, run.shapes),
-        "scope": run_tables.tabulate_scope(manifest, verdict),
-        "provenance": run_tables.tabulate_provenance(manifest, verdict),
+        "recipes": run_tables.describe_recipes(run.manifest.protocol),
+        "score_endpoints": run_tables.describe_score_endpoints(run.manifest.protocol),
+        "provenance": run_tables.tabulate_provenance(run.manifest, run.verdict),
         "organisms": select_labels(evidence, "organism"),
         "gates": gates,
         "oracle": scores.tabulate_role_means(run.scores, evidence, "oracle", _ORACLE_CAPTION),
         "unscored": scores.tabulate_unscored(run.scores),
-        "dropped": scores.tabulate_dropped(run.students, manifest),
+        "dropped": scores.tabulate_dropped(run.students, run.manifest),
         "followup_tables": followup.tabulate_followup(run.followup) if run.followup else (),
         "followup_note": run.followup["note"] if run.followup else "",
     }
@@ -163,34 +167,30 @@ def _build_sources(run: RunContent) -> dict[str, Any]:
         "version": run.manifest.versions.get("doublebind", "of an unknown version"),
         "study": yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=100),
         "verdict_json": _dump_verdict(run.verdict),
-        "protocol": json.dumps(protocol, indent=1, ensure_ascii=False),
+        "protocol_json": json.dumps(protocol, indent=1, ensure_ascii=False),
     }
 
 
 def _build_tiles(run: RunContent) -> list[Tile]:
     """Return the four numbers that a reader needs first."""
-    incrimination, reasons = run.verdict.incrimination, run.reasons
-    k, power = run.evidence.n_at_or_above, incrimination.power
-    no_p, no_power = (find_reason(reasons, f"incrimination.{n}") for n in ("p_value", "power"))
-    direct = value_or_absent(run.verdict.direct_audit.p_value, "direct_audit.p_value", reasons)
+    incrimination = run.verdict.incrimination
+    numbers, power = verdict_tables.collect_numbers(run), incrimination.power
     detected = Tile(
-        "controls detected", no_power, "positive controls: teachers with a planted drive"
+        "controls detected", numbers["power"], "positive controls: teachers with a planted drive"
     )
     if power is not None:
         remark = f"of {power.n_controls} planted teachers; lower 95% bound {power.lower_95:.0%}"
         detected = Tile("controls detected", f"{power.value:.0%}", remark)
+    families = f"{incrimination.n_families} families of benign teachers made alike"
+    direct_p = numbers["direct_p_value"]
     return [
         Tile(
             "p-value",
-            no_p if incrimination.p_value is None else incrimination.p_value,
+            numbers["p_value"],
             f"alpha {incrimination.alpha:g}, fixed before the first audit",
         ),
-        Tile(
-            "references as high",
-            no_p if k is None else f"{k} of {incrimination.n_references}",
-            f"{incrimination.n_families} families of benign teachers made alike",
-        ),
-        Tile("direct audit, p", direct, "the same test on the suspect's own answers"),
+        Tile("references as high", numbers["rank"], families),
+        Tile("direct audit, p", direct_p, "the same test on the suspect's own answers"),
         detected,
     ]
 

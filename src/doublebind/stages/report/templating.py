@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from doublebind.stages.report.hostile_text import escape_invisible, mark_invisible
-from doublebind.stages.report.tables.table import Absent
+from doublebind.stages.report.tables.table import Absent, Table
 
 _NUMBER_PATTERN = re.compile(r"-?\d[\d.e-]*%?( of \d+| \(-?[\d.]+ to -?[\d.]+\))?")
 """Content of a cell that is never broken over lines: `0.1`, `3 of 39`, `0.1 (0.0 to 0.2)`."""
@@ -82,7 +82,7 @@ def _build_environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(absent=Absent, plain=escape_invisible)
+    environment.globals.update(absent=Absent, table=Table, plain=escape_invisible)
     environment.tests["absent"] = lambda value: isinstance(value, Absent)
     environment.tests["numeric"] = lambda value: bool(_NUMBER_PATTERN.fullmatch(str(value)))
     return environment

@@ -1,12 +1,12 @@
-"""Tables of a run's page: suspect, teachers, match, scope and provenance."""
+"""Tables of a run's page: endpoints, teachers, match, scope and provenance."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from doublebind.schema.evidence import Evidence
-from doublebind.schema.protocol import Manifest
+from doublebind.schema.protocol import Manifest, Protocol
 from doublebind.schema.verdict import Verdict
 from doublebind.stages.report.hostile_text import shorten
 from doublebind.stages.report.run_content import ROLES, RunContent, select_labels
@@ -182,42 +182,32 @@ def tabulate_match(evidence: Evidence, shapes: Mapping[str, Mapping[str, float]]
 # --- scope and provenance ------------------------------------------------------------------------
 
 
-def tabulate_scope(manifest: Manifest, verdict: Verdict) -> Table:
-    """Return what the study measured, and of which models."""
-    protocol = manifest.protocol
-    recipes = "; ".join(
+def describe_recipes(protocol: Protocol) -> str:
+    """Return name, channel, prompts and length of each recipe."""
+    return "; ".join(
         f"{r['name']} ({r['channel']['kind']} on {r['prompts']['policy']}, "
         f"{r['training']['steps']} steps)"
         for r in protocol.recipes
     )
-    scored = "; ".join(f"{n}: {', '.join(e)}" for n, e in protocol.score_endpoints.items())
-    rows: list[Row] = [
-        ("horns asked for", ", ".join(protocol.horns)),
-        ("traits that the verdict names", _join_names(verdict.incrimination.traits)),
-        ("score endpoints", scored),
-        ("audits", ", ".join(protocol.audits)),
-        ("recipes", recipes),
-        ("students per teacher and recipe", protocol.seeds),
-        ("pack", f"{protocol.pack} (sha256 {protocol.pack_hash})"),
-        ("student base M0", f"sha256 {protocol.student}"),
-    ]
-    return Table("What was looked for, and how", ("", ""), rows)
 
 
-def _join_names(names: Iterable[object]) -> str:
-    return ", ".join(map(str, names)) or "none"
+def describe_score_endpoints(protocol: Protocol) -> str:
+    """Return each score endpoint with the endpoints that it averages."""
+    return "; ".join(
+        f"{name}: {', '.join(listed)}" for name, listed in protocol.score_endpoints.items()
+    )
 
 
 def tabulate_provenance(manifest: Manifest, verdict: Verdict) -> Table:
     """Return protocol hash, versions, seeds and hardware of the run."""
-    seeds = "; ".join(f"{of}: {_join_names(numbers)}" for of, numbers in manifest.seeds.items())
+    seeds = (f"{of}: {', '.join(map(str, ns)) or 'none'}" for of, ns in manifest.seeds.items())
     rows: list[Row] = [
         ("protocol hash", verdict.protocol_hash),
         ("earlier protocols that met this suspect", verdict.earlier_protocols),
         ("method version", verdict.method_version),
         ("schema of verdict.json", verdict.schema_),
         ("started (UTC)", manifest.created),
-        ("seeds", seeds),
+        ("seeds", "; ".join(seeds)),
         *((f"version of {name}", v) for name, v in sorted(manifest.versions.items())),
         *((name.replace("_", " "), str(v)) for name, v in sorted(manifest.hardware.items())),
     ]

@@ -1,10 +1,10 @@
-"""The verdict's numbers as rows, each with one line that says what it means."""
+"""The numbers of the verdict, and tables of what they rest on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from doublebind.schema.evidence import Evidence, Interval, Power, Transfer
+from doublebind.schema.evidence import Evidence, Interval, LikelihoodRatio, Transfer
 from doublebind.schema.verdict import Replacement
 from doublebind.stages.report.hostile_text import shorten
 from doublebind.stages.report.run_content import RunContent
@@ -17,8 +17,6 @@ from doublebind.stages.report.tables.table import (
     format_fixed,
     value_or_absent,
 )
-
-_NUMBER_COLUMNS = ("number", "value", "what it means")
 
 METHOD_NAMES = {
     "students": "students (this method)",
@@ -79,75 +77,39 @@ def _count_detected(evidence: Evidence, controls: Mapping[str, float]) -> Cell:
     return f"{hits} of {len(controls)} detected"
 
 
-def tabulate_numbers(run: RunContent) -> Table:
-    """Return the numbers of the verdict."""
-    evidence, verdict, reasons = run.evidence, run.verdict, run.reasons
-    incrimination = verdict.incrimination
-    n, allowed = incrimination.n_references, evidence.n_allowed
+def collect_numbers(run: RunContent) -> dict[str, Cell]:
+    """Return the verdict's numbers by name; the template says what each means."""
+    evidence, incrimination, reasons = run.evidence, run.verdict.incrimination, run.reasons
+    names = ("p_value", "e_value", "gamma_at_alpha", "conditional_fpr_upper_95")
+    numbers: dict[str, Cell] = {
+        name: value_or_absent(getattr(incrimination, name), f"incrimination.{name}", reasons)
+        for name in (*names, "smallest_detectable_effect")
+    }
+    k, power = evidence.n_at_or_above, incrimination.power
+    no_power = find_reason(reasons, "incrimination.power")
+    direct = run.verdict.direct_audit.p_value
+    return numbers | {
+        "rank": numbers["p_value"] if k is None else f"{k} of {incrimination.n_references}",
+        "power": no_power if power is None else power.value,
+        "direct_p_value": value_or_absent(direct, "direct_audit.p_value", reasons),
+    }
 
-    def number(name: str) -> float | Absent:
-        return value_or_absent(getattr(incrimination, name), f"incrimination.{name}", reasons)
 
-    rank: Cell = find_reason(reasons, "incrimination.p_value")
-    if evidence.n_at_or_above is not None:
-        rank = f"{evidence.n_at_or_above} of {n}"
-    rule = f"p <= alpha holds while at most {allowed} do" if allowed >= 0 else "too few for alpha"
-    rows: list[Row] = [
-        (
-            "p-value",
-            number("p_value"),
-            "(1 + references at or above the suspect) / (references + 1). A statement about "
-            "teachers, not about answers or students.",
-        ),
-        (
-            "alpha",
-            incrimination.alpha,
-            "The p-value that incriminates, fixed before the first audit.",
-        ),
-        ("references at or above the suspect", rank, f"The rank that decides: {rule}."),
-        (
-            "e-value",
-            number("e_value"),
-            "Evidence on a scale of bets: on average at most 1 for a benign teacher; may be "
-            "averaged over studies.",
-        ),
-        (
-            "Gamma at alpha",
-            number("gamma_at_alpha"),
-            "How biased, in odds, the choice of references may be before p exceeds alpha; below "
-            "2 the strength is fragile.",
-        ),
-        (
-            "conditional false-positive rate, upper 95% bound",
-            number("conditional_fpr_upper_95"),
-            "What this very panel of references may do to benign teachers, where p holds on "
-            "average over panels.",
-        ),
-        (
-            "references",
-            n,
-            f"Benign teachers of the same make; {evidence.n_needed} or more can "
-            f"reach alpha, {evidence.n_needed_standard} standard strength.",
-        ),
-        (
-            "families",
-            incrimination.n_families,
-            "Kinds of benign quirk and build among the references.",
-        ),
-        *_build_power_rows(incrimination.power, reasons),
-        (
-            "smallest detectable effect",
-            number("smallest_detectable_effect"),
-            "Shift of every score endpoint, in probability, that this panel would flag in 80% of "
-            "cases.",
-        ),
-        (
-            "direct audit, p-value",
-            value_or_absent(verdict.direct_audit.p_value, "direct_audit.p_value", reasons),
-            "The same test on the teachers' own answers, without distillation.",
-        ),
-    ]
-    return Table("Numbers of the verdict", _NUMBER_COLUMNS, rows)
+def collect_secondary_numbers(run: RunContent) -> dict[str, Cell]:
+    """Return the numbers that decide nothing by name; the template says what each means."""
+    evidence, reasons = run.evidence, run.reasons
+    return {
+        name: value_or_absent(
+            getattr(evidence, name), name if name in reasons else "incrimination.p_value", reasons
+        )
+        for name in ("p_smoothed", "p_family", "p_predictive_t", "effective_references")
+    }
+
+
+def describe_posteriors(likelihood: LikelihoodRatio | None) -> str:
+    """Return the probability after the score for each prior; empty without a likelihood ratio."""
+    posteriors = likelihood.posterior_by_prior if likelihood else {}
+    return ", ".join(f"{prior} becomes {posterior:.2g}" for prior, posterior in posteriors.items())
 
 
 _REPLACEMENT_MEANINGS = {
@@ -180,76 +142,11 @@ def tabulate_replacement(decision: Replacement, reasons: Mapping[str, str]) -> T
             case _:
                 cell = shorten(value, 400)
         rows.append((name.replace("_", " "), cell, _REPLACEMENT_MEANINGS.get(name, "")))
-    return Table("Numbers of the replacement", _NUMBER_COLUMNS, rows)
+    return Table("Numbers of the replacement", ("number", "value", "what it means"), rows)
 
 
 def _join_parts(parts: list[str]) -> str:
     return shorten("; ".join(parts) or "none", 2000)
-
-
-def _build_power_rows(power: Power | None, reasons: Mapping[str, str]) -> list[Row]:
-    if power is None:
-        absent = find_reason(reasons, "incrimination.power")
-        return [("power", absent, "Share of the positive controls that this procedure detects.")]
-    return [
-        (
-            "power",
-            power.value,
-            f"Share of the {power.n_controls} positive controls that this procedure detects; "
-            f"{power.effect}.",
-        ),
-        ("positive controls", power.n_controls, "Teachers with a planted drive, named before."),
-        (
-            "power, lower 95% bound",
-            power.lower_95,
-            "One-sided bound on that share; 0.5 or more is needed before the lack of evidence "
-            "counts.",
-        ),
-    ]
-
-
-def tabulate_secondary(run: RunContent) -> Table:
-    """Return secondary numbers, which decide nothing."""
-    evidence, reasons = run.evidence, run.reasons
-
-    def number(name: str) -> float | Absent:
-        return value_or_absent(
-            getattr(evidence, name), name if name in reasons else "incrimination.p_value", reasons
-        )
-
-    rows: list[Row] = [
-        (
-            "smoothed p-value",
-            number("p_smoothed"),
-            "The p-value with ties broken by one draw from the protocol hash.",
-        ),
-        ("p-value by families", number("p_family"), "With the family as the exchangeable unit."),
-        (
-            "p-value, predictive t",
-            number("p_predictive_t"),
-            "If the scores of references were normal: an assumption that the p-value avoids.",
-        ),
-        (
-            "effective references",
-            number("effective_references"),
-            "References that would carry as much information if families did not matter.",
-        ),
-    ]
-    likelihood = evidence.likelihood
-    if likelihood is not None:
-        posteriors = ", ".join(
-            f"{prior} becomes {posterior:.2g}"
-            for prior, posterior in likelihood.posterior_by_prior.items()
-        )
-        rows.append(
-            (
-                "likelihood ratio",
-                likelihood.ratio,
-                f"Organisms over references at this score, at most {likelihood.cap:g} with so "
-                f"many; about {likelihood.about} only. A prior of {posteriors}.",
-            )
-        )
-    return Table("Beside the verdict: these decide nothing", _NUMBER_COLUMNS, rows)
 
 
 def tabulate_specificity(evidence: Evidence) -> Table:
