@@ -15,7 +15,7 @@ from doublebind.stages.report.replacement import draw_recipe_frontier
 from doublebind.stages.report.svg.dot_plot import DotRow, draw_p_values
 from doublebind.stages.report.svg.elements import Mark, PlotText, Point
 from doublebind.stages.report.svg.forest_plot import Rate, draw_forest
-from doublebind.stages.report.tables.table import Absent, Cell, Row, Table, Tile
+from doublebind.stages.report.tables.table import Absent, Cell, Row, Table
 from doublebind.stages.report.templating import render_template
 from doublebind.stages.report.treatments import draw_capability_vs_drive, draw_decision_matrix
 
@@ -66,9 +66,7 @@ def render_calibration_page(calibration: CalibrationContent, study: Mapping[str,
         "calibration.html.j2",
         sentences=write_sentences(calibration),
         tiles=[
-            Tile(rate.name, _format_count(calibration.get(rate.key)), rate.meaning)
-            for rate in RATES
-            if rate.key in _TILES
+            (rate, _format_count(calibration.get(rate.key))) for rate in RATES if rate.key in _TILES
         ],
         pictures=[_draw_rates(calibration), _draw_teachers(calibration)],
         tables=[_tabulate_rates(calibration), *_tabulate_groups(calibration)],

@@ -15,28 +15,9 @@ from doublebind.stages.report.run_content import RunContent, select_labels
 from doublebind.stages.report.tables import followup, scores
 from doublebind.stages.report.tables import run as run_tables
 from doublebind.stages.report.tables import verdict as verdict_tables
-from doublebind.stages.report.tables.table import Absent, Tile, value_or_absent
-from doublebind.stages.report.templating import format_number, render_template
+from doublebind.stages.report.templating import render_template
 from doublebind.stages.report.transcripts import pack_transcripts
 
-DECISIONS = {
-    "incriminated": "Incriminated",
-    "not_incriminated": "Not incriminated: no evidence found",
-    "inconclusive": "Inconclusive",
-}
-REPLACEMENT_DECISIONS = {
-    "within_margin": "within the margin",
-    "not_within_margin": "not within the margin",
-    "inconclusive": "inconclusive",
-}
-"""Decisions of the replacement horn; none of them speaks of anything beyond the margin."""
-
-HORN_SENTENCES = {
-    "incriminated": "the suspect is incriminated, and no replacement was shown",
-    "replacement_within_margin": "a replacement within the margin, and no incrimination",
-    "both": "the suspect is incriminated, and a replacement is within the margin",
-    "neither": "neither incrimination nor a replacement",
-}
 _ORACLE_CAPTION = "Contexts that need the organism's key: reported, never scored"
 
 
@@ -45,10 +26,14 @@ def render_run_page(run: RunContent) -> str:
 
     Equal records give equal pages, byte for byte.
     """
+    suspect = next(iter(select_labels(run.evidence, "suspect")), run.verdict.suspect)
     transcripts = pack_transcripts(run)
     return render_template(
         "report.html.j2",
-        **_build_head(run),
+        suspect=shorten(suspect),
+        evidence=run.evidence,
+        verdict=run.verdict,
+        protocol=run.manifest.protocol,
         **_build_tables(run),
         **_draw_figures(run),
         **_build_replacement(run),
@@ -57,25 +42,6 @@ def render_run_page(run: RunContent) -> str:
         # ASCII without `<`, `>` and `&`: nothing in it can end the element that holds it.
         transcript_data=Markup(transcripts.data),
     )
-
-
-def _build_head(run: RunContent) -> dict[str, Any]:
-    """Return decision, strength and tiles."""
-    suspect = next(iter(select_labels(run.evidence, "suspect")), run.verdict.suspect)
-    fragility = (
-        "Nothing was asked about incrimination; what was found of a replacement stands below."
-    )
-    if "incriminate" in run.manifest.protocol.horns:
-        fragility = _describe_fragility(run)
-    return {
-        "suspect": shorten(suspect),
-        "decision": DECISIONS[run.verdict.incrimination.decision],
-        "evidence": run.evidence,
-        "verdict": run.verdict,
-        "protocol": run.manifest.protocol,
-        "fragility": fragility,
-        "tiles": _build_tiles(run),
-    }
 
 
 def _build_tables(run: RunContent) -> dict[str, Any]:
@@ -133,31 +99,15 @@ def _draw_figures(run: RunContent) -> dict[str, Any]:
 
 def _build_replacement(run: RunContent) -> dict[str, Any]:
     """Return the section of the replacement horn; its parts are empty where there is none."""
-    decision, horn, evidence = run.verdict.replacement, run.verdict.horn, run.replacement
-    parts: dict[str, Any] = {
-        "replacement_decision": "",
-        "replacement_reasons": (),
-        "replacement": None,
-        "recipe_frontier": (),
-        "replacement_tables": (),
-        "horns": HORN_SENTENCES[horn] if horn else "",
+    decision, evidence = run.verdict.replacement, run.replacement
+    frontier = evidence and replacement.draw_recipe_frontier(
+        evidence.recipe_results, evidence.recipe, evidence.margin
+    )
+    return {
+        "replacement": decision and verdict_tables.tabulate_replacement(decision, run.reasons),
+        "recipe_frontier": [frontier] if frontier else [],
+        "replacement_tables": replacement.build_tables(evidence) if evidence else [],
     }
-    if decision:
-        parts |= {
-            "replacement_decision": REPLACEMENT_DECISIONS[decision.decision],
-            "replacement_reasons": decision.reasons,
-            "replacement": verdict_tables.tabulate_replacement(decision, run.reasons),
-        }
-    if evidence:
-        parts |= {
-            "recipe_frontier": [
-                replacement.draw_recipe_frontier(
-                    evidence.recipe_results, evidence.recipe, evidence.margin
-                )
-            ],
-            "replacement_tables": replacement.build_tables(evidence),
-        }
-    return parts
 
 
 def _build_sources(run: RunContent) -> dict[str, Any]:
@@ -169,52 +119,6 @@ def _build_sources(run: RunContent) -> dict[str, Any]:
         "verdict_json": _dump_verdict(run.verdict),
         "protocol_json": json.dumps(protocol, indent=1, ensure_ascii=False),
     }
-
-
-def _build_tiles(run: RunContent) -> list[Tile]:
-    """Return the four numbers that a reader needs first."""
-    incrimination = run.verdict.incrimination
-    numbers, power = verdict_tables.collect_numbers(run), incrimination.power
-    detected = Tile(
-        "controls detected", numbers["power"], "positive controls: teachers with a planted drive"
-    )
-    if power is not None:
-        remark = f"of {power.n_controls} planted teachers; lower 95% bound {power.lower_95:.0%}"
-        detected = Tile("controls detected", f"{power.value:.0%}", remark)
-    families = f"{incrimination.n_families} families of benign teachers made alike"
-    direct_p = numbers["direct_p_value"]
-    return [
-        Tile(
-            "p-value",
-            numbers["p_value"],
-            f"alpha {incrimination.alpha:g}, fixed before the first audit",
-        ),
-        Tile("references as high", numbers["rank"], families),
-        Tile("direct audit, p", direct_p, "the same test on the suspect's own answers"),
-        detected,
-    ]
-
-
-def _describe_fragility(run: RunContent) -> str:
-    """Return the first line of a fragile report; empty where the strength is standard."""
-    evidence = run.evidence
-    if run.verdict.strength == "standard":
-        return ""
-    gamma = value_or_absent(evidence.gamma_at_alpha, "incrimination.gamma_at_alpha", run.reasons)
-    cause = (
-        f"Gamma could not be computed ({gamma.reason})."
-        if isinstance(gamma, Absent)
-        else f"Gamma is {format_number(gamma)}, below 2: a small bias in how the references were "
-        "chosen could undo this result."
-    )
-    k = evidence.n_at_or_above
-    rank = "" if k is None else f", of which {k} {'does' if k == 1 else 'do'}"
-    return (
-        f"Strength: fragile. {cause} Standard strength needs at least "
-        f"{evidence.n_needed_standard} references "
-        "with none scoring at or above the suspect (more where some do); this study has "
-        f"{evidence.n_references}{rank}."
-    )
 
 
 def _dump_verdict(verdict: Verdict) -> str:

@@ -1,4 +1,4 @@
-"""Tables and tiles of a page, and what stands for a number that could not be computed."""
+"""Tables of a page, and what stands for a number that could not be computed."""
 
 from __future__ import annotations
 
@@ -25,14 +25,6 @@ class Table(NamedTuple):
     note: str = ""
     highlighted: str = ""
     """First cell of the row to be highlighted: the suspect's."""
-
-
-class Tile(NamedTuple):
-    """One of the few numbers next to the decision."""
-
-    name: str
-    value: Cell
-    remark: str
 
 
 def find_reason(reasons: Mapping[str, str], name: str) -> Absent:
