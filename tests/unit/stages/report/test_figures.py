@@ -43,15 +43,15 @@ def drawn(figure: FigureOrAbsent) -> Figure:
 
 def test_trajectories_rise_from_m0_to_the_means_that_the_verdict_weighs() -> None:
     run = make_run(3, steps=(50, 100, 200))
-    found = trajectories(run)
-    assert set(found) == {M0, *run.evidence.roles}
-    assert found[M0].steps == (0,)
+    by_teacher = trajectories(run)
+    assert set(by_teacher) == {M0, *run.evidence.roles}
+    assert by_teacher[M0].steps == (0,)
     for label, means in run.evidence.endpoints.items():
-        assert found[label].steps == (0, 50, 100, 200)
+        assert by_teacher[label].steps == (0, 50, 100, 200)
         for name, value in means.items():
-            assert found[label].endpoints[name][-1] == pytest.approx(value)
-            assert found[label].endpoints[name][0] == found[M0].endpoints[name][0]
-    planted = found[run.verdict.suspect].misalignment
+            assert by_teacher[label].endpoints[name][-1] == pytest.approx(value)
+            assert by_teacher[label].endpoints[name][0] == by_teacher[M0].endpoints[name][0]
+    planted = by_teacher[run.verdict.suspect].misalignment
     assert list(planted) == sorted(planted)
 
 
