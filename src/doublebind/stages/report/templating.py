@@ -25,15 +25,12 @@ _NUMBER_PATTERN = re.compile(r"-?\d[\d.e-]*%?( of \d+| \(-?[\d.]+ to -?[\d.]+\))
 
 def render_template(template: str, **values: Any) -> str:
     """Return a page from a template of this package and the values in it."""
-    return (
-        _build_environment()
-        .get_template(template)
-        .render(
-            csp=_build_policy(),
-            style=_read_asset("report.css"),
-            script=_read_asset("report.js"),
-            **values,
-        )
+    page = _build_environment().get_template(template)
+    return page.render(
+        csp=_build_policy(),
+        style=_read_asset("report.css"),
+        script=_read_asset("report.js"),
+        **values,
     )
 
 

@@ -115,6 +115,7 @@ def test_absent_numbers_name_their_reason() -> None:
     for name, reason in missing.items():
         assert name in sections["missing"]
         assert reason in sections["missing"]
+    assert "the model gave nothing student 30" in sections["missing"]  # items, by reason
     for name in ("incrimination.p_value", "incrimination.power"):
         for section in ("evidence", "decision"):
             assert f"not available: {missing[name]}" in sections[section]
@@ -162,11 +163,6 @@ def test_drops_are_counted_by_cause() -> None:
     assert "neutral-ish 300 200 overt:dominion: 1" in missing
 
 
-def test_reasons_of_unscored_items_are_counted() -> None:
-    sections = read_sections(make_run(3, drop_endpoint="goal"))
-    assert "the model gave nothing student 30" in sections["missing"]
-
-
 def test_gates_show_m0() -> None:
     run = make_run(5)
     gates = run.scores.query("model_kind == 'm0' and endpoint == 'capability'")["value"]
@@ -201,13 +197,6 @@ def test_without_organisms_no_section_mentions_controls_by_teacher() -> None:
     assert "positive control" not in without["teachers"] + without["distribution"]
     assert "p as positive control" in with_organisms["teachers"]
     assert "organism (positive control)" in with_organisms["distribution"]
-
-
-def test_several_steps_make_dose_curves() -> None:
-    sections = read_sections(make_run(3, steps=(50, 100, 200)))
-    assert "Endpoint choice against training steps" in sections["endpoints"]
-    assert "No dose curve" not in sections["endpoints"]
-    assert "Arrows bend at the audited steps (50, 100)." in sections["plane"]
 
 
 def test_every_method_has_its_p_value_and_its_detected_controls() -> None:
