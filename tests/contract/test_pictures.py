@@ -15,11 +15,12 @@ PICTURES += [
 
 
 def test_every_picture_is_shown() -> None:
-    assert {ROOT / path for _, path in PICTURES} == set((ROOT / "docs" / "images").iterdir())
+    shown = {ROOT / path for _, path in PICTURES}
+    assert shown == set((ROOT / "docs" / "images").iterdir())
 
 
-@pytest.mark.parametrize(("text", "path"), PICTURES)
-def test_a_picture_is_small_and_described(text: str, path: str) -> None:
-    assert len(text) > 15
+@pytest.mark.parametrize(("description", "path"), PICTURES)
+def test_a_picture_is_small_and_described(description: str, path: str) -> None:
+    assert len(description) > 15
     assert (ROOT / path).read_bytes().startswith(b"\x89PNG")
     assert (ROOT / path).stat().st_size < 150_000
