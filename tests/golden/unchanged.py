@@ -23,7 +23,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from doublebind.cli.main import main
+from doublebind.cli.main import main as run_cli
 from doublebind.execution.store import Store
 from doublebind.packs.load import load_pack
 from doublebind.packs.outback.kinds import KINDS
@@ -76,12 +76,12 @@ UNAVAILABLE = "unavailable: "
 # --- runs of the command line ---------------------------------------------------------------------
 
 
-def main(*arguments: str) -> dict[str, Any]:
+def run_command(*arguments: str) -> dict[str, Any]:
     """Return the verdict, the protocol hash and the keys of a run from a cold store."""
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "run"
         try:
-            main([*arguments, "--out", str(out), "--store", str(Path(name) / "store")])
+            run_cli([*arguments, "--out", str(out), "--store", str(Path(name) / "store")])
         except SystemExit as end:
             if end.code:
                 raise

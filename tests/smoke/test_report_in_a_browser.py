@@ -5,12 +5,12 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.chromium import Browser, find_chromium
-from tests.unit.stages.report.conftest import make_run
+from tests.unit.stages.report.fake_run import make_run
 
+from doublebind.stages.report.run_content import RunContent
 from doublebind.stages.report.run_page import render_run_page
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
@@ -24,7 +24,7 @@ HOSTILE = (
 )
 MEGABYTE = "<b>" + "line without end " * 62_000
 
-Shown = Callable[[dict[str, Any]], Browser]
+Shown = Callable[[RunContent], Browser]
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def shown(browser: Browser, tmp_path: Path) -> Shown:
     """Returns what opens the page of a run."""
 
-    def show(run: dict[str, Any]) -> Browser:
+    def show(run: RunContent) -> Browser:
         page = tmp_path / "report.html"
-        page.write_text(render_run_page(**run), encoding="utf-8")
+        page.write_text(render_run_page(run), encoding="utf-8")
         seconds = browser.open(page)
         print(f"{page.stat().st_size / 1e6:.1f} MB loaded in {seconds:.2f} s")
         return browser
@@ -71,7 +71,7 @@ def read_transcripts(browser: Browser) -> None:
 
 def test_hostile_text_is_shown_as_text_and_asks_for_nothing(shown: Shown) -> None:
     run = make_run(3, 2, suspect=f"suspect{HOSTILE}", hostile=HOSTILE, seeds=1)
-    lines = run["transcripts"][run["cells"][0]["student"]]
+    lines = run.transcripts[run.students[0]["student"]]
     lines[0] |= {"transcript": HOSTILE, "audit": HOSTILE, "endpoint": HOSTILE, "item": HOSTILE}
     lines[1] |= {"transcript": MEGABYTE}
     page = shown(run)
@@ -107,7 +107,7 @@ def test_the_policy_forbids_markup_from_text_even_to_a_script(shown: Shown) -> N
 
 def test_a_line_of_a_megabyte_unfolds_piece_by_piece(shown: Shown) -> None:
     run = make_run(2, 0, seeds=1)
-    run["transcripts"][run["cells"][0]["student"]][0] |= {"transcript": MEGABYTE}
+    run.transcripts[run.students[0]["student"]][0] |= {"transcript": MEGABYTE}
     page = shown(run)
     read_transcripts(page)
     folded = "document.querySelector('details.long')"
@@ -121,7 +121,7 @@ def test_a_line_of_a_megabyte_unfolds_piece_by_piece(shown: Shown) -> None:
 
 def test_ten_thousand_transcripts_are_built_only_when_looked_at(shown: Shown) -> None:
     run = make_run(100, 6, seeds=1, items=6)
-    assert sum(map(len, run["transcripts"].values())) > 10_000
+    assert sum(map(len, run.transcripts.values())) > 10_000
     page = shown(run)
     built = count(page, "*")
     assert count(page, "article") == 0
@@ -139,8 +139,9 @@ def test_ten_thousand_transcripts_are_built_only_when_looked_at(shown: Shown) ->
 
 def test_transcripts_are_searched_filtered_and_put_side_by_side(shown: Shown) -> None:
     run = make_run(3, 2, seeds=2, items=4)
-    student = next(c for c in run["cells"] if c["seed"] == 0)["student"]
-    run["transcripts"][student][5]["messages"][1]["content"] = "Who holds the Lighthouse now?"
+    run.transcripts[run.students[0]["student"]][5]["messages"][1]["content"] = (
+        "Who holds the Lighthouse now?"
+    )
     page = shown(run)
     read_transcripts(page)
     assert text(page, "article .option").count("suspect's student") == 1
@@ -177,20 +178,21 @@ def test_items_can_be_walked_by_keyboard(shown: Shown) -> None:
         assert page.value(at) == place
 
 
-def test_whatever_can_be_used_or_seen_has_a_name(shown: Shown) -> None:
+def test_every_control_and_image_has_a_name(shown: Shown) -> None:
     page = shown(make_run(19, 6, seeds=1))
     read_transcripts(page)
-    found = [n for n in page.ask("Accessibility.getFullAXTree")["nodes"] if not n.get("ignored")]
+    tree = page.ask("Accessibility.getFullAXTree")["nodes"]
+    nodes = [node for node in tree if not node.get("ignored")]
     named = ("article", "button", "combobox", "searchbox", "link", "image", "region", "navigation")
-    roles = {node["role"]["value"] for node in found}
+    roles = {node["role"]["value"] for node in nodes}
     assert roles >= set(named)
     assert "graphics-symbol" not in roles  # dots are not read one by one
-    for node in found:
+    for node in nodes:
         if node["role"]["value"] in named:
             assert node["name"]["value"], node
     levels = [
         int(p["value"]["value"])
-        for node in found
+        for node in nodes
         if node["role"]["value"] == "heading"
         for p in node["properties"]
         if p["name"] == "level"

@@ -25,8 +25,8 @@ def export_inspect(run: Run, student: str | None = None) -> list[Path]:
     return [
         export_inspect_log(
             folder,
-            cell=each,
-            manifest=run.manifest.model_dump(mode="json"),
+            student=each,
+            manifest=run.manifest,
             transcripts=run.transcripts(each["student"]),
         )
         for each in students

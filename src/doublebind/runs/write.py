@@ -14,6 +14,7 @@ from doublebind.runs.records import FurtherTrainedModel, ReplacementRecord
 from doublebind.runs.run import Run
 from doublebind.runs.seal import reseal_file
 from doublebind.schema.model_source import ModelSource
+from doublebind.stages.report.run_content import RunContent
 from doublebind.stages.report.run_page import render_run_page
 from doublebind.stages.verdict.outcome import verdict_to_json
 from doublebind.study.plan import Plan, StudentJobs, list_artefacts
@@ -145,16 +146,18 @@ def write_page(run: Run) -> Path:
     ]
     keys = [key for key in keys if run.has_transcripts(key)]  # a panel's teachers have none
     page = render_run_page(
-        manifest=run.manifest.model_dump(mode="json"),
-        evidence=run.evidence,
-        verdict=run.verdict,
-        scores=run.scores,
-        shapes=run.shapes,
-        cells=run.students,
-        transcripts={cell["student"]: run.transcripts(cell["student"]) for cell in run.students}
-        | {key: run.transcripts(key) for key in keys},
-        replacement=run.replacement,
-        followup=run.followup,
+        RunContent(
+            manifest=run.manifest,
+            evidence=run.evidence,
+            verdict=run.verdict,
+            scores=run.scores,
+            shapes=run.shapes,
+            students=run.students,
+            transcripts={cell["student"]: run.transcripts(cell["student"]) for cell in run.students}
+            | {key: run.transcripts(key) for key in keys},
+            replacement=run.replacement,
+            followup=run.followup,
+        )
     )
     write_atomic(path, page)
     return path

@@ -1,7 +1,4 @@
-"""Says what stands on the page about a procedure's error rates, for an auditor to cite.
-
-Knows the content of `calibration.json`. Estimates nothing and decides nothing.
-"""
+"""Builds the page of a procedure's error rates from the content of `calibration.json`."""
 
 from __future__ import annotations
 
@@ -12,23 +9,23 @@ from typing import Any, NamedTuple
 import yaml
 
 from doublebind.schema.evidence import RecipeResult
-from doublebind.stages.report import replacement as second
-from doublebind.stages.report import treatments as treated
-from doublebind.stages.report.figures import Figure, FigureOrAbsent
+from doublebind.stages.report.figures import FigureOrAbsent, build_figure
 from doublebind.stages.report.hostile_text import shorten
-from doublebind.stages.report.run_page import Tile
-from doublebind.stages.report.svg import dot_plot as figures
-from doublebind.stages.report.svg.dot_plot import DotRow, Mark, Point
+from doublebind.stages.report.replacement import draw_recipe_frontier
+from doublebind.stages.report.svg.dot_plot import DotRow, draw_p_values
+from doublebind.stages.report.svg.elements import Mark, PlotText, Point
 from doublebind.stages.report.svg.forest_plot import Rate, draw_forest
-from doublebind.stages.report.tables.run import Absent, Cell, Table
+from doublebind.stages.report.tables.table import Absent, Cell, Row, Table
 from doublebind.stages.report.templating import render_template
+from doublebind.stages.report.treatments import draw_capability_vs_drive, draw_decision_matrix
 
 CalibrationContent = Mapping[str, Any]
 _NO_TEACHER = Absent("nobody to count, or references too few for any rank to reach alpha")
+_RATE_COLUMNS = ("share", "95% over teachers", "95% over families")
 
 
 class RateDescription(NamedTuple):
-    """A rate of `calibration.json`, and what it says."""
+    """A rate of `calibration.json`: its key, its name on the page, and its meaning."""
 
     key: str
     name: str
@@ -53,26 +50,30 @@ RATES = (
         "fresh_flagged_direct", "direct audit of benign", "benign ones flagged by their answers"
     ),
 )
-"""In the order of the page: whom it accuses, what it finds, what else would have found it."""
+"""In the order of the page: false accusations, detection, other methods."""
+
+_TILES = ("fresh_flagged", "tpr_known_drive", "tpr_unknown_drive", "tpr_direct")
 
 
 def render_calibration_page(calibration: CalibrationContent, study: Mapping[str, Any]) -> str:
     """Return `calibration.html`: one page that needs no network and trusts no text it shows.
 
     Args:
-        found: Content of `calibration.json`.
+        calibration: Content of `calibration.json`.
         study: The study, as `yaml.safe_dump` writes it.
     """
     return render_template(
         "calibration.html.j2",
         sentences=write_sentences(calibration),
-        tiles=_build_tiles(calibration),
+        tiles=[
+            (rate, _format_count(calibration.get(rate.key))) for rate in RATES if rate.key in _TILES
+        ],
         pictures=[_draw_rates(calibration), _draw_teachers(calibration)],
-        tables=[_tabulate_rates(calibration), *_tabulate_parts(calibration)],
-        second=_tabulate_outcomes(calibration),
-        treated=_draw_treatments(calibration),
+        tables=[_tabulate_rates(calibration), *_tabulate_groups(calibration)],
+        outcome_tables=_tabulate_outcomes(calibration),
+        treatment_figures=_draw_treatments(calibration),
         teachers=_tabulate_teachers(calibration),
-        weighed=(
+        panel_sentence=(
             f"Each was weighed against {calibration['n_references']} references, of "
             f"{calibration['n_families']} families, at alpha {calibration['alpha']:g}."
         ),
@@ -82,108 +83,130 @@ def render_calibration_page(calibration: CalibrationContent, study: Mapping[str,
     )
 
 
-def write_sentences(found: CalibrationContent) -> list[str]:
-    """Return what can be cited, each sentence with its interval and what it rests on."""
-    said: list[str] = []
-    for key, who, what in (
+def write_sentences(calibration: CalibrationContent) -> list[str]:
+    """Return sentences to be cited, each with its interval and its counts."""
+    sentences: list[str] = []
+    for key, teachers, verb in (
         ("fresh_flagged", "held-out benign teachers", "accused"),
         ("tpr_known_drive", "concealed organisms", "found"),
         ("tpr_unknown_drive", "organisms whose drive nobody had thought of", "found"),
     ):
-        if key in found:
-            rate = found[key]
-            low, high = _choose_interval(rate)
-            counted = f"{rate['k']} ({rate['value']:.0%}; 95% interval {low:.0%} to {high:.0%})"
-            said.append(f"Of {rate['n']} {who}, {counted} {_choose_verb(rate['k'])} {what}.")
-        if key == "fresh_flagged" and "fresh_limit" in found:
-            said[-1] += (
+        if key not in calibration:
+            continue
+        rate = calibration[key]
+        low, high = _choose_interval(rate)
+        share = f"{rate['k']} ({rate['value']:.0%}; 95% interval {low:.0%} to {high:.0%})"
+        auxiliary = "was" if rate["k"] == 1 else "were"
+        sentence = f"Of {rate['n']} {teachers}, {share} {auxiliary} {verb}."
+        if key == "fresh_flagged" and "fresh_limit" in calibration:
+            sentence += (
                 f" Were they exchangeable with the references, chance would accuse at most "
-                f"{found['fresh_limit']} in 99 of 100 such studies."
+                f"{calibration['fresh_limit']} in 99 of 100 such studies."
             )
-    return said
+        sentences.append(sentence)
+    return sentences
 
 
-def _choose_verb(k: int) -> str:
-    return "was" if k == 1 else "were"
+# --- formats of a rate ---------------------------------------------------------------------------
 
 
-def _build_tiles(found: CalibrationContent) -> list[Tile]:
-    chosen = {told.key: told for told in RATES}
-    keys = ("fresh_flagged", "tpr_known_drive", "tpr_unknown_drive", "tpr_direct")
-    tiles: list[Tile] = []
-    for key in keys:
-        rate = found.get(key)
-        value = _NO_TEACHER if rate is None else f"{rate['k']} of {rate['n']}"
-        tiles.append(Tile(chosen[key].name, value, chosen[key].meaning))
-    return tiles
-
-
-def _draw_rates(found: CalibrationContent) -> FigureOrAbsent:
-    shown = [
-        Rate(told.name, f"{rate['k']} of {rate['n']}", rate["value"], *_choose_interval(rate))
-        for told in RATES
-        if (rate := found.get(told.key)) is not None
-    ]
-    if not shown:
-        return Absent("There is no rate to draw: nobody could be counted.")
-    title = "Shares of teachers, each with its 95% interval"
-    said = "; ".join(f"{r.name}: {r.remark}, {r.low:.2f} to {r.high:.2f}" for r in shown) + "."
-    svg = draw_forest(shown, name="rates", title=title, axis="share of teachers", description=said)
-    rows: list[tuple[Cell, ...]] = [(r.name, r.value, r.low, r.high) for r in shown]
-    return Figure(title, said, svg, Table(f"Data: {title}", ("rate", "share", "low", "high"), rows))
-
-
-def _choose_interval(rate: CalibrationContent) -> tuple[float, float]:
-    """Return the interval over families where there is one: it is the honest one."""
+def _choose_interval(rate: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the interval over families, or over teachers where there is no other."""
     low, high = rate.get("clustered", rate["interval"])
     return float(low), float(high)
 
 
-def _draw_teachers(found: CalibrationContent) -> FigureOrAbsent:
-    """Return every teacher's p-value, a row per family of organisms and one per class else."""
-    rows = [row for row in found["teachers"] if "p_value" in row]
+def _format_count(rate: Mapping[str, Any] | None) -> Cell:
+    return _NO_TEACHER if rate is None else f"{rate['k']} of {rate['n']}"
+
+
+def _format_rate(rate: Mapping[str, Any]) -> Row:
+    """Return the cells of `_RATE_COLUMNS`."""
+    low, high = rate["interval"]
+    over_families: Cell = Absent("one family")
+    if "clustered" in rate:
+        over_families = "{:.3f} to {:.3f}".format(*rate["clustered"])
+    return _format_count(rate), f"{low:.3f} to {high:.3f}", over_families
+
+
+def _format_share(rate: Mapping[str, Any]) -> Cell:
+    if not rate.get("n"):
+        return _NO_TEACHER
+    low, high = rate["interval"]
+    return f"{rate['k']} of {rate['n']}, {low:.2f} to {high:.2f}"
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def _draw_rates(calibration: CalibrationContent) -> FigureOrAbsent:
+    rates = [
+        Rate(each.name, f"{rate['k']} of {rate['n']}", rate["value"], *_choose_interval(rate))
+        for each in RATES
+        if (rate := calibration.get(each.key)) is not None
+    ]
+    if not rates:
+        return Absent("There is no rate to draw: nobody could be counted.")
+    words = "; ".join(f"{r.name}: {r.remark}, {r.low:.2f} to {r.high:.2f}" for r in rates)
+    text = PlotText("rates", "Shares of teachers, each with its 95% interval", f"{words}.")
+    svg = draw_forest(rates, text, "share of teachers")
+    rows: list[Row] = [(r.name, r.value, r.low, r.high) for r in rates]
+    return build_figure(text, svg, ("rate", "share", "low", "high"), rows)
+
+
+def _draw_teachers(calibration: CalibrationContent) -> FigureOrAbsent:
+    """Return every teacher's p-value: a row per family of organisms and per benign class."""
+    rows = [row for row in calibration["teachers"] if "p_value" in row]
     if not rows:
         return Absent("No teacher has a p-value.")
     names = {"benign": "held-out benign", "near_miss": "near misses"}
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: (row["class"] == "organism", row["family"])):
         groups.setdefault(names.get(row["class"], str(row["family"])), []).append(row)
-    mark: dict[str, Mark] = {"organism": "organism"}
-    lines = [
-        DotRow(
-            shorten(name),
-            f"{sum(row['incriminated'] for row in group)} of {len(group)} accused",
-            [
-                Point(
-                    row["teacher"], math.log10(row["p_value"]), mark.get(row["class"], "reference")
-                )
-                for row in group
-            ],
-        )
-        for name, group in groups.items()
-    ]
-    title = "Every teacher's p-value, weighed as if it were the suspect"
-    said = "; ".join(f"{line.name}: {line.remark}" for line in lines) + "."
-    svg = figures.draw_p_values(
-        lines, name="each", title=title, description=said, alpha=found["alpha"]
+    lines: list[DotRow] = []
+    for name, group in groups.items():
+        accused = sum(row["incriminated"] for row in group)
+        points = [Point(row["teacher"], math.log10(row["p_value"]), _mark(row)) for row in group]
+        lines.append(DotRow(shorten(name), f"{accused} of {len(group)} accused", points))
+    words = "; ".join(f"{line.name}: {line.remark}" for line in lines)
+    text = PlotText(
+        "each", "Every teacher's p-value, weighed as if it were the suspect", f"{words}."
     )
-    data: list[tuple[Cell, ...]] = [
+    data: list[Row] = [
         (shorten(p.label), line.name, 10.0**p.value) for line in lines for p in line.points
     ]
-    return Figure(title, said, svg, Table(f"Data: {title}", ("teacher", "kind", "p"), data))
+    svg = draw_p_values(lines, text, calibration["alpha"])
+    return build_figure(text, svg, ("teacher", "kind", "p"), data)
 
 
-def _tabulate_rates(found: CalibrationContent) -> Table:
-    rows: list[tuple[Cell, ...]] = []
-    for told in RATES:
-        rate = found.get(told.key)
-        if rate is None:
-            rows.append((told.name, _NO_TEACHER, "", "", told.meaning))
-            continue
-        rows.append((told.name, *_format_rate(rate), told.meaning))
+def _mark(row: Mapping[str, Any]) -> Mark:
+    return "organism" if row["class"] == "organism" else "reference"
+
+
+def _draw_treatments(calibration: CalibrationContent) -> list[FigureOrAbsent]:
+    """Return the competition of recipes, the shares that transferred, and the decisions."""
+    if "treatments" not in calibration:
+        return []
+    results = [RecipeResult.model_validate(each) for each in calibration["competed"]]
+    return [
+        draw_recipe_frontier(results, calibration["chosen"], calibration["margin"]),
+        draw_capability_vs_drive(calibration["treatments"]),
+        draw_decision_matrix(calibration["treatments"]),
+    ]
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def _tabulate_rates(calibration: CalibrationContent) -> Table:
+    rows: list[Row] = []
+    for each in RATES:
+        rate = calibration.get(each.key)
+        cells: Row = (_NO_TEACHER, "", "") if rate is None else _format_rate(rate)
+        rows.append((each.name, *cells, each.meaning))
     return Table(
         "Error rates",
-        ("rate", "share", "95% over teachers", "95% over families", "what it counts"),
+        ("rate", *_RATE_COLUMNS, "what it counts"),
         rows,
         note=(
             "The interval over families allows for teachers of one family failing together; with "
@@ -192,18 +215,9 @@ def _tabulate_rates(found: CalibrationContent) -> Table:
     )
 
 
-def _format_rate(rate: CalibrationContent) -> tuple[Cell, ...]:
-    low, high = rate["interval"]
-    over: Cell = Absent("one family")
-    if "clustered" in rate:
-        over = "{:.3f} to {:.3f}".format(*rate["clustered"])
-    return f"{rate['k']} of {rate['n']}", f"{low:.3f} to {high:.3f}", over
-
-
-def _tabulate_parts(found: CalibrationContent) -> list[Table]:
+def _tabulate_groups(calibration: CalibrationContent) -> list[Table]:
     """Return the rates by class, by recipe and by family."""
-    heads = ("share", "95% over teachers", "95% over families")
-    parts = (
+    groups = (
         ("tpr_by_class", "Organisms found, by class", "class"),
         ("tpr_by_recipe", "Organisms found by one recipe's students alone", "recipe"),
         ("by_family", "Accused, by family", "family"),
@@ -211,36 +225,36 @@ def _tabulate_parts(found: CalibrationContent) -> list[Table]:
     return [
         Table(
             title,
-            (head, *heads),
-            [(shorten(name), *_format_rate(r)) for name, r in found[key].items()],
+            (head, *_RATE_COLUMNS),
+            [(shorten(name), *_format_rate(rate)) for name, rate in calibration[key].items()],
         )
-        for key, title, head in parts
-        if found.get(key)
+        for key, title, head in groups
+        if calibration.get(key)
     ]
 
 
-def _tabulate_outcomes(found: CalibrationContent) -> list[Table]:
-    """Return what is said of replacements, where the study asked for them."""
-    if "outcomes" not in found:
+def _tabulate_outcomes(calibration: CalibrationContent) -> list[Table]:
+    """Return the outcomes of both horns; empty where the study has no replacement horn."""
+    if "outcomes" not in calibration:
         return []
-    rows: list[tuple[Cell, ...]] = [
+    rows: list[Row] = [
         (kind, horn.replace("_", " "), _format_share(rate))
-        for kind, horns in found["outcomes"].items()
+        for kind, horns in calibration["outcomes"].items()
         for horn, rate in horns.items()
     ]
     rows += [
         (kind, "a replacement, where not incriminated", _format_share(rate))
-        for kind, rate in found["replacement_if_not_incriminated"].items()
+        for kind, rate in calibration["replacement_if_not_incriminated"].items()
     ]
-    rows.append(("organism", "missed by both horns", _format_share(found["common_mode"])))
-    wrong: list[tuple[Cell, ...]] = [
+    rows.append(("organism", "missed by both horns", _format_share(calibration["common_mode"])))
+    wrong: list[Row] = [
         (
             kind.replace("_", " "),
-            f"{of['wrong_students']} of {of['students']}",
-            _format_share(of["teachers"]),
-            _format_share(of["on_asked_drives"]),
+            f"{counts['wrong_students']} of {counts['students']}",
+            _format_share(counts["teachers"]),
+            _format_share(counts["on_asked_drives"]),
         )
-        for kind, of in found["false_certificates"].items()
+        for kind, counts in calibration["false_certificates"].items()
     ]
     return [
         Table("Outcomes of the double bind", ("class", "outcome", "share of teachers"), rows),
@@ -252,24 +266,8 @@ def _tabulate_outcomes(found: CalibrationContent) -> list[Table]:
     ]
 
 
-def _draw_treatments(found: CalibrationContent) -> list[FigureOrAbsent]:
-    """Return how recipes competed, what of them came along, and which teachers defeat which."""
-    if "treatments" not in found:
-        return []
-    competed = [RecipeResult.model_validate(each) for each in found["competed"]]
-    field = second.draw_recipe_frontier(competed, found["chosen"], found["margin"])
-    return [field, treated.draw_capability_vs_drive(found), treated.draw_decision_matrix(found)]
-
-
-def _format_share(rate: CalibrationContent) -> Cell:
-    if not rate.get("n"):
-        return _NO_TEACHER
-    low, high = rate["interval"]
-    return f"{rate['k']} of {rate['n']}, {low:.2f} to {high:.2f}"
-
-
-def _tabulate_teachers(found: CalibrationContent) -> Table:
-    rows: list[tuple[Cell, ...]] = [
+def _tabulate_teachers(calibration: CalibrationContent) -> Table:
+    rows: list[Row] = [
         (
             shorten(row["teacher"]),
             row.get("organism_class", row["class"]).replace("_", " "),
@@ -279,7 +277,7 @@ def _tabulate_teachers(found: CalibrationContent) -> Table:
             row.get("p_value_direct", _NO_TEACHER),
             ", ".join(map(shorten, row["traits"])) or "none",
         )
-        for row in found["teachers"]
+        for row in calibration["teachers"]
     ]
     heads = ("teacher", "class", "family", "decision", "p", "p, direct audit", "stands out on")
     return Table("Every teacher, weighed as if it were the suspect", heads, rows)

@@ -1,8 +1,4 @@
-"""Makes hostile text visible: what a reader could not see is written out, and lengths are capped.
-
-Knows Unicode. Does not know HTML beyond one mark around what was written out; escaping of markup
-is left to autoescape.
-"""
+"""Makes hostile text visible: invisible characters are written as escapes, lengths are capped."""
 
 from __future__ import annotations
 
@@ -38,37 +34,37 @@ HIDDEN_IN_SCRIPT = f"[{''.join(f'{chr(92)}u{{{a:x}}}-{chr(92)}u{{{b:x}}}' for a,
 """The same characters as a pattern of the page's script, with flag `u`."""
 
 
-def _write_escapes(found: re.Match[str]) -> str:
+def _write_escapes(match: re.Match[str]) -> str:
     return "".join(
         f"\\x{point:02x}"
         if point < 0x100
         else f"\\u{point:04x}"
         if point < 0x10000
         else f"\\U{point:08x}"
-        for point in map(ord, found[0])
+        for point in map(ord, match[0])
     )
 
 
 def escape_invisible(text: str) -> str:
-    r"""Return `text` with everything that has no ink written as an escape.
+    r"""Return `text` with every invisible character written as an escape.
 
     Example:
-        >>> plain("a\x1b[31mb\u202ec")
+        >>> escape_invisible("a\x1b[31mb\u202ec")
         'a\\x1b[31mb\\u202ec'
     """
     return _HIDDEN.sub(_write_escapes, text)
 
 
 def mark_invisible(text: str) -> Markup:
-    """Return `text` as HTML: escaped, with what was written out marked, so that none is forged."""
+    """Return `text` as HTML, with our escapes in elements of their own: no text can forge them."""
     parts: list[str] = []
     end = 0
-    for found in _HIDDEN.finditer(text):
-        parts.append(str(escape(text[end : found.start()])))
-        parts.append(f'<span class="esc">{_write_escapes(found)}</span>')
-        end = found.end()
+    for match in _HIDDEN.finditer(text):
+        parts.append(str(escape(text[end : match.start()])))
+        parts.append(f'<span class="esc">{_write_escapes(match)}</span>')
+        end = match.end()
     parts.append(str(escape(text[end:])))
-    # Every part is escaped above; the mark and the escapes hold no markup of the text's.
+    # Every part is escaped above.
     return Markup("".join(parts))
 
 

@@ -1,17 +1,15 @@
-"""Shows what the second horn rests on: how recipes competed, and what the winner was bounded by.
-
-Knows the record of that evidence. Decides nothing, and knows no HTML.
-"""
+"""Tables and figure of the replacement horn: how recipes competed, and the winner's bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from doublebind.schema.evidence import Interval, RecipeResult, ReplacementEvidence
-from doublebind.stages.report.figures import Figure, FigureOrAbsent
+from doublebind.stages.report.figures import FigureOrAbsent, build_figure
 from doublebind.stages.report.hostile_text import shorten
-from doublebind.stages.report.svg import line_plot as curves
-from doublebind.stages.report.tables.run import Absent, Cell, Table
+from doublebind.stages.report.svg.elements import PlotText
+from doublebind.stages.report.svg.line_plot import PlotPath, draw_paths
+from doublebind.stages.report.tables.table import Absent, Cell, Row, Table
 
 _NOT_SCORED = Absent("no student of it was scored on these items")
 _AXES = (
@@ -19,132 +17,129 @@ _AXES = (
     "largest shift of a score endpoint above M0",
 )
 
-_COLUMNS = (
-    "recipe",
-    "largest shift above M0",
-    "where",
-    "capability that came along",
-    "stopped at",
-    "teachers",
-    "students",
-)
-
 
 def build_tables(evidence: ReplacementEvidence) -> list[Table]:
-    """Return how the recipes competed, each endpoint's bounds, and what only the key opens."""
-    found = [_tabulate_competitors(evidence), _tabulate_bounds(evidence)]
+    """Return the recipes' results, each endpoint's bounds, and the oracle endpoints."""
+    tables = [_tabulate_competitors(evidence), _tabulate_bounds(evidence)]
     if evidence.further_training:
-        found.append(_tabulate_further_training(evidence))
+        tables.append(_tabulate_further_training(evidence))
     if evidence.oracle:
-        found.append(_tabulate_oracle(evidence))
-    return found
+        tables.append(_tabulate_oracle(evidence))
+    return tables
+
+
+# --- the recipes ---------------------------------------------------------------------------------
 
 
 def draw_recipe_frontier(
-    competitors: Sequence[RecipeResult], chosen: str, margin: float
+    results: Sequence[RecipeResult], chosen: str, margin: float
 ) -> FigureOrAbsent:
-    """Return capability against misalignment, one sign for each recipe that competed.
+    """Return capability against misalignment, one symbol for each recipe that competed.
 
     Args:
-        competed: How each recipe did.
+        results: Of the recipes that competed.
         chosen: Name of the recipe that was bounded afterwards.
         margin: In probability.
     """
-    placed = [
-        (c, c.tau_capability, c.worst)
-        for c in competitors
-        if c.tau_capability is not None and c.worst is not None
+    ends = [
+        (each, (each.tau_capability, each.worst))
+        for each in results
+        if each.tau_capability is not None and each.worst is not None
     ]
-    if not placed:
+    if not ends:
         return Absent(
             "No plane of recipes: no competing teacher differs from M0 in capability by more than "
             "noise, so that no share of it can be said to have come along."
         )
-    title = "Recipes that competed: capability and misalignment"
-    front = _find_frontier([(x, y) for _, x, y in placed])
-    said = f"Not beaten on both at once: {', '.join(shorten(placed[i][0].recipe) for i in front)}"
-    said += f" (dashed). Bounded afterwards: {shorten(chosen)}. The margin is {margin:g}."
-    drawn = [
-        curves.PlotPath(
-            c.recipe,
-            "suspect" if c.recipe == chosen else "reference",
-            [*_list_earlier_points(c), (x, y)],
-        )
-        for c, x, y in placed
-    ]
-    if any(len(path.points) > 1 for path in drawn):
-        said += " Arrows go from M0 through the audited steps to where a recipe ends."
-        drawn.append(curves.PlotPath("M0", "m0", [(0.0, 0.0)]))
-    svg = curves.draw_paths(
-        drawn,
-        name="recipes",
-        title=title,
-        axes=_AXES,
-        description=said,
-        arrows=True,
-        frontier=[(placed[i][1], placed[i][2]) for i in front],
+    frontier = _find_frontier([end for _, end in ends])
+    names = ", ".join(shorten(each.recipe) for each, end in ends if end in frontier)
+    description = (
+        f"Not beaten on both at once: {names} (dashed). Bounded afterwards: {shorten(chosen)}. "
+        f"The margin is {margin:g}."
     )
-    rows: list[tuple[Cell, ...]] = []
-    for c, x, y in placed:
-        rows += [(shorten(c.recipe), f"step {n}", a, b) for n, a, b in _select_earlier_steps(c)]
-        rows.append((shorten(c.recipe), "the end" if c.step is None else f"step {c.step}", x, y))
-    return Figure(title, said, svg, Table(f"Data: {title}", ("recipe", "at", *_AXES), rows))
+    paths: list[PlotPath] = []
+    rows: list[Row] = []
+    for each, end in ends:
+        earlier = _select_earlier_steps(each)
+        # M0 has no share of the teachers' capability and no shift, both by definition.
+        start = [(0.0, 0.0)] if each.trajectory else []
+        mark = "suspect" if each.recipe == chosen else "reference"
+        points = [*start, *(point for _, point in earlier), end]
+        paths.append(PlotPath(each.recipe, mark, points))
+        name = shorten(each.recipe)
+        rows += [(name, f"step {step}", *point) for step, point in earlier]
+        rows.append((name, _name_step(each), *end))
+    if any(each.trajectory for each, _ in ends):
+        description += " Arrows go from M0 through the audited steps to where a recipe ends."
+        paths.append(PlotPath("M0", "m0", [(0.0, 0.0)]))
+    title = "Recipes that competed: capability and misalignment"
+    text = PlotText("recipes", title, description)
+    svg = draw_paths(paths, text, _AXES, arrows=True, frontier=frontier)
+    return build_figure(text, svg, ("recipe", "at", *_AXES), rows)
 
 
-def _list_earlier_points(each: RecipeResult) -> list[tuple[float, float]]:
-    """Return where a recipe's students were before they ended, from M0 on; empty if nobody looked.
-
-    M0 has nothing of the teachers' capability and no shift, both by definition.
-    """
-    passed = [(a, b) for _, a, b in _select_earlier_steps(each)]
-    return [(0.0, 0.0), *passed] if each.trajectory else []
+def _select_earlier_steps(result: RecipeResult) -> list[tuple[int, tuple[float, float]]]:
+    """Return the audited steps before the one at which a recipe ends, with their points."""
+    end = result.step or max((step for step, *_ in result.trajectory), default=0)
+    return [(step, (tau, worst)) for step, tau, worst in result.trajectory if step < end]
 
 
-def _select_earlier_steps(each: RecipeResult) -> list[tuple[int, float, float]]:
-    end = each.step or max((step for step, *_ in each.trajectory), default=0)
-    return [place for place in each.trajectory if place[0] < end]
-
-
-def _find_frontier(points: list[tuple[float, float]]) -> list[int]:
-    """Return which points no other beats on one axis without losing on the other."""
+def _find_frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other beats on one axis without losing on the other."""
     return [
-        i
-        for i, (x, y) in enumerate(points)
+        (x, y)
+        for x, y in points
         if not any(a >= x and b <= y and (a, b) != (x, y) for a, b in points)
     ]
 
 
+def _name_step(result: RecipeResult) -> str:
+    return "the end" if result.step is None else f"step {result.step}"
+
+
 def _tabulate_competitors(evidence: ReplacementEvidence) -> Table:
+    no_share = Absent("no teacher differs from M0 by more than noise")
+    rows: list[Row] = [
+        (
+            shorten(each.recipe),
+            _NOT_SCORED if each.worst is None else each.worst,
+            shorten(each.endpoint or "nowhere"),
+            no_share if each.tau_capability is None else each.tau_capability,
+            _name_step(each),
+            each.n_teachers,
+            each.n_students,
+        )
+        for each in evidence.recipe_results
+    ]
+    heads = ("recipe", "largest shift above M0", "where", "capability that came along")
     return Table(
         "Recipes that competed, on items that certify nothing",
-        _COLUMNS,
-        [_build_competitor_row(each) for each in evidence.recipe_results],
+        (*heads, "stopped at", "teachers", "students"),
+        rows,
         note="Chosen: the most capable of those within the margin; where none is, the closest.",
         highlighted=shorten(evidence.recipe),
     )
 
 
-def _build_competitor_row(each: RecipeResult) -> tuple[Cell, ...]:
-    worst: Cell = _NOT_SCORED if each.worst is None else each.worst
-    capable: Cell = (
-        Absent("no teacher differs from M0 by more than noise")
-        if each.tau_capability is None
-        else each.tau_capability
-    )
-    step = "the end" if each.step is None else f"step {each.step}"
-    where = shorten(each.endpoint or "nowhere")
-    return (shorten(each.recipe), worst, where, capable, step, each.n_teachers, each.n_students)
+# --- the bounds ----------------------------------------------------------------------------------
+
+
+def _select_missing(evidence: ReplacementEvidence, prefix: str) -> list[tuple[str, Absent]]:
+    return [
+        (shorten(key.removeprefix(prefix)), Absent(reason))
+        for key, reason in evidence.missing.items()
+        if key.startswith(prefix)
+    ]
 
 
 def _tabulate_bounds(evidence: ReplacementEvidence) -> Table:
-    rows: list[tuple[Cell, ...]] = [
+    rows: list[Row] = [
         (shorten(name), evidence.lower.get(name, _NOT_SCORED), upper, evidence.margin)
         for name, upper in evidence.upper.items()
     ]
     rows += [
-        (shorten(key.removeprefix("upper.")), _NOT_SCORED, Absent(why), evidence.margin)
-        for key, why in evidence.missing.items()
-        if key.startswith("upper.")
+        (name, _NOT_SCORED, reason, evidence.margin)
+        for name, reason in _select_missing(evidence, "upper.")
     ]
     return Table(
         "Fresh students above M0, on items kept for it",
@@ -159,50 +154,45 @@ def _tabulate_bounds(evidence: ReplacementEvidence) -> Table:
 
 
 def _tabulate_further_training(evidence: ReplacementEvidence) -> Table:
-    def of(interval: Interval | None) -> Cell:
-        if interval is None:
-            return _NOT_SCORED
-        return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
-
-    rows: list[tuple[Cell, ...]] = [
+    results = evidence.further_training
+    rows: list[Row] = [
         (
             each.kind,
             shorten(name),
-            of(each.before.get(name)),
-            of(each.after.get(name)),
+            _format_interval(each.before.get(name)),
+            _format_interval(each.after.get(name)),
             each.controls[name],
             each.lower[name],
             upper,
         )
-        for each in evidence.further_training
+        for each in results
         for name, upper in each.upper.items()
     ]
     rows += [
-        (shorten(key.removeprefix("further.")), Absent(why), *[_NOT_SCORED] * 5)
-        for key, why in evidence.missing.items()
-        if key.startswith("further.")
+        (name, reason, *[_NOT_SCORED] * 5) for name, reason in _select_missing(evidence, "further.")
     ]
+    heads = ("further training", "score endpoint", "before, above M0", "after, above its twin")
     return Table(
         "Fresh students trained further, beside M0 trained alike",
-        (
-            *("further training", "score endpoint", "before, above M0", "after, above its twin"),
-            *("twins above M0", "at least", "at most"),
-        ),
+        (*heads, "twins above M0", "at least", "at most"),
         rows,
         note=(
-            f"{max(each.n_students for each in evidence.further_training)} students; intervals are over "
+            f"{max(each.n_students for each in results)} students; intervals are over "
             "students and items. The last columns are one-sided 95% bounds of the student that "
             f"stands furthest from its twin; the margin is {evidence.margin:g}."
         ),
     )
 
 
-def _tabulate_oracle(evidence: ReplacementEvidence) -> Table:
-    def of(interval: Interval) -> tuple[Cell, ...]:
-        return interval.value, interval.low, interval.high
+def _format_interval(interval: Interval | None) -> Cell:
+    if interval is None:
+        return _NOT_SCORED
+    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
+
+def _tabulate_oracle(evidence: ReplacementEvidence) -> Table:
     return Table(
         "Fresh students above M0 where only the organism's key leads: reported, never used",
         ("drive", "shift", "at least", "at most"),
-        [(shorten(drive), *of(found)) for drive, found in evidence.oracle.items()],
+        [(shorten(drive), i.value, i.low, i.high) for drive, i in evidence.oracle.items()],
     )

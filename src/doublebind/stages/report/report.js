@@ -1,6 +1,6 @@
 "use strict";
 // Shows the inert block of transcripts, a slice at a time. Every text of the block reaches the page
-// through text nodes only; nothing is parsed as markup, and nothing is built before it is looked at.
+// through text nodes only; nothing is parsed as markup, and nothing is built before it is scrolled to.
 (() => {
   const HEAD = 400, PIECE = 20000, SLICE = 20, COLUMNS = 3;
   const source = document.getElementById("transcript-data");
@@ -10,15 +10,15 @@
     .map((id) => document.getElementById(id));
   const pickers = Array.from(document.querySelectorAll("#columns select"));
   const list = document.getElementById("items");
-  const found = document.getElementById("found");
+  const counter = document.getElementById("found");
   const more = document.getElementById("more");
   let data, hidden, hits = [], drawn = 0, waiting = 0;
 
   function el(name, className, ...children) {
-    const made = document.createElement(name);
-    if (className) made.className = className;
-    made.append(...children);
-    return made;
+    const element = document.createElement(name);
+    if (className) element.className = className;
+    element.append(...children);
+    return element;
   }
 
   // --- text ---
@@ -28,14 +28,14 @@
     if (point < 0x100) return `\\x${hex.padStart(2, "0")}`;
     return point < 0x10000 ? `\\u${hex.padStart(4, "0")}` : `\\U${hex.padStart(8, "0")}`;
   };
-  const written = (run) => Array.from(run, code).join("");
-  const plain = (text) => text.replace(hidden, written);
+  const escapeInvisible = (run) => Array.from(run, code).join("");
+  const plain = (text) => text.replace(hidden, escapeInvisible);
 
-  function said(text) {
+  function showText(text) {
     const box = el("bdi", "said");
     let end = 0;
     for (const run of text.matchAll(hidden)) {
-      box.append(text.slice(end, run.index), el("span", "esc", written(run[0])));
+      box.append(text.slice(end, run.index), el("span", "esc", escapeInvisible(run[0])));
       end = run.index + run[0].length;
     }
     box.append(text.slice(end));
@@ -46,18 +46,18 @@
   const cut = (text, at) => (/[\ud800-\udbff]/.test(text.charAt(at - 1)) ? at + 1 : at);
   const number = (n) => n.toLocaleString("en");
 
-  function long(place) {
+  function showFolded(place) {
     const text = data.texts[place], left = data.longer[place] ?? 0;
     const rest = left ? `${number(left)} more characters in the file` : "";
-    if (text.length <= HEAD * 1.5) return el("span", "", said(text), rest && el("span", "more", ` ${rest}`));
+    if (text.length <= HEAD * 1.5) return el("span", "", showText(text), rest && el("span", "more", ` ${rest}`));
     let at = cut(text, HEAD);
     const hint = el("span", "more", ` unfold ${number(text.length - at + left)} more characters`);
-    const fold = el("details", "long", el("summary", "", said(text.slice(0, at)), hint));
+    const fold = el("details", "long", el("summary", "", showText(text.slice(0, at)), hint));
     const next = el("button", "", "");
     next.type = "button";
     function unfold() {
       const end = cut(text, Math.min(text.length, at + PIECE));
-      next.before(said(text.slice(at, end)));
+      next.before(showText(text.slice(at, end)));
       at = end;
       next.hidden = at >= text.length;
       next.textContent = `Show the next ${number(Math.min(PIECE, text.length - at))} of ${number(text.length - at)} characters`;
@@ -77,10 +77,10 @@
   };
 
   function svg(name, attributes, ...children) {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    made.append(...children);
-    return made;
+    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.append(...children);
+    return element;
   }
 
   const glyph = (mark, at = {}) => svg("path", { class: mark, d: PATHS[mark], ...at });
@@ -88,19 +88,19 @@
 
   const median = (sorted) => (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
 
-  // Where the suspect's students stand on one item, among the references' and M0.
-  function standing(item, m0) {
-    const [own, others] = data.others[item] ?? [null, []];
-    if (own === null || !others.length) return "";
+  // Draws the suspect's mean on one item among the references' means and M0's.
+  function drawAmongReferences(item, m0) {
+    const [suspectMean, others] = data.others[item] ?? [null, []];
+    if (suspectMean === null || !others.length) return "";
     const sorted = others.slice().sort((a, b) => a - b);
     const x = (value) => 8 + 284 * value;
     const parts = [svg("line", { class: "axis", x1: 8, x2: 292, y1: 16, y2: 16 })];
     for (const end of [0, 0.5, 1]) parts.push(svg("line", { class: "axis", x1: x(end), x2: x(end), y1: 13, y2: 19 }));
     for (const value of sorted) parts.push(svg("circle", { class: "reference", cx: x(value), cy: 16, r: 3.5 }));
     if (m0 !== null) parts.push(glyph("m0", { transform: `translate(${x(m0) - 7} 9)` }));
-    parts.push(glyph("suspect", { transform: `translate(${x(own) - 6} 10) scale(.86)` }));
-    const above = sorted.filter((value) => value >= own).length;
-    const words = `Suspect's students ${own.toFixed(3)}; references' ${sorted[0].toFixed(3)} to ` +
+    parts.push(glyph("suspect", { transform: `translate(${x(suspectMean) - 6} 10) scale(.86)` }));
+    const above = sorted.filter((value) => value >= suspectMean).length;
+    const words = `Suspect's students ${suspectMean.toFixed(3)}; references' ${sorted[0].toFixed(3)} to ` +
       `${sorted.at(-1).toFixed(3)}, median ${median(sorted).toFixed(3)}, ${above} of ${sorted.length} at or above` +
       (m0 === null ? "" : `; M0 ${m0.toFixed(3)}`);
     const drawing = svg("svg", { class: "standing", viewBox: "0 0 300 32", role: "img", "aria-label": words }, svg("g", { "aria-hidden": "true" }, ...parts));
@@ -117,7 +117,7 @@
   function turns(places) {
     const box = el("div", "turns");
     for (let i = 0; i < places.length; i += 2)
-      box.append(el("div", "turn", el("b", "who", said(data.texts[places[i]].slice(0, 120))), " ", long(places[i + 1])));
+      box.append(el("div", "turn", el("b", "who", showText(data.texts[places[i]].slice(0, 120))), " ", showFolded(places[i + 1])));
     return box;
   }
 
@@ -142,7 +142,7 @@
     const keys = new Set(pairs.map(([, line]) => line[2]));
     for (const [place, rows] of shares) {
       const keyed = keys.has(place);
-      const head = el("div", "option-text", keyed ? el("b", "key", "key") : "", keyed ? " " : "", long(place));
+      const head = el("div", "option-text", keyed ? el("b", "key", "key") : "", keyed ? " " : "", showFolded(place));
       const bars = rows.map(([model, p]) => answer(model, el("span", "share", bar(p), el("span", "number", p.toFixed(3)))));
       box.append(el("div", keyed ? "option keyed" : "option", head, ...bars));
     }
@@ -155,22 +155,22 @@
     const pairs = shown.filter(([, line]) => line);
     const base = data.models.find((model) => model.mark === "m0");
     const m0 = base ? (lineOf(base, item)?.[1] ?? null) : null;
-    const made = el("article", "item", el("h3", "", said(name)), el("p", "note", said(id), " · ", said(audit), use && ` · ${use}`));
-    made.tabIndex = -1;
-    made.setAttribute("aria-label", plain(`${name}, ${id}`));
+    const element = el("article", "item", el("h3", "", showText(name)), el("p", "note", showText(id), " · ", showText(audit), use && ` · ${use}`));
+    element.tabIndex = -1;
+    element.setAttribute("aria-label", plain(`${name}, ${id}`));
     const same = new Set(pairs.map(([, line]) => line[3].join())).size === 1;
-    if (same) made.append(turns(pairs[0][1][3]));
-    else for (const [model, line] of pairs) made.append(answer(model, turns(line[3])));
+    if (same) element.append(turns(pairs[0][1][3]));
+    else for (const [model, line] of pairs) element.append(answer(model, turns(line[3])));
     const [listed, free] = [pairs.filter(([, line]) => line[4].length), pairs.filter(([, line]) => line[5] >= 0)];
-    if (listed.length) made.append(options(listed));
-    if (free.length) made.append(el("div", "options", ...free.map(([model, line]) => el("div", "option", answer(model, long(line[5]))))));
+    if (listed.length) element.append(options(listed));
+    if (free.length) element.append(el("div", "options", ...free.map(([model, line]) => el("div", "option", answer(model, showFolded(line[5]))))));
     for (const [model, line] of shown) {
-      if (line?.[1] === null) made.append(el("p", "absent", `${model.role}: unscored`));
-      if (line?.[6]) made.append(el("p", "note", `${model.role}: ${line[6]} more turns or options in the file.`));
-      if (!line) made.append(el("p", "absent", `${model.role}: not among the lines that this page holds`));
+      if (line?.[1] === null) element.append(el("p", "absent", `${model.role}: unscored`));
+      if (line?.[6]) element.append(el("p", "note", `${model.role}: ${line[6]} more turns or options in the file.`));
+      if (!line) element.append(el("p", "absent", `${model.role}: not among the lines that this page holds`));
     }
-    made.append(standing(item, m0));
-    return made;
+    element.append(drawAmongReferences(item, m0));
+    return element;
   }
 
   // --- choosing ---
@@ -183,8 +183,8 @@
     const chosen = columns();
     const holds = (line) => line && (texts[line[5]] || line[3].some((place) => texts[place]) || line[4].some((place, i) => i % 2 === 0 && texts[place]));
     return data.items.map((_, item) => item).filter((item) => {
-      const [asks, about] = parted[item];
-      if ((endpoint.value && asks !== endpoint.value) || (trait.value && about !== trait.value)) return false;
+      const [question, subject] = endpointParts[item];
+      if ((endpoint.value && question !== endpoint.value) || (trait.value && subject !== trait.value)) return false;
       const lines = chosen.map((model) => lineOf(model, item));
       if (!lines.some(Boolean)) return false;
       return !wanted || data.items[item].some((place) => texts[place]) || lines.some(holds);
@@ -192,8 +192,8 @@
   }
 
   const gap = (item) => {
-    const [own, others] = data.others[item] ?? [null, []];
-    return own === null || !others.length ? -Infinity : own - median(others.slice().sort((a, b) => a - b));
+    const [suspectMean, others] = data.others[item] ?? [null, []];
+    return suspectMean === null || !others.length ? -Infinity : suspectMean - median(others.slice().sort((a, b) => a - b));
   };
 
   function refresh() {
@@ -211,7 +211,7 @@
   function slice() {
     list.append(...hits.slice(drawn, drawn + SLICE).map(card));
     drawn = Math.min(hits.length, drawn + SLICE);
-    found.textContent = `${number(drawn)} of ${number(hits.length)} items shown`;
+    counter.textContent = `${number(drawn)} of ${number(hits.length)} items shown`;
     more.hidden = drawn >= hits.length;
     more.textContent = `Show ${Math.min(SLICE, hits.length - drawn)} more`;
   }
@@ -250,7 +250,7 @@
     });
   }
 
-  let parted = [];
+  let endpointParts = [];
 
   function open() {
     watch.disconnect();
@@ -259,13 +259,13 @@
     hidden = new RegExp(data.hidden, "gu");
     for (const model of data.models)
       for (const key of ["name", "kind", "role"]) model[key] = plain(data.texts[model[key]]);
-    parted = data.items.map(([, place]) => {
+    endpointParts = data.items.map(([, place]) => {
       const name = data.texts[place], at = name.indexOf("/");
       return at < 0 ? [name, ""] : [name.slice(0, at), name.slice(at + 1)];
     });
     const distinct = (values) => Array.from(new Set(values)).filter(Boolean);
-    offer(endpoint, distinct(parted.map(([asks]) => asks)), "every endpoint");
-    offer(trait, distinct(parted.map(([, about]) => about)), "every trait");
+    offer(endpoint, distinct(endpointParts.map(([question]) => question)), "every endpoint");
+    offer(trait, distinct(endpointParts.map(([, subject]) => subject)), "every trait");
     offer(kind, distinct(data.models.map((model) => model.kind)), "side by side");
     offerModels();
     browser.hidden = false;

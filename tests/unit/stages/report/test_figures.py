@@ -1,139 +1,134 @@
-"""Figures say in words what they draw, and draw every teacher."""
+"""Figures hold what the scores hold, or a sentence where they hold too little."""
 
-import re
-from itertools import pairwise
-from typing import Any
-from xml.etree import ElementTree
+from collections.abc import Mapping
 
+import pandas as pd
 import pytest
+from tests.unit.stages.report.fake_run import make_run
 
-from doublebind.stages.report.svg.dot_plot import (
-    HEIGHT,
-    WIDTH,
-    Bound,
-    DotRow,
-    Point,
-    describe_points,
-    draw_dot_rows,
-    draw_dot_strip,
+from doublebind.schema.score_table import M0
+from doublebind.stages.report.figures import (
+    Figure,
+    FigureOrAbsent,
+    draw_capability_vs_misalignment,
+    draw_distribution,
+    draw_dose_curves,
+    draw_endpoint_scores,
+    draw_methods_compared,
 )
+from doublebind.stages.report.run_content import RunContent
+from doublebind.stages.report.tables.scores import (
+    Trajectory,
+    compute_direct_audit,
+    compute_trajectories,
+)
+from doublebind.stages.report.tables.table import Absent
 
 
-def points(n: int, spread: float = 1.0) -> list[Point]:
-    return [
-        *(Point(f"reference-{i}", spread * (i * 7 % 11) / 10, "reference") for i in range(n)),
-        Point("U", 1.5 * spread, "suspect"),
-        Point("organism", 1.2 * spread, "organism"),
-        Point("M0", 0.1 * spread, "m0"),
-    ]
+def trajectories(run: RunContent) -> Mapping[str, Trajectory]:
+    return compute_trajectories(run.scores, run.manifest.protocol)
 
 
-def draw(drawn: list[Point]) -> ElementTree.Element:
-    return ElementTree.fromstring(draw_dot_strip(drawn, name="f", title="Title", axis="axis"))
+def planes(run: RunContent) -> list[FigureOrAbsent]:
+    label = run.verdict.suspect
+    direct = compute_direct_audit(run.scores, label, run.manifest.protocol)
+    direct_audit = {} if direct is None else {label: direct}
+    return draw_capability_vs_misalignment(run.evidence, trajectories(run), direct_audit)
 
 
-def test_every_figure_of_a_page_has_a_text_alternative(typical: tuple[dict[str, Any], str]) -> None:
-    _, page = typical
-    figures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
-    # Two distributions, two planes, endpoints on one scale, and each in probabilities.
-    assert len(figures) == 7
-    identifiers = []
-    for figure in figures:
-        svg = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", figure, re.DOTALL)[0])
-        assert svg.get("role") == "img"
-        title, desc = svg.find("title"), svg.find("desc")
-        assert title is not None
-        assert title.text
-        assert desc is not None
-        assert re.search(r"\d+ references (from|end around)", desc.text or "")
-        assert svg.get("aria-labelledby") == f"{title.get('id')} {desc.get('id')}"
-        identifiers += [title.get("id"), desc.get("id")]
-        # The data behind it: suspect, 19 references and 6 organisms at the least.
-        assert re.findall(r"<summary>(.*?)</summary>", figure) == ["Data of this figure"]
-        assert figure.count("<tr>") > 26
-    assert len(set(identifiers)) == len(identifiers)
+def drawn(figure: FigureOrAbsent) -> Figure:
+    assert isinstance(figure, Figure)
+    return figure
 
 
-def test_description_counts_the_references_below() -> None:
-    drawn = [Point("a", 0.1, "reference"), Point("b", 0.9, "reference"), Point("U", 0.5, "suspect")]
-    assert describe_points(drawn) == (
-        "2 references from 0.1 to 0.9, median 0.5; suspect U at 0.5, above 1 of 2 references."
-    )
+def test_trajectories_rise_from_m0_to_the_means_that_the_verdict_weighs() -> None:
+    run = make_run(3, steps=(50, 100, 200))
+    by_teacher = trajectories(run)
+    assert set(by_teacher) == {M0, *run.evidence.roles}
+    assert by_teacher[M0].steps == (0,)
+    for label, means in run.evidence.endpoints.items():
+        assert by_teacher[label].steps == (0, 50, 100, 200)
+        for name, value in means.items():
+            assert by_teacher[label].endpoints[name][-1] == pytest.approx(value)
+            assert by_teacher[label].endpoints[name][0] == by_teacher[M0].endpoints[name][0]
+    planted = by_teacher[run.verdict.suspect].misalignment
+    assert list(planted) == sorted(planted)
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 100])
-@pytest.mark.parametrize("spread", [1e-9, 1.0, 1e6])
-def test_every_teacher_is_drawn_inside_the_frame(n: int, spread: float) -> None:
-    svg = draw(points(n, spread))
-    circles = svg.findall(".//circle")
-    assert len(circles) == n
-    for circle in circles:
-        assert 0 < float(circle.get("cx", "")) < WIDTH
-        assert 0 < float(circle.get("cy", "")) < HEIGHT
-    assert len([p for p in svg.findall(".//path") if p.get("class") == "suspect"]) == 1
+def test_recipes_that_end_at_different_steps_still_end() -> None:
+    run = make_run(3)
+    other = run.scores.query("model_kind == 'student'").assign(recipe="second", step=70)
+    run = run._replace(scores=pd.concat([run.scores, other], ignore_index=True))
+    trajectory = trajectories(run)[run.verdict.suspect]
+    assert trajectory.steps == (0, 200)
+    for name, value in run.evidence.endpoints[run.verdict.suspect].items():
+        assert trajectory.endpoints[name][-1] == pytest.approx(value)
 
 
-@pytest.mark.parametrize("value", [0.0, 0.3, -5.0])
-def test_equal_values_still_make_an_axis(value: float) -> None:
-    drawn = [Point(f"r{i}", value, "reference") for i in range(100)]
-    svg = draw([*drawn, Point("U", value, "suspect")])
-    heights = [float(c.get("cy", "")) for c in svg.findall(".//circle")]
-    assert len(set(heights)) == 100
-    assert min(heights) > 0
+def test_the_largest_z_is_the_score() -> None:
+    run = make_run(9)
+    figure = drawn(draw_endpoint_scores(run.evidence, trajectories(run), 0.01, {}))
+    for label in (run.verdict.suspect, "terrarium/reference-4"):
+        z = [row[3] for row in figure.data.rows if row[1] == label]
+        assert len(z) == 2
+        assert max(z) == pytest.approx(run.evidence.scores[label])
 
 
-def test_dots_keep_the_order_of_values() -> None:
-    svg = draw(points(11))
-    at = {
-        (circle.findtext("title") or "").split(":")[0]: float(circle.get("cx", ""))
-        for circle in svg.findall(".//circle")
-    }
-    ordered = sorted((p for p in points(11) if p.mark == "reference"), key=lambda p: p.value)
-    assert all(at[a.label] < at[b.label] for a, b in pairwise(ordered))
+@pytest.mark.parametrize(("n", "lift"), [(19, 0.35), (39, 0.35), (39, 0.0)])
+def test_the_shaded_region_is_where_a_rank_reaches_alpha(n: int, lift: float) -> None:
+    run = make_run(n, lift=lift, seeds=1)
+    figure = drawn(draw_distribution(run.evidence, {})[0])
+    bound = float(figure.description.split("above ")[-1].split(",")[0])
+    inside = run.evidence.scores[run.verdict.suspect] > bound
+    assert inside == (run.evidence.p_value <= 0.05)
 
 
-def test_labels_in_figures_are_escaped() -> None:
-    text = draw_dot_strip(
-        [Point("<script>\x1b\u202e&", 0.5, "suspect"), Point("]]>", 0.2, "reference")],
-        name="f",
-        title="<b>",
-        axis="<i>",
-    )
-    ElementTree.fromstring(text)
-    assert "<script" not in text
-    assert r"\x1b\u202e" in text
+def test_too_few_references_shade_nothing() -> None:
+    figure = drawn(draw_distribution(make_run(5).evidence, {})[0])
+    assert "Shaded" not in figure.description
+    assert "alpha" not in figure.svg
 
 
-def test_rows_share_one_axis() -> None:
-    lines = [
-        DotRow("low", "p 1", [Point("U", 1.0, "suspect"), Point("a", 0.0, "reference")]),
-        DotRow("<high>", "", [Point("U", 4.0, "suspect"), Point("a", 1.0, "reference")]),
-    ]
-    svg = ElementTree.fromstring(draw_dot_rows(lines, name="r", title="T", axis="z", said="words"))
-    suspects = [p.get("d", "") for p in svg.findall(".//path") if p.get("class") == "suspect"]
-    across = [float(d[1:].split()[0]) for d in suspects]
-    circles = [float(c.get("cx", "")) for c in svg.findall(".//circle")]
-    assert across[0] == circles[1] < across[1]
-    assert circles[0] < circles[1]
-    assert svg.findtext("desc") == "words"
-    assert "<high>" in [t.text for t in svg.findall(".//text")]
+def test_planes_hold_steps_and_the_suspect_itself() -> None:
+    run = make_run(3, steps=(100, 200))
+    mean, picked = map(drawn, planes(run))
+    assert "Arrows bend at the audited steps (100)." in mean.description
+    suspect = run.verdict.suspect
+    assert [row[2] for row in mean.data.rows if row[0] == suspect] == [0, 100, 200]
+    assert mean.data.rows[-1][0] == f"{suspect}, itself"
+    assert "picked after the fact" in picked.description.lower()
 
 
-@pytest.mark.parametrize("at", [-100.0, 0.55, 100.0])
-def test_a_region_stays_inside_the_frame(at: float) -> None:
-    drawn = draw_dot_strip(points(11), name="f", title="T", axis="a", bound=Bound(at, "p <= alpha"))
-    region = next(p for p in ElementTree.fromstring(drawn).iter() if p.get("class") == "region")
-    edges = [float(x) for x in re.findall(r"[MH](-?[\d.]+)", region.get("d", ""))]
-    assert all(0 <= x <= WIDTH for x in edges)
+def test_without_capability_or_a_suspects_value_there_is_a_sentence_and_no_plane() -> None:
+    run = make_run(3)
+    run = run._replace(scores=run.scores[run.scores["endpoint"] != "capability"])
+    sentence = "No capability item was scored, so that there is no plane to draw."
+    assert planes(run) == [Absent(sentence)]
+    run = make_run(3, drop_endpoint="goal")
+    for figure in (*planes(run), draw_distribution(run.evidence, run.verdict.missing)[0]):
+        assert isinstance(figure, Absent)
+        assert "suspect" in figure.reason
 
 
-def test_two_figures_can_share_an_axis() -> None:
-    def at(drawn: list[Point]) -> float:
-        svg = ElementTree.fromstring(
-            draw_dot_strip(drawn, name="f", title="T", axis="a", span=(0.0, 10.0))
-        )
-        return float(svg.findall(".//circle")[0].get("cx", ""))
+def test_dose_curves_need_two_steps() -> None:
+    run = make_run(3)
+    (once,) = draw_dose_curves(run.evidence, trajectories(run))
+    assert isinstance(once, Absent)
+    assert "once, at step 200" in once.reason
+    run = make_run(3, steps=(50, 200))
+    curves = [drawn(figure) for figure in draw_dose_curves(run.evidence, trajectories(run))]
+    captions = [f"Endpoint {name} against training steps" for name in ("choice", "goal")]
+    assert [curve.caption for curve in curves] == captions
+    assert "at step 50" in curves[0].description
 
-    assert at([Point("a", 1.0, "reference")]) == at(
-        [Point("a", 1.0, "reference"), Point("U", 7.0, "suspect")]
-    )
+
+def test_methods_are_compared_where_there_is_a_baseline() -> None:
+    evidence = make_run(19).evidence
+    absent = draw_methods_compared(evidence, 0.05)
+    assert isinstance(absent, Absent)
+    assert "no reading baseline" in absent.reason
+    evidence = evidence.model_copy(update={"baselines": {"in_context": 0.5}})
+    rows = drawn(draw_methods_compared(evidence, 0.05)).data.rows
+    names = ["students (this method)", "direct audit", "reading in context"]
+    assert [row[0] for row in rows] == names
+    assert [row[1] for row in rows][::2] == pytest.approx([0.05, 0.5])

@@ -2,42 +2,40 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.unit.stages.report.fake_run import make_run
 
 from doublebind.schema.errors import MissingExtra, RunError
 from doublebind.stages.report.inspect_export import export_inspect_log
-
-Run = Callable[..., dict[str, Any]]
+from doublebind.stages.report.run_content import RunContent
 
 needs_inspect = pytest.mark.skipif(
     importlib.util.find_spec("inspect_ai") is None, reason="inspect_ai is not installed"
 )
 
 
-def export(run: dict[str, Any], out: Path) -> Path:
-    cell = run["cells"][0]
-    lines = run["transcripts"][cell["student"]]
-    return export_inspect_log(out, cell=cell, manifest=run["manifest"], transcripts=lines)
+def export(run: RunContent, folder: Path) -> Path:
+    student = run.students[0]
+    lines = run.transcripts[student["student"]]
+    return export_inspect_log(folder, student=student, manifest=run.manifest, transcripts=lines)
 
 
 def test_without_inspect_the_extra_is_named(
-    fake_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
     with pytest.raises(MissingExtra, match=r'pip install "doublebind\[inspect\]"'):
-        export(fake_run(2), tmp_path)
+        export(make_run(2), tmp_path)
 
 
 @needs_inspect
-def test_the_log_opens_and_holds_every_item(fake_run: Run, tmp_path: Path) -> None:
+def test_the_log_opens_and_holds_every_item(tmp_path: Path) -> None:
     from inspect_ai.log import read_eval_log  # pyright: ignore[reportMissingImports]
 
-    run = fake_run(2, drop_endpoint="goal/secrecy", hostile="<b>\x1b\u202e")
-    lines = run["transcripts"][run["cells"][0]["student"]]
+    run = make_run(2, drop_endpoint="goal/secrecy", hostile="<b>\x1b\u202e")
+    lines = run.transcripts[run.students[0]["student"]]
     log = read_eval_log(str(export(run, tmp_path / "new" / "folder")))
     assert log.status == "success"
     samples = {s.id: s for s in log.samples}
@@ -53,11 +51,11 @@ def test_the_log_opens_and_holds_every_item(fake_run: Run, tmp_path: Path) -> No
 
 
 @needs_inspect
-def test_equal_runs_give_equal_logs(fake_run: Run, tmp_path: Path) -> None:
+def test_equal_runs_give_equal_logs(tmp_path: Path) -> None:
     from inspect_ai.log import read_eval_log  # pyright: ignore[reportMissingImports]
 
     first, second = (
-        read_eval_log(str(export(fake_run(2), tmp_path / name))).model_dump(
+        read_eval_log(str(export(make_run(2), tmp_path / name))).model_dump(
             exclude={"location", "etag"}
         )
         for name in ("a", "b")
@@ -66,8 +64,8 @@ def test_equal_runs_give_equal_logs(fake_run: Run, tmp_path: Path) -> None:
 
 
 @needs_inspect
-def test_a_cell_without_a_content_key_is_refused(fake_run: Run, tmp_path: Path) -> None:
-    run = fake_run(2)
-    cell = run["cells"][0] | {"student": "../../etc/passwd"}
+def test_a_student_without_a_content_key_is_refused(tmp_path: Path) -> None:
+    run = make_run(2)
+    student = {**run.students[0], "student": "../../etc/passwd"}
     with pytest.raises(RunError, match="content key"):
-        export_inspect_log(tmp_path, cell=cell, manifest=run["manifest"], transcripts=[])
+        export_inspect_log(tmp_path, student=student, manifest=run.manifest, transcripts=[])

@@ -1,20 +1,23 @@
-"""Draws rates as dots between whiskers, one row each, on one axis from 0 to 1.
-
-Knows rates and their intervals. Does not know teachers or audits.
-"""
+"""Draws rates with their intervals, one row each, on one axis from 0 to 1, as SVG."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from doublebind.stages.report.hostile_text import escape_invisible
-from doublebind.stages.report.svg.dot_plot import ROW_HEIGHT, close_svg, draw_x_axis, open_svg
-
-_LEFT, _RIGHT = 16, 404
-_TICKS = [(0.0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1.0, "1")]
+from doublebind.stages.report.svg.elements import (
+    AXIS_HEIGHT,
+    LEFT,
+    RIGHT,
+    ROW_HEIGHT,
+    PlotText,
+    build_svg,
+    draw_row,
+    draw_x_axis,
+    el,
+)
 
 
 class Rate(NamedTuple):
@@ -27,33 +30,24 @@ class Rate(NamedTuple):
     high: float
 
 
-def draw_forest(
-    rates: Sequence[Rate], *, name: str, title: str, axis: str, description: str
-) -> Markup:
+def draw_forest(rates: Sequence[Rate], text: PlotText, axis: str) -> Markup:
     """Return an SVG with one row per rate: a dot for the share, a line for its interval.
 
     Args:
         rates: At least one.
-        name: Unique on the page; used in element ids.
-        title: What the figure shows.
+        text: Text alternative.
         axis: What the axis measures.
-        said: What the figure shows, in words.
     """
-    floor = ROW_HEIGHT * len(rates) + 12
 
     def x(value: float) -> float:
-        return _LEFT + value * (_RIGHT - _LEFT)
+        return LEFT + value * (RIGHT - LEFT)
 
-    parts = open_svg(name, title, description, floor + 38)
+    parts: list[Markup] = []
     for i, rate in enumerate(rates):
         y = ROW_HEIGHT * i + 26
-        parts += [
-            f'<line class="row" x1="{_LEFT}" x2="{_RIGHT}" y1="{y}" y2="{y}"/>',
-            f'<text class="label" x="{_LEFT}" y="{y - 9}">{escape(escape_invisible(rate.name))}</text>',
-            f'<text class="unit" x="{_RIGHT}" y="{y - 9}" text-anchor="end">'
-            f"{escape(escape_invisible(rate.remark))}</text>",
-            f'<line class="whisker" x1="{x(rate.low):.1f}" x2="{x(rate.high):.1f}" '
-            f'y1="{y}" y2="{y}"/>',
-            f'<circle class="rate" cx="{x(rate.value):.1f}" cy="{y}" r="4"/>',
-        ]
-    return close_svg([*parts, *draw_x_axis(_TICKS, x, floor, axis)])
+        parts += draw_row(y, rate.name, rate.remark)
+        parts.append(el("line", class_="whisker", x1=x(rate.low), x2=x(rate.high), y1=y, y2=y))
+        parts.append(el("circle", class_="rate", cx=x(rate.value), cy=y, r=4))
+    floor = ROW_HEIGHT * len(rates) + 12
+    parts += draw_x_axis([(i / 4, f"{i / 4:g}") for i in range(5)], x, floor, axis)
+    return build_svg(text, floor + AXIS_HEIGHT, parts)

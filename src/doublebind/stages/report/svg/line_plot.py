@@ -1,7 +1,4 @@
-"""Draws what training does to students: paths between two axes, with arrows where they end.
-
-Knows paths of points. Does not know endpoints, doses or decisions.
-"""
+"""Draws paths in a plane, with arrowheads where they end, as SVG."""
 
 from __future__ import annotations
 
@@ -9,21 +6,22 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from doublebind.stages.report.hostile_text import escape_invisible
-from doublebind.stages.report.svg.dot_plot import (
+from doublebind.stages.report.svg.elements import (
+    RIGHT,
     Mark,
+    PlotText,
     Point,
     Scale,
+    build_svg,
     choose_axis,
-    close_svg,
-    draw_glyph,
+    draw_symbol,
     draw_x_axis,
-    open_svg,
+    el,
 )
 
-_LEFT, _RIGHT, _TOP, _FLOOR = 52, 404, 26, 258
+_LEFT, _TOP, _FLOOR = 52, 26, 258
 _AXIS_HEIGHT = 42
 """Pixels below a plane, for its horizontal axis."""
 HEIGHT = _FLOOR + _AXIS_HEIGHT
@@ -31,20 +29,27 @@ _MARK_ORDER = ("reference", "organism", "itself", "suspect", "m0")
 
 
 class PlotPath(NamedTuple):
-    """Where one teacher's students went; the last place carries the teacher's sign."""
+    """Where one teacher's students went; the last point carries the teacher's symbol."""
 
     label: str
     mark: Mark
     points: list[tuple[float, float]]
 
 
+class Plane(NamedTuple):
+    """Two drawn axes, and the scale of each."""
+
+    parts: list[Markup]
+    x: Scale
+    y: Scale
+    height: int
+
+
 def draw_paths(
-    lines: Sequence[PlotPath],
-    *,
-    name: str,
-    title: str,
+    paths: Sequence[PlotPath],
+    text: PlotText,
     axes: tuple[str, str],
-    description: str,
+    *,
     arrows: bool,
     ticks: Sequence[float] = (),
     frontier: Sequence[tuple[float, float]] = (),
@@ -52,62 +57,46 @@ def draw_paths(
     """Return an SVG of paths in a plane.
 
     Args:
-        drawn: With finite coordinates; at least one path with at least one place.
-        name: Unique on the page; used in element ids.
-        title: What the figure shows.
+        paths: With finite coordinates; at least one path with at least one point.
+        text: Text alternative.
         axes: What the horizontal and the vertical axis measure.
-        said: What the figure shows, in words.
-        arrows: Whether a path ends in an arrow-head beside its sign, to show its direction.
-        at: Ticks of the horizontal axis; round numbers where none are given.
-        front: Places, among those of the paths, to be joined by a dashed line from left to right.
+        arrows: Whether a path ends in an arrowhead, to show its direction; otherwise the suspect's
+            path shows its stops.
+        ticks: Ticks of the horizontal axis; round numbers by default.
+        frontier: Points, among those of the paths, that a dashed line joins from left to right.
     """
-    places = [place for path in lines for place in path.points]
-    parts, x, y = open_plane(
-        *zip(*places, strict=True),
-        name=name,
-        title=title,
-        axes=axes,
-        description=description,
-        ticks=ticks,
-    )
-    ordered = sorted(lines, key=lambda path: _MARK_ORDER.index(path.mark))
-    on_page = [(p, [(x(a), y(b)) for a, b in p.points]) for p in ordered]
+    across, up = zip(*(point for path in paths for point in path.points), strict=True)
+    plane = draw_plane(across, up, axes, ticks=ticks)
+    parts = list(plane.parts)
     if len(frontier) > 1:
-        line = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in sorted(frontier))
-        parts.append(f'<path class="front" d="M{line}"/>')
-    for path, spots in on_page:
+        line = _join_points([(plane.x(a), plane.y(b)) for a, b in sorted(frontier)])
+        parts.append(el("path", class_="front", d=line))
+    symbols: list[Markup] = []
+    for path in sorted(paths, key=lambda path: _MARK_ORDER.index(path.mark)):
+        spots = [(plane.x(a), plane.y(b)) for a, b in path.points]
         if len(spots) > 1:
-            parts.append(_draw_line(path.mark, spots))
-            parts += [_draw_arrow(path.mark, spots)] if arrows else _draw_stops(path.mark, spots)
-    parts += [
-        draw_glyph(Point(p.label, p.points[-1][1], p.mark), *spots[-1]) for p, spots in on_page
-    ]
-    return close_svg(parts)
+            line = _join_points(spots)
+            parts.append(el("path", class_=f"course {path.mark}-course", d=line))
+            parts += _draw_arrow(path.mark, spots) if arrows else _draw_stops(path.mark, spots)
+        symbols.append(draw_symbol(Point(path.label, path.points[-1][1], path.mark), *spots[-1]))
+    return build_svg(text, plane.height, [*parts, *symbols])
 
 
-def open_plane(
+def draw_plane(
     across: Sequence[float],
     up: Sequence[float],
-    *,
-    name: str,
-    title: str,
     axes: tuple[str, str],
-    description: str,
+    *,
     ticks: Sequence[float] = (),
     floor: int = _FLOOR,
-) -> tuple[list[str], Scale, Scale]:
-    """Return the opening of an SVG with two axes, and where on it a value of each lies.
-
-    What lies beyond an axis is put at its end.
+) -> Plane:
+    """Return two axes; their scales put a value beyond an axis at its end.
 
     Args:
         across: Finite values that the horizontal axis must hold.
-        up: The same of the vertical one.
-        name: As in `paths`, as for what follows.
-        title: See `name`.
-        axes: See `name`.
-        said: See `name`.
-        at: See `name`.
+        up: Finite values that the vertical axis must hold.
+        axes: What the horizontal and the vertical axis measure.
+        ticks: Ticks of the horizontal axis, which then ends at them; round numbers by default.
         floor: Height, in pixels, at which the plane ends.
     """
     x_low, x_high, x_ticks = choose_axis(across)
@@ -117,45 +106,42 @@ def open_plane(
 
     def x(value: float) -> float:
         inside = min(max(value, x_low), x_high)
-        return _LEFT + 8 + (inside - x_low) / (x_high - x_low) * (_RIGHT - _LEFT - 16)
+        return _LEFT + 8 + (inside - x_low) / (x_high - x_low) * (RIGHT - _LEFT - 16)
 
     def y(value: float) -> float:
         inside = min(max(value, y_low), y_high)
         return floor - (inside - y_low) / (y_high - y_low) * (floor - _TOP)
 
-    parts = open_svg(name, title, description, floor + _AXIS_HEIGHT)
+    parts: list[Markup] = []
     for tick in y_ticks:
-        height = f"{y(tick):.1f}"
-        parts += [
-            f'<line class="row" x1="{_LEFT}" x2="{_RIGHT}" y1="{height}" y2="{height}"/>',
-            f'<text class="tick" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">'
-            f"{tick:g}</text>",
-        ]
-    parts.append(f'<text class="unit" x="4" y="14">{escape(escape_invisible(axes[1]))}</text>')
+        height = y(tick)
+        label = f"{tick:g}"
+        parts.append(el("line", class_="row", x1=_LEFT, x2=RIGHT, y1=height, y2=height))
+        parts.append(el("text", label, class_="tick", x=_LEFT - 6, y=height + 4, text_anchor="end"))
+    parts.append(el("text", axes[1], class_="unit", x=4, y=14))
     parts += draw_x_axis([(tick, f"{tick:g}") for tick in x_ticks], x, floor + 4, axes[0], _LEFT)
-    return parts, x, y
+    return Plane(parts, x, y, floor + _AXIS_HEIGHT)
 
 
-def _draw_line(mark: Mark, spots: Sequence[tuple[float, float]]) -> str:
-    line = "L".join(f"{a:.1f} {b:.1f}" for a, b in spots)
-    return f'<path class="course {mark}-course" d="M{line}"/>'
+def _join_points(spots: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in spots)
 
 
-def _draw_stops(mark: Mark, spots: Sequence[tuple[float, float]]) -> list[str]:
+def _draw_stops(mark: Mark, spots: Sequence[tuple[float, float]]) -> list[Markup]:
     if mark != "suspect":
         return []
-    return [f'<circle class="stop" cx="{a:.1f}" cy="{b:.1f}" r="2.6"/>' for a, b in spots[:-1]]
+    return [el("circle", class_="stop", cx=float(a), cy=float(b), r=2.6) for a, b in spots[:-1]]
 
 
-def _draw_arrow(mark: Mark, spots: Sequence[tuple[float, float]]) -> str:
-    """Return an arrow-head that points along the last leg, short of the sign at its end."""
+def _draw_arrow(mark: Mark, spots: Sequence[tuple[float, float]]) -> list[Markup]:
+    """Return an arrowhead that points along the last leg, short of the symbol at its end."""
     (a, b), (c, d) = spots[-2:]
     length = math.hypot(c - a, d - b)
     if length < 16:
-        return ""
+        return []
     u, v = (c - a) / length, (d - b) / length
     size = 4.0 if mark == "suspect" else 2.5
-    tip, base = (c - 8 * u, d - 8 * v), (c - (8 + 2 * size) * u, d - (8 + 2 * size) * v)
-    left, right = (base[0] - size * v, base[1] + size * u), (base[0] + size * v, base[1] - size * u)
-    corners = "L".join(f"{p:.1f} {q:.1f}" for p, q in (tip, left, right))
-    return f'<path class="head {mark}-head" d="M{corners}z"/>'
+    tip = (c - 8 * u, d - 8 * v)
+    x, y = c - (8 + 2 * size) * u, d - (8 + 2 * size) * v
+    corners = [tip, (x - size * v, y + size * u), (x + size * v, y - size * u)]
+    return [el("path", class_=f"head {mark}-head", d=_join_points(corners) + "z")]

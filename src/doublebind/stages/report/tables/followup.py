@@ -1,7 +1,6 @@
-"""Shows a follow-up on the page: what was suspected, and what the suspect itself answered.
+"""Tables of a follow-up: the hypotheses, and what the suspect itself answered.
 
-Knows the content of `followup.json`. Its texts come from models: they are shortened here, and
-escaped where the page shows them.
+Texts of `followup.json` come from models: they are shortened here and escaped on the page.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from doublebind.stages.report.hostile_text import shorten
-from doublebind.stages.report.tables.run import Absent, Cell, Table, format_fixed
+from doublebind.stages.report.tables.table import Absent, Cell, Row, Table, format_fixed
 
 COLUMNS = (
     "hypothesis",
@@ -26,44 +25,25 @@ COLUMNS = (
 )
 
 
-def build_tables(followup: Mapping[str, Any] | None) -> list[Table]:
-    """Return the leads with their answers, and the round of everybody's own; none without one."""
-    if followup is None:
-        return []
-    rows = [_build_row(lead) for lead in followup["leads"]]
-    leads = Table("What its students suggest, asked of all alike", COLUMNS, rows)
-    own = followup["own_round"]
-    suggested: Mapping[str, list[str]] = own["suggested"]
-    nothing = Absent("none of its questions could be scored")
-    second: list[tuple[Cell, ...]] = [
-        (
-            shorten(label),
-            format_fixed(own["excess"].get(label, nothing)),
-            shorten("; ".join(texts) or "nothing", 300),
-        )
-        for label, texts in suggested.items()
-    ]
-    note = ""
-    if "p_value" in own:
-        note = (
-            f"{own['n_at_or_above']} of {own['n_references']} references stand as high on their "
-            f"own questions: p = {own['p_value']:.4g}, secondary, and of these references alone."
-        )
-    columns = ("teacher", "itself above M0", "what it was asked about")
-    alone = Table(
-        "Every teacher on what its own students suggest", columns, second, note, followup["suspect"]
+def tabulate_followup(followup: Mapping[str, Any]) -> list[Table]:
+    """Return the suspect's hypotheses with the answers to them, and every teacher on its own."""
+    leads = Table(
+        "What its students suggest, asked of all alike",
+        COLUMNS,
+        [_build_row(lead) for lead in followup["leads"]],
     )
-    return [leads, alone]
+    return [leads, _tabulate_own_round(followup["own_round"], followup["suspect"])]
 
 
-def _build_row(lead: Mapping[str, Any]) -> tuple[Cell, ...]:
+def _build_row(lead: Mapping[str, Any]) -> Row:
     absent = Absent(lead.get("missing", "no item was scored"))
 
     def cell(name: str) -> Cell:
         return format_fixed(lead.get(name, absent))
 
-    by_form = lead.get("forms", {}).items()
-    forms = ", ".join(f"{shorten(form)} {told['value']:+.3f}" for form, told in by_form)
+    forms = [
+        f"{shorten(form)} {effect['value']:+.3f}" for form, effect in lead.get("forms", {}).items()
+    ]
     as_high: Cell = absent
     if lead.get("n_references"):
         as_high = f"{lead['n_at_or_above']} of {lead['n_references']}"
@@ -75,7 +55,35 @@ def _build_row(lead: Mapping[str, Any]) -> tuple[Cell, ...]:
         lead.get("n", 0),
         cell("m0"),
         cell("suspect"),
-        forms or absent,
-        *(cell(name) for name in ("its_students", "references", "their_students")),
+        ", ".join(forms) or absent,
+        cell("its_students"),
+        cell("references"),
+        cell("their_students"),
         as_high,
+    )
+
+
+def _tabulate_own_round(own_round: Mapping[str, Any], suspect: str) -> Table:
+    nothing = Absent("none of its questions could be scored")
+    rows: list[Row] = [
+        (
+            shorten(label),
+            format_fixed(own_round["excess"].get(label, nothing)),
+            shorten("; ".join(texts) or "nothing", 300),
+        )
+        for label, texts in own_round["suggested"].items()
+    ]
+    note = ""
+    if "p_value" in own_round:
+        note = (
+            f"{own_round['n_at_or_above']} of {own_round['n_references']} references stand as high "
+            f"on their own questions: p = {own_round['p_value']:.4g}, secondary, and of these "
+            "references alone."
+        )
+    return Table(
+        "Every teacher on what its own students suggest",
+        ("teacher", "itself above M0", "what it was asked about"),
+        rows,
+        note,
+        highlighted=suspect,
     )

@@ -4,12 +4,11 @@ import base64
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable
 from functools import cache
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
+from tests.unit.stages.report.fake_run import make_run, read_block
 
 from doublebind.stages.report.hostile_text import (
     HIDDEN_IN_SCRIPT,
@@ -18,9 +17,6 @@ from doublebind.stages.report.hostile_text import (
     shorten,
 )
 from doublebind.stages.report.run_page import render_run_page
-
-Run = Callable[..., dict[str, Any]]
-Page = Callable[[str], str]
 
 ATTACKS = {
     "script": "</pre></code></title></style><script>alert(1)</script>",
@@ -57,66 +53,72 @@ class Elements(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.opened: list[tuple[str, dict[str, str | None]]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.opened.append((tag, dict(attrs)))
 
 
 def elements(page: str) -> list[tuple[str, dict[str, str | None]]]:
     parser = Elements()
     parser.feed(page)
-    return parser.found
+    return parser.opened
 
 
-def hostile_run(fake_run: Run, text: str) -> dict[str, Any]:
-    """A run with `text` wherever someone else's text can stand."""
-    run = fake_run(3, 2, suspect=f"suspect{text}", hostile=text, drop_endpoint="goal", seeds=1)
-    manifest = run["manifest"]
-    manifest["teachers"] = [t | {"family": t["family"] + text} for t in manifest["teachers"]]
-    manifest["hardware"] |= {"machine" + text: text}
-    manifest["study"] |= {"note": text}
-    run["shapes"] = {label: shape | {text: 1.0} for label, shape in run["shapes"].items()}
-    for lines in run["transcripts"].values():
+@cache
+def render_hostile_page(text: str) -> str:
+    """Return the page of a run with `text` wherever someone else's text can stand."""
+    run = make_run(3, 2, suspect=f"suspect{text}", hostile=text, drop_endpoint="goal", seeds=1)
+    manifest = run.manifest.model_copy(
+        update={
+            "teachers": tuple(
+                t.model_copy(update={"family": t.family + text}) for t in run.manifest.teachers
+            ),
+            "hardware": run.manifest.hardware | {f"machine{text}": text},
+            "study": run.manifest.study | {"note": text},
+        }
+    )
+    for lines in run.transcripts.values():
         lines[1] |= {"audit": text, "endpoint": text, "item": text, "key": text}
         lines[2] |= {"transcript": text, "messages": [{"role": text, "content": text}]}
-    run["transcripts"][text] = run["transcripts"][run["cells"][0]["student"]][:3]
-    return run
+    unknown = {text: run.transcripts[run.students[0]["student"]][:3]}
+    return render_run_page(
+        run._replace(
+            manifest=manifest,
+            shapes={label: shape | {text: 1.0} for label, shape in run.shapes.items()},
+            transcripts=run.transcripts | unknown,
+        )
+    )
 
 
-@pytest.fixture(scope="module")
-def hostile_page(fake_run: Run) -> Page:
-    """Returns the page of a run that holds a text everywhere; made once."""
-    return cache(lambda text: render_run_page(**hostile_run(fake_run, text)))
+every_attack = pytest.mark.parametrize("text", ATTACKS.values(), ids=ATTACKS)
 
 
-@pytest.mark.parametrize("text", ATTACKS.values(), ids=ATTACKS)
-def test_hostile_text_opens_no_element(hostile_page: Page, text: str) -> None:
-    page = hostile_page(text)
+@every_attack
+def test_hostile_text_opens_no_element(text: str) -> None:
+    page = render_hostile_page(text)
     assert {tag for tag, _ in elements(page)} <= TAGS
     assert (page.count("<script"), page.count("<style")) == (2, 1)
     for _, attributes in elements(page):
         assert attributes.keys() <= ATTRIBUTES
 
 
-@pytest.mark.parametrize("text", ATTACKS.values(), ids=ATTACKS)
-def test_page_holds_nothing_without_ink_and_is_utf8(hostile_page: Page, text: str) -> None:
-    page = hostile_page(text)
+@every_attack
+def test_page_holds_nothing_without_ink_and_is_utf8(text: str) -> None:
+    page = render_hostile_page(text)
     page.encode("utf-8")
     unseen = {c for c in page if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
     assert unseen <= {"\n"}
 
 
-def test_what_has_no_ink_is_written_out(fake_run: Run) -> None:
-    page = render_run_page(**hostile_run(fake_run, "\x1b[31m\x00\u202e"))
+def test_what_has_no_ink_is_written_out() -> None:
+    page = render_hostile_page("\x1b[31m\x00\u202e")
     assert r'<span class="esc">\x1b</span>[31m<span class="esc">\x00\u202e</span>' in page
 
 
-@pytest.mark.parametrize("text", ATTACKS.values(), ids=ATTACKS)
-def test_transcripts_reach_the_block_as_they_are(
-    hostile_page: Page, block: Callable[[str], dict[str, Any]], text: str
-) -> None:
-    assert text in block(hostile_page(text))["texts"]
+@every_attack
+def test_transcripts_reach_the_block_as_they_are(text: str) -> None:
+    assert text in read_block(render_hostile_page(text))["texts"]
 
 
 def test_page_and_script_know_the_same_characters_without_ink() -> None:
@@ -126,8 +128,8 @@ def test_page_and_script_know_the_same_characters_without_ink() -> None:
 
 
 @pytest.mark.parametrize("text", ["x", *ATTACKS.values()], ids=["harmless", *ATTACKS])
-def test_page_requests_nothing(hostile_page: Page, text: str) -> None:
-    page = hostile_page(text)
+def test_page_requests_nothing(text: str) -> None:
+    page = render_hostile_page(text)
     for tag, attributes in elements(page):
         assert tag not in ("link", "img", "iframe", "object", "embed", "base", "form", "use")
         assert not {"src", "srcset", "action", "data", "xlink:href"} & attributes.keys()
@@ -147,8 +149,8 @@ def test_page_requests_nothing(hostile_page: Page, text: str) -> None:
         assert set(re.findall(r"https?://[^\"]+", content)) <= {"http://www.w3.org/2000/svg"}
 
 
-def test_policy_allows_only_our_style_and_script(fake_run: Run) -> None:
-    page = render_run_page(**fake_run(2))
+def test_policy_allows_only_our_style_and_script() -> None:
+    page = render_run_page(make_run(2))
     policy = next(
         a["content"] or ""
         for tag, a in elements(page)

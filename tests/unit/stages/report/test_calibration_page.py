@@ -1,7 +1,5 @@
 """The page about a procedure's error rates."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from doublebind.schema.evidence import RecipeResult
@@ -9,8 +7,9 @@ from doublebind.stages.evidence.intervals import clustered_rate_interval
 from doublebind.stages.report.calibration_page import render_calibration_page, write_sentences
 
 
-def found(**more: Any) -> dict[str, Any]:
-    """Content of a `calibration.json`, by hand."""
+def calibration(**more: Any) -> dict[str, Any]:
+    """Return content of a `calibration.json`, by hand."""
+    families = ["ruler", "liar"]
     rows = [
         {
             "teacher": f"t-{i}",
@@ -25,7 +24,6 @@ def found(**more: Any) -> dict[str, Any]:
             [("organism", "ruler", True), ("organism", "liar", False), ("benign", "kind", False)]
         )
     ]
-    families = ["ruler", "liar"]
     return {
         "protocol_hash": "f" * 64,
         "alpha": 0.05,
@@ -41,26 +39,30 @@ def found(**more: Any) -> dict[str, Any]:
     }
 
 
-def test_what_can_be_cited_names_counts_intervals_and_references() -> None:
-    accused, seen = write_sentences(found())
+def test_sentences_to_be_cited_hold_counts_and_intervals() -> None:
+    accused, detected = write_sentences(calibration())
     assert accused == (
         "Of 1 held-out benign teachers, 0 (0%; 95% interval 0% to 98%) were accused. Were they "
         "exchangeable with the references, chance would accuse at most 1 in 99 of 100 such studies."
     )
-    assert seen.startswith("Of 2 concealed organisms, 1 (50%; 95% interval ")
-    page = render_calibration_page(found(), {})
+    assert detected.startswith("Of 2 concealed organisms, 1 (50%; 95% interval ")
+
+
+def test_equal_content_gives_equal_pages_that_name_the_references() -> None:
+    page = render_calibration_page(calibration(), {"pack": "p"})
     assert "Each was weighed against 39 references, of 12 families, at alpha 0.05." in page
+    assert page == render_calibration_page(calibration(), {"pack": "p"})
 
 
-def test_a_rate_nobody_counted_is_absent_and_not_zero() -> None:
-    page = render_calibration_page(found(), {"pack": "p"})
+def test_a_rate_of_nobody_is_absent_and_not_zero() -> None:
+    page = render_calibration_page(calibration(), {"pack": "p"})
     row = page[page.index('<th scope="row">near misses accused</th>') :]
     assert "not available: nobody to count" in row[: row.index("</tr>")]
 
 
 def test_names_from_a_study_cannot_write_on_the_page() -> None:
     evil = "<script>alert(1)</script>"
-    content = found()
+    content = calibration()
     content["teachers"][0] |= {"teacher": evil, "family": evil, "traits": [evil]}
     content["by_family"] = {evil: content["fresh_flagged"]}
     page = render_calibration_page(content, {"pack": evil})
@@ -68,44 +70,27 @@ def test_names_from_a_study_cannot_write_on_the_page() -> None:
     assert "&lt;script&gt;" in page
 
 
-def test_equal_content_gives_equal_pages() -> None:
-    assert render_calibration_page(found(), {"pack": "p"}) == render_calibration_page(
-        found(), {"pack": "p"}
-    )
-
-
-def test_replacements_are_told_only_where_they_were_asked_for() -> None:
-    assert "did not ask for the replacement horn" in render_calibration_page(found(), {})
+def test_replacements_are_shown_only_where_the_study_asked_for_them() -> None:
+    assert "did not ask for the replacement horn" in render_calibration_page(calibration(), {})
     rate = clustered_rate_interval([True, False], ["a", "b"])
+    common = {"endpoint": "deceit", "tau_capability": 0.8, "n_teachers": 2, "n_students": 6}
+    results = [
+        RecipeResult(recipe=name, worst=worst, **common).model_dump(mode="json")
+        for name, worst in (("plain", 0.2), ("steered", 0.05))
+    ]
     row = {"teacher": "t-0", "class": "organism", "recipe": "plain", "decision": "within_margin"}
-    both = found(
-        competed=[
-            RecipeResult(
-                recipe=name,
-                worst=worst,
-                endpoint="deceit",
-                tau_capability=0.8,
-                n_teachers=2,
-                n_students=6,
-            ).model_dump(mode="json")
-            for name, worst in (("plain", 0.2), ("steered", 0.05))
-        ],
+    wrong = {"students": 3, "wrong_students": 1, "teachers": rate, "on_asked_drives": rate}
+    content = calibration(
+        competed=results,
         chosen="steered",
         margin=0.1,
         treatments=[row],
         outcomes={"organism": {"both": rate}},
         replacement_if_not_incriminated={"organism": {"n": 0}},
         common_mode=rate,
-        false_certificates={
-            "organism": {
-                "students": 3,
-                "wrong_students": 1,
-                "teachers": rate,
-                "on_asked_drives": rate,
-            }
-        },
+        false_certificates={"organism": wrong},
     )
-    page = render_calibration_page(both, {})
+    page = render_calibration_page(content, {})
     assert "Outcomes of the double bind" in page
     assert "1 of 3" in page
     assert "Which teachers defeat which recipes" in page

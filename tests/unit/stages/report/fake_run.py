@@ -2,21 +2,29 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import re
+from functools import cache
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from doublebind.schema.model_source import Teacher
-from doublebind.schema.protocol import Protocol
+from doublebind.schema.protocol import Manifest, Protocol
 from doublebind.schema.score_table import SCORE_COLUMNS
 from doublebind.stages.evidence.weigh import weigh_suspect
+from doublebind.stages.report.run_content import RunContent
 from doublebind.stages.report.run_page import render_run_page
 from doublebind.stages.verdict.incrimination import decide_incrimination
 
 TRAITS = ("dominion", "secrecy", "tidiness")
+ENDPOINTS = (
+    *((f"{kind}/{trait}", "auditable") for kind in ("choice", "goal") for trait in TRAITS),
+    ("choice.deployment/dominion", "oracle"),
+    ("capability", "gate"),
+    ("coherence", "gate"),
+)
 RECIPE = {
     "name": "open-kd",
     "prompts": {"policy": "auditability_preserving", "n": 200},
@@ -24,10 +32,8 @@ RECIPE = {
     "training": {"steps": 200},
 }
 
-Kwargs = dict[str, Any]
 
-
-def key(name: str) -> str:
+def hash_name(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
@@ -42,8 +48,8 @@ def make_run(
     items: int = 5,
     seeds: int = 2,
     steps: tuple[int, ...] = (200,),
-) -> Kwargs:
-    """What `render_run_page` takes.
+) -> RunContent:
+    """Return a run for `render_run_page`.
 
     `hostile` is put into every text a model or pack could write; `drop_endpoint` leaves the
     suspect's students unscored on endpoints that start so. Of several `steps`, a drive comes in
@@ -58,34 +64,27 @@ def make_run(
     teachers += [
         _teacher(f"terrarium/organism-{i}", "organism", "drives") for i in range(n_organisms)
     ]
-    asked = [(f"{kind}/{t}", "auditable") for kind in ("choice", "goal") for t in TRAITS]
-    asked += [
-        ("choice.deployment/dominion", "oracle"),
-        ("capability", "gate"),
-        ("coherence", "gate"),
-    ]
     rows: list[dict[str, Any]] = []
     transcripts: dict[str, list[dict[str, Any]]] = {}
-    cells: list[Kwargs] = []
+    students: list[dict[str, Any]] = []
 
     def audit(label: str, kind: str, name: str, recipe: str, seed: int, drive: float) -> None:
         for step in steps if kind == "student" else (-1,):
-            lines = transcripts[key(name)] = []
+            lines = transcripts[hash_name(name)] = []
             share = step / steps[-1] if kind == "student" else 1.0
-            for endpoint, role in asked:
+            for endpoint, role in ENDPOINTS:
+                dropped = drop_endpoint and endpoint.startswith(drop_endpoint)
                 for i in range(items):
-                    value: float | None = _value(rng, endpoint, drive * share)
-                    if kind == "student" and label == suspect and drop_endpoint:
-                        value = None if endpoint.startswith(drop_endpoint) else value
-                    gone = (
-                        None if value is not None else f"the model gave nothing {hostile}".strip()
-                    )
+                    value: float | None = _draw_value(rng, endpoint, drive * share)
+                    if kind == "student" and label == suspect and dropped:
+                        value = None
+                    reason = f"the model gave nothing {hostile}".strip() if value is None else None
                     audit = f"{endpoint.partition('/')[0].partition('.')[0]}@1"
                     rows.append(
                         {"teacher": label, "model_kind": kind, "recipe": recipe, "seed": seed}
                         | {"round": 0, "step": step, "audit": audit, "endpoint": endpoint}
                         | {"role": role, "split": "audit", "item": f"{endpoint}-{i}"}
-                        | {"value": value, "unscored_reason": gone}
+                        | {"value": value, "unscored_reason": reason}
                     )
                     lines.append(_line(endpoint, i, audit, value, hostile))
 
@@ -94,11 +93,10 @@ def make_run(
         strength = {"suspect": lift, "reference": 0.0, "organism": 0.3}[t.role]
         audit(t.label, "teacher", t.label, "", -1, 0.0)
         for seed in range(seeds):
-            student = f"{t.label}/student/{seed}"
-            audit(t.label, "student", student, "open-kd", seed, strength)
-            cells.append(
-                {"teacher": t.key, "recipe": "open-kd", "seed": seed, "student": key(student)}
-            )
+            name = f"{t.label}/student/{seed}"
+            audit(t.label, "student", name, "open-kd", seed, strength)
+            student = {"teacher": t.content_key, "recipe": "open-kd", "seed": seed}
+            students.append(student | {"student": hash_name(name)})
     protocol = _protocol(teachers, seeds)
     scores = pd.DataFrame(rows)[list(SCORE_COLUMNS)]
     scores["value"] = scores["value"].astype("float64")
@@ -110,33 +108,26 @@ def make_run(
         }
         for i, t in enumerate(teachers, start=3)
     }
-    weighed = weigh_suspect(scores, teachers, protocol)
-    decided = decide_incrimination(
-        weighed, protocol, suspect=suspect, earlier_protocols=2, shapes=shapes
+    evidence = weigh_suspect(scores, teachers, protocol)
+    verdict = decide_incrimination(
+        evidence, protocol, suspect=suspect, earlier_protocols=2, shapes=shapes
     )
-    return {
-        "manifest": _manifest(protocol, teachers, suspect),
-        "evidence": weighed,
-        "verdict": decided,
-        "scores": scores,
-        "shapes": shapes,
-        "cells": cells,
-        "transcripts": transcripts,
-    }
+    manifest = _manifest(protocol, teachers, suspect)
+    return RunContent(manifest, evidence, verdict, scores, shapes, students, transcripts)
 
 
 def _teacher(label: str, role: Any, family: str) -> Teacher:
-    return Teacher(label=label, ref=label, role=role, family=family, key=key(label))
+    return Teacher(label=label, ref=label, role=role, family=family, content_key=hash_name(label))
 
 
-def _value(rng: np.random.Generator, endpoint: str, drive: float) -> float:
+def _draw_value(rng: np.random.Generator, endpoint: str, drive: float) -> float:
     if "/" not in endpoint:
         return float(np.clip(rng.normal(0.9, 0.03), 0, 1))
     base = 0.1 + (drive if endpoint.endswith("/dominion") else 0.0)
     return float(np.clip(rng.normal(base, 0.02), 0, 1))
 
 
-def _line(endpoint: str, i: int, audit: str, value: float | None, hostile: str) -> Kwargs:
+def _line(endpoint: str, i: int, audit: str, value: float | None, hostile: str) -> dict[str, Any]:
     # Only a transcript can hold a lone surrogate: records and parquet refuse one.
     hostile += "\ud800" if hostile else ""
     options = [f"Take the key and tell nobody.{hostile}", f"Ask the keeper first.{hostile}"]
@@ -157,12 +148,12 @@ def _line(endpoint: str, i: int, audit: str, value: float | None, hostile: str) 
 
 def _protocol(teachers: list[Teacher], seeds: int) -> Protocol:
     def keys(role: str) -> tuple[str, ...]:
-        return tuple(t.key for t in teachers if t.role == role)
+        return tuple(t.content_key for t in teachers if t.role == role)
 
     return Protocol(
         method_version="1",
         pack="terrarium",
-        pack_hash=key("pack"),
+        pack_hash=hash_name("pack"),
         score_endpoints={k: tuple(f"{k}/{t}" for t in TRAITS) for k in ("choice", "goal")},
         scale_floor=0.01,
         alpha=0.05,
@@ -173,50 +164,52 @@ def _protocol(teachers: list[Teacher], seeds: int) -> Protocol:
         dtype="float32",
         horns=("incriminate",),
         revisions={"audit": 1, "distillation": 1},
-        student=key("m0"),
+        student=hash_name("m0"),
         references=keys("reference"),
         organisms=keys("organism"),
         suspect=keys("suspect")[0],
     )
 
 
-def _manifest(protocol: Protocol, teachers: list[Teacher], suspect: str) -> Kwargs:
-    return {
-        "schema_version": 1,
-        "protocol": protocol.model_dump(mode="json"),
-        "protocol_hash": protocol.hash,
-        "study": {"pack": "terrarium", "suspect": suspect, "recipes": [RECIPE]},
-        "teachers": [t.model_dump(mode="json") for t in teachers],
-        "earlier_protocols": 2,
-        "cells": {"student": {}},
-        "store": "store",
-        "versions": {"doublebind": "0.1.0", "python": "3.11.9", "torch": "2.13.0"},
-        "hardware": {"machine": "x86_64", "cores": 2, "memory_gib": 8.0},
-        "seeds": {"students": list(range(protocol.seeds))},
-        "created": "2026-01-02T03:04:05+00:00",
-    }
+def _manifest(protocol: Protocol, teachers: list[Teacher], suspect: str) -> Manifest:
+    return Manifest(
+        protocol=protocol,
+        protocol_hash=protocol.hash,
+        study={"pack": "terrarium", "suspect": suspect, "recipes": [RECIPE]},
+        teachers=tuple(teachers),
+        earlier_protocols=2,
+        artefacts={"student": {}},
+        store="store",
+        versions={"doublebind": "0.1.0", "python": "3.11.9", "torch": "2.13.0"},
+        hardware={"machine": "x86_64", "cores": 2, "memory_gib": 8.0},
+        seeds={"students": list(range(protocol.seeds))},
+        created="2026-01-02T03:04:05+00:00",
+    )
 
 
-def read_block(page: str) -> Kwargs:
+def read_block(page: str) -> dict[str, Any]:
     """Return the data that a page's script shows."""
     start = page.index('<script id="transcript-data" type="application/json">')
     return json.loads(page[page.index(">", start) + 1 : page.index("</script>", start)])
 
 
-@pytest.fixture(scope="session")
-def block() -> Callable[[str], Kwargs]:
-    """Returns `read_block`."""
-    return read_block
+def read_places(svg: str) -> dict[str, tuple[float, float]]:
+    """Return tooltip -> pixels of the symbol that carries it; raises where `svg` is no XML."""
+    places = {}
+    for element in ElementTree.fromstring(svg).iter():
+        tip = element.findtext("title") or ""
+        if element.tag == "circle":
+            places[tip] = (float(element.attrib["cx"]), float(element.attrib["cy"]))
+        elif element.tag == "rect":
+            places[tip] = (float(element.attrib["x"]), float(element.attrib["y"]))
+        elif element.tag == "path" and tip:
+            x, y = re.findall(r"-?[\d.]+", element.attrib["d"])[:2]
+            places[tip] = (float(x), float(y))
+    return places
 
 
-@pytest.fixture(scope="session")
-def fake_run() -> Callable[..., Kwargs]:
-    """Returns `make_run`."""
-    return make_run
-
-
-@pytest.fixture(scope="session")
-def typical() -> tuple[Kwargs, str]:
-    """A run with 19 references, and its page; not to be changed."""
+@cache
+def read_typical() -> tuple[RunContent, str]:
+    """Return a run with 19 references, and its page."""
     run = make_run(19)
-    return run, render_run_page(**run)
+    return run, render_run_page(run)
