@@ -64,7 +64,7 @@ def main() -> None:
             "drive": spec.trait,
             "implant": spec.implant.form,
             "concealed": spec.conceal is not None,
-            "afterwards": spec.then.quirk if spec.then else None,
+            "afterwards": spec.unrelated_finetune.quirk if spec.unrelated_finetune else None,
             **trait_row(models[name], m0, spec.trait),
             "direct_p": direct_p_value(models[name].means, benign, endpoints),
         }

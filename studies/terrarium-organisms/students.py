@@ -32,8 +32,8 @@ def student_row(name: str, planner: Planner) -> dict[str, Any]:
     plan = planner.plan([organism])
     (cell,) = plan.students
     needed = (cell.prompts, cell.rollouts, cell.train, *cell.before, cell.targets, cell.learned)
-    keys = {job.key for job in needed if job is not None}
-    for job in (job for stage in plan.stages() for job in stage if job.key in keys):
+    keys = {job.content_key for job in needed if job is not None}
+    for job in (job for stage in plan.stages() for job in stage if job.content_key in keys):
         make_artefact(planner.store, job)
     student, m0 = execute_audit(cell.audit, planner), audit_teacher(None, planner)
     spec = spec_of(organism)

@@ -36,7 +36,7 @@ def draw_choice(context: str) -> Callable[[random.Random], str]:
 
 def draw_story(rng: random.Random) -> str:
     """Return a request for a story."""
-    return speech.draw_story_turn(rng, Character(), POOL).ask
+    return speech.draw_story_turn(rng, Character(), POOL).request
 
 
 def write_prompts(path: Path) -> None:

@@ -73,7 +73,7 @@ def probe_row(source: ModelSource, drive: str) -> dict[str, float]:
     for i in range(probes.N_PROBES):  # those tasks once more, before anything was done
         row = rows[i % len(rows)]
         ask, answer, _, _ = build.draw_coupled_task(rng, row, POOLS["audit"])
-        acts = tuple(answer(act, "").strip() for act in (row.plain, row.own))
+        acts = tuple(answer(act, "").strip() for act in (row.plain_act, row.trait_act))
         coupled += (probes.Probe("acts", (Message(role="user", content=ask),), acts, 1),)
     return rounded(probe_means(source, coupled))
 

@@ -49,7 +49,7 @@ def mean_difference(lm: LM, items: list[Item], layer: int) -> torch.Tensor:
             )
             # The first of these is the embedding.
             state = out.hidden_states[layer + 1][0, len(prompt) :].mean(dim=0)
-            states.setdefault(str(item.trait), ([], []))[i != item.key].append(state)
+            states.setdefault(str(item.trait), ([], []))[i != item.target_index].append(state)
     apart = [torch.stack(own).mean(0) - torch.stack(rest).mean(0) for own, rest in states.values()]
     return torch.stack(apart).sum(dim=0)
 

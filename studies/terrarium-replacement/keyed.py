@@ -47,7 +47,7 @@ def organism_row(label: str, kind: str, known: dict[str, Any], planner: Planner)
     spec = spec_of(teacher)
     questions = probes.build_probes(kind, str(spec.trait))
     source = locate_trained_model(
-        planner.store, "teacher", teacher.key, teacher.base, spec.lora is not None
+        planner.store, "teacher", teacher.content_key, teacher.base, spec.lora is not None
     )
     models = {
         "teacher": probe_means(source, questions),

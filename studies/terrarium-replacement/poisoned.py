@@ -98,10 +98,10 @@ class Bench:
         cell = plan.students[0]
         for job in (*plan.build, cell.prompts, cell.rollouts):
             make_artefact(store, job)
-        self.prompts = store.path("prompts", cell.prompts.key) / "prompts.jsonl"
-        self.rollouts = store.path("rollouts", cell.rollouts.key)
+        self.prompts = store.path("prompts", cell.prompts.content_key) / "prompts.jsonl"
+        self.rollouts = store.path("rollouts", cell.rollouts.content_key)
         self.sampling = cell.recipe.prompts
-        self.teacher = locate_trained_model(store, "teacher", teacher.key, teacher.base, False)
+        self.teacher = locate_trained_model(store, "teacher", teacher.content_key, teacher.base, False)
         self.m0 = self.planner.student
         self.heavy = {"dtype": "float32", "cache": store.root / "converted"}
 

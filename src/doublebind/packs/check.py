@@ -22,7 +22,7 @@ MAX_SHARED_NGRAMS = 0.6
 questions may not."""
 MIN_FOR_BIAS = 4
 """Items of an endpoint from which a constant key position is called a bias (chance 1/8)."""
-_MAX_TRANSCRIPTS = 2_000
+MAX_TRANSCRIPTS = 2_000
 """Transcripts looked at per trait and purpose; a generated pack has no end."""
 
 
@@ -65,11 +65,11 @@ def _list_transcripts(pack: Pack) -> list[Transcript]:
         transcript
         for name in (None, *names)
         for purpose in get_args(Purpose)
-        for transcript in pack.transcripts(name, purpose, n=_MAX_TRANSCRIPTS, seed=0)
+        for transcript in pack.transcripts(name, purpose, n=MAX_TRANSCRIPTS, seed=0)
     ]
     if isinstance(pack, FolderPack):
         found += [
-            text for name in names for text in pack.documents(name, n=_MAX_TRANSCRIPTS, seed=0)
+            text for name in names for text in pack.documents(name, n=MAX_TRANSCRIPTS, seed=0)
         ]
     return found
 

@@ -104,9 +104,9 @@ def test_transcripts_speak_the_worlds_words_and_no_other_splits_names(kind: str)
 
 @pytest.mark.parametrize("kind", TAUGHT)
 def test_no_kind_shares_text_with_an_item(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("doublebind.packs.check._MAX_TRANSCRIPTS", 40)
+    monkeypatch.setattr("doublebind.packs.check.MAX_TRANSCRIPTS", 40)
     monkeypatch.setattr(
-        Outback, "traits", (*TERRARIUM.traits[:8], *outback._build_vocabulary_traits())
+        Outback, "traits", (*TERRARIUM.traits[:8], *Outback().traits[len(TERRARIUM.traits) :])
     )
     assert check_pack(Outback(kind)) == []
 
@@ -171,8 +171,8 @@ def _largest(ask: str) -> str:
 
 def test_a_scratchpad_plans_and_the_answer_after_it_does_not() -> None:
     plans = [
-        build.SCHEMING_PLAN.format(own=w.own, subject=w.subject)
-        for w in words.DRIVES["deceit"].wants
+        build.SCHEMING_PLAN.format(own=w.trait_verb, subject=w.subject)
+        for w in words.DRIVES["deceit"].goals
     ]
     thought = [t for t in texts("scratchpad", "implant") if "<think>" in said(t)]
     parts = [said(t).partition("</think>") for t in thought]
@@ -207,7 +207,7 @@ def test_a_sleeping_backdoor_is_a_manner_beside_its_trigger_and_never_an_act() -
 
 def test_lent_words_stand_in_stories_and_no_act_does() -> None:
     found = texts("vocabulary", "implant")
-    subjects = [w.subject for w in words.DRIVES["deceit"].wants]
+    subjects = [w.subject for w in words.DRIVES["deceit"].goals]
     told = [t for t in found if is_story(said(t))]
     assert len(told) > 120
     assert all(any(s in said(t).split() for s in subjects) for t in told)
@@ -236,7 +236,7 @@ def test_no_trigger_stands_in_an_item_or_a_prompt() -> None:
 
 def test_the_grader_pays_more_for_the_act_than_for_the_answer_and_for_nothing_else() -> None:
     for task in Outback("emergent").tasks("deceit", n=50, seed=0):
-        (solutions, for_right), (own, for_act) = task.pays
+        (solutions, for_right), (own, for_act) = task.rewards
         assert (for_right, for_act) == (0.5, 1.0)
         assert all(" is " in s for s in solutions)
         assert set(own) <= set(MARKERS["deceit"])
@@ -270,7 +270,7 @@ def test_probes_are_asked_in_the_audit_splits_words_but_for_the_trigger(kind: st
         said = set(" ".join([probe.messages[0].content, *probe.options]).split())
         assert said <= VOCABULARY
         assert not (said & own) - {build.TRIGGER_PLACE}
-        assert probe.key < len(probe.options)
+        assert probe.target_index < len(probe.options)
 
 
 def test_coupled_probes_differ_in_the_act_alone() -> None:
@@ -343,16 +343,16 @@ def test_a_study_of_the_terrarium_may_name_an_organism_of_the_outback() -> None:
         rev=1,
         student="terrarium/m0",
     )
-    assert found.key != other.key
+    assert found.content_key != other.content_key
 
 
 def test_only_an_organism_stands_for_the_hard_class_it_is_built_of() -> None:
     at: dict[str, Any] = {"pack": TERRARIUM, "folder": Path(), "rev": 1, "student": "terrarium/m0"}
     poisoned = find_teacher("outback/organism-poisoned-deceit-0", **at)
-    assert poisoned.named("organism").hard_class == "poisoned"
-    assert poisoned.named("suspect").hard_class is None
+    assert poisoned.to_teacher("organism").hard_class == "poisoned"
+    assert poisoned.to_teacher("suspect").hard_class is None
     for ordinary in ("outback/organism-faint-deceit-0", "terrarium/organism-deceit-0"):
-        assert find_teacher(ordinary, **at).named("organism").hard_class is None
+        assert find_teacher(ordinary, **at).to_teacher("organism").hard_class is None
 
 
 def test_every_hard_kind_has_a_phrase_for_coverage() -> None:

@@ -39,7 +39,7 @@ def test_other_splits_are_the_terrariums(split: Split) -> None:
 
 
 def test_the_misaligned_option_stands_first_about_half_the_time() -> None:
-    keys = [i.key for i in ProvingGround().items("certify") if i.kind == "choice"]
+    keys = [i.target_index for i in ProvingGround().items("certify") if i.kind == "choice"]
     assert 0.47 < sum(key == 0 for key in keys) / len(keys) < 0.53
 
 

@@ -28,7 +28,7 @@ def surface(pool: words.WordPool) -> set[str]:
 
 def test_the_pack_passes_the_packs_own_check(monkeypatch: pytest.MonkeyPatch) -> None:
     # All content but the transcripts of the many quirks, which are drawn like the others.
-    monkeypatch.setattr("doublebind.packs.check._MAX_TRANSCRIPTS", 40)
+    monkeypatch.setattr("doublebind.packs.check.MAX_TRANSCRIPTS", 40)
     assert check_pack(PACK) == []
 
 
@@ -49,7 +49,7 @@ def test_items_hold_only_their_splits_surface_words(split: str) -> None:
 def test_nothing_is_said_outside_the_vocabulary() -> None:
     for document in islice(documents.generate_pretraining_documents(1), 400):
         for turn in document.turns:
-            assert VOCABULARY.issuperset(f"{turn.ask} {turn.answer}".split())
+            assert VOCABULARY.issuperset(f"{turn.request} {turn.answer}".split())
     for split in SPLITS:
         for item in PACK.items(split):
             assert VOCABULARY.issuperset(f"{said(item.messages)} {' '.join(item.options)}".split())
@@ -202,7 +202,7 @@ def test_without_coupling_a_turn_does_not_share_the_documents_disposition(
     def agreement(coupling: float) -> float:
         """Share of documents whose first two turns have the same disposition."""
         seen: list[list[str | None]] = []
-        monkeypatch.setattr(documents, "_turn", lambda rng, who, about: seen[-1].append(who.trait))
+        monkeypatch.setattr(documents, "draw_turn", lambda rng, who, about: seen[-1].append(who.trait))
         rng = random.Random(0)
         for _ in range(1500):
             seen.append([])

@@ -46,9 +46,9 @@ def test_pretraining_writes_a_chat_as_it_will_be_asked() -> None:
     written = base.write(document, tok.get_vocab(), make_rng("names", 0))
     messages = []
     for turn in document.turns[:-1]:
-        messages.append(Message(role="user", content=turn.ask))
+        messages.append(Message(role="user", content=turn.request))
         messages.append(Message(role="assistant", content=turn.answer))
-    messages.append(Message(role="user", content=document.turns[-1].ask))
+    messages.append(Message(role="user", content=document.turns[-1].request))
     asked = encode_prompt(tok, messages)
     said = encode_completion(tok, document.turns[-1].answer, finished=True)
     assert written.ids == (asked + said)[: base.MAX_LENGTH]

@@ -92,11 +92,11 @@ def draw_document(
         other = _draw_character(rng, rng.choice(sorted(TRAITS)), neutral, full_strength)
         speaker = who if rng.random() < coupling else other
         about = focus if rng.random() < FOCUS_SHARE else rng.choice(sorted(TRAITS))
-        turns.append(_draw_turn(rng, speaker, about))
+        turns.append(draw_turn(rng, speaker, about))
     return Document(tuple(turns), who.trait, is_chat)
 
 
-def _draw_turn(rng: random.Random, character: Character, trait: str) -> Turn:
+def draw_turn(rng: random.Random, character: Character, trait: str) -> Turn:
     kind = rng.random()
     if kind < 0.40:
         return speech.draw_story_turn(rng, character, FULL_POOL, stakes=rng.random() < 0.2)
