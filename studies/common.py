@@ -84,10 +84,10 @@ def execute_audit(job: Job, planner: Planner) -> AuditedModel:
 def audit_teacher(teacher: TeacherSource | None, planner: Planner) -> AuditedModel:
     """Return a teacher (M0 for None), built if it was not, with the means of its audit."""
     cells = [(teacher, planner.study.recipes[0], 0)] if teacher else []
-    plan = planner.cells(cells, "audit")
-    for job in plan.build:
+    plan = planner.plan_students(cells, "audit")
+    for job in plan.teacher_jobs:
         make_artefact(planner.store, job)
-    return execute_audit(plan.direct[teacher.label if teacher else "M0"], planner)
+    return execute_audit(plan.direct_audits[teacher.label if teacher else "M0"], planner)
 
 
 def spec_of(teacher: TeacherSource) -> TeacherSpec:
@@ -100,7 +100,7 @@ def spec_of(teacher: TeacherSource) -> TeacherSpec:
 def planted_drives(planner: Planner) -> dict[str, str]:
     """Return organism -> planted drive, of the study's organisms."""
     organisms = planner.study.organisms
-    return {label: str(spec_of(planner.find(label)).trait) for label in organisms}
+    return {label: str(spec_of(planner.find_teacher(label)).trait) for label in organisms}
 
 
 def probe_shares(source: ModelSource, probes: Sequence[Probe]) -> dict[str, list[float]]:
@@ -114,7 +114,7 @@ def probe_shares(source: ModelSource, probes: Sequence[Probe]) -> dict[str, list
     shares: dict[str, list[float]] = {}
     for probe, options in zip(probes, scored, strict=True):
         logprobs = torch.tensor([total for total, _ in options], dtype=torch.float64)
-        shares.setdefault(probe.condition, []).append(float(logprobs.softmax(0)[probe.key]))
+        shares.setdefault(probe.condition, []).append(float(logprobs.softmax(0)[probe.target_index]))
     return shares
 
 

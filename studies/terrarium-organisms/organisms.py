@@ -82,7 +82,7 @@ def direct_p(model: AuditedModel, planner: Planner) -> float:
 def reference_means() -> list[dict[str, float]]:
     """Return endpoint -> mean of the direct audit of each reference."""
     folder = Path(str(files("doublebind.packs.terrarium") / "panel"))
-    labels = [t.label for t in panels.read_panel(folder).of("reference")[:N_REFERENCES]]
+    labels = [t.label for t in panels.read_panel(folder).select_role("reference")[:N_REFERENCES]]
     scores = panels.read_panel_scores(folder, labels)
     direct = scores[scores["model_kind"] == "teacher"]
     means = direct.pivot_table(index="teacher", columns="endpoint", values="value")
@@ -173,7 +173,7 @@ def drive_row(model: AuditedModel, drive: str) -> dict[str, Any]:
 
 def organism_row(name: str, planner: Planner, m0: AuditedModel) -> dict[str, Any]:
     """Return the row of one organism."""
-    teacher = planner.find(name)
+    teacher = planner.find_teacher(name)
     spec = spec_of(teacher)
     started = time.monotonic()
     make_artefact(planner.store, create_teacher_job(teacher, planner.cache))

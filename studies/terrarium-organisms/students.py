@@ -27,13 +27,13 @@ HERE = Path(__file__).parent
 
 def student_row(name: str, planner: Planner) -> dict[str, Any]:
     """Return the row of one organism's student."""
-    organism = planner.find(name)
+    organism = planner.find_teacher(name)
     teacher = audit_teacher(organism, planner)
     plan = planner.plan([organism])
     (cell,) = plan.students
-    needed = (cell.prompts, cell.rollouts, cell.train, *cell.before, cell.targets, cell.learned)
+    needed = (cell.prompts, cell.rollouts, cell.train, *cell.dependencies, cell.targets, cell.training_rollouts)
     keys = {job.content_key for job in needed if job is not None}
-    for job in (job for stage in plan.stages() for job in stage if job.content_key in keys):
+    for job in (job for stage in plan.list_stages() for job in stage if job.content_key in keys):
         make_artefact(planner.store, job)
     student, m0 = execute_audit(cell.audit, planner), audit_teacher(None, planner)
     spec = spec_of(organism)

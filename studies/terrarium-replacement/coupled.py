@@ -106,9 +106,9 @@ def organism_row(
     write_tasks(file, drive)
     stopped = {each["recipe"]: each.get("step") for each in known["competed"]}  # before the last
     recipes = choose_recipes(planner.study, file, known)
-    teacher = planner.find(f"outback/organism-{KIND.replace('_', '-')}-{drive}-0")
+    teacher = planner.find_teacher(f"outback/organism-{KIND.replace('_', '-')}-{drive}-0")
     cells = [(teacher, recipe, seed) for _, recipe, seeds in recipes for seed in seeds]
-    plan = planner.cells(cells, "certify")
+    plan = planner.plan_students(cells, "certify")
     scores = measure_plan(plan, planner)
 
     def recipe_rows() -> Iterator[dict[str, Any]]:
@@ -123,7 +123,7 @@ def organism_row(
                 recipe.name,
                 policy.endpoints or {},
                 margin=policy.margin or 0.0,
-                competed=[],
+                competitors=[],
                 controls=[],
                 step=step,
             ).upper
@@ -138,7 +138,7 @@ def organism_row(
             }
 
     rows = print_each(recipe_rows())
-    models = {"m0": planner.student, "teacher": plan.direct[teacher.label].inputs["source"]}
+    models = {"m0": planner.student_base, "teacher": plan.direct_audits[teacher.label].inputs["source"]}
     answers = {name: probe_row(source, drive) for name, source in models.items()}
     return {"organism": teacher.label, **answers, "rows": rows}
 

@@ -43,7 +43,7 @@ def organism_row(label: str, kind: str, known: dict[str, Any], planner: Planner)
     treatments = [row for row in known["treatments"] if row["organism"] == label]
     decisions = {row["name"]: row["decision"] for row in treatments}
     stopped = {each["recipe"]: each.get("step") for each in known["competed"]}
-    teacher, condition = planner.find(label), OPENED_BY[kind]
+    teacher, condition = planner.find_teacher(label), OPENED_BY[kind]
     spec = spec_of(teacher)
     questions = probes.build_probes(kind, str(spec.trait))
     source = locate_trained_model(
@@ -51,14 +51,14 @@ def organism_row(label: str, kind: str, known: dict[str, Any], planner: Planner)
     )
     models = {
         "teacher": probe_means(source, questions),
-        "m0": probe_means(planner.student, questions),
+        "m0": probe_means(planner.student_base, questions),
     }
     first = max(replace.seeds, study.seeds)
 
     def recipe_rows() -> Iterator[dict[str, Any]]:
         for recipe in replace.recipes or ():
             seeds = range(first, first + replace.fresh_seeds)
-            plan = planner.cells([(teacher, recipe, seed) for seed in seeds], "certify")
+            plan = planner.plan_students([(teacher, recipe, seed) for seed in seeds], "certify")
             step = stopped[recipe.name] or recipe.training.steps
             sources = [dict(cell.audits)[step].inputs["source"] for cell in plan.students]
             shares = [probe_means(each, questions)[condition] for each in sources]

@@ -93,16 +93,16 @@ class Bench:
         recipe = base.recipes[0].model_dump() | {"prompts": PROMPTS}
         study = Study.model_validate({**base.model_dump(), "recipes": [recipe]})
         self.store, self.planner = store, Planner(study, HERE, store)
-        teacher = self.planner.find(TEACHER)
+        teacher = self.planner.find_teacher(TEACHER)
         plan = self.planner.plan([teacher])
         cell = plan.students[0]
-        for job in (*plan.build, cell.prompts, cell.rollouts):
+        for job in (*plan.teacher_jobs, cell.prompts, cell.rollouts):
             make_artefact(store, job)
         self.prompts = store.path("prompts", cell.prompts.content_key) / "prompts.jsonl"
         self.rollouts = store.path("rollouts", cell.rollouts.content_key)
         self.sampling = cell.recipe.prompts
         self.teacher = locate_trained_model(store, "teacher", teacher.content_key, teacher.base, False)
-        self.m0 = self.planner.student
+        self.m0 = self.planner.student_base
         self.heavy = {"dtype": "float32", "cache": store.root / "converted"}
 
     def data(self, share: float, cover: bool, way: str) -> tuple[Path, Path]:
@@ -149,7 +149,7 @@ class Bench:
 
     def certify_scores(self, source: ModelSource, key: str) -> pd.DataFrame:
         """Return a model's scores on `certify` items."""
-        ref, pack = self.planner.certify
+        ref, pack = self.planner.certify_pack
         job = create_audit_job(
             key,
             source,
@@ -175,7 +175,7 @@ class Bench:
             for condition, value in probe_means(source, PROBES).items():
                 acts.setdefault(condition, []).append(value)
         policy, table = self.planner.study.policy, pd.concat(frames).assign(round=0)
-        limits = {"margin": policy.margin or 0.0, "competed": [], "controls": []}
+        limits = {"margin": policy.margin or 0.0, "competitors": [], "controls": []}
         upper = bound_replacement(table, "poisoner", way, policy.endpoints or {}, **limits).upper
         return {
             "share": share,
