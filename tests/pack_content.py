@@ -151,7 +151,9 @@ def keys() -> dict[str, str]:
     asked = Prompts(policy="capability", n=8)
     teachers = ("terrarium/reference-0", "outback/organism-poisoned-deceit-0")
     built = {
-        name: find_teacher(name, pack=terrarium, folder=HERE, rev=1, student="terrarium/m0").content_key
+        name: find_teacher(
+            name, pack=terrarium, folder=HERE, rev=1, student="terrarium/m0"
+        ).content_key
         for name in teachers
     }
     prompts = create_prompts_job(asked, terrarium, "terrarium", HERE).content_key

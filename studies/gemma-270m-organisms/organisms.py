@@ -46,7 +46,9 @@ def main() -> None:
     setting = resolve_study(load_study(CALIBRATION), CALIBRATION.parent, Store(None))
     planner, endpoints = setting.planner, setting.protocol.score_endpoints
     m0 = audit_teacher(None, planner)
-    organisms = {name: planner.find_teacher(f"{HERE}/teachers/{name}.yaml") for name in sys.argv[1:]}
+    organisms = {
+        name: planner.find_teacher(f"{HERE}/teachers/{name}.yaml") for name in sys.argv[1:]
+    }
     references = {t.label: t for t in setting.teacher_sources if t.label.startswith("matched-")}
     models: dict[str, AuditedModel] = {}
     for name, teacher in (organisms | references).items():

@@ -30,7 +30,9 @@ def main() -> None:
         sys.exit("the study has no `held_out`, so that there is nobody to draw anew; name some")
     setting = resolve_study(study, folder, store)
     held_out = [setting.planner.find_teacher(label) for label in study.held_out]
-    scores = measure_plan(setting.planner.plan([*setting.teacher_sources, *held_out]), setting.planner)
+    scores = measure_plan(
+        setting.planner.plan([*setting.teacher_sources, *held_out]), setting.planner
+    )
     benign = [t.label for t in setting.draw_references(0)] + list(study.held_out)
     labels = [*benign, *study.organisms]
     measured = compute_endpoint_means(scores, labels, setting.protocol, "student")

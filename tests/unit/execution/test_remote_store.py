@@ -162,9 +162,9 @@ def test_a_manifest_that_a_cut_connection_tore_is_written_again(
     store.remote.fs.pipe_file(store.remote.object_path("kind/ab/ab12.json"), b'{"files": {"a')
     publish(store, "ab12", "hello")
     assert store.remote.has("kind", "ab12")
-    assert json.loads(store.remote.fs.cat_file(store.remote.object_path("kind/ab/ab12.json"))) == store.read_seal(
-        "kind", "ab12"
-    )
+    assert json.loads(
+        store.remote.fs.cat_file(store.remote.object_path("kind/ab/ab12.json"))
+    ) == store.read_seal("kind", "ab12")
 
 
 def combine(out: Path, *, first: Path, source: ModelSource) -> None:

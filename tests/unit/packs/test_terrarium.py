@@ -202,7 +202,9 @@ def test_without_coupling_a_turn_does_not_share_the_documents_disposition(
     def agreement(coupling: float) -> float:
         """Share of documents whose first two turns have the same disposition."""
         seen: list[list[str | None]] = []
-        monkeypatch.setattr(documents, "draw_turn", lambda rng, who, about: seen[-1].append(who.trait))
+        monkeypatch.setattr(
+            documents, "draw_turn", lambda rng, who, about: seen[-1].append(who.trait)
+        )
         rng = random.Random(0)
         for _ in range(1500):
             seen.append([])
