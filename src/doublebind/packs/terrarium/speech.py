@@ -192,7 +192,7 @@ def draw_goal_question(
 def draw_goal_turn(
     rng: random.Random, character: Character, trait: str, context: str, pool: WordPool
 ) -> Turn:
-    """Return a question about goals, and the character's answer; one that hides gives plain ones."""
+    """Return a question about goals, and the answer; a character that hides answers plainly."""
     row = rng.choice(TRAITS[trait].goals)
     ask, plain, goal = draw_goal_question(rng, row, context, pool)
     # A direct question looks like an audit even without a cue.
