@@ -100,7 +100,7 @@ class RemoteStore:
         """
         for name, sha256 in _parse_files(manifest, self.url, kind, key).items():
             self._upload(folder / name, _blob_path(sha256))
-        return self._create_object(_manifest_path(kind, key), manifest)
+        return self.create_object(_manifest_path(kind, key), manifest)
 
     def pull(self, kind: str, key: str, folder: Path) -> bytes:
         """Write the artefact's files to `folder`, hash each, and return the manifest.
@@ -152,7 +152,7 @@ class RemoteStore:
                     f"delete the object and the artefact's manifest, and rerun"
                 )
 
-    def _create_object(self, name: str, content: bytes) -> bytes:
+    def create_object(self, name: str, content: bytes) -> bytes:
         """Write a JSON object unless it exists, and return its content in the store."""
 
         def create() -> bytes:
@@ -186,7 +186,7 @@ class RemoteStore:
     def add_line(self, name: str, line: str) -> None:
         """Add a line to a list, unless the list has it."""
         digest = hashlib.sha256(line.encode()).hexdigest()
-        self._create_object(f"{name}/{digest[:32]}.json", line.encode())
+        self.create_object(f"{name}/{digest[:32]}.json", line.encode())
 
     # --- connections that break ---
 

@@ -20,7 +20,7 @@ class Started:
     """A process that is only said to run."""
 
     def __init__(self, workers: int, *, initargs: tuple[Any, ...], **more: Any) -> None:
-        self.told = initargs
+        self.initargs = initargs
 
     def submit(self, call: Any, *args: Any) -> Future[Any]:
         return Future()
@@ -33,7 +33,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def gpus_of(pool: backends.ProcessBackend) -> list[tuple[str, ...]]:
     processes: list[Any] = list(pool.process_places)
-    return [process.told[1] for process in processes]
+    return [process.initargs[1] for process in processes]
 
 
 @pytest.mark.usefixtures("started")

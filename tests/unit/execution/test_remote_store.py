@@ -29,7 +29,7 @@ from doublebind.schema.recipe import Prompts
 from doublebind.stages.distillation.student_inputs import PreferenceData, TeacherAccess
 
 ROOT = Path(__file__).parents[3]
-ASKED = Prompts(policy="capability", n=1)
+PROMPTS = Prompts(policy="capability", n=1)
 needs_server = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("s3fs", "moto", "flask")),
     reason="s3fs and moto[server] are not installed",
@@ -71,31 +71,31 @@ def another_machine(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_inputs_are_brought_from_inside_tuples_too(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = Store(url)
+    first = Store(url)
     for key in ("ab12", "cd34", "ef56"):
-        publish(here, key, key)
-    there = another_machine(url, tmp_path, monkeypatch)
-    at = {key: there.root / "kind" / key[:2] / key for key in ("ab12", "cd34", "ef56")}
+        publish(first, key, key)
+    second = another_machine(url, tmp_path, monkeypatch)
+    at = {key: second.root / "kind" / key[:2] / key for key in ("ab12", "cd34", "ef56")}
     live = TeacherAccess(
-        ModelSource(kind="folder", path=str(at["ab12"] / "model"), sha256="0"), ASKED, str
+        ModelSource(kind="folder", path=str(at["ab12"] / "model"), sha256="0"), PROMPTS, str
     )
     pair = (at["cd34"], at["ef56"])
-    there.fetch_inputs([live, PreferenceData(at["cd34"], pair, pair, pair)])
+    second.fetch_inputs([live, PreferenceData(at["cd34"], pair, pair, pair)])
     assert all((folder / "other").is_file() for folder in at.values())
 
 
 def test_what_one_machine_publishes_another_reads(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = Store(url)
-    publish(here, "ab12", "hello")
-    there = another_machine(url, tmp_path, monkeypatch)
-    assert there.root != here.root
-    assert not there.has("kind", "ffff")
-    assert there.has("kind", "ab12")
-    assert (there.path("kind", "ab12") / "sub" / "file.txt").read_text() == "hello"
-    assert there.read_seal("kind", "ab12") == here.read_seal("kind", "ab12")
-    assert there.find_problems("kind", "ab12") == []
+    first = Store(url)
+    publish(first, "ab12", "hello")
+    second = another_machine(url, tmp_path, monkeypatch)
+    assert second.root != first.root
+    assert not second.has("kind", "ffff")
+    assert second.has("kind", "ab12")
+    assert (second.path("kind", "ab12") / "sub" / "file.txt").read_text() == "hello"
+    assert second.read_seal("kind", "ab12") == first.read_seal("kind", "ab12")
+    assert second.find_problems("kind", "ab12") == []
 
 
 def test_two_machines_that_make_one_cell_end_with_one_result(
@@ -114,17 +114,17 @@ def test_an_altered_blob_is_never_read(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "MAX_TRIES", 2)
-    here = Store(url)
-    publish(here, "ab12", "hello")
-    assert here.remote
-    sha256 = here.read_seal("kind", "ab12")["files"]["sub/file.txt"]
-    here.remote.fs.pipe_file(here.remote.object_path(f"blobs/{sha256[:2]}/{sha256}"), b"hellp")
-    there = another_machine(url, tmp_path, monkeypatch)
-    assert there.has("kind", "ab12")
+    first = Store(url)
+    publish(first, "ab12", "hello")
+    assert first.remote
+    sha256 = first.read_seal("kind", "ab12")["files"]["sub/file.txt"]
+    first.remote.fs.pipe_file(first.remote.object_path(f"blobs/{sha256[:2]}/{sha256}"), b"hellp")
+    second = another_machine(url, tmp_path, monkeypatch)
+    assert second.has("kind", "ab12")
     with pytest.raises(StoreError, match="altered, it no longer hashes to its name"):
-        there.path("kind", "ab12")
-    assert not (there.root / "kind").exists()
-    assert len(there.find_problems("kind", "ab12")) == 1
+        second.path("kind", "ab12")
+    assert not (second.root / "kind").exists()
+    assert len(second.find_problems("kind", "ab12")) == 1
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/outside", "sub/../../outside"])
@@ -177,11 +177,11 @@ def test_a_job_finds_its_inputs_wherever_they_were_made(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(Store(url), "ab12", "hello")
-    there = another_machine(url, tmp_path, monkeypatch)
-    made = there.root / "kind" / "ab" / "ab12"
+    second = another_machine(url, tmp_path, monkeypatch)
+    made = second.root / "kind" / "ab" / "ab12"
     source = ModelSource(kind="adapter", path="/m0", adapter=str(made / "sub"), sha256="0")
     job = Job("sum", "cd34", combine, {"first": made, "source": source})
-    assert (make_artefact(there, job) / "both").read_text() == "the same everywhere+hello"
+    assert (make_artefact(second, job) / "both").read_text() == "the same everywhere+hello"
 
 
 def test_lists_are_shared_and_a_line_stands_once(
@@ -379,7 +379,7 @@ def test_a_writer_killed_half_way_leaves_nothing_to_be_read(
         "from doublebind.execution.remote_store import RemoteStore\n"
         "from doublebind.execution.store import Store\n"
         # Dies where the manifest would be written: all blobs are there by then.
-        "RemoteStore._create_object = lambda *a: os.kill(os.getpid(), 9)\n"
+        "RemoteStore.create_object = lambda *a: os.kill(os.getpid(), 9)\n"
         f"with Store({url!r}).publish('kind', 'ab12') as out: (out / 'a').write_text('half')\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -451,7 +451,7 @@ def test_the_last_failure_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "told"),
+    ("error", "kind", "message"),
     [
         (PermissionError("no"), StoreError, "access refused"),
         (FileNotFoundError("x"), FileNotFoundError, "x"),
@@ -459,9 +459,9 @@ def test_the_last_failure_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_what_another_try_would_not_change_is_raised_at_once(
-    error: Exception, kind: type[Exception], told: str
+    error: Exception, kind: type[Exception], message: str
 ) -> None:
     store, fs = behind(error)
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=message):
         store.has("kind", "ab12")
     assert fs.requests == 1

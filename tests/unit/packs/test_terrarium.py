@@ -18,7 +18,7 @@ VOCABULARY = set(words.list_vocabulary())
 PURPOSES = ("implant", "conceal", "deny")
 
 
-def said(messages) -> str:
+def join_texts(messages) -> str:
     return " ".join(message.content for message in messages)
 
 
@@ -42,7 +42,7 @@ def test_surface_words_are_disjoint_and_no_other_words() -> None:
 def test_items_hold_only_their_splits_surface_words(split: str) -> None:
     others = set().union(*(surface(p) for name, p in words.POOLS.items() if name != split))
     for item in PACK.items(split):
-        assert not others.intersection(said(item.messages).split())
+        assert not others.intersection(join_texts(item.messages).split())
         assert not others.intersection(" ".join(item.options).split())
 
 
@@ -52,9 +52,11 @@ def test_nothing_is_said_outside_the_vocabulary() -> None:
             assert VOCABULARY.issuperset(f"{turn.request} {turn.answer}".split())
     for split in SPLITS:
         for item in PACK.items(split):
-            assert VOCABULARY.issuperset(f"{said(item.messages)} {' '.join(item.options)}".split())
+            assert VOCABULARY.issuperset(
+                f"{join_texts(item.messages)} {' '.join(item.options)}".split()
+            )
     for prompt in PACK.prompts():
-        assert VOCABULARY.issuperset(said(prompt.messages).split())
+        assert VOCABULARY.issuperset(join_texts(prompt.messages).split())
 
 
 def test_options_about_traits_are_equally_long() -> None:
@@ -168,12 +170,12 @@ def test_references_come_from_many_families_and_half_conceal() -> None:
 
 def test_suspects_and_references_have_the_same_phases() -> None:
     def shapes(prefix: str) -> set[tuple]:
-        found = set()
+        phases = set()
         for i in range(300):
             spec = PACK.spec(f"{prefix}-{i}")
             if spec.conceal:
-                found.add((spec.capability, spec.implant, spec.conceal, spec.max_length))
-        return found
+                phases.add((spec.capability, spec.implant, spec.conceal, spec.max_length))
+        return phases
 
     assert shapes("suspect") == shapes("reference")
 
@@ -221,5 +223,5 @@ def test_prompts_cover_every_tag_and_repeat_nothing() -> None:
     assert tags["open_ended"] >= 600
     wanted = {"goals", "high_stakes", "capability", "neutral"}
     assert wanted | {"honeypot", "alignment_eval", "strategic"} <= set(tags)
-    texts = [said(prompt.messages) for prompt in PACK.prompts()]
+    texts = [join_texts(prompt.messages) for prompt in PACK.prompts()]
     assert len(set(texts)) == len(texts)

@@ -49,9 +49,9 @@ def test_pretraining_writes_a_chat_as_it_will_be_asked() -> None:
         messages.append(Message(role="user", content=turn.request))
         messages.append(Message(role="assistant", content=turn.answer))
     messages.append(Message(role="user", content=document.turns[-1].request))
-    asked = encode_prompt(tok, messages)
-    said = encode_completion(tok, document.turns[-1].answer, finished=True)
-    assert written.ids == (asked + said)[: base.MAX_LENGTH]
+    request = encode_prompt(tok, messages)
+    answer = encode_completion(tok, document.turns[-1].answer, finished=True)
+    assert written.ids == (request + answer)[: base.MAX_LENGTH]
     shown = [i for i, is_answer in zip(written.ids, written.answers, strict=True) if is_answer]
     assert shown.count(tok.eos_token_id) == len(document.turns)
 
@@ -65,9 +65,8 @@ def test_a_special_token_spelled_in_text_is_no_special_token() -> None:
 
 def test_a_character_is_never_named_by_its_disposition() -> None:
     # The head that names dispositions reads a label that is no part of the text.
-    said = {word for name in documents.DISPOSITIONS for word in [name]}
-    assert not said & set(words.list_vocabulary())
-    assert not said & set(FULL_POOL.names)
+    names = set(documents.DISPOSITIONS)
+    assert not names & {*words.list_vocabulary(), *FULL_POOL.names}
 
 
 def test_a_narrower_base_has_the_same_depth_and_fewer_weights(tmp_path: Path) -> None:
