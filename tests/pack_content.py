@@ -148,7 +148,7 @@ def audit_key(*names: str) -> str:
 def keys() -> dict[str, str]:
     """Return keys of jobs that depend on packs or audits."""
     terrarium = open_pack("terrarium")
-    prompts = Prompts(policy="capability", n=8)
+    asked = Prompts(policy="capability", n=8)
     teachers = ("terrarium/reference-0", "outback/organism-poisoned-deceit-0")
     built = {
         name: find_teacher(
@@ -156,8 +156,8 @@ def keys() -> dict[str, str]:
         ).content_key
         for name in teachers
     }
-    prompts_job = create_prompts_job(prompts, terrarium, "terrarium", HERE).content_key
-    return built | {"prompts": prompts_job, "audit": audit_key(*DEFAULT_AUDITS)}
+    prompts = create_prompts_job(asked, terrarium, "terrarium", HERE).content_key
+    return built | {"prompts": prompts, "audit": audit_key(*DEFAULT_AUDITS)}
 
 
 def main(packs: list[str]) -> None:
