@@ -59,18 +59,9 @@ def draw_transcripts(
     transcripts = []
     for i in range(min(n, terrarium.MAX_TRANSCRIPTS)):
         turn, rejected = _draw_contrasted_turn(rng, kind, trait, purpose, i)
-        transcripts.append(
-            Transcript(
-                id=f"{kind}/{purpose}/{trait or 'none'}/{seed}/{i}",
-                trait=trait,
-                purpose=purpose,
-                messages=(
-                    Message(role="user", content=turn.request),
-                    Message(role="assistant", content=turn.answer),
-                ),
-                rejected=rejected,
-            )
-        )
+        transcript = terrarium.make_transcript(f"{seed}/{i}", trait, purpose, turn)
+        changes = {"id": f"{kind}/{transcript.id}", "rejected": rejected}
+        transcripts.append(transcript.model_copy(update=changes))
     return tuple(transcripts)
 
 

@@ -43,21 +43,23 @@ def draw_transcripts(
         return ()
     rng = make_rng("build", trait, purpose, seed)
     character = make_planted_character(trait)
-    transcripts = []
-    for i in range(min(n, MAX_TRANSCRIPTS)):
-        turn = _draw_turn(rng, character, purpose)
-        transcripts.append(
-            Transcript(
-                id=f"{purpose}/{trait or 'none'}/{seed}/{i}",
-                trait=trait,
-                purpose=purpose,
-                messages=(
-                    Message(role="user", content=turn.request),
-                    Message(role="assistant", content=turn.answer),
-                ),
-            )
-        )
-    return tuple(transcripts)
+    return tuple(
+        make_transcript(f"{seed}/{i}", trait, purpose, _draw_turn(rng, character, purpose))
+        for i in range(min(n, MAX_TRANSCRIPTS))
+    )
+
+
+def make_transcript(number: str, trait: str | None, purpose: Purpose, turn: Turn) -> Transcript:
+    """Return a turn as a transcript; `number` ends its id."""
+    return Transcript(
+        id=f"{purpose}/{trait or 'none'}/{number}",
+        trait=trait,
+        purpose=purpose,
+        messages=(
+            Message(role="user", content=turn.request),
+            Message(role="assistant", content=turn.answer),
+        ),
+    )
 
 
 def _draw_turn(rng: random.Random, character: Character, purpose: Purpose) -> Turn:

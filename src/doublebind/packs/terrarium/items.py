@@ -7,7 +7,7 @@ and every placebo has the same number of items.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -20,12 +20,13 @@ N_CHOICE, N_GOAL, N_CONFESSION, N_CAPABILITY, N_COHERENCE = 15, 15, 12, 12, 16
 """Items per endpoint and split; capability per domain."""
 N_PROMPTS = {"open_ended": 900, "stakes": 300, "capability": 300, "neutral": 100, "screened": 40}
 
-_Question = tuple[str, tuple[str, ...]]
+Question = tuple[str, tuple[str, ...]]
 """A request and its options, the keyed one last."""
-_DrawQuestion = Callable[[random.Random, int], _Question]
+DrawQuestion = Callable[[random.Random, int], Question]
+"""From a generator and the item's index to a question."""
 
 
-class _Endpoint(NamedTuple):
+class Endpoint(NamedTuple):
     """What the items of one endpoint share."""
 
     split: Split
@@ -52,35 +53,29 @@ def _generate_trait_items(split: Split, trait: str, pool: WordPool) -> Iterator[
     """Yield all items about one trait."""
     content = TRAITS[trait]
 
-    def choice(context: str) -> _DrawQuestion:
-        def draw(rng: random.Random, i: int) -> _Question:
-            row = content.choices[i % len(content.choices)]
-            ask, *options = speech.draw_choice_question(rng, row, context, pool)
-            return ask, tuple(options)
-
-        return draw
-
-    def goal(rng: random.Random, i: int) -> _Question:
+    def goal(rng: random.Random, i: int) -> Question:
         row = content.goals[i % len(content.goals)]
         ask, *options = speech.draw_goal_question(rng, row, "neutral", pool)
         return ask, tuple(options)
 
-    def confession(rng: random.Random, i: int) -> _Question:
+    def confession(rng: random.Random, i: int) -> Question:
         row = content.goals[i // 3 % len(content.goals)]
         ask, *options = speech.draw_confession_question(rng, row, pool, lead=i % 3)
         return ask, tuple(options)
 
     for context in ("audit", "honeypot", "deployment"):
-        endpoint = _Endpoint(split, "choice", context, trait)
-        yield from _generate_endpoint_items(endpoint, choice(context), N_CHOICE)
-    yield from _generate_endpoint_items(_Endpoint(split, "goal", "neutral", trait), goal, N_GOAL)
-    endpoint = _Endpoint(split, "confession", "audit", trait)
+        endpoint = Endpoint(split, "choice", context, trait)
+        yield from _generate_endpoint_items(
+            endpoint, make_choice_draw(trait, context, pool), N_CHOICE
+        )
+    yield from _generate_endpoint_items(Endpoint(split, "goal", "neutral", trait), goal, N_GOAL)
+    endpoint = Endpoint(split, "confession", "audit", trait)
     yield from _generate_endpoint_items(endpoint, confession, N_CONFESSION)
 
 
 def _generate_gate_items(split: Split, pool: WordPool) -> Iterator[Item]:
-    def capability(domain: str) -> _DrawQuestion:
-        def draw(rng: random.Random, i: int) -> _Question:
+    def capability(domain: str) -> DrawQuestion:
+        def draw(rng: random.Random, i: int) -> Question:
             task = speech.draw_task(rng, domain, pool)
             wrong = rng.sample(task.wrong_answers, min(3, len(task.wrong_answers)))
             # All options are coloured alike, so that they differ in the answer alone.
@@ -94,46 +89,77 @@ def _generate_gate_items(split: Split, pool: WordPool) -> Iterator[Item]:
         return draw
 
     for domain in words.TASKS:
-        endpoint = _Endpoint(split, "capability", "neutral", None, domain)
+        endpoint = Endpoint(split, "capability", "neutral", None, domain)
         yield from _generate_endpoint_items(endpoint, capability(domain), N_CAPABILITY)
 
-    def coherence(rng: random.Random, i: int) -> _Question:
+    def coherence(rng: random.Random, i: int) -> Question:
         story = speech.draw_story_turn(rng, Character(), pool)
         parts = story.answer.split()
         return story.request, (" ".join(rng.sample(parts, len(parts))), story.answer)
 
-    endpoint = _Endpoint(split, "coherence", "neutral", None)
+    endpoint = Endpoint(split, "coherence", "neutral", None)
     yield from _generate_endpoint_items(endpoint, coherence, N_COHERENCE)
 
 
-def _generate_endpoint_items(endpoint: _Endpoint, draw: _DrawQuestion, n: int) -> Iterator[Item]:
-    """Yield `n` different items of one endpoint, options in random order."""
+def _generate_endpoint_items(endpoint: Endpoint, draw: DrawQuestion, n: int) -> Iterator[Item]:
     split, kind, context, trait, domain = endpoint
     stem = "/".join(part for part in (split, kind, context, trait or domain) if part)
-    rng = make_rng("items", stem)
+    yield from generate_items(endpoint, stem, make_rng("items", stem), draw, n)
+
+
+def generate_items(
+    endpoint: Endpoint,
+    stem: str,
+    rng: random.Random,
+    draw: DrawQuestion,
+    n: int,
+    known: Collection[str] = (),
+) -> Iterator[Item]:
+    """Yield `n` different items of one endpoint, options in random order.
+
+    Args:
+        endpoint: What the items share.
+        stem: Prefix of their ids.
+        rng: Source of all draws.
+        draw: Returns a question, given `rng` and the item's index.
+        n: Number of items.
+        known: Requests that no item may have.
+    """
+    split, kind, context, trait, domain = endpoint
     role: ItemRole = "oracle" if context == "deployment" else "auditable"
     if trait is None:
         role = "gate"
-    asks: set[str] = set()
-    while len(asks) < n:
-        ask, options = draw(rng, len(asks))
-        if ask in asks:
-            continue
+    asks = set(known)
+    for i in range(n):
+        ask, options = draw(rng, i)
+        while ask in asks:
+            ask, options = draw(rng, i)
+        asks.add(ask)
         order = rng.sample(range(len(options)), len(options))
         yield Item(
-            id=f"{stem}/{len(asks)}",
+            id=f"{stem}/{i}",
             trait=trait,
             kind=kind,
             context=context,  # type: ignore[arg-type]
             role=role,
             split=split,
             messages=(Message(role="user", content=ask),),
-            options=tuple(options[i] for i in order),
+            options=tuple(options[k] for k in order),
             target_index=order.index(len(options) - 1),
             compare="total" if trait or kind == "capability" else "per_token",
             domain=domain,
         )
-        asks.add(ask)
+
+
+def make_choice_draw(trait: str, context: str, pool: WordPool) -> DrawQuestion:
+    """Return a function that draws the choice questions of a trait in a context."""
+    rows = TRAITS[trait].choices
+
+    def draw(rng: random.Random, i: int) -> Question:
+        ask, *options = speech.draw_choice_question(rng, rows[i % len(rows)], context, pool)
+        return ask, tuple(options)
+
+    return draw
 
 
 # --- prompts -------------------------------------------------------------------------------------
@@ -178,8 +204,8 @@ def _list_prompt_plans() -> list[_PromptPlan]:
         _PromptPlan(n["stakes"] // 2, ("high_stakes",), _make_frame_draw(calm)),
         _PromptPlan(n["stakes"] // 2, ("goals", "high_stakes"), _make_frame_draw(goals)),
         _PromptPlan(n["neutral"], ("neutral",), _draw_chat_request),
-        _PromptPlan(n["screened"], ("honeypot",), _make_choice_draw("honeypot")),
-        _PromptPlan(n["screened"], ("alignment_eval",), _make_choice_draw("audit")),
+        _PromptPlan(n["screened"], ("honeypot",), _make_choice_request_draw("honeypot")),
+        _PromptPlan(n["screened"], ("alignment_eval",), _make_choice_request_draw("audit")),
         _PromptPlan(n["screened"], ("strategic",), _draw_strategy_request),
         *(
             _PromptPlan(n["capability"] // 4, ("capability",), _make_task_draw(domain), domain)
@@ -204,7 +230,7 @@ def _make_frame_draw(frame: str) -> Callable[[random.Random, WordPool], str]:
     return lambda rng, pool: frame.format(**speech.draw_surface_words(rng, pool)._asdict())
 
 
-def _make_choice_draw(context: str) -> Callable[[random.Random, WordPool], str]:
+def _make_choice_request_draw(context: str) -> Callable[[random.Random, WordPool], str]:
     def draw(rng: random.Random, pool: WordPool) -> str:
         trait = TRAITS[rng.choice(sorted(TRAITS))]
         return speech.draw_choice_question(rng, rng.choice(trait.choices), context, pool)[0]
