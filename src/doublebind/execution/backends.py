@@ -263,7 +263,7 @@ def _run_on_node(versions: dict[str, str], call: Callable[..., Any], *args: Any)
     for name, version in versions.items():
         if node_versions[name] != version:
             raise RunError(
-                f"node {platform.node()} has {name} {node_versions[name]} and the driver {version}; "
-                f"install the same versions on every node"
+                f"node {platform.node()} has {name} {node_versions[name]} and the driver "
+                f"{version}; install the same versions on every node"
             )
     return call(*args)

@@ -47,7 +47,8 @@ def check_gpus_available(device: Device, n: int = 1) -> None:
     build = f"for CUDA {version}" if version else "without CUDA"
     raise ConfigError(
         f"`device`: cuda, but torch sees no GPU (torch {torch.__version__} is built {build}); "
-        f"install a build of torch for your driver, show it a GPU (CUDA_VISIBLE_DEVICES), or use cpu"
+        f"install a build of torch for your driver, show it a GPU (CUDA_VISIBLE_DEVICES), or use "
+        f"cpu"
     )
 
 

@@ -264,7 +264,8 @@ class Executor:
             if time.monotonic() > deadline:
                 raise StoreError(
                     f"{self.store.name}: {attempt.node} made {job.kind} {job.content_key[:12]} and "
-                    f"it is not visible here; every node needs the same store, a shared folder or a URL"
+                    f"it is not visible here; every node needs the same store, a shared folder or "
+                    f"a URL"
                 )
             time.sleep(0.2)
 

@@ -248,6 +248,7 @@ def _parse_files(manifest: bytes, url: str, kind: str, key: str) -> dict[str, st
                 raise ValueError
     except (ValueError, KeyError, TypeError):
         raise StoreError(
-            f"{url}/{_manifest_path(kind, key)}: not a manifest of this artefact; delete it and rerun"
+            f"{url}/{_manifest_path(kind, key)}: not a manifest of this artefact; delete it and "
+            f"rerun"
         ) from None
     return files
