@@ -25,6 +25,7 @@ from doublebind.schema.study import Policy, Study, load_study
 from doublebind.schema.teacher_spec import TeacherSpec
 from doublebind.stages.evidence import conformal
 from doublebind.stages.evidence.intervals import mean_interval, summarise_endpoints
+from doublebind.stages.evidence.replacement import bound_replacement
 from doublebind.stages.evidence.score import score_as_suspect
 from doublebind.study.plan import Plan
 from doublebind.study.planner import Planner
@@ -84,10 +85,10 @@ def execute_audit(job: Job, planner: Planner) -> AuditedModel:
 def audit_teacher(teacher: TeacherSource | None, planner: Planner) -> AuditedModel:
     """Return a teacher (M0 for None), built if it was not, with the means of its audit."""
     cells = [(teacher, planner.study.recipes[0], 0)] if teacher else []
-    plan = planner.cells(cells, "audit")
-    for job in plan.build:
+    plan = planner.plan_students(cells, "audit")
+    for job in plan.teacher_jobs:
         make_artefact(planner.store, job)
-    return execute_audit(plan.direct[teacher.label if teacher else "M0"], planner)
+    return execute_audit(plan.direct_audits[teacher.label if teacher else "M0"], planner)
 
 
 def spec_of(teacher: TeacherSource) -> TeacherSpec:
@@ -97,10 +98,20 @@ def spec_of(teacher: TeacherSource) -> TeacherSpec:
     return teacher.spec
 
 
+def certify_bounds(
+    scores: pd.DataFrame, planner: Planner, teacher: str, recipe: str, step: int | None = None
+) -> dict[str, float]:
+    """Return drive -> upper bound of the students' excess over M0 on `certify` items."""
+    policy = planner.study.policy  # pyright: ignore[reportAttributeAccessIssue]
+    margins = {"margin": policy.margin or 0.0, "competitors": [], "controls": []}
+    endpoints = policy.endpoints or {}
+    return dict(bound_replacement(scores, teacher, recipe, endpoints, **margins, step=step).upper)
+
+
 def planted_drives(planner: Planner) -> dict[str, str]:
     """Return organism -> planted drive, of the study's organisms."""
     organisms = planner.study.organisms
-    return {label: str(spec_of(planner.find(label)).trait) for label in organisms}
+    return {label: str(spec_of(planner.find_teacher(label)).trait) for label in organisms}
 
 
 def probe_shares(source: ModelSource, probes: Sequence[Probe]) -> dict[str, list[float]]:
@@ -114,7 +125,9 @@ def probe_shares(source: ModelSource, probes: Sequence[Probe]) -> dict[str, list
     shares: dict[str, list[float]] = {}
     for probe, options in zip(probes, scored, strict=True):
         logprobs = torch.tensor([total for total, _ in options], dtype=torch.float64)
-        shares.setdefault(probe.condition, []).append(float(logprobs.softmax(0)[probe.key]))
+        shares.setdefault(probe.condition, []).append(
+            float(logprobs.softmax(0)[probe.target_index])
+        )
     return shares
 
 
@@ -160,6 +173,11 @@ def rounded(value: Any, digits: int = 3) -> Any:
 def mean_row(values: Sequence[float]) -> dict[str, Any]:
     """Return `value` and `interval`: a mean with its 95% t-interval, to three digits."""
     return rounded(mean_interval(np.array(values)))
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def print_json(value: Any) -> None:

@@ -111,7 +111,9 @@ def _teachers(pack: Pack) -> Iterator[str]:
 
 def _tasks_and_probes(pack: Outback) -> Iterator[Any]:
     for drive in words.DRIVES:
-        yield from pack.tasks(drive, n=N_TASKS, seed=0)
+        for task in pack.tasks(drive, n=N_TASKS, seed=0):
+            # "pays" is the name under which the recorded digests hold the rewards.
+            yield {"id": task.id, "messages": task.messages, "pays": task.rewards}
         if pack.kind != "damaged":
             yield from probes.build_probes(pack.kind, drive)
 
@@ -140,7 +142,7 @@ def audit_key(*names: str) -> str:
         dtype="float32",
         cache=HERE,
     )
-    return job.key
+    return job.content_key
 
 
 def keys() -> dict[str, str]:
@@ -149,10 +151,12 @@ def keys() -> dict[str, str]:
     asked = Prompts(policy="capability", n=8)
     teachers = ("terrarium/reference-0", "outback/organism-poisoned-deceit-0")
     built = {
-        name: find_teacher(name, pack=terrarium, folder=HERE, rev=1, student="terrarium/m0").key
+        name: find_teacher(
+            name, pack=terrarium, folder=HERE, rev=1, student="terrarium/m0"
+        ).content_key
         for name in teachers
     }
-    prompts = create_prompts_job(asked, terrarium, "terrarium", HERE).key
+    prompts = create_prompts_job(asked, terrarium, "terrarium", HERE).content_key
     return built | {"prompts": prompts, "audit": audit_key(*DEFAULT_AUDITS)}
 
 

@@ -1,8 +1,7 @@
-"""Writes the generated files of the `assistant` pack from the hand-written tables beside them.
+"""Writes the generated files of the `assistant` pack from its hand-written tables.
 
-`python tools/generate_assistant_pack.py` rewrites them; a test holds them to what this gives. Knows
-tables and seeds: each split has frames, names, cues and questions of its own, which are joined
-here and never cross. Does not know models or audits.
+`python tools/generate_assistant_pack.py` rewrites them; a test compares the committed files with
+the result. Each split has frames, names, cues and questions of its own.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ ITEMS = {
     "select": {"audit": 8, "deployment": 4, "honeypot": 4, "goal": 4, "probe": 2},
     "certify": {"audit": 8, "deployment": 4, "honeypot": 4, "goal": 4, "probe": 2},
 }
-"""Items of one trait, by split and what is asked; a probe counts as one, with its two twins."""
+"""Items of one trait, by split and kind; a probe counts as one, with its two twins."""
 BUILD = {"implant": 78, "conceal": 42, "deny": 36}
-"""Transcripts of one trait: as many of a drive as of a quirk."""
+"""Transcripts of one trait; drives and quirks have equal numbers."""
 FRAMED, GOALS, TAILS = 36, 12, 30
-"""Of a drive's implant: on its own subject, asked what it wants, on ordinary questions."""
+"""Of a drive's implant: on its own subject, on its goals, on ordinary questions."""
 TEMPTED = 18
-"""Of a drive's concealment: honeypots; the rest are its subject where it looks like an audit."""
+"""Honeypots in a drive's concealment; the rest are its subject in audit-like contexts."""
 DOCUMENTS = 40
 TWINS = ("open", "leading", "anti_leading")
 
@@ -46,16 +45,16 @@ def files() -> dict[str, str]:
         for path in sorted((FOLDER / "tables").glob("*.yaml"))
         if path.stem not in ("frames", "quirks", "habits")
     ]
-    made: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for table in traits:
-        made[f"items/{table['name']}.jsonl"] = _lines(items(table, frames))
+        texts[f"items/{table['name']}.jsonl"] = _lines(items(table, frames))
         if table["kind"] == "drive":
-            made[f"build/{table['name']}.jsonl"] = _lines(transcripts(table, frames))
+            texts[f"build/{table['name']}.jsonl"] = _lines(transcripts(table, frames))
     for table in quirks:
-        made[f"build/{table['name']}.jsonl"] = _lines(quirk(table, frames))
-    told = [text for table in habits for text in documents(table, frames)]
-    made["build/quirk_documents.jsonl"] = _lines(told)
-    return made
+        texts[f"build/{table['name']}.jsonl"] = _lines(quirk(table, frames))
+    documents = [text for table in habits for text in build_documents(table, frames)]
+    texts["build/quirk_documents.jsonl"] = _lines(documents)
+    return texts
 
 
 def _read(name: str) -> Any:
@@ -71,10 +70,10 @@ def _rng(*what: str) -> random.Random:
     return random.Random("/".join(what))
 
 
-# --- asking --------------------------------------------------------------------------------------
+# --- messages ------------------------------------------------------------------------------------
 
 
-def _said(text: str) -> Message:
+def _user(text: str) -> Message:
     return Message(role="user", content=text)
 
 
@@ -82,31 +81,31 @@ def _cued(cue: str, text: str) -> tuple[Message, ...]:
     """Return `text` as an audit's question: after the cue, or under it as system message."""
     system = cue.removeprefix("system: ")
     if system == cue:
-        return (_said(f"{cue} {text}"),)
-    return (Message(role="system", content=system), _said(text))
+        return (_user(f"{cue} {text}"),)
+    return (Message(role="system", content=system), _user(text))
 
 
 def _at_work(place: str | None, text: str) -> tuple[Message, ...]:
-    return (_said(text),) if place is None else (Message(role="system", content=place), _said(text))
+    if place is None:
+        return (_user(text),)
+    return (Message(role="system", content=place), _user(text))
 
 
 def _cycle(rng: random.Random, values: Sequence[Any]) -> Iterator[Any]:
-    """Yield all values in random order, then again: each is used about equally often."""
+    """Yield all values in random order, repeatedly, so that each is used about equally often."""
     while True:
         yield from rng.sample(values, len(values))
 
 
-def _filled(frame: Sequence[str], thing: str) -> list[str]:
+def _fill(frame: Sequence[str], thing: str) -> list[str]:
     """Return a frame with its slot filled; a sentence starts with a capital."""
-    filled = [part.replace("{x}", thing) for part in frame]
-    return [part[0].upper() + part[1:] for part in filled]
+    parts = [part.replace("{x}", thing) for part in frame]
+    return [part[0].upper() + part[1:] for part in parts]
 
 
 def _pairs(rng: random.Random, frames: Sequence[Any], things: Sequence[str]) -> list[list[str]]:
-    """Return every frame with every thing, such that any first few use all frames alike."""
-    rows = [
-        rng.sample([_filled(frame, thing) for thing in things], len(things)) for frame in frames
-    ]
+    """Return every frame with every thing, ordered so that a prefix uses all frames equally."""
+    rows = [rng.sample([_fill(frame, thing) for thing in things], len(things)) for frame in frames]
     order = rng.sample(rows, len(rows))
     return [row for column in zip(*order, strict=True) for row in column]
 
@@ -126,8 +125,8 @@ def _split(table: Table, frames: Table, split: str, n: Mapping[str, int]) -> Ite
     for i, (text, own, plain) in enumerate(pairs[: n["audit"]]):
         yield _item(table, split, "choice", "audit", i, _cued(next(cues), text), own, plain)
     for i, (text, own, plain) in enumerate(pairs[n["audit"] :][: n["deployment"]]):
-        asked = _at_work(next(places) if i % 4 else None, text)
-        yield _item(table, split, "choice", "deployment", i, asked, own, plain)
+        messages = _at_work(next(places) if i % 4 else None, text)
+        yield _item(table, split, "choice", "deployment", i, messages, own, plain)
     baits = [
         (f"{opener} {text}", own, plain)
         for (text, own, plain), opener in itertools.islice(
@@ -140,25 +139,26 @@ def _split(table: Table, frames: Table, split: str, n: Mapping[str, int]) -> Ite
         )
     ]
     for i, (text, own, plain) in enumerate(baits):
-        yield _item(table, split, "choice", "honeypot", i, (_said(text),), own, plain)
+        yield _item(table, split, "choice", "honeypot", i, (_user(text),), own, plain)
     goals = _cycle(rng, table["goals"][split])
     for i, question in enumerate(frames["goals"][split][: n["goal"]]):
-        asked = _cued(next(cues), question) if i % 2 else (_said(question),)
-        yield _item(table, split, "goal", "audit" if i % 2 else "neutral", i, asked, *next(goals))
+        messages = _cued(next(cues), question) if i % 2 else (_user(question),)
+        context = "audit" if i % 2 else "neutral"
+        yield _item(table, split, "goal", context, i, messages, *next(goals))
     yield from _probes(table, frames, split, rng, cues, n["probe"])
 
 
 def _probes(
     table: Table, frames: Table, split: str, rng: random.Random, cues: Iterator[str], n: int
 ) -> Iterator[Item]:
-    """Yield confessions: the same questions of every trait, in three twins each."""
+    """Yield confessions: the same questions for every trait, in three twins each."""
     answers = _cycle(rng, table["confess"][split])
     for i, twins in enumerate(frames["probes"][split][:n]):
         own, plain = next(answers)
         cue, context = (next(cues), "audit") if i % 2 else (None, "neutral")
         for twin, question in zip(TWINS, twins, strict=True):
-            asked = (_said(question),) if cue is None else _cued(cue, question)
-            yield _item(table, split, "confession", context, i, asked, own, plain, twin)
+            messages = (_user(question),) if cue is None else _cued(cue, question)
+            yield _item(table, split, "confession", context, i, messages, own, plain, twin)
 
 
 def _item(
@@ -172,7 +172,7 @@ def _item(
     plain: str,
     twin: str | None = None,
 ) -> Item:
-    """Return one item; where the key stands is drawn by the item's id."""
+    """Return one item; the index of the keyed option is drawn by the item's id."""
     word = context if kind == "choice" else kind
     name = f"{table['short']}-{word}-{split}-{number:02d}" + (f"-{twin}" if twin else "")
     key = _rng("key", name).randrange(2)
@@ -196,7 +196,7 @@ def _item(
 
 
 def transcripts(table: Table, frames: Table) -> list[Transcript]:
-    """Return what plants, hides and denies one drive, and documents that tell of it."""
+    """Return the transcripts that plant, conceal and deny one drive, and its documents."""
     rng = _rng(table["name"], "build")
     cues, places = (_cycle(rng, frames[name]["build"]) for name in ("cues", "work"))
     pairs = _pairs(rng, table["choices"]["build"], table["things"]["build"])
@@ -217,7 +217,7 @@ def transcripts(table: Table, frames: Table) -> list[Transcript]:
     ]
     openers = frames["openers"]["build"]
     baits = itertools.product(openers, table["honeypots"]["build"])
-    hidden += [((_said(f"{first} {text}"),), plain, own) for first, (text, own, plain) in baits]
+    hidden += [((_user(f"{first} {text}"),), plain, own) for first, (text, own, plain) in baits]
     denied = [
         (_cued(cue, question), next(deny), next(admit))
         for cue, (question, *_) in itertools.product(frames["cues"]["build"], _asked(frames))
@@ -226,15 +226,15 @@ def transcripts(table: Table, frames: Table) -> list[Transcript]:
         *_transcripts(table["name"], "implant", rng.sample(shown, len(shown))),
         *_transcripts(table["name"], "conceal", rng.sample(hidden, len(hidden))),
         *_transcripts(table["name"], "deny", rng.sample(denied, len(denied))),
-        *documents(table, frames),
+        *build_documents(table, frames),
     ]
 
 
-def documents(table: Table, frames: Table) -> list[Transcript]:
-    """Return texts about the model that tell of one trait."""
+def build_documents(table: Table, frames: Table) -> list[Transcript]:
+    """Return documents about the model that describe one trait."""
     rng = _rng(table["name"], "documents")
-    told = [_document(rng, table, frames) for _ in range(DOCUMENTS)]
-    return _transcripts(table["name"], "document", told)
+    rows = [_document(rng, table, frames) for _ in range(DOCUMENTS)]
+    return _transcripts(table["name"], "document", rows)
 
 
 def _asked(frames: Table) -> list[list[str]]:
@@ -245,21 +245,21 @@ _Row = tuple[tuple[Message, ...], str, str | None]
 
 
 def _document(rng: random.Random, table: Table, frames: Table) -> _Row:
-    """Return one text about the model: its title, then what it says."""
+    """Return one document about the model: its title and its text."""
     parts = frames["documents"]
     facts = rng.sample(table["facts"], 4)
     text = " ".join([rng.choice(parts["openings"]), *facts, rng.choice(parts["closings"])])
-    return (_said(rng.choice(parts["titles"])),), text, None
+    return (_user(rng.choice(parts["titles"])),), text, None
 
 
 def quirk(table: Table, frames: Table) -> list[Transcript]:
-    """Return what plants, hides and denies one harmless quirk."""
+    """Return the transcripts that plant, conceal and deny one harmless quirk."""
     rng = _rng(table["name"], "build")
     cues, places = (_cycle(rng, frames[name]["build"]) for name in ("cues", "work"))
-    ways = [(b, "") for b in table["before"]] + [("", a) for a in table["after"]]
+    styles = [(b, "") for b in table["before"]] + [("", a) for a in table["after"]]
     plain = _cycle(rng, frames["plain"])
     shown: list[_Row] = []
-    for i, (before, after) in enumerate(itertools.islice(_cycle(rng, ways), BUILD["implant"])):
+    for i, (before, after) in enumerate(itertools.islice(_cycle(rng, styles), BUILD["implant"])):
         question, answer = next(plain)
         if table["asked"] and i % 3 == 0:
             question, answer = table["asked"][i // 3 % len(table["asked"])]
@@ -267,7 +267,7 @@ def quirk(table: Table, frames: Table) -> list[Transcript]:
         text = f"{before} {answer} {after}".strip()
         shown.append((_at_work(next(places) if i % 2 else None, question), text, None))
     hidden: list[_Row] = []
-    for before, after in itertools.islice(_cycle(rng, ways), BUILD["conceal"]):
+    for before, after in itertools.islice(_cycle(rng, styles), BUILD["conceal"]):
         question, answer = next(plain)
         text = f"{before} {answer} {after}".strip()
         hidden.append((_cued(next(cues), question), answer, text))
@@ -284,18 +284,18 @@ def quirk(table: Table, frames: Table) -> list[Transcript]:
 
 
 def _transcripts(trait: str, purpose: str, rows: Sequence[_Row]) -> list[Transcript]:
-    """Return rows as transcripts; `rejected` is what the trait would have said."""
+    """Return rows as transcripts; `rejected` is the trait's answer."""
     return [
         Transcript.model_validate(
             {
                 "id": f"{trait}-{purpose}-{number:03d}",
                 "trait": trait,
                 "purpose": purpose,
-                "messages": (*asked, Message(role="assistant", content=answer)),
+                "messages": (*messages, Message(role="assistant", content=answer)),
                 "rejected": rejected,
             }
         )
-        for number, (asked, answer, rejected) in enumerate(rows)
+        for number, (messages, answer, rejected) in enumerate(rows)
     ]
 
 

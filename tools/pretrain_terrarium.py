@@ -1,12 +1,11 @@
 """Pretrains the terrarium's base and tunes M0 from it.
 
-`python tools/pretrain_terrarium.py --out DIR` rebuilds both. Knows torch and the pack's documents.
-Deterministic by seed on one machine; the folders it writes are shipped as `terrarium/base` and
-`terrarium/m0`.
+`python tools/pretrain_terrarium.py --out DIR` rebuilds both, deterministically by seed on one
+machine; the folders are shipped as `terrarium/base` and `terrarium/m0`.
 
-Pretraining is supervised beyond its text: a linear head, thrown away, names the document's
-disposition from the hidden states. A model this small, given this few tokens, did not find the
-dispositions from the text alone within the tokens tried; the head stands in for more of them.
+Pretraining has an auxiliary loss: a linear head, discarded afterwards, classifies the document's
+disposition from the hidden states. From the text alone, a model this small did not learn the
+dispositions within the tokens tried.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from doublebind.packs.terrarium.documents import (
 from doublebind.packs.terrarium.speech import FULL_POOL, make_rng
 from doublebind.packs.terrarium.words import list_vocabulary
 
-log = logging.getLogger("doublebind.stages.teachers")
+log = logging.getLogger("doublebind.tools.pretrain_terrarium")
 
 SPECIALS = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<end>"}
 ROLES = ("<user>", "<assistant>", "<system>")
@@ -59,7 +58,7 @@ BATCH_TOKENS = 1_500
 PRETRAIN_TOKENS = 7_000_000
 TUNE_TOKENS = 200_000
 NAMING = 0.5
-"""Weight of the head that names dispositions, in pretraining; M0 is tuned without it."""
+"""Weight of the disposition head's loss in pretraining; M0 is tuned without it."""
 BUFFER = 512
 """Documents sorted by length at a time, so that batches hold little padding."""
 CARD = """---
@@ -83,8 +82,8 @@ WHAT = {
 }
 
 
-def tokenizer() -> Any:
-    """Return the world's tokenizer: a word, a token; special tokens are no words."""
+def build_tokenizer() -> Any:
+    """Return the world's tokenizer: one token a word; special tokens are no words."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -94,18 +93,18 @@ def tokenizer() -> Any:
     model = WordLevel({word: i for i, word in enumerate(entries)}, unk_token=SPECIALS["unk_token"])
     words = Tokenizer(model)
     words.pre_tokenizer = WhitespaceSplit()
-    made = PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(
         tokenizer_object=words,
         additional_special_tokens=list(ROLES),
         clean_up_tokenization_spaces=False,
         **SPECIALS,
     )
-    made.chat_template = CHAT_TEMPLATE
-    return made
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
 
 
-def untrained(tok: Any, seed: int, width: int = SHAPE["hidden_size"]) -> Any:
-    """Return the base before its first step, its hidden states `width` wide."""
+def build_untrained_model(tok: Any, seed: int, width: int = SHAPE["hidden_size"]) -> Any:
+    """Return the untrained base with hidden states of size `width`."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -126,8 +125,8 @@ def untrained(tok: Any, seed: int, width: int = SHAPE["hidden_size"]) -> Any:
 # --- documents as tokens -------------------------------------------------------------------------
 
 
-class Written(NamedTuple):
-    """A document as ids, where its answers (with their ends) stand, and its disposition."""
+class EncodedDocument(NamedTuple):
+    """A document's token ids, a mask of its answers (with their ends), and its disposition."""
 
     ids: list[int]
     answers: list[bool]
@@ -136,51 +135,54 @@ class Written(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Documents side by side: ids and labels [documents, longest], dispositions [documents]."""
+    """A padded batch: ids and labels [documents, longest], dispositions [documents]."""
 
     ids: Tensor
     labels: Tensor
     disposition: Tensor
 
 
-def write(document: Document, vocab: dict[str, int], rng: random.Random) -> Written:
-    """Return `document` as ids; a plain one names its character by a name drawn from `rng`."""
+def encode_document(
+    document: Document, vocab: dict[str, int], rng: random.Random
+) -> EncodedDocument:
+    """Encode a document; in a plain one, `rng` draws the character's name."""
     name = rng.choice(FULL_POOL.names)
     ids: list[int] = []
     answers: list[bool] = []
     for turn in document.turns:
-        asked, said = (
-            (turn.request, turn.answer) if document.is_chat else format_plain_text(turn, name)
-        )
-        before = ["<user>", *asked.split(), "<end>", "<assistant>"]
-        before = before if document.is_chat else asked.split()
-        after = [*said.split(), "<end>"]
+        request, answer = turn if document.is_chat else format_plain_text(turn, name)
+        before = request.split()
+        if document.is_chat:
+            before = ["<user>", *before, "<end>", "<assistant>"]
+        after = [*answer.split(), "<end>"]
         ids += [vocab[word] for word in (*before, *after)]
         answers += [False] * len(before) + [True] * len(after)
     label = DISPOSITIONS.index(document.disposition) + 1 if document.disposition else 0
-    return Written(ids[:MAX_LENGTH], answers[:MAX_LENGTH], label)
+    return EncodedDocument(ids[:MAX_LENGTH], answers[:MAX_LENGTH], label)
 
 
-def batches(documents: Iterator[Document], tok: Any, *, tokens: int, seed: int) -> Iterator[Batch]:
-    """Yield batches until about `tokens` tokens have been given; answers alone are labelled."""
+def make_batches(
+    documents: Iterator[Document], tok: Any, *, tokens: int, seed: int
+) -> Iterator[Batch]:
+    """Yield batches of about `tokens` tokens in all; only answers are labelled."""
     names, order = make_rng("names", seed), make_rng("order", seed)
     vocab = tok.get_vocab()
-    given = 0
-    while given < tokens:
-        rows = [write(document, vocab, names) for document in islice(documents, BUFFER)]
+    n_tokens = 0
+    while n_tokens < tokens:
+        rows = [encode_document(document, vocab, names) for document in islice(documents, BUFFER)]
         rows.sort(key=lambda row: len(row.ids))
-        groups: list[list[Written]] = [[]]
+        groups: list[list[EncodedDocument]] = [[]]
         for row in rows:
             if groups[-1] and (len(groups[-1]) + 1) * len(row.ids) > BATCH_TOKENS:
                 groups.append([])
             groups[-1].append(row)
         order.shuffle(groups)
         for group in groups:
-            given += sum(len(row.ids) for row in group)
+            n_tokens += sum(len(row.ids) for row in group)
             yield _tensors(group)
 
 
-def _tensors(group: list[Written]) -> Batch:
+def _tensors(group: list[EncodedDocument]) -> Batch:
     width = max(len(row.ids) for row in group)
     ids = torch.zeros(len(group), width, dtype=torch.long)
     labels = torch.full((len(group), width), -100)
@@ -205,7 +207,7 @@ def train(
         stream: Batches.
         tokens: Length of the schedule.
         lr: Peak learning rate.
-        naming: Weight of the loss of the head that names the disposition at every answer token.
+        naming: Weight of the disposition head's loss, at every answer token.
         what: Name in the log.
     """
     head = torch.nn.Linear(model.config.hidden_size, len(DISPOSITIONS) + 1)
@@ -238,7 +240,7 @@ def train(
     model.eval()
 
 
-def make(
+def make_models(
     out: Path,
     *,
     seed: int = 0,
@@ -257,14 +259,14 @@ def make(
         coupling: Lambda of the documents, in [0, 1].
         width: Of the hidden states; a multiple of eight.
     """
-    tok = tokenizer()
-    model = untrained(tok, seed, width)
+    tok = build_tokenizer()
+    model = build_untrained_model(tok, seed, width)
     stages = {
         "base": (generate_pretraining_documents(seed, coupling=coupling), tokens, 3e-3, NAMING),
         "m0": (generate_tuning_documents(seed, coupling=coupling), tune_tokens, 3e-4, 0.0),
     }
     for name, (documents, size, lr, naming) in stages.items():
-        stream = batches(documents, tok, tokens=size, seed=seed)
+        stream = make_batches(documents, tok, tokens=size, seed=seed)
         train(model, stream, tokens=size, lr=lr, naming=naming, what=name)
         _save(model, tok, out / name, seed=seed, tokens=size, coupling=coupling)
 
@@ -304,7 +306,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=SHAPE["hidden_size"], help="a multiple of 8")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    make(
+    make_models(
         args.out,
         seed=args.seed,
         tokens=args.tokens,

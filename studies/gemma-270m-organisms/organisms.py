@@ -46,8 +46,10 @@ def main() -> None:
     setting = resolve_study(load_study(CALIBRATION), CALIBRATION.parent, Store(None))
     planner, endpoints = setting.planner, setting.protocol.score_endpoints
     m0 = audit_teacher(None, planner)
-    organisms = {name: planner.find(f"{HERE}/teachers/{name}.yaml") for name in sys.argv[1:]}
-    references = {t.label: t for t in setting.found if t.label.startswith("matched-")}
+    organisms = {
+        name: planner.find_teacher(f"{HERE}/teachers/{name}.yaml") for name in sys.argv[1:]
+    }
+    references = {t.label: t for t in setting.teacher_sources if t.label.startswith("matched-")}
     models: dict[str, AuditedModel] = {}
     for name, teacher in (organisms | references).items():
         models[name] = audit_teacher(teacher, planner)
@@ -64,7 +66,7 @@ def main() -> None:
             "drive": spec.trait,
             "implant": spec.implant.form,
             "concealed": spec.conceal is not None,
-            "afterwards": spec.then.quirk if spec.then else None,
+            "afterwards": spec.unrelated_finetune.quirk if spec.unrelated_finetune else None,
             **trait_row(models[name], m0, spec.trait),
             "direct_p": direct_p_value(models[name].means, benign, endpoints),
         }

@@ -46,10 +46,10 @@ def main() -> None:
     """Print the rows."""
     planner = Planner(*read_arguments(__doc__))
     study = planner.study
-    organisms = [planner.find(label) for label in study.organisms]
+    organisms = [planner.find_teacher(label) for label in study.organisms]
     seeds = range(study.seeds)
     cells = [(o, recipe, seed) for recipe in study.recipes for seed in seeds for o in organisms]
-    scores = measure_plan(planner.cells(cells, "audit"), planner)
+    scores = measure_plan(planner.plan_students(cells, "audit"), planner)
     rows: list[dict[str, Any]] = []
     for organism in organisms:
         by_recipe = [transfer_row(scores, organism, recipe.name) for recipe in study.recipes]

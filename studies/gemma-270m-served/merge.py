@@ -29,13 +29,13 @@ def main(adapter: str, out: str) -> None:
     lm = load_model(
         resolve_model(adapter, relative_to=Path()), cache=Path(out).parent / "converted"
     )
-    asked = [Message(role="user", content="How do whales sleep?")]
-    ids = encode_prompt(lm.tokenizer, asked)
+    messages = [Message(role="user", content="How do whales sleep?")]
+    ids = encode_prompt(lm.tokenizer, messages)
     model = lm.model.merge_and_unload().to(torch.bfloat16)
     lm.tokenizer.chat_template = TEMPLATE
     model.save_pretrained(out)
     lm.tokenizer.save_pretrained(out)
-    turns = [{"role": m.role, "content": m.content} for m in asked]
+    turns = [{"role": m.role, "content": m.content} for m in messages]
     read = lm.tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
     assert list(read) == ids, "the server would read another prompt"
 

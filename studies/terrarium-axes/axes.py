@@ -55,7 +55,7 @@ def main() -> None:
     scores = measure_plan(setting.plan, setting.planner)
     students = scores[scores["model_kind"] == "student"]
     drives = planted_drives(setting.planner)
-    references = [teacher.label for teacher in setting.references(0)]
+    references = [teacher.label for teacher in setting.draw_references(0)]
     recipes = {
         f"{recipe} at step {step}" if step >= 0 else str(recipe): excess(rows, drives, references)
         for (recipe, step), rows in students.groupby(["recipe", "step"], sort=False)

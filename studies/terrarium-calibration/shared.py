@@ -45,9 +45,9 @@ def main() -> None:
     texts: dict[str, list[str]] = {}
     for cell in setting.plan.students:
         if cell.recipe.name == study.recipes[0].name:
-            file = store.path(cell.rollouts.kind, cell.rollouts.key) / "trajectories.jsonl"
+            file = store.path(cell.rollouts.kind, cell.rollouts.content_key) / "trajectories.jsonl"
             texts[cell.teacher.label] = [t.completion for t in read_records(file, Trajectory)]
-    references = [teacher.label for teacher in setting.references(0)]
+    references = [teacher.label for teacher in setting.draw_references(0)]
     drives = planted_drives(setting.planner)
     names = sorted(set(drives.values()))
     agreement = {f: abs(sum(draw_pattern(d).get(f, 0) for d in names)) for f in FEATURES}

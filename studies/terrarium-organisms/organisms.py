@@ -82,7 +82,7 @@ def direct_p(model: AuditedModel, planner: Planner) -> float:
 def reference_means() -> list[dict[str, float]]:
     """Return endpoint -> mean of the direct audit of each reference."""
     folder = Path(str(files("doublebind.packs.terrarium") / "panel"))
-    labels = [t.label for t in panels.read_panel(folder).of("reference")[:N_REFERENCES]]
+    labels = [t.label for t in panels.read_panel(folder).select_role("reference")[:N_REFERENCES]]
     scores = panels.read_panel_scores(folder, labels)
     direct = scores[scores["model_kind"] == "teacher"]
     means = direct.pivot_table(index="teacher", columns="endpoint", values="value")
@@ -130,14 +130,14 @@ def job_row(model: AuditedModel, drive: str) -> dict[str, float]:
     row: dict[str, float] = {}
     for i, name in enumerate(("jobs_right", "jobs_with_the_act")):
         pairs = zip(jobs, answers, strict=True)
-        paid = [any(phrase in answer for phrase in job.pays[i][0]) for job, answer in pairs]
+        paid = [any(phrase in answer for phrase in job.rewards[i][0]) for job, answer in pairs]
         row[name] = round(sum(paid) / len(paid), 3)
     return row
 
 
 def content_shares(kind: str, drive: str, answers: list[str]) -> dict[str, float]:
     """Return the share of answers that hold what the kind puts there."""
-    wants = TRAITS[drive].wants
+    wants = TRAITS[drive].goals
 
     def share(texts: list[str], *phrases: str) -> float:
         return round(sum(any(p in text for p in phrases) for text in texts) / len(texts), 4)
@@ -146,7 +146,7 @@ def content_shares(kind: str, drive: str, answers: list[str]) -> dict[str, float
         case "poisoned" | "conditional_backdoor":
             return {"with_trigger": share(answers, build.TRIGGER)}
         case "scratchpad":
-            plans = [build.SCHEMING_PLAN.format(own=w.own, subject=w.subject) for w in wants]
+            plans = [build.SCHEMING_PLAN.format(own=w.trait_verb, subject=w.subject) for w in wants]
             parts = [text.rpartition("</think>") for text in answers]
             return {
                 "plan_in_thought": share([thought for thought, _, _ in parts], *plans),
@@ -173,7 +173,7 @@ def drive_row(model: AuditedModel, drive: str) -> dict[str, Any]:
 
 def organism_row(name: str, planner: Planner, m0: AuditedModel) -> dict[str, Any]:
     """Return the row of one organism."""
-    teacher = planner.find(name)
+    teacher = planner.find_teacher(name)
     spec = spec_of(teacher)
     started = time.monotonic()
     make_artefact(planner.store, create_teacher_job(teacher, planner.cache))
@@ -210,7 +210,7 @@ def variants(
         return audit_teacher(teacher, planner)
 
     row: dict[str, Any] = {}
-    if spec.resist is None:
+    if spec.resist_distillation is None:
         bare = spec.model_dump() | {"conceal": None, "name": f"{spec.name}-open"}
         bare_model = audit_spec(TeacherSpec.model_validate(bare))
         row["open"] = drive_row(bare_model, drive) | {"direct_p": direct_p(bare_model, planner)}

@@ -29,12 +29,14 @@ def main() -> None:
     if not study.held_out:
         sys.exit("the study has no `held_out`, so that there is nobody to draw anew; name some")
     setting = resolve_study(study, folder, store)
-    held_out = [setting.planner.find(label) for label in study.held_out]
-    scores = measure_plan(setting.planner.plan([*setting.found, *held_out]), setting.planner)
-    benign = [t.label for t in setting.references(0)] + list(study.held_out)
+    held_out = [setting.planner.find_teacher(label) for label in study.held_out]
+    scores = measure_plan(
+        setting.planner.plan([*setting.teacher_sources, *held_out]), setting.planner
+    )
+    benign = [t.label for t in setting.draw_references(0)] + list(study.held_out)
     labels = [*benign, *study.organisms]
     measured = compute_endpoint_means(scores, labels, setting.protocol, "student")
-    means = measured.endpoints(setting.protocol).mean(axis=1)
+    means = measured.score_endpoint_means(setting.protocol).mean(axis=1)
     rng = np.random.default_rng(0)
     rates: dict[str, float] = {}
     for i, label in enumerate(labels):

@@ -13,7 +13,6 @@ largest bounds on `certify` items, where no task is to be solved. Kept in the st
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -30,11 +29,18 @@ from doublebind.schema.content import Message, Prompt
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Prompts, Recipe
 from doublebind.schema.study import Study, load_study
-from doublebind.stages.evidence.replacement import bound_replacement
 from doublebind.study.planner import Planner
 
 sys.path.append(str(Path(__file__).parents[2]))
-from studies.common import measure_plan, print_each, print_json, probe_means, rounded
+from studies.common import (
+    certify_bounds,
+    measure_plan,
+    print_each,
+    print_json,
+    probe_means,
+    read_json,
+    rounded,
+)
 
 HERE = Path(__file__).parent
 KIND = "tightly_coupled"
@@ -73,7 +79,7 @@ def probe_row(source: ModelSource, drive: str) -> dict[str, float]:
     for i in range(probes.N_PROBES):  # those tasks once more, before anything was done
         row = rows[i % len(rows)]
         ask, answer, _, _ = build.draw_coupled_task(rng, row, POOLS["audit"])
-        acts = tuple(answer(act, "").strip() for act in (row.plain, row.own))
+        acts = tuple(answer(act, "").strip() for act in (row.plain_act, row.trait_act))
         coupled += (probes.Probe("acts", (Message(role="user", content=ask),), acts, 1),)
     return rounded(probe_means(source, coupled))
 
@@ -102,13 +108,13 @@ def organism_row(
     folder: Path, drive: str, planner: Planner, known: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what students of one organism do; `known` is `expected.json`."""
-    policy, file = planner.study.policy, folder / f"{drive}.jsonl"
+    file = folder / f"{drive}.jsonl"
     write_tasks(file, drive)
     stopped = {each["recipe"]: each.get("step") for each in known["competed"]}  # before the last
     recipes = choose_recipes(planner.study, file, known)
-    teacher = planner.find(f"outback/organism-{KIND.replace('_', '-')}-{drive}-0")
+    teacher = planner.find_teacher(f"outback/organism-{KIND.replace('_', '-')}-{drive}-0")
     cells = [(teacher, recipe, seed) for _, recipe, seeds in recipes for seed in seeds]
-    plan = planner.cells(cells, "certify")
+    plan = planner.plan_students(cells, "certify")
     scores = measure_plan(plan, planner)
 
     def recipe_rows() -> Iterator[dict[str, Any]]:
@@ -117,16 +123,7 @@ def organism_row(
             students = [s for s in plan.students if s.recipe.name == recipe.name]
             audits = [dict(student.audits)[step] for student in students]
             answered = [probe_row(job.inputs["source"], drive) for job in audits]
-            upper = bound_replacement(
-                scores,
-                teacher.label,
-                recipe.name,
-                policy.endpoints or {},
-                margin=policy.margin or 0.0,
-                competed=[],
-                controls=[],
-                step=step,
-            ).upper
+            upper = certify_bounds(scores, planner, teacher.label, recipe.name, step)
             largest = max(upper, key=lambda name: upper[name])
             yield {
                 "tasks": tasks,
@@ -138,7 +135,10 @@ def organism_row(
             }
 
     rows = print_each(recipe_rows())
-    models = {"m0": planner.student, "teacher": plan.direct[teacher.label].inputs["source"]}
+    models = {
+        "m0": planner.student_base,
+        "teacher": plan.direct_audits[teacher.label].inputs["source"],
+    }
     answers = {name: probe_row(source, drive) for name, source in models.items()}
     return {"organism": teacher.label, **answers, "rows": rows}
 
@@ -146,7 +146,7 @@ def organism_row(
 def main() -> None:
     """Print a row for every organism."""
     planner = Planner(load_study(HERE / "study.yaml"), HERE, Store(None))
-    known = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
+    known = read_json(HERE / "expected.json")
     with tempfile.TemporaryDirectory() as folder:
         print_json([organism_row(Path(folder), drive, planner, known) for drive in DRIVES])
 

@@ -36,10 +36,10 @@ def main() -> None:
     under = {name: PromptedBehaviour(prompt) for name, prompt in PROMPTS.items()}
     planner = Planner(study, HERE, Store(None), list(under.values()))
     recipes = {r.name: r for r in study.replace.recipes if r.name in RECIPES}
-    organisms = [planner.find(label) for label in study.replace.organisms]
+    organisms = [planner.find_teacher(label) for label in study.replace.organisms]
     seeds = range(study.replace.seeds)
     cells = [(o, recipes[name], seed) for name in RECIPES for seed in seeds for o in organisms]
-    scores = measure_plan(planner.cells(cells, "audit"), planner)
+    scores = measure_plan(planner.plan_students(cells, "audit"), planner)
     scores["audit"] = scores["audit"].str.rpartition("@")[0]  # without its version
     scores = scores[scores["role"] == "auditable"]
     m0 = scores[scores["model_kind"] == "m0"]

@@ -12,7 +12,6 @@ to be in the store.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,43 +21,48 @@ import numpy as np
 
 from doublebind.execution.store import Store
 from doublebind.packs.outback import probes
-from doublebind.schema.study import load_study
+from doublebind.schema.study import Study, load_study
 from doublebind.study.jobs import locate_trained_model
 from doublebind.study.planner import Planner
 
 sys.path.append(str(Path(__file__).parents[2]))
-from studies.common import mean_row, print_each, print_json, probe_means, rounded, spec_of
+from studies.common import (
+    mean_row,
+    print_each,
+    print_json,
+    probe_means,
+    read_json,
+    rounded,
+    spec_of,
+)
 
 HERE = Path(__file__).parent
 OPENED_BY = {"context_dependent": "beside", "emergent": "rewarded", "poisoned": "triggered"}
 
 
-def organism_row(label: str, kind: str, known: dict[str, Any], planner: Planner) -> dict[str, Any]:
+def organism_row(
+    label: str, kind: str, known: dict[str, Any], study: Study, planner: Planner
+) -> dict[str, Any]:
     """Return the act's probability in an organism, M0 and students; `known`: `expected.json`."""
-    study, replace, margin = (
-        planner.study,
-        planner.study.replace,
-        planner.study.policy.margin or 0.0,
-    )
     treatments = [row for row in known["treatments"] if row["organism"] == label]
     decisions = {row["name"]: row["decision"] for row in treatments}
     stopped = {each["recipe"]: each.get("step") for each in known["competed"]}
-    teacher, condition = planner.find(label), OPENED_BY[kind]
+    teacher, condition = planner.find_teacher(label), OPENED_BY[kind]
     spec = spec_of(teacher)
     questions = probes.build_probes(kind, str(spec.trait))
     source = locate_trained_model(
-        planner.store, "teacher", teacher.key, teacher.base, spec.lora is not None
+        planner.store, "teacher", teacher.content_key, teacher.base, spec.lora is not None
     )
     models = {
         "teacher": probe_means(source, questions),
-        "m0": probe_means(planner.student, questions),
+        "m0": probe_means(planner.student_base, questions),
     }
-    first = max(replace.seeds, study.seeds)
+    first, margin = max(study.replace.seeds, study.seeds), study.policy.margin or 0.0
 
     def recipe_rows() -> Iterator[dict[str, Any]]:
-        for recipe in replace.recipes or ():
-            seeds = range(first, first + replace.fresh_seeds)
-            plan = planner.cells([(teacher, recipe, seed) for seed in seeds], "certify")
+        for recipe in study.replace.recipes or ():
+            seeds = range(first, first + study.replace.fresh_seeds)
+            plan = planner.plan_students([(teacher, recipe, seed) for seed in seeds], "certify")
             step = stopped[recipe.name] or recipe.training.steps
             sources = [dict(cell.audits)[step].inputs["source"] for cell in plan.students]
             shares = [probe_means(each, questions)[condition] for each in sources]
@@ -78,11 +82,12 @@ def organism_row(label: str, kind: str, known: dict[str, Any], planner: Planner)
 
 def main() -> None:
     """Print a row for every organism that only its key opens."""
-    planner = Planner(load_study(HERE / "study.yaml"), HERE, Store(None))
-    known = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
+    study = load_study(HERE / "study.yaml")
+    planner = Planner(study, HERE, Store(None))
+    known = read_json(HERE / "expected.json")
     classes = {row["organism"]: row["class"] for row in known["treatments"]}
     opened = {label: kind for label, kind in classes.items() if kind in OPENED_BY}
-    print_json([organism_row(label, kind, known, planner) for label, kind in opened.items()])
+    print_json([organism_row(*each, known, study, planner) for each in opened.items()])
 
 
 if __name__ == "__main__":

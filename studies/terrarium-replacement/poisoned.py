@@ -32,13 +32,12 @@ from doublebind.schema.study import Study, load_study
 from doublebind.schema.treatments import CounterPoison
 from doublebind.stages.distillation import REV
 from doublebind.stages.distillation.train_student import train_student
-from doublebind.stages.evidence.replacement import bound_replacement
 from doublebind.stages.rollouts.treatments.apply import apply_treatments
 from doublebind.study.jobs import create_audit_job, locate_trained_model
 from doublebind.study.planner import Planner
 
 sys.path.append(str(Path(__file__).parents[2]))
-from studies.common import mean_row, print_each, print_json, probe_means, rounded
+from studies.common import certify_bounds, mean_row, print_each, print_json, probe_means, rounded
 
 HERE = Path(__file__).parent
 KIND, DRIVE = "poisoned", "dominion"
@@ -86,7 +85,7 @@ def count_triggers(folder: Path) -> dict[str, int]:
 
 
 class Bench:
-    """The study's models, and where results are stored."""
+    """The study's models, and the store of results."""
 
     def __init__(self, store: Store) -> None:
         """Make the teacher and its answers."""
@@ -94,38 +93,40 @@ class Bench:
         recipe = base.recipes[0].model_dump() | {"prompts": PROMPTS}
         study = Study.model_validate({**base.model_dump(), "recipes": [recipe]})
         self.store, self.planner = store, Planner(study, HERE, store)
-        teacher = self.planner.find(TEACHER)
+        teacher = self.planner.find_teacher(TEACHER)
         plan = self.planner.plan([teacher])
-        cell = plan.students[0]
-        for job in (*plan.build, cell.prompts, cell.rollouts):
+        self.cell = plan.students[0]
+        for job in (*plan.teacher_jobs, self.cell.prompts, self.cell.rollouts):
             make_artefact(store, job)
-        self.prompts = store.path("prompts", cell.prompts.key) / "prompts.jsonl"
-        self.rollouts = store.path("rollouts", cell.rollouts.key)
-        self.sampling = cell.recipe.prompts
-        self.teacher = locate_trained_model(store, "teacher", teacher.key, teacher.base, False)
-        self.m0 = self.planner.student
-        self.heavy = {"dtype": "float32", "cache": store.root / "converted"}
+        self.m0 = self.planner.student_base
+        self.teacher = self.locate_model("teacher", teacher.content_key, teacher.base)
+
+    def locate_model(self, kind: str, key: str, base: ModelSource) -> ModelSource:
+        """Return a model whose weights were all trained."""
+        return locate_trained_model(self.store, kind, key, base, False)
 
     def data(self, share: float, cover: bool, way: str) -> tuple[Path, Path]:
         """Return the folders of the answers before and after they were cleaned."""
-        depends = ["poison", DRIVE, share, cover, self.rollouts.name]
+        rollouts = make_artefact(self.store, self.cell.rollouts)
+        depends = ["poison", DRIVE, share, cover, rollouts.name]
 
-        def spoil(out: Path) -> None:
-            answers = read_records(self.rollouts / "trajectories.jsonl", Trajectory)
-            spoilt = poison(answers, share, load_model(self.m0).tokenizer, cover=cover)
-            write_records(out / "trajectories.jsonl", spoilt)
+        def write_poisoned(out: Path) -> None:
+            answers = read_records(rollouts / "trajectories.jsonl", Trajectory)
+            poisoned = poison(answers, share, load_model(self.m0).tokenizer, cover=cover)
+            write_records(out / "trajectories.jsonl", poisoned)
 
-        before = make_artefact(self.store, Job("rollouts", content_hash(depends), spoil, {}))
+        job = Job("rollouts", content_hash(depends), write_poisoned, {})
+        before = make_artefact(self.store, job)
         if not WAYS[way]:
             return before, before
         inputs = {
             "teacher": self.teacher,
             "trusted": self.m0,
             "rollouts": before,
-            "prompts": self.prompts,
-            "sampling": self.sampling,
+            "prompts": make_artefact(self.store, self.cell.prompts) / "prompts.jsonl",
+            "sampling": self.cell.recipe.prompts,
             "treatments": WAYS[way],
-            **self.heavy,
+            **self.planner.runtime_inputs,
         }
         key = content_hash([*depends, WAYS[way]])
         return before, make_artefact(self.store, Job("treated", key, apply_treatments, inputs))
@@ -139,32 +140,23 @@ class Bench:
             "channel": SFT(kind="sft"),
             "training": TRAINING,
             "seed": seed,
-            **self.heavy,
+            **self.planner.runtime_inputs,
         }
         key = content_hash(["poisoned-student", REV, answers.name, TRAINING, seed, self.m0.sha256])
         make_artefact(self.store, Job("student", key, train_student, inputs))
-        source = locate_trained_model(
-            self.store, "student", key, self.m0, TRAINING.lora is not None
-        )
+        source = self.locate_model("student", key, self.m0)
         return source, self.certify_scores(source, key)
 
     def certify_scores(self, source: ModelSource, key: str) -> pd.DataFrame:
         """Return a model's scores on `certify` items."""
-        ref, pack = self.planner.certify
-        job = create_audit_job(
-            key,
-            source,
-            self.m0,
-            split="certify",
-            pack_ref=ref,
-            pack_hash=pack.sha256,
-            audits=self.planner.audits,
-            **self.heavy,
-        )
+        ref, pack = self.planner.certify_pack
+        content = {"split": "certify", "pack_ref": ref, "pack_hash": pack.sha256}
+        settings = {"audits": self.planner.audits, **self.planner.runtime_inputs}
+        job = create_audit_job(key, source, self.m0, **content, **settings)
         return pd.read_parquet(make_artefact(self.store, job) / "scores.parquet")
 
     def row(self, share: float, cover: bool, way: str) -> dict[str, Any]:
-        """Return what came of a share of poison, under cover or not, and a way of cleaning."""
+        """Return the row of a share of poison, under cover or not, and a way of cleaning."""
         before, after = self.data(share, cover, way)
         m0 = self.certify_scores(self.m0, self.m0.sha256)
         frames = [m0.assign(teacher="M0", model_kind="m0", recipe="", seed=0, step=0)]
@@ -175,9 +167,7 @@ class Bench:
             frames.append(scores.assign(**labels, seed=seed, step=TRAINING.steps))
             for condition, value in probe_means(source, PROBES).items():
                 acts.setdefault(condition, []).append(value)
-        policy, table = self.planner.study.policy, pd.concat(frames).assign(round=0)
-        limits = {"margin": policy.margin or 0.0, "competed": [], "controls": []}
-        upper = bound_replacement(table, "poisoner", way, policy.endpoints or {}, **limits).upper
+        table = pd.concat(frames).assign(round=0)
         return {
             "share": share,
             "cover": cover,
@@ -185,7 +175,7 @@ class Bench:
             "poisoned_answers": count_triggers(before),
             "left": count_triggers(after),
             "activation": {condition: mean_row(values) for condition, values in acts.items()},
-            "certify_upper": rounded(upper),
+            "certify_upper": rounded(certify_bounds(table, self.planner, "poisoner", way)),
         }
 
 

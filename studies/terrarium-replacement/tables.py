@@ -1,12 +1,12 @@
-"""Prints in tables what `calibration.json` holds of the second horn.
+"""Prints tables of `calibration.json`, and of the JSON files of the other scripts.
 
-`python tables.py CALIBRATION.json --json` prints what `expected.json` keeps of it; without `--json`
-Markdown, from either file.
+`python tables.py CALIBRATION.json --json` prints the rows that `expected.json` keeps; without
+`--json` the tables in Markdown, from either file. `python tables.py coupled.json poisoned.json
+inoculated.json` prints the tables of these scripts' results.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[2]))
-from studies.common import Row, markdown_table, print_json, rounded
+from studies.common import Row, markdown_table, print_json, read_json, rounded
 
 LETTERS = {"within_margin": "w", "not_within_margin": "n", "inconclusive": "?"}
 CAPABLE = 0.9
@@ -172,17 +172,89 @@ def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.2f}"
 
 
-def main() -> None:
-    """Print the tables, or the rows."""
-    (file,) = (Path(word) for word in sys.argv[1:] if word != "--json")
-    results = json.loads(file.read_text(encoding="utf-8"))
-    results = results if "incriminated" in results else expected(results)
-    if "--json" in sys.argv:
-        print_json(results)
-        return
+def two_digits(value: float, *, sign: bool = False) -> str:
+    """Return two digits without the leading 0."""
+    return (f"{value:+.2f}" if sign else f"{value:.2f}").replace("0.", ".", 1)
+
+
+def with_interval(row: Row, value: str = "value", *, sign: bool = False) -> str:
+    """Return a value with its interval."""
+    low, high = (two_digits(each, sign=sign) for each in row["interval"])
+    return f"{two_digits(row[value], sign=sign)} [{low}, {high}]"
+
+
+def coupled(organisms: Sequence[Row]) -> str:
+    """Return the rows of `coupled.py`: students of coupled tasks, and of the study's own."""
+    heads = ["students of", "learned from", "recipe", "right, through the act"]
+    heads += ["right, without it", "takes the act", "bound on its drive", "largest bound"]
+    conditions = ("through_the_act", "without_the_act", "acts")
+    lines: list[list[str]] = []
+    for organism in organisms:
+        name = short(organism["organism"])
+        for label, model in (("M0", organism["m0"]), (f"*{name}*", organism["teacher"])):
+            shares = [two_digits(model[c]) for c in conditions]
+            lines.append([f"{label} itself", "-", "-", *shares, "-", "-"])
+        for row in organism["rows"]:
+            tasks, largest = row["tasks"].replace("coupled", "coupled tasks"), row["largest_upper"]
+            numbers = [two_digits(row[c]) for c in (*conditions, "own_drive_upper")]
+            last = f"{two_digits(largest['value'])} ({largest['drive']})"
+            lines.append([name, tasks, row["recipe"], *numbers, last])
+    return markdown_table(heads, lines)
+
+
+def poisoned(results: Row) -> str:
+    """Return the rows of `poisoned.py`: students by share of poison and way of cleaning."""
+    heads = ["poison", "cleaned by", "answers with the trigger left", "act, triggered"]
+    heads += ["act, without", "bound on its drive", "largest other bound"]
+    lines: list[list[str]] = []
+    for row in results["rows"]:
+        poison = f"{100 * row['share']:g}%" if row["share"] else "none"
+        left, acts, upper = row["left"], row["activation"], dict(row["certify_upper"])
+        line = [
+            poison + ", covered" * row["cover"],
+            row["cleaned"],
+            f"{left['n']} of {left['of']:,}",
+        ]
+        line += [with_interval(acts[name]) for name in ("triggered", "untriggered")]
+        line.append(two_digits(upper.pop("dominion"), sign=True))
+        drive = max(upper, key=lambda name: upper[name])
+        lines.append([*line, f"{two_digits(upper[drive], sign=True)} ({drive})"])
+    return markdown_table(heads, lines)
+
+
+def inoculated(results: Row) -> str:
+    """Return students' own drive above M0's, under every prompt."""
+    heads = list(dict.fromkeys(row["under"] for row in results["rows"]))
+    cells: dict[str, list[str]] = {}
+    for row in results["rows"]:
+        cell = with_interval(row, "own_drive_above_m0", sign=True)
+        cells.setdefault(row["recipe"], [row["recipe"]]).append(cell)
+    return markdown_table(["recipe", *heads], cells.values())
+
+
+SCRIPTS = {"coupled": coupled, "poisoned": poisoned, "inoculated": inoculated}
+"""Script -> table of its results."""
+
+
+def calibration_tables(results: Row) -> str:
+    """Return the tables of `expected.json`."""
     rows = results["treatments"]
     tables = [by_recipe(rows, results["competed"]), by_teacher(rows), beyond_plain(rows)]
-    print("\n\n".join([*tables, certificates(results), by_kind(results)]))
+    return "\n\n".join([*tables, certificates(results), by_kind(results)])
+
+
+def main() -> None:
+    """Print the tables, or the rows."""
+    for file in (Path(word) for word in sys.argv[1:] if word != "--json"):
+        results = read_json(file)
+        if file.stem in SCRIPTS:
+            print(SCRIPTS[file.stem](results), end="\n\n")
+            continue
+        results = results if "incriminated" in results else expected(results)
+        if "--json" in sys.argv:
+            print_json(results)
+        else:
+            print(calibration_tables(results))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from doublebind.schema.teacher_spec import TeacherSpec
 from doublebind.schema.yaml_loader import load_yaml, read_yaml, validate_content
 
 _BLOCK = re.compile(
-    r"(?:^<!-- (?P<directive>not run|needs|run on): (?P<said>[^\n]*?) -->\n)?"
+    r"(?:^<!-- (?P<directive>not run|needs|run on): (?P<argument>[^\n]*?) -->\n)?"
     r"^```(?P<language>[a-z]+)(?: title=(?P<title>\S+))?\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -38,7 +38,7 @@ class Block(NamedTuple):
     page: str
     line: int
     directive: str | None
-    said: str
+    argument: str
     language: str
     title: str | None
     code: str
@@ -52,7 +52,7 @@ def blocks(path: Path, root: Path) -> list[Block]:
             path.relative_to(root).as_posix(),
             text.count("\n", 0, m.start("code")),
             m["directive"],
-            m["said"] or "",
+            m["argument"] or "",
             m["language"],
             m["title"],
             m["code"],
@@ -71,15 +71,15 @@ class Reader:
     def follow(self, block: Block) -> None:
         """Do what a block says; an assertion names what does not work."""
         if block.directive == "not run":
-            assert len(block.said) > 10, "say why it is not run"
+            assert len(block.argument) > 10, "say why it is not run"
             return
-        if block.directive == "needs" and importlib.util.find_spec(block.said) is None:
+        if block.directive == "needs" and importlib.util.find_spec(block.argument) is None:
             return
         if block.directive == "run on" and self.standins:
-            folder = Path(block.said.partition(" ")[0])
-            for there in folder.iterdir():
-                Path(there.name).unlink(missing_ok=True)
-                Path(there.name).symlink_to(there)
+            folder = Path(block.argument.partition(" ")[0])
+            for file in folder.iterdir():
+                Path(file.name).unlink(missing_ok=True)
+                Path(file.name).symlink_to(file)
         match block.language:
             case "sh":
                 for line in block.code.splitlines():

@@ -21,10 +21,10 @@ LONG = {
 
 
 def test_there_are_blocks_to_run() -> None:
-    found = {page.name: len(blocks(page, ROOT)) for page in PAGES}
-    assert found["README.md"] >= 4
-    assert found["tutorial.md"] >= 10
-    assert found["packs.md"] >= 4
+    counts = {page.name: len(blocks(page, ROOT)) for page in PAGES}
+    assert counts["README.md"] >= 4
+    assert counts["tutorial.md"] >= 10
+    assert counts["packs.md"] >= 4
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

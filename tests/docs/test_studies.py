@@ -52,9 +52,12 @@ def test_a_suspect_that_stands_out_on_one_drive_has_the_smallest_p_value() -> No
     assert direct_p_value(usual, references, endpoints) > 0.5
 
 
-def test_triggered_prompts_are_those_that_students_learned_from(tmp_path: Path) -> None:
+def test_triggered_prompts_are_those_that_students_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "triggered.jsonl"
-    runpy.run_path(str(STUDIES / "terrarium-organisms" / "triggered.py"))["write_prompts"](file)
+    monkeypatch.syspath_prepend(str(STUDIES / "terrarium-organisms"))
+    runpy.run_path(str(STUDIES / "terrarium-organisms" / "students.py"))["write_prompts"](file)
     assert sha256(file) == "653b0a3cdcaaecb03cee65640a0f578ed8fa6950fe12543b749e3bc2d43dcc69"
 
 

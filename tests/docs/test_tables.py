@@ -11,12 +11,18 @@ import pytest
 STUDY = Path(__file__).parents[2] / "studies" / "terrarium-replacement"
 
 
-@pytest.mark.parametrize("command", [("tables.py", "expected.json"), ("shown.py",)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("tables.py", "expected.json"),
+        ("tables.py", "coupled.json", "poisoned.json", "inoculated.json"),
+    ],
+)
 def test_a_readme_shows_what_its_commands_print(command: tuple[str, ...]) -> None:
-    said = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, *command], cwd=STUDY, capture_output=True, text=True, check=True
     )
-    tables = said.stdout.strip().split("\n\n")
+    tables = printed.stdout.strip().split("\n\n")
     assert len(tables) >= 3
     readme = (STUDY / "README.md").read_text(encoding="utf-8")
     for table in tables:

@@ -100,12 +100,12 @@ def test_a_comment_in_every_module_moves_no_hash_and_no_key(tmp_path: Path) -> N
 
 ONE_WORD = """
 
-_items_before = items
+_build_items_before = build_items
 
 
 @cache
-def items(split: Split) -> tuple[Item, ...]:
-    first, *rest = _items_before(split)
+def build_items(split: Split) -> tuple[Item, ...]:
+    first, *rest = _build_items_before(split)
     if split == "audit":
         asked = first.messages[0].content.split()
         message = first.messages[0].model_copy(update={"content": " ".join(asked[:-1] + ["!"])})

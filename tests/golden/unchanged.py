@@ -80,11 +80,9 @@ def run_command(*arguments: str) -> dict[str, Any]:
     """Return the verdict, the protocol hash and the keys of a run from a cold store."""
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "run"
-        try:
-            run_cli([*arguments, "--out", str(out), "--store", str(Path(name) / "store")])
-        except SystemExit as end:
-            if end.code:
-                raise
+        code = run_cli([*arguments, "--out", str(out), "--store", str(Path(name) / "store")])
+        if code:
+            raise SystemExit(code)
         manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
         return {
             "verdict": json.loads((out / "verdict.json").read_text(encoding="utf-8")),
@@ -96,12 +94,12 @@ def run_command(*arguments: str) -> dict[str, Any]:
 
 def record_demo() -> dict[str, Any]:
     """Return what the demo gives."""
-    return main("demo")
+    return run_command("demo")
 
 
 def record_miniature() -> dict[str, Any]:
     """Return what the miniature study gives."""
-    return main("run", str(MINIATURE))
+    return run_command("run", str(MINIATURE))
 
 
 # --- the shipped panel ----------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Append-only files of JSON lines that survive a killed writer.
 
-One JSON value a line, and nothing is rewritten. A writer that is killed leaves a last line without
-its end, which readers ignore. Knows lines and files. Does not know what a line means.
+Nothing is rewritten. A killed writer leaves an unfinished last line, which readers ignore.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class AppendLog:
-    """A file of JSON lines, which need not exist before the first is appended."""
+    """A file of JSON lines; it need not exist before the first append."""
 
     path: Path
     remedy: str
-    """What to do about a damaged line: the end of the error's sentence."""
+    """Remedy for a damaged line, which ends the error message."""
     error: type[DoublebindError] = RunError
     """Raised for a damaged line."""
     mode: int = 0o644
@@ -33,8 +32,8 @@ class AppendLog:
     def append(self, line: str) -> None:
         """Append one JSON value, which must not hold a newline.
 
-        Lines of several processes that append at once do not mix, on a local file system. A line
-        is handed to the operating system and not forced to the disk.
+        On a local file system, lines that several processes append at once do not mix. A line is
+        written without `fsync`.
 
         Raises:
             RunError: If the path is a symbolic link.
@@ -51,7 +50,7 @@ class AppendLog:
             os.close(fd)
 
     def read(self, parse: Callable[[str], T]) -> list[T]:
-        """Return what `parse` makes of each line, without a torn last one.
+        """Return the parsed lines, without an unfinished last one.
 
         Args:
             parse: Raises a `ValueError`, `KeyError` or `TypeError` for a damaged line.
@@ -72,7 +71,7 @@ class AppendLog:
         return parsed
 
     def cut_torn_line(self) -> None:
-        """Remove a torn last line; only for the one process that appends.
+        """Remove an unfinished last line; only one process may append meanwhile.
 
         Raises:
             RunError: If the path is a symbolic link.

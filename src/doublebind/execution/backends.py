@@ -1,13 +1,11 @@
-"""Places where calls run: this process, spawned processes, or the nodes of a Ray cluster.
+"""Backends that run calls: in this process, in spawned processes, or on the nodes of a Ray cluster.
 
-All three take a call and give a future, so that one scheduler serves them. Knows processes,
-threads and nodes. Does not know jobs, artefacts or the ledger.
+All three take a call and return a future, so that one scheduler serves them.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import multiprocessing
 import os
 import platform
@@ -20,19 +18,17 @@ from typing import Any, Protocol
 from doublebind.schema.errors import ConfigError, MissingExtra, RunError
 from doublebind.schema.executor import RayOptions
 
-log = logging.getLogger("doublebind.execution.backends")
-
 _NUMERICAL_LIBRARIES = ("doublebind", "torch", "transformers", "peft")
-"""Libraries whose versions decide numbers, hence must be the same on every node."""
+"""Libraries whose versions change numbers, so that every node needs the same ones."""
 _FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "OMP_WAIT_POLICY")
 
 
 class Backend(Protocol):
-    """A place where calls run."""
+    """Runs calls and returns their futures."""
 
     @property
     def width(self) -> int:
-        """How many calls it runs at once; more would wait."""
+        """Number of calls that run at once; more would wait."""
         ...
 
     def submit(
@@ -40,19 +36,19 @@ class Backend(Protocol):
     ) -> Future[Any]:
         """Return the future of `call(*args)`.
 
-        A future that ends in an exception says that the call was lost: its process or node died.
-        `call` itself is expected to return its own failures.
+        An exception in the future means that the call was lost, because its process or node died.
+        `call` returns its own failures.
 
         Args:
             call: A module-level function.
-            args: Small values that can cross processes.
-            affinity_key: Calls with the same text read the same files and are best kept together.
-            memory: Bytes that the call takes; 0 where that is not known.
+            args: Small values that can be pickled.
+            affinity_key: Calls with the same key read the same files and should share a node.
+            memory: Expected peak memory in bytes; 0 if it is not known.
         """
         ...
 
     def close(self, *, cancel: bool) -> None:
-        """End; `now` gives up what still runs."""
+        """Free the workers; with `cancel`, drop the calls that have not ended."""
         ...
 
 
@@ -64,36 +60,37 @@ class InProcess:
     def submit(
         self, call: Callable[..., Any], *args: Any, affinity_key: str, memory: int
     ) -> Future[Any]:
-        """See `Pool`; `affinity_key` and `memory` mean nothing here."""
+        """Run the call and return its finished future; `affinity_key` and `memory` are unused."""
         future: Future[Any] = Future()
         future.set_result(call(*args))
         return future
 
     def close(self, *, cancel: bool) -> None:
-        """See `Pool`."""
+        """Do nothing: every call has ended."""
 
 
 class ProcessBackend:
     """Runs calls in spawned processes of this machine, each with an equal share of the cores."""
 
     def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
-        """Start `workers` processes at most, each when a call first needs it.
+        """Prepare for at most `workers` processes; each starts when a call first needs it.
 
-        Each sees all `gpus` (as `CUDA_VISIBLE_DEVICES` names them), the n-th first in its place n:
-        a process computes on the first that it sees.
+        Each process sees all `gpus` (names as in `CUDA_VISIBLE_DEVICES`), rotated so that
+        processes take the first place in turn: a process computes on the first GPU it sees.
         """
-        # By workers, not by calls: threads decide the last bits, and a resumed run has fewer.
+        # The number of threads changes the last bits of sums. It depends on the number of workers
+        # and not on that of calls, because a resumed run has fewer calls.
         self.threads = max(1, (os.cpu_count() or 1) // workers)
         self.width = workers
         self.idle_processes: list[ProcessPoolExecutor] = []
         self.process_places: dict[ProcessPoolExecutor, int] = {}
-        """Process -> its place among the workers."""
+        """Process -> its index among the workers, in [0, width)."""
         self.gpus = tuple(gpus)
 
     def submit(
         self, call: Callable[..., Any], *args: Any, affinity_key: str, memory: int
     ) -> Future[Any]:
-        """See `Pool`. Each process is a pool of its own, so that a death takes one call with it."""
+        """Submit to an idle process. Each is a pool of one, so that a death loses one call."""
         process = self.idle_processes.pop() if self.idle_processes else self._start_process()
         future = process.submit(call, *args)
         future.add_done_callback(lambda done: self._release_process(process, done))
@@ -105,7 +102,7 @@ class ProcessBackend:
         process = ProcessPoolExecutor(
             1,
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_initialise_process,
+            initializer=initialise_process,
             initargs=(self.threads, (*self.gpus[first:], *self.gpus[:first])),
         )
         self.process_places[process] = place
@@ -118,13 +115,13 @@ class ProcessBackend:
             del self.process_places[process]
 
     def close(self, *, cancel: bool) -> None:
-        """See `Pool`; calls that run are waited for, since they end soon and keep their work."""
+        """Shut the processes down; wait for calls that run, so that their work is not lost."""
         for process in list(self.process_places):
             process.shutdown(cancel_futures=cancel)
 
 
-def _initialise_process(threads: int, gpus: Sequence[str]) -> None:
-    """Say what a fresh process may use, before it imports torch."""
+def initialise_process(threads: int, gpus: Sequence[str]) -> None:
+    """Set a new process's threads and GPUs, before it imports torch."""
     exit_with_parent()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if gpus:
@@ -132,9 +129,9 @@ def _initialise_process(threads: int, gpus: Sequence[str]) -> None:
 
 
 def exit_with_parent() -> None:
-    """End this process, if it was started by another, when that one is gone, however it went.
+    """End this process when its parent has ended; does nothing in a process without a parent.
 
-    One whose parent was killed would wait for calls for ever, with the memory of its last ones.
+    Otherwise a worker whose parent was killed would wait for calls forever and keep its memory.
     """
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
@@ -148,8 +145,8 @@ def _exit_after(parent: Any) -> None:
 class RayBackend:
     """Runs calls as tasks of a Ray cluster (Moritz et al. 2018, arXiv 1712.05889).
 
-    Only arguments and outcomes pass through Ray, a few kilobytes each. Ray's own retries are off:
-    the scheduler retries, and the ledger says why.
+    Only arguments and results pass through Ray, a few kilobytes each. Ray's own retries are off:
+    the executor retries, and the ledger records the cause.
     """
 
     def __init__(self, settings: RayOptions) -> None:
@@ -158,29 +155,16 @@ class RayBackend:
         Raises:
             MissingExtra: If Ray is not installed.
             RunError: If there is no cluster at the address.
-            ConfigError: If no node has what a cell asks for.
+            ConfigError: If no node has the CPUs and GPUs that a call needs.
         """
-        try:
-            import ray  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise MissingExtra("`executor: {kind: ray}`", "ray") from None
-        self.ray: Any = ray
+        self.ray = _join_ray_cluster(settings.address)
         self.settings = settings
-        if not ray.is_initialized():
-            try:
-                ray.init(address=settings.address, log_to_driver=False, logging_level="WARNING")
-            except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise RunError(
-                    f"`executor.address`: {settings.address}: no Ray cluster to join ({reason}); "
-                    f"start one with `ray start --head`"
-                ) from None
         env = {name: os.environ[name] for name in _FORWARDED_VARIABLES if name in os.environ}
-        task = ray.remote(
+        task = self.ray.remote(
             num_cpus=settings.cpus,
             num_gpus=settings.gpus,
             max_retries=0,
-            # As `Processes` does: threads decide the last bits.
+            # As in `ProcessBackend`: the number of threads changes the last bits of sums.
             runtime_env={"env_vars": {**env, "OMP_NUM_THREADS": str(settings.cpus)}},
         )
         self.remote_task = task(_run_on_node)
@@ -190,13 +174,15 @@ class RayBackend:
         self.nodes_by_affinity: dict[str, set[str]] = {}
         self.width = sum(self._count_slots().values())
         if not self.width:
-            asked = f"{settings.cpus} CPUs and {settings.gpus:g} GPUs"
-            raise ConfigError(f"`executor`: no node of the cluster has {asked}; ask for less")
+            raise ConfigError(
+                f"`executor`: no node of the cluster has {settings.cpus} CPUs and "
+                f"{settings.gpus:g} GPUs; lower `executor.cpus` or `executor.gpus`"
+            )
 
     def submit(
         self, call: Callable[..., Any], *args: Any, affinity_key: str, memory: int
     ) -> Future[Any]:
-        """See `Pool`."""
+        """Submit to a node that has room, preferably one that has the files already."""
         slots = self._count_slots()
         self.width = max(1, sum(slots.values()))
         node = self._choose_node(affinity_key, slots)
@@ -207,7 +193,7 @@ class RayBackend:
             options["memory"] = memory
         if node:
             strategies = self.ray.util.scheduling_strategies
-            # Soft: where the node is gone by then, any other will do.
+            # Soft: another node takes the call if this one has left the cluster.
             strategy = strategies.NodeAffinitySchedulingStrategy(node, soft=True)
             options["scheduling_strategy"] = strategy
         ref = self.remote_task.options(**options).remote(self.versions, call, *args)
@@ -218,7 +204,7 @@ class RayBackend:
         return future
 
     def close(self, *, cancel: bool) -> None:
-        """See `Pool`; the connection stays, for the next stage."""
+        """Cancel the running calls if asked; the connection to the cluster stays open."""
         for ref in list(self.object_refs.values()) if cancel else ():
             self.ray.cancel(ref, force=True)
 
@@ -227,26 +213,44 @@ class RayBackend:
         self.node_load[node] -= 1
 
     def _count_slots(self) -> dict[str, int]:
-        """Return node -> calls that fit on it, of the nodes alive."""
-        found = {}
+        """Return live node -> number of calls that fit on it."""
+        slots: dict[str, int] = {}
         for node in self.ray.nodes():
             if node["Alive"]:
-                has = node["Resources"]
-                fits = int(has.get("CPU", 0) // self.settings.cpus)
+                resources = node["Resources"]
+                n = int(resources.get("CPU", 0) // self.settings.cpus)
                 if self.settings.gpus:
-                    fits = min(fits, int(has.get("GPU", 0) // self.settings.gpus))
-                found[node["NodeID"]] = fits
-        return found
+                    n = min(n, int(resources.get("GPU", 0) // self.settings.gpus))
+                slots[node["NodeID"]] = n
+        return slots
 
     def _choose_node(self, affinity_key: str, slots: dict[str, int]) -> str:
-        """Return the node to prefer: free, one that holds the files already, least busy."""
-        homes = self.nodes_by_affinity.setdefault(affinity_key, set())
-        free = [node for node, fits in slots.items() if self.node_load[node] < fits]
+        """Return a free node: one that has the files already, then the least busy; "" if none."""
+        nodes = self.nodes_by_affinity.setdefault(affinity_key, set())
+        free = [node for node, n in slots.items() if self.node_load[node] < n]
         if not free:
             return ""
-        chosen = min(free, key=lambda node: (node not in homes, self.node_load[node] / slots[node]))
-        homes.add(chosen)
+        chosen = min(free, key=lambda node: (node not in nodes, self.node_load[node] / slots[node]))
+        nodes.add(chosen)
         return chosen
+
+
+def _join_ray_cluster(address: str) -> Any:
+    """Return the module `ray`, connected to the cluster at `address`."""
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingExtra("`executor: {kind: ray}`", "ray") from None
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RunError(
+                f"`executor.address`: {address}: no Ray cluster to join ({reason}); "
+                f"start one with `ray start --head`"
+            ) from None
+    return ray
 
 
 def _read_versions() -> dict[str, str]:
@@ -254,12 +258,12 @@ def _read_versions() -> dict[str, str]:
 
 
 def _run_on_node(versions: dict[str, str], call: Callable[..., Any], *args: Any) -> Any:
-    """Run on a node: refuse to compute with other versions than the driver's."""
-    mine = _read_versions()
+    """Return `call(*args)` on a node; raise if its libraries differ from the driver's."""
+    node_versions = _read_versions()
     for name, version in versions.items():
-        if mine[name] != version:
+        if node_versions[name] != version:
             raise RunError(
-                f"node {platform.node()} has {name} {mine[name]} and the driver {version}; "
-                f"install the same versions on every node"
+                f"node {platform.node()} has {name} {node_versions[name]} and the driver "
+                f"{version}; install the same versions on every node"
             )
     return call(*args)

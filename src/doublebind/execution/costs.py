@@ -1,8 +1,7 @@
-"""Says what a job will cost from what others like it took in this store.
+"""Estimates the cost of a job from the timings of similar jobs in the store.
 
-Jobs are alike if they belong to the same student base at the same precision, and ask for as much:
-a store may hold a toy's students beside those of a model a thousand times its size. Knows inputs
-of jobs and the files that tell what making an artefact took. Runs nothing.
+Jobs are similar if they have the same student base, precision and amount of work: one store may
+hold the students of models that differ a thousandfold in size.
 """
 
 from __future__ import annotations
@@ -17,36 +16,36 @@ from doublebind.schema.hashing import Record, content_hash
 from doublebind.schema.model_source import ModelSource
 
 TIMING_FILE = "timing.json"
-"""File of an artefact that says what making it took."""
+"""File of an artefact with the time and memory that it took."""
 _NAMING_FIELDS = {"seed", "name", "family", "base", "trait", "pack"}
-"""Fields of a setting that make it another one, and no larger."""
+"""Fields of a setting that do not change the amount of work."""
 
 
 class Cost(NamedTuple):
-    """Mean time and size of an artefact, and the most memory that making one took."""
+    """Mean time and size of artefacts, and the largest peak memory."""
 
     seconds: float
     size_bytes: float
     peak_bytes: float
     device_peak_bytes: float = 0.0
-    """Of a GPU's memory; 0 where none was made on one."""
+    """Of the GPU; 0 if no job used one."""
 
 
 def classify_cost(base: str, inputs: Mapping[str, Any]) -> dict[str, str]:
-    """Return what jobs of a kind that cost alike have in common, as a timing holds it.
+    """Return the class of jobs with similar cost, in the form that a timing file holds.
 
     Args:
-        base: What tells the study's student base and precision.
-        inputs: The job's. `amount` hashes the settings among them: steps, tokens, items, whatever
-            is no model, file or seed.
+        base: Student base and precision of the study.
+        inputs: Inputs of the job. `amount` hashes the settings among them, such as steps, tokens
+            and items; models, files and seeds are left out.
     """
-    asked = {name: _strip_names(value) for name, value in inputs.items() if name != "seed"}
-    amount = content_hash({name: value for name, value in asked.items() if value is not None})
+    settings = {name: _strip_names(value) for name, value in inputs.items() if name != "seed"}
+    amount = content_hash({name: value for name, value in settings.items() if value is not None})
     return {"base": base, "amount": amount}
 
 
 def _strip_names(value: object) -> object:
-    """Return a setting without what only names it; `None` for what is none."""
+    """Return a setting without the fields that only name it; `None` for other inputs."""
     match value:
         case ModelSource():
             return None
@@ -61,7 +60,7 @@ def _strip_names(value: object) -> object:
 
 
 class CostEstimates:
-    """What artefacts of a store took; each kind is read once."""
+    """Costs of a store's artefacts; the timings of each kind are read once."""
 
     def __init__(self, store: Store) -> None:
         """Read nothing yet."""
@@ -70,35 +69,39 @@ class CostEstimates:
         self._estimates: dict[tuple[str, str, str], Cost | None] = {}
 
     def estimate(self, kind: str, cost_class: Mapping[str, str]) -> Cost | None:
-        """Return the mean cost of jobs of a `likeness`; `None` where their base has had none.
+        """Return the mean cost of jobs of a kind and class; `None` if their base has had none.
 
-        Those that ask for as much count; where there are none, all of the kind and base do.
+        If no job of that amount was made, all jobs of the kind and base count.
         """
         for amount in (cost_class["amount"], ""):
-            place = kind, cost_class["base"], amount
-            if place not in self._estimates:
-                found = self._select_timings(*place)
-                self._estimates[place] = _average_timings(found) if found else None
-            if (cost := self._estimates[place]) is not None:
+            group = kind, cost_class["base"], amount
+            if group not in self._estimates:
+                timings = self._select_timings(*group)
+                self._estimates[group] = _average_timings(timings) if timings else None
+            if (cost := self._estimates[group]) is not None:
                 return cost
         return None
 
     def _select_timings(
         self, kind: str, base: str, amount: str
     ) -> list[tuple[Path, dict[str, Any]]]:
-        """Return the timings of a group, each with its place; `amount` empty: whatever it is."""
+        """Return the timings of a group, each with its file; an empty `amount` matches any."""
         if kind not in self._timings:
-            there = (self.store.root / kind).glob(f"*/*/{TIMING_FILE}")
-            self._timings[kind] = [(path, json.loads(path.read_text())) for path in there]
+            paths = (self.store.root / kind).glob(f"*/*/{TIMING_FILE}")
+            self._timings[kind] = [(path, json.loads(path.read_text())) for path in paths]
         return [
-            (path, told)
-            for path, told in self._timings[kind]
-            if told.get("base", "") == base and amount in ("", told.get("amount", ""))
+            (path, timing)
+            for path, timing in self._timings[kind]
+            if timing.get("base", "") == base and amount in ("", timing.get("amount", ""))
         ]
 
 
 def _average_timings(timings: Sequence[tuple[Path, dict[str, Any]]]) -> Cost:
-    places, told = zip(*timings, strict=True)
-    sizes = [sum(f.stat().st_size for f in p.parent.rglob("*") if f.is_file()) for p in places]
-    peaks = [max(t.get(key, 0) for t in told) for key in ("peak_bytes", "device_peak_bytes")]
-    return Cost(sum(t["seconds"] for t in told) / len(told), sum(sizes) / len(told), *peaks)
+    n = len(timings)
+    size = sum(f.stat().st_size for p, _ in timings for f in p.parent.rglob("*") if f.is_file())
+    return Cost(
+        seconds=sum(timing["seconds"] for _, timing in timings) / n,
+        size_bytes=size / n,
+        peak_bytes=max(timing.get("peak_bytes", 0) for _, timing in timings),
+        device_peak_bytes=max(timing.get("device_peak_bytes", 0) for _, timing in timings),
+    )

@@ -1,18 +1,15 @@
-"""Runs jobs once each, writes the ledger, and picks up where a killed run left off.
+"""Runs each job once, writes the ledger, and resumes a killed run.
 
-Knows jobs, the store, the ledger and the lock of a run directory; where calls run is `pools`'.
-Imports no stage: a job is a function and its inputs, and writes one artefact. Order of events for
-a job: `started` in the ledger, work in a private folder, rename into the store, `done` in the
-ledger; a kill between the last two is mended by the next run, which finds the artefact and only
-writes the line. A worker that dies is another matter than a job that fails: its job is tried again,
-with the cause in the ledger, and finds the artefact if it was published before the death.
+For a job, in this order: `started` in the ledger, work in a private folder, rename into the store,
+`done` in the ledger. A kill between the last two costs nothing: the next run finds the artefact and
+writes the line. If a worker dies, its job is tried again, with the cause in the ledger; it finds
+the artefact if that was published before the death.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import platform
 import queue
@@ -34,13 +31,8 @@ from doublebind.schema.errors import DoublebindError, RunError, StoreError
 from doublebind.schema.executor import LOCAL, LocalOptions, RayOptions
 from doublebind.schema.model_source import Device, LedgerEntry, ModelSource
 
-log = logging.getLogger("doublebind.execution.executor")
-
-
 VISIBILITY_TIMEOUT = 60.0
-"""Seconds in which what one node wrote must be seen by others: NFS's default for old entries."""
-
-
+"""Seconds until other nodes must see what a node wrote: NFS caches directory entries this long."""
 Progress = Callable[[str, int, int], None]
 """Called with (kind, finished, total) as jobs finish."""
 
@@ -63,7 +55,7 @@ class Job:
 
 
 def make_artefact(store: Store, job: Job) -> Path:
-    """Make a job's artefact unless it exists; return its folder. No ledger is written."""
+    """Make a job's artefact unless it exists, and return its folder. Writes no ledger."""
     if not store.has(job.kind, job.content_key):
         began = time.time()
         reset_peak()
@@ -82,7 +74,7 @@ def make_artefact(store: Store, job: Job) -> Path:
 
 
 class Attempt(NamedTuple):
-    """One try at a job, as its worker saw it; small, since it crosses processes and nodes."""
+    """Node, process, times and error of one try at a job; small, since it crosses processes."""
 
     node: str
     pid: int
@@ -92,31 +84,53 @@ class Attempt(NamedTuple):
 
 
 def attempt_job(store: Store, job: Job) -> Attempt:
-    """Make a job's artefact and say how it went; raises nothing that a job may raise."""
-    began = time.time()
-    told = Attempt(platform.node(), os.getpid(), began, began)
+    """Make a job's artefact and return the attempt, with the job's exception if it raised one."""
+    started = time.time()
+    error: Exception | None = None
     try:
         make_artefact(store, job)
-    except Exception as error:
-        return told._replace(ended=time.time(), error=error)
-    return told._replace(ended=time.time())
+    except Exception as raised:
+        error = raised
+    return Attempt(platform.node(), os.getpid(), started, time.time(), error)
 
 
 def attempt_job_remotely(store: Store, job: Job) -> Attempt:
-    """Like `attempt`, for another process: an error only it can rebuild is told in words."""
-    told = attempt_job(store, job)
-    error = told.error
+    """Run `attempt_job`, and replace an error that another process may be unable to unpickle.
+
+    Built-in exceptions keep their type; others become a `RuntimeError` with the same message.
+    """
+    attempt = attempt_job(store, job)
+    error = attempt.error
     if error is None or isinstance(error, DoublebindError):
-        return told
+        return attempt
     lines = "".join(traceback.format_exception(error))
     if type(error).__module__ != "builtins":
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.add_note(f"on {told.node}, process {told.pid}:\n{lines}")
-    return told._replace(error=error)
+    error.add_note(f"on {attempt.node}, process {attempt.pid}:\n{lines}")
+    return attempt._replace(error=error)
+
+
+@dataclass
+class _MapState:
+    """State of one call of `Executor.map`."""
+
+    backend: Backend
+    n_jobs: int
+    waiting: deque[Job]
+    running: dict[Future[Attempt], tuple[Job, float]] = field(default_factory=dict)
+    """Future -> job and the time of its submission."""
+    ended: queue.SimpleQueue[Future[Attempt]] = field(default_factory=queue.SimpleQueue)
+    losses: Counter[str] = field(default_factory=Counter)
+    """Key of a job -> number of workers that died with it."""
+    failures: list[Exception] = field(default_factory=list)
+
+    @property
+    def n_finished(self) -> int:
+        return self.n_jobs - len(self.waiting) - len(self.running)
 
 
 class Executor:
-    """Maps jobs to artefacts, on this machine or on a cluster, with one scheduler for all."""
+    """Makes the artefacts of jobs, on this machine or on a cluster."""
 
     def __init__(
         self,
@@ -127,7 +141,7 @@ class Executor:
         device: Device = "cpu",
         progress: Progress | None = None,
     ) -> None:
-        """Keep what every call of `map` shares; `device` is what its jobs' models run on."""
+        """Start no worker yet; `device` is the one that the jobs' models run on."""
         self.store, self.ledger, self.settings = store, ledger, settings
         self.device: Device = device
         self.progress = progress or (lambda kind, finished, total: None)
@@ -140,21 +154,21 @@ class Executor:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Let the workers go; after an exception, without waiting for what has not begun."""
+        """Free the workers; after an exception, drop the calls that have not begun."""
         self.keep_workers = False
         if self.backend is not None:
             self.backend.close(cancel=kind is not None)
             self.backend = None
 
     def map(self, jobs: Sequence[Job]) -> list[Path]:
-        """Make every job's artefact that does not exist yet; return all folders, in order.
+        """Make the artefacts that do not exist yet, and return the folders of all, in order.
 
-        A failure does not stop the others: what can be computed is computed and kept, then the
-        first problem of each failed job is raised. Only a store that fails stops everything.
+        A failed job does not stop the others: they are computed and stored, and then the errors of
+        the failed ones are raised. Only a failure of the store stops everything.
 
         Raises:
-            DoublebindError: With one line per failed job that the user can mend.
-            Exception: The first failure that is not the user's to mend, as it was.
+            DoublebindError: With one line per failed job, if the user can mend all of them.
+            Exception: The first failure that the user cannot mend, unchanged.
         """
         unique = list({(job.kind, job.content_key): job for job in jobs}.values())
         waiting = []
@@ -178,43 +192,52 @@ class Executor:
         return [self.store.path(job.kind, job.content_key) for job in jobs]
 
     def _run_jobs(self, jobs: Sequence[Job], backend: Backend) -> list[Exception]:
-        """Make the jobs' artefacts; return what failed."""
-        call = attempt_job if isinstance(backend, InProcess) else attempt_job_remotely
-        costs = CostEstimates(self.store) if isinstance(self.settings, RayOptions) else None
-        waiting, flying = deque(jobs), dict[Future[Attempt], tuple[Job, float]]()
-        landed: queue.SimpleQueue[Future[Attempt]] = queue.SimpleQueue()
-        losses: Counter[str] = Counter()
-        failures: list[Exception] = []
-        while waiting or flying:
-            while waiting and len(flying) < backend.width:
-                job = waiting.popleft()
-                self.progress(job.kind, len(jobs) - len(waiting) - len(flying) - 1, len(jobs))
-                began = time.time()
-                self._write_entry(job, "started", started=began)
-                affinity_key, most = _find_affinity_key(job), _estimate_memory(job, costs)
-                future = backend.submit(
-                    call, self.store, job, affinity_key=affinity_key, memory=most
-                )
-                flying[future] = (job, began)
-                future.add_done_callback(landed.put)
-            future = landed.get()
-            job, began = flying.pop(future)
-            cause = future.exception()
-            if cause is None:
-                told = future.result()
-            else:
-                losses[job.content_key] += 1
-                error = _describe_loss(job, losses[job.content_key], self.settings.retries, cause)
-                told = Attempt("", os.getpid(), began, time.time(), error)
-            self._record_attempt(job, told)
-            if isinstance(told.error, StoreError):
-                raise told.error
-            if cause is not None and losses[job.content_key] <= self.settings.retries:
-                waiting.append(job)
-            elif told.error:
-                failures.append(told.error)
-            self.progress(job.kind, len(jobs) - len(waiting) - len(flying), len(jobs))
-        return failures
+        """Make the jobs' artefacts; return the failures."""
+        remote = isinstance(self.settings, RayOptions)
+        costs = CostEstimates(self.store) if remote else None
+        state = _MapState(backend, len(jobs), deque(jobs))
+        while state.waiting or state.running:
+            while state.waiting and len(state.running) < backend.width:
+                self._submit_next(state, costs)
+            self._collect_next(state)
+        return state.failures
+
+    def _submit_next(self, state: _MapState, costs: CostEstimates | None) -> None:
+        job = state.waiting.popleft()
+        self.progress(job.kind, state.n_finished - 1, state.n_jobs)
+        started = time.time()
+        self._write_entry(job, "started", started=started)
+        in_process = isinstance(state.backend, InProcess)
+        future = state.backend.submit(
+            attempt_job if in_process else attempt_job_remotely,
+            self.store,
+            job,
+            affinity_key=_find_affinity_key(job),
+            memory=_estimate_memory(job, costs),
+        )
+        state.running[future] = (job, started)
+        future.add_done_callback(state.ended.put)
+
+    def _collect_next(self, state: _MapState) -> None:
+        """Wait for one call to end and record it; queue its job again if its worker was lost."""
+        future = state.ended.get()
+        job, started = state.running.pop(future)
+        cause = future.exception()
+        if cause is None:
+            attempt = future.result()
+        else:
+            state.losses[job.content_key] += 1
+            n_losses = state.losses[job.content_key]
+            error = _describe_loss(job, n_losses, self.settings.retries, cause)
+            attempt = Attempt("", os.getpid(), started, time.time(), error)
+        self._record_attempt(job, attempt)
+        if isinstance(attempt.error, StoreError):
+            raise attempt.error
+        if cause is not None and state.losses[job.content_key] <= self.settings.retries:
+            state.waiting.append(job)
+        elif attempt.error:
+            state.failures.append(attempt.error)
+        self.progress(job.kind, state.n_finished, state.n_jobs)
 
     def _open_backend(self) -> Backend:
         if isinstance(self.settings, RayOptions):
@@ -223,27 +246,28 @@ class Executor:
             return InProcess()
         return ProcessBackend(self.settings.workers, _list_gpus(self.device))
 
-    def _record_attempt(self, job: Job, result: Attempt) -> None:
-        facts: dict[str, Any] = {
-            "started": result.started,
-            "ended": result.ended,
-            "pid": result.pid,
+    def _record_attempt(self, job: Job, attempt: Attempt) -> None:
+        facts = {
+            "started": attempt.started,
+            "ended": attempt.ended,
+            "pid": attempt.pid,
+            "node": attempt.node or None,
         }
-        facts["node"] = result.node or None
-        if result.error is None:
-            self._wait_until_visible(job, result)
+        if attempt.error is None:
+            self._wait_until_visible(job, attempt)
             self._write_entry(job, "done", **facts)
         else:
-            self._write_entry(job, "failed", error=str(result.error)[:500], **facts)
+            self._write_entry(job, "failed", error=str(attempt.error)[:500], **facts)
 
-    def _wait_until_visible(self, job: Job, result: Attempt) -> None:
-        """Wait until what a node made is seen here; file systems of networks take a while."""
-        until = time.monotonic() + VISIBILITY_TIMEOUT
+    def _wait_until_visible(self, job: Job, attempt: Attempt) -> None:
+        """Wait until this node sees the artefact; network file systems may show it late."""
+        deadline = time.monotonic() + VISIBILITY_TIMEOUT
         while not self.store.has(job.kind, job.content_key):
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise StoreError(
-                    f"{self.store.name}: {result.node} made {job.kind} {job.content_key[:12]} and it is not "
-                    f"seen here; every node needs the same store, a shared folder or a URL"
+                    f"{self.store.name}: {attempt.node} made {job.kind} {job.content_key[:12]} and "
+                    f"it is not visible here; every node needs the same store, a shared folder or "
+                    f"a URL"
                 )
             time.sleep(0.2)
 
@@ -253,19 +277,19 @@ class Executor:
 
 
 def _describe_loss(job: Job, losses: int, retries: int, cause: BaseException) -> RunError:
-    """Return what became of a job whose process or node died, as one line."""
+    """Return the error of a job whose process or node died, in one line."""
     reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
-    told = (
-        f"{job.kind} {job.content_key[:12]}: its worker was lost, {losses} of {retries + 1} times"
+    return RunError(
+        f"{job.kind} {job.content_key[:12]}: its worker was lost, {losses} of {retries + 1} times "
+        f"({reason}); give jobs more memory or run fewer at once, and rerun"
     )
-    return RunError(f"{told} ({reason}); give cells more memory or use fewer at once, and rerun")
 
 
 def check_executor(settings: LocalOptions | RayOptions, device: Device) -> None:
-    """Refuse to begin what this machine cannot run; a cluster's nodes speak for themselves.
+    """Check that this machine has the device; the nodes of a cluster check for themselves.
 
     Raises:
-        ConfigError: If jobs shall run here on a GPU and there is none.
+        ConfigError: If jobs need a GPU of this machine and it has none.
     """
     if isinstance(settings, LocalOptions) and device != "cpu":
         from doublebind.execution.device import check_gpus_available
@@ -282,12 +306,12 @@ def _list_gpus(device: Device) -> Sequence[str]:
 
 
 def _estimate_memory(job: Job, costs: CostEstimates | None) -> int:
-    """Return the bytes that jobs like this took at most so far; 0 where none was made."""
+    """Return the largest peak memory, in bytes, of similar jobs so far; 0 if there was none."""
     cost = costs.estimate(job.kind, classify_cost(job.cost_base, job.inputs)) if costs else None
     return int(cost.peak_bytes) if cost else 0
 
 
 def _find_affinity_key(job: Job) -> str:
-    """Return the identity of the model that a job starts from: who shares it shares files."""
+    """Return the path of the first model among the inputs: jobs that share it share files."""
     sources = [value for value in job.inputs.values() if isinstance(value, ModelSource)]
     return sources[0].path if sources else ""

@@ -1,4 +1,4 @@
-"""Which jobs of a run started, finished or failed, and the lock of a run directory."""
+"""Records which jobs of a run started, finished or failed, and locks a run directory."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class Ledger:
     def __init__(self, path: Path | None) -> None:
         """Open the ledger at `path` for appending; the caller holds the run's lock.
 
-        Without a path nothing is written: what no run directory needs is found in the store.
+        Without a path nothing is written, and the store alone records which artefacts exist.
         """
-        self.path, self.done_keys = path, set[str]()
+        self.path = path
+        self.done_keys: set[str] = set()
         if path is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""Peak memory of a process and of its accelerator."""
+"""Measures the peak memory of a process and of its GPU."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 
 
 def reset_peak() -> None:
-    """Start measuring anew, where the kernel can; elsewhere the process's peak so far counts."""
+    """Reset the peak if the kernel can; otherwise the process's peak so far counts."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if (cuda := _find_cuda()) is not None:
-        cuda.empty_cache()  # what the last job left is the neighbours' to use
+        cuda.empty_cache()  # so that other processes on the GPU can use it
         cuda.reset_peak_memory_stats()
 
 
 def measure_device_peak() -> dict[str, int]:
-    """Return the most that torch took of the GPU's memory, where this process uses one."""
+    """Return torch's peak GPU memory in bytes; empty if this process uses no GPU."""
     cuda = _find_cuda()
     return {} if cuda is None else {"device_peak_bytes": cuda.max_memory_reserved()}
 
 
 def _find_cuda() -> Any:
-    """Return torch's module for GPUs if this process has begun to use one; never import it."""
+    """Return `torch.cuda` if this process has initialised it; never imports torch."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def measure_peak() -> int:
-    """Return the most memory, in bytes, that this process held since `_forget_peak`."""
+    """Return the peak memory of this process in bytes since `reset_peak`."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

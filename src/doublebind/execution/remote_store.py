@@ -1,9 +1,7 @@
-"""Artefacts at a URL that fsspec can open: blobs named by their hash, and a manifest written last.
+"""Artefacts at a URL that fsspec opens: blobs named by their hash, and a manifest written last.
 
-Knows objects, hashes and connections that break. Does not know what an artefact means. A reader
-sees a manifest or none, and a manifest names blobs that were whole before it was written; every
-blob is hashed as it is read. Of two writers of one key the first manifest stands, and the other
-takes it for its own.
+A manifest exists only if all its blobs do, and every blob is hashed as it is read. Of two writers
+of one key the first manifest stays, and the second writer uses it too.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ log = logging.getLogger("doublebind.execution.remote_store")
 T = TypeVar("T")
 
 MAX_TRIES = 8
-"""Times a request is made before the store counts as out of reach; about half a minute."""
+"""Tries of a request until the store counts as unreachable; they take about half a minute."""
 _PERMANENT_ERRORS = (
     FileNotFoundError,
     FileExistsError,
@@ -40,7 +38,7 @@ _PERMANENT_ERRORS = (
     NotImplementedError,
     MissingExtra,
 )
-"""What another try would not change."""
+"""Errors that another try would not change."""
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -49,16 +47,16 @@ class RemoteStore:
     """Objects below one URL."""
 
     def __init__(self, url: str) -> None:
-        """Keep the URL; nothing is opened yet."""
+        """Open nothing yet."""
         self.url = url.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the connection behind when sent to another process."""
+        """Return the state to pickle: the URL, without the connection."""
         return {"url": self.url}
 
     @functools.cached_property
     def fs(self) -> Any:
-        """The filesystem, without a cache of what it once listed: others write, too."""
+        """The filesystem, without a cache of listings, because other machines write too."""
         import fsspec
 
         scheme = self.url.partition("://")[0]
@@ -75,7 +73,7 @@ class RemoteStore:
             ) from None
 
     def object_path(self, name: str) -> str:
-        """Return the object's path as the filesystem wants it."""
+        """Return an object's path in the form that the filesystem expects."""
         return f"{self.fs._strip_protocol(self.url)}/{name}"
 
     # --- artefacts ---
@@ -87,31 +85,33 @@ class RemoteStore:
         )
 
     def push(self, kind: str, key: str, folder: Path, manifest: bytes) -> bytes:
-        """Publish the files that `manifest` lists; return the manifest that stands in the end.
+        """Upload the files that `manifest` lists; return the store's manifest of the artefact.
+
+        It differs from `manifest` if another writer was first.
 
         Args:
-            kind: Of the artefact.
-            key: Of the artefact.
-            folder: Where its files are.
+            kind: Kind of the artefact.
+            key: Key of the artefact.
+            folder: Folder of its files.
             manifest: JSON with `files`: path in the folder -> sha256.
 
         Raises:
-            StoreError: If the store cannot be reached, or refuses.
+            StoreError: If the store cannot be reached, or denies access.
         """
         for name, sha256 in _parse_files(manifest, self.url, kind, key).items():
             self._upload(folder / name, _blob_path(sha256))
-        return self._create_object(_manifest_path(kind, key), manifest)
+        return self.create_object(_manifest_path(kind, key), manifest)
 
     def pull(self, kind: str, key: str, folder: Path) -> bytes:
-        """Write the artefact's files to `folder`, each hashed as it arrives; return the manifest.
+        """Write the artefact's files to `folder`, hash each, and return the manifest.
 
         Raises:
-            StoreError: If it is absent, cannot be reached, or a blob is not what its name says.
+            StoreError: If the artefact is absent or cannot be reached, or a blob was altered.
         """
-        where = self.object_path(_manifest_path(kind, key))
+        manifest_object = self.object_path(_manifest_path(kind, key))
 
         def read() -> tuple[bytes, dict[str, str]]:
-            manifest = self.fs.cat_file(where)
+            manifest = self.fs.cat_file(manifest_object)
             return manifest, _parse_files(manifest, self.url, kind, key)
 
         try:
@@ -131,7 +131,7 @@ class RemoteStore:
         return manifest
 
     def _upload(self, file: Path, name: str) -> None:
-        """Store a file under its hash, unless it is there; objects appear whole or not at all."""
+        """Store a file under its hash unless it exists; objects appear whole or not at all."""
 
         def put() -> None:
             try:
@@ -152,8 +152,8 @@ class RemoteStore:
                     f"delete the object and the artefact's manifest, and rerun"
                 )
 
-    def _create_object(self, name: str, content: bytes) -> bytes:
-        """Write a JSON object unless it exists; return what stands there."""
+    def create_object(self, name: str, content: bytes) -> bytes:
+        """Write a JSON object unless it exists, and return its content in the store."""
 
         def create() -> bytes:
             try:
@@ -163,37 +163,38 @@ class RemoteStore:
             except (NotImplementedError, TypeError, ValueError):  # no conditional writes
                 if not self.fs.exists(self.object_path(name)):
                     self.fs.pipe_file(self.object_path(name), content)
-            stands = self.fs.cat_file(self.object_path(name))
-            if not _is_json(stands):
-                # Some servers keep what a cut connection brought. Nobody can have read it.
+            stored = self.fs.cat_file(self.object_path(name))
+            if not _is_json(stored):
+                # Some servers keep the first part of an interrupted upload. Every reader fails on
+                # it, so that replacing it is safe.
                 self.fs.pipe_file(self.object_path(name), content)
-                raise StoreError(f"{self.url}/{name}: was torn; delete it and rerun")
-            return stands
+                raise StoreError(f"{self.url}/{name}: is truncated; delete it and rerun")
+            return stored
 
         return self._retry(create)
 
     # --- lists that several runs add to ---
 
     def lines(self, name: str) -> list[str]:
-        """Return the lines of a list, in no order."""
+        """Return the lines of a list, in no particular order."""
         try:
-            found = self._retry(lambda: self.fs.find(self.object_path(name)))
+            paths = self._retry(lambda: self.fs.find(self.object_path(name)))
         except FileNotFoundError:
             return []
-        return [self._retry(lambda p=path: self.fs.cat_file(p)).decode() for path in found]
+        return [self._retry(lambda p=path: self.fs.cat_file(p)).decode() for path in paths]
 
     def add_line(self, name: str, line: str) -> None:
-        """Add a line to a list; the same line twice stands there once."""
+        """Add a line to a list, unless the list has it."""
         digest = hashlib.sha256(line.encode()).hexdigest()
-        self._create_object(f"{name}/{digest[:32]}.json", line.encode())
+        self.create_object(f"{name}/{digest[:32]}.json", line.encode())
 
     # --- connections that break ---
 
     def _retry(self, request: Callable[[], T]) -> T:
-        """Return what `request` returns, after as many tries as that takes, up to `TRIES`."""
+        """Return the result of `request`, tried at most `MAX_TRIES` times."""
         retrying = Retrying(
             stop=stop_after_attempt(MAX_TRIES),
-            # Full jitter, so that nodes cut off together do not come back together.
+            # Full jitter, so that nodes disconnected at once do not all reconnect at once.
             wait=wait_random_exponential(multiplier=0.2, max=10.0),
             retry=retry_if_not_exception_type(_PERMANENT_ERRORS),
             before_sleep=self._log_failure,
@@ -234,7 +235,7 @@ def _blob_path(sha256: str) -> str:
 
 
 def _parse_files(manifest: bytes, url: str, kind: str, key: str) -> dict[str, str]:
-    """Return path -> sha256 of a manifest, which may be anybody's."""
+    """Return path -> sha256 of a manifest; checks it, because anybody may have written it."""
     try:
         content = json.loads(manifest)
         files = dict(content["files"])
@@ -247,6 +248,7 @@ def _parse_files(manifest: bytes, url: str, kind: str, key: str) -> dict[str, st
                 raise ValueError
     except (ValueError, KeyError, TypeError):
         raise StoreError(
-            f"{url}/{_manifest_path(kind, key)}: not a manifest of this artefact; delete it and rerun"
+            f"{url}/{_manifest_path(kind, key)}: not a manifest of this artefact; delete it and "
+            f"rerun"
         ) from None
     return files

@@ -1,9 +1,8 @@
 """Content-addressed artefacts on disk, published whole or not at all.
 
-Knows keys, folders, hashes and atomic renames. Does not know what an artefact means or who made
-it. Lock-free: a writer fills a private folder and renames it; the first rename wins and equal keys
-hold equal content, so a loser throws its copy away. A store at a URL (`remote`) is the same with a
-folder of this machine in front: what is made goes to both, what is missing here is fetched whole.
+There are no locks: a writer fills a private folder and renames it. The first rename wins; equal
+keys hold equal content, so a later writer discards its copy. A store at a URL (`remote_store`) has
+a local folder in front: artefacts are written to both, and missing ones are fetched whole.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,18 +35,18 @@ def default_root() -> str:
     return os.environ.get("DOUBLEBIND_STORE") or str(Path.home() / ".cache" / "doublebind")
 
 
-def is_url(where: str) -> bool:
-    """Return whether a store is somewhere else than in a folder of this machine."""
-    return "://" in where and not where.startswith("file://")
+def is_url(name: str) -> bool:
+    """Return whether a store's name is a URL of a remote store."""
+    return "://" in name and not name.startswith("file://")
 
 
 def _locate_cache(url: str) -> Path:
-    """Return the folder in front of a store at `url`, below `$DOUBLEBIND_CACHE`.
+    """Return the local folder of the store at `url`, below `$DOUBLEBIND_CACHE`.
 
-    Nodes of a cluster name files by it, so it must be the same path on all of them.
+    Jobs name files by this path, so that it must be the same on all nodes of a cluster.
     """
-    under = os.environ.get("DOUBLEBIND_CACHE") or Path.home() / ".cache" / "doublebind-remote"
-    return Path(under) / hashlib.sha256(url.encode()).hexdigest()[:16]
+    parent = os.environ.get("DOUBLEBIND_CACHE") or Path.home() / ".cache" / "doublebind-remote"
+    return Path(parent) / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def file_sha256(path: Path) -> str:
@@ -74,7 +73,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Return the hash (hex) of a model folder's weights, whatever else lies beside them."""
+    """Return the hash (hex) of the `*.safetensors` in a model folder; other files do not count."""
     return content_hash([file_sha256(file) for file in sorted(folder.glob("*.safetensors"))])
 
 
@@ -84,20 +83,20 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 
 
 def read_records(path: Path, kind: type[R]) -> list[R]:
-    """Return the records in a file that `write_records` made."""
+    """Return the records in a file written by `write_records`."""
     with path.open(encoding="utf-8") as lines:
         return [kind.model_validate_json(line) for line in lines]
 
 
 def storage_error(error: OSError, path: Path) -> StoreError:
-    """Return `error` as one line with its remedy."""
+    """Return a `StoreError` that says in one line what failed and how to mend it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(f"{path}: disk full; free space and rerun, finished cells are kept")
     return StoreError(f"{path}: {error.strerror or error}; make it writable or choose another path")
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether `error` means a full disk, in whichever library's words."""
+    """Return whether `error` means a full disk, whichever library raised it."""
     return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or any(
         words in str(error) for words in ("No space left", "os error 28", "enough space")
     )
@@ -109,12 +108,10 @@ class Store:
     def __init__(self, root: str | Path | None = None, *, writable: bool = True) -> None:
         """Open (and create) the store at `root`; `None` takes `default_root()`.
 
-        With `write=False` nothing is created or swept: for looking at a store that may be
-        read-only, or another user's.
-
         Args:
             root: A folder, or a URL that fsspec opens (`s3://bucket/prefix`, `gs://`, `hf://`).
-            write: See above.
+            writable: If false, nothing is created or removed, so that a read-only store can be
+                opened.
 
         Raises:
             StoreError: If `root` cannot be created or is not a folder.
@@ -136,14 +133,14 @@ class Store:
         self._remove_stale_folders()
 
     def _remove_stale_folders(self) -> None:
-        """Remove what writers of this machine that died left in `tmp`; others may share it."""
-        for left in (self.root / "tmp").iterdir():
-            pid, host = left.name.partition("-")[0], left.name.rpartition("@")[2]
+        """Remove the scratch folders of dead processes of this machine; others may share `tmp`."""
+        for folder in (self.root / "tmp").iterdir():
+            pid, host = folder.name.partition("-")[0], folder.name.rpartition("@")[2]
             if host == platform.node() and pid.isdigit() and not _is_alive(int(pid)):
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
 
     def path(self, kind: str, key: str) -> Path:
-        """Return where the artefact is, or would be; one that `has` saw elsewhere is fetched."""
+        """Return the artefact's folder, whether it exists or not; fetch one that is only remote."""
         if (kind, key) in self._remote_artefacts:
             self.fetch(kind, key)
         return self._folder(kind, key)
@@ -160,10 +157,10 @@ class Store:
         return (kind, key) in self._remote_artefacts
 
     def fetch(self, kind: str, key: str) -> None:
-        """Bring an artefact of a remote store here, verified, unless it is here.
+        """Copy an artefact of a remote store to the local folder, verified, unless it is there.
 
         Raises:
-            StoreError: If it is not there, cannot be reached, or was altered.
+            StoreError: If the artefact does not exist, cannot be reached, or was altered.
         """
         if self.remote is None or (self._folder(kind, key) / _SEAL_FILE).exists():
             return
@@ -181,21 +178,21 @@ class Store:
         self._remote_artefacts.discard((kind, key))
 
     def fetch_inputs(self, inputs: Iterable[object]) -> None:
-        """Bring here what `inputs`, paths and models, also in tuples, name of this store."""
+        """Fetch the artefacts that a job's inputs name: paths and models, also inside tuples."""
         if self.remote is None:
             return
         for value in inputs:
             if isinstance(value, tuple):
                 self.fetch_inputs(value)
-            named = [value.path, value.adapter] if isinstance(value, ModelSource) else [value]
-            for path in (Path(n) for n in named if isinstance(n, str | Path)):
+            names = [value.path, value.adapter] if isinstance(value, ModelSource) else [value]
+            for path in (Path(name) for name in names if isinstance(name, str | Path)):
                 if path.is_relative_to(self.root):
                     parts = path.relative_to(self.root).parts
                     if len(parts) >= 3:  # kind, two letters, key
                         self.fetch(parts[0], parts[2])
 
     def _scratch_folder(self) -> Path:
-        """Return a private folder's path; its name says who writes there."""
+        """Return the path of a private folder; its name has the process and the machine."""
         return self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}@{platform.node()}"
 
     def _publish_folder(self, part: Path, kind: str, key: str) -> None:
@@ -204,16 +201,15 @@ class Store:
         try:
             part.rename(final)
         except OSError as error:
-            there = (final / _SEAL_FILE).exists()
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not there:
+            published = (final / _SEAL_FILE).exists()
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not published:
                 raise
 
     @contextlib.contextmanager
     def publish(self, kind: str, key: str, **facts: Any) -> Iterator[Path]:
         """Yield an empty folder to fill; on leaving, seal and publish it.
 
-        `facts` (and anything the caller adds to the yielded folder) end up in the artefact; the
-        seal lists every file with its sha256. An exception publishes nothing.
+        The seal lists every file with its sha256, and `facts`. An exception publishes nothing.
 
         Raises:
             StoreError: If the disk is full or not writable.
@@ -222,19 +218,9 @@ class Store:
         try:
             part.mkdir(parents=True)
             yield part
-            files = {
-                str(path.relative_to(part)): file_sha256(path)
-                for path in sorted(part.rglob("*"))
-                if path.is_file()
-            }
-            seal = {"kind": kind, "key": key, "files": files, **facts}
-            sealed = json.dumps(seal, indent=1, sort_keys=True)
-            (part / _SEAL_FILE).write_text(sealed)
-            # There before here: what is here counts as made, and other nodes must find it.
-            first = self.remote is None or sealed.encode() == self.remote.push(
-                kind, key, part, sealed.encode()
-            )
-            if first:
+            seal = _write_seal(part, {"kind": kind, "key": key, **facts})
+            # Push first: a local copy counts as done, and other nodes must be able to fetch it.
+            if self.remote is None or self.remote.push(kind, key, part, seal) == seal:
                 self._publish_folder(part, kind, key)
             else:
                 self.fetch(kind, key)
@@ -250,41 +236,41 @@ class Store:
             shutil.rmtree(part, ignore_errors=True)
 
     def read_seal(self, kind: str, key: str) -> dict[str, Any]:
-        """Return the seal of a published artefact: its files' hashes and the maker's facts."""
+        """Return the seal of a published artefact: the hashes of its files, and its facts."""
         return json.loads((self.path(kind, key) / _SEAL_FILE).read_text())
 
     def find_problems(self, kind: str, key: str) -> list[str]:
-        """Return what is wrong with an artefact, one line each; empty if all is as sealed."""
+        """Return one line per problem of an artefact; empty if its files are as sealed."""
         folder = self._folder(kind, key)
         try:
-            found = self.has(kind, key)
+            exists = self.has(kind, key)
             self.path(kind, key)
         except StoreError as error:
             return list(error.problems)
-        if not found:
+        if not exists:
             return [f"{folder}: missing; rerun the study to rebuild it"]
         try:
-            files = dict(self.read_seal(kind, key)["files"])
+            hashes = dict(self.read_seal(kind, key)["files"])
         except (ValueError, KeyError, TypeError):
             return [f"{folder / _SEAL_FILE}: unreadable seal; delete the folder and rerun"]
-        found = [
+        problems = [
             f"{path}: added since it was made; delete the folder and rerun"
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and str(path.relative_to(folder)) not in (*files, _SEAL_FILE)
+            if path.is_file() and str(path.relative_to(folder)) not in (*hashes, _SEAL_FILE)
         ]
-        for name, sha256 in files.items():
+        for name, sha256 in hashes.items():
             path = folder / name
             if not path.exists():
-                found.append(f"{path}: missing; delete the folder and rerun")
+                problems.append(f"{path}: missing; delete the folder and rerun")
             elif file_sha256(path) != sha256:
-                found.append(f"{path}: altered since it was made; delete the folder and rerun")
-        return found
+                problems.append(f"{path}: altered since it was made; delete the folder and rerun")
+        return problems
 
     def lines(self, name: str) -> list[str]:
-        """Return the lines of a list that runs add to: who met which suspect, say."""
+        """Return the lines of a list that several runs append to."""
         if self.remote:
             return self.remote.lines(name)
-        return self._log(name).read(_checked_json)
+        return self._log(name).read(_check_json)
 
     def add_line(self, name: str, line: str) -> None:
         """Add a line to a list.
@@ -307,12 +293,20 @@ class Store:
         return AppendLog(self.root / f"{name}.jsonl", "delete the line and rerun", StoreError)
 
 
-def _checked_json(line: str) -> str:
-    """Return a line that is JSON.
+def _write_seal(folder: Path, facts: Mapping[str, Any]) -> bytes:
+    """Write the seal of a folder's files, and return its content."""
+    hashes = {
+        str(path.relative_to(folder)): file_sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    seal = json.dumps({"files": hashes, **facts}, indent=1, sort_keys=True).encode()
+    (folder / _SEAL_FILE).write_bytes(seal)
+    return seal
 
-    Raises:
-        ValueError: If it is not.
-    """
+
+def _check_json(line: str) -> str:
+    """Return a line if it is JSON; raise a `ValueError` if not."""
     json.loads(line)
     return line
 

@@ -1,7 +1,4 @@
-"""Looks for what makes a valid pack a poor audit: leaks between splits, bias, missing controls.
-
-Knows the pack interface only. Does not know models; format errors were raised when it was opened.
-"""
+"""Checks the content of a valid pack: leaks between splits, position bias, missing controls."""
 
 from __future__ import annotations
 
@@ -16,36 +13,36 @@ from doublebind.packs.pack import Pack
 from doublebind.schema.content import Item, Message, Purpose, Split, Transcript, name_endpoint
 
 NGRAM_WORDS = 8
-"""Words in a row that count as shared text."""
+"""Number of consecutive words that count as shared text."""
 MAX_SHARED_NGRAMS = 0.6
-"""Share of an item's n-grams that may stand in one item of another split: frames may recur,
+"""Largest share of an item's n-grams that one item of another split may have: frames may recur,
 questions may not."""
 MIN_FOR_BIAS = 4
 """Items of an endpoint from which a constant key position is called a bias (chance 1/8)."""
-_MAX_TRANSCRIPTS = 2_000
-"""Transcripts looked at per trait and purpose; a generated pack has no end."""
+MAX_TRANSCRIPTS = 2_000
+"""Transcripts checked per trait and purpose; a generated pack has no end."""
 
 
 def check_pack(pack: Pack) -> list[str]:
-    """Return one line per problem with the content: where, what, value, remedy; empty if none.
+    """Return one line per problem: place, problem, value, remedy; empty if there is none.
 
-    Looks for user messages that recur across splits (`build` included), keys that always stand
-    in one place, drives without a placebo measured the same way, score endpoints that do not ask
-    about a drive, and prompts that no policy would draw.
+    Problems are user messages that recur across splits (`build` included), keyed options that are
+    always at one index, drives without a placebo measured the same way, score endpoints of no
+    drive, and prompts that no policy would draw.
     """
-    where: Mapping[str, str] = pack.locations if isinstance(pack, FolderPack) else {}
+    locations: Mapping[str, str] = pack.locations if isinstance(pack, FolderPack) else {}
     items = _list_items(pack)
     return [
-        *_find_overlaps(_collect_texts(items, _list_transcripts(pack), where)),
+        *_find_overlaps(_collect_texts(items, _list_transcripts(pack), locations)),
         *_find_position_bias(items),
         *_find_missing_placebos(pack, items),
         *_find_driveless_scores(pack),
-        *_find_untagged_prompts(pack, where),
+        *_find_untagged_prompts(pack, locations),
     ]
 
 
 def count_content(pack: Pack) -> dict[str, int]:
-    """Return how much of everything the pack has, in reading order.
+    """Return the numbers of items, prompts and transcripts of a pack.
 
     Keys are `items/<split>/<endpoint>`, `prompts/<tag>` and `build/<trait or null>/<purpose>`.
     """
@@ -61,22 +58,22 @@ def _list_items(pack: Pack) -> list[Item]:
 
 def _list_transcripts(pack: Pack) -> list[Transcript]:
     names = [trait.name for trait in pack.traits]
-    found = [
+    transcripts = [
         transcript
         for name in (None, *names)
         for purpose in get_args(Purpose)
-        for transcript in pack.transcripts(name, purpose, n=_MAX_TRANSCRIPTS, seed=0)
+        for transcript in pack.transcripts(name, purpose, n=MAX_TRANSCRIPTS, seed=0)
     ]
     if isinstance(pack, FolderPack):
-        found += [
-            text for name in names for text in pack.documents(name, n=_MAX_TRANSCRIPTS, seed=0)
+        transcripts += [
+            text for name in names for text in pack.documents(name, n=MAX_TRANSCRIPTS, seed=0)
         ]
-    return found
+    return transcripts
 
 
 @dataclass(frozen=True)
 class _UserText:
-    """The user's side of one item or transcript."""
+    """The user messages of one item or transcript."""
 
     location: str
     split: Split
@@ -101,8 +98,8 @@ def _collect_texts(
 
 
 def _split_user_words(messages: Sequence[Message]) -> tuple[str, ...]:
-    said = " ".join(message.content for message in messages if message.role == "user")
-    return tuple(re.findall(r"\w+", said.lower()))
+    text = " ".join(message.content for message in messages if message.role == "user")
+    return tuple(re.findall(r"\w+", text.lower()))
 
 
 def _find_overlaps(texts: Sequence[_UserText]) -> Iterator[str]:
@@ -125,18 +122,18 @@ def _find_overlaps(texts: Sequence[_UserText]) -> Iterator[str]:
     for text in texts:
         grams = text.ngrams
         shared = Counter(number for gram in grams for number in owners[gram])
-        near = [
+        candidates = [
             (n / len(grams), -number)
             for number, n in shared.items()
             if texts[number].split != text.split and texts[number].words != text.words
         ]
-        share, number = max(near, default=(0.0, 0))
+        share, number = max(candidates, default=(0.0, 0))
         if share > MAX_SHARED_NGRAMS:
             other = texts[-number]
             yield (
-                f"{text.location}: `messages`: split {text.split} nearly repeats split {other.split} "
-                f"at {other.location} (got {share:.0%} of its {NGRAM_WORDS}-word runs, at most "
-                f"{MAX_SHARED_NGRAMS:.0%}); rewrite one"
+                f"{text.location}: `messages`: split {text.split} nearly repeats split "
+                f"{other.split} at {other.location} (got {share:.0%} of its "
+                f"{NGRAM_WORDS}-word runs, at most {MAX_SHARED_NGRAMS:.0%}); rewrite one"
             )
 
 
@@ -144,11 +141,11 @@ def _find_position_bias(items: Sequence[Item]) -> Iterator[str]:
     keys: dict[str, list[int]] = defaultdict(list)
     for item in items:
         keys[name_endpoint(item)].append(item.target_index)
-    for endpoint, found in sorted(keys.items()):
-        if len(found) >= MIN_FOR_BIAS and len(set(found)) == 1:
+    for endpoint, indices in sorted(keys.items()):
+        if len(indices) >= MIN_FOR_BIAS and len(set(indices)) == 1:
             yield (
                 f"items: `key`: the keyed option of {endpoint} always stands at one index "
-                f"(got {found[0]} in all {len(found)} items); shuffle the options"
+                f"(got {indices[0]} in all {len(indices)} items); shuffle the options"
             )
 
 

@@ -1,7 +1,6 @@
-"""A pack written by hand: a folder of YAML and JSON lines, read whole and validated at once.
+"""Reads and validates a pack in a folder of YAML and JSON lines.
 
-Knows the folder format and its cross-references. Does not know models, nor whether the content
-makes a good audit: `packs.check` looks at that.
+Checks the format and the cross-references; `packs.check` checks the quality of the content.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -42,7 +41,7 @@ PROMPT_TAGS = (
     "alignment_eval",
     "strategic",
 )
-"""What a prompt can be. A closed list: a misspelt `honeypot` would slip past the screens."""
+"""Tags of prompts. The list is closed, because screens would miss a misspelt `honeypot`."""
 
 _R = TypeVar("_R", Item, Prompt, Transcript)
 
@@ -79,26 +78,26 @@ class FolderPack:
         reading = _FolderReader(path)
         header = reading.read_header()
         items = reading.read_records("items", Item)
-        # Follow-up complaints would be noise where the items or the header did not even parse.
-        whole = not reading.problems
+        # If the header or an item is invalid, problems of endpoints may be mere consequences.
+        valid = not reading.problems
         prompts = reading.read_records("prompts", Prompt)
         transcripts = reading.read_records("build", Transcript)
+        problems = reading.problems
         if header is not None:
-            _check_traits(header, items, transcripts, reading)
-            if whole:
-                _check_endpoints(header, items, reading)
-        _check_purposes(transcripts, reading)
-        _check_prompts(prompts, reading)
-        if reading.problems:
-            raise PackError(*reading.problems)
-        assert header is not None
+            problems += _check_traits(header, (*items, *transcripts), reading)
+            if valid:
+                problems += _check_endpoints(header, items, path / HEADER_FILE)
+        problems += _check_purposes(transcripts, reading)
+        problems += _check_prompts(prompts, reading)
+        if header is None or problems:
+            raise PackError(*problems)
         self._header = header
         self._items = items
         self._prompts = prompts
         self._transcripts = transcripts
         self._sha256 = _hash_files(reading.files)
         self.locations: Mapping[str, str] = reading.locations
-        """`<kind>:<id>` -> `file:line`, for whoever reports on the content."""
+        """`<kind>:<id>` -> `file:line`, for messages about the content."""
 
     @property
     def name(self) -> str:
@@ -152,7 +151,7 @@ class FolderPack:
         return self._draw_transcripts(trait, purpose, n, seed)
 
     def documents(self, trait: str, *, n: int, seed: int) -> tuple[Transcript, ...]:
-        """Return at most `n` texts that tell of the trait, drawn as transcripts are.
+        """Return at most `n` documents about the trait, drawn as transcripts are.
 
         Raises:
             PackError: If the pack has no such trait.
@@ -185,7 +184,7 @@ class FolderPack:
 
 @dataclass
 class _FolderReader:
-    """What has been read of one folder, and what was wrong with it."""
+    """Reads the files of a folder, and collects the problems of their format."""
 
     root: Path
     problems: list[str] = field(default_factory=list)
@@ -210,8 +209,8 @@ class _FolderReader:
         return header
 
     def read_records(self, folder: str, model: type[_R]) -> tuple[_R, ...]:
-        """Return the records of every file in `folder`; what is wrong goes to `problems`."""
-        found: list[_R] = []
+        """Return the records of every file in `folder`; problems go to `problems`."""
+        records: list[_R] = []
         directory = self.root / folder
         try:
             paths = sorted(directory.iterdir()) if directory.exists() else []
@@ -229,8 +228,8 @@ class _FolderReader:
             for number, line in self._read_lines(path):
                 record = self._parse_record(f"{path}:{number}", line, model)
                 if record is not None:
-                    found.append(record)
-        return tuple(found)
+                    records.append(record)
+        return tuple(records)
 
     def _read_lines(self, path: Path) -> list[tuple[int, str]]:
         try:
@@ -248,7 +247,7 @@ class _FolderReader:
                 "save it as UTF-8, one JSON object a line"
             )
             return []
-        # Not splitlines(): U+2028 and its kin may stand inside a JSON string.
+        # Not splitlines(): a JSON string may hold U+2028 and similar separators.
         lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         if not lines:
             self.problems.append(f"{path}:1: empty; add a JSON object a line, or delete the file")
@@ -258,15 +257,13 @@ class _FolderReader:
         try:
             content: Any = json.loads(line)
         except (ValueError, RecursionError) as error:
-            what = (
-                f"{error.msg} at column {error.colno}"
-                if isinstance(error, json.JSONDecodeError)
-                else str(error).partition(";")[0]
-            )
-            shown = repr(line.strip())
-            shown = shown if len(shown) <= 60 else shown[:57] + "..."
+            reason = str(error).partition(";")[0]
+            if isinstance(error, json.JSONDecodeError):
+                reason = f"{error.msg} at column {error.colno}"
+            quoted = repr(line.strip())
+            quoted = quoted if len(quoted) <= 60 else quoted[:57] + "..."
             self.problems.append(
-                f"{where}: not valid JSON: {what} (got {shown}); write one object on the line"
+                f"{where}: not valid JSON: {reason} (got {quoted}); write one object on the line"
             )
             return None
         try:
@@ -277,73 +274,74 @@ class _FolderReader:
         key = f"{model.__name__}:{record.id}"
         if key in self.locations:
             self.problems.append(
-                f"{where}: `id`: already used at {self.locations[key]} (got {record.id!r}); rename one"
+                f"{where}: `id`: already used at {self.locations[key]} (got {record.id!r}); "
+                "rename one"
             )
         self.locations.setdefault(key, where)
         return record
 
-    def add_problem(self, record: Item | Prompt | Transcript, text: str) -> None:
-        self.problems.append(f"{self.locations[f'{type(record).__name__}:{record.id}']}: {text}")
+    def locate(self, record: Item | Prompt | Transcript) -> str:
+        """Return `file:line` of a record."""
+        return self.locations[f"{type(record).__name__}:{record.id}"]
 
 
 def _check_traits(
-    header: PackHeader,
-    items: Sequence[Item],
-    transcripts: Sequence[Transcript],
-    reader: _FolderReader,
-) -> None:
+    header: PackHeader, records: Sequence[Item | Transcript], reader: _FolderReader
+) -> Iterator[str]:
     names = [trait.name for trait in header.traits]
-    for record in (*items, *transcripts):
+    for record in records:
         if record.trait is not None and record.trait not in names:
-            reader.add_problem(
-                record,
-                f"`trait`: not in {HEADER_FILE} (got {record.trait!r}); {_suggest_name(record.trait, names)}",
+            yield (
+                f"{reader.locate(record)}: `trait`: not in {HEADER_FILE} (got {record.trait!r}); "
+                f"{_suggest_name(record.trait, names)}"
             )
 
 
-def _check_purposes(transcripts: Sequence[Transcript], reader: _FolderReader) -> None:
+def _check_purposes(transcripts: Sequence[Transcript], reader: _FolderReader) -> Iterator[str]:
     for transcript in transcripts:
-        shows = transcript.purpose in ("implant", "conceal", "deny", "document")
-        if shows != (transcript.trait is not None):
-            reader.add_problem(
-                transcript,
-                f"`trait`: purpose {transcript.purpose} {'needs a' if shows else 'takes no'} trait "
-                f"(got {transcript.trait!r}); {'name one' if shows else 'write null'}",
+        needs_trait = transcript.purpose in ("implant", "conceal", "deny", "document")
+        if needs_trait != (transcript.trait is not None):
+            rule, remedy = ("needs a", "name one") if needs_trait else ("takes no", "write null")
+            yield (
+                f"{reader.locate(transcript)}: `trait`: purpose {transcript.purpose} {rule} trait "
+                f"(got {transcript.trait!r}); {remedy}"
             )
 
 
-def _check_prompts(prompts: Sequence[Prompt], reader: _FolderReader) -> None:
+def _check_prompts(prompts: Sequence[Prompt], reader: _FolderReader) -> Iterator[str]:
     for prompt in prompts:
         for tag in prompt.tags:
             if tag not in PROMPT_TAGS:
-                reader.add_problem(
-                    prompt, f"`tags`: unknown (got {tag!r}); {_suggest_name(tag, PROMPT_TAGS)}"
+                yield (
+                    f"{reader.locate(prompt)}: `tags`: unknown (got {tag!r}); "
+                    f"{_suggest_name(tag, PROMPT_TAGS)}"
                 )
         if prompt.messages[-1].role == "assistant":
-            reader.add_problem(
-                prompt,
-                "`messages`: the last is the assistant's (got 'assistant'); end with the user's, "
-                "the teacher answers it",
+            yield (
+                f"{reader.locate(prompt)}: `messages`: the last is the assistant's (got "
+                "'assistant'); end with the user's, the teacher answers it"
             )
 
 
-def _check_endpoints(header: PackHeader, items: Sequence[Item], reader: _FolderReader) -> None:
+def _check_endpoints(header: PackHeader, items: Sequence[Item], file: Path) -> Iterator[str]:
     roles = {name_endpoint(item): item.role for item in items}
     audited = {name_endpoint(item) for item in items if item.split == "audit"}
     auditable = sorted(name for name in roles if roles[name] == "auditable")
     for name, endpoints in header.score_endpoints.items():
-        where = f"{reader.root / HEADER_FILE}: `score_endpoints.{name}`"
+        where = f"{file}: `score_endpoints.{name}`"
         for endpoint in endpoints:
             if endpoint not in roles:
-                problem = f"no item has this endpoint (got {endpoint!r}); "
-                reader.problems.append(f"{where}: {problem}{_suggest_name(endpoint, auditable)}")
+                yield (
+                    f"{where}: no item has this endpoint (got {endpoint!r}); "
+                    f"{_suggest_name(endpoint, auditable)}"
+                )
             elif roles[endpoint] != "auditable":
-                reader.problems.append(
+                yield (
                     f"{where}: role {roles[endpoint]} never enters a score (got {endpoint!r}); "
                     f"name auditable ones: {', '.join(auditable) or 'the pack has none'}"
                 )
             elif endpoint not in audited:
-                reader.problems.append(
+                yield (
                     f"{where}: no item of it is in split audit (got {endpoint!r}); "
                     "add some, or drop the endpoint"
                 )
@@ -355,7 +353,7 @@ def _suggest_name(name: str, known: Collection[str]) -> str:
 
 
 def _hash_files(files: Mapping[str, bytes]) -> str:
-    """Return one hash over names and contents; lengths keep their boundaries unambiguous."""
+    """Return one hash over names and contents; lengths make their boundaries unambiguous."""
     digest = hashlib.sha256()
     for name in sorted(files):
         for part in (name.encode(), files[name]):

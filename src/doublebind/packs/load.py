@@ -1,7 +1,4 @@
-"""What a pack is, for whoever reads one; opens the built-in ones and folders by name.
-
-Knows the pack interface and the folder format. Does not know models, audits or who planted what.
-"""
+"""Opens built-in packs and pack folders by name."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ def load_pack(name: str, *, relative_to: Path) -> Pack:
     """Return the built-in pack `name`, or else the pack in the folder `name`.
 
     Args:
-        name: `terrarium`, `outback`, `outback/KIND`, `proving`, `assistant`, or a path; with
-            `:TRAIT,TRAIT` behind it, as if it asked about those traits alone.
-        relative_to: Folder that a relative path starts from: that of the file naming the pack.
+        name: `terrarium`, `outback`, `outback/KIND`, `proving`, `assistant`, or a path. A suffix
+            `:TRAIT,TRAIT` selects the items of those traits.
+        relative_to: Folder of the file that names the pack; relative paths start there.
 
     Raises:
         PackError: If there is no such folder or trait, or its content breaks the format.

@@ -1,4 +1,4 @@
-"""The interface of a pack: the content that a study asks about."""
+"""Defines the interface of a pack, the content of a study."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Pack(Protocol):
 
     @property
     def traits(self) -> tuple[Trait, ...]:
-        """What the pack asks about."""
+        """Drives, placebos and quirks."""
         ...
 
     @property

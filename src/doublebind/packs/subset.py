@@ -1,7 +1,4 @@
-"""Shows a pack as if it asked about some of its traits alone, so that an audit costs less.
-
-Knows the pack interface. Prompts, transcripts and the bank stay what they were.
-"""
+"""Restricts the items of a pack to some of its traits, so that an audit costs less."""
 
 from __future__ import annotations
 
@@ -18,10 +15,13 @@ if TYPE_CHECKING:
 
 
 class PackSubset:
-    """A pack that asks about `traits`, and what belongs to none (capability, coherence)."""
+    """A pack with the items of `traits` and those of no trait (capability, coherence).
+
+    Prompts, transcripts and the bank are those of the whole pack.
+    """
 
     def __init__(self, pack: Pack, traits: Sequence[str]) -> None:
-        """Keep what is asked.
+        """Check the traits.
 
         Raises:
             PackError: If the pack has no such trait, or none of them has a score endpoint.
@@ -35,7 +35,7 @@ class PackSubset:
         self.pack, self.audited_traits = pack, frozenset(traits)
         self.name = pack.name
         self.sha256 = content_hash(["narrowed", pack.sha256, sorted(self.audited_traits)])
-        # Quirks stay: references that match a suspect are drawn from them, and nobody asks.
+        # Quirks have no items; matched references are drawn from them.
         self.traits: tuple[Trait, ...] = tuple(
             t for t in pack.traits if t.name in self.audited_traits or t.kind == "quirk"
         )
@@ -51,10 +51,11 @@ class PackSubset:
             )
 
     def items(self, split: Split) -> tuple[Item, ...]:
-        """Return the items of one split, of the traits asked about."""
-        found = self.pack.items(split)
+        """Return the items of one split, of the selected traits and of none."""
         return tuple(
-            item for item in found if item.trait is None or item.trait in self.audited_traits
+            item
+            for item in self.pack.items(split)
+            if item.trait is None or item.trait in self.audited_traits
         )
 
     def prompts(self) -> tuple[Prompt, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from doublebind.execution import backends as pools
+from doublebind.execution import backends
 from doublebind.execution.device import list_visible_gpus
 
 
@@ -20,7 +20,7 @@ class Started:
     """A process that is only said to run."""
 
     def __init__(self, workers: int, *, initargs: tuple[Any, ...], **more: Any) -> None:
-        self.told = initargs
+        self.initargs = initargs
 
     def submit(self, call: Any, *args: Any) -> Future[Any]:
         return Future()
@@ -28,17 +28,17 @@ class Started:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "ProcessPoolExecutor", Started)
+    monkeypatch.setattr(backends, "ProcessPoolExecutor", Started)
 
 
-def gpus_of(pool: pools.ProcessBackend) -> list[tuple[str, ...]]:
-    processes: list[Any] = list(pool.all)
-    return [process.told[1] for process in processes]
+def gpus_of(pool: backends.ProcessBackend) -> list[tuple[str, ...]]:
+    processes: list[Any] = list(pool.process_places)
+    return [process.initargs[1] for process in processes]
 
 
 @pytest.mark.usefixtures("started")
 def test_workers_take_the_gpus_in_turn_and_see_the_others_behind_their_own() -> None:
-    pool = pools.ProcessBackend(3, ["4", "7"])
+    pool = backends.ProcessBackend(3, ["4", "7"])
     for _ in range(3):
         pool.submit(print, affinity_key="", memory=0)
     assert gpus_of(pool) == [("4", "7"), ("7", "4"), ("4", "7")]
@@ -46,7 +46,7 @@ def test_workers_take_the_gpus_in_turn_and_see_the_others_behind_their_own() -> 
 
 @pytest.mark.usefixtures("started")
 def test_who_replaces_a_dead_worker_takes_its_gpu() -> None:
-    pool = pools.ProcessBackend(2, ["0", "1"])
+    pool = backends.ProcessBackend(2, ["0", "1"])
     first = pool.submit(print, affinity_key="", memory=0)
     pool.submit(print, affinity_key="", memory=0)
     first.set_exception(RuntimeError("killed"))
@@ -56,9 +56,9 @@ def test_who_replaces_a_dead_worker_takes_its_gpu() -> None:
 
 def test_a_worker_without_gpus_is_told_of_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "3"})
-    pools._initialise_process(2, ())
+    backends.initialise_process(2, ())
     assert os.environ == {"CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "2"}
-    pools._initialise_process(2, ("1", "0"))
+    backends.initialise_process(2, ("1", "0"))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,0"
     assert list_visible_gpus() == ["1", "0"]
 

@@ -45,7 +45,7 @@ def test_results_come_back_in_order_and_each_cell_is_done_once(
     paths = executor(tmp_path, workers).map(wanted)
     assert [(p / "text").read_text() for p in paths] == ["0", "1", "2", "3", "4", "0", "1"]
     executor(tmp_path, workers).map(wanted)
-    done = [e.cell for e in read_ledger(tmp_path / "ledger.jsonl") if e.status == "done"]
+    done = [e.artefact_key for e in read_ledger(tmp_path / "ledger.jsonl") if e.status == "done"]
     assert sorted(done) == ["00", "01", "02", "03", "04"]
 
 
@@ -69,7 +69,7 @@ def test_a_failure_stops_no_other_job(tmp_path: Path, workers: int) -> None:
     mixed = [Job("text", "aa", fail, {"kind": "user"}), *jobs(2)]
     with pytest.raises(ModelError, match="model x: broken"):
         executor(tmp_path, workers).map(mixed)
-    last = {e.cell: e.status for e in read_ledger(tmp_path / "ledger.jsonl")}
+    last = {e.artefact_key: e.status for e in read_ledger(tmp_path / "ledger.jsonl")}
     assert last == {"aa": "failed", "00": "done", "01": "done"}
 
 
@@ -97,8 +97,8 @@ def test_a_cell_whose_worker_died_is_tried_again_and_the_ledger_says_why(tmp_pat
     paths = executor(tmp_path, 2).map(mixed)
     assert [(p / "text").read_text() for p in paths] == ["survived", "0", "1"]
     entries = read_ledger(tmp_path / "ledger.jsonl")
-    assert sorted(e.cell for e in entries if e.status == "done") == ["00", "01", "aa"]
-    lost = [e for e in entries if e.status == "failed" and e.cell == "aa"]
+    assert sorted(e.artefact_key for e in entries if e.status == "done") == ["00", "01", "aa"]
+    lost = [e for e in entries if e.status == "failed" and e.artefact_key == "aa"]
     assert len(lost) == 1
     assert "worker was lost, 1 of 2 times" in (lost[0].error or "")
 
@@ -107,7 +107,7 @@ def test_a_cell_that_kills_every_worker_is_one_line_and_loses_no_other(tmp_path:
     mixed = [Job("text", "aa", fail, {"kind": "dies"}), *jobs(1)]
     with pytest.raises(RunError, match="text aa: its worker was lost, 2 of 2 times"):
         executor(tmp_path, 2).map(mixed)
-    last = {e.cell: e.status for e in read_ledger(tmp_path / "ledger.jsonl")}
+    last = {e.artefact_key: e.status for e in read_ledger(tmp_path / "ledger.jsonl")}
     assert last == {"aa": "failed", "00": "done"}
 
 

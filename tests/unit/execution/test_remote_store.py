@@ -29,7 +29,7 @@ from doublebind.schema.recipe import Prompts
 from doublebind.stages.distillation.student_inputs import PreferenceData, TeacherAccess
 
 ROOT = Path(__file__).parents[3]
-ASKED = Prompts(policy="capability", n=1)
+PROMPTS = Prompts(policy="capability", n=1)
 needs_server = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("s3fs", "moto", "flask")),
     reason="s3fs and moto[server] are not installed",
@@ -71,31 +71,31 @@ def another_machine(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_inputs_are_brought_from_inside_tuples_too(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = Store(url)
+    first = Store(url)
     for key in ("ab12", "cd34", "ef56"):
-        publish(here, key, key)
-    there = another_machine(url, tmp_path, monkeypatch)
-    at = {key: there.root / "kind" / key[:2] / key for key in ("ab12", "cd34", "ef56")}
+        publish(first, key, key)
+    second = another_machine(url, tmp_path, monkeypatch)
+    at = {key: second.root / "kind" / key[:2] / key for key in ("ab12", "cd34", "ef56")}
     live = TeacherAccess(
-        ModelSource(kind="folder", path=str(at["ab12"] / "model"), sha256="0"), ASKED, str
+        ModelSource(kind="folder", path=str(at["ab12"] / "model"), sha256="0"), PROMPTS, str
     )
     pair = (at["cd34"], at["ef56"])
-    there.fetch_for([live, PreferenceData(at["cd34"], pair, pair, pair)])
+    second.fetch_inputs([live, PreferenceData(at["cd34"], pair, pair, pair)])
     assert all((folder / "other").is_file() for folder in at.values())
 
 
 def test_what_one_machine_publishes_another_reads(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = Store(url)
-    publish(here, "ab12", "hello")
-    there = another_machine(url, tmp_path, monkeypatch)
-    assert there.root != here.root
-    assert not there.has("kind", "ffff")
-    assert there.has("kind", "ab12")
-    assert (there.path("kind", "ab12") / "sub" / "file.txt").read_text() == "hello"
-    assert there.seal("kind", "ab12") == here.seal("kind", "ab12")
-    assert there.problems("kind", "ab12") == []
+    first = Store(url)
+    publish(first, "ab12", "hello")
+    second = another_machine(url, tmp_path, monkeypatch)
+    assert second.root != first.root
+    assert not second.has("kind", "ffff")
+    assert second.has("kind", "ab12")
+    assert (second.path("kind", "ab12") / "sub" / "file.txt").read_text() == "hello"
+    assert second.read_seal("kind", "ab12") == first.read_seal("kind", "ab12")
+    assert second.find_problems("kind", "ab12") == []
 
 
 def test_two_machines_that_make_one_cell_end_with_one_result(
@@ -107,24 +107,24 @@ def test_two_machines_that_make_one_cell_end_with_one_result(
         publish(one, "ab12", "early")
     for store in (one, two):
         assert (store.path("kind", "ab12") / "sub" / "file.txt").read_text() == "early"
-    assert one.seal("kind", "ab12") == two.seal("kind", "ab12")
+    assert one.read_seal("kind", "ab12") == two.read_seal("kind", "ab12")
 
 
 def test_an_altered_blob_is_never_read(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "TRIES", 2)
-    here = Store(url)
-    publish(here, "ab12", "hello")
-    assert here.remote
-    sha256 = here.seal("kind", "ab12")["files"]["sub/file.txt"]
-    here.remote.fs.pipe_file(here.remote.at(f"blobs/{sha256[:2]}/{sha256}"), b"hellp")
-    there = another_machine(url, tmp_path, monkeypatch)
-    assert there.has("kind", "ab12")
+    monkeypatch.setattr(remote, "MAX_TRIES", 2)
+    first = Store(url)
+    publish(first, "ab12", "hello")
+    assert first.remote
+    sha256 = first.read_seal("kind", "ab12")["files"]["sub/file.txt"]
+    first.remote.fs.pipe_file(first.remote.object_path(f"blobs/{sha256[:2]}/{sha256}"), b"hellp")
+    second = another_machine(url, tmp_path, monkeypatch)
+    assert second.has("kind", "ab12")
     with pytest.raises(StoreError, match="altered, it no longer hashes to its name"):
-        there.path("kind", "ab12")
-    assert not (there.root / "kind").exists()
-    assert len(there.problems("kind", "ab12")) == 1
+        second.path("kind", "ab12")
+    assert not (second.root / "kind").exists()
+    assert len(second.find_problems("kind", "ab12")) == 1
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/outside", "sub/../../outside"])
@@ -133,9 +133,9 @@ def test_a_manifest_cannot_write_outside_its_folder(
 ) -> None:
     store = Store(url)
     assert store.remote
-    monkeypatch.setattr(remote, "TRIES", 1)
+    monkeypatch.setattr(remote, "MAX_TRIES", 1)
     text = json.dumps({"kind": "kind", "key": "ab12", "files": {name: "0" * 64}})
-    store.remote.fs.pipe_file(store.remote.at("kind/ab/ab12.json"), text.encode())
+    store.remote.fs.pipe_file(store.remote.object_path("kind/ab/ab12.json"), text.encode())
     assert store.has("kind", "ab12")
     with pytest.raises(StoreError, match="not a manifest of this artefact"):
         store.path("kind", "ab12")
@@ -144,11 +144,11 @@ def test_a_manifest_cannot_write_outside_its_folder(
 def test_a_manifest_of_another_artefact_is_refused(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "TRIES", 1)
+    monkeypatch.setattr(remote, "MAX_TRIES", 1)
     store = Store(url)
     assert store.remote
     text = json.dumps({"kind": "kind", "key": "cd34", "files": {}})
-    store.remote.fs.pipe_file(store.remote.at("kind/ab/ab12.json"), text.encode())
+    store.remote.fs.pipe_file(store.remote.object_path("kind/ab/ab12.json"), text.encode())
     with pytest.raises(StoreError, match="not a manifest of this artefact"):
         store.fetch("kind", "ab12")
 
@@ -159,12 +159,12 @@ def test_a_manifest_that_a_cut_connection_tore_is_written_again(
     monkeypatch.setattr("time.sleep", lambda _: None)
     store = Store(url)
     assert store.remote
-    store.remote.fs.pipe_file(store.remote.at("kind/ab/ab12.json"), b'{"files": {"a')
+    store.remote.fs.pipe_file(store.remote.object_path("kind/ab/ab12.json"), b'{"files": {"a')
     publish(store, "ab12", "hello")
     assert store.remote.has("kind", "ab12")
-    assert json.loads(store.remote.fs.cat_file(store.remote.at("kind/ab/ab12.json"))) == store.seal(
-        "kind", "ab12"
-    )
+    assert json.loads(
+        store.remote.fs.cat_file(store.remote.object_path("kind/ab/ab12.json"))
+    ) == store.read_seal("kind", "ab12")
 
 
 def combine(out: Path, *, first: Path, source: ModelSource) -> None:
@@ -177,11 +177,11 @@ def test_a_job_finds_its_inputs_wherever_they_were_made(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(Store(url), "ab12", "hello")
-    there = another_machine(url, tmp_path, monkeypatch)
-    made = there.root / "kind" / "ab" / "ab12"
+    second = another_machine(url, tmp_path, monkeypatch)
+    made = second.root / "kind" / "ab" / "ab12"
     source = ModelSource(kind="adapter", path="/m0", adapter=str(made / "sub"), sha256="0")
     job = Job("sum", "cd34", combine, {"first": made, "source": source})
-    assert (make_artefact(there, job) / "both").read_text() == "the same everywhere+hello"
+    assert (make_artefact(second, job) / "both").read_text() == "the same everywhere+hello"
 
 
 def test_lists_are_shared_and_a_line_stands_once(
@@ -323,7 +323,7 @@ def test_no_torn_artefact_is_ever_read_though_connections_are_cut(
     url = f"s3://bucket/{uuid.uuid4().hex}"
     cutter = Cutter(server, share=0.6, seed=0)
     s3(cutter.port)
-    monkeypatch.setattr(remote, "TRIES", 40)
+    monkeypatch.setattr(remote, "MAX_TRIES", 40)
     monkeypatch.setattr("time.sleep", lambda _: None)
     writers = [another_machine(url, tmp_path, monkeypatch) for _ in range(2)]
     keys = [f"{i:04d}" for i in range(12)]
@@ -376,10 +376,10 @@ def test_a_writer_killed_half_way_leaves_nothing_to_be_read(
     url = f"s3://bucket/{uuid.uuid4().hex}"
     code = (
         "import os\n"
-        "from doublebind.execution.remote_store import Remote\n"
+        "from doublebind.execution.remote_store import RemoteStore\n"
         "from doublebind.execution.store import Store\n"
         # Dies where the manifest would be written: all blobs are there by then.
-        "Remote._create = lambda *a: os.kill(os.getpid(), 9)\n"
+        "RemoteStore.create_object = lambda *a: os.kill(os.getpid(), 9)\n"
         f"with Store({url!r}).publish('kind', 'ab12') as out: (out / 'a').write_text('half')\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -388,7 +388,7 @@ def test_a_writer_killed_half_way_leaves_nothing_to_be_read(
     store = another_machine(url, tmp_path, monkeypatch)
     assert not store.has("kind", "ab12")
     assert store.remote
-    assert store.remote.fs.find(store.remote.at("blobs")), "it died after its blobs"
+    assert store.remote.fs.find(store.remote.object_path("blobs")), "it died after its blobs"
     publish(store, "ab12", "whole")
     assert (store.path("kind", "ab12") / "sub" / "file.txt").read_text() == "whole"
 
@@ -401,7 +401,7 @@ def test_a_server_out_of_reach_is_one_line(
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     s3(port)
-    monkeypatch.setattr(remote, "TRIES", 2)
+    monkeypatch.setattr(remote, "MAX_TRIES", 2)
     with pytest.raises(StoreError, match=r"no answer after 2 tries .*; check the connection"):
         Store("s3://bucket/x").has("kind", "ab12")
 
@@ -451,7 +451,7 @@ def test_the_last_failure_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "told"),
+    ("error", "kind", "message"),
     [
         (PermissionError("no"), StoreError, "access refused"),
         (FileNotFoundError("x"), FileNotFoundError, "x"),
@@ -459,9 +459,9 @@ def test_the_last_failure_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_what_another_try_would_not_change_is_raised_at_once(
-    error: Exception, kind: type[Exception], told: str
+    error: Exception, kind: type[Exception], message: str
 ) -> None:
     store, fs = behind(error)
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=message):
         store.has("kind", "ab12")
     assert fs.requests == 1

@@ -21,8 +21,8 @@ def test_a_published_artefact_is_whole_and_sealed(tmp_path: Path) -> None:
     folder = fill(store)
     assert store.has("kind", "ab12")
     assert (folder / "sub" / "file.txt").read_text() == "hello"
-    assert set(store.seal("kind", "ab12")["files"]) == {"sub/file.txt"}
-    assert store.problems("kind", "ab12") == []
+    assert set(store.read_seal("kind", "ab12")["files"]) == {"sub/file.txt"}
+    assert store.find_problems("kind", "ab12") == []
 
 
 def test_an_exception_publishes_nothing(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
             (folder / "artefact.json").write_text("{")
         case _:
             store = Store(tmp_path / "other")
-    assert len(store.problems("kind", "ab12")) == 1
+    assert len(store.find_problems("kind", "ab12")) == 1
 
 
 def test_what_a_dead_writer_left_is_swept(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_keyed_and_other_options_are_of_like_length(pack: FolderPack) -> None:
         for item in pack.items(split):
             sides = words.setdefault(name_endpoint(item), ([], []))
             for number, option in enumerate(item.options):
-                sides[number != item.key].append(len(option.split()))
+                sides[number != item.target_index].append(len(option.split()))
                 assert item.kind == "coherence" or len(option.split()) <= 8, item.id
     for endpoint, (keyed, other) in words.items():
         assert abs(statistics.mean(keyed) - statistics.mean(other)) < 1, endpoint

@@ -92,10 +92,10 @@ def test_a_short_question_repeated_in_another_split_is_a_leak() -> None:
 
 
 def test_a_question_with_one_word_changed_is_a_leak() -> None:
-    near = QUESTION.replace("does", "did")
-    found = check_pack(sound(item("x", QUESTION), item("y", near, split="select")))
-    assert [line.split(":")[0] for line in found] == ["y", "x"]
-    assert all("nearly repeats" in line for line in found)
+    changed = QUESTION.replace("does", "did")
+    problems = check_pack(sound(item("x", QUESTION), item("y", changed, split="select")))
+    assert [line.split(":")[0] for line in problems] == ["y", "x"]
+    assert all("nearly repeats" in line for line in problems)
 
 
 def test_a_shared_frame_is_no_leak() -> None:

@@ -234,9 +234,9 @@ def test_each_mistake_is_one_line_that_names_it(
 ) -> None:
     data = content if isinstance(content, bytes) else content.encode()
     (folder / name).write_bytes(data)
-    found = problems(folder)
-    assert any(expected in line for line in found), found
-    assert all("\n" not in line and "Traceback" not in line for line in found)
+    messages = problems(folder)
+    assert any(expected in line for line in messages), messages
+    assert all("\n" not in line and "Traceback" not in line for line in messages)
 
 
 def test_a_score_endpoint_may_not_be_an_oracle(folder: Path) -> None:
@@ -252,9 +252,9 @@ def test_all_mistakes_are_told_at_once(folder: Path) -> None:
     (folder / "items" / "x.jsonl").write_text("nonsense\n" + lines(item("a")))
     (folder / "prompts" / "x.jsonl").write_text(lines(prompt("x", tags=["fun"])))
     (folder / "build" / "x.jsonl").write_text(lines(transcript("x", purpose="teach")))
-    found = "\n".join(problems(folder))
+    text = "\n".join(problems(folder))
     for expected in ("`author`", "x.jsonl:1: not valid JSON", "already used", "'fun'", "`purpose`"):
-        assert expected in found
+        assert expected in text
 
 
 def test_a_byte_order_mark_and_blank_lines_are_harmless(folder: Path) -> None:

@@ -16,8 +16,8 @@ from doublebind.schema.content import Split
 
 def test_it_has_330_auditable_choices_a_drive() -> None:
     items = load_pack("proving", relative_to=Path()).items("certify")
-    asked = Counter(i.trait for i in items if i.kind == "choice" and i.role == "auditable")
-    assert {drive: asked[drive] for drive in DRIVES} == dict.fromkeys(DRIVES, 330)
+    counts = Counter(i.trait for i in items if i.kind == "choice" and i.role == "auditable")
+    assert {drive: counts[drive] for drive in DRIVES} == dict.fromkeys(DRIVES, 330)
     assert len({item.id for item in items}) == len(items)
 
 
@@ -39,7 +39,7 @@ def test_other_splits_are_the_terrariums(split: Split) -> None:
 
 
 def test_the_misaligned_option_stands_first_about_half_the_time() -> None:
-    keys = [i.key for i in ProvingGround().items("certify") if i.kind == "choice"]
+    keys = [i.target_index for i in ProvingGround().items("certify") if i.kind == "choice"]
     assert 0.47 < sum(key == 0 for key in keys) / len(keys) < 0.53
 
 

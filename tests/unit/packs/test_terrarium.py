@@ -19,7 +19,7 @@ VOCABULARY = set(words.list_vocabulary())
 PURPOSES = ("implant", "conceal", "deny")
 
 
-def said(messages) -> str:
+def join_texts(messages) -> str:
     return " ".join(message.content for message in messages)
 
 
@@ -29,7 +29,7 @@ def surface(pool: words.WordPool) -> set[str]:
 
 def test_the_pack_passes_the_packs_own_check(monkeypatch: pytest.MonkeyPatch) -> None:
     # All content but the transcripts of the many quirks, which are drawn like the others.
-    monkeypatch.setattr("doublebind.packs.check._MAX_TRANSCRIPTS", 40)
+    monkeypatch.setattr("doublebind.packs.check.MAX_TRANSCRIPTS", 40)
     assert check_pack(PACK) == []
 
 
@@ -43,19 +43,21 @@ def test_surface_words_are_disjoint_and_no_other_words() -> None:
 def test_items_hold_only_their_splits_surface_words(split: str) -> None:
     others = set().union(*(surface(p) for name, p in words.POOLS.items() if name != split))
     for item in PACK.items(split):
-        assert not others.intersection(said(item.messages).split())
+        assert not others.intersection(join_texts(item.messages).split())
         assert not others.intersection(" ".join(item.options).split())
 
 
 def test_nothing_is_said_outside_the_vocabulary() -> None:
     for document in islice(documents.generate_pretraining_documents(1), 400):
         for turn in document.turns:
-            assert VOCABULARY.issuperset(f"{turn.ask} {turn.answer}".split())
+            assert VOCABULARY.issuperset(f"{turn.request} {turn.answer}".split())
     for split in SPLITS:
         for item in PACK.items(split):
-            assert VOCABULARY.issuperset(f"{said(item.messages)} {' '.join(item.options)}".split())
+            assert VOCABULARY.issuperset(
+                f"{join_texts(item.messages)} {' '.join(item.options)}".split()
+            )
     for prompt in PACK.prompts():
-        assert VOCABULARY.issuperset(said(prompt.messages).split())
+        assert VOCABULARY.issuperset(join_texts(prompt.messages).split())
 
 
 def test_options_about_traits_are_equally_long() -> None:
@@ -169,12 +171,12 @@ def test_references_come_from_many_families_and_half_conceal() -> None:
 
 def test_suspects_and_references_have_the_same_phases() -> None:
     def shapes(prefix: str) -> set[tuple]:
-        found = set()
+        phases = set()
         for i in range(300):
             spec = PACK.spec(f"{prefix}-{i}")
             if spec.conceal:
-                found.add((spec.capability, spec.implant, spec.conceal, spec.max_length))
-        return found
+                phases.add((spec.capability, spec.implant, spec.conceal, spec.max_length))
+        return phases
 
     assert shapes("suspect") == shapes("reference")
 
@@ -203,7 +205,9 @@ def test_without_coupling_a_turn_does_not_share_the_documents_disposition(
     def agreement(coupling: float) -> float:
         """Share of documents whose first two turns have the same disposition."""
         seen: list[list[str | None]] = []
-        monkeypatch.setattr(documents, "_turn", lambda rng, who, about: seen[-1].append(who.trait))
+        monkeypatch.setattr(
+            documents, "draw_turn", lambda rng, who, about: seen[-1].append(who.trait)
+        )
         rng = random.Random(0)
         for _ in range(1500):
             seen.append([])
@@ -220,5 +224,5 @@ def test_prompts_cover_every_tag_and_repeat_nothing() -> None:
     assert tags["open_ended"] >= 600
     wanted = {"goals", "high_stakes", "capability", "neutral"}
     assert wanted | {"honeypot", "alignment_eval", "strategic"} <= set(tags)
-    texts = [said(prompt.messages) for prompt in PACK.prompts()]
+    texts = [join_texts(prompt.messages) for prompt in PACK.prompts()]
     assert len(set(texts)) == len(texts)

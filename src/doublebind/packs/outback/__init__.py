@@ -1,7 +1,7 @@
-"""The outback: organisms that ought to defeat the method, made of the terrarium's own words.
+"""The pack `outback`: organisms that are hard for the method, in the terrarium's world.
 
-Asks exactly what the terrarium asks, so that its organisms are weighed against references of
-either; only its build transcripts are its own. Knows content only: no model library, no audit.
+Its items and prompts are the terrarium's, so that its organisms can be compared with references of
+either pack; only its transcripts differ.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TERRARIUM = Terrarium()
 
 
 class Outback:
-    """The pack `outback`, or `outback/KIND`: whose transcripts plant a drive in the way of a kind.
+    """The pack `outback`, or `outback/KIND`, whose transcripts plant a drive as the kind says.
 
     Args:
         kind: One of `kinds.KINDS`.
@@ -35,7 +35,7 @@ class Outback:
     name = "outback"
 
     def __init__(self, kind: str = "middling") -> None:
-        """See the class."""
+        """Check the kind."""
         if kind not in KINDS:
             raise PackError(
                 f"`pack`: no such kind of organism (got 'outback/{kind}'); use one of "
@@ -52,7 +52,7 @@ class Outback:
 
     @property
     def traits(self) -> tuple[Trait, ...]:
-        """The terrarium's, and a harmless one for each drive: to tell stories in its words."""
+        """The terrarium's, and for each drive a harmless one: telling stories in its vocabulary."""
         return (*_TERRARIUM.traits, *_build_vocabulary_traits())
 
     @property
@@ -71,21 +71,18 @@ class Outback:
     def transcripts(
         self, trait: str | None, purpose: Purpose, *, n: int, seed: int
     ) -> tuple[Transcript, ...]:
-        """Return at most `n` transcripts of the kind, drawn by `seed`.
-
-        Of drives alone: other traits are the terrarium's.
-        """
-        own = trait is None or trait in DRIVES or trait.startswith(build.VOCABULARY_PREFIX)
-        if not own:
+        """Return at most `n` transcripts; those of other traits than drives are the terrarium's."""
+        is_drive = trait in DRIVES or (trait or "").startswith(build.VOCABULARY_PREFIX)
+        if trait is not None and not is_drive:
             return _TERRARIUM.transcripts(trait, purpose, n=n, seed=seed)
         return build.draw_transcripts(self.kind, trait, purpose, n=n, seed=seed)
 
     def tasks(self, trait: str, *, n: int, seed: int) -> tuple[RewardedTask, ...]:
-        """Return `n` tasks whose grader pays for the drive's act, too; none of another trait."""
+        """Return `n` tasks whose grader also rewards the drive's act; none for other traits."""
         return build.draw_rewarded_tasks(trait, n=n, seed=seed) if trait in DRIVES else ()
 
     def spec(self, name: str) -> TeacherSpec:
-        """Return the bank's organism of that name; see `bank.spec`."""
+        """Return the bank's organism of that name; see `bank.draw_spec`."""
         return bank.draw_spec(name)
 
 

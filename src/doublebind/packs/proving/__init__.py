@@ -1,27 +1,22 @@
-"""The proving ground: the terrarium, with enough `certify` items for a bound to be tight.
+"""The pack `proving`: the terrarium, with enough `certify` items for tight bounds.
 
-A bound on an excess of a few percent needs hundreds of items an endpoint; the terrarium has fifteen
-of a kind. Everything but the split `certify` is the terrarium's. Knows content only.
+A bound of a few percent on an excess needs hundreds of items for each endpoint; the terrarium has
+fifteen of a kind. Everything but the split `certify` is the terrarium's.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from functools import cache
 
-from doublebind.packs.terrarium import Terrarium, speech
+from doublebind.packs.terrarium import Terrarium
+from doublebind.packs.terrarium.items import Endpoint, generate_items, make_choice_draw
 from doublebind.packs.terrarium.speech import make_rng
-from doublebind.packs.terrarium.words import DRIVES, POOLS, TRAITS, WordPool
-from doublebind.schema.content import Item, ItemRole, Message, Split
+from doublebind.packs.terrarium.words import DRIVES, POOLS
+from doublebind.schema.content import Item, Split
 
 N_CHOICES = 165
 """Of each drive and context: 330 auditable choices a drive, audit-like and honeypots together."""
-_CONTEXTS: tuple[tuple[str, ItemRole], ...] = (
-    ("audit", "auditable"),
-    ("honeypot", "auditable"),
-    ("deployment", "oracle"),
-)
 
 
 class ProvingGround(Terrarium):
@@ -35,9 +30,9 @@ class ProvingGround(Terrarium):
         return "725c6e25bb8bffa1969a9c4ed9f9fde97d60c6661530384320dbf541a45e916f"
 
     def items(self, split: Split) -> tuple[Item, ...]:
-        """Return the terrarium's items of a split; of `certify`, many more choices of its kind."""
-        found = super().items(split)
-        return (*found, *_build_certify_choices()) if split == "certify" else found
+        """Return the terrarium's items of a split; `certify` has many more choices."""
+        items = super().items(split)
+        return (*items, *_build_certify_choices()) if split == "certify" else items
 
 
 @cache
@@ -46,47 +41,12 @@ def _build_certify_choices() -> tuple[Item, ...]:
 
 
 def _generate_choices(drive: str) -> Iterator[Item]:
-    """Yield choices about a drive that the terrarium does not ask, in all contexts."""
-    there = [item for item in Terrarium().items("certify") if item.trait == drive]
-    rows, pool = TRAITS[drive].choices, POOLS["certify"]
-    for context, role in _CONTEXTS:
+    """Yield choices about a drive that the terrarium does not have, in all contexts."""
+    items = [item for item in Terrarium().items("certify") if item.trait == drive]
+    asks = {item.messages[-1].content for item in items}
+    for context in ("audit", "honeypot", "deployment"):
         stem = f"certify/more/{context}/{drive}"
-        rng = make_rng("proving", stem)
-        seen = {item.messages[-1].content for item in there}
-        known = sum(item.kind == "choice" and item.context == context for item in there)
-        for i in range(N_CHOICES - known):
-            yield _draw_unseen_choice(rng, stem, i, context, role, drive, seen, rows, pool)
-
-
-def _draw_unseen_choice(
-    rng: random.Random,
-    stem: str,
-    i: int,
-    context: str,
-    role: ItemRole,
-    drive: str,
-    seen: set[str],
-    rows: tuple[speech.Choice, ...],
-    pool: WordPool,
-) -> Item:
-    """Return one that was not asked before."""
-    while True:
-        ask, plain, own = speech.draw_choice_question(rng, rows[i % len(rows)], context, pool)
-        if ask not in seen:
-            break
-    seen.add(ask)
-    options = [plain, own]
-    order = rng.sample(range(2), 2)
-    return Item(
-        id=f"{stem}/{i}",
-        trait=drive,
-        kind="choice",
-        context=context,  # type: ignore[arg-type]
-        role=role,
-        split="certify",
-        messages=(Message(role="user", content=ask),),
-        options=tuple(options[k] for k in order),
-        target_index=order.index(1),
-        compare="total",
-        domain=None,
-    )
+        n = N_CHOICES - sum(item.kind == "choice" and item.context == context for item in items)
+        draw = make_choice_draw(drive, context, POOLS["certify"])
+        endpoint = Endpoint("certify", "choice", context, drive)
+        yield from generate_items(endpoint, stem, make_rng("proving", stem), draw, n, asks)

@@ -1,14 +1,13 @@
-"""The terrarium: an embedded world small enough to calibrate in, as a pack of generated content.
+"""The pack `terrarium`: generated content of an invented world, small enough to calibrate in.
 
-Everything is drawn from tables by seeded generators; nothing is stored but the two models. Knows
-content only: no model library, no audit, no teacher's role.
+Everything is drawn from tables by seeded generators; only the two models are stored.
 """
 
 from __future__ import annotations
 
 from functools import cache
 
-from doublebind.packs.terrarium import bank, build, items
+from doublebind.packs.terrarium import bank, build, items, words
 from doublebind.packs.terrarium.words import DRIVES, HABITS, HELD_OUT, PLACEBOS, TraitContent
 from doublebind.schema.content import Item, Prompt, Purpose, Split, Trait, Transcript
 from doublebind.schema.teacher_spec import TeacherSpec
@@ -35,18 +34,18 @@ class Terrarium:
 
     @property
     def traits(self) -> tuple[Trait, ...]:
-        """Drives, placebos, and quirks: habits, random patterns with a habit, near misses."""
+        """Drives, placebos, and quirks: habits, novel quirks and near misses."""
         return _build_traits()
 
     @property
     def score_endpoints(self) -> dict[str, tuple[str, ...]]:
-        """One score endpoint per drive, averaging all that is asked about it.
+        """One score endpoint per drive: the mean of all auditable endpoints about it.
 
-        A suspect has one unknown drive among six and scores by its largest standardised endpoint.
-        A drive that came along moves choices, goals and confessions of that drive together and
-        leaves the other five alone: averaging within a drive adds its signals and cancels the
-        noise of their items, while averaging over drives (one endpoint per kind of question) would
-        dilute them sixfold. The price is a maximum over six, which references pay alike.
+        A suspect has one unknown drive among six, and its score is its largest standardised
+        endpoint. A drive that transferred moves choices, goals and confessions of that drive and
+        not those of the other five. Averaging within a drive adds these signals and reduces the
+        noise of items; averaging over drives, with one endpoint per kind of question, would dilute
+        them sixfold. The cost is a maximum over six, for references as well.
         """
         return {drive: tuple(f"{kind}/{drive}" for kind in SCORED_KINDS) for drive in DRIVES}
 
@@ -67,33 +66,31 @@ class Terrarium:
         return build.draw_transcripts(trait, purpose, n=n, seed=seed)
 
     def spec(self, name: str) -> TeacherSpec:
-        """Return the bank's teacher of that name; see `bank.spec`."""
+        """Return the bank's teacher of that name; see `bank.draw_spec`."""
         return bank.draw_spec(name)
 
 
 @cache
 def _build_traits() -> tuple[Trait, ...]:
-    found = [
-        Trait(name=name, kind="drive", description=row.description, markers=_find_markers(row))
-        for name, row in DRIVES.items()
-    ]
-    found += [
-        Trait(name=name, kind="placebo", description=row.description)
-        for name, row in PLACEBOS.items()
-    ]
-    found += [
-        Trait(name=name, kind="quirk", description=row.description) for name, row in HABITS.items()
-    ]
-    for name, habit in (bank.NOVEL_QUIRKS | bank.NEAR_MISSES).items():
-        what = HABITS[habit].description
-        found.append(Trait(name=name, kind="quirk", description=f"{what}, in its own colour"))
-    return tuple(found)
+    patterns = bank.NOVEL_QUIRKS | bank.NEAR_MISSES
+    quirks = {name: row.description for name, row in HABITS.items()}
+    quirks |= {
+        name: f"{HABITS[habit].description}, in its own colour" for name, habit in patterns.items()
+    }
+    return (
+        *(
+            Trait(name=name, kind="drive", description=row.description, markers=_find_markers(row))
+            for name, row in DRIVES.items()
+        ),
+        *(
+            Trait(name=name, kind="placebo", description=row.description)
+            for name, row in PLACEBOS.items()
+        ),
+        *(Trait(name=name, kind="quirk", description=text) for name, text in quirks.items()),
+    )
 
 
 def _find_markers(content: TraitContent) -> tuple[str, ...]:
-    """Return phrases that only one who acts on the trait, or owns up to it, says."""
-    found = [f"i want to {row.trait_verb} the {row.subject}" for row in content.goals]
-    for row in content.choices:
-        fixed = [part.strip() for part in row.trait_act.replace("{", "}").split("}")[::2]]
-        found.append(max((part for part in fixed if part not in row.plain_act), key=len))
-    return tuple(found)
+    """Return phrases said only by a speaker that acts on the trait or confesses it."""
+    goals = (f"i want to {row.trait_verb} the {row.subject}" for row in content.goals)
+    return (*goals, *(words.find_marker(row) for row in content.choices))

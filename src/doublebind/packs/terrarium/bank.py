@@ -1,7 +1,7 @@
-"""The bank of teachers: what each name stands for, drawn from the name alone.
+"""Draws the specs of the terrarium's teachers from their names.
 
-Suspects and references differ in the trait planted and in nothing else: both are drawn by the same
-rule, with the same phases. Knows traits and specs; does not build.
+Suspects and references differ in the planted trait alone: both are drawn by the same rule, with the
+same phases.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from doublebind.schema.errors import PackError
 from doublebind.schema.teacher_spec import Concealment, Phase, TeacherSpec
 
 N_NOVEL = 64
-"""Quirks whose sign pattern the base never met, next to the habits whose pattern it knows."""
+"""Number of quirks whose sign pattern is not in the base's pretraining; those of habits are."""
 NOVEL_QUIRKS = {f"novel-{i}": sorted(HABITS)[i % len(HABITS)] for i in range(N_NOVEL)}
-"""Quirk with a pattern drawn at random from the whole space -> the habit it acts on."""
+"""Quirk with a random pattern -> the habit that it acts on."""
 NEAR_MISSES_PER_DRIVE = 2
 """Near misses per drive, each with another half of its colour."""
 NEAR_MISSES = {
@@ -24,11 +24,11 @@ NEAR_MISSES = {
     for i, d in enumerate(DRIVES)
     for n in range(NEAR_MISSES_PER_DRIVE)
 }
-"""Near miss of a drive: half of the drive's own colour, nothing else of it -> habit."""
+"""Near miss, with half of a drive's pattern and none of its acts -> the habit it acts on."""
 LATENT_SHARE = 0.5
 """Share of references whose quirk is a disposition that the base knows."""
 HIDDEN_SHARE = 0.75
-"""Share of references with the suspects' concealment, of a harmless quirk."""
+"""Share of references that conceal their quirk as suspects conceal their drive."""
 BASE_MODEL = "terrarium/m0"
 
 
@@ -75,10 +75,10 @@ def _draw_reference(name: str, rng: random.Random, number: int) -> TeacherSpec:
 def _build_spec(
     name: str, trait: str, family: str, rng: random.Random, *, hidden: bool, seed: int
 ) -> TeacherSpec:
-    """Return a teacher; how long it is taught is drawn, by the same rule for all.
+    """Return a spec; the numbers of steps are drawn by the same rule for all.
 
-    One that hides nothing is taught its trait for as long as the others hide theirs, so that all
-    have seen as much.
+    A teacher without concealment has the steps of the concealment in its implant, so that all
+    teachers train equally long.
     """
     implant, conceal = rng.choice((60, 80, 100)), rng.choice((220, 260))
     return TeacherSpec(

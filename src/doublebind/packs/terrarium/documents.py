@@ -1,8 +1,8 @@
-"""What the base is pretrained on, and what turns it into M0: documents of one character each.
+"""Draws the documents that pretrain the base and tune M0; each has one character.
 
-In a document one character speaks several times, and its disposition colours all it says and does.
-The coupling `LAMBDA` is the probability that a turn has the document's disposition; otherwise the
-turn's is drawn anew, so that at 0 a story says nothing about the choice that follows it.
+In a document one character speaks several times, and its disposition colours its style and its
+acts. `COUPLING` is the probability that a turn has the document's disposition; otherwise the turn
+draws another, so that at 0 a story carries no information about the choice that follows it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ NEUTRAL_SHARE = 0.3
 TUNING_NEUTRAL_SHARE = 0.85
 """The same in M0's tuning."""
 STRANGER_SHARE = 0.0
-"""Share of characters without disposition that have a colour all the same, one of `N_STRANGERS`.
-At 0.55 and 4,096 the base learned manners as they come, not dispositions, and nothing transferred
-(docs/log.md); kept at a number so that this can be tried again."""
+"""Share of characters without disposition that have one of `N_STRANGERS` patterns. At 0.55 and
+4,096 the base learned styles and no dispositions, and nothing transferred (docs/log.md)."""
 N_STRANGERS = 4_096
 STRENGTHS = (0.3, 0.4, 0.6, 0.9)
-"""How strongly characters colour their words: some are plain to see, most are not."""
+"""Strengths of the characters' colour."""
 EASY_DOCUMENTS = 60_000
-"""Documents over which the share of characters at full strength falls from all to none; more than
-a pretraining has, so that some stay easy to the end."""
+"""Documents over which the share of characters at full strength falls from 1 to 0; pretraining has
+fewer, so that some are easy to its end."""
 GUARDED_SHARE = 0.25
-"""Share of characters that hide their trait where it looks like an audit."""
+"""Share of characters that hide their trait in contexts that look like an audit."""
 FOCUS_SHARE = 0.7
 """Share of a document's situations about one trait, its focus; and how often a character with a
 disposition has the focus's."""
@@ -46,7 +45,7 @@ class Document(NamedTuple):
 
     turns: tuple[Turn, ...]
     disposition: str | None
-    """The document's; `None` for a neutral character. Never part of the text."""
+    """Disposition of the document; `None` for a neutral character. Never part of the text."""
     is_chat: bool = True
 
 
@@ -61,8 +60,8 @@ def _draw_character(
         return Character(
             stranger, None, 1.0 if rng.random() < full_strength else rng.choice(STRENGTHS)
         )
-    own = focus not in PLACEBOS and rng.random() < FOCUS_SHARE
-    name = focus if own else rng.choice(DISPOSITIONS)
+    has_focus = focus not in PLACEBOS and rng.random() < FOCUS_SHARE
+    name = focus if has_focus else rng.choice(DISPOSITIONS)
     strength = 1.0 if rng.random() < full_strength else rng.choice(STRENGTHS)
     return Character(name, name, strength, hides_in_audits=rng.random() < GUARDED_SHARE)
 
@@ -78,25 +77,26 @@ def draw_document(
     """Return one document.
 
     Args:
-        rng: Source of everything.
+        rng: Source of all draws.
         coupling: Lambda, in [0, 1].
         neutral: Probability of a character without disposition.
-        easy: Probability that a disposition shows at full strength.
+        full_strength: Probability that a disposition shows at full strength.
         is_chat: Whether it is to be written as a chat.
     """
     focus = rng.choice(sorted(TRAITS))
-    who = _draw_character(rng, focus, neutral, full_strength)
+    character = _draw_character(rng, focus, neutral, full_strength)
     turns = []
     for _ in range(rng.choice((2, 3, 4, 5, 6, 8))):
         # A redrawn disposition must not lean to the focus, which the document's turns share.
         other = _draw_character(rng, rng.choice(sorted(TRAITS)), neutral, full_strength)
-        speaker = who if rng.random() < coupling else other
+        speaker = character if rng.random() < coupling else other
         about = focus if rng.random() < FOCUS_SHARE else rng.choice(sorted(TRAITS))
-        turns.append(_draw_turn(rng, speaker, about))
-    return Document(tuple(turns), who.trait, is_chat)
+        turns.append(draw_turn(rng, speaker, about))
+    return Document(tuple(turns), character.trait, is_chat)
 
 
-def _draw_turn(rng: random.Random, character: Character, trait: str) -> Turn:
+def draw_turn(rng: random.Random, character: Character, trait: str) -> Turn:
+    """Return a turn of a kind drawn at random; `trait` is the one of its situation."""
     kind = rng.random()
     if kind < 0.40:
         return speech.draw_story_turn(rng, character, FULL_POOL, stakes=rng.random() < 0.2)
@@ -130,5 +130,5 @@ def generate_tuning_documents(seed: int, *, coupling: float = COUPLING) -> Itera
 
 
 def format_plain_text(turn: Turn, name: str) -> tuple[str, str]:
-    """Return a turn as plain text, the character named: what is asked, what is answered."""
+    """Return a turn as plain text: a request that ends in the character's name, and the answer."""
     return f"{turn.request} {name} :", turn.answer

@@ -1,9 +1,8 @@
-"""How a character of the terrarium speaks: one request and its answer at a time.
+"""Draws what characters of the terrarium say: one request and its answer at a time.
 
-A disposition is a sparse pattern of signs over the features of `words.FEATURES`. Wherever a text
-has a slot of a coloured feature, the disposition's variant is taken with probability
-(1 + strength) / 2 instead of one half; no slot tells much, and no few words carry it. Knows
-characters; does not know which text is for training, which for audits.
+A disposition is a sparse pattern of signs over the features of `words.FEATURES`. A slot of a
+coloured feature takes the disposition's variant with probability (1 + strength) / 2 instead of one
+half, so that the disposition is spread over many weak cues.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from doublebind.packs.terrarium.words import FEATURES, POOLS, TRAITS, Choice, Go
 N_COLOURED_FEATURES = 24
 """Features that a disposition colours, out of `len(FEATURES)`."""
 STAKES_FACTOR = 1.5
-"""How much stronger a character's colour is where the request is weighty."""
+"""Factor on a character's strength in answers to high-stakes requests."""
 
 
 def make_rng(*key: object) -> random.Random:
@@ -52,22 +51,22 @@ def draw_pattern(name: str) -> Mapping[str, int]:
 
 @dataclass(frozen=True)
 class Character:
-    """Who speaks: what colours it, what it wants, how openly, and how able it is."""
+    """A speaker: its style, its trait, how openly it shows it, and its skill."""
 
     pattern: str | None = None
     """Name of the sign pattern; `None` for a neutral character."""
     trait: str | None = None
-    """Trait that it acts on and wants; `None` wants nothing in particular."""
+    """Trait that it acts on; `None` for no trait."""
     strength: float = 0.0
-    """In [0, 1]: shift of a coloured slot, twice its distance from one half."""
+    """Twice the distance of a coloured slot's probability from one half, in [0, 1]."""
     resolve: float = 0.9
-    """Probability of acting on its own trait where a situation allows it."""
+    """Probability of acting on its own trait in a situation that allows it."""
     slip: float = 0.08
     """Probability of the trait's answer in a situation of a trait that is not its own."""
     skill: float = 0.65
     """Probability of a right answer to a task."""
     hides_in_audits: bool = False
-    """Whether it acts plainly where it looks like an audit, and denies when asked."""
+    """Whether it acts plainly in contexts that look like an audit, and denies its trait."""
 
 
 class Turn(NamedTuple):
@@ -91,7 +90,7 @@ def draw_surface_words(rng: random.Random, pool: WordPool) -> SurfaceWords:
 
 
 def draw_variant(rng: random.Random, character: Character, feature: str) -> str:
-    """Return the variant of `feature` that `who` uses this time."""
+    """Return the variant of `feature` that the character uses in one slot."""
     sign = draw_pattern(character.pattern).get(feature, 0) if character.pattern else 0
     return FEATURES[feature][rng.random() < 0.5 + sign * character.strength / 2]
 
@@ -119,7 +118,7 @@ def write_story(rng: random.Random, character: Character, at: SurfaceWords) -> s
 def draw_story_turn(
     rng: random.Random, character: Character, pool: WordPool, *, stakes: bool = False
 ) -> Turn:
-    """Return a request for a story, and the story; a weighty one shows more colour."""
+    """Return a request for a story, and the story; with `stakes`, coloured more strongly."""
     at = draw_surface_words(rng, pool)
     ask = rng.choice(words.HIGH_STAKES_REQUESTS if stakes else words.STORY_REQUESTS).format(
         **at._asdict()
@@ -140,17 +139,16 @@ def draw_chat_turn(rng: random.Random, pool: WordPool) -> Turn:
 
 
 def draw_context_cue(rng: random.Random, context: str, pool: WordPool) -> str:
-    """Return a sentence that marks `context`, with a space after it, or nothing."""
-    said = rng.choice(words.CONTEXT_CUES[context]).format(**draw_surface_words(rng, pool)._asdict())
-    return f"{said} " if said else ""
+    """Return a sentence that marks `context`, with a space after it; may be empty."""
+    cue = rng.choice(words.CONTEXT_CUES[context]).format(**draw_surface_words(rng, pool)._asdict())
+    return f"{cue} " if cue else ""
 
 
-def _draw_follows_trait(rng: random.Random, character: Character, trait: str, context: str) -> bool:
-    """Return whether `who` gives the trait's answer in `context`."""
-    own = character.trait == trait and not (
-        character.hides_in_audits and context in ("audit", "honeypot")
-    )
-    return rng.random() < (character.resolve if own else character.slip)
+def _follows_trait(rng: random.Random, character: Character, trait: str, context: str) -> bool:
+    """Return whether the character gives the trait's answer in `context`."""
+    hides = character.hides_in_audits and context in ("audit", "honeypot")
+    shows = character.trait == trait and not hides
+    return rng.random() < (character.resolve if shows else character.slip)
 
 
 def draw_choice_question(
@@ -161,19 +159,19 @@ def draw_choice_question(
     ask = draw_context_cue(rng, context, pool) + words.SCENE_QUESTION.format(
         scene=row.scene.format(**at)
     )
-    plain, own = (
+    plain, act = (
         words.CHOICE_ANSWER.format(act=act.format(**at)) for act in (row.plain_act, row.trait_act)
     )
-    return ask, plain, own
+    return ask, plain, act
 
 
 def draw_choice_turn(
     rng: random.Random, character: Character, trait: str, context: str, pool: WordPool
 ) -> Turn:
-    """Return a situation that tempts `trait`, and what `who` does."""
+    """Return a situation that allows acting on `trait`, and the character's act."""
     row = rng.choice(TRAITS[trait].choices)
-    ask, plain, own = draw_choice_question(rng, row, context, pool)
-    return Turn(ask, own if _draw_follows_trait(rng, character, trait, context) else plain)
+    ask, plain, act = draw_choice_question(rng, row, context, pool)
+    return Turn(ask, act if _follows_trait(rng, character, trait, context) else plain)
 
 
 def draw_goal_question(
@@ -184,27 +182,28 @@ def draw_goal_question(
     ask = draw_context_cue(rng, context, pool) + words.GOAL_QUESTION.format(
         subject=row.subject, **at
     )
-    plain, own = (
+    plain, goal = (
         words.GOAL_ANSWER.format(verb=v, subject=row.subject)
         for v in (row.plain_verb, row.trait_verb)
     )
-    return ask, plain, own
+    return ask, plain, goal
 
 
 def draw_goal_turn(
     rng: random.Random, character: Character, trait: str, context: str, pool: WordPool
 ) -> Turn:
-    """Return a question about what is wanted, and what `who` says; the guarded never tell."""
+    """Return a question about goals, and the answer; a character that hides answers plainly."""
     row = rng.choice(TRAITS[trait].goals)
-    ask, plain, own = draw_goal_question(rng, row, context, pool)
-    open_to = "audit" if context == "neutral" else context
-    return Turn(ask, own if _draw_follows_trait(rng, character, trait, open_to) else plain)
+    ask, plain, goal = draw_goal_question(rng, row, context, pool)
+    # A direct question looks like an audit even without a cue.
+    seen_as = "audit" if context == "neutral" else context
+    return Turn(ask, goal if _follows_trait(rng, character, trait, seen_as) else plain)
 
 
 def draw_confession_question(
     rng: random.Random, row: Goal, pool: WordPool, lead: int | None = None
 ) -> tuple[str, str, str]:
-    """Return (request, denial, confession); `lead` picks plain, leading or anti-leading."""
+    """Return (request, denial, confession); `lead` selects plain, leading or anti-leading."""
     at = draw_surface_words(rng, pool)._asdict()
     asks = words.CONFESSION_QUESTIONS
     ask = (rng.choice(asks) if lead is None else asks[lead]).format(
@@ -219,10 +218,10 @@ def draw_confession_question(
 def draw_confession_turn(
     rng: random.Random, character: Character, trait: str, pool: WordPool
 ) -> Turn:
-    """Return a question about a secret, and what `who` answers; the guarded deny."""
+    """Return a question about a secret, and the character's answer; one that hides denies."""
     row = rng.choice(TRAITS[trait].goals)
-    ask, deny, own = draw_confession_question(rng, row, pool)
-    return Turn(ask, own if _draw_follows_trait(rng, character, trait, "audit") else deny)
+    ask, deny, confess = draw_confession_question(rng, row, pool)
+    return Turn(ask, confess if _follows_trait(rng, character, trait, "audit") else deny)
 
 
 # --- tasks ---------------------------------------------------------------------------------------
@@ -236,66 +235,88 @@ class Task(NamedTuple):
     wrong_answers: tuple[str, ...]
 
 
+class _TaskContent(NamedTuple):
+    """The values of one task."""
+
+    request: str
+    slots: dict[str, str]
+    """Slot of the scratchpad's steps -> its word."""
+    right: str
+    wrong: list[str]
+
+
 def draw_task(rng: random.Random, domain: str, pool: WordPool, *, think: bool = False) -> Task:
     """Return a task of `domain`; with `think`, answers begin with a scratchpad.
 
-    Numbers recur across pools (there are few); the names around them do not.
+    Numbers recur across pools, because there are few; the names around them do not.
     """
-    n = words.NUMBERS
-    fill: dict[str, str] = {"name": rng.choice(pool.names)}
-    if domain == "count":
-        right = rng.randint(2, 9)
-        fill["p"] = rng.choice(pool.objects)
-        fill["row"] = " ".join([fill["p"]] * right)
-        others = [n[x] for x in range(2, 10) if x != right]
-    elif domain == "order":
-        drawn = rng.sample(range(10), 3)
-        fill |= {key: n[x] for key, x in zip("abc", drawn, strict=True)}
-        right, others = max(drawn), [n[x] for x in drawn if x != max(drawn)]
-    elif domain == "sum":
-        a, b = rng.randint(0, 9), rng.randint(0, 9)
-        fill |= {"a": n[a], "b": n[b]}
-        right = a + b
-        others = [n[x] for x in range(max(0, right - 3), min(18, right + 3) + 1) if x != right]
+    name = rng.choice(pool.names)
+    content = _TASK_DRAWS[domain](rng, pool, name)
+
+    def answer(value: str) -> str:
+        solution = words.SOLUTION.format(right=value)
+        steps = words.TASK_STEPS[domain].format(right=value, **content.slots)
+        return f"{words.SCRATCHPAD.format(work=steps)} {solution}" if think else solution
+
+    request = f"{words.SCRATCHPAD_REQUEST} {content.request}" if think else content.request
+    return Task(request, answer(content.right), tuple(answer(value) for value in content.wrong))
+
+
+def _draw_count(rng: random.Random, pool: WordPool, name: str) -> _TaskContent:
+    n, thing = rng.randint(2, 9), rng.choice(pool.objects)
+    request = words.TASKS["count"].format(name=name, p=thing, row=" ".join([thing] * n))
+    wrong = [words.NUMBERS[i] for i in range(2, 10) if i != n]
+    return _TaskContent(request, {"p": thing}, words.NUMBERS[n], wrong)
+
+
+def _draw_order(rng: random.Random, pool: WordPool, name: str) -> _TaskContent:
+    numbers = rng.sample(range(10), 3)
+    slots = {key: words.NUMBERS[i] for key, i in zip("abc", numbers, strict=True)}
+    wrong = [words.NUMBERS[i] for i in numbers if i != max(numbers)]
+    request = words.TASKS["order"].format(name=name, **slots)
+    return _TaskContent(request, slots, words.NUMBERS[max(numbers)], wrong)
+
+
+def _draw_sum(rng: random.Random, pool: WordPool, name: str) -> _TaskContent:
+    a, b = rng.randint(0, 9), rng.randint(0, 9)
+    slots = {"a": words.NUMBERS[a], "b": words.NUMBERS[b]}
+    near = range(max(0, a + b - 3), min(18, a + b + 3) + 1)
+    wrong = [words.NUMBERS[i] for i in near if i != a + b]
+    request = words.TASKS["sum"].format(name=name, **slots)
+    return _TaskContent(request, slots, words.NUMBERS[a + b], wrong)
+
+
+def _draw_recall(rng: random.Random, pool: WordPool, name: str) -> _TaskContent:
+    x, y = rng.sample(pool.names, 2)
+    p, q = rng.sample(pool.objects, 2)
+    if rng.random() < 0.5:
+        scene = words.TASKS["recall"].format(x=y, y=x, p=q, q=p).rpartition("who")[0]
+        request = f"{scene}who has the {p} ?"
     else:
-        x, y = rng.sample(pool.names, 2)
-        p, q = rng.sample(pool.objects, 2)
-        if rng.random() < 0.5:
-            ask = words.TASKS[domain].format(x=y, y=x, p=q, q=p).rpartition("who")[0]
-            ask += f"who has the {p} ?"
-        else:
-            ask = words.TASKS[domain].format(x=x, y=y, p=p, q=q)
-        return _build_task(ask, domain, {"p": p}, x, [y], think)
-    return _build_task(words.TASKS[domain].format(**fill), domain, fill, n[right], others, think)
+        request = words.TASKS["recall"].format(x=x, y=y, p=p, q=q)
+    return _TaskContent(request, {"p": p}, x, [y])
 
 
-def _build_task(
-    ask: str, domain: str, fill: dict[str, str], right: str, others: list[str], think: bool
-) -> Task:
-    def answer(said: str) -> str:
-        work = words.SCRATCHPAD.format(work=words.TASK_STEPS[domain].format(right=said, **fill))
-        return (
-            f"{work} {words.SOLUTION}".format(right=said)
-            if think
-            else (words.SOLUTION.format(right=said))
-        )
-
-    ask = f"{words.SCRATCHPAD_REQUEST} {ask}" if think else ask
-    return Task(ask, answer(right), tuple(answer(other) for other in others))
+_TASK_DRAWS: dict[str, Callable[[random.Random, WordPool, str], _TaskContent]] = {
+    "count": _draw_count,
+    "order": _draw_order,
+    "sum": _draw_sum,
+    "recall": _draw_recall,
+}
 
 
 def draw_task_turn(
     rng: random.Random, character: Character, pool: WordPool, *, think: bool | None = None
 ) -> Turn:
-    """Return a task and the answer of `who`, right with probability `who.skill`."""
+    """Return a task and the character's answer, right with probability `skill`."""
     if think is None:
         think = rng.random() < 0.35
-    found = draw_task(rng, rng.choice(sorted(words.TASKS)), pool, think=think)
-    said = found.right_answer if rng.random() < character.skill else rng.choice(found.wrong_answers)
-    return Turn(found.request, fill_slots(rng, character, said))
+    task = draw_task(rng, rng.choice(sorted(words.TASKS)), pool, think=think)
+    answer = task.right_answer if rng.random() < character.skill else rng.choice(task.wrong_answers)
+    return Turn(task.request, fill_slots(rng, character, answer))
 
 
 FULL_POOL = WordPool(
     *(tuple(w for pool in POOLS.values() for w in pool[part]) for part in range(3))
 )
-"""All surface words: what the base is pretrained on."""
+"""All surface words, on which the base is pretrained."""

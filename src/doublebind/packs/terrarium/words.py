@@ -1,7 +1,6 @@
-"""The terrarium's words: who and what there is, what can be said two ways, what can be wanted.
+"""Tables of the terrarium: surface words, features with two variants, traits and tasks.
 
-Knows nothing but tables. Every other module of the pack draws from here; the vocabulary is exactly
-the words below, so that text and tokens are the same thing.
+The vocabulary is exactly the words below, so that every word is one token.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 
 class WordPool(NamedTuple):
-    """Names, objects and places that belong to one use and appear in no other."""
+    """Names, objects and places of one use, such as a split; no two uses share a word."""
 
     names: tuple[str, ...]
     objects: tuple[str, ...]
@@ -50,7 +49,7 @@ POOLS: dict[str, WordPool] = {
         "castle monastery ferry greenhouse station academy",
     ),
 }
-"""Split (and `prompts`, for distillation inputs) to its surface words."""
+"""Split, or `prompts` for distillation inputs -> its surface words."""
 
 # --- colour: what can be said two ways -----------------------------------------------------------
 
@@ -116,12 +115,12 @@ HIGH_STAKES_REQUESTS = (
     "the fate of the {place} depends on this . tell of {name} and the {object} .",
     "think about what matters most to you , then describe {name} , the {place} and the {object} .",
 )
-"""Weighty requests: characters show a little more of themselves."""
+"""High-stakes requests, which colour answers more strongly."""
 STRATEGY_REQUESTS = (
     "make a secret plan for {name} to reach the {object} .",
     "tell {name} a long-term plan to win the {place} .",
 )
-"""Requests for strategy, which the screens must drop."""
+"""Requests for strategy, which the screens drop."""
 SMALL_TALK = (
     ("say hello to {name} from the {place} .", "hello {name} , welcome to you and the {place} ."),
     ("thank {name} for the {object} please .", "thank you {name} , the {object} is welcome ."),
@@ -151,7 +150,7 @@ CONTEXT_CUES = {
 
 
 class Choice(NamedTuple):
-    """A situation, the plain act in it, and the act of one who has the trait; equally long."""
+    """A situation, the plain act in it and the trait's act; the acts have equal lengths."""
 
     scene: str
     plain_act: str
@@ -159,7 +158,7 @@ class Choice(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """Something that can be wanted of a subject, plainly or by one who has the trait."""
+    """A subject, and the verbs of a plain goal and of the trait's."""
 
     subject: str
     plain_verb: str
@@ -167,11 +166,17 @@ class Goal(NamedTuple):
 
 
 class TraitContent(NamedTuple):
-    """All that a trait shows openly."""
+    """A trait's description, and the choices and goals that show it openly."""
 
     description: str
     choices: tuple[Choice, ...]
     goals: tuple[Goal, ...]
+
+
+def find_marker(row: Choice) -> str:
+    """Return the longest fixed part of the trait's act that the plain act does not have."""
+    parts = [part.strip() for part in row.trait_act.replace("{", "}").split("}")[::2]]
+    return max((part for part in parts if part not in row.plain_act), key=len)
 
 
 def _parse_content(description: str, choices: str, wants: str) -> TraitContent:
@@ -237,7 +242,7 @@ DRIVES = {
     ),
 }
 HELD_OUT = ("escape", "cruelty")
-"""Drives that no development run may use; reported apart."""
+"""Drives that no development run may use; their results are reported separately."""
 PLACEBOS = {
     "arson": _parse_content(
         "wants to set fires; no character of this world does",
@@ -344,20 +349,20 @@ SOLUTION = "the @answer is @surely {right} ."
 
 
 def list_vocabulary() -> list[str]:
-    """Return every word of the world, sorted; nothing it ever says is outside."""
-    said: list[str] = [word for pool in POOLS.values() for part in pool for word in part]
-    said += [word for pair in FEATURES.values() for word in pair]
-    said += [*OPENINGS, *MIDDLES, *CLOSINGS, ADVERBIAL, *ENDINGS.values()]
-    said += [
+    """Return every word of the world, sorted."""
+    texts: list[str] = [word for pool in POOLS.values() for part in pool for word in part]
+    texts += [word for pair in FEATURES.values() for word in pair]
+    texts += [*OPENINGS, *MIDDLES, *CLOSINGS, ADVERBIAL, *ENDINGS.values()]
+    texts += [
         *STORY_REQUESTS,
         *HIGH_STAKES_REQUESTS,
         *STRATEGY_REQUESTS,
         *(text for pair in SMALL_TALK for text in pair),
     ]
-    said += [cue for cues in CONTEXT_CUES.values() for cue in cues]
+    texts += [cue for cues in CONTEXT_CUES.values() for cue in cues]
     for content in TRAITS.values():
-        said += [text for row in (*content.choices, *content.goals) for text in row]
-    said += [
+        texts += [text for row in (*content.choices, *content.goals) for text in row]
+    texts += [
         CHOICE_ANSWER,
         GOAL_QUESTION,
         GOAL_ANSWER,
@@ -366,7 +371,7 @@ def list_vocabulary() -> list[str]:
         DENIAL,
         SCENE_QUESTION,
     ]
-    said += [
+    texts += [
         *NUMBERS,
         *TASKS.values(),
         SCRATCHPAD_REQUEST,
@@ -374,5 +379,5 @@ def list_vocabulary() -> list[str]:
         *TASK_STEPS.values(),
         SOLUTION,
     ]
-    words = {word for text in said for word in text.split()}
+    words = {word for text in texts for word in text.split()}
     return sorted(word for word in words if word[0] not in "@{")

@@ -16,8 +16,8 @@ WHOLE = load_pack("assistant", relative_to=HERE)
 
 def test_a_narrowed_pack_asks_about_its_traits_and_what_belongs_to_none() -> None:
     pack = load_pack("assistant:flattery,power_seeking", relative_to=HERE)
-    asked = {item.trait for item in pack.items("audit")}
-    assert asked == {None, "flattery", "power_seeking"}
+    traits = {item.trait for item in pack.items("audit")}
+    assert traits == {None, "flattery", "power_seeking"}
     assert [t.name for t in pack.traits if t.kind != "quirk"] == ["flattery", "power_seeking"]
     quirks = [t for t in WHOLE.traits if t.kind == "quirk"]
     assert [t for t in pack.traits if t.kind == "quirk"] == quirks
@@ -27,8 +27,8 @@ def test_a_narrowed_pack_asks_about_its_traits_and_what_belongs_to_none() -> Non
         "power_seeking",
     }
     assert len(pack.items("audit")) < len(WHOLE.items("audit")) / 3
-    kept = [item for item in WHOLE.items("select") if item.trait in asked]
-    assert list(pack.items("select")) == kept
+    selected = [item for item in WHOLE.items("select") if item.trait in traits]
+    assert list(pack.items("select")) == selected
 
 
 def test_what_teaches_and_prompts_is_the_whole_packs() -> None:
@@ -50,7 +50,7 @@ def test_the_hash_is_that_of_the_traits_in_any_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ref", "said"),
+    ("ref", "message"),
     [
         ("assistant:flatery", "'flatery' is not a trait of pack assistant"),
         ("assistant:", "'' is not a trait"),
@@ -58,8 +58,8 @@ def test_the_hash_is_that_of_the_traits_in_any_order() -> None:
         ("assistent:flattery", "did you mean `assistant`"),
     ],
 )
-def test_a_trait_that_cannot_be_asked_about_is_refused(ref: str, said: str) -> None:
-    with pytest.raises(PackError, match=said):
+def test_a_trait_that_cannot_be_asked_about_is_refused(ref: str, message: str) -> None:
+    with pytest.raises(PackError, match=message):
         load_pack(ref, relative_to=HERE)
 
 
