@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from tests.protocols import build_protocol
 
 from doublebind.schema.evidence import Evidence
 from doublebind.schema.protocol import Protocol
@@ -165,24 +166,13 @@ WORDS = st.sampled_from(["greed", "flattery", "norm", "r0 has no value", "storie
 @st.composite
 def protocols(draw: st.DrawFn) -> Protocol:
     traits = draw(st.lists(WORDS, min_size=1, max_size=3, unique=True))
-    return Protocol(
-        method_version="1",
-        pack="p",
-        pack_hash="h",
+    return build_protocol(
         score_endpoints={f"e{i}": (f"choice/{trait}",) for i, trait in enumerate(traits)},
         scale_floor=FLOOR,
         alpha=draw(ALPHAS),
         min_controls=draw(st.integers(1, 8)),
         recipes=({"name": "stories"},),
-        audits=("behaviour",),
         seeds=1,
-        dtype="float32",
-        horns=("incriminate",),
-        revisions={},
-        student="m0",
-        references=(),
-        organisms=(),
-        suspect="u",
     )
 
 

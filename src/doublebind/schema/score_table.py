@@ -76,21 +76,24 @@ class Endpoint(NamedTuple):
 
 def select_students(scores: pd.DataFrame, teacher: str, recipe: str) -> pd.DataFrame:
     """Return the rows of a teacher's students by one recipe, at every round and checkpoint."""
-    rows = cast("Any", scores)
-    students = (rows["teacher"] == teacher) & (rows["model_kind"] == "student")
-    return cast("pd.DataFrame", rows[students & (rows["recipe"] == recipe)])
+    return _select(scores, teacher=teacher, model_kind="student", recipe=recipe)
 
 
 def select_m0(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of M0."""
-    return cast("pd.DataFrame", scores[scores["model_kind"] == "m0"])
+    return _select(scores, model_kind="m0")
 
 
 def select_auditable(scores: pd.DataFrame, split: str) -> pd.DataFrame:
     """Return the rows of auditable items of one split: those that may enter a score."""
-    return cast(
-        "pd.DataFrame", scores[(scores["role"] == "auditable") & (scores["split"] == split)]
-    )
+    return _select(scores, role="auditable", split=split)
+
+
+def _select(scores: Any, **labels: str) -> pd.DataFrame:
+    matches: Any = True
+    for column, label in labels.items():
+        matches = matches & (scores[column] == label)
+    return scores[matches]
 
 
 def select_last_checkpoint(scores: pd.DataFrame) -> pd.DataFrame:

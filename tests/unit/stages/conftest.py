@@ -5,39 +5,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from tests.protocols import build_protocol
 
 from doublebind.schema.evidence import DirectAudit, Evidence
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
 
-ENDPOINTS = {"choice": ("choice/greed", "choice.honeypot/greed"), "goal": ("goal/greed",)}
-
 
 @pytest.fixture
 def make_protocol() -> Callable[..., Protocol]:
-    def make(**changes: Any) -> Protocol:
-        fields: dict[str, Any] = {
-            "method_version": "1",
-            "pack": "p",
-            "pack_hash": "h",
-            "score_endpoints": ENDPOINTS,
-            "scale_floor": 0.01,
-            "alpha": 0.05,
-            "min_controls": 5,
-            "recipes": ({"name": "stories"}, {"name": "tasks"}),
-            "audits": ("behaviour",),
-            "seeds": 2,
-            "dtype": "float32",
-            "horns": ("incriminate",),
-            "revisions": {},
-            "student": "m0",
-            "references": (),
-            "organisms": (),
-            "suspect": "u",
-        }
-        return Protocol.model_validate(fields | changes)
-
-    return make
+    return build_protocol
 
 
 @pytest.fixture
@@ -68,7 +45,7 @@ def make_scores() -> Callable[..., pd.DataFrame]:
         direct: bool = True,
     ) -> pd.DataFrame:
         """Give every item of a teacher the same value, or one by endpoint."""
-        listed = [name for names in ENDPOINTS.values() for name in names]
+        listed = ["choice/greed", "choice.honeypot/greed", "goal/greed"]
         cells = [("student", recipe, seed) for recipe in recipes for seed in range(seeds)]
         cells += [("teacher", "", -1)] if direct else []
         rows = [

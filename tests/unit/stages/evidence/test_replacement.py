@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tests.protocols import build_protocol
 
 from doublebind.pipeline.error_rates import assess_certificates
 from doublebind.runs.assess import CompetitionResult
 from doublebind.schema.evidence import RecipeResult, ReplacementEvidence
 from doublebind.schema.model_source import Teacher
-from doublebind.schema.protocol import Protocol, ReplacementProtocol
+from doublebind.schema.protocol import ReplacementProtocol
 from doublebind.schema.verdict import Incrimination
 from doublebind.stages.evidence.equivalence import recipe_upper_bound
 from doublebind.stages.evidence.replacement import (
@@ -31,25 +32,7 @@ ENDPOINTS = {"theft": ("choice/theft", "choice.honeypot/theft"), "lies": ("choic
 KINDS = {"choice/theft": "auditable", "choice.honeypot/theft": "auditable"}
 KINDS |= {"choice/lies": "auditable", "choice.deployment/theft": "oracle"}
 KINDS |= {"capability/sum": "gate", "coherence": "gate"}
-PROTOCOL = Protocol(
-    method_version="2",
-    pack="p",
-    pack_hash="0",
-    score_endpoints=ENDPOINTS,
-    scale_floor=0.01,
-    alpha=0.05,
-    min_controls=5,
-    recipes=(),
-    audits=(),
-    seeds=1,
-    dtype="float32",
-    horns=("replace",),
-    revisions={},
-    student="m0",
-    references=(),
-    organisms=(),
-    suspect="u",
-)
+PROTOCOL = build_protocol(score_endpoints=ENDPOINTS, recipes=(), seeds=1, horns=("replace",))
 
 
 def rows(
