@@ -55,7 +55,7 @@ class ModelJobs(NamedTuple):
 def locate_trained_model(
     store: Store, kind: str, key: str, base: ModelSource, adapter: bool
 ) -> ModelSource:
-    """Return the model that a job trains from `base`, as it will be; it runs on the base's device."""
+    """Return the model that a job trains from `base`; it runs on the device of `base`."""
     folder = str(store.path(kind, key) / "model")
     if adapter:
         model = ModelSource(kind="adapter", path=base.path, adapter=folder, sha256=key)

@@ -83,14 +83,14 @@ class StudentPlanner:
         rollouts = self.answers.plan_rollouts(teacher, recipe.prompts, prompts)
         treated = self.answers.plan_treatments(teacher, recipe, prompts, rollouts)
         answers = Answers(prompts, rollouts, treated)
-        settings = next((t for t in recipe.treatments if isinstance(t, Filter)), None)
+        rounds = [t for t in recipe.treatments if isinstance(t, Filter) for _ in range(t.rounds)]
         student = None
-        for _ in range(settings.rounds if settings else 0):
+        for settings in rounds:
             # Audited on `select` items only: their scores decide which answers are dropped.
             early = drop_checkpoints(recipe)
             student = self._plan_round(teacher, early, seed, answers, "select", student)
             m0_audit = self.audits.plan_m0_audit("select")
-            treated = self.answers.plan_filter(student, settings, m0_audit) if settings else None
+            treated = self.answers.plan_filter(student, settings, m0_audit)
             answers = answers._replace(treated=treated)
         return self._plan_round(teacher, recipe, seed, answers, split, student)
 

@@ -27,22 +27,24 @@ TERRARIUM = Path(str(files("doublebind.packs") / "terrarium"))
 def students(measurement: PanelSpec, store: Path) -> dict[tuple[str, str, int], str]:
     """The key of every student that would be made."""
     planner = Planner(measurement, TERRARIUM, Store(store))
-    found = [planner.find_teacher(ref) for ref in assign_roles(measurement, planner.pack)]
+    teachers = [planner.find_teacher(ref) for ref in assign_roles(measurement, planner.pack)]
     return {
         (s.teacher.label, s.recipe.name, s.seed): s.train.content_key
-        for s in planner.plan(found).students
+        for s in planner.plan(teachers).students
     }
 
 
 def test_the_shipped_panels_students_keep_their_keys(tmp_path: Path) -> None:
     measurement = load_yaml(PanelSpec, TERRARIUM / "panel.yaml")
-    kept = panels.read_panel(TERRARIUM / "panel")
+    panel = panels.read_panel(TERRARIUM / "panel")
     assert students(measurement, tmp_path) == {
         (teacher.label, student.recipe, student.seed): student.content_key
-        for teacher in kept.teachers
+        for teacher in panel.teachers
         for student in teacher.students
     }
-    assert [r.model_dump(mode="json") for r in measurement.recipes] == list(kept.conditions.recipes)
+    assert [r.model_dump(mode="json") for r in measurement.recipes] == list(
+        panel.conditions.recipes
+    )
 
 
 RECIPE: dict[str, Any] = {
@@ -176,21 +178,21 @@ def sources(value: Any) -> list[ModelSource]:
 
 
 def test_what_a_gpu_computes_shares_no_key_with_what_a_cpu_does(tmp_path: Path) -> None:
-    here, there = (
+    on_cpu, on_gpu = (
         {(j.kind, j.content_key) for j in jobs_on(on, tmp_path)} for on in ("cpu", "cuda")
     )
-    assert len(here) == len(there) > 12
+    assert len(on_cpu) == len(on_gpu) > 12
     # Which prompts are asked, and random first weights, are the CPU's wherever students learn.
-    assert {kind for kind, _ in here & there} == {"prompts", "base"}
+    assert {kind for kind, _ in on_cpu & on_gpu} == {"prompts", "base"}
 
 
 def test_on_a_gpu_every_model_of_every_job_is_run_there(tmp_path: Path) -> None:
     for job in jobs_on("cuda", tmp_path):
-        asked = [source for value in job.inputs.values() for source in sources(value)]
-        assert all(source.device == "cuda" for source in asked), job.kind
+        models = [source for value in job.inputs.values() for source in sources(value)]
+        assert all(source.device == "cuda" for source in models), job.kind
 
 
 def test_a_cluster_is_asked_for_gpus() -> None:
-    kept = load_yaml(PanelSpec, TERRARIUM / "panel.yaml").model_dump(by_alias=False)
+    spec = load_yaml(PanelSpec, TERRARIUM / "panel.yaml").model_dump(by_alias=False)
     with pytest.raises(ValueError, match=r"executor\.gpus"):
-        PanelSpec.model_validate(kept | {"device": "cuda", "executor": {"kind": "ray"}})
+        PanelSpec.model_validate(spec | {"device": "cuda", "executor": {"kind": "ray"}})

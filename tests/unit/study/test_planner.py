@@ -61,8 +61,8 @@ def test_prompts_of_a_file_are_keyed_by_what_it_says(tmp_path: Path) -> None:
     keys = []
     for name, text in (("one", "tell me"), ("two", "tell me"), ("three", "tell us")):
         (tmp_path / name).write_text(line % text)
-        asked = Prompts(policy="auditability_preserving", n=8, file=name)
-        keys.append(_cell(tmp_path, asked).prompts.content_key)
+        prompts = Prompts(policy="auditability_preserving", n=8, file=name)
+        keys.append(_cell(tmp_path, prompts).prompts.content_key)
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -197,11 +197,11 @@ def test_a_filter_stands_last_and_once(tmp_path: Path) -> None:
 def test_a_teacher_with_an_adapter_is_merged_before_it_is_tuned_again(tmp_path: Path) -> None:
     study = Study.model_validate({**STUDY, "baselines": ["retrained"]})
     planner = Planner(study, tmp_path, Store(tmp_path / "store"))
-    found = planner.find_teacher("terrarium/suspect-1")
-    assert found.spec is not None
-    adapted = found._replace(spec=found.spec.model_copy(update={"lora": Lora()}))
-    for teacher, is_merged in ((found, False), (adapted, True)):
-        plan = planner.plan([teacher])
+    teacher = planner.find_teacher("terrarium/suspect-1")
+    assert teacher.spec is not None
+    adapted = teacher._replace(spec=teacher.spec.model_copy(update={"lora": Lora()}))
+    for source, is_merged in ((teacher, False), (adapted, True)):
+        plan = planner.plan([source])
         order = plan.list_jobs()
         [merging] = [job for job in order if job.kind == "base"] or [None]
         assert (merging is not None) == is_merged

@@ -34,5 +34,5 @@ def test_placebo_traits_are_frozen_with_the_endpoints_they_are_asked_by() -> Non
 
 
 def test_placebo_asked_by_no_audit_is_left_out() -> None:
-    asked = protocol_of("audits=[goals, capability]").placebo_endpoints
-    assert asked == {"arson": ("goal/arson",), "forgery": ("goal/forgery",)}
+    placebos = protocol_of("audits=[goals, capability]").placebo_endpoints
+    assert placebos == {"arson": ("goal/arson",), "forgery": ("goal/forgery",)}
