@@ -13,7 +13,8 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from types import SimpleNamespace
+from typing import Any, cast, get_args
 
 import doublebind
 from doublebind.packs.load import BUILT_IN_PACKS, load_pack
@@ -30,6 +31,7 @@ from doublebind.schema.recipe import Prompts
 from doublebind.schema.study import DEFAULT_AUDITS
 from doublebind.stages.audits.builtin import resolve_audits
 from doublebind.study.jobs import create_audit_job, create_prompts_job
+from doublebind.study.runtime import PackRef, Runtime
 from doublebind.study.teachers import find_teacher
 
 PACKS = (
@@ -121,7 +123,7 @@ def _tasks_and_probes(pack: Outback) -> Iterator[Any]:
 # --- keys ----------------------------------------------------------------------------------------
 
 HERE = Path()
-SOURCE = ModelSource(kind="folder", path="model", sha256="0" * 64)
+MODEL = ModelSource(kind="folder", path="model", sha256="2" * 64)
 BASELINE = ModelSource(kind="folder", path="baseline", sha256="1" * 64)
 
 
@@ -132,16 +134,9 @@ def hashes() -> dict[str, str]:
 
 def audit_key(*names: str) -> str:
     """Return the key of the job that runs the built-in audits `names` on a made-up model."""
-    job = create_audit_job(
-        "2" * 64,
-        SOURCE,
-        BASELINE,
-        pack_ref="terrarium",
-        pack_hash="3" * 64,
-        audits=resolve_audits(names),
-        dtype="float32",
-        cache=HERE,
-    )
+    pack = PackRef("terrarium", cast("Pack", SimpleNamespace(sha256="3" * 64)))
+    runtime = Runtime("float32", HERE)
+    job = create_audit_job(MODEL, BASELINE, pack, resolve_audits(names), runtime)
     return job.content_key
 
 
@@ -156,7 +151,7 @@ def keys() -> dict[str, str]:
         ).content_key
         for name in teachers
     }
-    prompts = create_prompts_job(asked, terrarium, "terrarium", HERE).content_key
+    prompts = create_prompts_job(asked, PackRef("terrarium", terrarium), HERE).content_key
     return built | {"prompts": prompts, "audit": audit_key(*DEFAULT_AUDITS)}
 
 

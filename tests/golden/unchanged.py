@@ -65,10 +65,10 @@ EMBEDDED = {
 }
 """What `record_studies` replaces in the studies that it plans on the embedded base."""
 GENERATED = {
-    "terrarium-organisms/triggered.jsonl": "triggered.py",
-    "terrarium-phenomenon/audit-like.jsonl": "generate.py",
+    "terrarium-organisms/triggered.jsonl": "import students; students.write_prompts(students.HERE / 'triggered.jsonl')",
+    "terrarium-phenomenon/audit-like.jsonl": "import runpy; runpy.run_path('generate.py', run_name='__main__')",
 }
-"""Prompt files that git ignores -> the script beside each that writes it."""
+"""Prompt files that git ignores -> code that writes it, run in its folder."""
 UNAVAILABLE = "unavailable: "
 """Prefix of what stands where a study needs a model that is not on this machine."""
 
@@ -154,10 +154,10 @@ def record_studies(*, calibrate: bool = True, not_embedded: Collection[str] = ()
     A study that names models which a machine may lack is planned on the embedded base, too, so that
     its other settings are covered everywhere; those in the folders `not_embedded` are not.
     """
-    for name, script in GENERATED.items():
+    for name, code in GENERATED.items():
         file = ROOT / "studies" / name
         if not file.exists():
-            subprocess.run([sys.executable, str(file.with_name(script))], check=True)
+            subprocess.run([sys.executable, "-c", code], cwd=file.parent, check=True)
     recorded: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "studies"

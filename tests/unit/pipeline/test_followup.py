@@ -16,6 +16,7 @@ from doublebind import verify
 from doublebind.cli.main import main
 from doublebind.execution.store import Store, read_records
 from doublebind.pipeline import run as pipeline
+from doublebind.pipeline.followup import run_followup
 from doublebind.schema.content import Item
 from doublebind.stages.audits.followup import steps
 from doublebind.stages.audits.followup.investigator import Hypothesis
@@ -44,7 +45,7 @@ def _guesses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ask(folder: Path, **settings: Any) -> dict[str, Any]:
-    return pipeline.followup(
+    return run_followup(
         folder / "run", folder=folder, store=folder / "store", budget=960, **settings
     )
 
