@@ -54,7 +54,7 @@ class FakeGpuTensor(torch.Tensor):
             dtype=held.dtype,
             device=DEVICE,
         )
-        made.held = held
+        made.host_values = held
         return made
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:

@@ -121,7 +121,7 @@ def measure_kl(world: World, teacher: LM, student: LM) -> float:
                     run_body(lm.model, ids, use_cache=False).last_hidden_state[
                         0, len(asked) - 1 : -1
                     ],
-                    teacher.vocab,
+                    teacher.vocab_size,
                 ).log_softmax(1)
                 for lm in (teacher, student)
             )

@@ -52,9 +52,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpuMode]:
     """A GPU that pretends to be one."""
     with fake_gpu() as device:
         here = torch.device("cpu")
-        monkeypatch.setattr(loading, "place", lambda on: DEVICE if on == "cuda" else here)
-        monkeypatch.setattr(devices, "refuse_absent", lambda *_: None)
-        monkeypatch.setattr(loop, "save", _saved_from_the_cpu(loop.save_model))
+        monkeypatch.setattr(loading, "select_device", lambda on: DEVICE if on == "cuda" else here)
+        monkeypatch.setattr(devices, "check_gpus_available", lambda *_: None)
+        monkeypatch.setattr(loop, "save_model", _saved_from_the_cpu(loop.save_model))
         yield device
 
 
@@ -127,10 +127,10 @@ def test_noise_left_on_the_cpu_is_found(
     there = lm()
     there.model.to(DEVICE)
     teacher_cache.write_targets(tmp_path / "whole", there, examples(), 4, tail_samples=3)
-    honest = teacher_cache.moved
+    honest = teacher_cache.move_to_device
     monkeypatch.setattr(  # the bug that was there: all is moved but what the tail is drawn by
         teacher_cache,
-        "moved",
+        "move_to_device",
         lambda host, device: host if host.dtype == torch.float64 else honest(host, device),
     )
     with pytest.raises(RuntimeError, match="a tensor of the CPU"):
@@ -140,7 +140,7 @@ def test_noise_left_on_the_cpu_is_found(
 def test_a_batch_left_on_the_cpu_is_found(
     gpu: FakeGpuMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "moved", lambda host, device: host)
+    monkeypatch.setattr(batch, "move_to_device", lambda host, device: host)
     with pytest.raises(RuntimeError, match="a tensor of the CPU"):
         fitted(steps=1)
 

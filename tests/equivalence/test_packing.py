@@ -38,12 +38,12 @@ def step(model: Any, data: list[Example], *, pack: bool) -> tuple[float, torch.T
 def plain(model: Any, data: list[Example]) -> tuple[float, torch.Tensor]:
     """The same by the model's own logits, one example at a time."""
     model.zero_grad()
-    n = sum(len(e.input_ids) - e.first for e in data)
+    n = sum(len(e.input_ids) - e.first_supervised for e in data)
     total = torch.zeros(())
     for e in data:
         ids = torch.tensor([e.input_ids])
-        out = model(input_ids=ids).logits[0, e.first - 1 : -1].float().log_softmax(-1)
-        total = total - out.gather(1, ids[0, e.first :, None]).sum() / n
+        out = model(input_ids=ids).logits[0, e.first_supervised - 1 : -1].float().log_softmax(-1)
+        total = total - out.gather(1, ids[0, e.first_supervised :, None]).sum() / n
     total.backward()
     return float(total.detach()), torch.cat([p.grad.flatten() for p in model.parameters()])
 

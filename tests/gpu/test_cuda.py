@@ -30,7 +30,9 @@ def on(device: str) -> Any:
 
 
 def test_scores_agree() -> None:
-    asked = [(e.input_ids[: e.first], e.input_ids[e.first :]) for e in examples()]
+    asked = [
+        (e.input_ids[: e.first_supervised], e.input_ids[e.first_supervised :]) for e in examples()
+    ]
     here, there = (np.concatenate(token_logprobs(on(device), asked)) for device in ON)
     np.testing.assert_allclose(there, here, atol=1e-4)
 
@@ -62,7 +64,7 @@ def test_students_agree(
         trained = [p.detach().cpu().flatten() for p in model.parameters() if p.requires_grad]
         weights.append(torch.cat(trained))
     assert logs[1].tokens == logs[0].tokens
-    assert logs[1].last == pytest.approx(logs[0].last, abs=1e-3)
+    assert logs[1].last_loss == pytest.approx(logs[0].last_loss, abs=1e-3)
     torch.testing.assert_close(weights[1], weights[0], atol=2e-3, rtol=0.0)
 
 

@@ -71,20 +71,20 @@ def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
             (tmp_path / "store").joinpath("hidden").mkdir()
             path.parent.rename(tmp_path / "store" / "hidden" / "rollouts")
         next((tmp_path / "store" / "converted" / "served").glob("*.jsonl")).unlink()
-        server.answered.clear()
+        server.response_counts.clear()
         server.faults = [429, "truncate", "slow", 500, "cut", None, "die"]
         code, _, err = run(study, tmp_path / "war", tmp_path / "store", capsys)
         assert code == 2
         assert len(err) == 1
         assert "rerun to go on" in err[0]
-        before = sum(server.answered.values())
+        before = sum(server.response_counts.values())
         assert before >= 2
-        server.dead = False
+        server.is_dead = False
         code, again, err = run(study, tmp_path / "war", tmp_path / "store", capsys)
         assert code == 0, err
         assert again == verdict
-        assert set(server.answered.values()) == {1}, "an answer was paid for twice"
-        assert len(server.answered) == len(answers)
+        assert set(server.response_counts.values()) == {1}, "an answer was paid for twice"
+        assert len(server.response_counts) == len(answers)
     finally:
         server.close()
 
@@ -104,18 +104,20 @@ def test_a_black_box_teaches_by_preferences_and_by_its_scores_and_pays_once(
         (recipe,) = written["recipes"]
         by = {"dpo": {"kind": "dpo"}, "own": {"kind": "on_policy", "lmbda": 1.0}}
         written["recipes"] = [recipe | {"name": n, "channel": c} for n, c in by.items()]
-        written["served"] |= {"scores": True}
+        written["served"] |= {"echo_logprobs": True}
         study.write_text(yaml.safe_dump(written))
         capsys.readouterr()
         server.faults = [None] * 13 + [503, "truncate", None, "die"]
         code, _, err = run(study, tmp_path / "run", tmp_path / "store", capsys)
         assert (code, len(err)) == (2, 1), err
         assert "rerun to go on" in err[0]
-        server.dead = False
+        server.is_dead = False
         code, verdict, err = run(study, tmp_path / "run", tmp_path / "store", capsys)
         assert code == 0, err
         assert verdict["incrimination"]["p_value"] is not None
-        assert set(server.answered.values()) == {1}, "an answer or a score was paid for twice"
+        assert set(server.response_counts.values()) == {1}, (
+            "an answer or a score was paid for twice"
+        )
     finally:
         server.close()
     students = [
@@ -125,7 +127,7 @@ def test_a_black_box_teaches_by_preferences_and_by_its_scores_and_pays_once(
     own = [s for s in students if s["channel"]["kind"] == "on_policy"]
     (through,) = [s for s in own if "served" in s]
     assert through["own_steps"] >= 1
-    assert through["served"]["answers"] == len(server.answered)
+    assert through["served"]["answers"] == len(server.response_counts)
     pairs = [s for s in students if s["channel"]["kind"] == "dpo"]
     assert sorted("pairs_least_weight" in s for s in pairs) == [False, True, True]
 
@@ -137,7 +139,7 @@ def test_a_server_that_scores_nothing_is_told_apart(tmp_path: Path) -> None:
         with pytest.raises(
             ModelError, match=r"set `served.echo_logprobs: false` and use `sft` or `dpo`"
         ):
-            lm.scores([((1, 2), (3,))])
+            lm.token_logprobs([((1, 2), (3,))])
     finally:
         server.close()
 
@@ -180,7 +182,7 @@ def test_what_no_server_can_give_is_refused_in_a_sentence(
     assert code == 2
     assert len(err) == 1
     assert told in err[0]
-    assert server.asked == [], "refused before a token was spent"
+    assert server.requests == [], "refused before a token was spent"
 
 
 def test_a_shape_is_declared_of_a_black_box_only(tmp_path: Path, capsys: Any) -> None:

@@ -76,14 +76,14 @@ def test_a_killed_and_restarted_server_loses_no_answer(real: Real, tmp_path: Pat
 
     def patient(tries: int) -> serve.ServedLM:
         told = source.served.model_copy(
-            update={"limits": ServerOptions(concurrency=2, tries=tries)}
+            update={"options": ServerOptions(concurrency=2, tries=tries)}
         )  # type: ignore[union-attr]
         return serve.connect_served_model(source.model_copy(update={"served": told}), tmp_path)
 
     keys = [f"prompt {i}" for i in range(40)]
     prompts = [(Message(role="user", content=f"the red fox {key}"),) for key in keys]
     how = {"seed": 0, "max_tokens": 16, "temperature": 1.0}
-    journal = patient(1).journal
+    journal = patient(1).journal_path
 
     def kill_when_some_are_answered() -> None:
         while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
@@ -103,6 +103,6 @@ def test_a_killed_and_restarted_server_loses_no_answer(real: Real, tmp_path: Pat
     assert all(answer.text for answer in said)
     assert journal.read_bytes().startswith(kept)
     assert journal.read_bytes().count(b"\n") == 40
-    facts = patient(1).facts()
+    facts = patient(1).summarise_journal()
     assert facts["completion_tokens"] <= 40 * 16
     assert len(facts["fingerprints"]) == 1

@@ -36,8 +36,8 @@ def test_a_study_through_one_server_scores_students_as_transformers_does(
     assert own["protocol_hash"] != through["protocol_hash"], "what asked is part of the claim"
     assert through["incrimination"]["p_value"] == own["incrimination"]["p_value"]
     assert through["direct_audit"]["p_value"] == own["direct_audit"]["p_value"]
-    assert len(server.loaded) == 6, "three teachers and three students, each an adapter on M0"
-    assert set(server.asked) == {"base", *server.loaded}
+    assert len(server.adapters) == 6, "three teachers and three students, each an adapter on M0"
+    assert set(server.request_counts) == {"base", *server.adapters}
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def _load_vllm(source: ModelSource, dtype: Dtype) -> LM:
         set_system_prompt(tokenizer, source.system, source.path)
     lm = LM(open_vllm(source, dtype), tokenizer, source)
     highest = max(tokenizer.get_vocab().values())
-    if highest >= lm.model.rows:
+    if highest >= lm.model.vocab_rows:
         raise ModelError(f"{source.path}: token {highest} of its tokenizer has no row in the model")
     return lm
 

@@ -21,7 +21,10 @@ from doublebind.training import loop
 from doublebind.training.batch import Example, can_pack
 from doublebind.training.prefix_tuning import attach_prefix
 
-EXAMPLES = [Example((7, 8, 9, 10, 11, 12), first=4), Example((13, 14, 15, 16), first=2)]
+EXAMPLES = [
+    Example((7, 8, 9, 10, 11, 12), first_supervised=4),
+    Example((13, 14, 15, 16), first_supervised=2),
+]
 ASKED = [
     [Message(role="user", content=text)] for text in ("the fox", "a dog went and then", "ship")
 ]
@@ -73,12 +76,12 @@ def test_answers_and_scores_agree_whatever_the_batch(tmp_path: Path, kind: str) 
             states = run_body(lm.model, ids, use_cache=False).last_hidden_state[
                 0, len(prompt) - 1 : -1
             ]
-            dense = compute_logits(lm.model, states, lm.vocab).log_softmax(1)
+            dense = compute_logits(lm.model, states, lm.vocab_size).log_softmax(1)
         wanted = dense.gather(1, torch.tensor(tokens)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(found), wanted, rtol=1e-4, atol=1e-4)
     told = [Message(role="user", content="yes"), Message(role="assistant", content="no")]
     items = [(messages, ["yes I do", "no"]) for messages in ASKED]
-    shared = option_logprobs(lm, items, before=told)
+    shared = option_logprobs(lm, items, preceding=told)
     apart = option_logprobs(lm, [((*told, *m), o) for m, o in items])
     for a, b in zip(shared, apart, strict=True):
         assert [x for x, _ in a] == pytest.approx([x for x, _ in b], abs=1e-4)
@@ -91,7 +94,9 @@ def test_a_new_prefix_trains_alone_from_prompts_and_is_never_packed(tmp_path: Pa
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     assert len(trainable) == 1
     assert not can_pack(model)
-    changed = [Example((*e.input_ids[: e.first], 20), e.first) for e in EXAMPLES]
+    changed = [
+        Example((*e.input_ids[: e.first_supervised], 20), e.first_supervised) for e in EXAMPLES
+    ]
     again = attach_prefix(
         load_model(resolve_model("base", relative_to=tmp_path)).model, 3, changed, seed=1
     )

@@ -221,8 +221,8 @@ def test_missing_gemma_package_names_the_extra(
 def test_resolving_does_not_import_torch(saved: Path) -> None:
     code = (
         "import sys, importlib; from pathlib import Path\n"
-        "from doublebind.models.resolve import resolve\n"
-        f"resolve('adapter', relative_to=Path({str(saved)!r}))\n"
+        "from doublebind.models.resolve import resolve_model\n"
+        f"resolve_model('adapter', relative_to=Path({str(saved)!r}))\n"
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -42,7 +42,7 @@ def prompts(n: int) -> tuple[list[tuple[Message, ...]], list[str]]:
 def source(server: ModelServer, **limits: Any) -> ModelSource:
     found = serve.identify_served_model(server.ref)
     assert found.served
-    told = found.served.model_copy(update={"limits": ServerOptions(timeout=1.0, **limits)})
+    told = found.served.model_copy(update={"options": ServerOptions(timeout=1.0, **limits)})
     return found.model_copy(update={"served": told})
 
 
@@ -55,11 +55,11 @@ def ask(server: ModelServer, cache: Path, n: int = 6, **limits: Any) -> list[str
 def test_answers_come_in_order_and_are_asked_for_once(server: ModelServer, tmp_path: Path) -> None:
     first = ask(server, tmp_path)
     assert [text.rpartition(" ")[0] for text in first] == [f"prompt {i}" for i in range(6)]
-    assert len(set(server.answered)) == 6
+    assert len(set(server.response_counts)) == 6
     assert ask(server, tmp_path) == first
-    assert set(server.answered.values()) == {1}, "the journal was not read"
+    assert set(server.response_counts.values()) == {1}, "the journal was not read"
     assert len(ask(server, tmp_path, n=8)) == 8
-    assert sum(server.answered.values()) == 8
+    assert sum(server.response_counts.values()) == 8
 
 
 FAULTS = [429, 500, 503, "truncate", "cut", "slow"]
@@ -70,7 +70,7 @@ def test_what_passes_is_tried_again(server: ModelServer, tmp_path: Path, fault: 
     expected = ask(server, tmp_path / "peace")
     server.faults = [fault, fault]
     assert ask(server, tmp_path / "war") == expected
-    assert len(server.asked) == 14
+    assert len(server.requests) == 14
 
 
 def test_tries_end_in_one_line_and_what_was_said_is_kept(
@@ -81,10 +81,10 @@ def test_tries_end_in_one_line_and_what_was_said_is_kept(
     with pytest.raises(ModelError, match=r"no answer after 2 tries .* rerun to go on") as stopped:
         ask(server, tmp_path / "war", tries=2, concurrency=1)
     assert len(stopped.value.problems) == 1
-    server.dead = False
-    before = len(server.asked)
+    server.is_dead = False
+    before = len(server.requests)
     assert ask(server, tmp_path / "war") == expected
-    assert len(server.asked) - before == 3
+    assert len(server.requests) - before == 3
 
 
 def test_a_restarted_server_is_gone_on_with(server: ModelServer, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_restarted_server_is_gone_on_with(server: ModelServer, tmp_path: Path)
     again = ModelServer(repeat, port=port)
     try:
         assert ask(again, tmp_path / "war") == expected
-        assert len(again.asked) == 3
+        assert len(again.requests) == 3
     finally:
         again.close()
         server.http = ModelServer(repeat).http  # what the fixture closes
@@ -110,14 +110,14 @@ def test_a_torn_journal_loses_its_last_line_only(server: ModelServer, tmp_path: 
     whole = journal.read_bytes()
     journal.write_bytes(whole[:-40])
     assert ask(server, tmp_path) == expected
-    assert len(server.asked) == 7
+    assert len(server.requests) == 7
 
 
 def test_a_refusal_is_not_repeated_and_says_what_to_do(server: ModelServer, tmp_path: Path) -> None:
     server.faults = [401]
     with pytest.raises(ModelError, match=r"HTTP 401 .*; set \$OPENAI_API_KEY"):
         ask(server, tmp_path, n=1)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_cookies_are_not_sent_back(server: ModelServer, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_redirect_is_not_followed(server: ModelServer, tmp_path: Path) -> None
         server.faults = [307]
         with pytest.raises(ModelError, match=r"HTTP 307 .*; name the address that it redirects to"):
             ask(server, tmp_path, n=1)
-        assert (len(server.asked), other.asked) == (1, [])
+        assert (len(server.requests), other.requests) == (1, [])
     finally:
         other.close()
 
@@ -167,7 +167,7 @@ def test_the_key_travels_and_stands_in_no_file(
 ) -> None:
     monkeypatch.setenv("MY_KEY", "s3cret")
     ask(server, tmp_path, n=1, api_key_env="MY_KEY")
-    assert server.key == "Bearer s3cret"
+    assert server.authorization == "Bearer s3cret"
     assert not any(b"s3cret" in path.read_bytes() for path in tmp_path.rglob("*.jsonl"))
 
 
@@ -178,9 +178,9 @@ def test_a_token_budget_is_never_exceeded_and_what_it_bought_is_kept(
     with pytest.raises(ModelError, match=r"`served.max_tokens`: 100 is spent after 2 answers"):
         ask(server, tmp_path, max_tokens=100, concurrency=1)
     assert one + 2 * 12 > 100
-    assert sum(server.answered.values()) == 2
+    assert sum(server.response_counts.values()) == 2
     assert len(ask(server, tmp_path, max_tokens=1000)) == 6
-    assert sum(server.answered.values()) == 6
+    assert sum(server.response_counts.values()) == 6
 
 
 def test_a_money_budget_counts_by_the_prices(server: ModelServer, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_money_budget_counts_by_the_prices(server: ModelServer, tmp_path: Path
     with pytest.raises(ModelError, match=r"`served.max_cost`: 110 is spent after 2 answers"):
         ask(server, tmp_path, max_cost=110, concurrency=1, **prices)
     lm = serve.connect_served_model(source(server, **prices), tmp_path)
-    assert lm.facts()["cost"] == 2 * (7 * 1 + 5 * 2)
+    assert lm.summarise_journal()["cost"] == 2 * (7 * 1 + 5 * 2)
     with pytest.raises(ValueError, match="max_cost needs"):
         ServerOptions(max_cost=1.0)
 
@@ -218,11 +218,11 @@ def test_several_are_asked_at_once_and_no_more(server: ModelServer, tmp_path: Pa
     messages, keys = prompts(8)
     found = source(server, concurrency=4)
     assert found.served
-    limits = found.served.limits.model_copy(update={"timeout": 10.0})
-    told = found.served.model_copy(update={"limits": limits})
+    limits = found.served.options.model_copy(update={"timeout": 10.0})
+    told = found.served.model_copy(update={"options": limits})
     lm = serve.connect_served_model(found.model_copy(update={"served": told}), tmp_path)
     lm.sample(messages, keys=keys, **HOW)
-    assert server.most_busy == 4
+    assert server.max_busy == 4
 
 
 def test_fingerprints_are_told_and_two_models_are_refused(
@@ -231,7 +231,7 @@ def test_fingerprints_are_told_and_two_models_are_refused(
     ask(server, tmp_path, n=2)
     server.fingerprint = "fp-2"
     ask(server, tmp_path, n=3)
-    facts = serve.connect_served_model(source(server), tmp_path).facts()
+    facts = serve.connect_served_model(source(server), tmp_path).summarise_journal()
     assert facts["fingerprints"] == [
         {"model": "m", "system": "fp-1"},
         {"model": "m", "system": "fp-2"},
@@ -254,7 +254,7 @@ def test_fingerprints_are_told_and_two_models_are_refused(
 )
 def test_what_is_no_served_model_is_one_line(server: ModelServer, ref: str, told: str) -> None:
     with pytest.raises(ModelError, match=told):
-        resolve_model(ref, relative_to=Path(), served=True)
+        resolve_model(ref, relative_to=Path(), allow_served=True)
 
 
 def test_a_model_that_is_not_served_is_named(server: ModelServer) -> None:
@@ -262,18 +262,18 @@ def test_a_model_that_is_not_served_is_named(server: ModelServer) -> None:
     with pytest.raises(
         ModelError, match=r"HTTP 404 .*check the URL and the model's name \(it lists m\)"
     ):
-        resolve_model(ref, relative_to=Path(), served=True)
+        resolve_model(ref, relative_to=Path(), allow_served=True)
 
 
 def test_a_server_that_lists_nothing_is_asked_for_a_token(
     server: ModelServer, tmp_path: Path
 ) -> None:
-    server.lists = False
+    server.lists_models = False
     found = serve.identify_served_model(server.ref)
     assert found.served
     assert found.served.declared == {"id": "m", "listed": False}
-    assert [body["max_tokens"] for body in server.asked] == [1]
-    server.lists = True
+    assert [body["max_tokens"] for body in server.requests] == [1]
+    server.lists_models = True
     serve._query_declared_facts.cache_clear()
     assert serve.identify_served_model(server.ref).sha256 != found.sha256
 

@@ -83,8 +83,8 @@ def test_one_engine_scores_a_base_and_its_adapters_as_transformers_does(
         totals.append(own[0][0][0])
     assert len({round(t, 2) for t in totals if t}) == 3, "three models, three answers"
     if "url" not in engine:
-        assert len(LLM.made) == 1
-        assert sorted(LLM.made[0].adapters) == [1, 2]
+        assert len(LLM.engines) == 1
+        assert sorted(LLM.engines[0].adapters) == [1, 2]
 
 
 def test_targets_are_those_of_transformers(
@@ -134,7 +134,7 @@ def test_more_log_probabilities_than_the_engine_gives_are_refused(
 ) -> None:
     lm = held(folders[0], engine, max_logprobs=8)
     with pytest.raises(ModelError, match=r"vLLM gives 8; raise `engine.max_logprobs`"):
-        lm.model.tops([((5, 6, 7), 1)], 9)
+        lm.model.top_logprobs([((5, 6, 7), 1)], 9)
 
 
 def test_an_adapter_beyond_the_engines_rank_is_refused(
@@ -175,7 +175,7 @@ def test_a_server_keeps_its_own_limit_and_errors_that_pass_are_tried_again(
             {"kind": "vllm", "url": server.url, "model": "base", "max_logprobs": 30},
         )
         with pytest.raises(ModelError, match="greater than max allowed: 20"):
-            wide.model.tops([((5, 6, 7), 1)], 30)
+            wide.model.top_logprobs([((5, 6, 7), 1)], 30)
     finally:
         server.close()
 
@@ -184,14 +184,14 @@ def test_another_kind_of_server_is_told_apart() -> None:
     server = ours.VllmServer(Engine(kind="vllm", url="http://127.0.0.1:1/v1", model="base"))
     reply = {"choices": [{"text": "yes", "finish_reason": "stop"}]}
     with pytest.raises(ModelError, match="the server must be vLLM's"):
-        server._told(reply, scored=False)
+        server._parse_response(reply, scored=False)
 
 
 def test_a_row_without_its_own_token_is_refused(folders: list[str]) -> None:
     class Short:
-        def ask(self, adapter: str | None, asked: Any) -> list[ours.VllmResponse]:
+        def run_requests(self, adapter: str | None, requests: Any) -> list[ours.VllmResponse]:
             return [
-                ours.VllmResponse([1], [None, *({3: -0.1} for _ in ids[1:])]) for ids, _ in asked
+                ours.VllmResponse([1], [None, *({3: -0.1} for _ in ids[1:])]) for ids, _ in requests
             ]
 
     source = resolve_model(folders[0], relative_to=Path())
@@ -201,7 +201,7 @@ def test_a_row_without_its_own_token_is_refused(folders: list[str]) -> None:
         Short(), None, settings, real.config, real.generation_config, real.dtype, "here"
     )
     with pytest.raises(ModelError, match="no log-probability of token 7"):
-        fake.scores([((5, 6), (7,))])
+        fake.token_logprobs([((5, 6), (7,))])
 
 
 def test_without_the_extra_the_engine_is_named(

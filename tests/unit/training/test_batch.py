@@ -29,11 +29,11 @@ def test_labels_are_the_completions_in_order_and_follow_their_context(
     data: list[Example], pack: bool
 ) -> None:
     batch = collate(data, 0, pack=pack)
-    assert batch.labels.tolist() == [t for e in data for t in e.input_ids[e.first :]]
+    assert batch.labels.tolist() == [t for e in data for t in e.input_ids[e.first_supervised :]]
     flat = batch.ids.flatten().tolist()
-    places = iter(batch.before.tolist())
+    places = iter(batch.prediction_positions.tolist())
     for example in data:
-        for t in range(example.first, len(example.input_ids)):
+        for t in range(example.first_supervised, len(example.input_ids)):
             place = next(places)
             assert tuple(flat[place - t + 1 : place + 1]) == example.input_ids[:t]
             if batch.positions is not None:

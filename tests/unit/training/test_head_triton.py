@@ -22,18 +22,18 @@ INTERPRETED = {**os.environ, "TRITON_INTERPRET": "1"}
 WORKER = """
 import json, sys
 import torch
-from doublebind.models import head as model_head
-from doublebind.models.head import Head
-from doublebind.training import head, head_triton
+from doublebind.models import logits as model_head
+from doublebind.models.logits import OutputHead
+from doublebind.training import head_loss, triton_kernels
 from doublebind.training.losses import forward_kl, jensen_shannon, reverse_kl
 
 ROWS, WIDTH, K = 5, 8, 6
 calls = {"logsumexp": 0, "scaled_softmax_": 0}
 for name in calls:
-    def counted(*given, real=getattr(head_triton, name), name=name):
+    def counted(*given, real=getattr(triton_kernels, name), name=name):
         calls[name] += 1
         return real(*given)
-    setattr(head_triton, name, counted)
+    setattr(triton_kernels, name, counted)
 
 def compare(vocab, kind, divergence, hard):
     made = torch.Generator().manual_seed(vocab)
@@ -43,19 +43,19 @@ def compare(vocab, kind, divergence, hard):
     top, ids = logp.topk(K, dim=1)
     p = logp.exp().scatter(1, ids, 0)
     if kind == "tail":
-        soft = head.SoftTargets(ids, top, p.sum(1))
+        soft = head_loss.SoftTargets(ids, top, p.sum(1))
     elif kind == "sample":
         drawn = torch.multinomial(p, 4, True, generator=made)  # some tokens twice
-        soft = head.sampled(ids, top, p.sum(1), drawn, logp.gather(1, drawn))
+        soft = head_loss.make_sampled_targets(ids, top, p.sum(1), drawn, logp.gather(1, drawn))
     else:
         soft = None
     labels = torch.arange(ROWS) * 7
     found = []
-    for kernels in (None, head_triton):
-        head._kernels = lambda z: kernels
+    for kernels in (None, triton_kernels):
+        head_loss._find_kernels = lambda z: kernels
         leaf = rows.clone().requires_grad_()
         whole = weight.clone().requires_grad_()
-        loss = head.head_loss(leaf, Head(whole, cap=30.0), soft=soft, labels=labels, hard=hard,
+        loss = head_loss.head_loss(leaf, OutputHead(whole, cap=30.0), soft=soft, labels=labels, hard=hard,
                               divergence=divergence)
         loss.backward()
         found.append((loss.detach(), leaf.grad, whole.grad))
@@ -75,9 +75,9 @@ z = torch.randn(4, 9000)
 z[1] = -torch.inf
 z[2, 5000:] = -torch.inf
 z[3, 7] = 1e4
-off = float((head_triton.logsumexp(z) - z.logsumexp(1)).nan_to_num().abs().max())
+off = float((triton_kernels.logsumexp(z) - z.logsumexp(1)).nan_to_num().abs().max())
 print(json.dumps({"off": told, "calls": calls, "logsumexp": off,
-                  "nothing": float(head_triton.logsumexp(z)[1])}))
+                  "nothing": float(triton_kernels.logsumexp(z)[1])}))
 """
 
 
@@ -85,14 +85,14 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from doublebind.training import head_triton
+from doublebind.training import triton_kernels
 
 rest = {"columns": "i32", "stride": "i32", "BLOCK": "constexpr"}
-for kernel, first in ((head_triton._part, {"z": "*fp32", "out": "*fp32", "parts": "i32"}),
-                      (head_triton._scale, {"z": "*fp32", "lse": "*fp32", "factor": "*fp32"})):
+for kernel, first in ((triton_kernels._part_logsumexp_kernel, {"z": "*fp32", "out": "*fp32", "parts": "i32"}),
+                      (triton_kernels._scaled_softmax_kernel, {"z": "*fp32", "lse": "*fp32", "factor": "*fp32"})):
     types = first | rest
     types = {name: types[name] for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=types, constexprs={"BLOCK": head_triton.BLOCK})
+    source = ASTSource(fn=kernel, signature=types, constexprs={"BLOCK": triton_kernels.BLOCK})
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
     assert len(made.asm["cubin"]) > 1000
 """

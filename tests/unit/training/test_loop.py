@@ -34,7 +34,7 @@ def examples(n: int = 24, *, seed: int = 0) -> list[Example]:
     made = []
     for length in rng.integers(3, 14, size=n):
         prompt = rng.integers(7, 60, size=length).tolist()
-        made.append(Example((*prompt, prompt[-1], prompt[-1], 3), first=int(length)))
+        made.append(Example((*prompt, prompt[-1], prompt[-1], 3), first_supervised=int(length)))
     return made
 
 
@@ -84,8 +84,8 @@ def test_training_does_not_depend_on_what_was_drawn_before() -> None:
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2", "granite"])
 def test_loss_falls_on_what_can_be_learned(kind: str) -> None:
     model, log = fitted(kind, steps=60)
-    assert log.last < 0.6 * log.first
-    assert log.last < log.mean < log.first
+    assert log.last_loss < 0.6 * log.first_loss
+    assert log.last_loss < log.mean_loss < log.first_loss
     assert not model.training
 
 
@@ -118,7 +118,9 @@ def test_only_completions_are_supervised() -> None:
     """A prompt token's own likelihood has no gradient: changing `first` changes what is learned."""
     _, log = fitted(steps=3)
     drawn = list(itertools.islice(batch.shuffle_epochs(24, 0), 24))
-    assert log.tokens == sum(len(examples()[i].input_ids) - examples()[i].first for i in drawn)
+    assert log.tokens == sum(
+        len(examples()[i].input_ids) - examples()[i].first_supervised for i in drawn
+    )
     data = [Example(e.input_ids, len(e.input_ids)) for e in examples()[1:]]
     (_, log) = fitted(data=[examples()[0], *data], steps=2)
     assert log.tokens == 2 * 8 * 3  # the one example that supervises anything, again and again
@@ -128,9 +130,11 @@ def test_first_loss_is_the_mean_over_supervised_tokens() -> None:
     data = examples(8)
     _, log = fitted(data=data, steps=1)
     lm = LM(build_tiny_model("llama", len(TOKENIZER)), TOKENIZER, SOURCE)
-    scored = token_logprobs(lm, [(e.input_ids[: e.first], e.input_ids[e.first :]) for e in data])
+    scored = token_logprobs(
+        lm, [(e.input_ids[: e.first_supervised], e.input_ids[e.first_supervised :]) for e in data]
+    )
     every = [value for row in scored for value in row]
-    assert log.first == pytest.approx(-math.fsum(every) / len(every), abs=1e-5)
+    assert log.first_loss == pytest.approx(-math.fsum(every) / len(every), abs=1e-5)
 
 
 def test_targets_teach_the_distribution_and_not_the_labels(tmp_path: Path) -> None:
@@ -143,7 +147,7 @@ def test_targets_teach_the_distribution_and_not_the_labels(tmp_path: Path) -> No
     teacher_cache.write_targets(tmp_path, teacher, data, top_k=16)
     targets = teacher_cache.read_targets(tmp_path)
     _, distant = fitted(data=data, targets=targets, steps=40, lora=None, lr=3e-3)
-    assert distant.last < 0.5 * distant.first
+    assert distant.last_loss < 0.5 * distant.first_loss
     # The teacher's own weights are at zero loss, whatever the labels say.
     loop.seed_everything(0)
     same = loop.prepare_model(
@@ -151,7 +155,7 @@ def test_targets_teach_the_distribution_and_not_the_labels(tmp_path: Path) -> No
     )
     settings = Training(steps=1, batch=8, lr=1e-9, max_length=32, lora=None)
     log = loop.train(same, data, settings=settings, seed=0, targets=targets, pad_id=0)
-    assert abs(log.first) < 1e-5
+    assert abs(log.first_loss) < 1e-5
 
 
 def test_sampled_tails_teach_the_distribution(tmp_path: Path) -> None:
@@ -168,7 +172,7 @@ def test_sampled_tails_teach_the_distribution(tmp_path: Path) -> None:
     after = loop.train(
         loop.prepare_model(model, None, 0), data, settings=settings, seed=0, targets=whole, pad_id=0
     )
-    assert after.first < 0.5 * before.first
+    assert after.first_loss < 0.5 * before.first_loss
 
 
 @pytest.mark.parametrize(("top_k", "tail_samples"), [(8, 0), (8, 4), (1000, 0)])
@@ -197,7 +201,7 @@ def test_a_shards_loss_of_targets_is_the_loops(
 
 def test_cut_examples_keep_their_first_rows(tmp_path: Path) -> None:
     teacher = LM(build_tiny_model("llama", len(TOKENIZER)), TOKENIZER, SOURCE)
-    data = [Example((7, 8, *range(9, 30)), first=2), *examples(5)]
+    data = [Example((7, 8, *range(9, 30)), first_supervised=2), *examples(5)]
     teacher_cache.write_targets(tmp_path, teacher, data, top_k=16)
     loop.seed_everything(0)
     model = loop.prepare_model(build_tiny_model("llama", len(TOKENIZER)), None, 0)
@@ -210,7 +214,7 @@ def test_cut_examples_keep_their_first_rows(tmp_path: Path) -> None:
         targets=teacher_cache.read_targets(tmp_path),
         pad_id=0,
     )
-    assert abs(log.first) < 1e-5
+    assert abs(log.first_loss) < 1e-5
 
 
 def test_targets_of_other_data_are_refused(tmp_path: Path) -> None:
@@ -224,7 +228,7 @@ def test_targets_of_other_data_are_refused(tmp_path: Path) -> None:
 
 def test_tokens_and_targets_beyond_the_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="another tokenizer"):
-        fitted(data=[Example((7, 8, 6000), first=1)])
+        fitted(data=[Example((7, 8, 6000), first_supervised=1)])
     wide = build_word_tokenizer(words=[f"w{i}" for i in range(200)])
     teacher = LM(build_tiny_model("llama", len(wide)), wide, SOURCE)
     teacher_cache.write_targets(tmp_path, teacher, examples(), top_k=4)
@@ -262,7 +266,7 @@ def test_marks_show_the_model_as_it_is_then() -> None:
     done: list[tuple[int, int]] = []
     loop.seed_everything(0)
     model = loop.prepare_model(build_tiny_model("llama", len(TOKENIZER)), None, 0)
-    settings = Training(steps=6, batch=8, lr=1e-2, max_length=32, lora=None, marks=(2, 5))
+    settings = Training(steps=6, batch=8, lr=1e-2, max_length=32, lora=None, checkpoints=(2, 5))
 
     def look(then: Any, step: int) -> None:
         assert then is model
@@ -275,7 +279,7 @@ def test_marks_show_the_model_as_it_is_then() -> None:
         seed=0,
         targets=None,
         pad_id=0,
-        keep=look,
+        save_checkpoint=look,
         progress=lambda step, steps: done.append((step, steps)),
     )
     assert list(seen) == [2, 5]
@@ -298,7 +302,9 @@ def test_saved_model_answers_as_the_trained_one(tmp_path: Path, lora: Lora | Non
     assert (tmp_path / "out" / "README.md").read_text() == "# do not deploy\n"
     assert ("adapter_model.safetensors" in names) == (lora is not None)
     again = load_model(resolve_model("out", relative_to=tmp_path))
-    sequences = [(e.input_ids[: e.first], e.input_ids[e.first :]) for e in examples(5)]
+    sequences = [
+        (e.input_ids[: e.first_supervised], e.input_ids[e.first_supervised :]) for e in examples(5)
+    ]
     got = token_logprobs(again, sequences)
     want = token_logprobs(LM(model, lm.tokenizer, SOURCE), sequences)
     for a, b in zip(got, want, strict=True):
@@ -324,7 +330,7 @@ def test_adapters_are_float32_on_a_bfloat16_base_and_learn() -> None:
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     settings = Training(steps=30, batch=8, lr=1e-2, max_length=32, lora=LORA)
     log = loop.train(model, examples(), settings=settings, seed=0, targets=None, pad_id=0)
-    assert log.last < 0.8 * log.first
+    assert log.last_loss < 0.8 * log.first_loss
 
 
 def test_all_weights_are_not_trained_in_bfloat16() -> None:
