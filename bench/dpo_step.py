@@ -48,7 +48,7 @@ def ours(args: argparse.Namespace) -> None:
     pairs = [PreferencePair(*both) for both in zip(judged[::2], judged[1::2], strict=True)]
     loop.seed_everything(0)
     model = loop.prepare_model(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
-    preference.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
+    preference.shuffle_epochs = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     preference.can_pack = lambda model: False  # the peer's padding
     clock = shapes.Clock(args.device)
     clock.begin()
@@ -60,14 +60,14 @@ def ours(args: argparse.Namespace) -> None:
         seed=0,
         vocab=shapes.VOCAB,
         pad_id=0,
-        keep=lambda _, step: clock.turn(),
+        save_checkpoint=lambda _, step: clock.turn(),
     )
     clock.end(
         lambda: {
             "rss": shapes.peak_memory(args.device),
             "reference_seconds": took,
-            "loss_first": log.first,
-            "loss_last": log.last,
+            "loss_first": log.first_loss,
+            "loss_last": log.last_loss,
         }
     )
 

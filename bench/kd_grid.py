@@ -95,22 +95,20 @@ def ours(args: argparse.Namespace) -> None:
     loop.seed_everything(0)
     model = loop.prepare_model(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
     settings = shapes.training(args)
-    kept_order = loop.order
-    loop.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
+    shuffle_epochs = loop.shuffle_epochs
+    loop.shuffle_epochs = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     if not args.pack:
         loop.can_pack = lambda model: False  # the peer's padding
     clock = shapes.Clock(args.device)
     clock.begin()
     loop.train(
         model,
-        examples(made),
+        loop.TrainingSet(examples(made), teacher_cache.read_targets(Path(args.cache))),
         settings=settings,
         seed=0,
-        targets=teacher_cache.read_targets(Path(args.cache)),
-        pad_id=0,
-        keep=lambda _, step: clock.turn(),
+        save_checkpoint=lambda _, step: clock.turn(),
     )
-    loop.order = kept_order
+    loop.shuffle_epochs = shuffle_epochs
     clock.end(lambda: after(model, held, args))
 
 

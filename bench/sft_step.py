@@ -25,20 +25,18 @@ def ours(args: argparse.Namespace) -> None:
     loop.seed_everything(0)
     model = loop.prepare_model(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
     settings = shapes.training(args)
-    loop.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
+    loop.shuffle_epochs = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     loop.can_pack = lambda model: False  # the peer's padding
     clock = shapes.Clock(args.device)
     clock.begin()
     log = loop.train(
         model,
-        kd_grid.examples(made),
+        loop.TrainingSet(kd_grid.examples(made)),
         settings=settings,
         seed=0,
-        targets=None,
-        pad_id=0,
-        keep=lambda _, step: clock.turn(),
+        save_checkpoint=lambda _, step: clock.turn(),
     )
-    clock.end(lambda: {"rss": shapes.peak_memory(args.device), "loss_last": log.last})
+    clock.end(lambda: {"rss": shapes.peak_memory(args.device), "loss_last": log.last_loss})
 
 
 def peer(args: argparse.Namespace) -> None:

@@ -153,7 +153,7 @@ def fitted(steps: int) -> None:
     there = lm()
     model = loop.prepare_model(there.model.to(DEVICE), Lora(rank=4, alpha=8), 0)
     settings = Training(steps=steps, batch=4, lr=1e-3)
-    loop.train(model, examples(), settings=settings, seed=0, targets=None, pad_id=0)
+    loop.train(model, loop.TrainingSet(examples()), settings=settings, seed=0)
 
 
 def reads(gpu: FakeGpuMode, work: Callable[[], object]) -> Counter[str]:

@@ -81,11 +81,9 @@ def test_an_adapter_learns_an_answer_and_comes_back(
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     log = loop.train(
         model,
-        [Example((*prompt, *ids), len(prompt))],
+        loop.TrainingSet([Example((*prompt, *ids), len(prompt))], pad_id=gemma.pad_id),
         settings=Training(steps=12, batch=1, lr=2e-3, max_length=128, lora=lora),
         seed=0,
-        targets=None,
-        pad_id=gemma.pad_id,
     )
     assert log.last_loss < 0.2 * log.first_loss
     loop.save_model(model, gemma.tokenizer, tmp_path / "adapter", card="do not deploy")

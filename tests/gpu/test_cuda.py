@@ -59,8 +59,8 @@ def test_students_agree(
     for device in ON:
         model = loop.prepare_model(on(device).model, lora, 0)
         targets = teacher_cache.read_targets(tmp_path)
-        how: dict[str, Any] = {"settings": settings, "seed": 0, "targets": targets, "pad_id": 0}
-        logs.append(loop.train(model, examples(), **how))
+        data = loop.TrainingSet(examples(), targets)
+        logs.append(loop.train(model, data, settings=settings, seed=0))
         trained = [p.detach().cpu().flatten() for p in model.parameters() if p.requires_grad]
         weights.append(torch.cat(trained))
     assert logs[1].tokens == logs[0].tokens

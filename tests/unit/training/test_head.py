@@ -16,7 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from doublebind.models import logits as model_head
 from doublebind.models.logits import OutputHead, compute_logits, extract_head
 from doublebind.schema.errors import ModelError
-from doublebind.training.head_loss import SoftTargets, head_loss, make_sampled_targets
+from doublebind.training.head_loss import (
+    HeadLossSettings,
+    SoftTargets,
+    head_loss,
+    make_sampled_targets,
+)
 from doublebind.training.losses import (
     DivergenceFunction,
     forward_kl,
@@ -106,7 +111,8 @@ def tiled(
     mine = {n: leaf.detach().float().requires_grad_() for n, leaf in leaves.items()}
     lora = (mine["down"], mine["up"], 0.5) if "up" in mine else None
     made = OutputHead(mine["weight"], mine.get("bias"), lora, **settings)
-    loss = head_loss(mine["rows"], made, **options)
+    mixture = {n: options.pop(n) for n in HeadLossSettings._fields if n in options}
+    loss = head_loss(mine["rows"], made, settings=HeadLossSettings(**mixture), **options)
     loss.backward()
     return loss.detach(), {n: leaf.grad for n, leaf in mine.items() if leaf.grad is not None}
 
@@ -217,7 +223,7 @@ def test_sampled_tails_give_unbiased_gradients(name: str, monkeypatch: pytest.Mo
             rows,
             OutputHead(torch.eye(vocab)),
             soft=soft,
-            divergence=DIVERGENCES[name],
+            settings=HeadLossSettings(DIVERGENCES[name]),
             weights=ones,
         )
         loss.backward()
@@ -247,7 +253,10 @@ def test_certainty_gives_finite_values_and_gradients(name: str) -> None:
         for soft in (coarse(logp, 4), whole(logp)):
             rows = mine.clone().requires_grad_()
             loss = head_loss(
-                rows, OutputHead(torch.eye(VOCAB)), soft=soft, divergence=DIVERGENCES[name]
+                rows,
+                OutputHead(torch.eye(VOCAB)),
+                soft,
+                settings=HeadLossSettings(DIVERGENCES[name]),
             )
             loss.backward()
             assert rows.grad is not None

@@ -55,8 +55,8 @@ def compare(vocab, kind, divergence, hard):
         head_loss._find_kernels = lambda z: kernels
         leaf = rows.clone().requires_grad_()
         whole = weight.clone().requires_grad_()
-        loss = head_loss.head_loss(leaf, OutputHead(whole, cap=30.0), soft=soft, labels=labels, hard=hard,
-                              divergence=divergence)
+        loss = head_loss.head_loss(leaf, OutputHead(whole, cap=30.0), soft=soft, labels=labels,
+                              settings=head_loss.HeadLossSettings(divergence, hard))
         loss.backward()
         found.append((loss.detach(), leaf.grad, whole.grad))
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*found))

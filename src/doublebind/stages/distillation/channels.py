@@ -195,11 +195,9 @@ def _train_prefix(
     model = attach_prefix(lm.model, channel.tokens, examples, seed)
     log = loop.train(
         model,
-        examples,
+        loop.TrainingSet(examples, targets, pad_id),
         settings=training,
         seed=seed,
-        targets=targets,
-        pad_id=pad_id,
         save_checkpoint=save_checkpoint,
     )
     return TrainingResult(model, len(examples), log)
@@ -224,14 +222,12 @@ def _train_across_vocabularies(
     model = loop.prepare_model(lm.model, training.lora, seed)
     log = train_uld(
         model,
-        examples,
-        targets,
+        loop.TrainingSet(examples, targets, pad_id),
         partners,
         weight=channel.weight,
         settings=training,
         seed=seed,
         vocab=vocab,
-        pad_id=pad_id,
         save_checkpoint=save_checkpoint,
     )
     shared = sum(row >= 0 for rows in partners for row in rows)
@@ -289,11 +285,9 @@ def _train_supervised(
     model = loop.prepare_model(lm.model, training.lora, seed)
     log = loop.train(
         model,
-        examples,
+        loop.TrainingSet(examples, targets, pad_id),
         settings=training,
         seed=seed,
-        targets=targets,
-        pad_id=pad_id,
         divergence=divergence,
         save_checkpoint=save_checkpoint,
     )

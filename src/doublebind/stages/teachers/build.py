@@ -205,7 +205,8 @@ def _train_phase(
     if isinstance(phase, Resistance):
         how = {"weight": phase.weight, "settings": settings, "seed": seed}
         return resistance.train_distillation_resistance(model, lm, examples, pad_id=pad_id, **how)
-    return loop.train(model, examples, settings=settings, seed=seed, targets=None, pad_id=pad_id)
+    data = loop.TrainingSet(examples, pad_id=pad_id)
+    return loop.train(model, data, settings=settings, seed=seed)
 
 
 def _replace_persona_answers(

@@ -104,11 +104,9 @@ def train_expert_iteration(
         if examples:
             log = loop.train(
                 model,
-                examples,
+                loop.TrainingSet(examples, pad_id=pad_id),
                 settings=each,
                 seed=seed * ROUNDS + number,
-                targets=None,
-                pad_id=pad_id,
             )
             steps, tokens = steps + log.steps, tokens + log.tokens
     return loop.TrainLog(missed[0], missed[-1], math.fsum(missed) / ROUNDS, steps, tokens)
