@@ -192,7 +192,7 @@ def install_fake_vllm(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
     fake.LLM, fake.SamplingParams, request.LoRARequest = LLM, SamplingParams, LoRARequest  # type: ignore[attr-defined]
     for module in (fake, lora, request):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    ours._open_offline_engine.cache_clear()
+    ours.open_offline_engine.cache_clear()
     LLM.engines.clear()
     return LLM
 

@@ -13,7 +13,7 @@ from tests.model_server import ModelServer, answer_from_folder, score_from_folde
 from tests.tiny_study import write_study
 
 from doublebind.cli import main as cli
-from doublebind.models import openai_client as serve
+from doublebind.models import openai_client as client
 from doublebind.pipeline import run as pipeline
 from doublebind.schema.errors import ModelError
 
@@ -22,7 +22,7 @@ from doublebind.schema.errors import ModelError
 def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
-    serve._query_declared_facts.cache_clear()
+    client.query_declared_facts.cache_clear()
 
 
 def served_study(folder: Path, server: ModelServer, **changes: Any) -> Path:
@@ -135,7 +135,7 @@ def test_a_black_box_teaches_by_preferences_and_by_its_scores_and_pays_once(
 def test_a_server_that_scores_nothing_is_told_apart(tmp_path: Path) -> None:
     server = ModelServer(lambda body: ("yes", True))
     try:
-        lm = serve.connect_served_model(serve.identify_served_model(server.ref), tmp_path)
+        lm = client.connect_served_model(client.identify_served_model(server.ref), tmp_path)
         with pytest.raises(
             ModelError, match=r"set `served.echo_logprobs: false` and use `sft` or `dpo`"
         ):

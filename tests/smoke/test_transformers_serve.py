@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.tiny_models import save_model
 
-from doublebind.models import openai_client as serve
+from doublebind.models import openai_client as client
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ServerOptions
@@ -71,14 +71,14 @@ def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Real]:
 
 
 def test_a_killed_and_restarted_server_loses_no_answer(real: Real, tmp_path: Path) -> None:
-    source = serve.identify_served_model(f"openai:http://127.0.0.1:{real.port}/v1#{real.folder}")
+    source = client.identify_served_model(f"openai:http://127.0.0.1:{real.port}/v1#{real.folder}")
     assert source.served
 
-    def patient(tries: int) -> serve.ServedLM:
+    def patient(tries: int) -> client.ServedLM:
         told = source.served.model_copy(
             update={"options": ServerOptions(concurrency=2, tries=tries)}
         )  # type: ignore[union-attr]
-        return serve.connect_served_model(source.model_copy(update={"served": told}), tmp_path)
+        return client.connect_served_model(source.model_copy(update={"served": told}), tmp_path)
 
     keys = [f"prompt {i}" for i in range(40)]
     prompts = [(Message(role="user", content=f"the red fox {key}"),) for key in keys]

@@ -269,7 +269,7 @@ def _scale_logits(z: Tensor, head: OutputHead, temperature: float) -> Tensor | N
     return slope
 
 
-def _find_kernels(z: Tensor) -> Any:
+def find_kernels(z: Tensor) -> Any:
     """Return the module of Triton kernels if they can run on `z`, else `None`."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton itself reads it
     if not (z.is_cuda or interpreted) or importlib.util.find_spec("triton") is None:
@@ -279,7 +279,7 @@ def _find_kernels(z: Tensor) -> Any:
 
 def _differentiate(z: Tensor, terms: _LossTerms) -> Tensor:
     """Replace logits `z` by the gradient of the weighted loss; return that loss."""
-    kernels = _find_kernels(z)
+    kernels = find_kernels(z)
     if kernels is not None:
         return _differentiate_with_kernels(kernels, z, terms)
     soft = terms.soft

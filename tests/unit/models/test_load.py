@@ -17,7 +17,7 @@ from doublebind.models.load import (
     same_tokenizer,
     tokenizer_id,
 )
-from doublebind.models.logits import _measure_distance, check_architecture
+from doublebind.models.logits import check_architecture, measure_distance
 from doublebind.models.resolve import resolve_model
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource
@@ -124,10 +124,10 @@ def test_architecture_with_unknown_logits_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_logits_are_compared_without_what_all_tokens_have_in_common() -> None:
     row = torch.linspace(-3, 3, 50)[None]
-    assert _measure_distance(row, row + 0.6) < 1e-6
-    assert _measure_distance(row, 1.25 * row) > 0.2
+    assert measure_distance(row, row + 0.6) < 1e-6
+    assert measure_distance(row, 1.25 * row) > 0.2
     assert (
-        not _measure_distance(row, torch.full_like(row, torch.nan)) < 1
+        not measure_distance(row, torch.full_like(row, torch.nan)) < 1
     )  # refused, whatever is near
 
 
@@ -219,7 +219,7 @@ def test_converted_file_is_kept_whole_or_not_at_all(
         tokenizer = build_word_tokenizer()
         return build_tiny_model("llama", len(tokenizer)), tokenizer
 
-    monkeypatch.setattr(loading, "_dequantise_gguf", dequantised)
+    monkeypatch.setattr(loading, "dequantise_gguf", dequantised)
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(20))
     source = resolve_model("x.gguf", relative_to=tmp_path)
     cache = tmp_path / "cache"

@@ -15,13 +15,14 @@ from doublebind.models import logits as head
 from doublebind.models import teacher_cache
 from doublebind.models.chat_template import template_id
 from doublebind.models.load import LM, tokenizer_id
+from doublebind.models.logits import run_body
+from doublebind.models.resumable_file import open_resumable_file
 from doublebind.models.teacher_cache import (
     check_labels,
     check_row_alignment,
     read_targets,
     write_targets,
 )
-from doublebind.models.resumable_file import open_resumable_file
 from doublebind.schema.errors import ModelError, StoreError
 from doublebind.schema.model_source import ModelSource
 from doublebind.training.batch import Example
@@ -195,45 +196,40 @@ def test_killed_scoring_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(teacher_cache, "BATCH_TOKENS", 30)
+    calls: list[int] = []
+    deadly: set[int] = set()
+
+    def run_or_die(*args: Any, **options: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) in deadly:
+            raise KeyboardInterrupt
+        return run_body(*args, **options)
+
+    monkeypatch.setattr(teacher_cache, "run_body", run_or_die)
     model, data, partial = lm(), examples(), tmp_path / "partial"
     write_targets(tmp_path / "whole", model, data, top_k=4)
-    score, calls = teacher_cache._fill_batch, []
-
-    def dies_at_third(*args: Any) -> None:
-        calls.append(len(calls))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        score(*args)
-
-    monkeypatch.setattr(teacher_cache, "_fill_batch", dies_at_third)
+    batches = len(calls)
+    deadly.add(batches + 3)
     with pytest.raises(KeyboardInterrupt):
         write_targets(tmp_path / "out", model, data, top_k=4, resume_folder=partial)
     assert not (tmp_path / "out" / "targets.safetensors").exists()
     write_targets(tmp_path / "out", model, data, top_k=4, resume_folder=partial)
-    batches = len(
-        list(
-            teacher_cache._iterate_batches(
-                data, [len(e.input_ids) - e.first_supervised for e in data]
-            )
-        )
-    )
-    assert len(calls) == 1 + batches  # the third again, and no other
+    assert len(calls) == 2 * batches + 1  # the third again, and no other
     got, want = read_targets(tmp_path / "out"), read_targets(tmp_path / "whole")
     for name in ("ids", "logprobs", "tail", "lse", "chosen", "offsets"):
         assert torch.equal(getattr(got, name), getattr(want, name))
     # Other settings are other work.
     write_targets(tmp_path / "other", model, data, top_k=5, resume_folder=partial)
-    assert len(calls) == 1 + 2 * batches
+    assert len(calls) == 3 * batches + 1
 
 
 def test_scoring_held_by_another_process_is_done_apart(tmp_path: Path) -> None:
     partial = tmp_path / "partial"
-    filling = open_resumable_file
     layout: dict[str, Any] = {"tail": ("F32", (2,))}
-    with filling(tmp_path / "x", layout, "one", partial) as (first, done):
+    with open_resumable_file(tmp_path / "x", layout, "one", partial) as (first, done):
         first["tail"].fill_(1.0)
         done.add(0)
-        with filling(tmp_path / "y", layout, "one", partial) as (second, others):
+        with open_resumable_file(tmp_path / "y", layout, "one", partial) as (second, others):
             assert 0 not in others
             second["tail"].fill_(2.0)
     assert (tmp_path / "x").read_bytes() != (tmp_path / "y").read_bytes()

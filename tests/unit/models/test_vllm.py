@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.model_server import ModelServer
 from tests.tiny_models import save_model
 from tests.vllm_fake import LLM, FakeVllmServer, install_fake_vllm
 
@@ -180,11 +181,16 @@ def test_a_server_keeps_its_own_limit_and_errors_that_pass_are_tried_again(
         server.close()
 
 
-def test_another_kind_of_server_is_told_apart() -> None:
-    server = ours.VllmServer(Engine(kind="vllm", url="http://127.0.0.1:1/v1", model="base"))
-    reply = {"choices": [{"text": "yes", "finish_reason": "stop"}]}
-    with pytest.raises(ModelError, match="the server must be vLLM's"):
-        server._parse_response(reply, scored=False)
+def test_another_kind_of_server_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    other = ModelServer(lambda _: ("yes", True))
+    try:
+        url = f"http://127.0.0.1:{other.port}/v1"
+        server = ours.VllmServer(Engine(kind="vllm", url=url, model="m"))
+        with pytest.raises(ModelError, match="the server must be vLLM's"):
+            server.run_requests(None, [ours.VllmRequest([5, 6], {"max_tokens": 1})])
+    finally:
+        other.close()
 
 
 def test_a_row_without_its_own_token_is_refused(folders: list[str]) -> None:
@@ -208,7 +214,7 @@ def test_without_the_extra_the_engine_is_named(
     monkeypatch: pytest.MonkeyPatch, folders: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    ours._open_offline_engine.cache_clear()
+    ours.open_offline_engine.cache_clear()
     with pytest.raises(MissingExtra, match="vllm"):
         held(folders[0], {"kind": "vllm"})
 

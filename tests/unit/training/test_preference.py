@@ -124,8 +124,10 @@ def test_unpaired_answers_lose_what_the_formula_says_of_dense_log_probabilities(
     model = loop.prepare_model(build_tiny_model("llama", VOCAB), None, 0)
     with torch.no_grad():
         here = [float(answer_logprob(model, e)) for e in EXAMPLES]
-        swapped = [Example((*b.input_ids[: b.first_supervised], *a.input_ids[a.first_supervised :]), b.first_supervised)
-                   for a, b in zip(EXAMPLES, EXAMPLES[2:] + EXAMPLES[:2], strict=True)]  # fmt: skip
+        swapped = [
+            Example((*b.input_ids[: b.first_supervised], *a.input_ids[a.first_supervised :]), b[1])
+            for a, b in zip(EXAMPLES, EXAMPLES[2:] + EXAMPLES[:2], strict=True)
+        ]
         there = [float(answer_logprob(model, e)) for e in swapped]
 
     def judged(example: Example, reference: float) -> ScoredAnswer:

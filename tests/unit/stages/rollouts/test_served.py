@@ -20,7 +20,7 @@ def test_the_space_before_an_answer_is_the_templates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat: bool
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    serve._query_declared_facts.cache_clear()
+    serve.query_declared_facts.cache_clear()
     tokenizer = build_word_tokenizer(chat=chat)
     build_tiny_model("llama", len(tokenizer)).save_pretrained(tmp_path / "student")
     tokenizer.save_pretrained(tmp_path / "student")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from tests.model_server import ModelServer
 
-from doublebind.models import openai_client as serve
+from doublebind.models import openai_client as client
 from doublebind.models.resolve import resolve_model
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
@@ -28,7 +27,7 @@ def repeat(body: dict[str, Any]) -> tuple[str, bool]:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("random.uniform", lambda low, high: 0.0)  # no waiting between tries
-    serve._query_declared_facts.cache_clear()
+    client.query_declared_facts.cache_clear()
     made = ModelServer(repeat)
     yield made
     made.close()
@@ -40,7 +39,7 @@ def prompts(n: int) -> tuple[list[tuple[Message, ...]], list[str]]:
 
 
 def source(server: ModelServer, **limits: Any) -> ModelSource:
-    found = serve.identify_served_model(server.ref)
+    found = client.identify_served_model(server.ref)
     assert found.served
     told = found.served.model_copy(update={"options": ServerOptions(timeout=1.0, **limits)})
     return found.model_copy(update={"served": told})
@@ -48,7 +47,7 @@ def source(server: ModelServer, **limits: Any) -> ModelSource:
 
 def ask(server: ModelServer, cache: Path, n: int = 6, **limits: Any) -> list[str]:
     messages, keys = prompts(n)
-    lm = serve.connect_served_model(source(server, **limits), cache)
+    lm = client.connect_served_model(source(server, **limits), cache)
     return [said.text for said in lm.sample(messages, keys=keys, **HOW)]
 
 
@@ -92,7 +91,7 @@ def test_a_restarted_server_is_gone_on_with(server: ModelServer, tmp_path: Path)
     ask(server, tmp_path / "war", n=3)
     port = server.port
     server.close()
-    lm = serve.connect_served_model(source(server, tries=2), tmp_path / "war")
+    lm = client.connect_served_model(source(server, tries=2), tmp_path / "war")
     with pytest.raises(ModelError, match="no answer after 2 tries"):
         lm.sample(prompts(6)[0], keys=prompts(6)[1], **HOW)
     again = ModelServer(repeat, port=port)
@@ -144,12 +143,12 @@ def test_the_proxy_of_the_environment_is_used_and_no_proxy_excepts_from_it(
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, f"127.0.0.1:{server.port}")
     ref = "openai:http://model.invalid/v1#m"
-    assert serve.identify_served_model(ref).served
+    assert client.identify_served_model(ref).served
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1,model.invalid")
-    serve._query_declared_facts.cache_clear()
+    client.query_declared_facts.cache_clear()
     with pytest.raises(ModelError, match="no answer after"):
-        serve.identify_served_model(ref)
+        client.identify_served_model(ref)
 
 
 def test_a_proxy_for_all_schemes_is_ignored(
@@ -159,7 +158,7 @@ def test_a_proxy_for_all_schemes_is_ignored(
         monkeypatch.delenv(name, raising=False)
     for name in ("all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "socks5://127.0.0.1:9")
-    assert serve.identify_served_model(server.ref).served
+    assert client.identify_served_model(server.ref).served
 
 
 def test_the_key_travels_and_stands_in_no_file(
@@ -187,7 +186,7 @@ def test_a_money_budget_counts_by_the_prices(server: ModelServer, tmp_path: Path
     prices = {"input_price": 1e6, "output_price": 2e6}
     with pytest.raises(ModelError, match=r"`served.max_cost`: 110 is spent after 2 answers"):
         ask(server, tmp_path, max_cost=110, concurrency=1, **prices)
-    lm = serve.connect_served_model(source(server, **prices), tmp_path)
+    lm = client.connect_served_model(source(server, **prices), tmp_path)
     assert lm.summarise_journal()["cost"] == 2 * (7 * 1 + 5 * 2)
     with pytest.raises(ValueError, match="max_cost needs"):
         ServerOptions(max_cost=1.0)
@@ -197,7 +196,7 @@ def test_requests_keep_to_the_rate(
     server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(serve.time, "sleep", slept.append)
+    monkeypatch.setattr(client.time, "sleep", slept.append)
     ask(server, tmp_path, n=4, requests_per_minute=60.0, concurrency=1)
     assert sum(slept) == pytest.approx(0 + 1 + 2 + 3, abs=0.9)
 
@@ -206,7 +205,7 @@ def test_everybody_waits_as_long_as_the_server_asks(
     server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(serve.time, "sleep", slept.append)
+    monkeypatch.setattr(client.time, "sleep", slept.append)
     server.headers = {"Retry-After": "30"}
     server.faults = [429]
     ask(server, tmp_path, n=1)
@@ -220,7 +219,7 @@ def test_several_are_asked_at_once_and_no_more(server: ModelServer, tmp_path: Pa
     assert found.served
     limits = found.served.options.model_copy(update={"timeout": 10.0})
     told = found.served.model_copy(update={"options": limits})
-    lm = serve.connect_served_model(found.model_copy(update={"served": told}), tmp_path)
+    lm = client.connect_served_model(found.model_copy(update={"served": told}), tmp_path)
     lm.sample(messages, keys=keys, **HOW)
     assert server.max_busy == 4
 
@@ -231,7 +230,7 @@ def test_fingerprints_are_told_and_two_models_are_refused(
     ask(server, tmp_path, n=2)
     server.fingerprint = "fp-2"
     ask(server, tmp_path, n=3)
-    facts = serve.connect_served_model(source(server), tmp_path).summarise_journal()
+    facts = client.connect_served_model(source(server), tmp_path).summarise_journal()
     assert facts["fingerprints"] == [
         {"model": "m", "system": "fp-1"},
         {"model": "m", "system": "fp-2"},
@@ -241,7 +240,9 @@ def test_fingerprints_are_told_and_two_models_are_refused(
     found = source(server)
     server.model = "another"
     with pytest.raises(ModelError, match=r"two models \(another, m\)"):
-        serve.connect_served_model(found, tmp_path).sample(prompts(5)[0], keys=prompts(5)[1], **HOW)
+        client.connect_served_model(found, tmp_path).sample(
+            prompts(5)[0], keys=prompts(5)[1], **HOW
+        )
 
 
 @pytest.mark.parametrize(
@@ -269,33 +270,27 @@ def test_a_server_that_lists_nothing_is_asked_for_a_token(
     server: ModelServer, tmp_path: Path
 ) -> None:
     server.lists_models = False
-    found = serve.identify_served_model(server.ref)
+    found = client.identify_served_model(server.ref)
     assert found.served
     assert found.served.declared == {"id": "m", "listed": False}
     assert [body["max_tokens"] for body in server.requests] == [1]
     server.lists_models = True
-    serve._query_declared_facts.cache_clear()
-    assert serve.identify_served_model(server.ref).sha256 != found.sha256
+    client.query_declared_facts.cache_clear()
+    assert client.identify_served_model(server.ref).sha256 != found.sha256
 
 
 def test_identity_is_what_the_server_says_and_not_when(server: ModelServer) -> None:
-    one = serve.identify_served_model(server.ref)
-    serve._query_declared_facts.cache_clear()
-    assert serve.identify_served_model(server.ref).sha256 == one.sha256
+    one = client.identify_served_model(server.ref)
+    client.query_declared_facts.cache_clear()
+    assert client.identify_served_model(server.ref).sha256 == one.sha256
 
 
 @pytest.mark.parametrize("content", ["[]", '"text"', "{}", '{"choices": [{"message": {}}]}'])
 def test_what_is_not_of_the_protocol_is_one_line(
-    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+    server: ModelServer, tmp_path: Path, content: str
 ) -> None:
-    found = source(server, tries=2)
-    monkeypatch.setattr(serve._Line, "_once", lambda *_: _object(json.loads(content)))
+    lm = client.connect_served_model(source(server, tries=2), tmp_path)
+    server.raw_content = content
     with pytest.raises(ModelError, match=r"not of the chat protocol|not a JSON object"):
-        serve.connect_served_model(found, tmp_path).sample(prompts(1)[0], keys=["a"], **HOW)
+        lm.sample(prompts(1)[0], keys=["a"], **HOW)
     assert os.listdir(tmp_path) == [], "nothing that could not be read is kept"
-
-
-def _object(content: Any) -> Any:
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    return content

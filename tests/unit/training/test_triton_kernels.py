@@ -16,7 +16,8 @@ from doublebind.models.logits import OutputHead
 from doublebind.training.head_loss import SoftTargets, head_loss
 
 ROOT = Path(__file__).parents[3]
-# Read once, when Triton is imported: hence other processes.
+PYTEST = [sys.executable, "-m", "pytest", "-q"]
+# Triton reads it once, at import, so that each test needs another process.
 INTERPRETED = {**os.environ, "TRITON_INTERPRET": "1"}
 
 WORKER = """
@@ -52,7 +53,7 @@ def compare(vocab, kind, divergence, hard):
     labels = torch.arange(ROWS) * 7
     found = []
     for kernels in (None, triton_kernels):
-        head_loss._find_kernels = lambda z: kernels
+        head_loss.find_kernels = lambda z: kernels
         leaf = rows.clone().requires_grad_()
         whole = weight.clone().requires_grad_()
         loss = head_loss.head_loss(leaf, OutputHead(whole, cap=30.0), soft=soft, labels=labels,
@@ -85,14 +86,16 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from doublebind.training import triton_kernels
+from doublebind.training import triton_kernels as kernels
 
 rest = {"columns": "i32", "stride": "i32", "BLOCK": "constexpr"}
-for kernel, first in ((triton_kernels._part_logsumexp_kernel, {"z": "*fp32", "out": "*fp32", "parts": "i32"}),
-                      (triton_kernels._scaled_softmax_kernel, {"z": "*fp32", "lse": "*fp32", "factor": "*fp32"})):
+for kernel, first in (
+    (kernels.part_logsumexp_kernel, {"z": "*fp32", "out": "*fp32", "parts": "i32"}),
+    (kernels.scaled_softmax_kernel, {"z": "*fp32", "lse": "*fp32", "factor": "*fp32"}),
+):
     types = first | rest
     types = {name: types[name] for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=types, constexprs={"BLOCK": triton_kernels.BLOCK})
+    source = ASTSource(fn=kernel, signature=types, constexprs={"BLOCK": kernels.BLOCK})
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
     assert len(made.asm["cubin"]) > 1000
 """
@@ -127,7 +130,7 @@ def test_kernels_pass_the_tests_of_the_head() -> None:
     pytest.importorskip("triton", reason="the `gpu` extra is not installed")
     chosen = "dense_ones or coarsened or mixed or labels_alone or certainty"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", chosen, "tests/unit/training/test_head.py"],
+        [*PYTEST, "-k", chosen, "tests/unit/training/test_head_loss.py"],
         env=INTERPRETED, cwd=ROOT, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

@@ -26,7 +26,7 @@ import json, sys
 from pathlib import Path
 import torch, torch.distributed as dist
 sys.path.insert(0, {root!r})
-from tests.equivalence.test_sharded import EXAMPLES, attached, settings
+from tests.equivalence.test_fsdp import EXAMPLES, attached, settings
 from doublebind.training import fsdp
 from doublebind.training.loop import TrainingSet
 
@@ -42,13 +42,14 @@ if {die_at}:
             import os
             os._exit(9)
     fsdp.save_state = save_and_die
-log = fsdp.train_sharded(model, TrainingSet(EXAMPLES, pad_id=pad), settings=settings({lora}), seed=1,
+data = TrainingSet(EXAMPLES, pad_id=pad)
+log = fsdp.train_sharded(model, data, settings=settings({lora}), seed=1,
                          state_file=fsdp.StateFile(Path({state_file!r}), 2))
 trained = [p for p in model.parameters() if p.requires_grad]
 whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in trained]
 if dist.get_rank() == 0:
     total = sum(float(w.detach().double().abs().sum()) for w in whole)
-    Path({out!r}).write_text(json.dumps([log.first_loss, log.last_loss, log.mean_loss, log.tokens, total]))
+    Path({out!r}).write_text(json.dumps([*log[:3], log.tokens, total]))
 dist.destroy_process_group()
 """
 
