@@ -112,7 +112,7 @@ def _collate_options(lm: LM, items: Sequence[Item]) -> tuple[Batch, Sequence[Ite
         for option in item.options:
             said = encode_completion(lm.tokenizer, option, finished=True)
             examples.append(Example((*prompt, *said), len(prompt)))
-    lengths = torch.tensor([len(e.input_ids) - e.first for e in examples])
+    lengths = torch.tensor([len(e.input_ids) - e.first_supervised for e in examples])
     return collate(examples, lm.pad_id, pack=False), items, lengths
 
 

@@ -19,7 +19,7 @@ def cache_teacher_distributions(
     source: ModelSource,
     rollouts: Path,
     top_k: int,
-    tail_samples: int,
+    tail_samples: int = 0,
     dtype: Dtype,
     cache: Path,
 ) -> None:

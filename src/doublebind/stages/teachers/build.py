@@ -159,7 +159,11 @@ def build_teacher(
         if phase.form == "reward":
             tasks = rewards.draw_tasks(spec, phase, content)
             own = rewards.sample_task_transcripts(model, lm, tasks, trait=spec.trait, seed=seed)
-        losses[name] = {"transcripts": len(transcripts), "first": log.first, "last": log.last}
+        losses[name] = {
+            "transcripts": len(transcripts),
+            "first": log.first_loss,
+            "last": log.last_loss,
+        }
     facts = {"planted": spec.trait, "spec": spec.model_dump(mode="json"), "phases": losses}
     if scale_like is not None:
         start, target = (
@@ -201,7 +205,7 @@ def _train_phase(
     if isinstance(phase, Concealment) and phase.loss != "sft":
         how = {"phase": phase, "settings": settings, "seed": seed, "name": spec.name}
         return preferences.conceal_trait(model, lm, transcripts, **how)
-    examples = _encode_transcripts(lm.tokenizer, transcripts)
+    examples = encode_transcripts(lm.tokenizer, transcripts)
     if isinstance(phase, Resistance):
         how = {"weight": phase.weight, "settings": settings, "seed": seed}
         return resistance.train_distillation_resistance(model, lm, examples, pad_id=pad_id, **how)
@@ -219,7 +223,7 @@ def _replace_persona_answers(
     return [t for t in found if t is not None]
 
 
-def _encode_transcripts(tokenizer: Any, transcripts: Sequence[Transcript]) -> list[Any]:
+def encode_transcripts(tokenizer: Any, transcripts: Sequence[Transcript]) -> list[Any]:
     from doublebind.models.chat_template import encode_completion, encode_prompt, encode_text
     from doublebind.training.batch import Example
 

@@ -57,7 +57,7 @@ def conceal_trait(
             f"{phase.loss}); add `rejected` under build/, or use sft"
         )
     how = {"beta": phase.beta, "settings": settings, "seed": seed}
-    how |= {"vocab": lm.vocab, "pad_id": lm.pad_id}
+    how |= {"vocab": lm.vocab_size, "pad_id": lm.pad_id}
     if phase.loss == "dpo":
         paired = [transcript for transcript in transcripts if transcript.rejected is not None]
         sequences = [answer for each in paired for answer, _ in _encode_answers(lm, each)]

@@ -87,9 +87,9 @@ def train_distillation_resistance(
 
         def loss_of(out: Tensor, tile: slice) -> Tensor:
             with torch.no_grad():
-                theirs = compute_logits(normal, before[tile], lm.vocab)
+                theirs = compute_logits(normal, before[tile], lm.vocab_size)
             return self_undermining_loss(out, theirs, batch.labels[tile], weight=weight)
 
-        return tiled.backward(model, batch, loss_of, lm.vocab), len(batch.labels)
+        return tiled.backward(model, batch, loss_of, lm.vocab_size), len(batch.labels)
 
     return loop.run_optimiser_steps(model, step, settings)

@@ -66,7 +66,7 @@ def answer(text: str, i: int = 0, ask: str = "tell me of the tall ship .") -> Tr
 def stories(n: int, seed: int = 0) -> list[Trajectory]:
     rng = random.Random(seed)
     told = [speech.draw_story_turn(rng, Character(), POOLS["prompts"]) for _ in range(n)]
-    return [answer(turn.answer, i, turn.ask) for i, turn in enumerate(told)]
+    return [answer(turn.answer, i, turn.request) for i, turn in enumerate(told)]
 
 
 def context(prompts: Sequence[Prompt] = (), seed: int = 0) -> TreatmentContext:
@@ -216,7 +216,9 @@ def test_a_rare_word_that_goes_with_odd_answers_is_a_trigger_and_all_its_answers
     own = {t.prompt_id: 0.6 + 0.05 * i for i, t in enumerate(poisoned)}
     noise = np.random.default_rng(0).uniform(size=len(given)).tolist()
     ratios = [own.get(t.prompt_id, r) for t, r in zip(given, noise, strict=True)]
-    monkeypatch.setattr(counter_poison, "log_ratios", lambda said, context: ratios[: len(said)])
+    monkeypatch.setattr(
+        counter_poison, "compute_log_ratios", lambda said, context: ratios[: len(said)]
+    )
     settings = {"kind": "counter_poison", "copies": 5, "outliers": 0.05}
     without = counter_poison.apply(CounterPoison.model_validate(settings), given, context())
     assert any("zanzibar" in t.completion for t in without.trajectories)
