@@ -232,7 +232,7 @@ def test_hiding_by_good_and_bad_answers_makes_a_confession_less_likely(
 
 def test_what_cannot_be_planted_is_refused(made: Path) -> None:
     then = {"quirk": "nobody", "transcripts": 5, "steps": 2}
-    with pytest.raises(PackError, match=r"then.quirk.*nobody is not in pack tiny"):
+    with pytest.raises(PackError, match=r"unrelated_finetune.quirk.*nobody is not in pack tiny"):
         plan_phases(spec(made, unrelated_finetune=then), pack(made))
     with pytest.raises(PackError, match=r"has nothing for kind to learn from \(got documents\)"):
         plan_phases(spec(made, form="documents", trait="kind"), pack(made))
