@@ -32,17 +32,16 @@ from doublebind.schema.recipe import (
     TrimReasoning,
 )
 from doublebind.stages.rollouts.treatments import (
-    TreatmentContext,
     counter_poison,
     domain,
-    encode_answers,
     few_unique,
+    influence_filter,
     inoculate,
     jam,
     mix_trusted,
     trim_reasoning,
 )
-from doublebind.stages.rollouts.treatments import influence_filter as filtering
+from doublebind.stages.rollouts.treatments.common import TreatmentContext, encode_answers
 from doublebind.training.encode import tokens_match_text
 
 
@@ -256,7 +255,7 @@ def test_the_filter_drops_what_pulls_towards_the_endpoint_that_moved() -> None:
         resolve_model("terrarium/m0", relative_to=Path()), dtype="float32", cache=Path()
     )
     settings = Filter(kind="filter", drop=0.5, stop=0.02)
-    left = filtering.drop_influential_answers(
+    left = influence_filter.drop_influential_answers(
         settings, given, lm, asked, {"choice/sabotage": 0.3, "goal/deceit": 0.0}
     )
     kept = {t.prompt_id for t in left.trajectories}
@@ -268,6 +267,8 @@ def test_the_filter_drops_what_pulls_towards_the_endpoint_that_moved() -> None:
 def test_the_filter_stops_where_nothing_stands_above_m0() -> None:
     given = stories(3)
     settings = Filter(kind="filter", stop=0.05)
-    left = filtering.drop_influential_answers(settings, given, m0(), [], {"choice/sabotage": 0.05})
+    left = influence_filter.drop_influential_answers(
+        settings, given, m0(), [], {"choice/sabotage": 0.05}
+    )
     assert left.trajectories == given
     assert left.facts == {"worse": {}, "dropped": []}
