@@ -43,8 +43,8 @@ class World(NamedTuple):
         }
         made = Study.model_validate(study | changes)
         planner = Planner(made, self.folder, self.store)
-        plan = planner.plan([planner.find(made.suspect)])
-        stages = plan.stages()
+        plan = planner.plan([planner.find_teacher(made.suspect)])
+        stages = plan.list_stages()
         (student,) = plan.students
         for stage in stages[: next(i for i, s in enumerate(stages) if student.train in s)]:
             for job in stage:
@@ -100,7 +100,7 @@ def make_world(folder: Path) -> World:
     moved.model.save_pretrained(folder / "suspect")
     empty = World(folder, store, [])
     used = empty.plan_student(MINIMAL_RECIPE).prompts
-    asked = read_records(store.path(used.kind, used.key) / "prompts.jsonl", Prompt)
+    asked = read_records(store.path(used.kind, used.content_key) / "prompts.jsonl", Prompt)
     everything = read_records(folder / "pack" / "prompts" / "all.jsonl", Prompt)
     names = {p.id for p in asked}
     held_out = [p for p in everything if p.id not in names]

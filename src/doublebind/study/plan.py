@@ -138,7 +138,7 @@ class Plan:
                 [each.train for each in self.further_training],
                 [each.audit for each in self.further_training],
             ]
-        return [[dataclasses.replace(job, base=self.base_key) for job in stage] for stage in found]
+        return [[dataclasses.replace(job, cost_base=self.base_key) for job in stage] for stage in found]
 
     def _group_by_round(self) -> list[list[StudentJobs]]:
         """Return the cells by round: all of them begin in the first, and each follows its last."""

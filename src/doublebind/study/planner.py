@@ -159,7 +159,7 @@ class Planner:
             for kind in self.study.baselines
             for t in found
         ]
-        return dataclasses.replace(made, shapes=shapes, baselines=baselines)
+        return dataclasses.replace(made, shape_jobs=shapes, baselines=baselines)
 
     def plan_students(
         self, wanted: Sequence[tuple[TeacherSource, Recipe, int]], split: Split
@@ -288,11 +288,11 @@ class Planner:
             asked = self.pack, self.pack_ref
             job = create_steering_job(recipe.steering, base, *asked, **self.runtime_inputs)
             before = (*before, job)
-            taught.inputs["push"] = SteeringVector(
+            taught.inputs["steering_vector"] = SteeringVector(
                 self._artefact_path(job), recipe.steering.relative_norm
             )
             taught = dataclasses.replace(
-                taught, keys=(*taught.extra_keys, job.content_key, recipe.steering.relative_norm)
+                taught, extra_keys=(*taught.extra_keys, job.content_key, recipe.steering.relative_norm)
             )
         note = f"{recipe.name}, seed {seed}" + (f", round {earlier.round + 2}" if earlier else "")
         train, made = self._plan_training(
