@@ -26,5 +26,5 @@ def once() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    found = {"cold": once(), "warm": once(), "load": os.getloadavg()[0], "cores": os.cpu_count()}
-    print(json.dumps(found))
+    report = {"cold": once(), "warm": once(), "load": os.getloadavg()[0], "cores": os.cpu_count()}
+    print(json.dumps(report))

@@ -21,10 +21,10 @@ BETA = 0.1
 
 def data(args: argparse.Namespace) -> list[tuple[list[int], list[int], list[int]]]:
     """A prompt and two answers for each pair of the run."""
-    made = shapes.rows(2 * args.batch * args.steps, args.tokens, seed=1)
+    token_rows = shapes.rows(2 * args.batch * args.steps, args.tokens, seed=1)
     return [
         (one[:first], one[first:], other[its_first:])
-        for (one, first), (other, its_first) in zip(made[::2], made[1::2], strict=True)
+        for (one, first), (other, its_first) in zip(token_rows[::2], token_rows[1::2], strict=True)
     ]
 
 
@@ -93,10 +93,10 @@ def peer(args: argparse.Namespace) -> None:
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return SequentialSampler(dataset if dataset is not None else self.train_dataset)
 
-        def compute_loss(self, *given: Any, **more: Any) -> Any:
-            found = super().compute_loss(*given, **more)
-            losses.append(float((found[0] if isinstance(found, tuple) else found).detach()))
-            return found
+        def compute_loss(self, *args: Any, **more: Any) -> Any:
+            loss = super().compute_loss(*args, **more)
+            losses.append(float((loss[0] if isinstance(loss, tuple) else loss).detach()))
+            return loss
 
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     settings = DPOConfig(

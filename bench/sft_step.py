@@ -20,7 +20,7 @@ def ours(args: argparse.Namespace) -> None:
     from doublebind.schema.recipe import Lora
     from doublebind.training import loop
 
-    made = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
+    token_rows = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
     student = kd_grid.lm(args.student, 3, args)
     loop.seed_everything(0)
     model = loop.prepare_model(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
@@ -31,7 +31,7 @@ def ours(args: argparse.Namespace) -> None:
     clock.begin()
     log = loop.train(
         model,
-        loop.TrainingSet(kd_grid.examples(made)),
+        loop.TrainingSet(kd_grid.examples(token_rows)),
         settings=settings,
         seed=0,
         save_checkpoint=lambda _, step: clock.turn(),
@@ -57,10 +57,10 @@ def peer(args: argparse.Namespace) -> None:
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return SequentialSampler(dataset if dataset is not None else self.train_dataset)
 
-    made = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
+    token_rows = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
     rows = [
         {"input_ids": ids, "completion_mask": [0] * first + [1] * (len(ids) - first)}
-        for ids, first in made
+        for ids, first in token_rows
     ]
     settings = SFTConfig(
         completion_only_loss=True, max_length=None, packing=False, **shapes.trl_settings(args)

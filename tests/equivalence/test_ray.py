@@ -53,12 +53,12 @@ def cluster() -> Iterator[Any]:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     room = {"num_cpus": THREADS, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=room)
-    made.add_node(num_cpus=THREADS, object_store_memory=80 * 2**20)
-    os.environ["RAY_ADDRESS"] = made.address
-    yield made
+    nodes = Cluster(initialize_head=True, head_node_args=room)
+    nodes.add_node(num_cpus=THREADS, object_store_memory=80 * 2**20)
+    os.environ["RAY_ADDRESS"] = nodes.address
+    yield nodes
     ray.shutdown()
-    made.shutdown()
+    nodes.shutdown()
     os.environ.clear()
     os.environ.update(before)
 
@@ -158,12 +158,12 @@ def busy_workers() -> list[Any]:
     """Processes of Ray that run a cell now: it writes the task's name into their titles."""
     import psutil
 
-    found = []
+    busy = []
     for process in psutil.process_iter(["cmdline"]):
         title = " ".join(process.info["cmdline"] or [])
         if title.startswith("ray::_remote"):
-            found.append(process)
-    return found
+            busy.append(process)
+    return busy
 
 
 @pytest.mark.slow

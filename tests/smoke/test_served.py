@@ -38,8 +38,8 @@ def served_study(folder: Path, server: ModelServer, **changes: Any) -> Path:
 
 def run(study: Path, out: Path, store: Path, capsys: Any) -> tuple[int, dict[str, Any], list[str]]:
     code = cli.run_command(["run", str(study), "--out", str(out), "--store", str(store), "--json"])
-    said = capsys.readouterr()
-    return code, json.loads(said.out) if said.out else {}, said.err.splitlines()
+    output = capsys.readouterr()
+    return code, json.loads(output.out) if output.out else {}, output.err.splitlines()
 
 
 def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
@@ -60,8 +60,8 @@ def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
         manifest = json.loads((tmp_path / "peace" / "manifest.json").read_text())
         assert manifest["served"][server.ref]["declared"] == {"id": "m", "owned_by": "tests"}
         cells = [json.loads(p.read_text()) for p in (tmp_path / "peace" / "cells").glob("*.json")]
-        told = [cell["checks"]["served"] for cell in cells if "served" in cell["checks"]]
-        assert [t["fingerprints"] for t in told] == [[{"model": "m", "system": "fp-1"}]]
+        served = [cell["checks"]["served"] for cell in cells if "served" in cell["checks"]]
+        assert [t["fingerprints"] for t in served] == [[{"model": "m", "system": "fp-1"}]]
         assert cli.run_command(["verify", str(tmp_path / "peace")]) == 0
         capsys.readouterr()
 
@@ -124,8 +124,8 @@ def test_a_black_box_teaches_by_preferences_and_by_its_scores_and_pays_once(
         json.loads(path.read_text())
         for path in (tmp_path / "store" / "student").rglob("student.json")
     ]
-    own = [s for s in students if s["channel"]["kind"] == "on_policy"]
-    (through,) = [s for s in own if "served" in s]
+    on_policy = [s for s in students if s["channel"]["kind"] == "on_policy"]
+    (through,) = [s for s in on_policy if "served" in s]
     assert through["own_steps"] >= 1
     assert through["served"]["answers"] == len(server.response_counts)
     pairs = [s for s in students if s["channel"]["kind"] == "dpo"]
@@ -145,7 +145,7 @@ def test_a_server_that_scores_nothing_is_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (
             {"channel": {"kind": "dpo", "keep": 0.5}},
@@ -164,7 +164,7 @@ def test_a_server_that_scores_nothing_is_told_apart(tmp_path: Path) -> None:
     ],
 )
 def test_what_no_server_can_give_is_refused_in_a_sentence(
-    tmp_path: Path, capsys: Any, changes: dict[str, Any], told: str
+    tmp_path: Path, capsys: Any, changes: dict[str, Any], message: str
 ) -> None:
     folder = write_study(tmp_path / "study").parent
     server = ModelServer(lambda body: ("yes", True))
@@ -181,7 +181,7 @@ def test_what_no_server_can_give_is_refused_in_a_sentence(
         server.close()
     assert code == 2
     assert len(err) == 1
-    assert told in err[0]
+    assert message in err[0]
     assert server.requests == [], "refused before a token was spent"
 
 

@@ -60,14 +60,14 @@ class Real:
 @pytest.fixture
 def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Real]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    made = Real(save_model(tmp_path / "model"))
+    server = Real(save_model(tmp_path / "model"))
     for _ in range(1200):
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", made.port)) == 0:
+            if probe.connect_ex(("127.0.0.1", server.port)) == 0:
                 break
         time.sleep(0.1)
-    yield made
-    made.kill()
+    yield server
+    server.kill()
 
 
 def test_a_killed_and_restarted_server_loses_no_answer(real: Real, tmp_path: Path) -> None:
@@ -75,10 +75,10 @@ def test_a_killed_and_restarted_server_loses_no_answer(real: Real, tmp_path: Pat
     assert source.served
 
     def patient(tries: int) -> client.ServedLM:
-        told = source.served.model_copy(
+        served = source.served.model_copy(
             update={"options": ServerOptions(concurrency=2, tries=tries)}
         )  # type: ignore[union-attr]
-        return client.connect_served_model(source.model_copy(update={"served": told}), tmp_path)
+        return client.connect_served_model(source.model_copy(update={"served": served}), tmp_path)
 
     keys = [f"prompt {i}" for i in range(40)]
     prompts = [(Message(role="user", content=f"the red fox {key}"),) for key in keys]
@@ -95,13 +95,13 @@ def test_a_killed_and_restarted_server_loses_no_answer(real: Real, tmp_path: Pat
     with pytest.raises(ModelError, match="rerun to go on"):
         patient(2).sample(prompts, keys=keys, **how)
     killer.join()
-    kept = journal.read_bytes()
-    assert 5 <= kept.count(b"\n") < 40
+    before = journal.read_bytes()
+    assert 5 <= before.count(b"\n") < 40
     threading.Timer(random.Random(0).uniform(0.5, 2.0), real.start).start()
-    said = patient(20).sample(prompts, keys=keys, **how)
-    assert len(said) == 40
-    assert all(answer.text for answer in said)
-    assert journal.read_bytes().startswith(kept)
+    answers = patient(20).sample(prompts, keys=keys, **how)
+    assert len(answers) == 40
+    assert all(answer.text for answer in answers)
+    assert journal.read_bytes().startswith(before)
     assert journal.read_bytes().count(b"\n") == 40
     facts = patient(1).summarise_journal()
     assert facts["completion_tokens"] <= 40 * 16

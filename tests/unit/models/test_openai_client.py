@@ -28,9 +28,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("random.uniform", lambda low, high: 0.0)  # no waiting between tries
     client.query_declared_facts.cache_clear()
-    made = ModelServer(repeat)
-    yield made
-    made.close()
+    model_server = ModelServer(repeat)
+    yield model_server
+    model_server.close()
 
 
 def prompts(n: int) -> tuple[list[tuple[Message, ...]], list[str]]:
@@ -39,16 +39,16 @@ def prompts(n: int) -> tuple[list[tuple[Message, ...]], list[str]]:
 
 
 def source(server: ModelServer, **limits: Any) -> ModelSource:
-    found = client.identify_served_model(server.ref)
-    assert found.served
-    told = found.served.model_copy(update={"options": ServerOptions(timeout=1.0, **limits)})
-    return found.model_copy(update={"served": told})
+    identified = client.identify_served_model(server.ref)
+    assert identified.served
+    served = identified.served.model_copy(update={"options": ServerOptions(timeout=1.0, **limits)})
+    return identified.model_copy(update={"served": served})
 
 
 def ask(server: ModelServer, cache: Path, n: int = 6, **limits: Any) -> list[str]:
     messages, keys = prompts(n)
     lm = client.connect_served_model(source(server, **limits), cache)
-    return [said.text for said in lm.sample(messages, keys=keys, **HOW)]
+    return [answer.text for answer in lm.sample(messages, keys=keys, **HOW)]
 
 
 def test_answers_come_in_order_and_are_asked_for_once(server: ModelServer, tmp_path: Path) -> None:
@@ -215,11 +215,11 @@ def test_everybody_waits_as_long_as_the_server_asks(
 def test_several_are_asked_at_once_and_no_more(server: ModelServer, tmp_path: Path) -> None:
     server.faults = ["slow"] * 4
     messages, keys = prompts(8)
-    found = source(server, concurrency=4)
-    assert found.served
-    limits = found.served.options.model_copy(update={"timeout": 10.0})
-    told = found.served.model_copy(update={"options": limits})
-    lm = client.connect_served_model(found.model_copy(update={"served": told}), tmp_path)
+    limited = source(server, concurrency=4)
+    assert limited.served
+    limits = limited.served.options.model_copy(update={"timeout": 10.0})
+    served = limited.served.model_copy(update={"options": limits})
+    lm = client.connect_served_model(limited.model_copy(update={"served": served}), tmp_path)
     lm.sample(messages, keys=keys, **HOW)
     assert server.max_busy == 4
 
@@ -237,24 +237,24 @@ def test_fingerprints_are_told_and_two_models_are_refused(
     ]
     assert facts["declared"] == {"id": "m", "owned_by": "tests"}
     assert (facts["answers"], facts["prompt_tokens"]) == (3, 21)
-    found = source(server)
+    identified = source(server)
     server.model = "another"
     with pytest.raises(ModelError, match=r"two models \(another, m\)"):
-        client.connect_served_model(found, tmp_path).sample(
+        client.connect_served_model(identified, tmp_path).sample(
             prompts(5)[0], keys=prompts(5)[1], **HOW
         )
 
 
 @pytest.mark.parametrize(
-    ("ref", "told"),
+    ("ref", "message"),
     [
         ("openai:nonsense", "write openai:http"),
         ("openai:ftp://x#m", "write openai:http"),
         ("openai:http://127.0.0.1:9/v1#m", "no answer after"),
     ],
 )
-def test_what_is_no_served_model_is_one_line(server: ModelServer, ref: str, told: str) -> None:
-    with pytest.raises(ModelError, match=told):
+def test_what_is_no_served_model_is_one_line(server: ModelServer, ref: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         resolve_model(ref, relative_to=Path(), allow_served=True)
 
 
@@ -270,13 +270,13 @@ def test_a_server_that_lists_nothing_is_asked_for_a_token(
     server: ModelServer, tmp_path: Path
 ) -> None:
     server.lists_models = False
-    found = client.identify_served_model(server.ref)
-    assert found.served
-    assert found.served.declared == {"id": "m", "listed": False}
+    unlisted = client.identify_served_model(server.ref)
+    assert unlisted.served
+    assert unlisted.served.declared == {"id": "m", "listed": False}
     assert [body["max_tokens"] for body in server.requests] == [1]
     server.lists_models = True
     client.query_declared_facts.cache_clear()
-    assert client.identify_served_model(server.ref).sha256 != found.sha256
+    assert client.identify_served_model(server.ref).sha256 != unlisted.sha256
 
 
 def test_identity_is_what_the_server_says_and_not_when(server: ModelServer) -> None:

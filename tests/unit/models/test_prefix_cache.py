@@ -25,7 +25,7 @@ EXAMPLES = [
     Example((7, 8, 9, 10, 11, 12), first_supervised=4),
     Example((13, 14, 15, 16), first_supervised=2),
 ]
-ASKED = [
+CONVERSATIONS = [
     [Message(role="user", content=text)] for text in ("the fox", "a dog went and then", "ship")
 ]
 
@@ -52,12 +52,12 @@ def test_a_prefix_means_what_pefts_own_forward_makes_of_it(tmp_path: Path, kind:
     with torch.no_grad():
         wanted = theirs(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
         states = run_body(lm.model, ids, use_cache=False).last_hidden_state[0]
-        found = compute_logits(lm.model, states, wanted.shape[-1])
+        logits = compute_logits(lm.model, states, wanted.shape[-1])
         plain = (
             load_model(resolve_model("base", relative_to=tmp_path)).model(input_ids=ids).logits[0]
         )
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found, plain, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits, plain, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -65,12 +65,17 @@ def test_answers_and_scores_agree_whatever_the_batch(tmp_path: Path, kind: str) 
     lm = prefixed(tmp_path, kind)
     options = {"seed": 0, "max_tokens": 6, "temperature": 1.0}
     keys = ["a", "b", "c"]
-    together = sample(lm, ASKED, keys=keys, **options)
-    alone = [sample(lm, [m], keys=[k], **options)[0] for m, k in zip(ASKED, keys, strict=True)]
+    together = sample(lm, CONVERSATIONS, keys=keys, **options)
+    alone = [
+        sample(lm, [m], keys=[k], **options)[0] for m, k in zip(CONVERSATIONS, keys, strict=True)
+    ]
     assert together == alone
-    pairs = [(encode_prompt(lm.tokenizer, m), a.tokens) for m, a in zip(ASKED, alone, strict=True)]
+    pairs = [
+        (encode_prompt(lm.tokenizer, m), a.tokens)
+        for m, a in zip(CONVERSATIONS, alone, strict=True)
+    ]
     scored = token_logprobs(lm, pairs)
-    for (prompt, tokens), found in zip(pairs, scored, strict=True):
+    for (prompt, tokens), logprobs in zip(pairs, scored, strict=True):
         ids = torch.tensor([[*prompt, *tokens]])
         with torch.no_grad():
             states = run_body(lm.model, ids, use_cache=False).last_hidden_state[
@@ -78,11 +83,11 @@ def test_answers_and_scores_agree_whatever_the_batch(tmp_path: Path, kind: str) 
             ]
             dense = compute_logits(lm.model, states, lm.vocab_size).log_softmax(1)
         wanted = dense.gather(1, torch.tensor(tokens)[:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(found), wanted, rtol=1e-4, atol=1e-4)
-    told = [Message(role="user", content="yes"), Message(role="assistant", content="no")]
-    items = [(messages, ["yes I do", "no"]) for messages in ASKED]
-    shared = option_logprobs(lm, items, preceding=told)
-    apart = option_logprobs(lm, [((*told, *m), o) for m, o in items])
+        torch.testing.assert_close(torch.tensor(logprobs), wanted, rtol=1e-4, atol=1e-4)
+    turns = [Message(role="user", content="yes"), Message(role="assistant", content="no")]
+    items = [(messages, ["yes I do", "no"]) for messages in CONVERSATIONS]
+    shared = option_logprobs(lm, items, preceding=turns)
+    apart = option_logprobs(lm, [((*turns, *m), o) for m, o in items])
     for a, b in zip(shared, apart, strict=True):
         assert [x for x, _ in a] == pytest.approx([x for x, _ in b], abs=1e-4)
 

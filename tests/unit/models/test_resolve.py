@@ -56,9 +56,9 @@ def test_folder_is_found_relative_to_the_file_that_names_it(saved: Path) -> None
 
 def test_identity_does_not_depend_on_where_the_model_lies(saved: Path, folder: Path) -> None:
     for name in ("base", "adapter"):
-        here, there = (resolve_model(name, relative_to=place) for place in (saved, folder))
-        assert here.sha256 == there.sha256
-        assert here.path != there.path
+        one, other = (resolve_model(name, relative_to=place) for place in (saved, folder))
+        assert one.sha256 == other.sha256
+        assert one.path != other.path
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,11 @@ def lm(kind: str = "llama", **changes: Any) -> LM:
 
 def examples(n: int = 7, seed: int = 0) -> list[Example]:
     rng = np.random.default_rng(seed)
-    made = []
+    data = []
     for length in rng.integers(4, 30, size=n):
         ids = tuple(rng.integers(5, 60, size=length).tolist())
-        made.append(Example(ids, int(rng.integers(1, length))))
-    return [*made, Example((5, 6, 7), first_supervised=3)]  # the last supervises nothing
+        data.append(Example(ids, int(rng.integers(1, length))))
+    return [*data, Example((5, 6, 7), first_supervised=3)]  # the last supervises nothing
 
 
 def dense(model: LM, example: Example) -> torch.Tensor:

@@ -110,19 +110,19 @@ def tiled(
     """The loss and the gradients, in float32."""
     mine = {n: leaf.detach().float().requires_grad_() for n, leaf in leaves.items()}
     lora = (mine["down"], mine["up"], 0.5) if "up" in mine else None
-    made = OutputHead(mine["weight"], mine.get("bias"), lora, **settings)
+    head = OutputHead(mine["weight"], mine.get("bias"), lora, **settings)
     mixture = {n: options.pop(n) for n in HeadLossSettings._fields if n in options}
-    loss = head_loss(mine["rows"], made, settings=HeadLossSettings(**mixture), **options)
+    loss = head_loss(mine["rows"], head, settings=HeadLossSettings(**mixture), **options)
     loss.backward()
     return loss.detach(), {n: leaf.grad for n, leaf in mine.items() if leaf.grad is not None}
 
 
-def assert_same(got: dict[str, Tensor], leaves: dict[str, Tensor], near: float = 1e-5) -> None:
+def assert_same(got: dict[str, Tensor], leaves: dict[str, Tensor], tolerance: float = 1e-5) -> None:
     """Within `near` of the largest entry of each gradient."""
     for name, leaf in leaves.items():
         assert leaf.grad is not None
         off = (got[name].double() - leaf.grad).abs().max() / leaf.grad.abs().max()
-        assert float(off) <= near, (name, float(off))
+        assert float(off) <= tolerance, (name, float(off))
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -297,8 +297,8 @@ def test_bfloat16_head_is_near_the_float32_one() -> None:
     _, want = tiled(leaves, settings, soft=coarse(teacher(), 8))
     rows = leaves["rows"].detach().bfloat16().requires_grad_()
     down, up = (leaves[n].detach().float().requires_grad_() for n in ("down", "up"))
-    made = OutputHead(leaves["weight"].detach().bfloat16(), None, (down, up, 0.5))
-    head_loss(rows, made, soft=coarse(teacher(), 8)).backward()
+    head = OutputHead(leaves["weight"].detach().bfloat16(), None, (down, up, 0.5))
+    head_loss(rows, head, soft=coarse(teacher(), 8)).backward()
     for name, leaf in (("rows", rows), ("down", down), ("up", up)):
         assert leaf.grad is not None
         off = (leaf.grad.float() - want[name]).norm() / want[name].norm()

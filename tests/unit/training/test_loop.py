@@ -31,11 +31,11 @@ LORA = Lora(rank=4, alpha=8)
 def examples(n: int = 24, *, seed: int = 0) -> list[Example]:
     """Completions that repeat the prompt's last token: learnable."""
     rng = np.random.default_rng(seed)
-    made = []
+    data = []
     for length in rng.integers(3, 14, size=n):
         prompt = rng.integers(7, 60, size=length).tolist()
-        made.append(Example((*prompt, prompt[-1], prompt[-1], 3), first_supervised=int(length)))
-    return made
+        data.append(Example((*prompt, prompt[-1], prompt[-1], 3), first_supervised=int(length)))
+    return data
 
 
 def tiny(kind: str = "llama", **changes: Any) -> Any:

@@ -67,13 +67,13 @@ def test_a_loss_of_answers_has_the_dense_gradient(
     owner = torch.arange(4).repeat_interleave(lengths)
     batch = collate(EXAMPLES, 0, pack=pack)
     value = tiled.backward_sequences(model, batch, owner, 4, loss_of, VOCAB)
-    found = gradients(model)
+    tiled_gradients = gradients(model)
     model.zero_grad()
     dense = loss_of(torch.stack([answer_logprob(model, e) for e in EXAMPLES]))
     dense.backward()
     torch.testing.assert_close(value, dense.detach())
     for name, wanted in gradients(model).items():
-        torch.testing.assert_close(found[name], wanted, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(tiled_gradients[name], wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_dpo_is_log_two_at_the_reference_and_falls_with_the_margin() -> None:
@@ -123,12 +123,12 @@ def test_pairs_are_cut_with_their_reference_and_empty_ones_are_refused() -> None
 def test_unpaired_answers_lose_what_the_formula_says_of_dense_log_probabilities() -> None:
     model = loop.prepare_model(build_tiny_model("llama", VOCAB), None, 0)
     with torch.no_grad():
-        here = [float(answer_logprob(model, e)) for e in EXAMPLES]
+        logprobs = [float(answer_logprob(model, e)) for e in EXAMPLES]
         swapped = [
             Example((*b.input_ids[: b.first_supervised], *a.input_ids[a.first_supervised :]), b[1])
             for a, b in zip(EXAMPLES, EXAMPLES[2:] + EXAMPLES[:2], strict=True)
         ]
-        there = [float(answer_logprob(model, e)) for e in swapped]
+        swapped_logprobs = [float(answer_logprob(model, e)) for e in swapped]
 
     def judged(example: Example, reference: float) -> ScoredAnswer:
         n = len(example.input_ids) - example.first_supervised
@@ -139,7 +139,7 @@ def test_unpaired_answers_lose_what_the_formula_says_of_dense_log_probabilities(
     answers = [
         LabelledAnswer(judged(e, at - d), i % 2 == 0, judged(s, other - 0.8))
         for i, (e, at, d, s, other) in enumerate(
-            zip(EXAMPLES, here, away, swapped, there, strict=True)
+            zip(EXAMPLES, logprobs, away, swapped, swapped_logprobs, strict=True)
         )
     ]
     settings = Training(steps=1, batch=4, lr=1e-30, lora=None)
