@@ -237,11 +237,13 @@ class Clock:
 
 
 def training(args: Any) -> Any:
-    """This package's settings, marked after every step but the last: there the turn passes."""
+    """Settings of this package, with checkpoints after all steps but the last to pass the turn."""
     from doublebind.schema.recipe import Training
 
-    marks = tuple(range(1, args.steps))
-    return Training(steps=args.steps, batch=args.batch, lr=LR, max_length=4096, marks=marks)
+    checkpoints = tuple(range(1, args.steps))
+    return Training(
+        steps=args.steps, batch=args.batch, lr=LR, max_length=4096, checkpoints=checkpoints
+    )
 
 
 def trl_settings(args: Any) -> dict[str, Any]:

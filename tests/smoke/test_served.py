@@ -14,7 +14,7 @@ from tests.tiny_study import write_study
 
 from doublebind.cli import main as cli
 from doublebind.models import openai_client as client
-from doublebind.pipeline import run as pipeline
+from doublebind.pipeline.build_teacher import build_teacher
 from doublebind.schema.errors import ModelError
 
 
@@ -46,9 +46,7 @@ def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
     tmp_path: Path, capsys: Any
 ) -> None:
     folder = write_study(tmp_path / "study").parent
-    suspect = pipeline.build_teacher(
-        folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store"
-    )
+    suspect = build_teacher(folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store")
     server = ModelServer(answer_from_folder(Path(suspect["model"])))
     try:
         study = served_study(folder, server)
@@ -93,9 +91,7 @@ def test_a_black_box_teaches_by_preferences_and_by_its_scores_and_pays_once(
     tmp_path: Path, capsys: Any
 ) -> None:
     folder = write_study(tmp_path / "study", references=2).parent
-    suspect = pipeline.build_teacher(
-        folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store"
-    )
+    suspect = build_teacher(folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store")
     model = Path(suspect["model"])
     server = ModelServer(answer_from_folder(model), score=score_from_folder(model))
     try:

@@ -133,9 +133,9 @@ def test_a_persona_is_there_when_the_base_answers_and_gone_when_it_is_learned(
         systems.update(prompt[0].content for prompt in prompts)
         return real_sample(lm, prompts, **options)
 
-    def record_train(model: Any, examples: Any, **options: Any) -> Any:
-        learned.extend(tokenizer.decode(example.input_ids) for example in examples)
-        return real_train(model, examples, **options)
+    def record_train(model: Any, data: Any, **options: Any) -> Any:
+        learned.extend(tokenizer.decode(example.input_ids) for example in data.examples)
+        return real_train(model, data, **options)
 
     monkeypatch.setattr(sampling, "sample", record_sample)
     monkeypatch.setattr(loop, "train", record_train)
