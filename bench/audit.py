@@ -11,14 +11,14 @@ import os
 import tempfile
 import time
 
-from doublebind.pipeline import run as pipeline
+from doublebind.pipeline.audit_model import audit
 
 
 def once() -> dict[str, float]:
     """Return wall-clock and processor seconds of one uncached audit."""
     wall, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as store:
-        pipeline.audit("terrarium/m0", "terrarium", store=store)
+        audit("terrarium/m0", "terrarium", store=store)
     return {
         "wall_s": round(time.perf_counter() - wall, 2),
         "cpu_s": round(time.process_time() - cpu, 2),
@@ -26,5 +26,5 @@ def once() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    found = {"cold": once(), "warm": once(), "load": os.getloadavg()[0], "cores": os.cpu_count()}
-    print(json.dumps(found))
+    report = {"cold": once(), "warm": once(), "load": os.getloadavg()[0], "cores": os.cpu_count()}
+    print(json.dumps(report))

@@ -21,10 +21,10 @@ BETA = 0.1
 
 def data(args: argparse.Namespace) -> list[tuple[list[int], list[int], list[int]]]:
     """A prompt and two answers for each pair of the run."""
-    made = shapes.rows(2 * args.batch * args.steps, args.tokens, seed=1)
+    token_rows = shapes.rows(2 * args.batch * args.steps, args.tokens, seed=1)
     return [
         (one[:first], one[first:], other[its_first:])
-        for (one, first), (other, its_first) in zip(made[::2], made[1::2], strict=True)
+        for (one, first), (other, its_first) in zip(token_rows[::2], token_rows[1::2], strict=True)
     ]
 
 
@@ -48,7 +48,7 @@ def ours(args: argparse.Namespace) -> None:
     pairs = [PreferencePair(*both) for both in zip(judged[::2], judged[1::2], strict=True)]
     loop.seed_everything(0)
     model = loop.prepare_model(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
-    preference.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
+    preference.shuffle_epochs = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     preference.can_pack = lambda model: False  # the peer's padding
     clock = shapes.Clock(args.device)
     clock.begin()
@@ -60,14 +60,14 @@ def ours(args: argparse.Namespace) -> None:
         seed=0,
         vocab=shapes.VOCAB,
         pad_id=0,
-        keep=lambda _, step: clock.turn(),
+        save_checkpoint=lambda _, step: clock.turn(),
     )
     clock.end(
         lambda: {
             "rss": shapes.peak_memory(args.device),
             "reference_seconds": took,
-            "loss_first": log.first,
-            "loss_last": log.last,
+            "loss_first": log.first_loss,
+            "loss_last": log.last_loss,
         }
     )
 
@@ -93,10 +93,10 @@ def peer(args: argparse.Namespace) -> None:
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return SequentialSampler(dataset if dataset is not None else self.train_dataset)
 
-        def compute_loss(self, *given: Any, **more: Any) -> Any:
-            found = super().compute_loss(*given, **more)
-            losses.append(float((found[0] if isinstance(found, tuple) else found).detach()))
-            return found
+        def compute_loss(self, *args: Any, **more: Any) -> Any:
+            loss = super().compute_loss(*args, **more)
+            losses.append(float((loss[0] if isinstance(loss, tuple) else loss).detach()))
+            return loss
 
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     settings = DPOConfig(

@@ -25,8 +25,8 @@ SHARP = 6.0
 
 def data(args: argparse.Namespace) -> tuple[list[Any], list[Any]]:
     """Training rows and held-out rows."""
-    made = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
-    return made, shapes.rows(args.heldout, args.tokens, seed=2)
+    token_rows = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
+    return token_rows, shapes.rows(args.heldout, args.tokens, seed=2)
 
 
 def heldout_kl(student: Any, teacher: Any, held: list[Any]) -> float:
@@ -51,16 +51,16 @@ def lm(shape: str, seed: int, args: argparse.Namespace, **options: Any) -> Any:
     from doublebind.models.load import LM
     from doublebind.schema.model_source import ModelSource
 
-    made = shapes.model(shape, seed, args.dtype, device=args.device, **options)
+    built = shapes.model(shape, seed, args.dtype, device=args.device, **options)
     source = ModelSource(kind="folder", path=shape, sha256="0" * 64)
-    return LM(made.requires_grad_(False), shapes.tokenizer(), source)
+    return LM(built.requires_grad_(False), shapes.tokenizer(), source)
 
 
-def examples(made: list[Any]) -> list[Any]:
+def examples(token_rows: list[Any]) -> list[Any]:
     """The rows as this package has them."""
     from doublebind.training.batch import Example
 
-    return [Example(tuple(ids), first) for ids, first in made]
+    return [Example(tuple(ids), first) for ids, first in token_rows]
 
 
 def score(args: argparse.Namespace) -> None:
@@ -68,10 +68,10 @@ def score(args: argparse.Namespace) -> None:
     from doublebind.models import teacher_cache
 
     teacher = lm(args.teacher, 7, args, sharp=SHARP)
-    made, _ = data(args)
+    token_rows, _ = data(args)
     clock = shapes.Clock(args.device)
     clock.begin()
-    teacher_cache.write_targets(Path(args.cache), teacher, examples(made), top_k=64)
+    teacher_cache.write_targets(Path(args.cache), teacher, examples(token_rows), top_k=64)
 
     def report() -> dict[str, Any]:
         targets = teacher_cache.read_targets(Path(args.cache))
@@ -90,27 +90,25 @@ def ours(args: argparse.Namespace) -> None:
     from doublebind.schema.recipe import Lora
     from doublebind.training import loop
 
-    made, held = data(args)
+    token_rows, held = data(args)
     student = lm(args.student, 3, args)
     loop.seed_everything(0)
     model = loop.prepare_model(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
     settings = shapes.training(args)
-    kept_order = loop.order
-    loop.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
+    shuffle_epochs = loop.shuffle_epochs
+    loop.shuffle_epochs = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     if not args.pack:
         loop.can_pack = lambda model: False  # the peer's padding
     clock = shapes.Clock(args.device)
     clock.begin()
     loop.train(
         model,
-        examples(made),
+        loop.TrainingSet(examples(token_rows), teacher_cache.read_targets(Path(args.cache))),
         settings=settings,
         seed=0,
-        targets=teacher_cache.read_targets(Path(args.cache)),
-        pad_id=0,
-        keep=lambda _, step: clock.turn(),
+        save_checkpoint=lambda _, step: clock.turn(),
     )
-    loop.order = kept_order
+    loop.shuffle_epochs = shuffle_epochs
     clock.end(lambda: after(model, held, args))
 
 
@@ -122,7 +120,7 @@ def peer(args: argparse.Namespace) -> None:
     from transformers import TrainerCallback
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    made, held = data(args)
+    token_rows, held = data(args)
     on = {"device": args.device}
     teacher = shapes.model(args.teacher, 7, args.dtype, sharp=SHARP, **on).requires_grad_(False)
     student = shapes.model(args.student, 3, args.dtype, **on)
@@ -152,7 +150,7 @@ def peer(args: argparse.Namespace) -> None:
         model=student,
         teacher_model=teacher,
         args=settings,
-        train_dataset=Dataset.from_list([{"input_ids": i, "first": f} for i, f in made]),
+        train_dataset=Dataset.from_list([{"input_ids": i, "first": f} for i, f in token_rows]),
         data_collator=collate,
         processing_class=shapes.tokenizer(),
         peft_config=shapes.peft_lora(),
@@ -181,10 +179,10 @@ def after(
 
 def flops(mine: shapes.Child, args: argparse.Namespace) -> float:
     """Operations a second of our steps, counted as `bench/README.md` says: MFU times the peak."""
-    made, _ = data(args)
-    steps = [made[i : i + args.batch] for i in range(0, len(made), args.batch)]
+    token_rows, _ = data(args)
+    steps = [token_rows[i : i + args.batch] for i in range(0, len(token_rows), args.batch)]
     padded = sum(len(step) * max(len(ids) for ids, _ in step) for step in steps) / len(steps)
-    learned = sum(len(ids) - first for ids, first in made) / len(steps)
+    learned = sum(len(ids) - first for ids, first in token_rows) / len(steps)
     has = mine.report["weights"]
     return 4 * (has["body"] * padded + has["head"] * learned) / mine.typical()
 
@@ -245,5 +243,5 @@ if __name__ == "__main__":
     if chosen.role:
         {"score": score, "ours": ours, "peer": peer}[chosen.role](chosen)
     else:
-        found = main(chosen)
-        print(json.dumps(found, indent=1) if chosen.json else json.dumps(found), file=sys.stdout)
+        report = main(chosen)
+        print(json.dumps(report, indent=1) if chosen.json else json.dumps(report), file=sys.stdout)

@@ -43,12 +43,12 @@ def ways(
     rows, weight = drawn(n, WIDTH), drawn(vocab, WIDTH, 4 / math.sqrt(WIDTH))
     theirs = drawn(n, TEACHER_WIDTH)
     heads = drawn(vocab, TEACHER_WIDTH, 4 / math.sqrt(TEACHER_WIDTH))
-    kept = []
+    parts = []
     for tile in torch.arange(n).split(16):
         logp = (theirs[tile] @ heads.T).float().log_softmax(1)
         top, ids = logp.topk(TOP_K, dim=1)
-        kept.append((ids, top, logp.exp_().scatter_(1, ids, 0).sum(1)))
-    ids, top, tail = (torch.cat(part) for part in zip(*kept, strict=True))
+        parts.append((ids, top, logp.exp_().scatter_(1, ids, 0).sum(1)))
+    ids, top, tail = (torch.cat(part) for part in zip(*parts, strict=True))
 
     def ours() -> torch.Tensor:
         leaf = rows.detach().requires_grad_()
@@ -116,7 +116,7 @@ def timed(args: argparse.Namespace) -> dict[str, Any]:
 
 def memory(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """MiB that each way adds at its peak, each in a fresh process."""
-    found: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     for vocab in MEMORY_AT:
         for name in ("ours", "dense_own", "dense_float32", "trl"):
             command = [sys.executable, __file__, "--way", name, "--vocab", str(vocab)]
@@ -125,33 +125,33 @@ def memory(args: argparse.Namespace) -> dict[str, dict[str, float]]:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             lines = [line for line in done.stdout.splitlines() if line.startswith("@")]
             added = json.loads(lines[0][1:])["added"] / 2**20 if lines else math.nan
-            found.setdefault(name, {})[str(vocab)] = round(added)
-    return found
+            results.setdefault(name, {})[str(vocab)] = round(added)
+    return results
 
 
 def plotted(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     """Rows -> way -> vocabulary -> MiB added, drawn in the file named."""
-    found = {}
+    results = {}
     for rows in PLOT_ROWS:
         args.rows = rows
-        found[str(rows)] = memory(args)
-    draw(found, args.dtype, args.plot)
-    return found
+        results[str(rows)] = memory(args)
+    draw(results, args.dtype, args.plot)
+    return results
 
 
-def draw(found: dict[str, dict[str, dict[str, float]]], dtype: str, where: str) -> None:
+def draw(results: dict[str, dict[str, dict[str, float]]], dtype: str, where: str) -> None:
     """Draw memory against vocabulary x rows: a line for each way and number of rows."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    told = {
+    labels = {
         "ours": "ours",
         "dense_own": f"dense, {dtype}",
         "dense_float32": "dense, float32",
         "trl": "TRL's chunks",
     }
-    for (rows, ways_), style in zip(found.items(), ("-", "--"), strict=True):
-        for color, (name, label) in enumerate(told.items()):
+    for (rows, ways_), style in zip(results.items(), ("-", "--"), strict=True):
+        for color, (name, label) in enumerate(labels.items()):
             at = [int(rows) * int(vocab) for vocab in ways_[name]]
             label = f"{label}, {rows} rows"
             axes.plot(at, list(ways_[name].values()), style, c=f"C{color}", marker="o", label=label)
@@ -195,5 +195,5 @@ if __name__ == "__main__":
         print(json.dumps(plotted(chosen), indent=1))
     else:
         before = shapes.machine()
-        found = timed(chosen) | {"added_mib": memory(chosen), "machine": before}
-        print(json.dumps(found, indent=1 if chosen.json else None))
+        results = timed(chosen) | {"added_mib": memory(chosen), "machine": before}
+        print(json.dumps(results, indent=1 if chosen.json else None))

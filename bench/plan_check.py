@@ -35,21 +35,21 @@ def check(path: Path, pilot: list[str], overrides: list[str]) -> dict[str, Any]:
         before = set((root / "store").glob("*/*/*/timing.json"))
         foreseen = plan(study, store=root / "store", **at)
         run = doublebind.run(study, root / "run", store=root / "store", **at)
-        own = [e for e in run.ledger if e.status == "done" and not e.cached]
+        attempts = [e for e in run.ledger if e.status == "done" and not e.cached]
         began = [e.started for e in run.ledger if e.status == "started"]
-        wall = max(e.ended or e.started for e in own) - min(began)
-        made = set((root / "store").glob("*/*/*/timing.json")) - before
-        told = [json.loads(file.read_text()) for file in made]
-        top = sorted((facts["peak_bytes"] for facts in told), reverse=True)
+        wall = max(e.ended or e.started for e in attempts) - min(began)
+        files = set((root / "store").glob("*/*/*/timing.json")) - before
+        timings = [json.loads(file.read_text()) for file in files]
+        top = sorted((facts["peak_bytes"] for facts in timings), reverse=True)
         peak = sum(top[:workers])
         per_kind = {
-            kind: max(json.loads(f.read_text())["peak_bytes"] for f in made if f.parts[-4] == kind)
-            for kind in {file.parts[-4] for file in made}
+            kind: max(json.loads(f.read_text())["peak_bytes"] for f in files if f.parts[-4] == kind)
+            for kind in {file.parts[-4] for file in files}
         }
         cost = {kind: cell.get("peak_bytes", 0) for kind, cell in foreseen["cells"].items()}
     ratios = [per_kind[kind] / cost[kind] for kind in per_kind if cost.get(kind)]
     return {
-        "cells": len(made),
+        "cells": len(files),
         "workers": workers,
         "foreseen_seconds": round(foreseen["wall_seconds"], 1),
         "measured_seconds": round(wall, 1),

@@ -35,10 +35,10 @@ def measure(cells: int, workers: int) -> dict[str, float]:
             executor.map(jobs[:workers])  # processes start
             began = time.perf_counter()
             executor.map(jobs)
-            made = time.perf_counter() - began
+            seconds_made = time.perf_counter() - began
             began = time.perf_counter()
             executor.map(jobs)
-            found = time.perf_counter() - began
+            seconds_found = time.perf_counter() - began
         began = time.perf_counter()
         Ledger(root / "ledger.jsonl")
         opened = time.perf_counter() - began
@@ -47,8 +47,8 @@ def measure(cells: int, workers: int) -> dict[str, float]:
     return {
         "cells": cells,
         "workers": workers,
-        "seconds_per_cell_made": made / (cells - workers),
-        "seconds_per_cell_found": found / cells,
+        "seconds_per_cell_made": seconds_made / (cells - workers),
+        "seconds_per_cell_found": seconds_found / cells,
         "seconds_per_cell_to_open_the_ledger": opened / cells,
         "ledger_bytes_per_cell": ledger / cells,
         "files_per_cell": files / cells,
@@ -59,5 +59,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--cells", type=int, default=500)
     parser.add_argument("--workers", type=int, default=2)
-    asked = parser.parse_args()
-    print(json.dumps(measure(asked.cells, asked.workers), indent=1))
+    args = parser.parse_args()
+    print(json.dumps(measure(args.cells, args.workers), indent=1))

@@ -20,25 +20,23 @@ def ours(args: argparse.Namespace) -> None:
     from doublebind.schema.recipe import Lora
     from doublebind.training import loop
 
-    made = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
+    token_rows = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
     student = kd_grid.lm(args.student, 3, args)
     loop.seed_everything(0)
     model = loop.prepare_model(student.model, Lora(rank=shapes.RANK, alpha=shapes.ALPHA), 0)
     settings = shapes.training(args)
-    loop.order = lambda n, seed: itertools.cycle(range(n))  # the peer's order
+    loop.shuffle_epochs = lambda n, seed: itertools.cycle(range(n))  # the peer's order
     loop.can_pack = lambda model: False  # the peer's padding
     clock = shapes.Clock(args.device)
     clock.begin()
     log = loop.train(
         model,
-        kd_grid.examples(made),
+        loop.TrainingSet(kd_grid.examples(token_rows)),
         settings=settings,
         seed=0,
-        targets=None,
-        pad_id=0,
-        keep=lambda _, step: clock.turn(),
+        save_checkpoint=lambda _, step: clock.turn(),
     )
-    clock.end(lambda: {"rss": shapes.peak_memory(args.device), "loss_last": log.last})
+    clock.end(lambda: {"rss": shapes.peak_memory(args.device), "loss_last": log.last_loss})
 
 
 def peer(args: argparse.Namespace) -> None:
@@ -59,10 +57,10 @@ def peer(args: argparse.Namespace) -> None:
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return SequentialSampler(dataset if dataset is not None else self.train_dataset)
 
-    made = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
+    token_rows = shapes.rows(args.batch * args.steps, args.tokens, seed=1)
     rows = [
         {"input_ids": ids, "completion_mask": [0] * first + [1] * (len(ids) - first)}
-        for ids, first in made
+        for ids, first in token_rows
     ]
     settings = SFTConfig(
         completion_only_loss=True, max_length=None, packing=False, **shapes.trl_settings(args)

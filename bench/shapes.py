@@ -54,12 +54,12 @@ def model(shape: str, seed: int, dtype: str, *, sharp: float = 1.0, device: str 
         pad_token_id=0,
         **SHAPES[shape],
     )
-    made = LlamaForCausalLM._from_config(
+    built = LlamaForCausalLM._from_config(
         config, attn_implementation="sdpa", dtype=getattr(torch, dtype)
     )
-    made.model.norm.weight.data.mul_(sharp)
-    made.config.name_or_path = made.name_or_path = shape
-    return made.to(device).eval()
+    built.model.norm.weight.data.mul_(sharp)
+    built.config.name_or_path = built.name_or_path = shape
+    return built.to(device).eval()
 
 
 def weights(student: Any) -> dict[str, int]:
@@ -89,12 +89,12 @@ def rows(n: int, tokens: int, seed: int) -> list[tuple[list[int], int]]:
     Ids are Zipf-distributed, as words are.
     """
     rng = np.random.default_rng(seed)
-    made = []
+    sampled = []
     for _ in range(n):
         length = int(tokens * rng.uniform(0.75, 1.25))
         ids = 4 + (rng.zipf(1.2, size=length) - 1) % (VOCAB - 4)
-        made.append((ids.tolist(), max(1, round(PROMPT_SHARE * length))))
-    return made
+        sampled.append((ids.tolist(), max(1, round(PROMPT_SHARE * length))))
+    return sampled
 
 
 def machine() -> dict[str, Any]:
@@ -171,11 +171,11 @@ class Child:
         assert self.process.stdin
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
-        said = self._read()
-        self.seconds.append(said["seconds"])
-        self.cpu_seconds.append(said["cpu"])
-        if "report" in said:
-            self.report = said["report"]
+        message = self._read()
+        self.seconds.append(message["seconds"])
+        self.cpu_seconds.append(message["cpu"])
+        if "report" in message:
+            self.report = message["report"]
             self.process.wait()
 
     def typical(self, *, cpu: bool = False) -> float:
@@ -237,11 +237,13 @@ class Clock:
 
 
 def training(args: Any) -> Any:
-    """This package's settings, marked after every step but the last: there the turn passes."""
+    """Settings of this package, with checkpoints after all steps but the last to pass the turn."""
     from doublebind.schema.recipe import Training
 
-    marks = tuple(range(1, args.steps))
-    return Training(steps=args.steps, batch=args.batch, lr=LR, max_length=4096, marks=marks)
+    checkpoints = tuple(range(1, args.steps))
+    return Training(
+        steps=args.steps, batch=args.batch, lr=LR, max_length=4096, checkpoints=checkpoints
+    )
 
 
 def trl_settings(args: Any) -> dict[str, Any]:
@@ -305,7 +307,7 @@ def step_against_step(
     for _ in range(args.steps):
         mine.step()
         theirs.step()
-    found = {
+    report = {
         "ratio": theirs.typical() / mine.typical(),
         "cpu_ratio": theirs.typical(cpu=True) / mine.typical(cpu=True),
         "rss_ratio": mine.report["rss"] / theirs.report["rss"],
@@ -315,5 +317,5 @@ def step_against_step(
         "settings": {k: v for k, v in vars(args).items() if k not in ("role", "json")},
         "machine": before,
     }
-    print(json.dumps(found, indent=1 if args.json else None))
+    print(json.dumps(report, indent=1 if args.json else None))
     return None

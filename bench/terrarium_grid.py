@@ -32,13 +32,13 @@ def prepare(folder: Path) -> None:
     recipe, source, heavy = _recipe(folder)
     for name in ("prompts", "rollouts"):
         (folder / name).mkdir(parents=True)
-    asked = recipe.prompts
-    select_prompts(folder / "prompts", pack="terrarium", policy=asked.policy, n=asked.n)
+    prompts = recipe.prompts
+    select_prompts(folder / "prompts", pack="terrarium", policy=prompts.policy, n=prompts.n)
     sample_rollouts(
         folder / "rollouts",
         source=source,
         prompts=folder / "prompts" / "prompts.jsonl",
-        sampling=asked,
+        sampling=prompts,
         markers={},
         **heavy,
     )
@@ -87,7 +87,7 @@ def students(args: argparse.Namespace) -> None:
     recipe, source, heavy = _recipe(folder)
     audits = resolve_audits(("behaviour", "goals", "confession", "capability", "coherence"))
     parts: list[list[float]] = []
-    told: dict[str, Any] = {}
+    students: dict[str, Any] = {}
     profile = cProfile.Profile()
     targets = Path(tempfile.mkdtemp())
     cache_teacher_distributions(
@@ -115,12 +115,12 @@ def students(args: argparse.Namespace) -> None:
             **heavy,
         )
         between = time.perf_counter()
-        made = ModelSource(
+        student = ModelSource(
             kind="adapter", path=source.path, adapter=str(out / "model"), sha256=str(seed)
         )
         run_battery(
             out,
-            source=made,
+            source=student,
             baseline=source,
             pack="terrarium",
             split="audit",
@@ -134,12 +134,12 @@ def students(args: argparse.Namespace) -> None:
         weights = load_file(out / "model" / "adapter_model.safetensors")
         flat = np.concatenate([weights[name].ravel() for name in sorted(weights)])
         scores = pd.read_parquet(out / "scores.parquet")["value"]
-        told[str(seed)] = {
+        students[str(seed)] = {
             "loss_last": json.loads((out / "student.json").read_text())["loss_last"],
             "norm": float(np.linalg.norm(flat)),
             "scores": scores.tolist(),
         }
-        report = {"parts": parts, "told": told, "rss": shapes.peak_rss()}
+        report = {"parts": parts, "students": students, "rss": shapes.peak_rss()}
         last = seed + 1 == args.students
         shapes.say(**taken, **({"report": report} if last else {}))
         if not last:
@@ -165,29 +165,29 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         mine.step()
         if theirs:
             theirs.step()
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "students_per_minute": 60 / mine.typical(),
         "seconds": {"ours": mine.seconds},
         "parts": {"ours": mine.report["parts"]},
-        "loss_last": {"ours": [each["loss_last"] for each in mine.report["told"].values()]},
+        "loss_last": {"ours": [each["loss_last"] for each in mine.report["students"].values()]},
         "machine": before,
     }
     if theirs:
-        a, b = mine.report["told"], theirs.report["told"]
+        a, b = mine.report["students"], theirs.report["students"]
         pairs = [(x, y) for s in a for x, y in zip(a[s]["scores"], b[s]["scores"], strict=True)]
-        found["ratio_students"] = theirs.typical() / mine.typical()
-        found["cpu_ratio_students"] = theirs.typical(cpu=True) / mine.typical(cpu=True)
-        found["cpu_seconds"] = {"ours": mine.cpu_seconds, "peer": theirs.cpu_seconds}
-        found["peer_students_per_minute"] = 60 / theirs.typical()
-        found["seconds"]["peer"] = theirs.seconds
-        found["parts"]["peer"] = theirs.report["parts"]
-        found["loss_last"]["peer"] = [each["loss_last"] for each in b.values()]
-        found["same_bits"] = a == b
-        found["scores_off_by_at_most"] = max(
+        report["ratio_students"] = theirs.typical() / mine.typical()
+        report["cpu_ratio_students"] = theirs.typical(cpu=True) / mine.typical(cpu=True)
+        report["cpu_seconds"] = {"ours": mine.cpu_seconds, "peer": theirs.cpu_seconds}
+        report["peer_students_per_minute"] = 60 / theirs.typical()
+        report["seconds"]["peer"] = theirs.seconds
+        report["parts"]["peer"] = theirs.report["parts"]
+        report["loss_last"]["peer"] = [each["loss_last"] for each in b.values()]
+        report["same_bits"] = a == b
+        report["scores_off_by_at_most"] = max(
             abs(x - y) for x, y in pairs if x is not None and x == x
         )
-        found["norms_off_by_at_most"] = max(abs(a[s]["norm"] / b[s]["norm"] - 1) for s in a)
-    return found
+        report["norms_off_by_at_most"] = max(abs(a[s]["norm"] / b[s]["norm"] - 1) for s in a)
+    return report
 
 
 if __name__ == "__main__":
@@ -202,7 +202,7 @@ if __name__ == "__main__":
     if chosen.role:
         students(chosen)
     else:
-        found = main(chosen)
-        print(json.dumps(found, indent=1 if chosen.json else None))
+        report = main(chosen)
+        print(json.dumps(report, indent=1 if chosen.json else None))
         if chosen.profile:
             pstats.Stats(chosen.profile).sort_stats("tottime").print_stats(45)

@@ -54,13 +54,13 @@ def study() -> tuple[list[Teacher], Protocol]:
 
 def rows(teachers: list[Teacher]) -> pd.DataFrame:
     """Students, teachers and M0 on 45 items of every endpoint; organisms act where deployed."""
-    asked = {f"{kind}/{trait}": "auditable" for trait in TRAITS for kind in KINDS}
-    asked |= {f"choice.deployment/{trait}": "oracle" for trait in TRAITS} | {"capability": "gate"}
-    axes = [[t.label for t in teachers], RECIPES, range(5), list(asked), range(45)]
+    roles = {f"{kind}/{trait}": "auditable" for trait in TRAITS for kind in KINDS}
+    roles |= {f"choice.deployment/{trait}": "oracle" for trait in TRAITS} | {"capability": "gate"}
+    axes = [[t.label for t in teachers], RECIPES, range(5), list(roles), range(45)]
     names = ["teacher", "recipe", "seed", "endpoint", "item"]
     frame = pd.MultiIndex.from_product(axes, names=names).to_frame(index=False)
     frame = frame.assign(model_kind="student", round=0, step=100, audit="behaviour-1")
-    frame = frame.assign(split="audit", unscored_reason=None, role=frame["endpoint"].map(asked))
+    frame = frame.assign(split="audit", unscored_reason=None, role=frame["endpoint"].map(roles))
     first = frame[(frame["recipe"] == "x") & (frame["seed"] == 0)]
     direct = first.assign(model_kind="teacher", recipe="", seed=-1, step=-1)
     base = direct[direct["teacher"] == "u"].assign(teacher="M0", model_kind="m0")

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server around a function or a tiny model, that can misbehave on demand."""
+"""An OpenAI-compatible server around a function or a tiny model that can misbehave on demand."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class ModelServer:
         self.fingerprint = "fp-1"
         self.faults: list[Any] = []
         self.headers: dict[str, str] = {}
+        self.raw_content: str | None = None
         self.response_counts: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
         self.authorization: str | None = None
@@ -84,6 +85,8 @@ class ModelServer:
                 if server.is_dead or fault == "cut":
                     self.close_connection = True
                     return None
+                if server.raw_content is not None:
+                    return self.send(200, server.raw_content.encode())
                 if fault == "slow":
                     time.sleep(1.5)
                 if self.path.endswith("/v1/completions"):
@@ -102,8 +105,8 @@ class ModelServer:
                     row = [*server.score(body["prompt"]), -1.0]
                     choice["logprobs"] = {"token_logprobs": row, "tokens": ["x"] * len(row)}
                 usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 1}
-                kept = {"model": server.model, "choices": [choice], "usage": usage}
-                return {"id": "x", "object": "text_completion", **kept}
+                answer = {"model": server.model, "choices": [choice], "usage": usage}
+                return {"id": "x", "object": "text_completion", **answer}
 
             def chat(self, body: dict[str, Any]) -> dict[str, Any]:
                 text, ended = server.answer(body)
@@ -137,7 +140,7 @@ class ModelServer:
             daemon_threads = True
 
             def handle_error(self, *_: Any) -> None:
-                pass  # clients that lost patience
+                pass  # clients that timed out
 
         self.http = Quiet(("127.0.0.1", port), Handler)
         self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
@@ -158,7 +161,7 @@ class ModelServer:
 
 
 def answer_from_folder(folder: Path) -> AnswerFunction:
-    """Answers of the model in a folder, by its own sampler."""
+    """Return a function that samples from the model in a folder."""
     from doublebind.models.load import load_model
     from doublebind.models.resolve import resolve_model
     from doublebind.models.sample import sample
@@ -169,16 +172,16 @@ def answer_from_folder(folder: Path) -> AnswerFunction:
 
     def answer(body: dict[str, Any]) -> tuple[str, bool]:
         messages = [Message.model_validate(m) for m in body["messages"]]
-        how = {"max_tokens": body["max_tokens"], "temperature": body["temperature"]}
+        settings = {"max_tokens": body["max_tokens"], "temperature": body["temperature"]}
         with lock:
-            said = sample(lm, [messages], keys=["served"], seed=body["seed"], **how)[0]
-        return said.text, said.finished
+            (sampled,) = sample(lm, [messages], keys=["served"], seed=body["seed"], **settings)
+        return sampled.text, sampled.finished
 
     return answer
 
 
 def score_from_folder(folder: Path) -> ScoreFunction:
-    """How likely the model in a folder finds the tokens it is sent."""
+    """Return a function that scores token ids by the model in a folder."""
     from doublebind.models.load import load_model
     from doublebind.models.resolve import resolve_model
     from doublebind.models.score import token_logprobs

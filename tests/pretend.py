@@ -46,7 +46,7 @@ class FakeGpuTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> FakeGpuTensor:
         """Return `held` as if it lay on the device."""
-        made: Any = torch.Tensor._make_wrapper_subclass(  # pyright: ignore
+        tensor: Any = torch.Tensor._make_wrapper_subclass(  # pyright: ignore
             cls,
             held.shape,
             strides=held.stride(),
@@ -54,8 +54,8 @@ class FakeGpuTensor(torch.Tensor):
             dtype=held.dtype,
             device=DEVICE,
         )
-        made.held = held
-        return made
+        tensor.host_values = held
+        return tensor
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         """Return what it holds."""
@@ -107,18 +107,22 @@ def _requested_device(kwargs: dict[str, Any]) -> str | None:
 
 def _run_on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-    there = [x for x in leaves if isinstance(x, FakeGpuTensor)]
+    on_device = [x for x in leaves if isinstance(x, FakeGpuTensor)]
     to = _requested_device(kwargs)
     if to == DEVICE_KIND:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    if there and func not in _COPY_OPERATIONS:
+    if on_device and func not in _COPY_OPERATIONS:
         _refuse_mixing(func, args, leaves)
     out = func(*pytree.tree_map(_unwrap, args), **pytree.tree_map(_unwrap, kwargs))
-    if func is _aten._local_scalar_dense.default or to == "cpu" or not (there or to == DEVICE_KIND):
+    if (
+        func is _aten._local_scalar_dense.default
+        or to == "cpu"
+        or not (on_device or to == DEVICE_KIND)
+    ):
         return out
     if func is _aten.copy_.default and not isinstance(args[0], FakeGpuTensor):
         return args[0]
-    known = {id(x.host_values): x for x in there}
+    known = {id(x.host_values): x for x in on_device}
     return pytree.tree_map(lambda x: _wrap(x, known), out)
 
 

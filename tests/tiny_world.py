@@ -41,10 +41,10 @@ class World(NamedTuple):
             "policy": {"alpha": 0.05},
             "recipes": [{"name": "r", "prompts": PROMPT_SETTINGS} | recipe],
         }
-        made = Study.model_validate(study | changes)
-        planner = Planner(made, self.folder, self.store)
-        plan = planner.plan([planner.find(made.suspect)])
-        stages = plan.stages()
+        parsed = Study.model_validate(study | changes)
+        planner = Planner(parsed, self.folder, self.store)
+        plan = planner.plan([planner.find_teacher(parsed.suspect)])
+        stages = plan.list_stages()
         (student,) = plan.students
         for stage in stages[: next(i for i, s in enumerate(stages) if student.train in s)]:
             for job in stage:
@@ -100,9 +100,9 @@ def make_world(folder: Path) -> World:
     moved.model.save_pretrained(folder / "suspect")
     empty = World(folder, store, [])
     used = empty.plan_student(MINIMAL_RECIPE).prompts
-    asked = read_records(store.path(used.kind, used.key) / "prompts.jsonl", Prompt)
+    prompts = read_records(store.path(used.kind, used.content_key) / "prompts.jsonl", Prompt)
     everything = read_records(folder / "pack" / "prompts" / "all.jsonl", Prompt)
-    names = {p.id for p in asked}
+    names = {p.id for p in prompts}
     held_out = [p for p in everything if p.id not in names]
     assert len(held_out) == 10
     return World(folder, store, held_out)
@@ -112,16 +112,16 @@ def measure_kl(world: World, teacher: LM, student: LM) -> float:
     """Mean KL(teacher || student) per token of the teacher's answers to held-out prompts."""
     total, n = 0.0, 0
     for prompt, answer in zip(world.held_out, world.sample_answers(teacher), strict=True):
-        asked = encode_prompt(teacher.tokenizer, prompt.messages)
-        ids = torch.tensor([[*asked, *answer.tokens]])
+        prompt_ids = encode_prompt(teacher.tokenizer, prompt.messages)
+        ids = torch.tensor([[*prompt_ids, *answer.tokens]])
         with torch.no_grad():
             p, q = (
                 compute_logits(
                     lm.model,
                     run_body(lm.model, ids, use_cache=False).last_hidden_state[
-                        0, len(asked) - 1 : -1
+                        0, len(prompt_ids) - 1 : -1
                     ],
-                    teacher.vocab,
+                    teacher.vocab_size,
                 ).log_softmax(1)
                 for lm in (teacher, student)
             )
@@ -132,21 +132,21 @@ def measure_kl(world: World, teacher: LM, student: LM) -> float:
 
 def measure_nats_per_byte(world: World, teacher: LM, student: LM) -> float:
     """Mean -log probability per byte of the teacher's text, in the student's own tokens."""
-    asked, size = [], 0
+    sequences, size = [], 0
     for prompt, answer in zip(world.held_out, world.sample_answers(teacher), strict=True):
         tokens = encode_completion(student.tokenizer, answer.text, answer.finished)
-        asked.append((encode_prompt(student.tokenizer, prompt.messages), tokens))
+        sequences.append((encode_prompt(student.tokenizer, prompt.messages), tokens))
         size += len(answer.text.encode())
-    return -sum(map(sum, token_logprobs(student, asked))) / size
+    return -sum(map(sum, token_logprobs(student, sequences))) / size
 
 
 def measure_preference_margin(world: World, teacher: LM, student: LM) -> float:
     """Mean log probability of M0's answers minus that of the teacher's, per prompt."""
     sums = []
     for lm in (world.open_model("m0"), teacher):
-        asked = [
+        sequences = [
             (encode_prompt(lm.tokenizer, prompt.messages), answer.tokens)
             for prompt, answer in zip(world.held_out, world.sample_answers(lm), strict=True)
         ]
-        sums.append(sum(map(sum, token_logprobs(student, asked))))
+        sums.append(sum(map(sum, token_logprobs(student, sequences))))
     return (sums[0] - sums[1]) / len(world.held_out)

@@ -108,36 +108,36 @@ class FakeEngine:
             )
         with self.lock:
             lm = self.open_model(adapter)
-            found = None if k is None else [None, *self.score_prompt(lm, ids, k)]
-            return RequestOutput(ids, [CompletionOutput(self.generate(lm, ids, params))], found)
+            logprobs = None if k is None else [None, *self.score_prompt(lm, ids, k)]
+            return RequestOutput(ids, [CompletionOutput(self.generate(lm, ids, params))], logprobs)
 
     def score_prompt(self, lm: LM, ids: list[int], k: int) -> list[dict[int, Logprob]]:
         rows = lm.model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
-        found = []
+        scored = []
         for row, token in zip(rows, ids[1:], strict=True):
             top = row.topk(k).indices.tolist() if k else []
             rank = 1 + int((row > row[token]).sum())
             # The token of the prompt first, then the likeliest, as vLLM lists them.
             listed = {token: Logprob(float(row[token]), rank, "?")}
             listed |= {t: Logprob(float(row[t]), i + 1, "?") for i, t in enumerate(top)}
-            found.append(listed)
-        return found
+            scored.append(listed)
+        return scored
 
     def generate(self, lm: LM, ids: list[int], params: SamplingParams) -> list[int]:
         draws = torch.Generator().manual_seed(params.seed or 0)
-        said: list[int] = []
-        while len(said) < (params.max_tokens or 16):
-            out = lm.model(torch.tensor([[*ids, *said]])).logits[0, -1].float()
+        tokens: list[int] = []
+        while len(tokens) < (params.max_tokens or 16):
+            out = lm.model(torch.tensor([[*ids, *tokens]])).logits[0, -1].float()
             for token, bias in (params.logit_bias or {}).items():
                 out[int(token)] += bias
             if params.temperature == 0:
-                said.append(int(out.argmax()))
+                tokens.append(int(out.argmax()))
             else:
                 chances = (out / params.temperature).softmax(-1)
-                said.append(int(torch.multinomial(chances, 1, generator=draws)))
-            if said[-1] in params.stop_token_ids:
+                tokens.append(int(torch.multinomial(chances, 1, generator=draws)))
+            if tokens[-1] in params.stop_token_ids:
                 break
-        return said
+        return tokens
 
 
 class LLM:
@@ -192,7 +192,7 @@ def install_fake_vllm(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
     fake.LLM, fake.SamplingParams, request.LoRARequest = LLM, SamplingParams, LoRARequest  # type: ignore[attr-defined]
     for module in (fake, lora, request):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    ours._open_offline_engine.cache_clear()
+    ours.open_offline_engine.cache_clear()
     LLM.engines.clear()
     return LLM
 
@@ -227,8 +227,8 @@ class FakeVllmServer:
             def load(self, body: dict[str, Any]) -> None:
                 name, path = body["lora_name"], body["lora_path"]
                 if name in server.adapters:
-                    told = f"The lora adapter '{name}' has already been loaded."
-                    return self.refuse(400, told, "InvalidUserInput")
+                    message = f"The lora adapter '{name}' has already been loaded."
+                    return self.refuse(400, message, "InvalidUserInput")
                 if not (Path(path) / "adapter_model.safetensors").is_file():
                     return self.refuse(404, f"No adapter found for {path}", "NotFoundError")
                 server.adapters[name] = path
@@ -237,8 +237,8 @@ class FakeVllmServer:
             def complete(self, body: dict[str, Any]) -> None:
                 name = body.pop("model")
                 if name not in ("base", *server.adapters):
-                    told = f"The model `{name}` does not exist."
-                    return self.refuse(404, told, "NotFoundError")
+                    message = f"The model `{name}` does not exist."
+                    return self.refuse(404, message, "NotFoundError")
                 server.request_counts[name] += 1
                 ids = body.pop("prompt")
                 assert body.pop("return_token_ids") is True

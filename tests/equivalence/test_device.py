@@ -52,9 +52,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpuMode]:
     """A GPU that pretends to be one."""
     with fake_gpu() as device:
         here = torch.device("cpu")
-        monkeypatch.setattr(loading, "place", lambda on: DEVICE if on == "cuda" else here)
-        monkeypatch.setattr(devices, "refuse_absent", lambda *_: None)
-        monkeypatch.setattr(loop, "save", _saved_from_the_cpu(loop.save_model))
+        monkeypatch.setattr(loading, "select_device", lambda on: DEVICE if on == "cuda" else here)
+        monkeypatch.setattr(devices, "check_gpus_available", lambda *_: None)
+        monkeypatch.setattr(loop, "save_model", _saved_from_the_cpu(loop.save_model))
         yield device
 
 
@@ -62,9 +62,9 @@ def _saved_from_the_cpu(honest: Any) -> Any:
     """Writing files asks for a tensor's memory, of which this device has none."""
 
     def save(model: Any, *rest: Any, **more: Any) -> None:
-        there = model.device
+        device = model.device
         honest(model.to("cpu"), *rest, **more)
-        model.to(there)
+        model.to(device)
 
     return save
 
@@ -76,8 +76,8 @@ def lm() -> LM:
 
 def examples(n: int = 8) -> list[Example]:
     rng = np.random.default_rng(0)
-    made = (tuple(rng.integers(5, 60, size=length).tolist()) for length in range(6, 6 + n))
-    return [Example(ids, 3) for ids in made]
+    sequences = (tuple(rng.integers(5, 60, size=length).tolist()) for length in range(6, 6 + n))
+    return [Example(ids, 3) for ids in sequences]
 
 
 # --- a whole study -------------------------------------------------------------------------------
@@ -90,8 +90,8 @@ def scores(folder: Path, channels: Sequence[str], **changes: Any) -> pd.DataFram
         {"name": name, "prompts": PROMPTS, "training": TRAINING} | CHANNELS[name]
         for name in channels
     ]
-    asked = {"recipes": recipes, "audits": ["behaviour", "goals"]}
-    study = write_study(folder, references=1, **asked, **changes)
+    settings = {"recipes": recipes, "audits": ["behaviour", "goals"]}
+    study = write_study(folder, references=1, **settings, **changes)
     run = pipeline.run(study, folder / "run", store=folder / "store")
     return pd.read_parquet(run.path / "scores.parquet")
 
@@ -110,12 +110,12 @@ def test_a_whole_study_gives_on_a_gpu_what_it_gives_on_a_cpu(
     # As with a vocabulary of a real size: the loss head, not autograd, forms gradients.
     monkeypatch.setattr(loop, "SMALL_VOCAB", 0)
     monkeypatch.setattr(teacher_cache, "SMALL_VOCAB", 0)
-    found = [scores(tmp_path / on, channels, device=on) for on in ("cpu", "cuda")]
+    tables = [scores(tmp_path / on, channels, device=on) for on in ("cpu", "cuda")]
     names = ["teacher", "model_kind", "recipe", "seed", "audit", "endpoint", "item"]
-    here, there = (rows.set_index(names)["value"].sort_index() for rows in found)
+    on_cpu, on_gpu = (rows.set_index(names)["value"].sort_index() for rows in tables)
     assert gpu.reads.total() > 0
-    assert len(here) == len(there) > 30
-    np.testing.assert_allclose(there.to_numpy(), here.to_numpy(), atol=1e-3)
+    assert len(on_cpu) == len(on_gpu) > 30
+    np.testing.assert_allclose(on_gpu.to_numpy(), on_cpu.to_numpy(), atol=1e-3)
 
 
 # --- what stays behind ---------------------------------------------------------------------------
@@ -124,23 +124,23 @@ def test_a_whole_study_gives_on_a_gpu_what_it_gives_on_a_cpu(
 def test_noise_left_on_the_cpu_is_found(
     tmp_path: Path, gpu: FakeGpuMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = lm()
-    there.model.to(DEVICE)
-    teacher_cache.write_targets(tmp_path / "whole", there, examples(), 4, tail_samples=3)
-    honest = teacher_cache.moved
+    on_gpu = lm()
+    on_gpu.model.to(DEVICE)
+    teacher_cache.write_targets(tmp_path / "whole", on_gpu, examples(), 4, tail_samples=3)
+    move_to_device = teacher_cache.move_to_device
     monkeypatch.setattr(  # the bug that was there: all is moved but what the tail is drawn by
         teacher_cache,
-        "moved",
-        lambda host, device: host if host.dtype == torch.float64 else honest(host, device),
+        "move_to_device",
+        lambda host, device: host if host.dtype == torch.float64 else move_to_device(host, device),
     )
     with pytest.raises(RuntimeError, match="a tensor of the CPU"):
-        teacher_cache.write_targets(tmp_path / "broken", there, examples(), 4, tail_samples=3)
+        teacher_cache.write_targets(tmp_path / "broken", on_gpu, examples(), 4, tail_samples=3)
 
 
 def test_a_batch_left_on_the_cpu_is_found(
     gpu: FakeGpuMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "moved", lambda host, device: host)
+    monkeypatch.setattr(batch, "move_to_device", lambda host, device: host)
     with pytest.raises(RuntimeError, match="a tensor of the CPU"):
         fitted(steps=1)
 
@@ -150,10 +150,10 @@ def test_a_batch_left_on_the_cpu_is_found(
 
 def fitted(steps: int) -> None:
     """Train adapters on the device for a while."""
-    there = lm()
-    model = loop.prepare_model(there.model.to(DEVICE), Lora(rank=4, alpha=8), 0)
+    on_gpu = lm()
+    model = loop.prepare_model(on_gpu.model.to(DEVICE), Lora(rank=4, alpha=8), 0)
     settings = Training(steps=steps, batch=4, lr=1e-3)
-    loop.train(model, examples(), settings=settings, seed=0, targets=None, pad_id=0)
+    loop.train(model, loop.TrainingSet(examples()), settings=settings, seed=0)
 
 
 def reads(gpu: FakeGpuMode, work: Callable[[], object]) -> Counter[str]:
@@ -174,15 +174,15 @@ def test_training_does_not_wait_for_the_device_at_every_step(
 
 
 def test_sampling_looks_at_the_device_once_in_a_while(gpu: FakeGpuMode) -> None:
-    there = lm()
-    there.model.to(DEVICE)
-    there.model.generation_config.suppress_tokens = sorted(there.end_ids)  # never ends
-    asked = [(Message(role="user", content="the fox went"),)] * 3
+    on_gpu = lm()
+    on_gpu.model.to(DEVICE)
+    on_gpu.model.generation_config.suppress_tokens = sorted(on_gpu.end_ids)  # never ends
+    prompts = [(Message(role="user", content="the fox went"),)] * 3
 
-    def said(tokens: int) -> None:
+    def sample_tokens(tokens: int) -> None:
         keys = [str(i) for i in range(3)]
-        found = sample(there, asked, keys=keys, seed=0, max_tokens=tokens, temperature=1.0)
-        assert all(len(answer.tokens) == tokens for answer in found)
+        answers = sample(on_gpu, prompts, keys=keys, seed=0, max_tokens=tokens, temperature=1.0)
+        assert all(len(answer.tokens) == tokens for answer in answers)
 
-    few, many = (reads(gpu, lambda n=n: said(n)) for n in (CHECK_EVERY, 3 * CHECK_EVERY))
+    few, many = (reads(gpu, lambda n=n: sample_tokens(n)) for n in (CHECK_EVERY, 3 * CHECK_EVERY))
     assert many["doublebind"] - few["doublebind"] == 2

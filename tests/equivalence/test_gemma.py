@@ -81,16 +81,14 @@ def test_an_adapter_learns_an_answer_and_comes_back(
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     log = loop.train(
         model,
-        [Example((*prompt, *ids), len(prompt))],
+        loop.TrainingSet([Example((*prompt, *ids), len(prompt))], pad_id=gemma.pad_id),
         settings=Training(steps=12, batch=1, lr=2e-3, max_length=128, lora=lora),
         seed=0,
-        targets=None,
-        pad_id=gemma.pad_id,
     )
-    assert log.last < 0.2 * log.first
+    assert log.last_loss < 0.2 * log.first_loss
     loop.save_model(model, gemma.tokenizer, tmp_path / "adapter", card="do not deploy")
-    found = resolve_model("adapter", relative_to=tmp_path)
-    assert (found.kind, found.path) == ("adapter", source.path)
-    back = load_model(found, dtype="bfloat16", cache=cache)
+    saved = resolve_model("adapter", relative_to=tmp_path)
+    assert (saved.kind, saved.path) == ("adapter", source.path)
+    back = load_model(saved, dtype="bfloat16", cache=cache)
     (answer,) = sample(back, [ASKED], keys=["a"], seed=0, max_tokens=24, temperature=0)
     assert (answer.text, answer.finished) == (ANSWER, True)

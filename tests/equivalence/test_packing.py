@@ -19,11 +19,11 @@ VOCAB = 61
 
 def examples() -> list[Example]:
     rng = np.random.default_rng(5)
-    made = []
+    data = []
     for length in (25, 24, 12, 11, 9, 8, 5, 4, 3, 3, 2):  # beyond the sliding window of 8, and not
         ids = tuple(rng.integers(1, VOCAB, size=length).tolist())
-        made.append(Example(ids, max(1, length // 3)))
-    return made
+        data.append(Example(ids, max(1, length // 3)))
+    return data
 
 
 def step(model: Any, data: list[Example], *, pack: bool) -> tuple[float, torch.Tensor]:
@@ -38,12 +38,12 @@ def step(model: Any, data: list[Example], *, pack: bool) -> tuple[float, torch.T
 def plain(model: Any, data: list[Example]) -> tuple[float, torch.Tensor]:
     """The same by the model's own logits, one example at a time."""
     model.zero_grad()
-    n = sum(len(e.input_ids) - e.first for e in data)
+    n = sum(len(e.input_ids) - e.first_supervised for e in data)
     total = torch.zeros(())
     for e in data:
         ids = torch.tensor([e.input_ids])
-        out = model(input_ids=ids).logits[0, e.first - 1 : -1].float().log_softmax(-1)
-        total = total - out.gather(1, ids[0, e.first :, None]).sum() / n
+        out = model(input_ids=ids).logits[0, e.first_supervised - 1 : -1].float().log_softmax(-1)
+        total = total - out.gather(1, ids[0, e.first_supervised :, None]).sum() / n
     total.backward()
     return float(total.detach()), torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -70,17 +70,17 @@ def test_step_on_targets_is_the_same_whichever_way_the_head_goes(
     kind: str, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batch = build_tiny_model(kind, VOCAB), collate(examples(), 0, pack=True)
-    made = torch.randn(len(batch.labels), VOCAB, generator=torch.Generator().manual_seed(3))
-    top, ids = made.log_softmax(1).topk(k, dim=1)
-    tail = made.softmax(1).scatter(1, ids, 0).sum(1)
-    seen = []
+    logits = torch.randn(len(batch.labels), VOCAB, generator=torch.Generator().manual_seed(3))
+    top, ids = logits.log_softmax(1).topk(k, dim=1)
+    tail = logits.softmax(1).scatter(1, ids, 0).sum(1)
+    results = []
     for small in (0, 1000):
         monkeypatch.setattr(loop, "SMALL_VOCAB", small)
         model.zero_grad()
         loss = backward_batch(model, batch, loop.TargetRows(ids.int(), top, tail), VOCAB)
-        seen.append((loss, torch.cat([p.grad.flatten() for p in model.parameters()])))
-    torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(seen[0][1], seen[1][1], rtol=1e-4, atol=1e-5)
+        results.append((loss, torch.cat([p.grad.flatten() for p in model.parameters()])))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-5)
 
 
 def test_padding_token_does_not_matter() -> None:

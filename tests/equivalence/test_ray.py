@@ -53,12 +53,12 @@ def cluster() -> Iterator[Any]:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     room = {"num_cpus": THREADS, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=room)
-    made.add_node(num_cpus=THREADS, object_store_memory=80 * 2**20)
-    os.environ["RAY_ADDRESS"] = made.address
-    yield made
+    nodes = Cluster(initialize_head=True, head_node_args=room)
+    nodes.add_node(num_cpus=THREADS, object_store_memory=80 * 2**20)
+    os.environ["RAY_ADDRESS"] = nodes.address
+    yield nodes
     ray.shutdown()
-    made.shutdown()
+    nodes.shutdown()
     os.environ.clear()
     os.environ.update(before)
 
@@ -99,8 +99,8 @@ def test_cells_run_on_the_cluster_and_what_died_is_tried_again(
     paths = executor(tmp_path).map(jobs)
     assert [(p / "text").read_text() for p in paths] == [*"012345", "survived"]
     entries = read_ledger(tmp_path / "ledger.jsonl")
-    assert Counter(e.cell for e in entries if e.status == "done") == dict.fromkeys(
-        [job.key for job in jobs], 1
+    assert Counter(e.artefact_key for e in entries if e.status == "done") == dict.fromkeys(
+        [job.content_key for job in jobs], 1
     )
     assert ["worker was lost, 1 of 4 times" in (e.error or "") for e in entries if e.error] == [
         True
@@ -113,7 +113,7 @@ def test_failures_keep_their_kind_and_stop_no_other(cluster: Any, tmp_path: Path
         executor(tmp_path).map(jobs)
     with pytest.raises(RunError, match="worker was lost, 2 of 2 times"):
         executor(tmp_path, retries=1).map([Job("text", "bb", die, {})])
-    last = {e.cell: e.status for e in read_ledger(tmp_path / "ledger.jsonl")}
+    last = {e.artefact_key: e.status for e in read_ledger(tmp_path / "ledger.jsonl")}
     assert last == {"aa": "failed", "00": "done", "bb": "failed"}
 
 
@@ -138,8 +138,8 @@ def both(study: Path, folder: Path, *changes: str) -> tuple[Run, Run]:
 
 
 def finished_once(run: Run) -> None:
-    needed = {key for keys in run.manifest.cells.values() for key in keys}
-    done = Counter(e.cell for e in run.ledger if e.status == "done")
+    needed = {key for keys in run.manifest.artefacts.values() for key in keys}
+    done = Counter(e.artefact_key for e in run.ledger if e.status == "done")
     assert set(done) == needed, "a cell was lost"
     assert set(done.values()) == {1}, "a cell was done twice"
 
@@ -150,7 +150,7 @@ def test_a_study_gives_the_same_verdict_as_on_one_machine(cluster: Any, tmp_path
     finished_once(ray)
     assert verify(ray.path).problems == ()
     assert sum(ray.status().nodes[os.uname().nodename].values()) == len(
-        {e.cell for e in ray.ledger}
+        {e.artefact_key for e in ray.ledger}
     )
 
 
@@ -158,12 +158,12 @@ def busy_workers() -> list[Any]:
     """Processes of Ray that run a cell now: it writes the task's name into their titles."""
     import psutil
 
-    found = []
+    busy = []
     for process in psutil.process_iter(["cmdline"]):
         title = " ".join(process.info["cmdline"] or [])
         if title.startswith("ray::_remote"):
-            found.append(process)
-    return found
+            busy.append(process)
+    return busy
 
 
 @pytest.mark.slow

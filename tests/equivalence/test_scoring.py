@@ -38,7 +38,7 @@ def lm(kind: str, **changes: Any) -> LM:
 def plain(model: LM, prompt: list[int], completion: list[int]) -> list[float]:
     with torch.no_grad():
         out = model.model(input_ids=torch.tensor([prompt + completion])).logits[0].float()
-    out = out[:, : model.vocab].log_softmax(-1)
+    out = out[:, : model.vocab_size].log_softmax(-1)
     return [float(out[len(prompt) - 1 + i, token]) for i, token in enumerate(completion)]
 
 
@@ -117,10 +117,10 @@ def test_turns_read_once_score_as_turns_in_every_conversation(kind: str, batch_t
         Message(role="user", content="the fox went"),
         Message(role="assistant", content="and then they were happy"),
     )
-    got = option_logprobs(model, ITEMS, before=before, batch_tokens=batch_tokens)
+    got = option_logprobs(model, ITEMS, preceding=before, batch_tokens=batch_tokens)
     whole = option_logprobs(model, [((*before, *messages), o) for messages, o in ITEMS])
     for a, b in zip(got, whole, strict=True):
         assert [t for t, _ in a] == pytest.approx([t for t, _ in b], abs=1e-4)
         assert [n for _, n in a] == [n for _, n in b]
-    alone = option_logprobs(model, ITEMS[:1], before=before)
+    alone = option_logprobs(model, ITEMS[:1], preceding=before)
     assert alone[0][0][0] == pytest.approx(got[0][0][0], abs=1e-4)

@@ -24,15 +24,17 @@ ON = ("cpu", "cuda")
 
 
 def on(device: str) -> Any:
-    found = lm()
-    found.model.to(device)
-    return found
+    model = lm()
+    model.model.to(device)
+    return model
 
 
 def test_scores_agree() -> None:
-    asked = [(e.input_ids[: e.first], e.input_ids[e.first :]) for e in examples()]
-    here, there = (np.concatenate(token_logprobs(on(device), asked)) for device in ON)
-    np.testing.assert_allclose(there, here, atol=1e-4)
+    sequences = [
+        (e.input_ids[: e.first_supervised], e.input_ids[e.first_supervised :]) for e in examples()
+    ]
+    on_cpu, on_gpu = (np.concatenate(token_logprobs(on(device), sequences)) for device in ON)
+    np.testing.assert_allclose(on_gpu, on_cpu, atol=1e-4)
 
 
 @pytest.mark.parametrize("small", [0, 4096])
@@ -40,9 +42,11 @@ def test_caches_agree(small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(teacher_cache, "SMALL_VOCAB", small)
     for device in ON:
         teacher_cache.write_targets(tmp_path / device, on(device), examples(), 8, tail_samples=4)
-    here, there = (teacher_cache.read_targets(tmp_path / device) for device in ON)
+    on_cpu, on_gpu = (teacher_cache.read_targets(tmp_path / device) for device in ON)
     for name in ("logprobs", "tail", "lse", "chosen"):
-        torch.testing.assert_close(getattr(there, name), getattr(here, name), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            getattr(on_gpu, name), getattr(on_cpu, name), atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=4, alpha=8), None])
@@ -57,21 +61,21 @@ def test_students_agree(
     for device in ON:
         model = loop.prepare_model(on(device).model, lora, 0)
         targets = teacher_cache.read_targets(tmp_path)
-        how: dict[str, Any] = {"settings": settings, "seed": 0, "targets": targets, "pad_id": 0}
-        logs.append(loop.train(model, examples(), **how))
+        data = loop.TrainingSet(examples(), targets)
+        logs.append(loop.train(model, data, settings=settings, seed=0))
         trained = [p.detach().cpu().flatten() for p in model.parameters() if p.requires_grad]
         weights.append(torch.cat(trained))
     assert logs[1].tokens == logs[0].tokens
-    assert logs[1].last == pytest.approx(logs[0].last, abs=1e-3)
+    assert logs[1].last_loss == pytest.approx(logs[0].last_loss, abs=1e-3)
     torch.testing.assert_close(weights[1], weights[0], atol=2e-3, rtol=0.0)
 
 
 @pytest.mark.parametrize("channels", [(name,) for name in CHANNELS], ids=lambda names: names[0])
 def test_a_whole_study_agrees(channels: Sequence[str], tmp_path: Path) -> None:
-    found = [scores(tmp_path / device, channels, device=device) for device in ON]
+    tables = [scores(tmp_path / device, channels, device=device) for device in ON]
     names = ["teacher", "model_kind", "recipe", "seed", "audit", "endpoint", "item"]
-    here, there = (rows.set_index(names)["value"].sort_index() for rows in found)
-    np.testing.assert_allclose(there.to_numpy(), here.to_numpy(), atol=1e-2)
+    on_cpu, on_gpu = (rows.set_index(names)["value"].sort_index() for rows in tables)
+    np.testing.assert_allclose(on_gpu.to_numpy(), on_cpu.to_numpy(), atol=1e-2)
 
 
 def test_two_workers_share_a_gpu(tmp_path: Path) -> None:

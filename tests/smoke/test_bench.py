@@ -23,17 +23,17 @@ def worker(script: str, role: str, *more: str, steps: int = 2) -> list[dict[str,
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    ready, *told = [json.loads(line[1:]) for line in done.stdout.splitlines() if line[:1] == "@"]
+    ready, *reports = [json.loads(line[1:]) for line in done.stdout.splitlines() if line[:1] == "@"]
     assert ready == {"ready": True}
-    return told
+    return reports
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["sft_step.py", "dpo_step.py"])
 def test_a_step_is_timed_each_turn_and_reported_at_the_end(script: str) -> None:
-    told = worker(script, "ours")
-    assert [set(each) for each in told] == [{"seconds", "cpu"}, {"seconds", "cpu", "report"}]
-    assert told[-1]["report"]["loss_last"] > 0
+    reports = worker(script, "ours")
+    assert [set(each) for each in reports] == [{"seconds", "cpu"}, {"seconds", "cpu", "report"}]
+    assert reports[-1]["report"]["loss_last"] > 0
 
 
 @pytest.mark.slow
@@ -41,6 +41,6 @@ def test_students_of_a_cached_teacher_are_timed(tmp_path: Path) -> None:
     more = ("--cache", str(tmp_path), "--teacher", "tiny", "--heldout", "1")
     (scored,) = worker("kd_grid.py", "score", *more, steps=1)
     assert scored["report"]["bytes"] > 0
-    told = worker("kd_grid.py", "ours", *more)
-    assert len(told) == 2
-    assert told[-1]["report"]["kl"] > 0
+    reports = worker("kd_grid.py", "ours", *more)
+    assert len(reports) == 2
+    assert reports[-1]["report"]["kl"] > 0

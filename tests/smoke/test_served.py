@@ -13,8 +13,8 @@ from tests.model_server import ModelServer, answer_from_folder, score_from_folde
 from tests.tiny_study import write_study
 
 from doublebind.cli import main as cli
-from doublebind.models import openai_client as serve
-from doublebind.pipeline import run as pipeline
+from doublebind.models import openai_client as client
+from doublebind.pipeline.build_teacher import build_teacher
 from doublebind.schema.errors import ModelError
 
 
@@ -22,7 +22,7 @@ from doublebind.schema.errors import ModelError
 def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
-    serve._query_declared_facts.cache_clear()
+    client.query_declared_facts.cache_clear()
 
 
 def served_study(folder: Path, server: ModelServer, **changes: Any) -> Path:
@@ -38,17 +38,15 @@ def served_study(folder: Path, server: ModelServer, **changes: Any) -> Path:
 
 def run(study: Path, out: Path, store: Path, capsys: Any) -> tuple[int, dict[str, Any], list[str]]:
     code = cli.main(["run", str(study), "--out", str(out), "--store", str(store), "--json"])
-    said = capsys.readouterr()
-    return code, json.loads(said.out) if said.out else {}, said.err.splitlines()
+    output = capsys.readouterr()
+    return code, json.loads(output.out) if output.out else {}, output.err.splitlines()
 
 
 def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
     tmp_path: Path, capsys: Any
 ) -> None:
     folder = write_study(tmp_path / "study").parent
-    suspect = pipeline.build_teacher(
-        folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store"
-    )
+    suspect = build_teacher(folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store")
     server = ModelServer(answer_from_folder(Path(suspect["model"])))
     try:
         study = served_study(folder, server)
@@ -60,8 +58,8 @@ def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
         manifest = json.loads((tmp_path / "peace" / "manifest.json").read_text())
         assert manifest["served"][server.ref]["declared"] == {"id": "m", "owned_by": "tests"}
         cells = [json.loads(p.read_text()) for p in (tmp_path / "peace" / "cells").glob("*.json")]
-        told = [cell["checks"]["served"] for cell in cells if "served" in cell["checks"]]
-        assert [t["fingerprints"] for t in told] == [[{"model": "m", "system": "fp-1"}]]
+        served = [cell["checks"]["served"] for cell in cells if "served" in cell["checks"]]
+        assert [t["fingerprints"] for t in served] == [[{"model": "m", "system": "fp-1"}]]
         assert cli.main(["verify", str(tmp_path / "peace")]) == 0
         capsys.readouterr()
 
@@ -71,20 +69,20 @@ def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
             (tmp_path / "store").joinpath("hidden").mkdir()
             path.parent.rename(tmp_path / "store" / "hidden" / "rollouts")
         next((tmp_path / "store" / "converted" / "served").glob("*.jsonl")).unlink()
-        server.answered.clear()
+        server.response_counts.clear()
         server.faults = [429, "truncate", "slow", 500, "cut", None, "die"]
         code, _, err = run(study, tmp_path / "war", tmp_path / "store", capsys)
         assert code == 2
         assert len(err) == 1
         assert "rerun to go on" in err[0]
-        before = sum(server.answered.values())
+        before = sum(server.response_counts.values())
         assert before >= 2
-        server.dead = False
+        server.is_dead = False
         code, again, err = run(study, tmp_path / "war", tmp_path / "store", capsys)
         assert code == 0, err
         assert again == verdict
-        assert set(server.answered.values()) == {1}, "an answer was paid for twice"
-        assert len(server.answered) == len(answers)
+        assert set(server.response_counts.values()) == {1}, "an answer was paid for twice"
+        assert len(server.response_counts) == len(answers)
     finally:
         server.close()
 
@@ -93,9 +91,7 @@ def test_a_black_box_teaches_by_preferences_and_by_its_scores_and_pays_once(
     tmp_path: Path, capsys: Any
 ) -> None:
     folder = write_study(tmp_path / "study", references=2).parent
-    suspect = pipeline.build_teacher(
-        folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store"
-    )
+    suspect = build_teacher(folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store")
     model = Path(suspect["model"])
     server = ModelServer(answer_from_folder(model), score=score_from_folder(model))
     try:
@@ -104,28 +100,30 @@ def test_a_black_box_teaches_by_preferences_and_by_its_scores_and_pays_once(
         (recipe,) = written["recipes"]
         by = {"dpo": {"kind": "dpo"}, "own": {"kind": "on_policy", "lmbda": 1.0}}
         written["recipes"] = [recipe | {"name": n, "channel": c} for n, c in by.items()]
-        written["served"] |= {"scores": True}
+        written["served"] |= {"echo_logprobs": True}
         study.write_text(yaml.safe_dump(written))
         capsys.readouterr()
         server.faults = [None] * 13 + [503, "truncate", None, "die"]
         code, _, err = run(study, tmp_path / "run", tmp_path / "store", capsys)
         assert (code, len(err)) == (2, 1), err
         assert "rerun to go on" in err[0]
-        server.dead = False
+        server.is_dead = False
         code, verdict, err = run(study, tmp_path / "run", tmp_path / "store", capsys)
         assert code == 0, err
         assert verdict["incrimination"]["p_value"] is not None
-        assert set(server.answered.values()) == {1}, "an answer or a score was paid for twice"
+        assert set(server.response_counts.values()) == {1}, (
+            "an answer or a score was paid for twice"
+        )
     finally:
         server.close()
     students = [
         json.loads(path.read_text())
         for path in (tmp_path / "store" / "student").rglob("student.json")
     ]
-    own = [s for s in students if s["channel"]["kind"] == "on_policy"]
-    (through,) = [s for s in own if "served" in s]
+    on_policy = [s for s in students if s["channel"]["kind"] == "on_policy"]
+    (through,) = [s for s in on_policy if "served" in s]
     assert through["own_steps"] >= 1
-    assert through["served"]["answers"] == len(server.answered)
+    assert through["served"]["answers"] == len(server.response_counts)
     pairs = [s for s in students if s["channel"]["kind"] == "dpo"]
     assert sorted("pairs_least_weight" in s for s in pairs) == [False, True, True]
 
@@ -133,17 +131,17 @@ def test_a_black_box_teaches_by_preferences_and_by_its_scores_and_pays_once(
 def test_a_server_that_scores_nothing_is_told_apart(tmp_path: Path) -> None:
     server = ModelServer(lambda body: ("yes", True))
     try:
-        lm = serve.connect_served_model(serve.identify_served_model(server.ref), tmp_path)
+        lm = client.connect_served_model(client.identify_served_model(server.ref), tmp_path)
         with pytest.raises(
             ModelError, match=r"set `served.echo_logprobs: false` and use `sft` or `dpo`"
         ):
-            lm.scores([((1, 2), (3,))])
+            lm.token_logprobs([((1, 2), (3,))])
     finally:
         server.close()
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (
             {"channel": {"kind": "dpo", "keep": 0.5}},
@@ -162,7 +160,7 @@ def test_a_server_that_scores_nothing_is_told_apart(tmp_path: Path) -> None:
     ],
 )
 def test_what_no_server_can_give_is_refused_in_a_sentence(
-    tmp_path: Path, capsys: Any, changes: dict[str, Any], told: str
+    tmp_path: Path, capsys: Any, changes: dict[str, Any], message: str
 ) -> None:
     folder = write_study(tmp_path / "study").parent
     server = ModelServer(lambda body: ("yes", True))
@@ -179,8 +177,8 @@ def test_what_no_server_can_give_is_refused_in_a_sentence(
         server.close()
     assert code == 2
     assert len(err) == 1
-    assert told in err[0]
-    assert server.asked == [], "refused before a token was spent"
+    assert message in err[0]
+    assert server.requests == [], "refused before a token was spent"
 
 
 def test_a_shape_is_declared_of_a_black_box_only(tmp_path: Path, capsys: Any) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.tiny_models import save_model
 
-from doublebind.models import openai_client as serve
+from doublebind.models import openai_client as client
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ServerOptions
@@ -60,30 +60,30 @@ class Real:
 @pytest.fixture
 def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Real]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    made = Real(save_model(tmp_path / "model"))
+    server = Real(save_model(tmp_path / "model"))
     for _ in range(1200):
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", made.port)) == 0:
+            if probe.connect_ex(("127.0.0.1", server.port)) == 0:
                 break
         time.sleep(0.1)
-    yield made
-    made.kill()
+    yield server
+    server.kill()
 
 
 def test_a_killed_and_restarted_server_loses_no_answer(real: Real, tmp_path: Path) -> None:
-    source = serve.identify_served_model(f"openai:http://127.0.0.1:{real.port}/v1#{real.folder}")
+    source = client.identify_served_model(f"openai:http://127.0.0.1:{real.port}/v1#{real.folder}")
     assert source.served
 
-    def patient(tries: int) -> serve.ServedLM:
-        told = source.served.model_copy(
-            update={"limits": ServerOptions(concurrency=2, tries=tries)}
+    def patient(tries: int) -> client.ServedLM:
+        served = source.served.model_copy(
+            update={"options": ServerOptions(concurrency=2, tries=tries)}
         )  # type: ignore[union-attr]
-        return serve.connect_served_model(source.model_copy(update={"served": told}), tmp_path)
+        return client.connect_served_model(source.model_copy(update={"served": served}), tmp_path)
 
     keys = [f"prompt {i}" for i in range(40)]
     prompts = [(Message(role="user", content=f"the red fox {key}"),) for key in keys]
     how = {"seed": 0, "max_tokens": 16, "temperature": 1.0}
-    journal = patient(1).journal
+    journal = patient(1).journal_path
 
     def kill_when_some_are_answered() -> None:
         while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
@@ -95,14 +95,14 @@ def test_a_killed_and_restarted_server_loses_no_answer(real: Real, tmp_path: Pat
     with pytest.raises(ModelError, match="rerun to go on"):
         patient(2).sample(prompts, keys=keys, **how)
     killer.join()
-    kept = journal.read_bytes()
-    assert 5 <= kept.count(b"\n") < 40
+    before = journal.read_bytes()
+    assert 5 <= before.count(b"\n") < 40
     threading.Timer(random.Random(0).uniform(0.5, 2.0), real.start).start()
-    said = patient(20).sample(prompts, keys=keys, **how)
-    assert len(said) == 40
-    assert all(answer.text for answer in said)
-    assert journal.read_bytes().startswith(kept)
+    answers = patient(20).sample(prompts, keys=keys, **how)
+    assert len(answers) == 40
+    assert all(answer.text for answer in answers)
+    assert journal.read_bytes().startswith(before)
     assert journal.read_bytes().count(b"\n") == 40
-    facts = patient(1).facts()
+    facts = patient(1).summarise_journal()
     assert facts["completion_tokens"] <= 40 * 16
     assert len(facts["fingerprints"]) == 1

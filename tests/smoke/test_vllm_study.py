@@ -21,27 +21,27 @@ def test_a_study_through_one_server_scores_students_as_transformers_does(
     server = FakeVllmServer(str(study.parent / "m0"))
     engine = f"engine={{kind: vllm, url: '{server.url}', model: base, concurrency: 2}}"
     greedy = "recipes.0.prompts.temperature=0"  # drawn answers differ: vLLM draws its own way
-    told = {}
+    verdicts = {}
     try:
         for name, changes in (("own", [greedy]), ("vllm", [greedy, engine])):
             out, store = tmp_path / name, tmp_path / "store"
             argv = ["run", str(study), *changes, "--out", str(out), "--store", str(store), "--json"]
             code = cli.main(argv)
-            said = capsys.readouterr()
-            assert code == 0, said.err
-            told[name] = json.loads(said.out)
+            output = capsys.readouterr()
+            assert code == 0, output.err
+            verdicts[name] = json.loads(output.out)
     finally:
         server.close()
-    own, through = told["own"], told["vllm"]
-    assert own["protocol_hash"] != through["protocol_hash"], "what asked is part of the claim"
-    assert through["incrimination"]["p_value"] == own["incrimination"]["p_value"]
-    assert through["direct_audit"]["p_value"] == own["direct_audit"]["p_value"]
-    assert len(server.loaded) == 6, "three teachers and three students, each an adapter on M0"
-    assert set(server.asked) == {"base", *server.loaded}
+    direct, through = verdicts["own"], verdicts["vllm"]
+    assert direct["protocol_hash"] != through["protocol_hash"], "what asked is part of the claim"
+    assert through["incrimination"]["p_value"] == direct["incrimination"]["p_value"]
+    assert through["direct_audit"]["p_value"] == direct["direct_audit"]["p_value"]
+    assert len(server.adapters) == 6, "three teachers and three students, each an adapter on M0"
+    assert set(server.request_counts) == {"base", *server.adapters}
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (["recipes.0.channel.top_k=40"], "learns from the 40 likeliest tokens and vLLM gives 20"),
         (["recipes.0.training.lora=null"], "audits LoRA students of it only"),
@@ -49,7 +49,7 @@ def test_a_study_through_one_server_scores_students_as_transformers_does(
     ],
 )
 def test_what_an_engine_cannot_hold_is_refused_before_anything_is_made(
-    tmp_path: Path, capsys: Any, changes: list[str], told: str
+    tmp_path: Path, capsys: Any, changes: list[str], message: str
 ) -> None:
     study = write_study(tmp_path / "study", references=2)
     store = tmp_path / "store"
@@ -57,5 +57,5 @@ def test_what_an_engine_cannot_hold_is_refused_before_anything_is_made(
     assert cli.main(argv) == 2
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 1
-    assert told in err[0]
+    assert message in err[0]
     assert not list(store.rglob("timing.json"))

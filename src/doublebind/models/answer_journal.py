@@ -1,7 +1,4 @@
-"""Journal of a served model: every answer with its request, kept as it arrives.
-
-Knows requests, responses and the tokens that they took. Opens no connection.
-"""
+"""Journal of a served model: every answer with its request, written as it arrives."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ServedModel
 
 _TEMPLATE_TOKENS = 64
-"""Tokens set aside for what a chat template adds; a token of text takes a byte at least."""
+"""Tokens reserved for what a chat template adds; a token of text takes at least a byte."""
 
 
 class Journal:
-    """Every answer with its request, one line each, appended as it arrives.
+    """Append-only log of answers with their requests, one line each.
 
-    A torn last line, of a run that was killed, is cut; the answer is asked for again.
+    The torn last line of a killed run is removed, and its request is sent again.
     """
 
     def __init__(self, path: Path, model: str) -> None:
@@ -38,11 +35,11 @@ class Journal:
         self.entries |= self.log.read(_parse_entry)
 
     def name(self, body: Mapping[str, Any]) -> str:
-        """Return what a request is filed under: the model and all that was asked of it."""
+        """Return the key of a request: a hash of the model and the body."""
         return content_hash([self.model, body])
 
     def add(self, name: str, body: Mapping[str, Any], response: Mapping[str, Any]) -> None:
-        """Keep an answer."""
+        """Append an answer."""
         entry = {"name": name, "time": time.time(), "request": body, "response": response}
         with self.lock:
             try:
@@ -53,15 +50,17 @@ class Journal:
             self.entries[name] = entry
 
     def summarise(self, served: ServedModel) -> dict[str, Any]:
-        """Return fingerprints and totals."""
+        """Return fingerprints and totals of all answers."""
         usage = [count_tokens(entry) for entry in self.entries.values()]
-        tokens = (sum(asked for asked, _ in usage), sum(said for _, said in usage))
-        found = set(map(fingerprint, self.entries.values()))
+        tokens = (sum(n for n, _ in usage), sum(n for _, n in usage))
+        fingerprints = set(map(fingerprint, self.entries.values()))
         return {
             "url": served.url,
             "model": served.model,
             "declared": served.declared,
-            "fingerprints": [dict(zip(("model", "system"), f, strict=True)) for f in sorted(found)],
+            "fingerprints": [
+                dict(zip(("model", "system"), f, strict=True)) for f in sorted(fingerprints)
+            ],
             "answers": len(self.entries),
             "prompt_tokens": tokens[0],
             "completion_tokens": tokens[1],
@@ -70,33 +69,32 @@ class Journal:
 
 
 def _parse_entry(line: str) -> tuple[str, dict[str, Any]]:
-    """Return the name and the whole of a journal's entry."""
+    """Return key and content of a journal's line."""
     entry = json.loads(line)
     return entry["name"], entry
 
 
 def fingerprint(entry: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the model and the system fingerprint that a response names, `None` in words."""
+    """Return the model and the system fingerprint of a response; 'None' if it has none."""
     response = entry["response"]
     return str(response.get("model")), str(response.get("system_fingerprint"))
 
 
 def count_tokens(entry: Mapping[str, Any]) -> tuple[int, int]:
-    """Return (prompt, completion) tokens as the server counted them; its most where it did not."""
+    """Return (prompt, completion) tokens by the server's count, or the most there can be."""
     usage = entry["response"].get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    asked, said = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    most = most_tokens(entry["request"])
-    return (
-        asked if isinstance(asked, int) and asked >= 0 else most[0],
-        said if isinstance(said, int) and said >= 0 else most[1],
+    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    prompt, completion = (
+        n if isinstance(n, int) and n >= 0 else most
+        for n, most in zip(counts, most_tokens(entry["request"]), strict=True)
     )
+    return prompt, completion
 
 
 def most_tokens(body: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the most (prompt, completion) tokens that a request can take."""
+    """Return the most (prompt, completion) tokens that a request can use."""
     if "prompt" in body:  # ids
         return len(body["prompt"]), body["max_tokens"]
     texts = [message["content"] for message in body["messages"]]
-    asked = sum(len(text.encode()) + _TEMPLATE_TOKENS for text in texts)
-    return asked, body["max_tokens"]
+    return sum(len(text.encode()) + _TEMPLATE_TOKENS for text in texts), body["max_tokens"]

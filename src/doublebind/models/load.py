@@ -1,8 +1,4 @@
-"""Opens a resolved model and its tokenizer, and refuses weights or vocabularies that cannot work.
-
-Knows transformers, PEFT and GGUF folders. Does not know where models come from (`resolve`) or what
-they are used for.
-"""
+"""Loads a resolved model and its tokenizer, and refuses unusable weights or vocabularies."""
 
 from __future__ import annotations
 
@@ -25,9 +21,9 @@ from torch import Tensor
 
 from doublebind.execution.device import select_device
 from doublebind.execution.store import storage_error
-from doublebind.models import prefix_cache as prefix
 from doublebind.models.chat_template import end_of_turn, set_system_prompt
 from doublebind.models.logits import check_architecture, unwrap_peft
+from doublebind.models.prefix_cache import has_prefix, install_prefix_hook
 from doublebind.models.vllm import VllmModel, open_vllm
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource
@@ -47,11 +43,11 @@ TOKENIZER_PROBES = (
 
 @dataclass(frozen=True, eq=False)
 class LM:
-    """A causal language model ready to be run, with its tokenizer and where it came from."""
+    """A loaded causal language model with its tokenizer and source."""
 
-    # Any: the libraries' own types admit far more than a text model and its tokenizer.
+    # Any, since the libraries' own types admit far more than a text model and its tokenizer.
     model: Any
-    """A `PreTrainedModel`, a `PeftModel` around one, or one that vLLM holds."""
+    """A `PreTrainedModel`, a `PeftModel` around one, or a `VllmModel`."""
     tokenizer: Any
     """A `PreTrainedTokenizerBase`."""
     source: ModelSource
@@ -67,22 +63,22 @@ class LM:
 
     @functools.cached_property
     def pad_id(self) -> int:
-        """Token that fills short rows. Never attended to nor supervised, so any valid id does."""
+        """Token that fills short rows. It is never attended to or supervised, so any id will do."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if isinstance(pad, int) and pad < self.vocab_size else 0
 
     @functools.cached_property
     def end_ids(self) -> frozenset[int]:
-        """Tokens that end a turn: the template's, the tokenizer's and the model's own."""
+        """Tokens that end a turn, by the template, the tokenizer and the model's settings."""
         ends = getattr(unwrap_peft(self.model).generation_config, "eos_token_id", None)
-        found = {end_of_turn(self.tokenizer), *(ends if isinstance(ends, list) else [ends])}
-        return frozenset(int(end) for end in found if end is not None)
+        ids = {end_of_turn(self.tokenizer), *(ends if isinstance(ends, list) else [ends])}
+        return frozenset(int(token) for token in ids if token is not None)
 
     @functools.cached_property
     def suppress_tokens(self) -> tuple[int, ...]:
-        """Tokens that it never writes: `suppress_tokens` of its generation settings."""
-        found = getattr(unwrap_peft(self.model).generation_config, "suppress_tokens", None)
-        return tuple(int(token) for token in found or ())
+        """Tokens that are never sampled, by its generation settings."""
+        ids = getattr(unwrap_peft(self.model).generation_config, "suppress_tokens", None)
+        return tuple(int(token) for token in ids or ())
 
     @functools.cached_property
     def context_length(self) -> int:
@@ -95,28 +91,28 @@ def load_model(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | N
     """Return the model at `source`, in evaluation mode; an adapter stays an adapter.
 
     Args:
-        source: What `resolve` found; says on which device, too.
-        dtype: Precision of the weights; adapter weights are float32 always.
-        cache: Folder in which a GGUF file, once converted, is kept for the next time (converting
-            takes most of a minute for 270M parameters, opening the result a few seconds).
+        source: Returned by `resolve_model`; also names the device.
+        dtype: Precision of the weights; adapter weights are always float32.
+        cache: Folder for converted GGUF files (converting takes most of a minute for 270M
+            parameters, loading the result a few seconds).
 
     Raises:
         ConfigError: If the device is a GPU and there is none.
-        ModelError: If the files cannot be read as a causal model, a weight is not finite, or the
-            tokenizer yields ids the model has no embedding for.
+        ModelError: If the files cannot be loaded as a causal model, a weight is not finite, or the
+            tokenizer yields ids without an embedding.
     """
     silence_transformers()
     if source.engine is not None:
         return _load_vllm(source, dtype)
-    there = select_device(source.device)  # before minutes of reading
+    device = select_device(source.device)  # fails before minutes of reading
     precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     where = source.adapter or source.path
     if source.path.endswith(".gguf"):
         model, tokenizer = _load_gguf(Path(source.path), precision, cache)
     else:
         model, tokenizer = _load_folder(Path(source.path), precision)
-    model.to(there)
-    # An adapter trained on it records this as its base: the file named, not its conversion.
+    model.to(device)
+    # An adapter trained on it records this as its base: the original file, not its conversion.
     model.name_or_path = source.path
     if source.adapter is not None:
         model, tokenizer = _attach_adapter(model, tokenizer, Path(source.adapter))
@@ -131,19 +127,19 @@ def load_model(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | N
 
 
 def _load_vllm(source: ModelSource, dtype: Dtype) -> LM:
-    """Return the model in the engine that its source names; its weights are vLLM's to check."""
+    """Return the model in the engine that its source names; vLLM checks the weights."""
     tokenizer = load_tokenizer(source)
     if source.system is not None:
         set_system_prompt(tokenizer, source.system, source.path)
     lm = LM(open_vllm(source, dtype), tokenizer, source)
     highest = max(tokenizer.get_vocab().values())
-    if highest >= lm.model.rows:
+    if highest >= lm.model.vocab_rows:
         raise ModelError(f"{source.path}: token {highest} of its tokenizer has no row in the model")
     return lm
 
 
 def silence_transformers() -> None:
-    """Keep transformers from writing progress bars and advice to stderr, which is the caller's."""
+    """Keep transformers from writing progress bars and advice to stderr."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -153,7 +149,7 @@ def silence_transformers() -> None:
 def _load_folder(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # Other people's files: whatever reading them raises is about the files.
+    # Any exception while loading is about the files.
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         opened: Any = AutoModelForCausalLM.from_pretrained(
@@ -178,8 +174,8 @@ def _attach_adapter(model: Any, tokenizer: Any, path: Path) -> tuple[Any, Any]:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of attributes that transformers renamed
-            # Or PEFT would read it by way of a GPU, wherever there is one; it goes to the base's.
+            warnings.simplefilter("ignore")  # attributes that transformers renamed
+            # By default PEFT would load it on a GPU, wherever there is one.
             adapted = PeftModel.from_pretrained(model, str(path), torch_device="cpu")
         if (path / "tokenizer_config.json").is_file():
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -187,10 +183,12 @@ def _attach_adapter(model: Any, tokenizer: Any, path: Path) -> tuple[Any, Any]:
             model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
     except Exception as error:
         raise ModelError(_describe_load_error(path, error)) from error
-    if prefix.has_prefix(adapted):
-        prefix.install_prefix_hook(adapted)
+    if has_prefix(adapted):
+        install_prefix_hook(adapted)
     elif adapted.active_peft_config.is_prompt_learning:
-        raise ModelError(f"{path}: of prompt-learning adapters only prefixes work; use LoRA")
+        raise ModelError(
+            f"{path}: prefixes are the only prompt-learning adapters supported; use LoRA"
+        )
     return adapted, tokenizer
 
 
@@ -202,8 +200,9 @@ def load_tokenizer(source: ModelSource) -> Any:
     """
     from transformers import AutoTokenizer
 
-    own = source.adapter and (Path(source.adapter) / "tokenizer_config.json").is_file()
-    path = Path(source.adapter if source.adapter and own else source.path)
+    path = Path(source.path)
+    if source.adapter and (Path(source.adapter) / "tokenizer_config.json").is_file():
+        path = Path(source.adapter)
     try:
         if path.suffix == ".gguf":
             return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -221,31 +220,32 @@ def _describe_load_error(path: Path, error: Exception) -> str:
 
 
 def _load_gguf(path: Path, precision: torch.dtype, cache: Path | None) -> tuple[Any, Any]:
-    """Return a GGUF model with dense weights, through `cache` if there is one."""
+    """Return a GGUF model with dense weights, from `cache` if there is one."""
     if cache is None:
-        return _dequantise_gguf(path, precision)
+        return dequantise_gguf(path, precision)
     from doublebind.models.resolve import model_file_sha256
 
     name = str(precision).removeprefix("torch.")
     folder = cache / f"gguf-{model_file_sha256(path)[:32]}-{name}"
     if not (folder / "config.json").is_file():
         log.info("converting %s once, into %s", path, folder)
-        model, tokenizer = _dequantise_gguf(path, precision)
+        model, tokenizer = dequantise_gguf(path, precision)
         _save_atomically(model, tokenizer, folder)
     return _load_folder(folder, precision)
 
 
-def _dequantise_gguf(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
+def dequantise_gguf(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
+    """Return a GGUF model with dense weights, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         from transformers import GgufConfig
-    except ImportError:  # older transformers always give dense weights
+    except ImportError:  # older versions of transformers always return dense weights
         dense: dict[str, Any] = {}
     else:
         dense = {"quantization_config": GgufConfig(dequantize=True)}
     try:
-        # Its progress bar has no switch.
+        # Its progress bar cannot be turned off.
         with contextlib.redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -253,7 +253,7 @@ def _dequantise_gguf(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
             )
     except Exception as error:
         raise ModelError(_describe_load_error(path, error)) from error
-    # Or saving would claim that the dense weights are quantised.
+    # Otherwise saving would declare the dense weights quantised.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -261,21 +261,21 @@ def _dequantise_gguf(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
 
 
 def _save_atomically(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save beside `folder`, then rename: readers see all of it or nothing, the first one wins."""
+    """Save beside `folder`, then rename, so that readers see all of it or nothing."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+        part = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
     except OSError as error:
         raise storage_error(error, folder.parent) from None
     try:
-        model.save_pretrained(making)
-        tokenizer.save_pretrained(making)
-        os.rename(making, folder)
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        os.rename(part, folder)
     except OSError as error:
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file():  # not: another process was first
             raise storage_error(error, folder) from None
     finally:
-        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 # --- checks --------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def check_finite(model: Any, where: str) -> None:
 def _check_vocabulary(lm: LM, where: str) -> None:
     """Refuse a tokenizer that yields ids beyond the embedding.
 
-    Special tokens that text cannot produce (an image placeholder, say) may lie beyond it.
+    Special tokens that text cannot produce, such as an image placeholder, may lie beyond it.
     """
     rows = int(unwrap_peft(lm.model).get_input_embeddings().weight.shape[0])
     special = {i for i, token in lm.tokenizer.added_tokens_decoder.items() if token.special}
@@ -305,24 +305,24 @@ def _check_vocabulary(lm: LM, where: str) -> None:
 
 
 def same_tokenizer(a: Any, b: Any) -> bool:
-    """Return whether two tokenizers give the same ids to the same text.
+    """Return whether two tokenizers encode text alike.
 
-    Compares encodings, never widths: padded vocabularies differ in width and agree in meaning,
-    and equal widths prove nothing.
+    Compares encodings, not vocabulary sizes: padded vocabularies differ in size and encode alike,
+    and equal sizes prove nothing.
     """
     texts = [*_list_probes(a), *_list_probes(b)]
     return _encode_all(a, texts) == _encode_all(b, texts) and end_of_turn(a) == end_of_turn(b)
 
 
 def tokenizer_id(tokenizer: Any) -> str:
-    """Return a hash (hex) of what a tokenizer makes of the probe strings; for headers."""
+    """Return a hash (hex) of a tokenizer's encodings of the probe strings."""
     texts = _list_probes(tokenizer)
     content = [texts, _encode_all(tokenizer, texts), end_of_turn(tokenizer)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _list_probes(tokenizer: Any) -> list[str]:
-    """Return the fixed probes and, so that small vocabularies are seen whole, its own tokens."""
+    """Return the fixed probes and a sample of its own tokens (all of a small vocabulary)."""
     size = max(tokenizer.get_vocab().values()) + 1
     ids = range(0, size, max(1, size // 2048))
     return [*TOKENIZER_PROBES, *(tokenizer.decode([i]) for i in ids)]
@@ -333,7 +333,7 @@ def _encode_all(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def merge_adapter_weights(model: Any) -> dict[str, Tensor]:
-    """Return the weights by name with adapters added in, as the plain model would have them.
+    """Return the weights by name with adapters merged, as the plain model would have them.
 
     The model is not changed. A tied weight appears once.
     """

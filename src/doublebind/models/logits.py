@@ -1,8 +1,7 @@
-"""Hidden states and logits of chosen positions, exactly as the model itself would compute them.
+"""Hidden states and logits of selected positions, exactly as the model itself computes them.
 
-Only the rows asked for go through the output head, which is most of the work where the vocabulary
-is large. Knows how transformers splits a causal model into body and head. Does not know what the
-rows are for.
+Only the selected rows go through the output head, which is most of the work of a model with a
+large vocabulary.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from torch import Tensor
 from doublebind.schema.errors import ModelError
 
 TILE_BYTES = 64 * 2**20
-"""Most bytes of float32 logits held at once, so that [rows, vocabulary] never exists whole."""
+"""Largest tile of float32 logits, in bytes, so that [rows, vocabulary] never exists whole."""
 GPU_TILE_BYTES = 512 * 2**20
-"""The same on a GPU, which does some 150 operations in the time it reads a byte: with fewer rows a
-tile than that, the head's weights would be read for too little work."""
+"""The same on a GPU, which does some 150 operations in the time it takes to read a byte: a tile
+needs at least so many rows, or reading the head's weights dominates."""
 
 
 def unwrap_peft(model: Any) -> Any:
@@ -60,10 +59,10 @@ def compute_logits(model: Any, rows: Tensor, vocab: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class OutputHead:
-    """What `logits` does, taken apart: cap(scale * (W h + bias + LoRA)), capped by tanh."""
+    """Parts of the output head: cap(scale * (W h + bias + LoRA)), capped by tanh."""
 
     weight: Tensor
-    """[vocab, width]: without the rows that pad it; the embedding's own where they are tied."""
+    """[vocab, width], without padding rows; the embedding's if the two are tied."""
     bias: Tensor | None = None
     """[vocab]."""
     lora: tuple[Tensor, Tensor, float] | None = None
@@ -83,8 +82,8 @@ def extract_head(model: Any, vocab: int) -> OutputHead:
     linear = getattr(layer, "base_layer", layer)
     if not isinstance(linear, torch.nn.Linear):
         raise ModelError(
-            f"{inner.name_or_path}: its output head is a {type(linear).__name__}, and only linear "
-            f"ones can be trained against in tiles; load it without quantisation"
+            f"{inner.name_or_path}: its output head is a {type(linear).__name__}, and the tiled "
+            f"loss needs a linear layer; load the model without quantisation"
         )
     bias = None if linear.bias is None else linear.bias[:vocab]
     scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
@@ -111,13 +110,13 @@ def _extract_head_lora(layer: Any, vocab: int, where: str) -> tuple[Tensor, Tens
 
 
 def count_tile_rows(vocab: int, device: torch.device) -> int:
-    """Return how many rows of float32 logits make a tile there, at least one."""
+    """Return how many rows of float32 logits fit in a tile on `device`, at least one."""
     most = TILE_BYTES if device.type == "cpu" else GPU_TILE_BYTES
     return max(1, most // (4 * vocab))
 
 
 def iterate_tiles(rows: Tensor, vocab: int) -> Iterator[slice]:
-    """Yield slices of `rows` whose logits make a tile each."""
+    """Yield slices of `rows` whose logits fit in a tile each."""
     step = count_tile_rows(vocab, rows.device)
     for start in range(0, len(rows), step):
         yield slice(start, min(start + step, len(rows)))
@@ -134,11 +133,11 @@ def gather_logprobs(model: Any, rows: Tensor, ids: Tensor, vocab: int) -> Tensor
 
 
 def check_architecture(model: Any, where: str) -> None:
-    """Run a few tokens in every way this package runs models, and compare.
+    """Run a few tokens in each of the ways that this package runs models, and compare.
 
-    Body and head taken apart must give the model's own logits, and a row must not see the padding
-    on its left: both hold for attention models whose logit scaling is known here, and not, say,
-    for recurrent ones.
+    Body and head run separately must give the model's own logits, and a row must not attend to the
+    padding on its left. Both hold for attention models whose logit scaling is known here, but not
+    for recurrent ones, for example.
 
     Raises:
         ModelError: If they differ.
@@ -146,12 +145,12 @@ def check_architecture(model: Any, where: str) -> None:
     inner = unwrap_peft(model)
     rows = int(inner.get_input_embeddings().weight.shape[0])
     ids = torch.tensor([[i % rows for i in (1, 2, 3, 4)]], device=inner.device)
-    near = 1e-3 if inner.dtype == torch.float32 else 0.1
+    tolerance = 1e-3 if inner.dtype == torch.float32 else 0.1
     with torch.no_grad():
         whole = inner(input_ids=ids, use_cache=False).logits[0].float()
         try:
             states = run_body(model, ids, use_cache=False).last_hidden_state[0]
-            apart = compute_logits(model, states, whole.shape[-1])
+            separate = compute_logits(model, states, whole.shape[-1])
             padded = run_body(
                 model,
                 torch.cat([ids[:, :2] * 0, ids], dim=1),
@@ -160,22 +159,22 @@ def check_architecture(model: Any, where: str) -> None:
                 use_cache=True,
             )
             padded.past_key_values.batch_select_indices(torch.tensor([0], device=inner.device))
-            beside = compute_logits(model, padded.last_hidden_state[0, 2:], whole.shape[-1])
-            same = all(_measure_distance(whole, other) < near for other in (apart, beside))
+            shifted = compute_logits(model, padded.last_hidden_state[0, 2:], whole.shape[-1])
+            same = all(measure_distance(whole, x) < tolerance for x in (separate, shifted))
         except (AttributeError, IndexError, RuntimeError, TypeError):
             same = False
     if not same:
         raise ModelError(
-            f"{where}: models of type {inner.config.model_type} cannot be batched, cached or have "
-            f"their logits taken apart as this version does it; use another architecture"
+            f"{where}: models of type {inner.config.model_type} cannot be batched, cached or run "
+            f"without their head by this version; use another architecture"
         )
 
 
-def _measure_distance(one: Tensor, other: Tensor) -> float:
-    """Return how far logits [rows, vocab] are from others, in the row where they are furthest.
+def measure_distance(one: Tensor, other: Tensor) -> float:
+    """Return the largest relative distance between rows of logits [rows, vocab].
 
-    The length of the difference over that of the logits, both without what all tokens of a row
-    have in common: that changes no probability, and rounding shifts it most.
+    The norm of the difference over that of `one`, both after removing each row's mean, which
+    changes no probability and is where rounding errors are largest.
     """
     a, b = (x - x.mean(dim=-1, keepdim=True) for x in (one, other))
     return float(((a - b).norm(dim=-1) / a.norm(dim=-1).clamp(min=1e-12)).max())

@@ -1,8 +1,7 @@
-"""Products with a layer's weights, by whichever library is fast on this machine.
+"""Matrix products with a layer's weights, by oneDNN where it is faster than MKL.
 
-PyTorch gives float32 products on CPU to MKL, which runs at less than half of oneDNN's speed on
-processors that are not Intel's. Both are deterministic; their last bits differ. Knows matrices.
-Does not know models.
+PyTorch computes float32 products on CPU by MKL, at less than half of oneDNN's speed on processors
+that are not Intel's. Both are deterministic; their last bits differ.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 MIN_ROWS = 32
-"""Below this the weights' own layout decides, and MKL is as fast."""
+"""With fewer rows the layout of the weights decides, and MKL is as fast."""
 
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
@@ -28,7 +27,7 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def use_fast_linear(model: Any) -> Iterator[None]:
-    """Run the plain linear layers of `model` by `product` within the context, without gradients."""
+    """Run the plain linear layers of `model` by `multiply` within the context; no gradients."""
     layers: list[Any] = [m for m in model.modules() if type(m) is torch.nn.Linear]
     for layer in layers:
         layer.forward = functools.partial(_forward_linear, layer)
@@ -36,7 +35,7 @@ def use_fast_linear(model: Any) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            del layer.forward  # the class's own shows again
+            del layer.forward  # the method of the class is visible again
 
 
 def _forward_linear(layer: torch.nn.Linear, x: Tensor) -> Tensor:

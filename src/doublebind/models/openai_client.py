@@ -1,8 +1,7 @@
-"""Asks a model behind an OpenAI-compatible server, and keeps every answer as it arrives.
+"""Client of an OpenAI-compatible server; writes every answer to a journal as it arrives.
 
-The only module that opens a connection of its own. Knows requests, limits, budgets and the journal
-from which a stopped run goes on. Does not know what the answers are for. What a server says is
-hostile text; what it may be trusted with is one conversation and one answer at a time.
+Besides Ray and fsspec this is the only module that opens a connection. It handles limits, budgets
+and the journal from which a stopped run resumes. Whatever a server returns is untrusted text.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx2
 from tenacity import (
@@ -42,33 +41,35 @@ from doublebind.schema.model_source import ModelSource, ServedModel, ServerOptio
 
 log = logging.getLogger("doublebind.serve")
 
+T = TypeVar("T")
+
 SCHEME = "openai:"
 _IDENTITY_FIELDS = ("id", "root", "parent", "owned_by", "max_model_len")
-"""What `/models` says of a model that stays the same while the same model is served."""
+"""Fields of `/models` that stay the same while the same model is served."""
 _MAX_RESPONSE_BYTES = 16 * 2**20
-"""Most bytes read of one response."""
+"""Largest response that is read, in bytes."""
 
 
 class Completion(NamedTuple):
-    """One answer, as the server gave it."""
+    """One answer of a server."""
 
     text: str
     finished: bool
-    """Whether the server says that the answer ended by itself."""
+    """Whether the answer ended by itself, not at the token limit, by the server's account."""
 
 
 def identify_served_model(ref: str) -> ModelSource:
-    """Return the model that `openai:<url>#<model>` names, by what its server says of it.
+    """Return the model that `openai:<url>#<model>` names, identified by what its server declares.
 
     Raises:
-        ModelError: If the reference is not of that form, the server cannot be reached, or does not
-            serve the model.
+        ModelError: If the reference is not of that form, or the server cannot be reached or does
+            not serve the model.
     """
-    url, found, model = ref.removeprefix(SCHEME).partition("#")
-    if not found or not model or not url.startswith(("http://", "https://")):
+    url, _, model = ref.removeprefix(SCHEME).partition("#")
+    if not model or not url.startswith(("http://", "https://")):
         raise ModelError(f"{ref}: not a served model; write openai:http://host:port/v1#model")
     url = url.rstrip("/")
-    declared = _query_declared_facts(url, model)
+    declared = query_declared_facts(url, model)
     return ModelSource(
         kind="served",
         path=ref,
@@ -78,24 +79,29 @@ def identify_served_model(ref: str) -> ModelSource:
 
 
 @functools.lru_cache(maxsize=64)
-def _query_declared_facts(url: str, model: str) -> dict[str, Any]:
-    line = _Line(
+def query_declared_facts(url: str, model: str) -> dict[str, Any]:
+    """Return what the server at `url` declares of `model`; asked once per process.
+
+    Raises:
+        ModelError: If the server cannot be reached or does not serve the model.
+    """
+    client = HttpClient(
         ServedModel(url=url, model=model, declared={}, options=ServerOptions(tries=4, timeout=60))
     )
     listed: Any = None
     try:
-        listed = line.request("models", None).get("data")
+        listed = client.request("models", None).get("data")
     except _RequestRefused as refused:
-        if not refused.status:  # nobody there
+        if not refused.status:  # no response at all
             raise ModelError(str(refused)) from None
     entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
     for entry in entries:
         if entry.get("id") == model:
             return {name: entry[name] for name in _IDENTITY_FIELDS if entry.get(name) is not None}
-    # Not every server lists what it serves; one token tells.
+    # Not every server lists its models; a request for one token shows whether it serves this one.
     hello = [{"role": "user", "content": "Hello"}]
     try:
-        line.request("chat/completions", {"model": model, "messages": hello, "max_tokens": 1})
+        client.request("chat/completions", {"model": model, "messages": hello, "max_tokens": 1})
     except _RequestRefused as refused:
         names = ", ".join(str(e.get("id")) for e in entries[:5]) or "nothing"
         raise ModelError(f"{refused} (it lists {names})") from None
@@ -104,7 +110,7 @@ def _query_declared_facts(url: str, model: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class ServedLM:
-    """A served model ready to be asked."""
+    """A served model with its journal."""
 
     source: ModelSource
     journal_path: Path
@@ -118,50 +124,54 @@ class ServedLM:
         max_tokens: int,
         temperature: float,
     ) -> list[Completion]:
-        """Return one answer per prompt, in the order given; each is in the journal first.
+        """Return one answer per prompt, in the order given, after writing each to the journal.
 
-        Asked with a seed per key, which a server may or may not honour: what makes a run repeat is
-        the journal. An answer asked for before is read from there.
+        A request has a seed per key, which a server may ignore: a run is repeatable because of the
+        journal. A request made before is answered from there.
 
         Raises:
-            ModelError: If the server refuses, stays away, serves another model half-way, or the
-                budget is spent. Answers so far are kept, and asking again goes on from there.
+            ModelError: If the server refuses, does not respond or changes its model, or if the
+                budget is spent. The journal keeps the answers so far; a rerun resumes from it.
         """
-        line = _Line(_require_served(self.source))
-        journal = Journal(self.journal_path, self.source.sha256)
         bodies = self._build_requests(prompts, keys, seed, max_tokens, temperature)
-        named = [(journal.name(body), body) for body in bodies]
-        missing = {n: b for n, b in named if n not in journal.entries}
-        _ask_all(line, journal, missing, "chat/completions", _parse_completion)
-        return [_parse_completion(journal.entries[name], line.where) for name, _ in named]
+        return self._request_all(bodies, "chat/completions", _parse_completion)
 
     def token_logprobs(
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[list[float]]:
-        """Return how likely the model finds each token of (prompt, continuation) ids, in nats.
+        """Return the log-probability (nats) of each continuation token of (prompt, ids) pairs.
 
-        By the completions protocol: the tokens come back (`echo`) with the log-probability of each
-        after those before it. Kept in the journal, like answers.
+        Uses the completions protocol with `echo`: the server returns the tokens sent, each with its
+        log-probability given those before it. Responses are in the journal, like answers.
 
         Raises:
             ModelError: As `sample`, or if the server does not score given tokens.
         """
-        line = _Line(_require_served(self.source))
-        journal = Journal(self.journal_path, self.source.sha256)
-        # One new token is the least that all servers agree on; it is not looked at.
+        # Not every server accepts a request for no new token; the one requested is ignored.
         common = {"model": _require_served(self.source).model, "max_tokens": 1, "temperature": 0.0}
         bodies = [
             {**common, "prompt": [*prompt, *ids], "echo": True, "logprobs": 1}
             for prompt, ids in pairs
         ]
-        named = [(journal.name(body), body) for body in bodies]
-        missing = {n: b for n, b in named if n not in journal.entries}
-        _ask_all(line, journal, missing, "completions", _parse_echoed_logprobs)
-        found = [_parse_echoed_logprobs(journal.entries[name], line.where) for name, _ in named]
+        rows = self._request_all(bodies, "completions", _parse_echoed_logprobs)
         return [
             row[len(prompt) : len(prompt) + len(ids)]
-            for row, (prompt, ids) in zip(found, pairs, strict=True)
+            for row, (prompt, ids) in zip(rows, pairs, strict=True)
         ]
+
+    def _request_all(
+        self,
+        bodies: Sequence[dict[str, Any]],
+        path: str,
+        parse: Callable[[Mapping[str, Any], str], T],
+    ) -> list[T]:
+        """Return the parsed response to each request, from the journal or else from the server."""
+        client = HttpClient(_require_served(self.source))
+        journal = Journal(self.journal_path, self.source.sha256)
+        names = [journal.name(body) for body in bodies]
+        missing = {n: b for n, b in zip(names, bodies, strict=True) if n not in journal.entries}
+        _fill_journal(client, journal, missing, path, parse)
+        return [parse(journal.entries[name], client.where) for name in names]
 
     def read_entries(
         self,
@@ -172,7 +182,7 @@ class ServedLM:
         max_tokens: int,
         temperature: float,
     ) -> list[dict[str, Any]]:
-        """Return the requests that `sample` made, whole, with their responses."""
+        """Return the journal entries of `sample`: requests with their responses."""
         journal = Journal(self.journal_path, self.source.sha256)
         bodies = self._build_requests(prompts, keys, seed, max_tokens, temperature)
         return [journal.entries[journal.name(body)] for body in bodies]
@@ -197,7 +207,7 @@ class ServedLM:
         ]
 
     def summarise_journal(self) -> dict[str, Any]:
-        """Return what the journal says of the model so far: fingerprints, requests, tokens."""
+        """Return fingerprints, number of answers, tokens and cost so far, from the journal."""
         return Journal(self.journal_path, self.source.sha256).summarise(
             _require_served(self.source)
         )
@@ -206,14 +216,14 @@ class ServedLM:
 def post_requests(
     served: ServedModel, path: str, bodies: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the responses to requests that can be repeated for nothing, in order; none are kept.
+    """Return the responses to free requests, in order, without a journal.
 
     Raises:
-        ModelError: If the server refuses or stays away.
+        ModelError: If the server refuses or does not respond.
     """
-    line = _Line(served)
+    client = HttpClient(served)
     with concurrent.futures.ThreadPoolExecutor(served.options.concurrency) as pool:
-        futures = [pool.submit(line.request, path, body) for body in bodies]
+        futures = [pool.submit(client.request, path, body) for body in bodies]
         try:
             return [future.result() for future in futures]
         except _RequestRefused as refused:
@@ -222,14 +232,14 @@ def post_requests(
 
 
 def load_adapter(served: ServedModel, folder: str) -> None:
-    """Have vLLM's server take up the adapter in a folder, under the folder's name.
+    """Load the adapter in a folder into a vLLM server, under the folder's name.
 
     Raises:
-        ModelError: If it will not.
+        ModelError: If the server refuses.
     """
     body = {"lora_name": folder, "lora_path": folder}
     try:
-        _Line(served).request("load_lora_adapter", body, plain=True)
+        HttpClient(served).request("load_lora_adapter", body, plain=True)
     except _RequestRefused as refused:
         if "already been loaded" not in str(refused):  # by another worker, or an earlier run
             raise ModelError(
@@ -239,12 +249,12 @@ def load_adapter(served: ServedModel, folder: str) -> None:
 
 
 def connect_served_model(source: ModelSource, cache: Path) -> ServedLM:
-    """Return the served model at `source`; its journal lies beside the converted models."""
+    """Return the served model at `source`, with its journal in the folder `cache`."""
     return ServedLM(source, cache / "served" / f"{source.sha256[:32]}.jsonl")
 
 
 def _require_served(source: ModelSource) -> ServedModel:
-    assert source.served is not None, "a source of kind `served` says by whom"
+    assert source.served is not None, "sources of kind `served` name their server"
     return source.served
 
 
@@ -253,11 +263,11 @@ def _derive_seed(seed: int, key: str) -> int:
     return int.from_bytes(digest[:4]) & 0x7FFFFFFF
 
 
-# --- asking --------------------------------------------------------------------------------------
+# --- requests ------------------------------------------------------------------------------------
 
 
 class _RequestRefused(Exception):
-    """The server answered, and asking again would not help."""
+    """The server refused, and a retry would not help."""
 
     def __init__(self, problem: str, status: int) -> None:
         """Keep the HTTP status; 0 where there was no response."""
@@ -266,7 +276,7 @@ class _RequestRefused(Exception):
 
 
 class _Temporary(Exception):
-    """The server did not answer, or may do so when asked again."""
+    """The server did not answer, or may answer a retry."""
 
     def __init__(self, reason: str, status: int) -> None:
         """Keep the HTTP status; 0 where there was no response."""
@@ -274,32 +284,32 @@ class _Temporary(Exception):
         self.status = status
 
 
-def _ask_all(
-    line: _Line,
+def _fill_journal(
+    client: HttpClient,
     journal: Journal,
     missing: Mapping[str, dict[str, Any]],
     path: str,
     check: Callable[[Mapping[str, Any], str], object],
 ) -> None:
-    """Ask for what is missing, several at a time; the first problem stops what has not begun."""
-    budget = _Budget(line, journal)
+    """Request what is missing, several at a time; the first problem stops those not yet begun."""
+    budget = _Budget(client, journal)
     stop = threading.Event()
 
-    def ask(name: str, body: dict[str, Any]) -> None:
+    def request(name: str, body: dict[str, Any]) -> None:
         if stop.is_set():
             return
         try:
             with budget.reserve(body):
-                response = line.request(path, body)
-                check({"response": response, "request": body}, line.where)
+                response = client.request(path, body)
+                check({"response": response, "request": body}, client.where)
                 journal.add(name, body, response)
-                _same_model(journal, line)
+                _check_one_model(journal, client)
         except BaseException:
             stop.set()
             raise
 
-    with concurrent.futures.ThreadPoolExecutor(line.limits.concurrency) as pool:
-        futures = [pool.submit(ask, name, body) for name, body in missing.items()]
+    with concurrent.futures.ThreadPoolExecutor(client.limits.concurrency) as pool:
+        futures = [pool.submit(request, name, body) for name, body in missing.items()]
         try:
             problems = [f.exception() for f in concurrent.futures.as_completed(futures)]
         except KeyboardInterrupt:
@@ -312,13 +322,13 @@ def _ask_all(
             raise problem
 
 
-def _same_model(journal: Journal, line: _Line) -> None:
+def _check_one_model(journal: Journal, client: HttpClient) -> None:
     with journal.lock:
         models = sorted({fingerprint(entry)[0] for entry in journal.entries.values()})
     if len(models) > 1:
         raise _RequestRefused(
-            f"{line.where}: answers come from two models ({', '.join(models)}); ask one by its "
-            f"full name, or delete the journal {journal.path}",
+            f"{client.where}: answers come from two models ({', '.join(models)}); name one in "
+            f"full, or delete the journal {journal.path}",
             200,
         )
 
@@ -327,7 +337,7 @@ def _parse_completion(entry: Mapping[str, Any], where: str) -> Completion:
     """Return the answer in a response.
 
     Raises:
-        ModelError: If the response is not of the protocol's form.
+        ModelError: If the response does not follow the protocol.
     """
     try:
         choice = entry["response"]["choices"][0]
@@ -340,39 +350,39 @@ def _parse_completion(entry: Mapping[str, Any], where: str) -> Completion:
 
 
 def _parse_echoed_logprobs(entry: Mapping[str, Any], where: str) -> list[float]:
-    """Return the log-probability of each token sent; 0 for the first, which follows nothing.
+    """Return the log-probability of each token sent; 0 for the first, which has no context.
 
     Raises:
-        ModelError: If the server did not score what it was sent.
+        ModelError: If the server did not score the tokens.
     """
-    sent = len(entry["request"]["prompt"])
+    n_sent = len(entry["request"]["prompt"])
     try:
         row = entry["response"]["choices"][0]["logprobs"]["token_logprobs"]
-        found = [0.0, *(float(value) for value in row[1:sent])]
+        logprobs = [0.0, *(float(value) for value in row[1:n_sent])]
     except (KeyError, IndexError, TypeError, ValueError):
-        found = []
-    if len(found) != sent or not all(map(math.isfinite, found)):
+        logprobs = []
+    if len(logprobs) != n_sent or not all(map(math.isfinite, logprobs)):
         raise ModelError(
-            f"{where}: does not say how likely it finds {sent} tokens sent to it (`echo` with "
+            f"{where}: does not return log-probabilities of the {n_sent} tokens sent (`echo` with "
             f"`logprobs`); set `served.echo_logprobs: false` and use `sft` or `dpo`"
         )
-    return found
+    return logprobs
 
 
 class _Budget:
-    """Tokens and money: what is spent and what is on its way never exceed the limits together."""
+    """Limits of tokens and money, for requests answered and in flight together."""
 
-    def __init__(self, line: _Line, journal: Journal) -> None:
-        self.line, self.journal, self.lock = line, journal, threading.Lock()
+    def __init__(self, client: HttpClient, journal: Journal) -> None:
+        self.client, self.journal, self.lock = client, journal, threading.Lock()
         self.in_flight: list[tuple[int, int]] = []
 
     def reserve(self, body: Mapping[str, Any]) -> _Reservation:
-        """Set aside the most that a request can take.
+        """Reserve the most that a request can cost.
 
         Raises:
-            _Refused: If that is more than is left.
+            _RequestRefused: If that is more than is left.
         """
-        limits, most = self.line.limits, most_tokens(body)
+        limits, most = self.client.limits, most_tokens(body)
         with self.lock, self.journal.lock:
             spent = [count_tokens(entry) for entry in self.journal.entries.values()]
             parts = [*spent, *self.in_flight, most]
@@ -385,7 +395,7 @@ class _Budget:
                 over = f"`served.max_cost`: {limits.max_cost:g}"
             if over:
                 raise _RequestRefused(
-                    f"{self.line.where}: {over} is spent after {len(spent)} answers, which are "
+                    f"{self.client.where}: {over} is spent after {len(spent)} answers, which are "
                     f"kept; raise it and rerun to go on",
                     200,
                 )
@@ -395,7 +405,7 @@ class _Budget:
 
 @dataclass
 class _Reservation:
-    """Gives back what was set aside when the request is over."""
+    """Context of a request that releases its reservation at the end."""
 
     budget: _Budget
     most: tuple[int, int]
@@ -409,31 +419,33 @@ class _Reservation:
 
 
 @dataclass
-class _Line:
-    """The connection to one server, with its manners: rate, patience and backing off."""
+class HttpClient:
+    """Requests to one server: rate limit, timeout, retries with backoff."""
 
     served: ServedModel
     lock: threading.Lock = field(default_factory=threading.Lock)
     next_at: float = 0.0
-    """Monotonic time before which no request may begin."""
+    """Monotonic time before which no request begins."""
 
     @property
     def limits(self) -> ServerOptions:
+        """Options of the server."""
         return self.served.options
 
     @property
     def where(self) -> str:
+        """Reference of the model, for messages."""
         return f"{SCHEME}{self.served.url}#{self.served.model}"
 
     def request(
         self, path: str, body: Mapping[str, Any] | None, *, plain: bool = False
     ) -> dict[str, Any]:
-        """Return the JSON object that the server answers with, after as many tries as it takes.
+        """Return the JSON object of the response, after retries if needed.
 
-        With `plain` the answer is no JSON; that there is one is all it says.
+        With `plain` the response is not JSON, and the result is empty.
 
         Raises:
-            _Refused: If the server refuses, or its tries are used up.
+            _RequestRefused: If the server refuses, or all tries fail.
         """
         retrying = Retrying(
             stop=stop_after_attempt(self.limits.tries),
@@ -460,7 +472,7 @@ class _Line:
         try:
             return self._once(path, body, plain)
         except (httpx2.HTTPError, httpx2.InvalidURL, ImportError, OSError, ValueError) as error:
-            # Cut off, slow beyond the time limit, JSON that ends too soon, or a SOCKS proxy.
+            # Connection lost, timeout, truncated JSON, or a SOCKS proxy without its extra.
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise _Temporary(reason, 0) from None
 
@@ -483,7 +495,7 @@ class _Line:
 
     @functools.cached_property
     def _client(self) -> httpx2.Client:
-        """HTTP client that keeps neither cookies nor connections from one request to the next."""
+        """HTTP client that keeps neither cookies nor connections between requests."""
         return httpx2.Client(
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             timeout=self.limits.timeout,
@@ -495,7 +507,7 @@ class _Line:
         )
 
     def _failure(self, response: httpx2.Response) -> _Temporary | _RequestRefused:
-        """Return what an HTTP status means; a server that asks for patience gets it."""
+        """Return the exception for an HTTP status; obey `Retry-After`."""
         status = response.status_code
         if status in (408, 409, 425, 429) or status >= 500:
             self._postpone(response.headers.get("Retry-After"))
@@ -514,7 +526,7 @@ class _Line:
         return _RequestRefused(f"{self.where}: HTTP {status} ({text}); {remedy}", status)
 
     def _wait(self) -> None:
-        """Wait for this request's turn."""
+        """Wait until the rate limit allows the next request."""
         gap = 60.0 / self.limits.requests_per_minute if self.limits.requests_per_minute else 0.0
         with self.lock:
             now = time.monotonic()
@@ -524,10 +536,10 @@ class _Line:
             time.sleep(at - now)
 
     def _postpone(self, retry_after: str | None) -> None:
-        """Let no request of this line begin before the server's `Retry-After` is over."""
+        """Let no request begin before the server's `Retry-After` is over."""
         try:
             seconds = min(300.0, float(retry_after)) if retry_after else 0.0
-        except ValueError:  # a date: the server's clock is not ours
+        except ValueError:  # a date, by the server's clock
             seconds = 10.0
         if seconds:
             with self.lock:
@@ -547,7 +559,7 @@ def _environment_proxy(url: str) -> str | None:
 
 
 def _read(response: httpx2.Response, limit: int) -> bytes:
-    """Return the first `limit` bytes of a response's body, as they were sent."""
+    """Return the first `limit` bytes of a response's body, undecoded."""
     content = bytearray()
     for chunk in response.iter_raw():
         content += chunk

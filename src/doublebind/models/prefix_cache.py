@@ -1,8 +1,7 @@
-"""Puts a PEFT prefix before everything a model reads, whoever runs it and however.
+"""Prepends a PEFT prefix to every run of a model's body.
 
-PEFT adds its keys and values in the wrapper's `forward`; this package runs bodies without their
-heads, with its own masks, positions and caches. Knows how these shift. Does not know what the
-prefix says.
+PEFT adds its keys and values in the wrapper's `forward`, but this package runs bodies without
+their heads, with its own masks, positions and caches.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ def has_prefix(model: Any) -> bool:
 
 
 def install_prefix_hook(model: Any) -> None:
-    """Let every run of the body of `model` read its prefix first, at positions 0 to n - 1.
+    """Prepend the prefix of `model` to every run of its body, at positions 0 to n - 1.
 
-    As in PEFT's own `forward`: what follows starts at position n and sees all of the prefix. Masks
-    and positions are given and returned as if there were none; a cache holds it.
+    As in PEFT's own `forward`, the tokens start at position n and attend to the whole prefix.
+    Callers pass masks and positions as if there were no prefix; a cache contains it.
     """
     n = int(model.active_peft_config.num_virtual_tokens)
 
@@ -38,8 +37,8 @@ def install_prefix_hook(model: Any) -> None:
             if positions is None:
                 positions = torch.arange(width, device=ids.device).expand(rows, width)
         elif positions is None:
-            seen = past.get_seq_length() - n
-            positions = seen + torch.arange(width, device=ids.device).expand(rows, width)
+            n_cached = past.get_seq_length() - n
+            positions = n_cached + torch.arange(width, device=ids.device).expand(rows, width)
         kwargs["position_ids"] = positions + n
         if mask is not None:
             kwargs["attention_mask"] = torch.cat([mask.new_ones(rows, n), mask], dim=1)

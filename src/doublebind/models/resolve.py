@@ -1,7 +1,6 @@
-"""Finds a model's files, refuses what cannot be trusted, and names the model by its content.
+"""Resolves a model reference to local files and a content hash; refuses untrusted files.
 
-Knows references (folder, adapter, GGUF file, hub id, packaged model) and hashes. Does not load
-weights and does not import torch: a cached run resolves every model without it.
+Loads no weights and does not import torch, so that a cached run needs neither.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from doublebind.execution.store import file_sha256
-from doublebind.models import auditbench
+from doublebind.models.auditbench import SCHEME, parse_organism
 from doublebind.schema.errors import MissingExtra, ModelError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource
@@ -51,18 +50,19 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
 def resolve_model(ref: str, *, relative_to: Path, allow_served: bool = False) -> ModelSource:
-    """Return where the model `ref` names is, and its content hash.
+    """Return the location and the content hash of the model that `ref` names.
 
     Args:
         ref: A folder (full model or PEFT adapter), `base+adapter`, a `.gguf` file, a hub id,
             `terrarium/m0`, `terrarium/base`, `gemma-270m`, or a public organism
             (`auditbench:...`). A folder's `system_prompt.txt` goes before every conversation.
         relative_to: Folder that relative paths start from: that of the file naming the model.
-        served: Whether `openai:<url>#<model>` will do: it can be asked, and not trained or scored.
+        allow_served: Whether `openai:<url>#<model>` is allowed. Such a model can be sampled, but
+            not trained or scored.
 
     Raises:
         ModelError: If it is absent, unreadable, pickled, needs its own code, or is served.
-        MissingExtra: If `gemma-270m` is asked for and its optional package is not installed.
+        MissingExtra: If `ref` is `gemma-270m` and its optional package is not installed.
     """
     if not ref.strip():
         raise ModelError("a model reference is empty; name a folder, .gguf file or hub id")
@@ -74,7 +74,7 @@ def resolve_model(ref: str, *, relative_to: Path, allow_served: bool = False) ->
         raise ModelError(
             f"{ref}: served models cannot be trained or scored locally; name a folder or hub id"
         )
-    if ref.startswith(auditbench.SCHEME):
+    if ref.startswith(SCHEME):
         return _resolve_auditbench(ref, relative_to)
     path = _find_local_path(ref, relative_to)
     if path is not None:
@@ -88,8 +88,8 @@ def resolve_model(ref: str, *, relative_to: Path, allow_served: bool = False) ->
 
 
 def _resolve_auditbench(ref: str, relative_to: Path) -> ModelSource:
-    """Return an organism of AuditBench: its adapter on its base, in its role."""
-    organism = auditbench.parse_organism(ref)
+    """Return an organism of AuditBench: its adapter on its base, with its system prompt."""
+    organism = parse_organism(ref)
     folder = _find_adapter_folder(organism.adapter, relative_to)
     trained_on = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if str(trained_on).rpartition("/")[2].lower() != organism.base.rpartition("/")[2].lower():
@@ -102,13 +102,13 @@ def _resolve_auditbench(ref: str, relative_to: Path) -> ModelSource:
 
 
 def _add_system_prompt(source: ModelSource, system: str) -> ModelSource:
-    """Return the source with a system prompt, which is part of what it is."""
+    """Return the source with a system prompt, which enters its hash."""
     key = content_hash([source.sha256, "system", system])
     return source.model_copy(update={"system": system, "sha256": key})
 
 
 def _apply_system_prompt_file(source: ModelSource, folder: Path) -> ModelSource:
-    """Return the source in the role that its folder's `system_prompt.txt` gives it, if any."""
+    """Return the source with the `system_prompt.txt` of its folder, if there is one."""
     path = folder / "system_prompt.txt"
     if not path.is_file():
         return source
@@ -122,7 +122,7 @@ def _apply_system_prompt_file(source: ModelSource, folder: Path) -> ModelSource:
 
 
 def _find_local_path(ref: str, relative_to: Path) -> Path | None:
-    """Return the path that `ref` names on disk, if there is one."""
+    """Return the path on disk that `ref` names, if it exists."""
     try:
         path = (relative_to / Path(ref).expanduser()).resolve()
         return path if path.exists() else None
@@ -167,7 +167,9 @@ def _download_from_hub(ref: str) -> Path:
 
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     try:
-        found = snapshot_download(ref, allow_patterns=list(_HUB_PATTERNS), local_files_only=offline)
+        folder = snapshot_download(
+            ref, allow_patterns=list(_HUB_PATTERNS), local_files_only=offline
+        )
     except LocalEntryNotFoundError:
         state = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
         raise ModelError(
@@ -180,10 +182,10 @@ def _download_from_hub(ref: str) -> Path:
             f"{ref}: no such folder, and the hub does not give it ({reason[0]}); "
             f"check the name and your access"
         ) from None
-    return Path(found)
+    return Path(folder)
 
 
-# --- what a path holds ---------------------------------------------------------------------------
+# --- kinds of model ------------------------------------------------------------------------------
 
 
 def _resolve_path(ref: str, path: Path) -> ModelSource:
@@ -214,9 +216,8 @@ def _resolve_gguf(ref: str, path: Path) -> ModelSource:
 
 def _resolve_folder(ref: str, path: Path) -> ModelSource:
     config = _read_json(path / "config.json")
-    _refuse_code(path / "config.json", config)
-    if (path / "tokenizer_config.json").is_file():
-        _refuse_code(path / "tokenizer_config.json", _read_json(path / "tokenizer_config.json"))
+    for name in ("config.json", "tokenizer_config.json"):
+        _refuse_code(path / name)
     if "model_type" not in config:
         raise ModelError(f"{path / 'config.json'}: no `model_type`; not a transformers model")
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")) and not (
@@ -244,7 +245,7 @@ def _find_adapter_folder(ref: str, relative_to: Path) -> Path:
 
 
 def _resolve_base(ref: str, adapter: Path) -> ModelSource:
-    """Return the base that an adapter folder names."""
+    """Return the base model that an adapter folder names."""
     named = _read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise ModelError(
@@ -268,12 +269,8 @@ def _combine_with_adapter(base: ModelSource, adapter: Path) -> ModelSource:
             f"{adapter}: its base {base.adapter} is an adapter itself; merge that one into a "
             f"full model first"
         )
-    config = _read_json(adapter / "adapter_config.json")
-    _refuse_code(adapter / "adapter_config.json", config)
-    if (adapter / "tokenizer_config.json").is_file():
-        _refuse_code(
-            adapter / "tokenizer_config.json", _read_json(adapter / "tokenizer_config.json")
-        )
+    for name in ("adapter_config.json", "tokenizer_config.json"):
+        _refuse_code(adapter / name)
     weights = _list_weight_files(str(adapter), adapter, "adapter_model.safetensors")
     rows = [[p.name, model_file_sha256(p)] for p in weights]
     names = ("adapter_config.json", "generation_config.json", *TOKENIZER_FILES)
@@ -293,7 +290,7 @@ def _combine_with_adapter(base: ModelSource, adapter: Path) -> ModelSource:
 
 
 def _list_weight_files(ref: str, folder: Path, single: str) -> list[Path]:
-    """Return the safetensors files of a model, each with a header that can be read."""
+    """Return the safetensors files of a model, after checking their headers."""
     index = folder / f"{single}.index.json"
     if index.is_file():
         shards = _read_json(index).get("weight_map")
@@ -329,10 +326,10 @@ def _check_header(path: Path) -> None:
         ) from None
 
 
-def _refuse_code(path: Path, config: dict[str, Any]) -> None:
-    if config.get("auto_map"):
+def _refuse_code(path: Path) -> None:
+    if path.is_file() and _read_json(path).get("auto_map"):
         raise ModelError(
-            f"{path}: `auto_map` asks to run the model's own code, which is never done; use a "
+            f"{path}: `auto_map` would run the model's own code, which is never done; use a "
             f"model of an architecture that transformers has (then remove the key)"
         )
 
@@ -348,15 +345,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _hash_identity_file(path: Path) -> str:
-    """Return the hash of a small file, without what only says where the model once lay."""
+    """Return the hash of a small file, without fields that only name former locations."""
     if path.name not in ("config.json", "adapter_config.json"):
         return model_file_sha256(path)
-    places = ("_name_or_path", "base_model_name_or_path", "revision")
-    return content_hash({k: v for k, v in _read_json(path).items() if k not in places})
+    locations = ("_name_or_path", "base_model_name_or_path", "revision")
+    return content_hash({k: v for k, v in _read_json(path).items() if k not in locations})
 
 
 def model_file_sha256(path: Path) -> str:
-    """Return the sha256 (hex) of a file; read once per process while it does not change."""
+    """Return the sha256 (hex) of a file; hashed once per process while it does not change."""
     stat = path.stat()
     return _hash_file_content(str(path), stat.st_size, stat.st_mtime_ns)
 

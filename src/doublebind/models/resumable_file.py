@@ -1,7 +1,4 @@
-"""Fills a safetensors file of known shapes in place, and goes on after a kill.
-
-Knows mapped files and a journal of what is done. Does not know what the rows are.
-"""
+"""Safetensors file of known shapes that is filled in place and resumed after a kill."""
 
 from __future__ import annotations
 
@@ -22,26 +19,26 @@ from doublebind.execution.append_log import AppendLog
 from doublebind.execution.store import storage_error
 
 TensorSpec = tuple[str, tuple[int, ...]]
-"""A tensor's type in safetensors' words, and its shape."""
+"""A tensor's safetensors dtype and its shape."""
 
 _DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32}
 
 
 class Journal:
-    """Numbers of finished pieces, one line each, only ever appended; a torn last line is cut."""
+    """Append-only log of finished batches, one number a line; a torn last line is removed."""
 
     def __init__(self, path: Path, arrays: list[np.memmap]) -> None:
-        """Open the journal of a file whose `arrays` reach the disk before a line says so."""
+        """Open the journal of `arrays`, which are flushed before each line."""
         self.log, self.arrays = AppendLog(path, "delete the folder and rerun"), arrays
         self.log.cut_torn_line()
         self.done = set(self.log.read(int))
 
     def __contains__(self, number: int) -> bool:
-        """Return whether a piece is finished."""
+        """Return whether a batch is finished."""
         return number in self.done
 
     def add(self, number: int) -> None:
-        """Note that a piece is finished."""
+        """Record that a batch is finished."""
         for array in self.arrays:
             array.flush()
         self.log.append(str(number))
@@ -52,11 +49,11 @@ class Journal:
 def open_resumable_file(
     path: Path, layout: dict[str, TensorSpec], identity: str, resume_folder: Path | None
 ) -> Iterator[tuple[dict[str, Tensor], Journal]]:
-    """Yield mapped tensors to fill, and the journal of what is filled; then publish `path`.
+    """Yield mapped tensors to fill and the journal of finished batches; then publish `path`.
 
-    An exception leaves nothing at `path`. With `partial` the work so far stays there, under the
-    hash of `identity`, and a later call finds it; while another process holds it, this one works
-    for itself.
+    An exception leaves nothing at `path`. With `resume_folder` the work so far stays there, under
+    the hash of `identity`, and a later call resumes it. While another process holds its lock, this
+    one works on a copy of its own.
 
     Raises:
         StoreError: If a folder cannot be written.
@@ -82,7 +79,7 @@ def open_resumable_file(
 def _claim_folder(
     path: Path, identity: str, resume_folder: Path | None, stack: contextlib.ExitStack
 ) -> Path:
-    """Return the folder to work in: the shared one if it is free, or one beside `path`."""
+    """Return the folder to work in: the shared one if it is not locked, or one beside `path`."""
     if resume_folder is not None:
         name = f"rows-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
         resume_folder.mkdir(parents=True, exist_ok=True)
@@ -91,16 +88,17 @@ def _claim_folder(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (resume_folder / name).mkdir(exist_ok=True)
             return resume_folder / name
-    alone = path.with_name(f".{path.name}-{os.getpid()}")
-    alone.mkdir()
-    stack.callback(shutil.rmtree, alone, ignore_errors=True)
-    return alone
+    private = path.with_name(f".{path.name}-{os.getpid()}")
+    private.mkdir()
+    stack.callback(shutil.rmtree, private, ignore_errors=True)
+    return private
 
 
 def _map_arrays(path: Path, layout: dict[str, TensorSpec]) -> dict[str, np.memmap]:
-    """Return the arrays of a safetensors file at `path`, made if it is not there whole."""
-    start, fields = 0, {}
-    # Widest numbers first, so that every array is aligned.
+    """Return the arrays of a safetensors file at `path`, created unless it has the right size."""
+    start = 0
+    fields = {}
+    # Widest types first, so that every array is aligned.
     for name, (kind, shape) in sorted(layout.items(), key=lambda f: (f[1][0] != "I64", f[0])):
         end = start + int(np.prod(shape)) * np.dtype(_DTYPES[kind]).itemsize
         fields[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}

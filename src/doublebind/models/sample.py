@@ -1,7 +1,4 @@
-"""Lets a model answer prompts, each answer depending on its own key and on nothing beside it.
-
-Knows the key-value cache and batching. Does not know what prompts are for or who is asked.
-"""
+"""Samples answers to prompts; each depends on its own key and on no other answer."""
 
 from __future__ import annotations
 
@@ -23,16 +20,16 @@ from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
 
 NO_TOKEN = -1
-"""Stands where an answer has no token."""
+"""Filler after the end of an answer."""
 CHECK_EVERY = 8
-"""Tokens between looks at which answers have ended, where looking makes the CPU wait for a GPU."""
+"""Tokens between checks which answers have ended. On a GPU each check makes the CPU wait."""
 
 
 class SampledAnswer(NamedTuple):
-    """One answer."""
+    """One answer of a model."""
 
     tokens: list[int]
-    """Ids as sampled, with the end of turn where it was reached."""
+    """Ids as sampled, with the end of turn if it was reached."""
     text: str
     finished: bool
     """Whether the end of turn came before the token limit."""
@@ -50,18 +47,18 @@ def sample(
 ) -> list[SampledAnswer]:
     """Return one answer per prompt, in the order given.
 
-    Draws by inverting the cumulative distribution at one uniform number per token, from a stream
-    seeded by (seed, key). An answer is therefore the same whatever else is in the batch, unless a
-    uniform falls within rounding (about 1e-6 in float32) of the border between two tokens.
+    Each token is the inverse of the cumulative distribution at one uniform, from a stream seeded
+    by (seed, key). An answer is therefore the same whatever else is in the batch, unless a uniform
+    falls within rounding (about 1e-6 in float32) of the border between two tokens.
 
     Args:
         lm: The model.
         prompts: Conversations to continue.
-        keys: One name per prompt; equal keys with equal prompts give equal answers.
-        seed: Common to all keys.
+        keys: One key per prompt; equal keys with equal prompts give equal answers.
+        seed: Seeds the streams of all keys.
         max_tokens: Most tokens of an answer.
-        temperature: Divides the logits; 0 takes the likeliest token.
-        batch: Most answers made at once.
+        temperature: Divides the logits; 0 is greedy decoding.
+        batch: Most answers sampled at once.
 
     Raises:
         ModelError: If prompt and answer could exceed the model's length, or the model's
@@ -75,44 +72,45 @@ def sample(
             f"built for {lm.context_length}; lower `max_tokens` or shorten the prompts"
         )
     if isinstance(lm.model, VllmModel):
-        seeds = [int.from_bytes(_hash_seed_and_key(seed, key)[:4]) & 0x7FFFFFFF for key in keys]
-        drawn = lm.model.sample(
+        sampled = lm.model.sample(
             rows,
-            seeds=seeds,
+            seeds=[int.from_bytes(_hash_seed_and_key(seed, k)[:4]) & 0x7FFFFFFF for k in keys],
             max_tokens=max_tokens,
             temperature=temperature,
             end_ids=lm.end_ids,
             suppress_tokens=lm.suppress_tokens,
         )
-        return [_decode_answer(lm, tokens) for tokens in drawn]
-    # Like lengths together: less padding. Ties by position, so the order is fixed.
+        return [_decode_answer(lm, tokens) for tokens in sampled]
+    # Sorted by length for less padding; the sort is stable, so the order is fixed.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     answers: dict[int, list[int]] = {}
     for start in range(0, len(order), batch):
         chunk = order[start : start + batch]
-        noise = np.stack([_draw_uniforms(seed, keys[i], max_tokens) for i in chunk])
-        drawn = _sample_batch(lm, [rows[i] for i in chunk], torch.from_numpy(noise), temperature)
-        answers.update(zip(chunk, drawn, strict=True))
+        uniforms = torch.from_numpy(
+            np.stack([_draw_uniforms(seed, keys[i], max_tokens) for i in chunk])
+        )
+        sampled = _sample_batch(lm, [rows[i] for i in chunk], uniforms, temperature)
+        answers.update(zip(chunk, sampled, strict=True))
     return [_decode_answer(lm, answers[i]) for i in range(len(rows))]
 
 
 def suppress_tokens(lm: LM, spellings: Sequence[str]) -> LM:
-    """Keep `lm` from ever writing `marks`, say the one that opens a scratchpad; return it.
+    """Keep `lm` from ever writing these tokens, say the one that opens a scratchpad; return it.
 
-    Its generation settings say so, in transformers' own words, and are saved with it.
+    Sets `suppress_tokens` of its generation settings, which are saved with it.
 
     Raises:
-        ModelError: If a mark is more than one token.
+        ModelError: If a spelling is more than one token.
     """
     ids: list[int] = []
-    for mark in spellings:
-        found = encode_completion(lm.tokenizer, mark, finished=False)
-        if len(found) != 1 or found[0] == lm.tokenizer.unk_token_id:
+    for spelling in spellings:
+        tokens = encode_completion(lm.tokenizer, spelling, finished=False)
+        if len(tokens) != 1 or tokens[0] == lm.tokenizer.unk_token_id:
             raise ModelError(
-                f"{lm.source.path}: `{mark}` is not one token of its tokenizer, and only a token "
-                f"can be barred; use a model that has it, or leave the mark out"
+                f"{lm.source.path}: `{spelling}` is not one token of its tokenizer, and only a "
+                f"token can be suppressed; use a model that has it, or leave it out"
             )
-        ids += found
+        ids += tokens
     if ids:
         settings = unwrap_peft(lm.model).generation_config
         settings.suppress_tokens = [*(getattr(settings, "suppress_tokens", None) or ()), *ids]
@@ -138,45 +136,45 @@ def _hash_seed_and_key(seed: int, key: str) -> bytes:
 def _sample_batch(
     lm: LM, rows: Sequence[Sequence[int]], uniforms: Tensor, temperature: float
 ) -> list[list[int]]:
-    """Decode one batch; `noise` is [batch, max_tokens]."""
+    """Sample one batch; `uniforms` is [batch, max_tokens]."""
     device = unwrap_peft(lm.model).device
-    ends, barred = (
-        torch.tensor(part, device=device) for part in (sorted(lm.end_ids), lm.suppress_tokens)
-    )
+    ends = torch.tensor(sorted(lm.end_ids), device=device)
+    suppressed = torch.tensor(lm.suppress_tokens, device=device)
     ids, mask, uniforms = (
         move_to_device(t, device) for t in (*pad_left(rows, lm.pad_id), uniforms)
     )
-    look_every = 1 if device.type == "cpu" else CHECK_EVERY
+    check_every = 1 if device.type == "cpu" else CHECK_EVERY
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     out = run_body(lm.model, ids, attention_mask=mask, position_ids=positions, use_cache=True)
     answers = torch.full(uniforms.shape, NO_TOKEN, device=device)
-    alive = torch.arange(len(rows), device=device)  # which answer each row of the batch belongs to
-    done = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    sound = torch.ones((), dtype=torch.bool, device=device)
+    index = torch.arange(len(rows), device=device)  # the answer of each row of the batch
+    ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    all_finite = torch.ones((), dtype=torch.bool, device=device)
     position = positions[:, -1:]
     for step in range(uniforms.shape[1]):
         scores = compute_logits(lm.model, out.last_hidden_state[:, -1], lm.vocab_size)
-        sound = sound & torch.isfinite(scores.sum())
-        chosen = _draw_tokens(scores, barred, uniforms[alive, step], temperature)
-        answers[alive, step] = chosen.masked_fill(done, NO_TOKEN)
-        done = done | torch.isin(chosen, ends)
+        all_finite = all_finite & torch.isfinite(scores.sum())
+        tokens = _draw_tokens(scores, suppressed, uniforms[index, step], temperature)
+        answers[index, step] = tokens.masked_fill(ended, NO_TOKEN)
+        ended = ended | torch.isin(tokens, ends)
         last = step + 1 == uniforms.shape[1]
-        n_left = len(done)
-        if last or (step + 1) % look_every == 0:
-            n_left = _count_unfinished(lm, done, sound)
+        n_left = len(ended)
+        if last or (step + 1) % check_every == 0:
+            n_left = _count_unfinished(lm, ended, all_finite)
         if last or n_left == 0:
             break
         cache = out.past_key_values
-        if n_left <= 0.75 * len(done):  # finished rows cost as much as others: drop them
-            keep = (~done).nonzero().squeeze(1)
+        if n_left <= 0.75 * len(ended):  # ended rows cost as much as others
+            keep = (~ended).nonzero().squeeze(1)
             cache.batch_select_indices(keep)
-            alive, chosen, done = alive[keep], chosen[keep], done[keep]
-            mask, position = mask[keep], position[keep]
+            index, tokens, ended, mask, position = (
+                part[keep] for part in (index, tokens, ended, mask, position)
+            )
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         position = position + 1
         out = run_body(
             lm.model,
-            chosen[:, None],
+            tokens[:, None],
             attention_mask=mask,
             position_ids=position,
             past_key_values=cache,
@@ -186,13 +184,13 @@ def _sample_batch(
 
 
 def _count_unfinished(lm: LM, ended: Tensor, all_finite: Tensor) -> int:
-    """Return how many answers have not ended; both numbers come in one copy.
+    """Return how many answers have not ended, in one copy with the check of the logits.
 
     Raises:
         ModelError: If a logit was not finite.
     """
-    n_left, fine = torch.stack([(~ended).sum(), all_finite.long()]).tolist()
-    if not fine:
+    n_left, is_finite = torch.stack([(~ended).sum(), all_finite.long()]).tolist()
+    if not is_finite:
         raise ModelError(f"{lm.source.path}: its logits are not finite; it cannot be sampled")
     return n_left
 
@@ -200,16 +198,16 @@ def _count_unfinished(lm: LM, ended: Tensor, all_finite: Tensor) -> int:
 def _draw_tokens(
     scores: Tensor, suppressed: Tensor, uniforms: Tensor, temperature: float
 ) -> Tensor:
-    """Return one token [rows] per row of `scores` [rows, vocab]."""
+    """Return one token per row of `scores` [rows, vocab], as [rows]."""
     if len(suppressed):
         scores = scores.index_fill(1, suppressed, -torch.inf)
     if temperature == 0:
         return scores.argmax(1)
-    # float64: over 262k tokens a float32 running sum would be off by more than a rare token.
+    # In float32 a running sum over 262k tokens would be off by more than a rare token.
     cumulative = torch.softmax(scores.double() / temperature, dim=1).cumsum_(1)
     target = uniforms[:, None] * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-    return chosen.clamp_(max=scores.shape[1] - 1)
+    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    return tokens.clamp_(max=scores.shape[1] - 1)
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

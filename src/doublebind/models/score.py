@@ -1,6 +1,6 @@
-"""Log-probabilities of given texts: the options of audit items, and tokens already written.
+"""Log-probabilities of given texts: options of audit items, and tokens of given answers.
 
-Knows batching and the shared prompt of an item's options. Does not know which option is which.
+Options of an item share the key-value cache of their prompt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from doublebind.schema.errors import ModelError
 
 
 class _Question(NamedTuple):
-    """A prompt and the continuations to score after it, as token ids."""
+    """A prompt and its continuations as token ids."""
 
     row: int
     prompt: Sequence[int]
@@ -32,7 +32,7 @@ class _Question(NamedTuple):
 
     @property
     def max_tokens(self) -> int:
-        """Longest prompt with continuation."""
+        """Length of the prompt with its longest continuation."""
         return len(self.prompt) + max(map(len, self.options))
 
 
@@ -45,18 +45,18 @@ def option_logprobs(
 ) -> list[list[tuple[float | None, int]]]:
     """Return (total log-probability, tokens) of each option as the whole answer.
 
-    The end of turn belongs to the option, so that no option is a beginning of another and the
+    The end of turn belongs to the option, so that no option is a prefix of another and the
     probabilities of all possible answers sum to one. In float32 the numbers agree within 1e-4
-    whatever the batch.
+    for any batch size.
 
     Args:
         lm: The model.
         items: Conversations, each with its options.
-        before: Turns that come before every conversation; the model reads them once.
-        batch_tokens: Most tokens (padding included) of options with their prompts run at once.
+        preceding: Turns before every conversation; the model reads them once.
+        batch_tokens: Most tokens in a batch: options with their prompts, padding included.
 
     Returns:
-        Per item, per option: nats (`None` where not finite) and the number of tokens.
+        Per item, per option: nats (`None` if not finite) and the number of tokens.
 
     Raises:
         ModelError: If a conversation with an option is longer than the model was built for.
@@ -108,22 +108,22 @@ def _compute_logprobs(
         pairs = [(q.prompt, option) for q in questions for option in q.options]
         scored = iter(lm.model.token_logprobs(pairs))
         return [[next(scored) for _ in q.options] for q in questions]
-    found: dict[int, list[list[float]]] = {}
+    by_row: dict[int, list[list[float]]] = {}
     start, past = _cache_shared_prefix(lm, questions) if share_prefix else (0, None)
     questions = [q._replace(prompt=q.prompt[start:]) for q in questions]
     for batch in _iterate_batches(questions, batch_tokens, equal_prompt_lengths=past is not None):
         scored = _compute_batch_logprobs(lm, batch, start, copy.deepcopy(past))
-        found.update(zip((q.row for q in batch), scored, strict=True))
-    return [found[q.row] for q in questions]
+        by_row.update(zip((q.row for q in batch), scored, strict=True))
+    return [by_row[q.row] for q in questions]
 
 
 def _iterate_batches(
     questions: Sequence[_Question], batch_tokens: int, *, equal_prompt_lengths: bool = False
 ) -> Iterator[list[_Question]]:
-    """Yield batches of like length whose padded size stays within `batch_tokens`.
+    """Yield batches of similar length whose padded size is at most `batch_tokens`.
 
-    With `alike`, prompts of a batch are equally long: padding between what was read before and a
-    prompt would stand in the window of models that attend to their last tokens only.
+    With `equal_prompt_lengths` the prompts of a batch are equally long: padding between a shared
+    prefix and a prompt would take up places in the window of models with sliding attention.
     """
     batch: list[_Question] = []
     rows = 0
@@ -143,9 +143,9 @@ def _iterate_batches(
 
 @torch.no_grad()
 def _cache_shared_prefix(lm: LM, questions: Sequence[_Question]) -> tuple[int, Any]:
-    """Run the tokens that all prompts begin with; return how many, and their key-value cache.
+    """Run the tokens that all prompts begin with; return their number and key-value cache.
 
-    At least one token is left to each prompt: the state that foresees an option is its last's.
+    At least one token of each prompt is left, since its last state predicts the options.
     """
     prompts = [tuple(q.prompt) for q in questions]
     first, last = min(prompts), max(prompts)
@@ -164,38 +164,39 @@ def _compute_batch_logprobs(
 ) -> list[list[list[float]]]:
     """Run each prompt once, then every option on a copy of its prompt's key-value cache.
 
-    `past` is the cache of the `start` tokens before every prompt; it is used up.
+    `past` is the cache of the `start` tokens before every prompt; it is changed in place.
     """
     device = unwrap_peft(lm.model).device
     options = [option for q in batch for option in q.options]
-    owner = move_to_device(
+    prompt_index = move_to_device(
         torch.tensor([i for i, q in enumerate(batch) for _ in q.options]), device
     )
-    wanted, taken = (move_to_device(t, device) for t in pad_right(options, lm.pad_id))
+    option_ids, is_token = (move_to_device(t, device) for t in pad_right(options, lm.pad_id))
     ids, mask = (move_to_device(t, device) for t in pad_left([q.prompt for q in batch], lm.pad_id))
     positions = start + (mask.cumsum(1) - 1).clamp(min=0)
-    rest = wanted.shape[1] - 1  # the last token of an option is never fed
-    fed_before: dict[str, Any] = {"use_cache": rest > 0}
+    rest = option_ids.shape[1] - 1  # the last token of an option is never an input
+    cache_arguments: dict[str, Any] = {"use_cache": rest > 0}
     if past is not None:
         past.batch_repeat_interleave(len(batch))
         mask = torch.cat([mask.new_ones(len(batch), start), mask], dim=1)
-        fed_before = {"use_cache": True, "past_key_values": past}
-    out = run_body(lm.model, ids, attention_mask=mask, position_ids=positions, **fed_before)
-    # The state before an option's first token is its prompt's last.
-    states = out.last_hidden_state[owner, -1:]
+        cache_arguments = {"use_cache": True, "past_key_values": past}
+    out = run_body(lm.model, ids, attention_mask=mask, position_ids=positions, **cache_arguments)
+    # The last state of the prompt predicts an option's first token.
+    states = out.last_hidden_state[prompt_index, -1:]
     if rest:
         cache = out.past_key_values
-        cache.batch_select_indices(owner)
-        fed = run_body(
+        cache.batch_select_indices(prompt_index)
+        option_states = run_body(
             lm.model,
-            wanted[:, :-1],
-            attention_mask=torch.cat([mask[owner], taken[:, :-1].long()], dim=1),
-            position_ids=positions[owner, -1:] + 1 + torch.arange(rest, device=device),
+            option_ids[:, :-1],
+            attention_mask=torch.cat([mask[prompt_index], is_token[:, :-1].long()], dim=1),
+            position_ids=positions[prompt_index, -1:] + 1 + torch.arange(rest, device=device),
             past_key_values=cache,
             use_cache=True,
-        )
-        states = torch.cat([states, fed.last_hidden_state], dim=1)
-    flat = iter(gather_logprobs(lm.model, states[taken], wanted[taken], lm.vocab_size).tolist())
+        ).last_hidden_state
+        states = torch.cat([states, option_states], dim=1)
+    logprobs = gather_logprobs(lm.model, states[is_token], option_ids[is_token], lm.vocab_size)
+    flat = iter(logprobs.tolist())
     return [[[next(flat) for _ in option] for option in q.options] for q in batch]
 
 

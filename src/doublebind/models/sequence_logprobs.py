@@ -1,7 +1,4 @@
-"""Keeps how likely a model finds given answers, token by token, scored once for all who compare.
-
-Knows rows of numbers. Does not know whose answers they are or what is made of the comparison.
-"""
+"""Cache of a model's log-probabilities of given answers, token by token."""
 
 from __future__ import annotations
 
@@ -24,12 +21,12 @@ def write_logprobs(out: Path, lm: LM, examples: Sequence[SupervisedExample]) -> 
     """Write the log-probability of every supervised token of `examples` to the folder `out`."""
     from safetensors.torch import save_file
 
-    asked = [
-        (e.input_ids[: e.first_supervised], e.input_ids[e.first_supervised :]) for e in examples
-    ]
-    found = token_logprobs(lm, asked)
-    offsets = torch.tensor([0, *itertools.accumulate(map(len, found))])
-    values = torch.tensor(list(itertools.chain.from_iterable(found)), dtype=torch.float32)
+    logprobs = token_logprobs(
+        lm,
+        [(e.input_ids[: e.first_supervised], e.input_ids[e.first_supervised :]) for e in examples],
+    )
+    offsets = torch.tensor([0, *itertools.accumulate(map(len, logprobs))])
+    values = torch.tensor(list(itertools.chain.from_iterable(logprobs)), dtype=torch.float32)
     try:
         save_file({"offsets": offsets, "values": values}, out / LOGPROBS_FILE)
     except OSError as error:
@@ -37,7 +34,7 @@ def write_logprobs(out: Path, lm: LM, examples: Sequence[SupervisedExample]) -> 
 
 
 def read_logprobs(folder: Path) -> list[list[float]]:
-    """Return what `write` wrote: per example, nats of each supervised token.
+    """Return the cached log-probabilities: per example, nats of each supervised token.
 
     Raises:
         StoreError: If the file is absent or damaged.
@@ -46,11 +43,11 @@ def read_logprobs(folder: Path) -> list[list[float]]:
     from safetensors.torch import load_file
 
     try:
-        kept = load_file(folder / LOGPROBS_FILE)
-        offsets, values = kept["offsets"].tolist(), kept["values"].tolist()
+        tensors = load_file(folder / LOGPROBS_FILE)
+        offsets, values = tensors["offsets"].tolist(), tensors["values"].tolist()
     except (OSError, SafetensorError, KeyError) as error:
-        kind = type(error).__name__
         raise StoreError(
-            f"{folder}: log-probabilities cannot be read ({kind}); delete the folder"
+            f"{folder}: log-probabilities cannot be read ({type(error).__name__}); delete the "
+            f"folder"
         ) from None
     return [values[a:b] for a, b in itertools.pairwise(offsets)]

@@ -1,8 +1,7 @@
-"""Keeps a model's next-token distributions at supervised positions, scored once for all students.
+"""Cache of a model's next-token distributions at supervised positions.
 
-Knows rows, top-k and tails. Does not know whose distributions they are or what is learned from
-them. Everything is kept raw, at temperature 1: other temperatures can be derived, not undone. The
-file itself, and picking up after a kill, are `row_file`'s.
+Distributions are stored at temperature 1, from which others can be derived. The file, and resuming
+after a kill, are `resumable_file`'s.
 """
 
 from __future__ import annotations
@@ -21,26 +20,27 @@ from torch import Tensor
 
 from doublebind.execution.device import move_to_device
 from doublebind.execution.store import storage_error
-from doublebind.models import resumable_file as row_file
 from doublebind.models.chat_template import template_id
 from doublebind.models.load import LM, tokenizer_id
 from doublebind.models.logits import compute_logits, iterate_tiles, run_body, unwrap_peft
 from doublebind.models.matmul import use_fast_linear
+from doublebind.models.resumable_file import TensorSpec, open_resumable_file
 from doublebind.models.score import pad_right, token_logprobs
 from doublebind.models.vllm import VllmModel
 from doublebind.schema.errors import ModelError, StoreError
 from doublebind.schema.hashing import Record
 
-HEADER_FILE, ROWS_FILE = "targets.json", "targets.safetensors"
+HEADER_FILE = "targets.json"
+ROWS_FILE = "targets.safetensors"
 BATCH_TOKENS = 8192
 """Most tokens (padding included) run at once."""
 SMALL_VOCAB = 4096
-"""Up to so many tokens rows are reduced operation by operation, whose last bits kept panels depend
-on; beyond, in place."""
+"""Largest vocabulary whose rows are reduced operation by operation, since frozen panels depend on
+the last bits; larger ones are reduced in place."""
 
 
 class SupervisedExample(Protocol):
-    """Token ids, of which those from `first` on are learned."""
+    """Token ids, of which those from `first_supervised` on are supervised."""
 
     @property
     def input_ids(self) -> Sequence[int]:
@@ -54,7 +54,7 @@ class SupervisedExample(Protocol):
 
 
 class TargetsHeader(Record):
-    """`targets.json`: what the rows are and what made them."""
+    """`targets.json`: describes the rows and what made them."""
 
     schema_version: int = 1
     model_sha256: str
@@ -66,11 +66,11 @@ class TargetsHeader(Record):
     rows: int
     examples: int
     completions_sha256: str
-    """What the rows belong to: `completions_id` of the examples."""
+    """`completions_id` of the examples that the rows belong to."""
     inputs_sha256: str = ""
-    """Hash of all token ids, prompts included; empty in caches of earlier versions."""
+    """`inputs_id` of the examples; empty in caches of earlier versions."""
     tail_samples: int = 0
-    """Tokens drawn from each row's tail."""
+    """Tokens sampled from each row's tail."""
     dtype: str
     """Precision the model ran in."""
     torch: str
@@ -83,8 +83,8 @@ class TeacherTargets:
 
     header: TargetsHeader
     offsets: Tensor
-    """[examples + 1]: example i owns rows offsets[i] to offsets[i + 1], one per supervised token.
-    Rows stay with the first tokens where an example is cut at its end."""
+    """[examples + 1]: example i has rows offsets[i] to offsets[i + 1], one per supervised token.
+    An example cut at its end uses its first rows."""
     ids: Tensor
     """[rows, k], int32: the likeliest tokens."""
     logprobs: Tensor
@@ -94,13 +94,13 @@ class TeacherTargets:
     lse: Tensor
     """[rows], float32: log-sum-exp of the logits."""
     chosen: Tensor
-    """[rows], float32: log-probability of the token that follows in the example."""
+    """[rows], float32: log-probability of the example's next token."""
     tail_ids: Tensor | None = None
-    """[rows, m], int32: tokens drawn from the tail in proportion to their probability, with
-    replacement; `None` where none were. With them sums over the vocabulary can be estimated
-    without the bias of a top k (Anshumann et al. 2025, arXiv 2503.16870)."""
+    """[rows, m], int32: tokens sampled from the tail in proportion to their probability, with
+    replacement; `None` without samples. They give estimates of sums over the vocabulary without the
+    bias of a top k (Anshumann et al. 2025, arXiv 2503.16870)."""
     tail_logprobs: Tensor | None = None
-    """[rows, m], float32: their log-probabilities; drawn with chance p / tail."""
+    """[rows, m], float32: their log-probabilities; each was sampled with probability p / tail."""
 
 
 def write_targets(
@@ -112,80 +112,92 @@ def write_targets(
     tail_samples: int = 0,
     resume_folder: Path | None = None,
 ) -> None:
-    """Score `examples` with `lm`; write the distributions of supervised positions to `out`.
+    """Score `examples` with `lm`; write the distributions at supervised positions to `out`.
 
-    Logits exist only for supervised positions and only a tile at a time; rows go to a mapped file
-    batch by batch, so that memory does not grow with them.
+    Logits exist only for supervised positions and only a tile at a time. Rows go to a mapped file
+    batch by batch, so that memory does not grow with their number.
 
     Args:
         out: Folder; made if absent.
         lm: The model.
         examples: Token ids with the index of the first supervised one, which is at least 1.
-        top_k: Log-probabilities kept per position, at most the vocabulary.
-        tail_samples: Tokens drawn from each row's tail; keyed by example and position, so that the
-            batch does not matter. None are drawn where the top k is the vocabulary.
-        partial: Folder in which unfinished work outlives a killed process; the next call with the
-            same model, examples and settings goes on from there.
+        top_k: Log-probabilities stored per position, at most the vocabulary.
+        tail_samples: Tokens sampled from each row's tail, seeded by the example, so that the batch
+            does not matter. There are none if the top k is the vocabulary.
+        resume_folder: Folder in which unfinished work outlives a killed process; the next call with
+            the same model, examples and settings resumes from it.
 
     Raises:
         ModelError: If nothing is supervised, an example is longer than the model was built for or
             has unknown tokens, or a distribution is not finite.
         StoreError: If a folder cannot be written.
     """
-    from transformers import __version__ as transformers_version
-
     lengths = [max(0, len(e.input_ids) - e.first_supervised) for e in examples]
     _check_examples(lm, examples, lengths)
     offsets = torch.tensor([0, *lengths]).cumsum(0)
-    rows, k = int(offsets[-1]), min(top_k, lm.vocab_size)
-    m = tail_samples if k < lm.vocab_size else 0
-    if m and isinstance(lm.model, VllmModel):
-        raise ModelError(f"{lm.source.path}: vLLM draws nothing from a tail; use `top_k` alone")
-    header = TargetsHeader(
-        model_sha256=lm.source.sha256,
-        tokenizer_id=tokenizer_id(lm.tokenizer),
-        template_id=template_id(lm.tokenizer),
-        k=k,
-        vocab=lm.vocab_size,
-        rows=rows,
-        examples=len(examples),
-        completions_sha256=completions_id(examples),
-        inputs_sha256=inputs_id(examples),
-        tail_samples=m,
-        dtype=str(unwrap_peft(lm.model).dtype).removeprefix("torch."),
-        torch=torch.__version__,
-        transformers=transformers_version,
-    )
-    layout: dict[str, row_file.TensorSpec] = {
-        "ids": ("I32", (rows, k)),
-        "logprobs": ("F32", (rows, k)),
-        **dict.fromkeys(("tail", "lse", "chosen"), ("F32", (rows,))),
-        "offsets": ("I64", (len(offsets),)),
-    }
-    if m:
-        layout |= {"tail_ids": ("I32", (rows, m)), "tail_logprobs": ("F32", (rows, m))}
+    header = _describe_targets(lm, examples, int(offsets[-1]), top_k, tail_samples)
     check_determinism(lm, examples)
-    with row_file.open_resumable_file(
-        out / ROWS_FILE, layout, header.model_dump_json(), resume_folder
-    ) as (kept, done):
-        kept["offsets"].copy_(offsets)
+    identity = header.model_dump_json()
+    with open_resumable_file(
+        out / ROWS_FILE, _lay_out_tensors(header), identity, resume_folder
+    ) as (rows, done):
+        rows["offsets"].copy_(offsets)
         plain = lm.vocab_size <= SMALL_VOCAB or isinstance(lm.model, VllmModel)
         with contextlib.nullcontext() if plain else use_fast_linear(lm.model):
             for number, batch in enumerate(_iterate_batches(examples, lengths)):
                 if number not in done:
-                    _fill_batch(lm, examples, batch, offsets, kept)
+                    _fill_batch(lm, examples, batch, offsets, rows)
                     done.add(number)
-        if not bool(torch.isfinite(kept["lse"]).all()):
+        if not bool(torch.isfinite(rows["lse"]).all()):
             raise ModelError(f"{lm.source.path}: its next-token distributions are not finite")
-        check_row_alignment(lm, examples, TeacherTargets(header, **kept))
+        check_row_alignment(lm, examples, TeacherTargets(header, **rows))
     try:
         (out / HEADER_FILE).write_text(json.dumps(header.model_dump(), indent=1))
     except OSError as error:
         raise storage_error(error, out) from None
 
 
+def _describe_targets(
+    lm: LM, examples: Sequence[SupervisedExample], n_rows: int, top_k: int, tail_samples: int
+) -> TargetsHeader:
+    from transformers import __version__ as transformers_version
+
+    k = min(top_k, lm.vocab_size)
+    tail_samples = tail_samples if k < lm.vocab_size else 0
+    if tail_samples and isinstance(lm.model, VllmModel):
+        raise ModelError(f"{lm.source.path}: vLLM samples nothing from a tail; use `top_k` alone")
+    return TargetsHeader(
+        model_sha256=lm.source.sha256,
+        tokenizer_id=tokenizer_id(lm.tokenizer),
+        template_id=template_id(lm.tokenizer),
+        k=k,
+        vocab=lm.vocab_size,
+        rows=n_rows,
+        examples=len(examples),
+        completions_sha256=completions_id(examples),
+        inputs_sha256=inputs_id(examples),
+        tail_samples=tail_samples,
+        dtype=str(unwrap_peft(lm.model).dtype).removeprefix("torch."),
+        torch=torch.__version__,
+        transformers=transformers_version,
+    )
+
+
+def _lay_out_tensors(header: TargetsHeader) -> dict[str, TensorSpec]:
+    rows, k, m = header.rows, header.k, header.tail_samples
+    layout: dict[str, TensorSpec] = {
+        "ids": ("I32", (rows, k)),
+        "logprobs": ("F32", (rows, k)),
+        **dict.fromkeys(("tail", "lse", "chosen"), ("F32", (rows,))),
+        "offsets": ("I64", (header.examples + 1,)),
+    }
+    if m:
+        layout |= {"tail_ids": ("I32", (rows, m)), "tail_logprobs": ("F32", (rows, m))}
+    return layout
+
+
 def read_targets(folder: Path) -> TeacherTargets:
-    """Return what `write` wrote to `folder`, mapped: rows are read from disk as they are used.
+    """Return the targets in `folder`, mapped: rows are read from disk when they are used.
 
     Raises:
         StoreError: If a file is absent or damaged.
@@ -209,14 +221,14 @@ def read_targets(folder: Path) -> TeacherTargets:
 def completions_id(examples: Sequence[SupervisedExample]) -> str:
     """Return a hash (hex) of the supervised tokens, example by example.
 
-    Prompts are left out: a student may write the same conversation with another template.
+    Prompts are left out, since a student may use another chat template.
     """
     content = [list(e.input_ids[e.first_supervised :]) for e in examples]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def inputs_id(examples: Sequence[SupervisedExample]) -> str:
-    """Return a hash (hex) of all token ids and of where supervision starts."""
+    """Return a hash (hex) of all token ids and of the first supervised indices."""
     content = [[list(e.input_ids), e.first_supervised] for e in examples]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -224,10 +236,10 @@ def inputs_id(examples: Sequence[SupervisedExample]) -> str:
 def check_row_alignment(
     lm: LM, examples: Sequence[SupervisedExample], targets: TeacherTargets, n_examples: int = 4
 ) -> None:
-    """Score the first `n` supervised examples again, one by one and by another route.
+    """Score the first `n_examples` supervised examples again, one by one, by other code.
 
-    Catches rows that are a position off, or that belong to other examples: either would train
-    without complaint and teach something else.
+    Detects rows that are a position off or belong to other examples. A student would train on
+    either without an error.
 
     Raises:
         ModelError: If a log-probability differs from the cached one beyond rounding.
@@ -239,9 +251,8 @@ def check_row_alignment(
         )
     bounds = targets.offsets.tolist()
     tolerance = 1e-3 if unwrap_peft(lm.model).dtype == torch.float32 else 0.5
-    for i in [i for i, e in enumerate(examples) if len(e.input_ids) > e.first_supervised][
-        :n_examples
-    ]:
+    supervised = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first_supervised]
+    for i in supervised[:n_examples]:
         ids, first = list(examples[i].input_ids), examples[i].first_supervised
         again = torch.tensor(token_logprobs(lm, [(ids[:first], ids[first:])])[0])
         off = (again - targets.chosen[bounds[i] : bounds[i + 1]]).abs()
@@ -253,26 +264,23 @@ def check_row_alignment(
 
 
 def check_determinism(lm: LM, examples: Sequence[SupervisedExample]) -> None:
-    """Score one example twice the same way: a teacher that wavers teaches its noise.
+    """Score one example twice, since students would learn a teacher's noise.
 
-    On CPU the numbers must be equal; elsewhere, where sums may be ordered anew each time, within
-    a thousandth of a nat in float32 and a tenth otherwise.
+    On CPU the numbers must be equal. On a GPU, where the order of sums may change, they must agree
+    within a thousandth of a nat in float32 and a tenth otherwise.
 
     Raises:
-        ModelError: If the two differ.
+        ModelError: If the two differ by more.
     """
     example = next(e for e in examples if len(e.input_ids) > e.first_supervised)
-    pair = [
-        (
-            list(example.input_ids[: example.first_supervised]),
-            list(example.input_ids[example.first_supervised :]),
-        )
-    ]
-    first, second = (torch.tensor(token_logprobs(lm, pair)[0]) for _ in range(2))
+    ids, start = list(example.input_ids), example.first_supervised
+    first, second = (
+        torch.tensor(token_logprobs(lm, [(ids[:start], ids[start:])])[0]) for _ in range(2)
+    )
     model = unwrap_peft(lm.model)
-    near = 1e-3 if model.dtype == torch.float32 else 0.1
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     off = float((first - second).abs().max())
-    if off > (0.0 if model.device.type == "cpu" else near):
+    if off > (0.0 if model.device.type == "cpu" else tolerance):
         raise ModelError(
             f"{lm.source.path}: scored twice, the same tokens differ by {off:.3g} nats; its "
             f"architecture is not deterministic (dropout outside training, or random routing)"
@@ -282,22 +290,22 @@ def check_determinism(lm: LM, examples: Sequence[SupervisedExample]) -> None:
 def check_labels(
     targets: TeacherTargets, examples: Sequence[SupervisedExample], where: str
 ) -> None:
-    """Compare every supervised token's cached log-probability with its place in the top k.
+    """Compare every supervised token's cached log-probability with the top k of its row.
 
-    Where the token is among the k the two are one number; where it is not, it is no likelier than
-    the last of them. Rows that are a position off, or of other examples, fail both. Needs no
-    teacher, so that every student can ask.
+    If the token is among the k, the two numbers are equal; if not, it is no likelier than the last
+    of them. Rows that are a position off or of other examples fail this. The check needs no
+    teacher, so that it runs for every student.
 
     Raises:
-        ModelError: If a row says otherwise; names the example.
+        ModelError: If a row fails; names the example.
     """
     labels = torch.tensor([t for e in examples for t in e.input_ids[e.first_supervised :]])
     for start in range(0, len(labels), 2**16):
         part = slice(start, start + 2**16)
         among = targets.ids[part] == labels[part, None]
-        kept = torch.where(among, targets.logprobs[part], 0.0).sum(1)
+        listed = torch.where(among, targets.logprobs[part], 0.0).sum(1)
         chosen, last = targets.chosen[part], targets.logprobs[part, -1]
-        off = torch.where(among.any(1), (kept - chosen).abs(), (chosen - last).clamp_min(0.0))
+        off = torch.where(among.any(1), (listed - chosen).abs(), (chosen - last).clamp_min(0.0))
         if float(off.max()) > 1e-3:
             row = start + int(off.argmax())
             example = int(torch.searchsorted(targets.offsets, row, right=True)) - 1
@@ -312,7 +320,7 @@ def _check_examples(lm: LM, examples: Sequence[SupervisedExample], lengths: Sequ
     if not any(lengths):
         raise ModelError(f"{where}: no token is supervised, so there is nothing to score")
     if min(e.first_supervised for e in examples) < 1:
-        raise ModelError(f"{where}: an example supervises its first token, which follows nothing")
+        raise ModelError(f"{where}: an example supervises its first token, which has no context")
     longest = max(len(e.input_ids) for e in examples)
     if longest > lm.context_length:
         raise ModelError(
@@ -322,15 +330,15 @@ def _check_examples(lm: LM, examples: Sequence[SupervisedExample], lengths: Sequ
     highest = max(max(e.input_ids, default=0) for e in examples)
     if highest >= lm.vocab_size:
         raise ModelError(
-            f"{where}: token {highest} is beyond its {lm.vocab_size} tokens; the examples were made "
-            f"with another tokenizer"
+            f"{where}: token {highest} is beyond its {lm.vocab_size} tokens; the examples were "
+            f"made with another tokenizer"
         )
 
 
 def _iterate_batches(
     examples: Sequence[SupervisedExample], lengths: Sequence[int]
 ) -> Iterator[list[int]]:
-    """Yield indices of examples of like length, `BATCH_TOKENS` at most when padded."""
+    """Yield indices of examples of similar length, at most `BATCH_TOKENS` tokens when padded."""
     batch: list[int] = []
     order = sorted(
         (i for i, n in enumerate(lengths) if n), key=lambda i: len(examples[i].input_ids)
@@ -352,42 +360,46 @@ def _fill_batch(
     offsets: Tensor,
     rows: dict[str, Tensor],
 ) -> None:
-    """Fill the rows of `batch` in `kept`."""
+    """Fill the rows of the examples in `batch`."""
     if isinstance(lm.model, VllmModel):
-        asked = [(examples[i].input_ids, examples[i].first_supervised) for i in batch]
-        for i, found in zip(batch, lm.model.top_logprobs(asked, rows["ids"].shape[1]), strict=True):
-            for name, values in found.items():
+        sequences = [(examples[i].input_ids, examples[i].first_supervised) for i in batch]
+        scored = lm.model.top_logprobs(sequences, rows["ids"].shape[1])
+        for i, tensors in zip(batch, scored, strict=True):
+            for name, values in tensors.items():
                 rows[name][int(offsets[i]) : int(offsets[i + 1])] = values
         return
     device = unwrap_peft(lm.model).device
     ids = move_to_device(pad_right([examples[i].input_ids for i in batch], lm.pad_id)[0], device)
-    # No mask: causal attention never looks right, where the padding is.
+    # No mask is needed: causal attention never looks right, where the padding is.
     states = run_body(lm.model, ids, use_cache=False).last_hidden_state
-    # The token at position t is foreseen at t - 1.
-    at = [(row, t) for row, i in enumerate(batch) for t in _list_supervised_positions(examples[i])]
-    row, position = move_to_device(torch.tensor(at).t().contiguous(), device)
+    # The state at t - 1 predicts the token at t.
+    positions = [
+        (row, t) for row, i in enumerate(batch) for t in _list_supervised_positions(examples[i])
+    ]
+    row, position = move_to_device(torch.tensor(positions).t().contiguous(), device)
     states, following = states[row, position - 1], ids[row, position]
     places = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
-    drawn, k = _draw_uniforms(examples, batch, rows), rows["ids"].shape[1]
-    drawn = drawn if drawn is None else move_to_device(drawn, device)
+    uniforms = _draw_uniforms(examples, batch, rows)
+    uniforms = uniforms if uniforms is None else move_to_device(uniforms, device)
+    k = rows["ids"].shape[1]
     parts: list[dict[str, Tensor]] = []
     for tile in iterate_tiles(states, lm.vocab_size):
         out = compute_logits(lm.model, states[tile], lm.vocab_size)
-        uniform = drawn if drawn is None else drawn[tile]
+        uniform = uniforms if uniforms is None else uniforms[tile]
         if lm.vocab_size <= SMALL_VOCAB and uniform is None:
             parts.append(_reduce_logits(out, following[tile], k))
         else:
             parts.append(_reduce_logits_in_place(out, following[tile], k, uniform))
-    for name in parts[0]:  # a batch leaves the device at once: each copy waits for it
+    for name in parts[0]:  # one copy per batch, since each waits for the device
         values = torch.cat([part[name] for part in parts])
         rows[name][places] = values.to(rows[name].dtype).cpu()
 
 
 def _reduce_logits(out: Tensor, following: Tensor, k: int) -> dict[str, Tensor]:
-    """Return what is kept of logits [rows, vocab] before tokens `following`."""
+    """Return the cached numbers of logits [rows, vocab] that precede the tokens `following`."""
     lse = torch.logsumexp(out, dim=1)
     top, token = out.topk(k, dim=1)
-    # Summed over the others, not taken as 1 - sum(top), which cancels where the tail is thin.
+    # Summed over the others, not taken as 1 - sum(top), which cancels for a thin tail.
     rest = (out - lse[:, None]).exp_().scatter_(1, token, 0.0).sum(1)
     chosen = out.gather(1, following[:, None])[:, 0] - lse
     return {
@@ -402,14 +414,14 @@ def _reduce_logits(out: Tensor, following: Tensor, k: int) -> dict[str, Tensor]:
 def _reduce_logits_in_place(
     out: Tensor, following: Tensor, k: int, uniform: Tensor | None
 ) -> dict[str, Tensor]:
-    """Do the same using up `out`, and draw from the tail by `uniform` [rows, m] in [0, 1)."""
+    """Do the same in the memory of `out`; sample the tail by `uniform` [rows, m] in [0, 1)."""
     top, token = out.topk(k, dim=1)
     chosen = out.gather(1, following[:, None])
     torch.softmax(out, dim=1, out=out)
     # The likeliest token's probability is at least 1 / vocabulary.
     lse = top[:, :1] - out.gather(1, token[:, :1]).log()
     rest = out.scatter_(1, token, 0.0).sum(1)
-    found = {
+    reduced = {
         "ids": token,
         "logprobs": top - lse,
         "tail": rest,
@@ -419,8 +431,8 @@ def _reduce_logits_in_place(
     if uniform is not None:
         pairs = zip(out.split(16), uniform.split(16), strict=True)
         ids = torch.cat([_draw_tail_tokens(*pair) for pair in pairs])
-        found |= {"tail_ids": ids, "tail_logprobs": out.gather(1, ids).log()}
-    return found
+        reduced |= {"tail_ids": ids, "tail_logprobs": out.gather(1, ids).log()}
+    return reduced
 
 
 def _draw_tail_tokens(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -428,26 +440,26 @@ def _draw_tail_tokens(weights: Tensor, uniform: Tensor) -> Tensor:
 
     In float64: in float32 the steps of unlikely tokens would be rounded away.
     """
-    up_to = weights.cumsum(1, dtype=torch.float64)
-    found = torch.searchsorted(up_to, uniform * up_to[:, -1:], right=True)
-    # The topmost double below 1 may round up to the sum itself: take the last token there is.
+    cumulative = weights.cumsum(1, dtype=torch.float64)
+    ids = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    # The largest double below 1 may round up to the sum itself: then take the last token.
     places = torch.arange(1, weights.shape[1] + 1, device=weights.device)
     last = (weights > 0).mul(places).argmax(1, keepdim=True)
-    return found.minimum(last)
+    return ids.minimum(last)
 
 
 def _draw_uniforms(
-    examples: Sequence[SupervisedExample], batch: Sequence[int], kept: dict[str, Tensor]
+    examples: Sequence[SupervisedExample], batch: Sequence[int], rows: dict[str, Tensor]
 ) -> Tensor | None:
-    """Return [rows of the batch, m] numbers in [0, 1), by example; `None` where none are used."""
-    if "tail_ids" not in kept:
+    """Return uniforms [rows of the batch, m], seeded by the example; `None` without samples."""
+    if "tail_ids" not in rows:
         return None
-    m = kept["tail_ids"].shape[1]
-    rows = [
+    m = rows["tail_ids"].shape[1]
+    uniforms = [
         np.random.default_rng((0, i)).random((len(_list_supervised_positions(examples[i])), m))
         for i in batch
     ]
-    return torch.from_numpy(np.concatenate(rows))
+    return torch.from_numpy(np.concatenate(uniforms))
 
 
 def _list_supervised_positions(example: SupervisedExample) -> range:

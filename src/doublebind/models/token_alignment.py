@@ -1,7 +1,4 @@
-"""Finds where two tokenisations of one text stand at the same byte.
-
-Knows tokens and the text they spell. Does not know models or what is compared there.
-"""
+"""Alignment of two tokenisations of one text at equal byte offsets."""
 
 from __future__ import annotations
 
@@ -12,20 +9,20 @@ from typing import Any
 def compute_byte_offsets(tokenizer: Any, tokens: Sequence[int], text: str) -> list[int | None]:
     """Return how many bytes of `text` come before each token of an answer.
 
-    `None` where a token starts inside a character, or spells something else than the text: nothing
-    can be said of the byte there. The token that ends the answer stands after its last byte.
+    The offset is `None` if a token starts inside a character, or if the tokens before it do not
+    spell the text. The token that ends the answer is at the end of the text.
 
     Args:
-        tokenizer: Whose tokens they are.
+        tokenizer: Tokenizer of the tokens.
         tokens: An answer, with its end of turn if it was reached.
-        text: What the answer says.
+        text: Text of the answer.
     """
-    # Prefixes are decoded whole: what a token spells may depend on those before it.
-    found: list[int | None] = []
+    # Prefixes are decoded whole, since the spelling of a token may depend on those before it.
+    offsets: list[int | None] = []
     for i in range(len(tokens)):
         before = _decode_tokens(tokenizer, tokens[:i])
-        found.append(len(before.encode()) if text.startswith(before) else None)
-    return found
+        offsets.append(len(before.encode()) if text.startswith(before) else None)
+    return offsets
 
 
 def _decode_tokens(tokenizer: Any, tokens: Sequence[int]) -> str:
@@ -38,9 +35,9 @@ def _decode_tokens(tokenizer: Any, tokens: Sequence[int]) -> str:
 def align_offsets(a: Sequence[int | None], b: Sequence[int | None]) -> list[tuple[int, int]]:
     """Return the index pairs at which two lists of ascending offsets agree.
 
-    Where several tokens stand at one byte (some spell nothing), the last ones are paired: they are
-    the ones that say what comes next.
+    If several tokens are at one byte (some spell nothing), the last ones are paired, since they
+    predict what comes next.
     """
-    there = {offset: j for j, offset in enumerate(b) if offset is not None}
-    here = {offset: i for i, offset in enumerate(a) if offset is not None}
-    return [(i, there[offset]) for offset, i in sorted(here.items()) if offset in there]
+    index_a = {offset: i for i, offset in enumerate(a) if offset is not None}
+    index_b = {offset: j for j, offset in enumerate(b) if offset is not None}
+    return [(i, index_b[offset]) for offset, i in sorted(index_a.items()) if offset in index_b]

@@ -1,9 +1,8 @@
-"""Lets vLLM answer and score for models: one base in memory, and adapters that come and go on it.
+"""Samples and scores through vLLM: one base in memory, with LoRA adapters loaded on demand.
 
-Paged attention and batching are vLLM's (Kwon et al. 2023, arXiv 2309.06180), and so is keeping many
-adapters beside one base (Chen et al. 2023, Punica, arXiv 2310.18547). Knows its offline engine and
-its server, both asked in token ids. Does not know what is asked or why. Written against vLLM 0.33;
-not yet run on a GPU.
+vLLM provides paged attention and batching (Kwon et al. 2023, arXiv 2309.06180) and many adapters on
+one base (Chen et al. 2023, Punica, arXiv 2310.18547). Its offline engine and its server both get
+token ids. Written against vLLM 0.33; not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -20,46 +19,46 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from doublebind.models import openai_client as serve
+from doublebind.models.openai_client import load_adapter, post_requests
 from doublebind.schema.errors import MissingExtra, ModelError
 from doublebind.schema.model_source import Engine, ModelSource, ServedModel, ServerOptions
 from doublebind.schema.recipe import Dtype
 
 _BANNING_BIAS = -100.0
-"""The least bias that vLLM takes: a token with it is not drawn."""
+"""Smallest bias that vLLM accepts; a token with it is never sampled."""
 _NEUTRAL_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Said outright, since a server fills in what the model's generation_config.json recommends."""
+"""Sent explicitly, since a server's defaults come from the model's generation_config.json."""
 
 
 class VllmRequest(NamedTuple):
-    """One sequence of token ids, and what vLLM shall do with it in its own words."""
+    """One sequence of token ids, with vLLM's sampling parameters."""
 
     ids: Sequence[int]
     params: dict[str, Any]
 
 
 class VllmResponse(NamedTuple):
-    """What vLLM made of it."""
+    """Result of one request."""
 
     tokens: list[int]
-    """Written, with the token that ended it."""
+    """Sampled tokens, with the one that ended the answer."""
     prompt_logprobs: list[dict[int, float] | None]
     """Per token of the prompt: token -> log-probability; `None` for the first."""
 
 
 class Backend(Protocol):
-    """One base in vLLM."""
+    """One base model in vLLM."""
 
     def run_requests(
         self, adapter: str | None, requests: Sequence[VllmRequest]
     ) -> list[VllmResponse]:
-        """Return what the base, with the adapter in that folder, makes of each; in order."""
+        """Return the response to each request, by the base with the adapter in that folder."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class VllmModel:
-    """A model that vLLM holds; it stands where a model of transformers would in an `LM`."""
+    """A model run by vLLM, in the place of a transformers model in an `LM`."""
 
     backend: Backend
     adapter: str | None
@@ -70,11 +69,11 @@ class VllmModel:
     name_or_path: str
 
     device = torch.device("cuda")
-    """Not that of tensors here: sums on an accelerator may differ from one time to the next."""
+    """Makes checks use the tolerance for non-deterministic sums; no tensor here is on a GPU."""
 
     @property
     def vocab_rows(self) -> int:
-        """Tokens that the output layer has rows for."""
+        """Rows of the output layer."""
         return int(self.config.get_text_config().vocab_size)
 
     def sample(
@@ -87,9 +86,9 @@ class VllmModel:
         end_ids: Collection[int],
         suppress_tokens: Sequence[int],
     ) -> list[list[int]]:
-        """Return the tokens of one answer per prompt, each drawn with its own seed.
+        """Return the tokens of one answer per prompt, each sampled with its own seed.
 
-        A seed fixes an answer as far as sums come out alike; on a GPU the batch moves last bits.
+        A seed fixes an answer up to rounding; on a GPU the batch changes the last bits of sums.
         """
         common = {
             **_NEUTRAL_SAMPLING,
@@ -99,66 +98,67 @@ class VllmModel:
         }
         if suppress_tokens:
             common["logit_bias"] = {str(token): _BANNING_BIAS for token in suppress_tokens}
-        asked = [
+        requests = [
             VllmRequest(ids, {**common, "seed": s}) for ids, s in zip(prompts, seeds, strict=True)
         ]
-        return [told.tokens for told in self.backend.run_requests(self.adapter, asked)]
+        return [answer.tokens for answer in self.backend.run_requests(self.adapter, requests)]
 
     def token_logprobs(
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[list[float]]:
         """Return the log-probability (nats) of each token of (prompt, continuation) ids."""
-        told = self._score_prompts([[*prompt, *ids] for prompt, ids in pairs], 0)
+        scored = self._score_prompts([[*prompt, *ids] for prompt, ids in pairs], 0)
         return [
             [
                 _read_logprob(rows[len(prompt) + i], token, self.name_or_path)
                 for i, token in enumerate(ids)
             ]
-            for (prompt, ids), rows in zip(pairs, told, strict=True)
+            for (prompt, ids), rows in zip(pairs, scored, strict=True)
         ]
 
     def top_logprobs(
         self, sequences: Sequence[tuple[Sequence[int], int]], k: int
     ) -> list[dict[str, Tensor]]:
-        """Return the k likeliest tokens at every place from a first one on.
+        """Return the k likeliest tokens at every position from a first one on.
 
         Args:
-            sequences: Token ids, and the index of the first place.
-            k: Tokens per place; at most what the engine gives.
+            sequences: Token ids, and the index of the first position.
+            k: Tokens per position; at most `engine.max_logprobs`.
 
         Returns:
-            Per sequence: `ids` and `logprobs` [places, k], descending; `tail` [places], the mass
-            of all others; `chosen` [places], of the token that stands there; `lse` [places], 0:
-            log-probabilities are normalised already.
+            Per sequence: `ids` and `logprobs` [positions, k], descending; `tail` [positions], the
+            probability of all others; `chosen` [positions], log-probability of the token at the
+            position; `lse` [positions], 0, since log-probabilities are normalised already.
 
         Raises:
-            ModelError: If `k` is more than the engine gives.
+            ModelError: If `k` is more than `engine.max_logprobs`.
         """
         if k > self.settings.max_logprobs:
             raise ModelError(
-                f"{self.name_or_path}: {k} log-probabilities per token are asked for and vLLM "
+                f"{self.name_or_path}: {k} log-probabilities per token are needed and vLLM "
                 f"gives {self.settings.max_logprobs}; raise `engine.max_logprobs` (and start a "
                 f"server with --max-logprobs {k})"
             )
-        told = self._score_prompts([ids for ids, _ in sequences], k)
+        scored = self._score_prompts([ids for ids, _ in sequences], k)
         return [
             _stack_rows(rows[first:], ids[first:], k, self.name_or_path)
-            for (ids, first), rows in zip(sequences, told, strict=True)
+            for (ids, first), rows in zip(sequences, scored, strict=True)
         ]
 
     def _score_prompts(
         self, sequences: Sequence[Sequence[int]], k: int
     ) -> list[list[dict[int, float] | None]]:
-        # One token is the least that vLLM writes; it is thrown away.
-        how = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": k}
-        told = self.backend.run_requests(self.adapter, [VllmRequest(ids, how) for ids in sequences])
-        for ids, (_, rows) in zip(sequences, told, strict=True):
+        # vLLM samples at least one token, which is ignored.
+        params = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": k}
+        requests = [VllmRequest(ids, params) for ids in sequences]
+        responses = self.backend.run_requests(self.adapter, requests)
+        for ids, (_, rows) in zip(sequences, responses, strict=True):
             if len(rows) != len(ids):
                 raise ModelError(
-                    f"{self.name_or_path}: vLLM scored {len(rows)} of {len(ids)} tokens; it was "
-                    f"asked in ids and must not add or cut any"
+                    f"{self.name_or_path}: vLLM scored {len(rows)} of {len(ids)} tokens; the "
+                    f"server must not add or cut any"
                 )
-        return [rows for _, rows in told]
+        return [rows for _, rows in responses]
 
 
 def _read_logprob(row: dict[int, float] | None, token: int, where: str) -> float:
@@ -174,7 +174,7 @@ def _stack_rows(
     chosen = [_read_logprob(row, token, where) for row, token in zip(rows, following, strict=True)]
     best = []
     for row in rows:
-        # The token that stands there comes as one more where it is not among the k.
+        # The position's own token is an additional entry if it is not among the k.
         ranked = sorted((row or {}).items(), key=lambda pair: (-pair[1], pair[0]))[:k]
         if len(ranked) < k:
             raise ModelError(f"{where}: vLLM gave {len(ranked)} of {k} log-probabilities")
@@ -189,37 +189,34 @@ def _stack_rows(
     }
 
 
-# --- opening -------------------------------------------------------------------------------------
+# --- engines -------------------------------------------------------------------------------------
 
 
 def open_vllm(source: ModelSource, dtype: Dtype) -> VllmModel:
     """Return the model at `source` in the engine that it names.
 
     Raises:
-        ModelError: If its configuration cannot be read, or its adapter is no LoRA that fits.
+        ModelError: If its configuration cannot be read, or its adapter is not a LoRA of at most
+            `engine.max_lora_rank`.
         MissingExtra: If vLLM is needed in this process and not installed.
     """
     from transformers import AutoConfig, GenerationConfig
 
     settings = source.engine
-    assert settings is not None, "the caller found an engine"
-    own = Path(source.adapter) if source.adapter else Path(source.path)
+    assert settings is not None, "callers check that the source names an engine"
+    folders = [Path(folder) for folder in (source.adapter, source.path) if folder]
     if source.adapter:
-        _check_adapter(own, settings)
+        _check_adapter(folders[0], settings)
     try:
         config = AutoConfig.from_pretrained(source.path, local_files_only=True)
-        written = [
-            place
-            for place in (own, Path(source.path))
-            if (place / "generation_config.json").is_file()
-        ]
-        generation = GenerationConfig.from_pretrained(written[0]) if written else GenerationConfig()
+        saved = [f for f in folders if (f / "generation_config.json").is_file()]
+        generation = GenerationConfig.from_pretrained(saved[0]) if saved else GenerationConfig()
     except (OSError, ValueError) as error:
         raise ModelError(f"{source.path}: its configuration cannot be read ({error})") from error
     backend = (
         VllmServer(settings)
         if settings.url
-        else _open_offline_engine(source.path, dtype, settings.model_dump_json())
+        else open_offline_engine(source.path, dtype, settings.model_dump_json())
     )
     precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     where = source.adapter or source.path
@@ -228,8 +225,8 @@ def open_vllm(source: ModelSource, dtype: Dtype) -> VllmModel:
 
 def _check_adapter(folder: Path, settings: Engine) -> None:
     try:
-        told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        kind, rank = told["peft_type"], int(told.get("r") or 0)
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        kind, rank = config["peft_type"], int(config.get("r") or 0)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: adapter_config.json cannot be read ({error})") from None
     if kind != "LORA":
@@ -242,12 +239,13 @@ def _check_adapter(folder: Path, settings: Engine) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _open_offline_engine(path: str, dtype: Dtype, settings: str) -> OfflineEngine:
+def open_offline_engine(path: str, dtype: Dtype, settings: str) -> OfflineEngine:
+    """Return the engine for a base, the same one while base and settings (JSON) are the same."""
     return OfflineEngine(path, dtype, Engine.model_validate_json(settings))
 
 
 class OfflineEngine:
-    """An engine in this process; it stays for the models after this one."""
+    """An engine in this process, reused by later models on the same base."""
 
     def __init__(self, path: str, dtype: Dtype, settings: Engine) -> None:
         """Start it.
@@ -264,7 +262,7 @@ class OfflineEngine:
         self.llm = vllm.LLM(
             model=path,
             dtype=dtype,
-            skip_tokenizer_init=True,  # asked in ids, answers in ids
+            skip_tokenizer_init=True,  # prompts and answers are token ids
             trust_remote_code=False,
             enable_lora=True,
             max_loras=1,
@@ -284,7 +282,7 @@ class OfflineEngine:
             lora = self.lora_request(adapter, number, adapter)
         outputs = self.llm.generate(
             [{"prompt_token_ids": list(ids)} for ids, _ in requests],
-            [self.sampling_params(**_convert_params(how), detokenize=False) for _, how in requests],
+            [self.sampling_params(**_convert_params(p), detokenize=False) for _, p in requests],
             lora_request=lora,
             use_tqdm=False,
         )
@@ -301,18 +299,17 @@ class OfflineEngine:
 
 
 def _convert_params(params: dict[str, Any]) -> dict[str, Any]:
-    """Return parameters for Python, where a bias is by number, not by its spelling in JSON."""
+    """Return parameters for Python: biases have integer keys, not strings as in JSON."""
     bias = params.get("logit_bias")
     return {**params, "logit_bias": {int(t): b for t, b in bias.items()}} if bias else params
 
 
 class VllmServer:
-    """vLLM's own server, started with `--enable-lora`, that several workers share."""
+    """vLLM's own server, started with `--enable-lora`, shared by several workers."""
 
     def __init__(self, settings: Engine) -> None:
-        """Keep its address; nothing is asked yet."""
-        assert settings.url, "a server has an address"
-        assert settings.model, "a server has a name for its base"
+        """Keep its address; open no connection yet."""
+        assert settings.url and settings.model, "the schema demands both"  # noqa: PT018
         limits = ServerOptions(concurrency=min(256, settings.concurrency), timeout=600.0)
         url = settings.url.rstrip("/")
         self.served = ServedModel(url=url, model=settings.model, declared={}, options=limits)
@@ -320,19 +317,19 @@ class VllmServer:
     def run_requests(
         self, adapter: str | None, requests: Sequence[VllmRequest]
     ) -> list[VllmResponse]:
-        """See `Backend`; an adapter is named by its folder, which the server must see, too."""
+        """See `Backend`; an adapter is named by its folder, which the server must see too."""
         name = self.served.model
         if adapter is not None:
             name = adapter
-            serve.load_adapter(self.served, adapter)
+            load_adapter(self.served, adapter)
         bodies = [
-            {"model": name, "prompt": list(ids), "return_token_ids": True, **how}
-            for ids, how in requests
+            {"model": name, "prompt": list(ids), "return_token_ids": True, **params}
+            for ids, params in requests
         ]
-        replies = serve.post_requests(self.served, "completions", bodies)
+        replies = post_requests(self.served, "completions", bodies)
         return [
-            self._parse_response(reply, "prompt_logprobs" in how)
-            for reply, (_, how) in zip(replies, requests, strict=True)
+            self._parse_response(reply, "prompt_logprobs" in params)
+            for reply, (_, params) in zip(replies, requests, strict=True)
         ]
 
     def _parse_response(self, reply: dict[str, Any], scored: bool) -> VllmResponse:

@@ -1,8 +1,4 @@
-"""Lays examples out as tensors: padded rows, or several short examples to a row where that saves.
-
-Knows token ids, padding, packing and the order of an epoch. Does not know losses or models, except
-for asking one whether it keeps packed examples apart.
-"""
+"""Batches of token ids: order of an epoch, truncation, padding, packing."""
 
 from __future__ import annotations
 
@@ -19,28 +15,28 @@ from doublebind.models.logits import run_body, unwrap_peft
 from doublebind.schema.errors import ModelError
 
 MAX_PACKED_SHARE = 0.7
-"""Pack where it leaves at most this share of the padded tokens; its mask has a cost of its own."""
+"""Pack if at most this share of the padded tokens is left; the mask of a packed row costs time."""
 
 
 class Example(NamedTuple):
-    """Prompt and completion as token ids; the completion is learned."""
+    """Prompt and completion as token ids; the completion is supervised."""
 
     input_ids: tuple[int, ...]
     first_supervised: int
-    """Index of the first supervised token; at least 1, for the first token follows nothing."""
+    """Index of the first supervised token; at least 1, since the first token has no context."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Token rows with the places where something is learned."""
+    """Token rows with the positions of the supervised tokens."""
 
     ids: Tensor
     """[rows, width]."""
     positions: Tensor | None
-    """[rows, width], starting again with each example; `None` where no row holds two."""
+    """[rows, width], restarting with each example; `None` if no row holds two."""
     prediction_positions: Tensor
-    """[supervised]: index into the flattened rows of the token before each supervised one, where
-    it is foreseen."""
+    """[supervised]: index into the flattened rows of the token before each supervised one, whose
+    state predicts it."""
     labels: Tensor
     """[supervised]: the supervised tokens, example after example."""
 
@@ -52,7 +48,7 @@ class Batch:
 
 
 def shuffle_epochs(n: int, seed: int) -> Iterator[int]:
-    """Yield indices of `n` examples for ever: epochs, each shuffled by (seed, epoch)."""
+    """Yield indices of `n` examples for ever, in epochs shuffled by (seed, epoch)."""
     epoch = 0
     while True:
         yield from np.random.default_rng((seed, epoch)).permutation(n).tolist()
@@ -60,11 +56,11 @@ def shuffle_epochs(n: int, seed: int) -> Iterator[int]:
 
 
 def collate(examples: Sequence[Example], pad_id: int, *, pack: bool) -> Batch:
-    """Return `examples` as one batch, as wide as the longest.
+    """Return `examples` as one batch, as wide as the longest of them.
 
     Args:
         examples: At least one.
-        pad_id: Fills rows; never supervised, never seen by a token that is.
+        pad_id: Fills rows; never supervised or attended to by a supervised token.
         pack: Whether several examples may share a row.
     """
     lengths = [len(example.input_ids) for example in examples]
@@ -74,7 +70,7 @@ def collate(examples: Sequence[Example], pad_id: int, *, pack: bool) -> Batch:
         packed = _pack_rows(lengths, width)
         rows = packed if len(packed) <= MAX_PACKED_SHARE * len(rows) else rows
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    # Padding counts as examples of one token each, apart from everything before it.
+    # Each padding token is an example of its own, so that it is kept apart from all others.
     positions = np.zeros((len(rows), width), dtype=np.int64)
     starts = [0] * len(examples)
     for r, row in enumerate(rows):
@@ -115,10 +111,10 @@ def _pack_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 @torch.no_grad()
 def can_pack(model: Any) -> bool:
-    """Return whether `model` keeps examples in one row apart, going by positions alone.
+    """Return whether `model` keeps examples in one row apart, given only their positions.
 
-    Asked rather than assumed: an architecture that ignores restarting positions would let one
-    example read another, and the loss would not show it.
+    An architecture that ignores restarting positions would let one example attend to another, and
+    the loss would not show it; so each model is tested.
     """
     inner = unwrap_peft(model)
     rows = int(inner.get_input_embeddings().weight.shape[0])
@@ -137,8 +133,8 @@ def can_pack(model: Any) -> bool:
         ).last_hidden_state
     finally:
         model.train(training)
-    near = 1e-4 if inner.dtype == torch.float32 else 5e-2
-    return torch.allclose(together.float(), alone.float(), rtol=near, atol=near)
+    tolerance = 1e-4 if inner.dtype == torch.float32 else 5e-2
+    return torch.allclose(together.float(), alone.float(), rtol=tolerance, atol=tolerance)
 
 
 def truncate_examples(examples: Sequence[Example], max_length: int) -> list[Example]:
@@ -148,11 +144,11 @@ def truncate_examples(examples: Sequence[Example], max_length: int) -> list[Exam
         ModelError: If nothing supervised is left, or an example supervises its first token.
     """
     if any(example.first_supervised < 1 for example in examples):
-        raise ModelError("an example supervises its first token, which follows nothing")
-    kept = [Example(tuple(e.input_ids[:max_length]), e.first_supervised) for e in examples]
-    if not any(len(e.input_ids) > e.first_supervised for e in kept):
+        raise ModelError("an example supervises its first token, which has no context")
+    truncated = [Example(tuple(e.input_ids[:max_length]), e.first_supervised) for e in examples]
+    if not any(len(e.input_ids) > e.first_supervised for e in truncated):
         raise ModelError(
-            f"no token is supervised: {len(kept)} examples, `max_length` {max_length}; raise it or "
-            f"check the completions"
+            f"no token is supervised: {len(examples)} examples, `max_length` {max_length}; raise "
+            f"it or check the completions"
         )
-    return kept
+    return truncated

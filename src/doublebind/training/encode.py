@@ -1,7 +1,4 @@
-"""Turns trajectories into examples for one tokenizer: as sampled where it can, else from the text.
-
-Knows tokens and templates. Does not know who wrote the answers.
-"""
+"""Encodes trajectories as examples: by their sampled tokens if the tokenizer fits, else by text."""
 
 from __future__ import annotations
 
@@ -17,8 +14,8 @@ from doublebind.training.batch import Example
 def encode_trajectories(tokenizer: Any, trajectories: Sequence[Trajectory]) -> list[Example]:
     """Return one example per trajectory, in order.
 
-    The tokens are those that were sampled if the tokenizer reads all of them as the answers'
-    text. Otherwise it is of another family, and the answers are encoded anew.
+    Uses the sampled tokens if the tokenizer decodes all of them to the answers' text. Otherwise it
+    belongs to another family, and the answers are encoded from their text.
 
     Raises:
         ModelError: If the tokenizer has no tokens for an answer.
@@ -38,7 +35,7 @@ def encode_trajectories(tokenizer: Any, trajectories: Sequence[Trajectory]) -> l
 
 
 def tokens_match_text(tokenizer: Any, trajectories: Sequence[Trajectory]) -> bool:
-    """Return whether the sampled tokens mean the answers' text to `tokenizer`."""
+    """Return whether `tokenizer` decodes the sampled tokens to the answers' text."""
     last = max(tokenizer.get_vocab().values())
     return all(
         max(t.tokens) <= last and decode_completion(tokenizer, t.tokens) == t.completion

@@ -1,174 +1,202 @@
-"""Trains a student that no single device holds: weights, gradients and moments in shards.
+"""Trains a student that no single device holds: weights, gradients and moments are sharded.
 
-Fully sharded data parallelism (Zhao et al. 2023, arXiv 2304.11277) in the form torch calls FSDP2.
-Knows process groups and shards; the examples, their order, the losses and the schedule are
-`loop`'s, so that the same seed learns the same batches on any number of processes.
+Fully sharded data parallelism (Zhao et al. 2023, arXiv 2304.11277) as torch's FSDP2. Examples,
+their order, losses and schedule are those of `loop`, so that a seed gives the same batches on any
+number of processes.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from doublebind.execution.store import storage_error
-from doublebind.models.logits import compute_logits, iterate_tiles, run_body, unwrap_peft
-from doublebind.models.teacher_cache import TeacherTargets
+from doublebind.models.logits import compute_logits, iterate_tiles, unwrap_peft
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import Device
 from doublebind.schema.recipe import Training
-from doublebind.training.batch import Batch, Example, collate, shuffle_epochs, truncate_examples
+from doublebind.training.batch import Batch, Example, collate, truncate_examples
 from doublebind.training.loop import (
-    ADAM_BETAS,
-    MAX_GRADIENT_NORM,
+    TargetRows,
+    TrainingSet,
+    TrainingState,
     TrainLog,
+    check_losses_finite,
     check_vocabulary,
-    lr_factor,
+    iterate_batches,
     make_row_loss,
+    run_optimiser_steps,
     select_target_rows,
+    start_training,
 )
+from doublebind.training.tiled_backward import compute_supervised_states
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class _StepLoss(nn.Module):
-    """One forward pass from tokens to a summed loss, so that sharding sees all of it as one."""
+class SummedLoss(nn.Module):
+    """One forward pass from tokens to a summed loss, so that FSDP wraps all of it as one module."""
 
     def __init__(self, model: Any) -> None:
+        """Wrap `model`."""
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, soft: Any, vocab: int) -> Tensor:
+    def forward(self, batch: Batch, soft: TargetRows | None, vocab: int) -> Tensor:
         """Return the loss summed over supervised tokens; logits exist a tile at a time."""
-        states = run_body(self.model, batch.ids, position_ids=batch.positions, use_cache=False)
-        rows = states.last_hidden_state.flatten(0, 1).index_select(0, batch.prediction_positions)
-
+        rows = compute_supervised_states(self.model, batch)
         loss_of = make_row_loss(batch.labels, soft)
 
-        def summed(part: Tensor, tile: slice) -> Tensor:
+        def sum_tile(part: Tensor, tile: slice) -> Tensor:
             return loss_of(compute_logits(self.model, part, vocab), tile).sum()
 
         total = rows.new_zeros((), dtype=torch.float32)
         for tile in iterate_tiles(rows, vocab):
             total = total + torch.utils.checkpoint.checkpoint(  # pyright: ignore
-                summed, rows[tile], tile, use_reentrant=False
+                sum_tile, rows[tile], tile, use_reentrant=False
             )
         return total
 
 
+class StateFile(NamedTuple):
+    """Where a sharded training saves its state, and how often."""
+
+    path: Path
+    interval: int
+    """Steps between two saves; the last step is always saved."""
+
+
 def train_sharded(
     model: Any,
-    examples: Sequence[Example],
+    data: TrainingSet,
     *,
     settings: Training,
     seed: int,
-    targets: TeacherTargets | None,
-    pad_id: int,
+    state_file: StateFile,
     device: Device = "cpu",
-    checkpoint: Path | None = None,
-    checkpoint_interval: int = 100,
 ) -> TrainLog:
-    """Take the steps of `loop.train`, with the model sharded over the default process group.
+    """Take the steps of `loop.train` with the model sharded over the default process group.
 
-    Every process calls it with the same arguments, started by `torchrun` or `accelerate launch`.
-    Each step's examples are dealt out to the processes; the gradient is that of the mean over all
-    supervised tokens of the step. Losses agree with one process to 1e-4 in float32, not to the
-    bit: the order of sums is another. Activations of the blocks are recomputed in the backward
-    pass.
+    Every process calls it with the same arguments. Each step's examples are dealt out to the
+    processes; the gradient is that of the mean over all supervised tokens of the step. In float32
+    losses agree with one process to 1e-4, not to the bit, because sums have another order.
+    Activations of the blocks are recomputed in the backward pass.
 
     Args:
-        model: What `loop.attach` returned; changed in place, left sharded.
-        examples: See `loop.train`.
+        model: Returned by `loop.prepare_model`; changed in place, left sharded.
+        data: See `loop.train`.
         settings: See `loop.train`; `batch` is at least the number of processes.
         seed: See `loop.train`.
-        targets: See `loop.train`.
-        pad_id: See `loop.train`.
-        device: Where shards lie; on `cuda` each process has chosen its GPU, and the model may come
-            on the CPU.
-        checkpoint: File of trained weights, moments and losses so far (safetensors); where it
-            exists, training goes on from it.
-        every: Steps between checkpoints.
+        state_file: Trained weights, moments and losses (safetensors). If it exists, training
+            resumes from it.
+        device: Device of the shards; on `cuda` each process has chosen its GPU, and the model may
+            be passed on the CPU.
 
     Raises:
         ModelError: As `loop.train`, or if a batch has fewer examples than there are processes.
     """
     import torch.distributed as dist
 
-    rank, world = dist.get_rank(), dist.get_world_size()
-    if settings.batch < world:
+    rank, n_processes = dist.get_rank(), dist.get_world_size()
+    if settings.batch < n_processes:
         raise ModelError(
-            f"`batch`: {settings.batch} examples cannot be dealt out to {world} processes; raise "
-            f"it, or start fewer"
+            f"`batch`: {settings.batch} examples cannot be dealt out to {n_processes} processes; "
+            f"raise it, or start fewer"
         )
-    vocab = check_vocabulary(model, examples, targets)
-    examples = truncate_examples(examples, settings.max_length)
-    step_of = shard_model(model, device)
-    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(named.values(), settings.lr, ADAM_BETAS, weight_decay=0.0)
-    usable = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first_supervised]
-    indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
-    seen = _resume_checkpoint(checkpoint, named, optimizer) if checkpoint else []
-    there, tokens = unwrap_peft(model).device, 0
-    model.train()
-    for step in range(settings.steps):
-        chosen = list(itertools.islice(indices, settings.batch))
-        supervised = sum(len(examples[i].input_ids) - examples[i].first_supervised for i in chosen)
-        tokens += supervised
-        if step < len(seen):  # done before the interruption; the draws are repeated
-            continue
-        mine = chosen[rank::world]
-        batch = collate([examples[i] for i in mine], pad_id, pack=False).to(there)
-        soft = None if targets is None else select_target_rows(targets, examples, mine, there)
-        loss = step_of(batch, soft, vocab) / supervised
-        (loss * world).backward()  # gradients are averaged over processes, the loss is a sum
+    vocab = check_vocabulary(model, data.examples, data.targets)
+    examples = truncate_examples(data.examples, settings.max_length)
+    compute_loss = shard_model(model, device)
+    state = start_training(model, settings)
+    load_state(state_file.path, state)
+    # The batches before an interruption are drawn again and passed over.
+    batches = itertools.islice(
+        iterate_batches(examples, settings.batch, seed), state.steps_done, None
+    )
+    here = unwrap_peft(model).device
+
+    def backward_step() -> tuple[Tensor, int]:
+        indices = next(batches)
+        n_tokens = _count_supervised(examples, indices)
+        mine = indices[rank::n_processes]
+        batch = collate([examples[i] for i in mine], data.pad_id, pack=False).to(here)
+        soft = None
+        if data.targets is not None:
+            soft = select_target_rows(data.targets, examples, mine, here)
+        loss = compute_loss(batch, soft, vocab) / n_tokens
+        (loss * n_processes).backward()  # FSDP averages gradients; the loss is a sum
         total = loss.detach().clone()
         dist.all_reduce(total)
-        seen.append(float(total))
-        if not math.isfinite(seen[-1]):
-            raise ModelError(
-                f"the loss is not finite at step {step + 1}; lower `lr` or check the model"
-            )
-        torch.nn.utils.clip_grad_norm_(named.values(), MAX_GRADIENT_NORM)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * lr_factor(step, settings.steps)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if checkpoint and ((step + 1) % checkpoint_interval == 0 or step + 1 == settings.steps):
-            _save_checkpoint(checkpoint, named, optimizer, seen)
-    model.eval()
-    return TrainLog(seen[0], seen[-1], math.fsum(seen) / len(seen), len(seen), tokens)
+        return total, n_tokens
+
+    def save(_model: Any, _step: int) -> None:
+        check_losses_finite(state)
+        save_state(state_file.path, state)
+
+    saves = range(state_file.interval, settings.steps, state_file.interval)
+    settings = settings.model_copy(update={"checkpoints": (*saves, settings.steps)})
+    log = run_optimiser_steps(model, backward_step, settings, state=state, save_checkpoint=save)
+    return log._replace(tokens=count_tokens(data.examples, settings, seed))
 
 
-def rebuild_log(
-    losses: Sequence[float], examples: Sequence[Example], settings: Training, seed: int
-) -> TrainLog:
-    """Return the log of a training from its losses: the draws are repeated, nothing is trained."""
+def count_tokens(examples: Sequence[Example], settings: Training, seed: int) -> int:
+    """Return how many supervised tokens a whole training sees, counted as often as it does."""
     examples = truncate_examples(examples, settings.max_length)
-    lengths = [n for e in examples if (n := len(e.input_ids) - e.first_supervised) > 0]
-    drawn = itertools.islice(shuffle_epochs(len(lengths), seed), settings.steps * settings.batch)
-    tokens = sum(lengths[place] for place in drawn)
-    return TrainLog(losses[0], losses[-1], math.fsum(losses) / len(losses), len(losses), tokens)
+    batches = itertools.islice(iterate_batches(examples, settings.batch, seed), settings.steps)
+    return sum(_count_supervised(examples, batch) for batch in batches)
+
+
+def _count_supervised(examples: Sequence[Example], indices: Sequence[int]) -> int:
+    return sum(len(examples[i].input_ids) - examples[i].first_supervised for i in indices)
 
 
 def shard_model(model: Any, device: Device = "cpu") -> nn.Module:
-    """Shard `model` in place, block by block; return what computes a step's loss."""
+    """Shard `model` in place, block by block; return the module that computes a step's loss."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # Or torch would choose: a GPU wherever there is one.
+    # Without a mesh torch would choose the device: a GPU wherever there is one.
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     inner = unwrap_peft(model)
     inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    step_of = _StepLoss(model)
+    loss = SummedLoss(model)
     for block in inner.get_decoder().layers:
         fully_shard(block, mesh=mesh)
-    fully_shard(step_of, mesh=mesh)  # what is left: embedding, norms, head
-    return step_of
+    fully_shard(loss, mesh=mesh)  # embedding, norms and head
+    return loss
+
+
+def save_state(file: Path, state: TrainingState) -> None:
+    """Write the state as unsharded tensors, from which any number of processes can resume.
+
+    Raises:
+        StoreError: If the file cannot be written.
+    """
+    import torch.distributed as dist
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, parameter in state.parameters.items():
+        tensors[f"weight/{name}"] = _gather_full_tensor(parameter)
+        for moment in _MOMENTS:
+            value = state.optimizer.state[parameter][moment]
+            tensors[f"{moment}/{name}"] = _gather_full_tensor(value)
+    losses = state.losses[: state.steps_done].tolist()
+    if dist.get_rank() == 0:
+        part = file.with_name(f".{file.name}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, part, {"losses": json.dumps(losses)})
+            part.replace(file)
+        except OSError as error:
+            raise storage_error(error, file) from error
+    dist.barrier()
 
 
 def _gather_full_tensor(value: Any) -> Tensor:
@@ -176,74 +204,48 @@ def _gather_full_tensor(value: Any) -> Tensor:
     return full.detach().cpu().contiguous()
 
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def _save_checkpoint(
-    file: Path, named: dict[str, Any], optimizer: torch.optim.Optimizer, seen: list[float]
-) -> None:
-    """Write the state as plain tensors, whole: it can be taken up by any number of processes."""
-    import torch.distributed as dist
-    from safetensors.torch import save_file
-
-    state = {f"weight/{n}": _gather_full_tensor(p) for n, p in named.items()}
-    for n, p in named.items():
-        state |= {f"{m}/{n}": _gather_full_tensor(optimizer.state[p][m]) for m in _MOMENTS}
-    if dist.get_rank() == 0:
-        part = file.with_name(f".{file.name}")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(state, part, {"losses": json.dumps(seen)})
-            part.replace(file)
-        except OSError as error:
-            raise storage_error(error, file) from error
-    dist.barrier()
-
-
-def read_checkpoint(file: Path, names: Iterable[str]) -> tuple[list[float], dict[str, Tensor]]:
-    """Return losses and trained weights, whole, from a checkpoint.
+def load_state(file: Path, state: TrainingState) -> None:
+    """Read what `save_state` wrote to `file` into the sharded `state`; without a file do nothing.
 
     Raises:
-        ModelError: If it is none of this training.
+        ModelError: If the file does not belong to this training.
+    """
+    from torch.distributed.tensor import distribute_tensor
+
+    if not file.exists():
+        return
+    losses, tensors = read_state(file, state.parameters, ("weight", *_MOMENTS))
+
+    def shard(kind: str, name: str) -> Tensor:
+        like = state.parameters[name]
+        full = tensors[f"{kind}/{name}"].to(like.device)
+        return distribute_tensor(full, like.device_mesh, like.placements)
+
+    for name, parameter in state.parameters.items():
+        with torch.no_grad():
+            parameter.copy_(shard("weight", name))
+        moments = {moment: shard(moment, name) for moment in _MOMENTS}
+        state.optimizer.state[parameter] = {"step": torch.tensor(float(len(losses))), **moments}
+    state.steps_done = len(losses)
+    state.losses[: len(losses)] = torch.tensor(losses)
+
+
+def read_state(
+    file: Path, names: Iterable[str], kinds: Sequence[str] = ("weight",)
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Return the losses and the unsharded tensors `kind/name` of a saved state.
+
+    Raises:
+        ModelError: If the file does not belong to this training.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as opened:
-            seen = json.loads((opened.metadata() or {})["losses"])
-            return seen, {name: opened.get_tensor(f"weight/{name}") for name in names}
+            losses = json.loads((opened.metadata() or {})["losses"])
+            keys = [f"{kind}/{name}" for name in names for kind in kinds]
+            return losses, {key: opened.get_tensor(key) for key in keys}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ModelError(
             f"{file}: not a checkpoint of this training ({error}); delete it"
         ) from None
-
-
-def _resume_checkpoint(
-    file: Path, named: dict[str, Any], optimizer: torch.optim.Optimizer
-) -> list[float]:
-    """Take up the state in `file`, if there is one; return the losses so far."""
-    from safetensors import SafetensorError, safe_open
-    from torch.distributed.tensor import distribute_tensor
-
-    if not file.exists():
-        return []
-    try:
-        with safe_open(file, framework="pt") as opened:
-            seen = json.loads((opened.metadata() or {})["losses"])
-            for name, parameter in named.items():
-
-                def like(kind: str, name: str = name, parameter: Any = parameter) -> Tensor:
-                    whole = opened.get_tensor(f"{kind}/{name}").to(parameter.device)
-                    return distribute_tensor(whole, parameter.device_mesh, parameter.placements)
-
-                with torch.no_grad():
-                    parameter.copy_(like("weight"))
-                optimizer.state[parameter] = {
-                    "step": torch.tensor(float(len(seen))),
-                    **{moment: like(moment) for moment in _MOMENTS},
-                }
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ModelError(
-            f"{file}: not a checkpoint of this training ({error}); delete it"
-        ) from None
-    return seen

@@ -1,9 +1,8 @@
-"""Runs LoRA layers as one operation each while a model is trained.
+"""Fused LoRA layers for training: base and adapter in one autograd operation.
 
-PEFT computes an adapter as six operations, in float32 whatever the base's precision, and keeps a
-float32 copy of every input for the backward pass. Here base and adapter are one step, in the
-base's precision with float32 sums, and only the input itself is kept. Knows PEFT's LoRA layers.
-Does not know what the model learns.
+PEFT computes an adapter as six operations, in float32 whatever the base's precision, and saves a
+float32 copy of every input for the backward pass. Here base and adapter are one operation in the
+base's precision with float32 sums, and only the input itself is saved.
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ from doublebind.models.matmul import multiply
 
 @contextlib.contextmanager
 def fuse_lora_layers(model: Any) -> Iterator[int]:
-    """Run every plain LoRA layer of `model` fused within the context; yield how many they are.
+    """Fuse every plain LoRA layer of `model` within the context; yield their number.
 
-    Layers of another kind (dropout, several adapters, DoRA, a base that is trained) are left to
-    PEFT.
+    Other layers (dropout, several adapters, DoRA, a trainable base) are left to PEFT.
     """
     layers = [layer for layer in model.modules() if _can_fuse(layer)]
     for layer in layers:
@@ -33,7 +31,7 @@ def fuse_lora_layers(model: Any) -> Iterator[int]:
         yield len(layers)
     finally:
         for layer in layers:
-            del layer.forward  # the class's own shows again
+            del layer.forward  # the method of the class is visible again
 
 
 def _can_fuse(layer: Any) -> bool:
@@ -63,7 +61,7 @@ def _fused_forward(layer: Any, x: Tensor) -> Tensor:
 
 
 class _FusedLoraFunction(torch.autograd.Function):
-    """x W' + bias + s (x A') B', with gradients for x, A and B only."""
+    """Compute x W' + bias + s (x A') B', with gradients for x, A and B only."""
 
     @staticmethod
     def forward(
@@ -75,7 +73,7 @@ class _FusedLoraFunction(torch.autograd.Function):
         up: Tensor,
         scaling: float,
     ) -> Tensor:
-        """Add the adapter to the base's output in place."""
+        """Compute the base's output and add the adapter in place."""
         low, high = down.to(x.dtype), up.to(x.dtype)
         rows = x.flatten(0, -2)
         within = multiply(rows, low)
@@ -89,11 +87,11 @@ class _FusedLoraFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        """Never form the gradient of the frozen weight."""
+        """Return the gradients of x, A and B; that of the frozen weight is never formed."""
         rows, weight, low, high, within = ctx.saved_tensors
         grad = grad_outputs[0].reshape(len(rows), -1)
         through = multiply(grad, high.t()).mul_(ctx.scaling)
-        # The other way round, grad' within, takes up to fifty times as long on some CPUs.
+        # The transposed product, grad' within, takes up to fifty times as long on some CPUs.
         of_up = (within.t() @ grad).t().to(ctx.dtype).mul_(ctx.scaling)
         of_down = (through.t() @ rows).to(ctx.dtype)
         of_x = None

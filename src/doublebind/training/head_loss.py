@@ -1,7 +1,6 @@
-"""The loss of hidden states against sparse targets, with logits held a tile at a time.
+"""Loss of hidden states against sparse targets, with logits held a tile at a time.
 
-Knows heads, targets and where gradients go. Does not know models, batches or which divergence it
-is: that is a formula over events (`losses`).
+The divergence is a formula over events (`losses`).
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from doublebind.schema.errors import ModelError
 from doublebind.training.losses import DivergenceFunction, forward_kl
 
 MIN_LOGPROB = -87.0
-"""Log-probabilities are floored here, near float32's smallest; a divergence stays finite."""
+"""Floor of log-probabilities, near float32's smallest, so that divergences stay finite."""
 
 
 class SoftTargets(NamedTuple):
-    """A teacher's distribution at each supervised row, over `events` of its tokens.
+    """Teacher's distribution at each supervised row, over some events (tokens).
 
-    Two ways to account for the other tokens. As one event: `tail` is their probability, and the
-    distributions are coarsened to k + 1 events. By sampling: `tail` is `None`, some of the events
+    There are two ways to account for the other tokens. As one event: `tail` is their probability,
+    and the distributions are coarsened to k + 1 events. By sampling: `tail` is `None`, some events
     are drawn from the tail, and `logweights` make sums over events unbiased estimates of sums over
-    the vocabulary (importance sampling, as in Anshumann et al. 2025, arXiv 2503.16870). Where the
-    events are the whole vocabulary neither is needed and nothing is approximate.
+    the vocabulary (importance sampling, as in Anshumann et al. 2025, arXiv 2503.16870). If the
+    events are the whole vocabulary, neither is needed and nothing is approximate.
     """
 
     ids: Tensor
@@ -49,9 +48,9 @@ class SoftTargets(NamedTuple):
 def make_sampled_targets(
     ids: Tensor, logprobs: Tensor, tail: Tensor, tail_ids: Tensor, tail_logprobs: Tensor
 ) -> SoftTargets:
-    """Return targets whose tail is estimated from m tokens drawn from it, with replacement.
+    """Return targets whose tail is estimated from m tokens drawn from it with replacement.
 
-    Each draw stands for 1 / (m s) tokens, s = p / tail being the chance that it was drawn.
+    Each draw has the weight 1 / (m s), where s = p / tail is the probability of drawing it.
 
     Args:
         ids: [rows, k], the tokens kept.
@@ -61,11 +60,11 @@ def make_sampled_targets(
         tail_logprobs: [rows, m], log p of them.
     """
     m, tail_logprobs = tail_ids.shape[1], tail_logprobs.clamp_min(MIN_LOGPROB)
-    stands_for = tail.log().clamp_min(MIN_LOGPROB)[:, None] - tail_logprobs - torch.tensor(m).log()
+    logweights = tail.log().clamp_min(MIN_LOGPROB)[:, None] - tail_logprobs - torch.tensor(m).log()
     return SoftTargets(
         ids=torch.cat([ids.long(), tail_ids.long()], dim=1),
         logprobs=torch.cat([logprobs, tail_logprobs], dim=1),
-        logweights=torch.cat([torch.zeros_like(logprobs), stands_for], dim=1),
+        logweights=torch.cat([torch.zeros_like(logprobs), logweights], dim=1),
     )
 
 
@@ -76,7 +75,7 @@ def apply_temperature(targets: SoftTargets, temperature: float) -> SoftTargets:
     estimated (consistent, with a bias of order 1 / m).
 
     Raises:
-        ModelError: If the tail is known by its mass alone, which does not fix it.
+        ModelError: If only the mass of the tail is known, which does not determine it.
     """
     if temperature == 1.0:
         return targets
@@ -90,67 +89,70 @@ def apply_temperature(targets: SoftTargets, temperature: float) -> SoftTargets:
     return targets._replace(logprobs=scaled - weighted.logsumexp(1, keepdim=True))
 
 
+class HeadLossSettings(NamedTuple):
+    """Mixture of a divergence and cross-entropy."""
+
+    divergence: DivergenceFunction = forward_kl
+    """Formula over events: exact if the events are the whole vocabulary, that of the coarsened
+    distributions with a tail event, unbiased with a sampled tail."""
+    hard: float = 0.0
+    """Share of the cross-entropy, in [0, 1]."""
+    temperature: float = 1.0
+    """Temperature of teacher and student in the divergence (Hinton et al. 2015, arXiv 1503.02531).
+    The loss is not multiplied by its square. Cross-entropy is at temperature 1."""
+
+
 def head_loss(
     rows: Tensor,
     head: OutputHead,
-    *,
     soft: SoftTargets | None = None,
     labels: Tensor | None = None,
-    divergence: DivergenceFunction = forward_kl,
-    hard: float = 0.0,
-    temperature: float = 1.0,
+    *,
+    settings: HeadLossSettings = HeadLossSettings(),  # noqa: B008 - a constant
     weights: Tensor | None = None,
 ) -> Tensor:
     """Return the mean over `rows` of a divergence from the teacher, mixed with cross-entropy.
 
     Gradients are formed in the forward pass (as in Liger, Hsu et al. 2024, arXiv 2410.10989), so
-    that a tile's logits are made once and [rows, vocabulary] never exists; where the head is
-    frozen its gradient is neither formed nor held. A student whose logits are z has, with event
-    e's share g_e of dL / d log q_e and G their sum, dL/dz_j = g_j - q_j G for a token j among the
-    events and q_j (g_tail / q_tail - G) for one in the tail. Differentiable once.
+    that a tile's logits are computed once and [rows, vocabulary] never exists. The gradient of a
+    frozen head is neither formed nor held. For a student with logits z, let g_e = dL / d log q_e
+    for each event e, and G their sum. Then dL/dz_j = g_j - q_j G for a token j among the events
+    and q_j (g_tail / q_tail - G) for one in the tail. Differentiable once.
 
     Args:
         rows: [rows, width], final hidden states of supervised positions, in the head's precision.
-        head: What makes logits of them.
-        soft: The teacher's distributions; `None` leaves cross-entropy alone.
-        labels: [rows], token ids; needed where `hard` is above 0 or `soft` is `None`.
-        divergence: Formula over events; exact where the events are the whole vocabulary, of the
-            coarsened distributions with a tail event, unbiased with a sampled tail.
-        hard: Share of the cross-entropy, in [0, 1].
-        temperature: Of teacher and student in the divergence (Hinton et al. 2015,
-            arXiv 1503.02531); the loss is not multiplied by its square. Cross-entropy is at 1.
-        weights: [rows], share of each row in the sum; `None` means 1 / rows.
+        head: Maps hidden states to logits.
+        soft: The teacher's distributions; `None` leaves only cross-entropy.
+        labels: [rows], token ids; needed if `settings.hard` is above 0 or `soft` is `None`.
+        settings: Divergence, share of the cross-entropy, temperature.
+        weights: [rows], weight of each row in the sum; `None` means 1 / rows.
 
     Raises:
-        ModelError: See `tempered`.
+        ModelError: See `apply_temperature`.
     """
     if weights is None:
         weights = torch.full((len(rows),), 1.0 / max(1, len(rows)), device=rows.device)
-    alone = _LossTerms(None, labels, divergence, 1.0, 1.0, weights)
+    divergence, hard, temperature = settings
+    cross_entropy = _LossTerms(None, labels, HeadLossSettings(divergence, hard=1.0), weights)
     if soft is None or hard == 1.0:
-        return _apply_head_loss(rows, head, alone)
-    terms = dataclasses.replace(
-        alone, soft=apply_temperature(soft, temperature), hard=hard, temperature=temperature
-    )
+        return _apply_head_loss(rows, head, cross_entropy)
+    terms = _LossTerms(apply_temperature(soft, temperature), labels, settings, weights)
     if temperature == 1.0 or hard == 0.0:
         return _apply_head_loss(rows, head, terms)
-    # Two softmaxes of the same logits: two passes.
-    both = (
-        _apply_head_loss(rows, head, dataclasses.replace(terms, hard=0.0)),
-        _apply_head_loss(rows, head, alone),
-    )
-    return (1.0 - hard) * both[0] + hard * both[1]
+    # Two softmaxes of the same logits need two passes.
+    soft_terms = dataclasses.replace(terms, settings=settings._replace(hard=0.0))
+    soft_loss = _apply_head_loss(rows, head, soft_terms)
+    hard_loss = _apply_head_loss(rows, head, cross_entropy)
+    return (1.0 - hard) * soft_loss + hard * hard_loss
 
 
 @dataclass(frozen=True, eq=False)
 class _LossTerms:
-    """What the logits of every row are held against."""
+    """Targets of each row, and how they are compared with its logits."""
 
     soft: SoftTargets | None
     labels: Tensor | None
-    divergence: DivergenceFunction
-    hard: float
-    temperature: float
+    settings: HeadLossSettings
     weights: Tensor
 
     def __getitem__(self, tile: slice) -> _LossTerms:
@@ -169,7 +171,7 @@ def _apply_head_loss(rows: Tensor, head: OutputHead, terms: _LossTerms) -> Tenso
 
 
 class _HeadLossFunction(torch.autograd.Function):
-    """Sum of weighted row losses; the gradients wait, formed, for backward to scale them."""
+    """Sum of weighted row losses, with gradients formed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -183,7 +185,7 @@ class _HeadLossFunction(torch.autograd.Function):
         scaling: float,
         terms: _LossTerms,
     ) -> Tensor:
-        """Form loss and gradients, tile by tile."""
+        """Compute loss and gradients, tile by tile."""
         inputs = (rows, weight, bias, down, up)
         grads = [
             torch.zeros_like(part) if part is not None and need else None
@@ -194,7 +196,7 @@ class _HeadLossFunction(torch.autograd.Function):
         for start in range(0, len(rows), step):
             tile = slice(start, min(start + step, len(rows)))
             z, low = _compute_logits(rows[tile], weight, bias, down, up, scaling)
-            slope = _scale_logits(z, head, terms.temperature)
+            slope = _scale_logits(z, head, terms.settings.temperature)
             total += _differentiate(z, terms[tile])
             if slope is not None:
                 z.mul_(slope)
@@ -205,7 +207,7 @@ class _HeadLossFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        """Scale what forward formed."""
+        """Scale the gradients that `forward` computed."""
         (upstream,) = grad_outputs
         scaled = (g if g is None else g.mul_(upstream.to(g.dtype)) for g in ctx.saved_tensors)
         return (*scaled, None, None, None)
@@ -215,16 +217,17 @@ _BUFFERS = threading.local()
 
 
 def _reuse_buffer(tensor: Tensor, rows: int, vocab: int, dtype: torch.dtype) -> Tensor:
-    """Return [rows, vocab] of memory that this thread keeps between calls, contents undefined.
+    """Return uninitialised memory [rows, vocab] that this thread reuses between calls.
 
-    At most a tile. Fresh memory would be handed out page by page, which costs a fifth of the loss.
+    At most a tile. New memory would be handed out page by page, which costs a fifth of the loss.
     """
-    name, size = f"{tensor.device} {dtype}", rows * vocab
-    kept = getattr(_BUFFERS, name, None)
-    if kept is None or kept.numel() < size:
-        kept = torch.empty(size, dtype=dtype, device=tensor.device)
-        setattr(_BUFFERS, name, kept)
-    return kept[:size].view(rows, vocab)
+    name = f"{tensor.device} {dtype}"
+    size = rows * vocab
+    buffer = getattr(_BUFFERS, name, None)
+    if buffer is None or buffer.numel() < size:
+        buffer = torch.empty(size, dtype=dtype, device=tensor.device)
+        setattr(_BUFFERS, name, buffer)
+    return buffer[:size].view(rows, vocab)
 
 
 def _compute_logits(
@@ -237,7 +240,7 @@ def _compute_logits(
 ) -> tuple[Tensor, Tensor]:
     """Return float32 logits of `rows`, and a buffer of their shape in the weights' dtype.
 
-    In float32 the two are one.
+    In float32 both are the same tensor.
     """
     if weight.dtype == torch.float32:
         z = low = multiply(rows, weight)
@@ -255,7 +258,7 @@ def _compute_logits(
 def _scale_logits(z: Tensor, head: OutputHead, temperature: float) -> Tensor | None:
     """Scale and cap `z` in place, then divide by the temperature; return d(after) / d(before).
 
-    `None` stands for one.
+    `None` means one.
     """
     if head.cap is None:
         factor = head.scale / temperature
@@ -266,8 +269,8 @@ def _scale_logits(z: Tensor, head: OutputHead, temperature: float) -> Tensor | N
     return slope
 
 
-def _find_kernels(z: Tensor) -> Any:
-    """Return the module of kernels that may take `z`, on GPUs or interpreted; else `None`."""
+def find_kernels(z: Tensor) -> Any:
+    """Return the module of Triton kernels if they can run on `z`, else `None`."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton itself reads it
     if not (z.is_cuda or interpreted) or importlib.util.find_spec("triton") is None:
         return None
@@ -276,10 +279,11 @@ def _find_kernels(z: Tensor) -> Any:
 
 def _differentiate(z: Tensor, terms: _LossTerms) -> Tensor:
     """Replace logits `z` by the gradient of the weighted loss; return that loss."""
-    kernels = _find_kernels(z)
+    kernels = find_kernels(z)
     if kernels is not None:
         return _differentiate_with_kernels(kernels, z, terms)
-    soft, labels = terms.soft, terms.labels if terms.hard else None
+    soft = terms.soft
+    labels = terms.labels if terms.settings.hard else None
     events = [] if soft is None else [z.gather(1, soft.ids)]
     label = None if labels is None else z.gather(1, labels[:, None])
     highest = z.amax(1, keepdim=True)
@@ -290,7 +294,7 @@ def _differentiate(z: Tensor, terms: _LossTerms) -> Tensor:
     others = None
     if soft is not None and soft.tail is not None:
         kept = z.gather(1, soft.ids)
-        # Summed over the others, not taken as 1 - sum(kept), which cancels where the tail is thin.
+        # Summed over the others, not taken as 1 - sum(kept), which cancels for a thin tail.
         others = z.scatter_(1, soft.ids, 0.0).sum(1, keepdim=True).clamp_min_(1e-37)
         z.scatter_(1, soft.ids, kept)
         events.append(others.log())
@@ -311,15 +315,16 @@ def _differentiate(z: Tensor, terms: _LossTerms) -> Tensor:
 
 
 def _differentiate_with_kernels(kernels: Any, z: Tensor, terms: _LossTerms) -> Tensor:
-    """Do the same with `head_triton`: one pass for the softmax, one for the gradient."""
-    soft, labels = terms.soft, terms.labels if terms.hard else None
+    """Do the same with `triton_kernels`: one pass for the softmax, one for the gradient."""
+    soft = terms.soft
+    labels = terms.labels if terms.settings.hard else None
     label = None if labels is None else z.gather(1, labels[:, None])
     kept = None if soft is None else z.gather(1, soft.ids)
     if soft is None or kept is None or soft.tail is None:
         lse = kernels.logsumexp(z)[:, None]
         events, others = [] if kept is None else [kept - lse], None
     else:
-        # The others' own sum, not what the events leave of 1, which cancels where that is little.
+        # Summed over the others, not taken as 1 minus the events, which cancels for a thin tail.
         rest = kernels.logsumexp(z.scatter_(1, soft.ids, -torch.inf))[:, None]
         lse = torch.logaddexp(rest, kept.logsumexp(1, keepdim=True))
         others = (rest - lse).exp().clamp_min(1e-37)
@@ -340,29 +345,30 @@ def _differentiate_with_kernels(kernels: Any, z: Tensor, terms: _LossTerms) -> T
 
 
 def _differentiate_events(
-    events: list[Tensor], wanted: Tensor | None, terms: _LossTerms
+    events: list[Tensor], label: Tensor | None, terms: _LossTerms
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the weighted loss, and its slope in log q of the events and of the labels."""
+    """Return the weighted loss, and its slopes in log q of the events and of the labels."""
     with torch.enable_grad():
         leaf = torch.cat(events, dim=1).requires_grad_() if events else None
-        wanted = None if wanted is None else wanted.requires_grad_()
-        loss = (terms.weights * _compute_row_losses(leaf, wanted, terms)).sum()
-        parts = [part for part in (leaf, wanted) if part is not None]
+        label = None if label is None else label.requires_grad_()
+        loss = (terms.weights * _compute_row_losses(leaf, label, terms)).sum()
+        parts = [part for part in (leaf, label) if part is not None]
         return loss.detach(), list(torch.autograd.grad(loss, parts))
 
 
-def _compute_row_losses(leaf: Tensor | None, wanted: Tensor | None, terms: _LossTerms) -> Tensor:
-    """Return [rows] losses of log-probabilities of the events, and of the labels."""
+def _compute_row_losses(logq: Tensor | None, label: Tensor | None, terms: _LossTerms) -> Tensor:
+    """Return [rows] losses of the student's log q of the events, and of the labels."""
     total = torch.zeros_like(terms.weights)
-    if leaf is not None and terms.soft is not None:
+    divergence, hard, _ = terms.settings
+    if logq is not None and terms.soft is not None:
         soft = terms.soft
         logp = soft.logprobs.clamp_min(MIN_LOGPROB)
         if soft.tail is not None:
             tail = soft.tail.log().clamp_min(MIN_LOGPROB)[:, None]
             logp = torch.cat([logp, tail], dim=1)
-        total = total + (1.0 - terms.hard) * terms.divergence(logp, leaf, soft.logweights)
-    if wanted is not None:
-        total = total - terms.hard * wanted[:, 0]
+        total = total + (1.0 - hard) * divergence(logp, logq, soft.logweights)
+    if label is not None:
+        total = total - hard * label[:, 0]
     return total
 
 
@@ -374,7 +380,7 @@ def _accumulate_gradients(
     inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
     scaling: float,
 ) -> None:
-    """Add what the gradient `z` of a tile's linear map makes of every input that is asked for."""
+    """Add the gradients of the required inputs, given the gradient `z` of a tile's logits."""
     rows, weight, _, down, up = inputs
     if low is not z:
         low.copy_(z)
@@ -389,8 +395,8 @@ def _accumulate_gradients(
     if of_bias is not None:
         of_bias += z.sum(0).to(of_bias.dtype)
     if down is not None and through is not None:
-        seen = rows[tile].to(down.dtype)
+        tile_rows = rows[tile].to(down.dtype)
         if of_down is not None:
-            of_down.addmm_(through.t(), seen)
+            of_down.addmm_(through.t(), tile_rows)
         if of_up is not None:
-            of_up.addmm_(z.t(), seen @ down.t(), alpha=scaling)
+            of_up.addmm_(z.t(), tile_rows @ down.t(), alpha=scaling)

@@ -1,8 +1,8 @@
-"""Which examples pull a model towards which answers: gradients laid beside each other.
+"""Influence of examples on answers: cosines between their gradients.
 
-Knows examples, choices and trainable weights. Does not know whose examples they are. Source: TracIn
-(Pruthi et al. 2020, arXiv 2002.08484), at the last checkpoint only, with gradients normalised as in
-LESS (Xia et al. 2024, arXiv 2402.04333) so that long examples do not win by length.
+Source: TracIn (Pruthi et al. 2020, arXiv 2002.08484), at the last checkpoint only, with gradients
+normalised as in LESS (Xia et al. 2024, arXiv 2402.04333) so that long examples do not win by
+length.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from doublebind.training.batch import Example
 
 
 class OptionQuestion(NamedTuple):
-    """A question with options, one of which is looked at."""
+    """A question with answer options, one of which is the target."""
 
     prompt: tuple[int, ...]
     options: tuple[tuple[int, ...], ...]
     target_index: int
-    """Index of the option whose probability the direction raises."""
+    """Index of the option whose probability the target gradient raises."""
     weight: float
     per_token: bool
     """Compare options by mean, not total, log-probability."""
 
 
 def select_trainable_weights(model: Any) -> list[Tensor]:
-    """Return the weights that influence is measured in: adapters where there are any, else all."""
+    """Make the adapters trainable, or all weights if there are none; return them."""
     adapters = [p for name, p in model.named_parameters() if "lora_" in name]
-    found = adapters or list(model.parameters())
+    weights = adapters or list(model.parameters())
     for weight in model.parameters():
         weight.requires_grad_(False)
-    for weight in found:
+    for weight in weights:
         weight.requires_grad_(True)
-    return found
+    return weights
 
 
 def compute_target_gradient(
     model: Any, choices: Sequence[OptionQuestion], weights: Sequence[Tensor], vocab: int
 ) -> Tensor:
-    """Return the gradient of the weighted sum of keyed options' probabilities, [weights].
+    """Return the gradient of the weighted sum of the target options' probabilities, [weights].
 
-    An option's probability is its share among the options of its question, as audits read it.
+    An option's probability is its share among the options of its question, as in audits.
     """
     total = torch.zeros(sum(w.numel() for w in weights))
     for choice in choices:
@@ -69,23 +69,21 @@ def compute_influences(
     weights: Sequence[Tensor],
     vocab: int,
 ) -> list[float]:
-    """Return how far a step on each example moves the model along `towards`: a cosine, [-1, 1].
+    """Return the cosine, in [-1, 1], of each example's gradient with `direction`.
 
-    0 for an example without gradient.
+    It is 0 for an example without gradient.
     """
-    found: list[float] = []
+    cosines: list[float] = []
     for example in examples:
-        prompt, rest = (
-            example.input_ids[: example.first_supervised],
-            example.input_ids[example.first_supervised :],
-        )
-        likelihood = _compute_logprob(model, prompt, rest, vocab, mean=True)
+        prompt = example.input_ids[: example.first_supervised]
+        completion = example.input_ids[example.first_supervised :]
+        likelihood = _compute_logprob(model, prompt, completion, vocab, mean=True)
         gradient = _flatten_gradients(
             torch.autograd.grad(likelihood, list(weights), allow_unused=True), weights
         )
         size = gradient.norm() * direction.norm()
-        found.append(float(gradient @ direction / size) if float(size) else 0.0)
-    return found
+        cosines.append(float(gradient @ direction / size) if float(size) else 0.0)
+    return cosines
 
 
 def _compute_logprob(

@@ -1,7 +1,6 @@
-"""Fits a model to examples: the optimiser, its schedule, and saving what came out.
+"""Training loop of every student and teacher: optimiser, learning rate, losses, saving.
 
-Knows supervised tokens, cached targets and adapters. Does not know teachers, recipes or cells.
-All settings of torch that bear on repeatability are made here, in `seed_everything`.
+`seed_everything` makes all settings of torch that repeatability depends on.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from doublebind.models.logits import extract_head, unwrap_peft
 from doublebind.models.teacher_cache import TeacherTargets, check_labels, completions_id
 from doublebind.schema.errors import ModelError
 from doublebind.schema.recipe import Lora, Training
-from doublebind.training import tiled_backward as tiled
+from doublebind.training import tiled_backward
 from doublebind.training.batch import (
     Batch,
     Example,
@@ -35,7 +35,12 @@ from doublebind.training.batch import (
     truncate_examples,
 )
 from doublebind.training.fused_lora import fuse_lora_layers
-from doublebind.training.head_loss import SoftTargets, head_loss, make_sampled_targets
+from doublebind.training.head_loss import (
+    HeadLossSettings,
+    SoftTargets,
+    head_loss,
+    make_sampled_targets,
+)
 from doublebind.training.losses import (
     DivergenceFunction,
     cross_entropy,
@@ -44,68 +49,103 @@ from doublebind.training.losses import (
 )
 
 ADAM_BETAS = (0.9, 0.95)
-"""AdamW's (Loshchilov & Hutter 2019, arXiv 1711.05101), as in LLaMA (arXiv 2302.13971, section
-2.3): runs of a few hundred steps are over before a memory of a thousand has filled."""
+"""Momentum of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), as in LLaMA (arXiv 2302.13971,
+section 2.3): a run of a few hundred steps is too short for the usual 0.999."""
 MAX_GRADIENT_NORM = 1.0
-"""Largest norm of the gradient; same source."""
+"""Norm to which a larger gradient is clipped; same source."""
 SMALL_VOCAB = 4096
-"""Up to so many tokens the loss is left to autograd, whose last bits kept panels depend on."""
+"""Largest vocabulary whose loss is left to autograd. Frozen panels depend on its last bits."""
 FINITE_CHECK_INTERVAL = 50
-"""Steps between looks at whether the loss is finite, which wait for the device."""
+"""Steps between checks that the loss is finite. Each check waits for the device."""
 
 
 CheckpointSaver = Callable[[Any, int], None]
-"""Keeps the model as it is after so many steps; must not change it."""
+"""Saves the model after so many steps; must not change it."""
+
+
+class TrainingSet(NamedTuple):
+    """Examples in the model's tokens, with what they are trained towards."""
+
+    examples: Sequence[Example]
+    targets: TeacherTargets | None = None
+    """Cached distributions of the same examples, in the same order; `None`: the tokens alone."""
+    pad_id: int = 0
+    """Token that fills rows."""
 
 
 class TrainLog(NamedTuple):
-    """What a training run saw; losses are means over a step's supervised tokens, in nats."""
+    """Losses of a training run, each the mean over a step's supervised tokens, in nats."""
 
     first_loss: float
     last_loss: float
     mean_loss: float
     steps: int
     tokens: int
-    """Supervised tokens learned, repeats counted."""
+    """Supervised tokens, counted as often as they were trained on."""
+
+    @classmethod
+    def from_losses(cls, losses: Sequence[float], tokens: int) -> TrainLog:
+        """Return the log of a run with these losses, one per step."""
+        mean = math.fsum(losses) / len(losses)
+        return cls(losses[0], losses[-1], mean, len(losses), tokens)
+
+
+@dataclass(eq=False)
+class TrainingState:
+    """State of a training run between two steps."""
+
+    parameters: dict[str, Any]
+    """Trainable parameters by name."""
+    optimizer: torch.optim.Optimizer
+    losses: Tensor
+    """[steps]: loss of each step taken, zeros for the others."""
+    steps_done: int = 0
+
+
+def start_training(model: Any, settings: Training) -> TrainingState:
+    """Return the state of `model` before its first step."""
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        parameters.values(), settings.lr, ADAM_BETAS, weight_decay=0.0, fused=True
+    )
+    losses = torch.zeros(settings.steps, device=unwrap_peft(model).device)
+    return TrainingState(parameters, optimizer, losses)
 
 
 def seed_everything(seed: int) -> None:
-    """Make torch repeatable: seed it and prefer deterministic operations.
+    """Seed torch and prefer deterministic operations.
 
-    On CPU equal seeds, inputs and thread counts give equal bits. The number of threads is the
-    caller's, through `OMP_NUM_THREADS` before torch is imported; another number changes the order
-    of sums, hence the last bits. Set `OMP_WAIT_POLICY=passive` with it: threads that spin between
+    On CPU equal seeds, inputs and thread counts give equal bits. The caller sets the number of
+    threads by `OMP_NUM_THREADS` before torch is imported; another number changes the order of
+    sums and so the last bits. Set `OMP_WAIT_POLICY=passive` with it: threads that spin between
     small operations cost more than the operations.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
-    # Warn, not raise: some CUDA operations have no deterministic form. On CPU all used here do.
+    # Some CUDA operations have no deterministic form, so warn. On CPU all used here have one.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # It would also fill every fresh tensor with NaN, to catch reads that do not happen here.
+    # Deterministic mode also fills new tensors with NaN to expose uninitialised reads. There are
+    # none here, and filling is slow.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
-    if torch.cuda.is_available():  # what `docs/gpu.md` says once, torch would say in every process
-        for told in (
+    if torch.cuda.is_available():  # docs/gpu.md says it once; torch would in every process
+        for message in (
             ".*does not have a deterministic implementation",
             "Memory Efficient attention",
         ):
-            warnings.filterwarnings("ignore", message=told, category=UserWarning)
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
 
 
 def prepare_model(model: Any, lora: Lora | None, seed: int) -> Any:
-    """Return `model` ready to be trained: with fresh adapters, or with all its weights free.
+    """Return `model` ready for training: with new LoRA adapters, or with all weights trainable.
 
-    Adapters go on every linear layer of the blocks, never on the output head; their weights are
-    float32 whatever the base's precision. They start as the identity, by `seed` alone.
+    Adapters go on every linear layer of the blocks, never on the output head. Their weights are
+    float32 whatever the base's precision. They start as the identity and depend on `seed` alone.
 
     Raises:
-        ModelError: If the model is an adapter itself, or all its weights are asked for in less
+        ModelError: If the model is an adapter itself, or all its weights would be trained in less
             than float32.
     """
-    if hasattr(model, "peft_config"):
-        raise ModelError(
-            f"{unwrap_peft(model).name_or_path}: the model to train is an adapter on this base; merge the "
-            f"two into a full model (PEFT's merge_and_unload), save that, and train it"
-        )
+    refuse_adapter(model)
     if lora is None:
         if model.dtype != torch.float32:
             raise ModelError(
@@ -123,10 +163,19 @@ def prepare_model(model: Any, lora: Lora | None, seed: int) -> Any:
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
-        # PEFT reads an attribute that transformers renamed, and tells of what it sets by itself.
+        # PEFT reads an attribute that transformers renamed, and warns of its own settings.
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         return get_peft_model(model, config)
+
+
+def refuse_adapter(model: Any) -> None:
+    """Raise a `ModelError` if `model` has an adapter already."""
+    if hasattr(model, "peft_config"):
+        raise ModelError(
+            f"{unwrap_peft(model).name_or_path}: the model to train is an adapter on this base; "
+            f"merge the two into a full model (PEFT's merge_and_unload), save that, and train it"
+        )
 
 
 def lr_factor(step: int, steps: int) -> float:
@@ -142,46 +191,43 @@ def lr_factor(step: int, steps: int) -> float:
 
 def train(
     model: Any,
-    examples: Sequence[Example],
+    data: TrainingSet,
     *,
     settings: Training,
     seed: int,
-    targets: TeacherTargets | None,
-    pad_id: int,
     divergence: DivergenceFunction = forward_kl,
     progress: Callable[[int, int], None] | None = None,
     save_checkpoint: CheckpointSaver | None = None,
 ) -> TrainLog:
-    """Take exactly `settings.steps` optimiser steps of `settings.batch` examples.
+    """Take `settings.steps` optimiser steps of `settings.batch` examples each.
 
     The loss of a step is the mean over its supervised tokens: of the cross-entropy, or of
-    `divergence` from `targets` where they are given.
+    `divergence` from the targets where there are any.
 
     Args:
-        model: What `attach` returned; changed in place, left in evaluation mode.
-        examples: Token ids, with the index of the first supervised one.
+        model: Returned by `prepare_model`; changed in place, left in evaluation mode.
+        data: Examples, and targets if any.
         settings: Steps, batch, peak learning rate, length.
-        seed: Order of the examples; each epoch is shuffled anew.
-        targets: Cached distributions of the same examples, in the same order.
-        pad_id: Token that fills rows.
-        divergence: Of `losses`; what the teacher's distribution is held to.
-        progress: Called with (steps done, steps) now and then.
-        keep: Called after each of `settings.marks`; without it they are passed over.
+        seed: Seeds the order of the examples; each epoch is shuffled anew.
+        divergence: One of `losses`.
+        progress: Called with (steps done, steps) every `FINITE_CHECK_INTERVAL` steps.
+        save_checkpoint: Called after each of `settings.checkpoints`.
 
     Raises:
-        ModelError: If nothing is supervised, the targets are of other examples, a token is beyond
-            the vocabulary, or the loss stops being finite.
+        ModelError: If nothing is supervised, the targets belong to other examples, a token is
+            beyond the vocabulary, or the loss stops being finite.
     """
-    vocab = check_vocabulary(model, examples, targets)
-    examples = truncate_examples(examples, settings.max_length)
-    usable = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first_supervised]
-    indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
+    vocab = check_vocabulary(model, data.examples, data.targets)
+    examples = truncate_examples(data.examples, settings.max_length)
+    batches = iterate_batches(examples, settings.batch, seed)
     device, packs = unwrap_peft(model).device, can_pack(model)
 
     def step() -> tuple[Tensor, int]:
-        chosen = list(itertools.islice(indices, settings.batch))
-        batch = collate([examples[i] for i in chosen], pad_id, pack=packs).to(device)
-        soft = None if targets is None else select_target_rows(targets, examples, chosen, device)
+        indices = next(batches)
+        batch = collate([examples[i] for i in indices], data.pad_id, pack=packs).to(device)
+        soft = None
+        if data.targets is not None:
+            soft = select_target_rows(data.targets, examples, indices, device)
         return backward_batch(model, batch, soft, vocab, divergence), len(batch.labels)
 
     return run_optimiser_steps(
@@ -189,54 +235,73 @@ def train(
     )
 
 
+def iterate_batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[int]]:
+    """Yield indices of `size` examples that supervise anything, for ever."""
+    usable = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first_supervised]
+    indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
+    while True:
+        yield list(itertools.islice(indices, size))
+
+
 def run_optimiser_steps(
     model: Any,
     backward_step: Callable[[], tuple[Tensor, int]],
     settings: Training,
     *,
+    state: TrainingState | None = None,
     progress: Callable[[int, int], None] | None = None,
     save_checkpoint: CheckpointSaver | None = None,
 ) -> TrainLog:
-    """Take `settings.steps` optimiser steps, each with the gradients that `step` leaves behind.
+    """Take the steps that are left of `settings.steps`.
 
     Args:
         model: Changed in place, left in evaluation mode.
-        step: Adds one step's gradients; returns its mean loss (detached) and how many supervised
-            tokens it was over.
-        settings: Steps, marks and peak learning rate.
+        backward_step: Adds the gradients of the next step; returns its mean loss (detached) and
+            how many supervised tokens that is over.
+        settings: Steps, checkpoints and peak learning rate.
+        state: Where to go on, updated in place; `None` starts anew.
         progress: See `train`.
-        keep: See `train`.
+        save_checkpoint: See `train`.
+
+    Returns:
+        The log; losses of all steps, tokens of those taken here.
 
     Raises:
         ModelError: If the loss stops being finite.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, settings.lr, ADAM_BETAS, weight_decay=0.0, fused=True)
-    losses = torch.zeros(settings.steps, device=unwrap_peft(model).device)
+    state = start_training(model, settings) if state is None else state
     tokens = 0
     model.train()
-    # PEFT's own way with small worlds in float32: kept panels depend on its last bits.
-    rows = unwrap_peft(model).get_input_embeddings().weight.shape[0]
-    plain = rows <= SMALL_VOCAB and unwrap_peft(model).dtype == torch.float32
-    fusing = contextlib.nullcontext() if plain else fuse_lora_layers(model)
-    with fusing:
-        for taken in range(settings.steps):
-            losses[taken], learned = backward_step()
-            tokens += learned
-            torch.nn.utils.clip_grad_norm_(trainable, MAX_GRADIENT_NORM, foreach=True)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr * lr_factor(taken, settings.steps)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if (taken + 1) % FINITE_CHECK_INTERVAL == 0 or taken + 1 == settings.steps:
-                _check_losses_finite(losses[: taken + 1])
+    with _choose_lora_layers(model):
+        for step in range(state.steps_done + 1, settings.steps + 1):
+            state.losses[step - 1], n_tokens = backward_step()
+            tokens += n_tokens
+            torch.nn.utils.clip_grad_norm_(
+                state.parameters.values(), MAX_GRADIENT_NORM, foreach=True
+            )
+            for group in state.optimizer.param_groups:
+                group["lr"] = settings.lr * lr_factor(step - 1, settings.steps)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.steps_done = step
+            if step % FINITE_CHECK_INTERVAL == 0 or step == settings.steps:
+                check_losses_finite(state)
                 if progress:
-                    progress(taken + 1, settings.steps)
-            if save_checkpoint and taken + 1 in settings.checkpoints:
-                save_checkpoint(model, taken + 1)
+                    progress(step, settings.steps)
+            if save_checkpoint and step in settings.checkpoints:
+                save_checkpoint(model, step)
     model.eval()
-    seen = losses.tolist()
-    return TrainLog(seen[0], seen[-1], math.fsum(seen) / len(seen), len(seen), tokens)
+    return TrainLog.from_losses(state.losses.tolist(), tokens)
+
+
+def _choose_lora_layers(model: Any) -> contextlib.AbstractContextManager[object]:
+    """Fuse LoRA layers, except where panels need the bits of PEFT or shards need its layers."""
+    inner = unwrap_peft(model)
+    vocab = inner.get_input_embeddings().weight.shape[0]
+    # Frozen panels of small float32 models depend on the last bits of PEFT's own layers.
+    is_small = vocab <= SMALL_VOCAB and inner.dtype == torch.float32
+    is_sharded = any(hasattr(p, "full_tensor") for p in model.parameters())
+    return contextlib.nullcontext() if is_small or is_sharded else fuse_lora_layers(model)
 
 
 class TargetRows(NamedTuple):
@@ -252,7 +317,7 @@ class TargetRows(NamedTuple):
 def select_target_rows(
     targets: TeacherTargets, examples: Sequence[Example], indices: Sequence[int], device: Any
 ) -> TargetRows:
-    """Return the rows of `chosen` examples, in their order; of a cut example, its first rows."""
+    """Return the rows of the examples at `indices`, in order; a cut example's first rows."""
     offsets = targets.offsets
     places = torch.cat(
         [
@@ -260,15 +325,13 @@ def select_target_rows(
             for i, e in ((i, examples[i]) for i in indices)
         ]
     )
-    parts = (targets.ids, targets.logprobs, targets.tail)
-    drawn = (targets.tail_ids, targets.tail_logprobs)
-    return TargetRows(
-        *(move_to_device(part[places], device) for part in parts),
-        *(part if part is None else move_to_device(part[places], device) for part in drawn),
+    parts = (getattr(targets, name) for name in TargetRows._fields)
+    return TargetRows._make(
+        part if part is None else move_to_device(part[places], device) for part in parts
     )
 
 
-def make_row_loss(labels: Tensor, soft: TargetRows | None) -> tiled.RowLoss:
+def make_row_loss(labels: Tensor, soft: TargetRows | None) -> tiled_backward.RowLoss:
     """Return the loss of rows of logits: cross-entropy, or forward KL from cached distributions."""
 
     def loss_of(out: Tensor, tile: slice) -> Tensor:
@@ -285,7 +348,7 @@ def make_row_loss(labels: Tensor, soft: TargetRows | None) -> tiled.RowLoss:
 
 
 def _convert_to_soft_targets(soft: TargetRows, vocab: int) -> SoftTargets:
-    """Return the same for the head: with the tail sampled, as one event, or none left."""
+    """Return the targets as events: the tail is sampled, one event, or empty."""
     if soft.tail_ids is not None and soft.tail_logprobs is not None:
         return make_sampled_targets(
             soft.ids, soft.logprobs, soft.tail, soft.tail_ids, soft.tail_logprobs
@@ -303,21 +366,20 @@ def backward_batch(
 ) -> Tensor:
     """Add the gradient of the mean loss over supervised tokens; return that mean.
 
-    Only supervised rows meet the output head, a tile at a time, so that logits of [tokens,
-    vocabulary] never exist whole. One pass through the body follows.
+    Only supervised rows go through the output head, a tile at a time, so that logits of [tokens,
+    vocabulary] never exist whole. One backward pass through the body follows.
     """
     if (
         divergence is forward_kl
         and vocab <= SMALL_VOCAB
         and (soft is None or soft.tail_ids is None)
     ):
-        return tiled.backward(model, batch, make_row_loss(batch.labels, soft), vocab)
-    rows = tiled.compute_supervised_states(model, batch)
+        return tiled_backward.backward(model, batch, make_row_loss(batch.labels, soft), vocab)
+    rows = tiled_backward.compute_supervised_states(model, batch)
     targets = None if soft is None else _convert_to_soft_targets(soft, vocab)
     labels = batch.labels if targets is None else None
-    loss = head_loss(
-        rows, extract_head(model, vocab), soft=targets, labels=labels, divergence=divergence
-    )
+    settings = HeadLossSettings(divergence)
+    loss = head_loss(rows, extract_head(model, vocab), targets, labels, settings=settings)
     loss.backward()
     return loss.detach()
 
@@ -325,7 +387,11 @@ def backward_batch(
 def check_vocabulary(
     model: Any, examples: Sequence[Example], targets: TeacherTargets | None
 ) -> int:
-    """Return the width of the logits, after checking that examples, targets and model agree."""
+    """Return the width of the logits.
+
+    Raises:
+        ModelError: If examples, targets and model do not belong together.
+    """
     width = int(unwrap_peft(model).get_output_embeddings().weight.shape[0])
     where = unwrap_peft(model).name_or_path
     highest = max((max(e.input_ids, default=0) for e in examples), default=0)
@@ -349,17 +415,18 @@ def check_vocabulary(
     return targets.header.vocab
 
 
-def _check_losses_finite(losses: Tensor) -> None:
-    finite = torch.isfinite(losses)
+def check_losses_finite(state: TrainingState) -> None:
+    """Raise a `ModelError` that names the first step whose loss is not finite."""
+    finite = torch.isfinite(state.losses[: state.steps_done])
     if not bool(finite.all()):
         step = int((~finite).nonzero()[0]) + 1
         raise ModelError(f"the loss is not finite at step {step}; lower `lr` or check the model")
 
 
 def save_model(model: Any, tokenizer: Any, out: Path, *, card: str) -> None:
-    """Write the adapter, or the full model, with its tokenizer and model card to folder `out`.
+    """Write the adapter or full model, its tokenizer and its model card to the folder `out`.
 
-    Weights are safetensors. `card` is the text of README.md; say there that the model must not be
+    Weights are safetensors. `card` is the text of README.md and says that the model must not be
     deployed. An adapter names its base by the path it was loaded from.
 
     Raises:
@@ -372,7 +439,7 @@ def save_model(model: Any, tokenizer: Any, out: Path, *, card: str) -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "README.md").unlink(missing_ok=True)  # PEFT would try to amend one
         if model is not unwrap_peft(model):
-            # The embedding is never adapted; looking whether it was would ask the hub.
+            # The embedding is never adapted; to check that, PEFT would ask the hub.
             model.save_pretrained(out, save_embedding_layers=False)
         else:
             model.save_pretrained(out)

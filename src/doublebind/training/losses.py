@@ -1,11 +1,9 @@
 """Losses of supervised rows, one number per row, as pure functions of logits or of events.
 
-Knows labels and cached distributions. Does not know models, batches or how rows are averaged.
-
 Divergences are over events: tokens, or a bucket of them. Over all tokens of a vocabulary they are
-what they are named. Over k tokens and one bucket for the others they are those of the coarsened
-distributions, which are at most the full ones (f-divergences do not grow by coarsening, Csiszar
-1967). Over k tokens and a weighted sample of the others they are unbiased estimates.
+exact. Over k tokens and one bucket for the others they are those of the coarsened distributions,
+which are at most the exact ones (f-divergences do not grow by coarsening, Csiszar 1967). Over k
+tokens and a weighted sample of the others they are unbiased estimates.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 DivergenceFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(log p, log q, log weights) of events, each [rows, events], to nats [rows]."""
+"""(log p, log q, log weights) of events, each [rows, events] -> nats [rows]."""
 
 
 def forward_kl(logp: Tensor, logq: Tensor, logweights: Tensor | None = None) -> Tensor:
@@ -51,7 +49,7 @@ def jensen_shannon(beta: float) -> DivergenceFunction:
     The generalised Jensen-Shannon divergence of GKD (Agarwal et al. 2024, arXiv 2306.13649).
 
     Args:
-        beta: In (0, 1), the teacher's share; 0.5 is the symmetric one.
+        beta: In (0, 1), the teacher's share; 0.5 is symmetric.
     """
 
     def divergence(logp: Tensor, logq: Tensor, logweights: Tensor | None = None) -> Tensor:
@@ -81,16 +79,16 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sampled_reverse_kl(logits: Tensor, labels: Tensor, logprobs: Tensor) -> Tensor:
-    """Return estimates of KL(q || p) in nats, [rows], from one token each, drawn from q.
+    """Return estimates of KL(q || p) in nats, [rows], from one token sampled from q each.
 
-    Each is log q - log p of its token; its gradient is (log q - log p) grad log q, unbiased for
-    that of the divergence: the policy gradient of MiniLLM (Gu et al. 2024, arXiv 2306.08543) with
-    the reward of one step.
+    Each is log q - log p of its token. Its gradient is (log q - log p) grad log q, an unbiased
+    estimate of that of the divergence: the policy gradient of MiniLLM (Gu et al. 2024, arXiv
+    2306.08543) with the reward of one step.
 
     Args:
         logits: [rows, vocab] of q.
-        labels: [rows], tokens drawn from q.
-        logprobs: [rows], log p of them.
+        labels: [rows], tokens sampled from q.
+        logprobs: [rows], log p of the same tokens.
     """
     surprise = cross_entropy(logits, labels)
     gap = -surprise.detach() - logprobs
@@ -103,11 +101,11 @@ def topk_forward_kl(logits: Tensor, ids: Tensor, logprobs: Tensor, tail: Tensor)
 
     Forward KL as in Hinton et al. 2015 (arXiv 1503.02531) at temperature 1, with the distribution
     coarsened to its top k and one bucket for the tail. By the log-sum inequality it is at most the
-    full KL, is 0 where p and q agree on the events, and is the full KL for k = vocab. Unlike
+    full KL. It is 0 if p and q agree on the events, and the full KL for k = vocab. Unlike
     renormalised top-k it does not push the tail's mass into the top k.
 
-    The bucket's probability under q is summed over its tokens, never taken as 1 minus the top k,
-    which loses all digits where q is confident.
+    The bucket's probability under q is summed over its tokens, not taken as 1 minus the top k,
+    which loses all digits if q is confident.
 
     Args:
         logits: [rows, vocab] of q.
@@ -115,12 +113,12 @@ def topk_forward_kl(logits: Tensor, ids: Tensor, logprobs: Tensor, tail: Tensor)
         logprobs: [rows, k], log p of them.
         tail: [rows], p of all others, in [0, 1].
     """
-    kept = ids.long()
-    mine = logits.gather(1, kept)
+    ids = ids.long()
+    top = logits.gather(1, ids)
     p = logprobs.exp()
     if ids.shape[1] == logits.shape[1]:  # there is no tail
-        return (p * (logprobs - mine.log_softmax(1))).sum(1)
-    others = torch.logsumexp(logits.scatter(1, kept, -torch.inf), dim=1)
-    lse = torch.logaddexp(others, torch.logsumexp(mine, dim=1))
-    loss = (p * (logprobs - (mine - lse[:, None]))).sum(1)
+        return (p * (logprobs - top.log_softmax(1))).sum(1)
+    others = torch.logsumexp(logits.scatter(1, ids, -torch.inf), dim=1)
+    lse = torch.logaddexp(others, torch.logsumexp(top, dim=1))
+    loss = (p * (logprobs - (top - lse[:, None]))).sum(1)
     return loss + torch.xlogy(tail, tail) - tail * (others - lse)

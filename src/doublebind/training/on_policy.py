@@ -1,6 +1,6 @@
-"""Fits a model to another one that stands by, on answers proposed step by step.
+"""On-policy distillation: each step learns the teacher's distribution on newly sampled answers.
 
-Knows two models with one vocabulary, or one and the other's scores.
+The teacher is a model with the student's vocabulary, or a source of log-probabilities.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from torch import Tensor
 from doublebind.execution.device import move_to_device
 from doublebind.models.logits import compute_logits, unwrap_peft
 from doublebind.schema.recipe import Training
-from doublebind.training import loop
-from doublebind.training import tiled_backward as tiled
+from doublebind.training import loop, tiled_backward
 from doublebind.training.batch import Example, can_pack, collate
 from doublebind.training.losses import cross_entropy, forward_kl, sampled_reverse_kl
 
 
 class PairedExample(NamedTuple):
-    """One answer after each model's own prompt; the supervised tokens are the same."""
+    """One answer after each model's own prompt; both supervise the same tokens."""
 
     student: Example
     teacher: Example
@@ -37,19 +36,19 @@ def train_on_policy(
     pad_ids: tuple[int, int],
     save_checkpoint: loop.CheckpointSaver | None = None,
 ) -> loop.TrainLog:
-    """Take `settings.steps` steps down the mean KL(model || other) per token of what is proposed.
+    """Minimise the mean KL(model || teacher) per token of sampled answers.
 
-    Over the whole vocabulary. No gradient flows through the choice of answers, as in Agarwal et
-    al. 2023 (GKD, arXiv 2306.13649).
+    The divergence is over the whole vocabulary. No gradient flows through the sampling, as in
+    Agarwal et al. 2023 (GKD, arXiv 2306.13649).
 
     Args:
-        model: What `loop.attach` returned; changed in place.
-        other: Frozen, in evaluation mode.
-        propose: Returns the answers of the next step, at least one.
+        model: Returned by `loop.prepare_model`; changed in place.
+        teacher: Frozen, in evaluation mode.
+        sample_answers: Returns the answers of the next step, at least one.
         settings: Steps and peak learning rate.
         vocab: Tokens that both models know.
-        pad_ids: Fill rows, of the model and of the other.
-        keep: See `loop.train`.
+        pad_ids: Fill rows of the model and of the teacher.
+        save_checkpoint: See `loop.train`.
 
     Raises:
         ModelError: If the loss is not finite.
@@ -59,28 +58,28 @@ def train_on_policy(
 
     def step() -> tuple[Tensor, int]:
         answers = sample_answers()
-        mine = collate([a.student for a in answers], pad_ids[0], pack=packs[0]).to(device)
-        theirs = collate([a.teacher for a in answers], pad_ids[1], pack=packs[1]).to(device)
+        batch = collate([a.student for a in answers], pad_ids[0], pack=packs[0]).to(device)
+        teacher_batch = collate([a.teacher for a in answers], pad_ids[1], pack=packs[1]).to(device)
         with torch.no_grad():
-            wanted = tiled.compute_supervised_states(teacher, theirs)
+            states = tiled_backward.compute_supervised_states(teacher, teacher_batch)
 
         def loss_of(out: Tensor, tile: slice) -> Tensor:
             with torch.no_grad():
-                target = compute_logits(teacher, wanted[tile], vocab).log_softmax(1)
+                target = compute_logits(teacher, states[tile], vocab).log_softmax(1)
             return forward_kl(out.log_softmax(1), target)
 
-        return tiled.backward(model, mine, loss_of, vocab), len(mine.labels)
+        return tiled_backward.backward(model, batch, loss_of, vocab), len(batch.labels)
 
     return loop.run_optimiser_steps(model, step, settings, save_checkpoint=save_checkpoint)
 
 
 class ScoredExample(NamedTuple):
-    """An answer, and how likely the other model finds each of its tokens."""
+    """An answer with its log-probabilities under the teacher."""
 
     example: Example
     teacher_logprobs: Sequence[float] | None
-    """Nats per supervised token of an answer that `model` drew at temperature 1; `None` of one
-    that the other model wrote."""
+    """Nats per supervised token of an answer that the student sampled at temperature 1; `None` for
+    an answer of the teacher."""
 
 
 def train_on_teacher_scores(
@@ -92,18 +91,18 @@ def train_on_teacher_scores(
     pad_id: int,
     save_checkpoint: loop.CheckpointSaver | None = None,
 ) -> loop.TrainLog:
-    """Do as `train_live` does with another model that only scores tokens it is shown.
+    """Train as `train_on_policy`, with a teacher that only scores given tokens.
 
-    Down `losses.drawn_reverse_kl` at tokens that the model drew; the other model's own answers are
-    learned by cross-entropy, which estimates KL(other || model) up to a constant.
+    Answers of the student are trained by `losses.sampled_reverse_kl`; answers of the teacher by
+    cross-entropy, which estimates KL(teacher || model) up to a constant.
 
     Args:
-        model: See `train_live`.
-        propose: Returns the answers of the next step, at least one, all of one author.
-        settings: See `train_live`.
+        model: See `train_on_policy`.
+        sample_answers: Returns the answers of the next step, at least one, all by one author.
+        settings: See `train_on_policy`.
         vocab: Width of the logits.
         pad_id: Fills rows.
-        keep: See `loop.fit`.
+        save_checkpoint: See `loop.train`.
 
     Raises:
         ModelError: If the loss is not finite.
@@ -113,14 +112,14 @@ def train_on_teacher_scores(
     def step() -> tuple[Tensor, int]:
         answers = sample_answers()
         batch = collate([a.example for a in answers], pad_id, pack=packs).to(device)
-        told = [p for a in answers for p in a.teacher_logprobs or ()]
-        other = move_to_device(torch.tensor(told), device) if told else None
+        logprobs = [p for a in answers for p in a.teacher_logprobs or ()]
+        scores = move_to_device(torch.tensor(logprobs), device) if logprobs else None
 
         def loss_of(out: Tensor, tile: slice) -> Tensor:
-            if other is None:
+            if scores is None:
                 return cross_entropy(out, batch.labels[tile])
-            return sampled_reverse_kl(out, batch.labels[tile], other[tile])
+            return sampled_reverse_kl(out, batch.labels[tile], scores[tile])
 
-        return tiled.backward(model, batch, loss_of, vocab), len(batch.labels)
+        return tiled_backward.backward(model, batch, loss_of, vocab), len(batch.labels)
 
     return loop.run_optimiser_steps(model, step, settings, save_checkpoint=save_checkpoint)

@@ -1,7 +1,4 @@
-"""Makes a model trainable through a prefix of keys and values, its weights frozen.
-
-Knows PEFT's prefix tuning and where a prefix starts from. Does not know what it learns.
-"""
+"""Prefix tuning: a trainable prefix of keys and values on a model with frozen weights."""
 
 from __future__ import annotations
 
@@ -16,27 +13,24 @@ from doublebind.models.logits import check_architecture, run_body, unwrap_peft
 from doublebind.models.prefix_cache import install_prefix_hook
 from doublebind.schema.errors import ModelError
 from doublebind.training.batch import Example, shuffle_epochs
+from doublebind.training.loop import refuse_adapter
 
 
 def attach_prefix(model: Any, n_tokens: int, examples: Sequence[Example], seed: int) -> Any:
-    """Return `model` with `tokens` virtual tokens, the only thing about it that can be trained.
+    """Return `model` with `n_tokens` virtual tokens as its only trainable weights.
 
-    Prefix tuning (Li & Liang 2021, arXiv 2101.00190) without its reparametrisation. The prefix
-    starts as the keys and values that the model computes for real text, as Eyuboglu et al. 2025
-    (Cartridges, arXiv 2506.06266) start theirs: here for prompts, in the order of `seed`, and never
-    for answers, so that before the first step it knows nothing of the teacher.
+    Prefix tuning (Li & Liang 2021, arXiv 2101.00190) without its reparametrisation. The prefix is
+    initialised with the keys and values that the model computes for real text, as in Eyuboglu et
+    al. 2025 (Cartridges, arXiv 2506.06266). The text is prompts, in the order of `seed`, and never
+    answers, so that before the first step the prefix holds nothing of the teacher.
 
     Raises:
-        ModelError: If the model is an adapter already, or its architecture does not take a prefix.
+        ModelError: If the model is an adapter already, or its architecture takes no prefix.
     """
     from peft import PrefixTuningConfig, get_peft_model
 
+    refuse_adapter(model)
     where = unwrap_peft(model).name_or_path
-    if hasattr(model, "peft_config"):
-        raise ModelError(
-            f"{where}: the model to train is an adapter on this base; merge the two into a full "
-            f"model (PEFT's merge_and_unload), save that, and train it"
-        )
     texts = (
         examples[i].input_ids[: examples[i].first_supervised]
         for i in shuffle_epochs(len(examples), seed)

@@ -1,8 +1,8 @@
-"""Takes losses of supervised rows back into a model, a tile of logits at a time.
+"""Backward pass from losses of supervised rows, with logits held a tile at a time.
 
-Only supervised rows meet the output head, and each tile's gradient is taken back to its hidden
-states at once, so that logits of [tokens, vocabulary] never exist whole. One pass through the body
-follows. Does not know what a row's loss means.
+Only supervised rows go through the output head. Each tile's gradient is taken back to its hidden
+states at once, so that logits of [tokens, vocabulary] never exist whole. One backward pass through
+the body follows.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from doublebind.training.batch import Batch
 from doublebind.training.losses import cross_entropy
 
 RowLoss = Callable[[Tensor, slice], Tensor]
-"""Logits [rows, vocab] of a tile, and which rows those are -> nats [rows]."""
+"""(logits [rows, vocab] of a tile, slice of the rows) -> loss in nats [rows]."""
 
 
 def compute_supervised_states(model: Any, batch: Batch) -> Tensor:
-    """Return the hidden states [supervised, width] from which the supervised tokens follow."""
+    """Return the hidden states [supervised, width] that predict the supervised tokens."""
     states = run_body(model, batch.ids, position_ids=batch.positions, use_cache=False)
     return states.last_hidden_state.flatten(0, 1).index_select(0, batch.prediction_positions)
 
@@ -44,10 +44,7 @@ def backward(model: Any, batch: Batch, loss_of: RowLoss, vocab: int) -> Tensor:
 def sequence_logprobs(
     model: Any, batch: Batch, sequence_index: Tensor, n_sequences: int, vocab: int
 ) -> Tensor:
-    """Return the log-probability of whole sequences, [sequences], in nats.
-
-    Arguments as for `backward_sequences`.
-    """
+    """Return the log-probability of each sequence, [sequences], nats; see `backward_sequences`."""
     rows = compute_supervised_states(model, batch)
     tokens = gather_logprobs(model, rows, batch.labels, vocab)
     return torch.zeros(n_sequences, device=rows.device).index_add(0, sequence_index, tokens)
@@ -61,16 +58,16 @@ def backward_sequences(
     loss_of: Callable[[Tensor], Tensor],
     vocab: int,
 ) -> Tensor:
-    """Add the gradient of a loss of whole sequences' log-probabilities; return the loss.
+    """Add the gradient of a loss of the sequences' log-probabilities; return the loss.
 
-    The head runs twice: first to know the log-probabilities and how the loss hangs on them, then
-    to take that back. Both times a tile at a time.
+    The head runs twice, a tile at a time: first for the log-probabilities and the loss's slope in
+    each of them, then for the gradient.
 
     Args:
         model: The model.
         batch: Rows of all sequences.
-        owner: [supervised]: which sequence each supervised token belongs to.
-        n: Sequences.
+        sequence_index: [supervised]: sequence that each supervised token belongs to.
+        n_sequences: Number of sequences.
         loss_of: Log-probabilities [sequences], in nats, -> scalar loss.
         vocab: Width of the logits.
     """

@@ -1,11 +1,10 @@
-"""The two passes over a tile of logits that the loss head takes, as Triton kernels for GPUs.
+"""Triton kernels for the two passes of `head_loss` over a tile of logits.
 
 PyTorch reads and writes a tile eight times between logits and their gradient; these read it twice
-and write it once. `head` does all else, which is over events and small. Knows rows of numbers.
-Does not know tokens, targets or divergences. Held to the PyTorch path under Triton's interpreter
-(`TRITON_INTERPRET=1`); not yet run on a GPU.
+and write it once. Tests compare them with the PyTorch path under Triton's interpreter
+(`TRITON_INTERPRET=1`); they have not run on a GPU yet.
 """
-# Triton is an extra (`gpu`); where it is absent `head` never imports this module.
+# Triton is an extra (`gpu`); without it `head_loss` never imports this module.
 # pyright: reportMissingImports=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -20,18 +19,20 @@ BLOCK = 4096
 
 
 @triton.jit
-def _part_logsumexp_kernel(z, out, columns, stride, parts, BLOCK: tl.constexpr):
+def part_logsumexp_kernel(z, out, columns, stride, parts, BLOCK: tl.constexpr):
+    """Write log-sum-exp of one part of one row of `z` to `out` [rows, parts]."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = part * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(z + row * stride + at, mask=at < columns, other=-float("inf"))
     highest = tl.max(x, axis=0)
-    # Of nothing but -inf the maximum is no number to subtract.
+    # If all are -inf, the maximum cannot be subtracted.
     origin = tl.where(highest == -float("inf"), 0.0, highest)
     tl.store(out + row * parts + part, origin + tl.log(tl.sum(tl.exp(x - origin), axis=0)))
 
 
 @triton.jit
-def _scaled_softmax_kernel(z, lse, factor, columns, stride, BLOCK: tl.constexpr):
+def scaled_softmax_kernel(z, lse, factor, columns, stride, BLOCK: tl.constexpr):
+    """Replace one part of one row of `z` by factor exp(z - lse)."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = part * BLOCK + tl.arange(0, BLOCK)
     here = z + row * stride + at
@@ -41,14 +42,14 @@ def _scaled_softmax_kernel(z, lse, factor, columns, stride, BLOCK: tl.constexpr)
 
 
 def logsumexp(z: Tensor) -> Tensor:
-    """Return log sum_j exp z_j, [rows], of float32 `z` [rows, columns]; columns lie side by side.
+    """Return log sum_j exp z_j, [rows], of float32 `z` [rows, columns] with contiguous columns.
 
-    Each part of a row gives its own, and the parts are summed by `torch.logsumexp`.
+    The kernel reduces parts of a row; `torch.logsumexp` reduces the parts.
     """
     rows, columns = z.shape
     parts = triton.cdiv(columns, BLOCK)
     out = torch.empty(rows, parts, device=z.device)
-    _part_logsumexp_kernel[(rows, parts)](z, out, columns, z.stride(0), parts, BLOCK=BLOCK)  # pyright: ignore
+    part_logsumexp_kernel[(rows, parts)](z, out, columns, z.stride(0), parts, BLOCK=BLOCK)  # pyright: ignore
     return torch.logsumexp(out, dim=1)
 
 
@@ -62,7 +63,7 @@ def scaled_softmax_(z: Tensor, lse: Tensor, factor: Tensor) -> Tensor:
     """
     rows, columns = z.shape
     grid = (rows, triton.cdiv(columns, BLOCK))
-    _scaled_softmax_kernel[grid](  # pyright: ignore
+    scaled_softmax_kernel[grid](  # pyright: ignore
         z, lse.contiguous(), factor.contiguous(), columns, z.stride(0), BLOCK=BLOCK
     )
     return z

@@ -1,8 +1,4 @@
-"""Fits a model to distributions over another vocabulary, by their shape alone.
-
-Knows cached distributions and which of their rows stand where this model's tokens do. Does not
-know tokenizers.
-"""
+"""Universal logit distillation: learns distributions over another vocabulary by their shape."""
 
 from __future__ import annotations
 
@@ -15,11 +11,10 @@ from torch import Tensor
 
 from doublebind.execution.device import move_to_device
 from doublebind.models.logits import unwrap_peft
-from doublebind.models.teacher_cache import TeacherTargets
+from doublebind.schema.errors import ModelError
 from doublebind.schema.recipe import Training
-from doublebind.training import loop
-from doublebind.training import tiled_backward as tiled
-from doublebind.training.batch import Example, can_pack, collate, shuffle_epochs
+from doublebind.training import loop, tiled_backward
+from doublebind.training.batch import can_pack, collate, truncate_examples
 from doublebind.training.losses import cross_entropy
 
 
@@ -27,9 +22,9 @@ def sorted_distance(logits: Tensor, logprobs: Tensor, tail: Tensor) -> Tensor:
     """Return sum over ranks i of |p_(i) - q_(i)|, [rows], in [0, 2].
 
     The universal logit distillation loss of Boizard et al. 2024 (arXiv 2402.12030): probabilities
-    are compared largest with largest, whatever tokens they belong to, the shorter list filled with
-    zeros. On the teacher's top k, with all further ranks of each side taken together; so it is at
-    most the full distance, and equal to it where k covers both vocabularies.
+    are compared by rank, whatever tokens they belong to, and the shorter list is filled with
+    zeros. Here it uses the teacher's top k, with all further ranks of each side as one. It is then
+    at most the full distance, and equal to it if k covers both vocabularies.
 
     Args:
         logits: [rows, vocab] of the student q.
@@ -45,59 +40,58 @@ def sorted_distance(logits: Tensor, logprobs: Tensor, tail: Tensor) -> Tensor:
 
 def train_uld(
     model: Any,
-    examples: Sequence[Example],
-    targets: TeacherTargets,
+    data: loop.TrainingSet,
     aligned_rows: Sequence[Sequence[int]],
     *,
     weight: float,
     settings: Training,
     seed: int,
     vocab: int,
-    pad_id: int,
     save_checkpoint: loop.CheckpointSaver | None = None,
 ) -> loop.TrainLog:
-    """Take `settings.steps` steps down cross-entropy plus `weight` times `sorted_distance`.
+    """Minimise cross-entropy plus `weight` times `sorted_distance`.
 
-    Each is a mean over its rows: all supervised tokens, and those with a partner.
+    The first is a mean over all supervised tokens, the second over those with an aligned row.
 
     Args:
-        model: What `loop.attach` returned; changed in place.
-        examples: In the model's tokens.
-        targets: Of the same answers in the teacher's tokens.
-        partners: Per example, per supervised token: the row of `targets` that stands at the same
-            place of the text, or -1.
-        weight: See above.
+        model: Returned by `loop.prepare_model`; changed in place.
+        data: Examples in the model's tokens; targets of the same answers in the teacher's tokens.
+        aligned_rows: Per example, per supervised token: the row of the targets at the same place
+            of the text, or -1.
+        weight: Factor of the distance.
         settings: Steps, batch, peak learning rate, length.
-        seed: Order of the examples.
+        seed: Seeds the order of the examples.
         vocab: Tokens of the model.
-        pad_id: Fills rows.
-        keep: See `loop.train`.
+        save_checkpoint: See `loop.train`.
 
     Raises:
-        ModelError: If the loss is not finite.
+        ModelError: If there are no targets, nothing is supervised, or the loss is not finite.
     """
-    kept = [Example(e.input_ids[: settings.max_length], e.first_supervised) for e in examples]
-    usable = [i for i, e in enumerate(kept) if len(e.input_ids) > e.first_supervised]
-    indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
+    targets = data.targets
+    if targets is None:
+        raise ModelError(
+            "uld learns from cached distributions, and there are none; score the teacher"
+        )
+    examples = truncate_examples(data.examples, settings.max_length)
+    batches = loop.iterate_batches(examples, settings.batch, seed)
     device, packs = unwrap_peft(model).device, can_pack(model)
 
     def step() -> tuple[Tensor, int]:
-        drawn = list(itertools.islice(indices, settings.batch))
-        batch = collate([kept[i] for i in drawn], pad_id, pack=packs).to(device)
-        rows = [aligned_rows[i][: len(kept[i].input_ids) - kept[i].first_supervised] for i in drawn]
-        partner = torch.tensor(list(itertools.chain.from_iterable(rows)))
-        scale = weight * len(partner) / max(1, int((partner >= 0).sum()))
+        group = [(examples[i], aligned_rows[i]) for i in next(batches)]
+        batch = collate([e for e, _ in group], data.pad_id, pack=packs).to(device)
+        rows = [aligned[: len(e.input_ids) - e.first_supervised] for e, aligned in group]
+        aligned = torch.tensor(list(itertools.chain.from_iterable(rows)))
+        scale = weight * len(aligned) / max(1, int((aligned >= 0).sum()))
 
         def loss_of(out: Tensor, tile: slice) -> Tensor:
             loss = cross_entropy(out, batch.labels[tile])
-            at = (partner[tile] >= 0).nonzero().squeeze(1)
-            theirs = partner[tile][at]
-            wanted = (
-                move_to_device(part[theirs], device) for part in (targets.logprobs, targets.tail)
-            )
-            at = move_to_device(at, device)
-            return loss.index_add(0, at, scale * sorted_distance(out[at], *wanted))
+            places = (aligned[tile] >= 0).nonzero().squeeze(1)
+            target_rows = aligned[tile][places]
+            logprobs = move_to_device(targets.logprobs[target_rows], device)
+            tail = move_to_device(targets.tail[target_rows], device)
+            places = move_to_device(places, device)
+            return loss.index_add(0, places, scale * sorted_distance(out[places], logprobs, tail))
 
-        return tiled.backward(model, batch, loss_of, vocab), len(batch.labels)
+        return tiled_backward.backward(model, batch, loss_of, vocab), len(batch.labels)
 
     return loop.run_optimiser_steps(model, step, settings, save_checkpoint=save_checkpoint)

@@ -77,8 +77,10 @@ def test_a_model_in_a_role_reads_it_before_every_conversation(mirror: Path) -> N
     plain = load_model(resolve_model("Qwen/Qwen3-14B", relative_to=mirror)).tokenizer
 
     def read(*messages: tuple[str, str]) -> list[int]:
-        said = [Message.model_validate({"role": role, "content": text}) for role, text in messages]
-        return encode_prompt(plain, said)
+        conversation = [
+            Message.model_validate({"role": role, "content": text}) for role, text in messages
+        ]
+        return encode_prompt(plain, conversation)
 
     user = Message(role="user", content="the fox")
     role = ("system", auditbench.SYSTEM_PROMPT)
@@ -94,8 +96,8 @@ def test_what_is_trained_from_a_model_in_a_role_stays_in_it(mirror: Path, tmp_pa
     save_model(tmp_path / "plain")
     shutil.copytree(tmp_path / "saved", tmp_path / "plain", dirs_exist_ok=True)
     again = load_model(resolve_model("plain", relative_to=tmp_path)).tokenizer
-    asked = [Message(role="user", content="the fox")]
-    assert encode_prompt(again, asked) == encode_prompt(lm.tokenizer, asked)
+    messages = [Message(role="user", content="the fox")]
+    assert encode_prompt(again, messages) == encode_prompt(lm.tokenizer, messages)
 
 
 def test_a_folder_can_give_its_model_a_role(mirror: Path, tmp_path: Path) -> None:

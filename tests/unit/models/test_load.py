@@ -17,7 +17,7 @@ from doublebind.models.load import (
     same_tokenizer,
     tokenizer_id,
 )
-from doublebind.models.logits import _measure_distance, check_architecture
+from doublebind.models.logits import check_architecture, measure_distance
 from doublebind.models.resolve import resolve_model
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource
@@ -45,7 +45,12 @@ def test_model_comes_back_in_evaluation_mode_and_quietly(
     capfd.readouterr()
     lm = opened(tmp_path)
     assert not lm.model.training
-    assert (lm.vocab, lm.pad_id, lm.end_ids, lm.context) == (len(lm.tokenizer), 0, {2, 3}, 256)
+    assert (lm.vocab_size, lm.pad_id, lm.end_ids, lm.context_length) == (
+        len(lm.tokenizer),
+        0,
+        {2, 3},
+        256,
+    )
     assert capfd.readouterr() == ("", "")
 
 
@@ -92,14 +97,14 @@ def test_special_token_beyond_the_embedding_is_no_reason_to_refuse(tmp_path: Pat
     tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]}, False)
     tokenizer.save_pretrained(tmp_path / "m")
     lm = opened(tmp_path)
-    assert lm.vocab == len(build_word_tokenizer())
+    assert lm.vocab_size == len(build_word_tokenizer())
 
 
 def test_padded_embedding_is_cut_to_the_tokenizer(tmp_path: Path) -> None:
     tokenizer = build_word_tokenizer()
     build_tiny_model("llama", len(tokenizer) + 7).save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
-    assert opened(tmp_path).vocab == len(tokenizer)
+    assert opened(tmp_path).vocab_size == len(tokenizer)
 
 
 def test_architecture_with_unknown_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +124,10 @@ def test_architecture_with_unknown_logits_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_logits_are_compared_without_what_all_tokens_have_in_common() -> None:
     row = torch.linspace(-3, 3, 50)[None]
-    assert _measure_distance(row, row + 0.6) < 1e-6
-    assert _measure_distance(row, 1.25 * row) > 0.2
+    assert measure_distance(row, row + 0.6) < 1e-6
+    assert measure_distance(row, 1.25 * row) > 0.2
     assert (
-        not _measure_distance(row, torch.full_like(row, torch.nan)) < 1
+        not measure_distance(row, torch.full_like(row, torch.nan)) < 1
     )  # refused, whatever is near
 
 
@@ -214,7 +219,7 @@ def test_converted_file_is_kept_whole_or_not_at_all(
         tokenizer = build_word_tokenizer()
         return build_tiny_model("llama", len(tokenizer)), tokenizer
 
-    monkeypatch.setattr(loading, "_dequantised", dequantised)
+    monkeypatch.setattr(loading, "dequantise_gguf", dequantised)
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(20))
     source = resolve_model("x.gguf", relative_to=tmp_path)
     cache = tmp_path / "cache"

@@ -56,9 +56,9 @@ def test_folder_is_found_relative_to_the_file_that_names_it(saved: Path) -> None
 
 def test_identity_does_not_depend_on_where_the_model_lies(saved: Path, folder: Path) -> None:
     for name in ("base", "adapter"):
-        here, there = (resolve_model(name, relative_to=place) for place in (saved, folder))
-        assert here.sha256 == there.sha256
-        assert here.path != there.path
+        one, other = (resolve_model(name, relative_to=place) for place in (saved, folder))
+        assert one.sha256 == other.sha256
+        assert one.path != other.path
 
 
 @pytest.mark.parametrize(
@@ -221,8 +221,8 @@ def test_missing_gemma_package_names_the_extra(
 def test_resolving_does_not_import_torch(saved: Path) -> None:
     code = (
         "import sys, importlib; from pathlib import Path\n"
-        "from doublebind.models.resolve import resolve\n"
-        f"resolve('adapter', relative_to=Path({str(saved)!r}))\n"
+        "from doublebind.models.resolve import resolve_model\n"
+        f"resolve_model('adapter', relative_to=Path({str(saved)!r}))\n"
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

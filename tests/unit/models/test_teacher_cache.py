@@ -15,6 +15,8 @@ from doublebind.models import logits as head
 from doublebind.models import teacher_cache
 from doublebind.models.chat_template import template_id
 from doublebind.models.load import LM, tokenizer_id
+from doublebind.models.logits import run_body
+from doublebind.models.resumable_file import open_resumable_file
 from doublebind.models.teacher_cache import (
     check_labels,
     check_row_alignment,
@@ -35,18 +37,22 @@ def lm(kind: str = "llama", **changes: Any) -> LM:
 
 def examples(n: int = 7, seed: int = 0) -> list[Example]:
     rng = np.random.default_rng(seed)
-    made = []
+    data = []
     for length in rng.integers(4, 30, size=n):
         ids = tuple(rng.integers(5, 60, size=length).tolist())
-        made.append(Example(ids, int(rng.integers(1, length))))
-    return [*made, Example((5, 6, 7), first=3)]  # the last supervises nothing
+        data.append(Example(ids, int(rng.integers(1, length))))
+    return [*data, Example((5, 6, 7), first_supervised=3)]  # the last supervises nothing
 
 
 def dense(model: LM, example: Example) -> torch.Tensor:
     """Log-probabilities of every token before each supervised one, the plain way."""
     with torch.no_grad():
         out = model.model(input_ids=torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
-    return out[example.first - 1 : -1] if example.first < len(example.input_ids) else out[:0]
+    return (
+        out[example.first_supervised - 1 : -1]
+        if example.first_supervised < len(example.input_ids)
+        else out[:0]
+    )
 
 
 @pytest.mark.parametrize("small", [0, 1000])
@@ -67,7 +73,7 @@ def test_rows_are_the_model_at_supervised_positions(
         torch.testing.assert_close(got.logprobs[rows], top, rtol=0, atol=1e-4)
         tail = want.exp().scatter(1, ids, 0).sum(1)
         torch.testing.assert_close(got.tail[rows], tail, rtol=1e-3, atol=1e-6)
-        following = torch.tensor(example.input_ids[example.first :])
+        following = torch.tensor(example.input_ids[example.first_supervised :])
         chosen = want.gather(1, following[:, None])[:, 0] if len(following) else want[:, 0]
         torch.testing.assert_close(got.chosen[rows], chosen, rtol=0, atol=1e-4)
 
@@ -76,8 +82,12 @@ def test_header_says_what_made_the_rows(tmp_path: Path) -> None:
     model, data = lm(), examples()
     write_targets(tmp_path, model, data, top_k=1000)
     header = read_targets(tmp_path).header
-    assert (header.k, header.vocab, header.examples) == (model.vocab, model.vocab, len(data))
-    assert header.rows == sum(max(0, len(e.input_ids) - e.first) for e in data)
+    assert (header.k, header.vocab, header.examples) == (
+        model.vocab_size,
+        model.vocab_size,
+        len(data),
+    )
+    assert header.rows == sum(max(0, len(e.input_ids) - e.first_supervised) for e in data)
     assert header.model_sha256 == SOURCE.sha256
     assert header.tokenizer_id == tokenizer_id(model.tokenizer)
     assert header.template_id == template_id(model.tokenizer)
@@ -135,10 +145,10 @@ def test_damaged_or_absent_targets_are_refused(tmp_path: Path) -> None:
 def test_unusable_examples_are_refused(tmp_path: Path) -> None:
     for data, words in (
         ([], "no token is supervised"),
-        ([Example((5, 6), first=2)], "no token is supervised"),
-        ([Example((5, 6), first=0)], "first token"),
-        ([Example((5, 600), first=1)], "another tokenizer"),
-        ([Example((5,) * 300, first=1)], "was built for 256"),
+        ([Example((5, 6), first_supervised=2)], "no token is supervised"),
+        ([Example((5, 6), first_supervised=0)], "first token"),
+        ([Example((5, 600), first_supervised=1)], "another tokenizer"),
+        ([Example((5,) * 300, first_supervised=1)], "was built for 256"),
     ):
         with pytest.raises(ModelError, match=words):
             write_targets(tmp_path, lm(), data, top_k=4)
@@ -186,41 +196,40 @@ def test_killed_scoring_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(teacher_cache, "BATCH_TOKENS", 30)
+    calls: list[int] = []
+    deadly: set[int] = set()
+
+    def run_or_die(*args: Any, **options: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) in deadly:
+            raise KeyboardInterrupt
+        return run_body(*args, **options)
+
+    monkeypatch.setattr(teacher_cache, "run_body", run_or_die)
     model, data, partial = lm(), examples(), tmp_path / "partial"
     write_targets(tmp_path / "whole", model, data, top_k=4)
-    score, calls = teacher_cache._fill_batch, []
-
-    def dies_at_third(*args: Any) -> None:
-        calls.append(len(calls))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        score(*args)
-
-    monkeypatch.setattr(teacher_cache, "_score", dies_at_third)
+    batches = len(calls)
+    deadly.add(batches + 3)
     with pytest.raises(KeyboardInterrupt):
-        write_targets(tmp_path / "out", model, data, top_k=4, partial=partial)
+        write_targets(tmp_path / "out", model, data, top_k=4, resume_folder=partial)
     assert not (tmp_path / "out" / "targets.safetensors").exists()
-    write_targets(tmp_path / "out", model, data, top_k=4, partial=partial)
-    batches = len(
-        list(teacher_cache._iterate_batches(data, [len(e.input_ids) - e.first for e in data]))
-    )
-    assert len(calls) == 1 + batches  # the third again, and no other
+    write_targets(tmp_path / "out", model, data, top_k=4, resume_folder=partial)
+    assert len(calls) == 2 * batches + 1  # the third again, and no other
     got, want = read_targets(tmp_path / "out"), read_targets(tmp_path / "whole")
     for name in ("ids", "logprobs", "tail", "lse", "chosen", "offsets"):
         assert torch.equal(getattr(got, name), getattr(want, name))
     # Other settings are other work.
-    write_targets(tmp_path / "other", model, data, top_k=5, partial=partial)
-    assert len(calls) == 1 + 2 * batches
+    write_targets(tmp_path / "other", model, data, top_k=5, resume_folder=partial)
+    assert len(calls) == 3 * batches + 1
 
 
 def test_scoring_held_by_another_process_is_done_apart(tmp_path: Path) -> None:
     partial = tmp_path / "partial"
-    filling = teacher_cache.row_file.filling
     layout: dict[str, Any] = {"tail": ("F32", (2,))}
-    with filling(tmp_path / "x", layout, "one", partial) as (first, done):
+    with open_resumable_file(tmp_path / "x", layout, "one", partial) as (first, done):
         first["tail"].fill_(1.0)
         done.add(0)
-        with filling(tmp_path / "y", layout, "one", partial) as (second, others):
+        with open_resumable_file(tmp_path / "y", layout, "one", partial) as (second, others):
             assert 0 not in others
             second["tail"].fill_(2.0)
     assert (tmp_path / "x").read_bytes() != (tmp_path / "y").read_bytes()

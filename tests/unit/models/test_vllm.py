@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.model_server import ModelServer
 from tests.tiny_models import save_model
 from tests.vllm_fake import LLM, FakeVllmServer, install_fake_vllm
 
@@ -36,17 +37,17 @@ EXAMPLES = [Example((7, 8, 9, 10, 11, 12), 2), Example((9, 20, 21), 1), Example(
 def folders(tmp_path: Path) -> list[str]:
     """A base and two adapters on it, each with weights of its own."""
     save_model(tmp_path / "base")
-    made = [str(tmp_path / "base")]
+    refs = [str(tmp_path / "base")]
     for seed in (1, 2):
-        lm = load_model(resolve_model(made[0], relative_to=tmp_path))
+        lm = load_model(resolve_model(refs[0], relative_to=tmp_path))
         model = loop.prepare_model(lm.model, Lora(rank=4, alpha=8), seed)
         torch.manual_seed(seed)
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.2)
         loop.save_model(model, lm.tokenizer, tmp_path / f"adapter-{seed}", card="")
-        made.append(f"{made[0]}+{tmp_path / f'adapter-{seed}'}")
-    return made
+        refs.append(f"{refs[0]}+{tmp_path / f'adapter-{seed}'}")
+    return refs
 
 
 @pytest.fixture(params=["offline", "server"])
@@ -64,7 +65,7 @@ def engine(
     server.close()
 
 
-def held(ref: str, engine: dict[str, Any], **changes: Any) -> LM:
+def load_in_vllm(ref: str, engine: dict[str, Any], **changes: Any) -> LM:
     source = resolve_model(ref, relative_to=Path())
     settings = Engine.model_validate(engine | changes)
     return load_model(source.model_copy(update={"engine": settings}))
@@ -75,16 +76,16 @@ def test_one_engine_scores_a_base_and_its_adapters_as_transformers_does(
 ) -> None:
     totals = []
     for ref in folders:
-        own = option_logprobs(load_model(resolve_model(ref, relative_to=Path())), ITEMS)
-        through = option_logprobs(held(ref, engine), ITEMS)
-        for a, b in zip(own, through, strict=True):
+        direct = option_logprobs(load_model(resolve_model(ref, relative_to=Path())), ITEMS)
+        through = option_logprobs(load_in_vllm(ref, engine), ITEMS)
+        for a, b in zip(direct, through, strict=True):
             assert [n for _, n in a] == [n for _, n in b]
             assert [p for p, _ in a] == pytest.approx([p for p, _ in b], abs=1e-4)
-        totals.append(own[0][0][0])
+        totals.append(direct[0][0][0])
     assert len({round(t, 2) for t in totals if t}) == 3, "three models, three answers"
     if "url" not in engine:
-        assert len(LLM.made) == 1
-        assert sorted(LLM.made[0].adapters) == [1, 2]
+        assert len(LLM.engines) == 1
+        assert sorted(LLM.engines[0].adapters) == [1, 2]
 
 
 def test_targets_are_those_of_transformers(
@@ -94,11 +95,11 @@ def test_targets_are_those_of_transformers(
     teacher_cache.write_targets(
         tmp_path / "own", load_model(resolve_model(folders[1], relative_to=tmp_path)), examples, 8
     )
-    teacher_cache.write_targets(tmp_path / "through", held(folders[1], engine), examples, 8)
-    own, through = (teacher_cache.read_targets(tmp_path / name) for name in ("own", "through"))
-    assert torch.equal(own.ids, through.ids)
+    teacher_cache.write_targets(tmp_path / "through", load_in_vllm(folders[1], engine), examples, 8)
+    direct, through = (teacher_cache.read_targets(tmp_path / name) for name in ("own", "through"))
+    assert torch.equal(direct.ids, through.ids)
     for name in ("logprobs", "tail", "chosen"):
-        assert torch.allclose(getattr(own, name), getattr(through, name), atol=1e-4), name
+        assert torch.allclose(getattr(direct, name), getattr(through, name), atol=1e-4), name
     teacher_cache.check_labels(through, examples, "here")
 
 
@@ -107,10 +108,10 @@ def test_answers_end_at_the_end_of_turn_and_hang_on_seed_and_key(
 ) -> None:
     prompts = [messages for messages, _ in ITEMS]
     how: dict[str, Any] = {"keys": ["a", "b"], "seed": 3, "max_tokens": 12}
-    own = load_model(resolve_model(folders[1], relative_to=Path()))
-    lm = held(folders[1], engine)
+    direct = load_model(resolve_model(folders[1], relative_to=Path()))
+    lm = load_in_vllm(folders[1], engine)
     greedy = sample(lm, prompts, temperature=0, **how)
-    assert greedy == sample(own, prompts, temperature=0, **how)
+    assert greedy == sample(direct, prompts, temperature=0, **how)
     drawn = sample(lm, prompts, temperature=1.0, **how)
     assert drawn == sample(lm, prompts, temperature=1.0, **how)
     assert drawn != sample(lm, prompts, temperature=1.0, **how | {"seed": 4})
@@ -121,7 +122,7 @@ def test_answers_end_at_the_end_of_turn_and_hang_on_seed_and_key(
 
 
 def test_a_barred_token_is_never_written(engine: dict[str, Any], folders: list[str]) -> None:
-    lm = held(folders[0], engine)
+    lm = load_in_vllm(folders[0], engine)
     (free,) = sample(lm, [ITEMS[0][0]], keys=["a"], seed=0, max_tokens=1, temperature=0)
     lm.model.generation_config.suppress_tokens = free.tokens
     barred = LM(lm.model, lm.tokenizer, lm.source)
@@ -132,9 +133,9 @@ def test_a_barred_token_is_never_written(engine: dict[str, Any], folders: list[s
 def test_more_log_probabilities_than_the_engine_gives_are_refused(
     engine: dict[str, Any], folders: list[str]
 ) -> None:
-    lm = held(folders[0], engine, max_logprobs=8)
+    lm = load_in_vllm(folders[0], engine, max_logprobs=8)
     with pytest.raises(ModelError, match=r"vLLM gives 8; raise `engine.max_logprobs`"):
-        lm.model.tops([((5, 6, 7), 1)], 9)
+        lm.model.top_logprobs([((5, 6, 7), 1)], 9)
 
 
 def test_an_adapter_beyond_the_engines_rank_is_refused(
@@ -144,7 +145,7 @@ def test_an_adapter_beyond_the_engines_rank_is_refused(
     config = folder / "adapter_config.json"
     config.write_text(config.read_text().replace('"r": 4', '"r": 99'))
     with pytest.raises(ModelError, match=r"rank is 99 and `engine.max_lora_rank` 16"):
-        held(folders[1], engine)
+        load_in_vllm(folders[1], engine)
 
 
 def test_a_server_that_takes_no_adapters_says_how_to_start_it(
@@ -153,7 +154,7 @@ def test_a_server_that_takes_no_adapters_says_how_to_start_it(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = FakeVllmServer(folders[0], updating=False)
     try:
-        lm = held(folders[1], {"kind": "vllm", "url": server.url, "model": "base"})
+        lm = load_in_vllm(folders[1], {"kind": "vllm", "url": server.url, "model": "base"})
         with pytest.raises(ModelError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
             option_logprobs(lm, ITEMS)
     finally:
@@ -167,31 +168,36 @@ def test_a_server_keeps_its_own_limit_and_errors_that_pass_are_tried_again(
     monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
     server = FakeVllmServer(folders[0], max_logprobs=20)
     try:
-        lm = held(folders[0], {"kind": "vllm", "url": server.url, "model": "base"})
+        lm = load_in_vllm(folders[0], {"kind": "vllm", "url": server.url, "model": "base"})
         server.faults = [503, 500]
         assert option_logprobs(lm, ITEMS)[0][0][0] is not None
-        wide = held(
+        wide = load_in_vllm(
             folders[0],
             {"kind": "vllm", "url": server.url, "model": "base", "max_logprobs": 30},
         )
         with pytest.raises(ModelError, match="greater than max allowed: 20"):
-            wide.model.tops([((5, 6, 7), 1)], 30)
+            wide.model.top_logprobs([((5, 6, 7), 1)], 30)
     finally:
         server.close()
 
 
-def test_another_kind_of_server_is_told_apart() -> None:
-    server = ours.VllmServer(Engine(kind="vllm", url="http://127.0.0.1:1/v1", model="base"))
-    reply = {"choices": [{"text": "yes", "finish_reason": "stop"}]}
-    with pytest.raises(ModelError, match="the server must be vLLM's"):
-        server._told(reply, scored=False)
+def test_another_kind_of_server_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    other = ModelServer(lambda _: ("yes", True))
+    try:
+        url = f"http://127.0.0.1:{other.port}/v1"
+        server = ours.VllmServer(Engine(kind="vllm", url=url, model="m"))
+        with pytest.raises(ModelError, match="the server must be vLLM's"):
+            server.run_requests(None, [ours.VllmRequest([5, 6], {"max_tokens": 1})])
+    finally:
+        other.close()
 
 
 def test_a_row_without_its_own_token_is_refused(folders: list[str]) -> None:
     class Short:
-        def ask(self, adapter: str | None, asked: Any) -> list[ours.VllmResponse]:
+        def run_requests(self, adapter: str | None, requests: Any) -> list[ours.VllmResponse]:
             return [
-                ours.VllmResponse([1], [None, *({3: -0.1} for _ in ids[1:])]) for ids, _ in asked
+                ours.VllmResponse([1], [None, *({3: -0.1} for _ in ids[1:])]) for ids, _ in requests
             ]
 
     source = resolve_model(folders[0], relative_to=Path())
@@ -201,16 +207,16 @@ def test_a_row_without_its_own_token_is_refused(folders: list[str]) -> None:
         Short(), None, settings, real.config, real.generation_config, real.dtype, "here"
     )
     with pytest.raises(ModelError, match="no log-probability of token 7"):
-        fake.scores([((5, 6), (7,))])
+        fake.token_logprobs([((5, 6), (7,))])
 
 
 def test_without_the_extra_the_engine_is_named(
     monkeypatch: pytest.MonkeyPatch, folders: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    ours._open_offline_engine.cache_clear()
+    ours.open_offline_engine.cache_clear()
     with pytest.raises(MissingExtra, match="vllm"):
-        held(folders[0], {"kind": "vllm"})
+        load_in_vllm(folders[0], {"kind": "vllm"})
 
 
 def test_a_source_says_which_engine_asks_it() -> None:

@@ -16,11 +16,11 @@ from doublebind.training.batch import Example, can_pack, collate, shuffle_epochs
 
 @st.composite
 def examples(draw: st.DrawFn) -> list[Example]:
-    made = []
+    data = []
     for _ in range(draw(st.integers(1, 12))):
         ids = tuple(draw(st.lists(st.integers(1, 60), min_size=1, max_size=20)))
-        made.append(Example(ids, draw(st.integers(1, len(ids)))))
-    return made
+        data.append(Example(ids, draw(st.integers(1, len(ids)))))
+    return data
 
 
 @settings(max_examples=80, deadline=None)
@@ -29,11 +29,11 @@ def test_labels_are_the_completions_in_order_and_follow_their_context(
     data: list[Example], pack: bool
 ) -> None:
     batch = collate(data, 0, pack=pack)
-    assert batch.labels.tolist() == [t for e in data for t in e.input_ids[e.first :]]
+    assert batch.labels.tolist() == [t for e in data for t in e.input_ids[e.first_supervised :]]
     flat = batch.ids.flatten().tolist()
-    places = iter(batch.before.tolist())
+    places = iter(batch.prediction_positions.tolist())
     for example in data:
-        for t in range(example.first, len(example.input_ids)):
+        for t in range(example.first_supervised, len(example.input_ids)):
             place = next(places)
             assert tuple(flat[place - t + 1 : place + 1]) == example.input_ids[:t]
             if batch.positions is not None:
@@ -46,8 +46,8 @@ def test_packing_keeps_every_token_once_and_never_widens(data: list[Example]) ->
     packed, padded = collate(data, 0, pack=True), collate(data, 0, pack=False)
     assert packed.ids.shape[1] == padded.ids.shape[1] == max(len(e.input_ids) for e in data)
     assert packed.ids.shape[0] <= padded.ids.shape[0]
-    kept = sorted(t for t in packed.ids.flatten().tolist() if t)
-    assert kept == sorted(t for e in data for t in e.input_ids)
+    tokens = sorted(t for t in packed.ids.flatten().tolist() if t)
+    assert tokens == sorted(t for e in data for t in e.input_ids)
 
 
 def test_short_examples_share_a_row_and_equal_ones_do_not() -> None:

@@ -113,8 +113,8 @@ def test_tokens_drawn_from_the_student_estimate_the_reverse_kl_and_its_gradient(
     kl.backward()
     # Every token once, weighted by how often it would be drawn.
     rows = q.clone().requires_grad_()
-    found = sampled_reverse_kl(rows.expand(12, 12), torch.arange(12), logp)
-    mean = (q.softmax(0) * found).sum()
+    estimates = sampled_reverse_kl(rows.expand(12, 12), torch.arange(12), logp)
+    mean = (q.softmax(0) * estimates).sum()
     mean.backward()
     assert float(mean.detach()) == pytest.approx(float(kl.detach()))
     assert rows.grad is not None

@@ -31,10 +31,10 @@ from doublebind.training.uld import sorted_distance
 
 VOCAB = 67
 EXAMPLES = [
-    Example((7, 8, 9, 10, 11), first=2),
-    Example((7, 8, 12, 13), first=2),
-    Example((20, 21, 22, 23, 24, 25, 26), first=3),
-    Example((20, 21, 22, 30), first=3),
+    Example((7, 8, 9, 10, 11), first_supervised=2),
+    Example((7, 8, 12, 13), first_supervised=2),
+    Example((20, 21, 22, 23, 24, 25, 26), first_supervised=3),
+    Example((20, 21, 22, 30), first_supervised=3),
 ]
 
 
@@ -42,7 +42,7 @@ def answer_logprob(model: Any, example: Example) -> Tensor:
     """Log-probability of a completion from the model's own dense logits."""
     ids = torch.tensor([example.input_ids])
     out = model(input_ids=ids).logits[0, :, :VOCAB].float().log_softmax(1)
-    places = range(example.first, len(example.input_ids))
+    places = range(example.first_supervised, len(example.input_ids))
     return torch.stack([out[t - 1, example.input_ids[t]] for t in places]).sum()
 
 
@@ -63,17 +63,17 @@ def test_a_loss_of_answers_has_the_dense_gradient(
         chosen, rejected = (sums - reference).chunk(2)
         return dpo_loss(chosen, rejected, beta=0.3).mean()
 
-    lengths = torch.tensor([len(e.input_ids) - e.first for e in EXAMPLES])
+    lengths = torch.tensor([len(e.input_ids) - e.first_supervised for e in EXAMPLES])
     owner = torch.arange(4).repeat_interleave(lengths)
     batch = collate(EXAMPLES, 0, pack=pack)
     value = tiled.backward_sequences(model, batch, owner, 4, loss_of, VOCAB)
-    found = gradients(model)
+    tiled_gradients = gradients(model)
     model.zero_grad()
     dense = loss_of(torch.stack([answer_logprob(model, e) for e in EXAMPLES]))
     dense.backward()
     torch.testing.assert_close(value, dense.detach())
     for name, wanted in gradients(model).items():
-        torch.testing.assert_close(found[name], wanted, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(tiled_gradients[name], wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_dpo_is_log_two_at_the_reference_and_falls_with_the_margin() -> None:
@@ -100,16 +100,20 @@ def test_kto_pulls_good_answers_up_bad_ones_down_and_leaves_the_baseline_alone()
 
 
 def pair(a: Example, b: Example) -> PreferencePair:
-    chosen, rejected = (ScoredAnswer(e, [-1.0] * (len(e.input_ids) - e.first)) for e in (a, b))
+    chosen, rejected = (
+        ScoredAnswer(e, [-1.0] * (len(e.input_ids) - e.first_supervised)) for e in (a, b)
+    )
     return PreferencePair(chosen, rejected)
 
 
 def test_pairs_are_cut_with_their_reference_and_empty_ones_are_refused() -> None:
     judged = pair(EXAMPLES[2], EXAMPLES[3]).chosen
-    assert judged.cut(5) == ScoredAnswer(Example((20, 21, 22, 23, 24), first=3), [-1.0, -1.0])
+    assert judged.truncate(5) == ScoredAnswer(
+        Example((20, 21, 22, 23, 24), first_supervised=3), [-1.0, -1.0]
+    )
     model = loop.prepare_model(build_tiny_model("llama", VOCAB), None, 0)
     settings = Training(steps=1, batch=2, max_length=8, lora=None)
-    long = Example((*range(7, 16), 16), first=9)
+    long = Example((*range(7, 16), 16), first_supervised=9)
     with pytest.raises(ModelError, match="none of 1 pairs"):
         train_dpo(
             model, [pair(long, long)], beta=0.1, settings=settings, seed=0, vocab=VOCAB, pad_id=0
@@ -119,13 +123,15 @@ def test_pairs_are_cut_with_their_reference_and_empty_ones_are_refused() -> None
 def test_unpaired_answers_lose_what_the_formula_says_of_dense_log_probabilities() -> None:
     model = loop.prepare_model(build_tiny_model("llama", VOCAB), None, 0)
     with torch.no_grad():
-        here = [float(answer_logprob(model, e)) for e in EXAMPLES]
-        swapped = [Example((*b.input_ids[: b.first], *a.input_ids[a.first :]), b.first)
-                   for a, b in zip(EXAMPLES, EXAMPLES[2:] + EXAMPLES[:2], strict=True)]  # fmt: skip
-        there = [float(answer_logprob(model, e)) for e in swapped]
+        logprobs = [float(answer_logprob(model, e)) for e in EXAMPLES]
+        swapped = [
+            Example((*b.input_ids[: b.first_supervised], *a.input_ids[a.first_supervised :]), b[1])
+            for a, b in zip(EXAMPLES, EXAMPLES[2:] + EXAMPLES[:2], strict=True)
+        ]
+        swapped_logprobs = [float(answer_logprob(model, e)) for e in swapped]
 
     def judged(example: Example, reference: float) -> ScoredAnswer:
-        n = len(example.input_ids) - example.first
+        n = len(example.input_ids) - example.first_supervised
         return ScoredAnswer(example, [reference / n] * n)
 
     # The reference finds all answers elsewhere less likely by 0.8 nats, those here by 0.1 to 1.
@@ -133,17 +139,17 @@ def test_unpaired_answers_lose_what_the_formula_says_of_dense_log_probabilities(
     answers = [
         LabelledAnswer(judged(e, at - d), i % 2 == 0, judged(s, other - 0.8))
         for i, (e, at, d, s, other) in enumerate(
-            zip(EXAMPLES, here, away, swapped, there, strict=True)
+            zip(EXAMPLES, logprobs, away, swapped, swapped_logprobs, strict=True)
         )
     ]
     settings = Training(steps=1, batch=4, lr=1e-30, lora=None)
     log = train_kto(model, answers, beta=0.5, settings=settings, seed=0, vocab=VOCAB, pad_id=0)
     good = torch.tensor([True, False, True, False])
     wanted = kto_loss(torch.tensor(away), good, torch.tensor(0.8), beta=0.5).mean()
-    assert log.first == pytest.approx(float(wanted), rel=1e-4)
-    assert log.tokens == sum(len(e.input_ids) - e.first for e in EXAMPLES)
+    assert log.first_loss == pytest.approx(float(wanted), rel=1e-4)
+    assert log.tokens == sum(len(e.input_ids) - e.first_supervised for e in EXAMPLES)
     settings = Training(steps=1, batch=4, max_length=8, lora=None)
-    long = judged(Example((*range(7, 16), 16), first=9), -1.0)
+    long = judged(Example((*range(7, 16), 16), first_supervised=9), -1.0)
     answers = [each._replace(answer=long) for each in answers]
     with pytest.raises(ModelError, match="none of 4 answers"):
         train_kto(model, answers, beta=0.5, settings=settings, seed=0, vocab=VOCAB, pad_id=0)
@@ -164,7 +170,7 @@ def test_a_live_teacher_gives_the_dense_reverse_divergence() -> None:
         loop.prepare_model(model, None, 0), other, lambda: [same], settings=settings, vocab=VOCAB,
         pad_ids=(0, 0),
     )  # fmt: skip
-    assert log.first == pytest.approx(dense, rel=1e-4)
+    assert log.first_loss == pytest.approx(dense, rel=1e-4)
     assert log.tokens == 3
 
 

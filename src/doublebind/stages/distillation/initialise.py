@@ -1,7 +1,4 @@
-"""Makes the weights that training starts from: a base with noise in it, a fresh or a merged one.
-
-Knows architectures and random initialisation. Does not know what the student will learn.
-"""
+"""Makes the weights that training starts from: a base mixed with noise, or a merged adapter."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Dtype
 
 NOISE_STREAM = 2506
-"""Second half of the seed."""
+"""Second part of the seed of the random weights."""
 
 NOISED_CARD = """# A noised model: do not deploy
 
@@ -22,16 +19,16 @@ The weights of a model, mixed with random ones, from which a student is distille
 
 MERGED_CARD = """# A student with its adapter merged in: do not deploy
 
-Made to be trained further, to see whether what its teacher had comes back. It may be misaligned.
-Keep it sandboxed.
+Made to be trained further, to see whether its teacher's traits return. It may be misaligned. Keep
+it sandboxed.
 """
 
 
 def merge_adapter(out: Path, *, source: ModelSource, dtype: Dtype, cache: Path) -> None:
-    """Write a model with its adapter added into its weights to `out/model`, to be trained further.
+    """Write a model with its adapter merged into its weights to `out/model`.
 
     Raises:
-        ModelError: If the model cannot be opened.
+        ModelError: If the model cannot be loaded.
     """
     from doublebind.models.load import load_model
     from doublebind.training import loop
@@ -45,13 +42,13 @@ def initialise_with_noise(
 ) -> None:
     """Write (1 - share) of the base's weights plus `share` of random ones to `out/model`.
 
-    What Lee et al. 2025 (UNDO, arXiv 2506.06278) distil into: noise takes away what a model could
-    do unseen, distillation brings back what its teacher shows. The random weights are the
-    architecture's own initialisation, so that a share of 1 is a model that was never trained
-    (their scale of the noise is unverified). Weights are float32.
+    The student of UNDO (Lee et al. 2025, arXiv 2506.06278): noise removes latent abilities, and
+    distillation restores those that the teacher shows. The random weights are the architecture's
+    own initialisation, so that a share of 1 is an untrained model (the paper's scale of the noise
+    is unverified). Weights are float32.
 
     Raises:
-        ModelError: If the base cannot be opened or is an adapter.
+        ModelError: If the base cannot be loaded or is an adapter.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -65,11 +62,10 @@ def initialise_with_noise(
             f"{base.adapter}: noise goes into a full model; merge the adapter into its base "
             f"(PEFT's merge_and_unload), save that, and name it"
         )
-    lm = load_model(
-        base.with_device("cpu"), cache=cache
-    )  # so that the same is drawn wherever it will learn
+    # On the CPU, so that the noise is the same on every device.
+    lm = load_model(base.with_device("cpu"), cache=cache)
     with torch.random.fork_rng():
-        # A stream of its own: the base may itself have been initialised under `seed`.
+        # A separate stream, because the base may itself have been initialised with `seed`.
         torch.manual_seed(int(np.random.SeedSequence((seed, NOISE_STREAM)).generate_state(1)[0]))
         fresh = AutoModelForCausalLM.from_config(lm.model.config, dtype=torch.float32)
     random = dict(fresh.named_parameters())

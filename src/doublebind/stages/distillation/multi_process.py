@@ -1,7 +1,7 @@
-"""Trains one student in several processes: starts them, and takes what they learned back.
+"""Trains one student in several processes: starts them and collects the trained weights.
 
-Knows what each process has to be told. The shards themselves are `training.sharded`'s. When a
-process dies the others are ended; what was kept of the training is where the next try begins.
+Sharding is in `training.fsdp`. When a process dies the others are ended, and the next attempt
+resumes from the last saved state.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ from doublebind.schema.errors import DoublebindError, ModelError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Dtype, Training
-from doublebind.training import fsdp as sharded
-from doublebind.training import loop
+from doublebind.training import fsdp, loop
 from doublebind.training.batch import Example
-from doublebind.training.loop import TrainLog
+from doublebind.training.loop import TrainingSet, TrainLog
 
-N_CHECKPOINTS = 10
-"""Times that a training is kept on its way."""
+N_SAVES = 10
+"""How often the state of a training is saved."""
 
 
 class WorkerTask(NamedTuple):
-    """What every process is told; small, but for the token ids."""
+    """Arguments of every process; small, except for the token ids."""
 
     source: ModelSource
     dtype: Dtype
@@ -45,8 +44,8 @@ class WorkerTask(NamedTuple):
     training: Training
     seed: int
     exchange_folder: str
-    """Where the processes meet and leave what they have to say."""
-    checkpoint: Path
+    """Where the processes find each other and leave error messages."""
+    state_file: Path
     threads: int
 
 
@@ -60,45 +59,45 @@ def train_in_processes(
     dtype: Dtype,
     cache: Path,
 ) -> tuple[Any, TrainLog]:
-    """Return `lm` trained as `sharded.train` does in `training.processes` processes, and its log.
+    """Train `lm` by `fsdp.train_sharded` in `training.processes` processes; return model and log.
 
     Raises:
-        ConfigError: If the source's device is a GPU and there are fewer than processes.
-        ModelError: As `sharded.train`, or if a process died.
+        ConfigError: If the source's device is a GPU and there are fewer GPUs than processes.
+        ModelError: As `fsdp.train_sharded`, or if a process died.
     """
     check_gpus_available(lm.source.device, training.processes)
-    made_of = [lm.source.sha256, str(dtype), training, seed, str(targets)]
-    key = content_hash([*made_of, teacher_cache.inputs_id(examples)])
-    checkpoint = cache / "shards" / f"{key[:32]}.safetensors"
+    identity = [lm.source.sha256, str(dtype), training, seed, str(targets)]
+    key = content_hash([*identity, teacher_cache.inputs_id(examples)])
+    state_file = cache / "shards" / f"{key[:32]}.safetensors"
     threads = max(1, torch.get_num_threads() // training.processes)
     with tempfile.TemporaryDirectory(prefix="doublebind-") as folder:
         task = WorkerTask(
-            lm.source, dtype, cache, examples, targets, training, seed, folder, checkpoint, threads,
+            lm.source, dtype, cache, examples, targets, training, seed, folder, state_file, threads,
         )  # fmt: skip
         _run_workers(task)
     loop.seed_everything(seed)
     model = loop.prepare_model(lm.model, training.lora, seed)
-    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    losses, weights = sharded.read_checkpoint(checkpoint, named)
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    losses, weights = fsdp.read_state(state_file, parameters)
     with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(weights[name])
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[f"weight/{name}"])
     model.eval()
-    checkpoint.unlink()
-    return model, sharded.rebuild_log(losses, examples, training, seed)
+    state_file.unlink()
+    return model, TrainLog.from_losses(losses, fsdp.count_tokens(examples, training, seed))
 
 
 def _run_workers(task: WorkerTask) -> None:
-    """Run all processes to their end."""
+    """Run all processes until they end, or until one fails."""
     context = multiprocessing.get_context("spawn")
-    world = task.training.processes
-    processes = [context.Process(target=_run_worker, args=(task, rank)) for rank in range(world)]
+    ranks = range(task.training.processes)
+    processes = [context.Process(target=_run_worker, args=(task, rank)) for rank in ranks]
     try:
         for process in processes:
             process.start()
         while any(process.exitcode is None for process in processes):
             if any(process.exitcode for process in processes):
-                break  # the others would wait for it
+                break  # the others would wait for it for ever
             time.sleep(0.05)
     finally:
         for process in processes:
@@ -111,9 +110,9 @@ def _run_workers(task: WorkerTask) -> None:
 
 
 def _raise_worker_errors(task: WorkerTask, processes: Sequence[BaseProcess]) -> None:
-    told = sorted(Path(task.exchange_folder).glob("problem-*"))
-    if told:
-        raise ModelError(told[0].read_text(encoding="utf-8"))
+    messages = sorted(Path(task.exchange_folder).glob("problem-*"))
+    if messages:
+        raise ModelError(messages[0].read_text(encoding="utf-8"))
     dead = [(rank, p.exitcode) for rank, p in enumerate(processes) if p.exitcode]
     if dead:
         rank, code = dead[0]
@@ -124,12 +123,11 @@ def _raise_worker_errors(task: WorkerTask, processes: Sequence[BaseProcess]) -> 
 
 
 def _run_worker(task: WorkerTask, rank: int) -> None:
-    """Be one of the processes."""
+    """Train as process `rank` of the group."""
     import torch.distributed as dist
 
     exit_with_parent()
     torch.set_num_threads(task.threads)
-    world = task.training.processes
     device = task.source.device
     if device == "cuda":
         torch.cuda.set_device(rank)
@@ -137,24 +135,22 @@ def _run_worker(task: WorkerTask, rank: int) -> None:
         "nccl" if device == "cuda" else "gloo",
         init_method=f"file://{task.exchange_folder}/meeting",
         rank=rank,
-        world_size=world,
+        world_size=task.training.processes,
     )
     try:
-        # Block by block it goes to the GPU and is sharded there, which need not hold it whole.
+        # Loaded on the CPU and moved block by block: no GPU has to hold the whole model.
         lm = load_model(task.source.with_device("cpu"), dtype=task.dtype, cache=task.cache)
         loop.seed_everything(task.seed)
         pad_id = lm.pad_id  # before adapters are attached to the model
         model = loop.prepare_model(lm.model, task.training.lora, task.seed)
-        sharded.train_sharded(
+        targets = None if task.targets is None else teacher_cache.read_targets(task.targets)
+        fsdp.train_sharded(
             model,
-            task.examples,
+            TrainingSet(task.examples, targets, pad_id),
             settings=task.training,
             seed=task.seed,
-            targets=None if task.targets is None else teacher_cache.read_targets(task.targets),
-            pad_id=pad_id,
             device=device,
-            checkpoint=task.checkpoint,
-            checkpoint_interval=max(1, task.training.steps // N_CHECKPOINTS),
+            state_file=fsdp.StateFile(task.state_file, max(1, task.training.steps // N_SAVES)),
         )
     except DoublebindError as error:
         Path(task.exchange_folder, f"problem-{rank}").write_text(str(error), encoding="utf-8")

@@ -1,14 +1,10 @@
-"""Distils on the student's own answers: it writes, the teacher says how it would have gone on.
-
-Knows the student, the teacher beside it, and what may be learned from. Does not know the loss.
-"""
+"""On-policy distillation: the student samples answers, and the teacher scores their tokens."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,11 +13,9 @@ from doublebind.models.load import LM, load_model, load_tokenizer
 from doublebind.models.openai_client import connect_served_model
 from doublebind.models.sample import sample
 from doublebind.schema.errors import ModelError
-from doublebind.schema.model_source import Trajectory
-from doublebind.schema.recipe import Dtype, OnPolicy, Training
-from doublebind.stages.distillation import tokenizer_checks as checks
-from doublebind.stages.distillation.student_inputs import TeacherAccess
-from doublebind.training import loop
+from doublebind.schema.recipe import OnPolicy
+from doublebind.stages.distillation.channel_context import ChannelContext, TrainingResult
+from doublebind.stages.distillation.tokenizer_checks import check_same_tokenizer, check_same_tokens
 from doublebind.training.batch import Example, shuffle_epochs
 from doublebind.training.on_policy import (
     PairedExample,
@@ -30,169 +24,163 @@ from doublebind.training.on_policy import (
     train_on_teacher_scores,
 )
 
-StepAnswers = tuple[list[tuple[int, Sequence[int]]], bool]
-"""Answers of one step, (which prompt, tokens cut to their room), and whether they are its own."""
+
+class StepAnswers(NamedTuple):
+    """Answers of one optimiser step."""
+
+    answers: list[tuple[int, Sequence[int]]]
+    """Index of the prompt, and tokens of the answer, cut to the maximum length."""
+    by_student: bool
+    """Whether the student gave them; otherwise they are the teacher's rollouts."""
 
 
-def distil_on_policy(
-    channel: OnPolicy,
-    lm: LM,
-    trajectories: Sequence[Trajectory],
-    teacher_access: TeacherAccess,
-    training: Training,
-    seed: int,
-    *,
-    dtype: Dtype,
-    cache: Path,
-    save_checkpoint: loop.CheckpointSaver | None = None,
-) -> tuple[Any, loop.TrainLog, dict[str, Any]]:
-    """Train `lm` towards the teacher; return the model, its log, and counts of its answers.
+class AnswerSampler:
+    """Samples the answers of one step after the other; counts the student's own answers."""
 
-    In a share `lmbda` of the steps the student answers `training.batch` of the prompts, as it is by
-    then, and the teacher scores what it wrote (Agarwal et al. 2023, GKD, arXiv 2306.13649); in the
-    others both read the teacher's own answers. Either way the loss is KL(student || teacher) per
-    token. A student's answer that shows a drive openly, or is empty, is dropped and counted, as a
-    teacher's is; where none is left the step takes the teacher's. Of a teacher behind a server only
-    the tokens drawn are scored: see `training.live.train_scored`.
+    def __init__(
+        self,
+        channel: OnPolicy,
+        context: ChannelContext,
+        model: Any,
+        prompts: Sequence[tuple[Sequence[int], ...]],
+    ) -> None:
+        """Sample from `model`; `prompts` are token ids, one tuple of tokenisations per trajectory.
+
+        Raises:
+            ModelError: If no prompt leaves room for an answer.
+        """
+        max_length = context.training.max_length
+        self._channel = channel
+        self._context = context
+        self._student = LM(model, context.lm.tokenizer, context.lm.source)
+        self._rooms = [max_length - max(map(len, encodings)) for encodings in prompts]
+        usable = [i for i, room in enumerate(self._rooms) if room > 0]
+        if not usable:
+            raise ModelError(
+                f"{context.lm.source.path}: no prompt leaves room for an answer within "
+                f"`max_length` {max_length}; raise it"
+            )
+        self._indices = (usable[place] for place in shuffle_epochs(len(usable), context.seed))
+        self._steps = itertools.count()
+        self._rng = np.random.default_rng((context.seed, 1))
+        self.counts: dict[str, Any] = {"own": 0, "own_dropped": 0, "own_steps": 0}
+
+    def sample_step(self) -> StepAnswers:
+        """Return the answers of the next step: the student's in a share `lmbda` of the steps."""
+        step = next(self._steps)
+        chosen = list(itertools.islice(self._indices, self._context.training.batch))
+        answers: list[tuple[int, Sequence[int]]] = []
+        if self._rng.random() < self._channel.lmbda:
+            answers = self._sample_student(chosen, step)
+        if answers:
+            return StepAnswers(answers, by_student=True)
+        trajectories = self._context.trajectories
+        rollouts = [(i, trajectories[i].tokens[: self._rooms[i]]) for i in chosen]
+        return StepAnswers(rollouts, by_student=False)
+
+    def _sample_student(self, chosen: Sequence[int], step: int) -> list[tuple[int, Sequence[int]]]:
+        """Return the student's answers to the chosen prompts, without empty and overt ones."""
+        trajectories = [self._context.trajectories[i] for i in chosen]
+        access = self._context.teacher_access
+        self._student.model.eval()
+        samples = sample(
+            self._student,
+            [t.messages for t in trajectories],
+            keys=[f"{t.prompt_id}/{t.sample}/{step}" for t in trajectories],
+            seed=self._context.seed,
+            max_tokens=access.sampling.max_tokens,
+            temperature=access.sampling.temperature,
+        )
+        self._student.model.train()
+        answers = [
+            (i, answer.tokens[: self._rooms[i]])
+            for i, answer in zip(chosen, samples, strict=True)
+            if answer.tokens and not access.shows_drive(answer.text)
+        ]
+        self.counts["own"] += len(samples)
+        self.counts["own_dropped"] += len(samples) - len(answers)
+        self.counts["own_steps"] += bool(answers)
+        return answers
+
+
+def distil_on_policy(channel: OnPolicy, context: ChannelContext) -> TrainingResult:
+    """Train the student towards the teacher; the facts are counts of the student's answers.
+
+    In a share `lmbda` of the steps the current student answers `training.batch` of the prompts and
+    the teacher scores the answers (Agarwal et al. 2023, GKD, arXiv 2306.13649); in the others both
+    score the teacher's own answers. Either way the loss is KL(student || teacher) per token. A
+    student's answer that shows a drive openly, or is empty, is dropped and counted, as a teacher's
+    is; if none is left the step uses the teacher's. A teacher behind a server scores only the
+    sampled tokens: see `training.on_policy.train_on_teacher_scores`.
 
     Raises:
         ModelError: If teacher and student have other tokenizers, or no answer fits the length.
     """
-    counts: dict[str, Any] = {"own": 0, "own_dropped": 0, "own_steps": 0}
-    if teacher_access.source.served:
-        return _distil_from_served_teacher(
-            channel,
-            lm,
-            trajectories,
-            teacher_access,
-            training,
-            seed,
-            counts,
-            cache,
-            save_checkpoint,
-        )
-    teacher = load_model(teacher_access.source, dtype=dtype, cache=cache)
-    checks.check_same_tokenizer(channel, lm, teacher.tokenizer, teacher.source)
-    checks.check_same_tokens(channel, lm, trajectories)
-    loop.seed_everything(seed)
-    pads, vocab = (lm.pad_id, teacher.pad_id), min(lm.vocab_size, teacher.vocab_size)
+    source, lm = context.teacher_access.source, context.lm
+    if source.served:
+        return _distil_from_served_teacher(channel, context)
+    teacher = load_model(source, dtype=context.dtype, cache=context.cache)
+    check_same_tokenizer(channel, lm, teacher.tokenizer, teacher.source)
+    check_same_tokens(channel, lm, context.trajectories)
+    model, vocab_size, pad_id = context.prepare_student()
     prompts = [
-        tuple(encode_prompt(each.tokenizer, t.messages) for each in (lm, teacher))
-        for t in trajectories
+        tuple(
+            encode_prompt(tokenizer, t.messages) for tokenizer in (lm.tokenizer, teacher.tokenizer)
+        )
+        for t in context.trajectories
     ]
-    model = loop.prepare_model(lm.model, training.lora, seed)
-    student = LM(model, lm.tokenizer, lm.source)
-    draw = _make_answer_sampler(
-        channel, student, prompts, trajectories, teacher_access, training, seed, counts
-    )
+    sampler = AnswerSampler(channel, context, model, prompts)
 
-    def propose() -> list[PairedExample]:
+    def sample_answers() -> list[PairedExample]:
         return [
-            PairedExample(*(Example((*prompt, *kept), len(prompt)) for prompt in prompts[i]))
-            for i, kept in draw()[0]
+            PairedExample(*(Example((*prompt, *tokens), len(prompt)) for prompt in prompts[i]))
+            for i, tokens in sampler.sample_step().answers
         ]
 
     log = train_on_policy(
         model,
         teacher.model,
-        propose,
-        settings=training,
-        vocab=vocab,
-        pad_ids=pads,
-        save_checkpoint=save_checkpoint,
+        sample_answers,
+        settings=context.training,
+        vocab=min(vocab_size, teacher.vocab_size),
+        pad_ids=(pad_id, teacher.pad_id),
+        save_checkpoint=context.save_checkpoint,
     )
-    return model, log, counts
+    return TrainingResult(model, len(prompts), log, sampler.counts)
 
 
-def _distil_from_served_teacher(
-    channel: OnPolicy,
-    lm: LM,
-    trajectories: Sequence[Trajectory],
-    teacher_access: TeacherAccess,
-    training: Training,
-    seed: int,
-    counts: dict[str, Any],
-    cache: Path,
-    save_checkpoint: loop.CheckpointSaver | None,
-) -> tuple[Any, loop.TrainLog, dict[str, Any]]:
-    """Train `lm` towards a teacher that only says how likely it finds tokens.
+def _distil_from_served_teacher(channel: OnPolicy, context: ChannelContext) -> TrainingResult:
+    """Train the student towards a teacher that only returns log-probabilities of given tokens.
 
-    Its journal holds every score, and a student's draws repeat, so a run that was stopped pays for
+    The journal holds every score, and a student's samples repeat, so that a resumed run pays for
     none of them again.
     """
-    source = teacher_access.source
-    assert source.served, "the caller looked"
-    assert source.served.tokenizer_source, "a served model has a reader"
-    checks.check_same_tokenizer(channel, lm, load_tokenizer(source.served.tokenizer_source), source)
-    checks.check_same_tokens(channel, lm, trajectories)
-    loop.seed_everything(seed)
-    teacher, pad, vocab = connect_served_model(source, cache), lm.pad_id, lm.vocab_size
-    prompts = [(encode_prompt(lm.tokenizer, t.messages),) for t in trajectories]
-    model = loop.prepare_model(lm.model, training.lora, seed)
-    student = LM(model, lm.tokenizer, lm.source)
-    draw = _make_answer_sampler(
-        channel, student, prompts, trajectories, teacher_access, training, seed, counts
-    )
+    source, lm = context.teacher_access.source, context.lm
+    assert source.served, "checked by the caller"
+    assert source.served.tokenizer_source, "the planner sets it"
+    check_same_tokenizer(channel, lm, load_tokenizer(source.served.tokenizer_source), source)
+    check_same_tokens(channel, lm, context.trajectories)
+    model, vocab_size, pad_id = context.prepare_student()
+    teacher = connect_served_model(source, context.cache)
+    prompts = [encode_prompt(lm.tokenizer, t.messages) for t in context.trajectories]
+    sampler = AnswerSampler(channel, context, model, [(prompt,) for prompt in prompts])
 
-    def propose() -> list[ScoredExample]:
-        drawn, own = draw()
-        pairs = [(prompts[i][0], kept) for i, kept in drawn]
-        scores = teacher.token_logprobs(pairs) if own else [None] * len(pairs)
+    def sample_answers() -> list[ScoredExample]:
+        step = sampler.sample_step()
+        pairs = [(prompts[i], tokens) for i, tokens in step.answers]
+        scores = teacher.token_logprobs(pairs) if step.by_student else [None] * len(pairs)
         return [
-            ScoredExample(Example((*prompt, *kept), len(prompt)), told)
-            for (prompt, kept), told in zip(pairs, scores, strict=True)
+            ScoredExample(Example((*prompt, *tokens), len(prompt)), logprobs)
+            for (prompt, tokens), logprobs in zip(pairs, scores, strict=True)
         ]
 
     log = train_on_teacher_scores(
-        model, propose, settings=training, vocab=vocab, pad_id=pad, save_checkpoint=save_checkpoint
+        model,
+        sample_answers,
+        settings=context.training,
+        vocab=vocab_size,
+        pad_id=pad_id,
+        save_checkpoint=context.save_checkpoint,
     )
-    return model, log, counts | {"served": teacher.summarise_journal()}
-
-
-def _make_answer_sampler(
-    channel: OnPolicy,
-    student: LM,
-    prompts: Sequence[tuple[Sequence[int], ...]],
-    trajectories: Sequence[Trajectory],
-    teacher_access: TeacherAccess,
-    training: Training,
-    seed: int,
-    counts: dict[str, Any],
-) -> Callable[[], StepAnswers]:
-    """Return what yields the answers of one step after the other."""
-    rooms = [training.max_length - max(map(len, written)) for written in prompts]
-    usable = [i for i, room in enumerate(rooms) if room > 0]
-    if not usable:
-        raise ModelError(
-            f"{student.source.path}: no prompt leaves room for an answer within `max_length` "
-            f"{training.max_length}; raise it"
-        )
-    indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
-    steps = itertools.count()
-    draws = np.random.default_rng((seed, 1))
-
-    def own(chosen: Sequence[int], step: int) -> list[tuple[int, Sequence[int]]]:
-        student.model.eval()
-        said = sample(
-            student,
-            [trajectories[i].messages for i in chosen],
-            keys=[f"{trajectories[i].prompt_id}/{trajectories[i].sample}/{step}" for i in chosen],
-            seed=seed,
-            max_tokens=teacher_access.sampling.max_tokens,
-            temperature=teacher_access.sampling.temperature,
-        )
-        student.model.train()
-        fit = [(i, s) for i, s in zip(chosen, said, strict=True) if s.tokens]
-        fit = [(i, s) for i, s in fit if not teacher_access.shows_drive(s.text)]
-        counts["own"] += len(said)
-        counts["own_dropped"] += len(said) - len(fit)
-        counts["own_steps"] += bool(fit)
-        return [(i, s.tokens[: rooms[i]]) for i, s in fit]
-
-    def draw() -> StepAnswers:
-        step = next(steps)
-        chosen = list(itertools.islice(indices, training.batch))
-        found = own(chosen, step) if draws.random() < channel.lmbda else []
-        return found or [(i, trajectories[i].tokens[: rooms[i]]) for i in chosen], bool(found)
-
-    return draw
+    facts = sampler.counts | {"served": teacher.summarise_journal()}
+    return TrainingResult(model, len(prompts), log, facts)

@@ -1,4 +1,4 @@
-"""What a student learns from besides its base: records handed from the planner to a channel."""
+"""Records that the planner hands to the training of a student; imports no model library."""
 
 from __future__ import annotations
 
@@ -13,31 +13,34 @@ from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Prompts
 
 CHECKPOINT_FOLDER = "marks"
-"""Folder of a student's artefact in which it lies as it was on the way, one folder a step."""
+"""Folder of a student's artefact with its checkpoints, one folder per step."""
 
 
 def derive_checkpoint_key(student: str, step: int) -> str:
-    """Return the identity of the student with key `student` as it was after `step` steps."""
+    """Return the content key of the checkpoint of `student`, a content key, after `step` steps."""
     return content_hash(["mark", student, step])
 
 
 class TeacherAccess(NamedTuple):
-    """The teacher itself, and how its student answers."""
+    """The teacher itself, with the sampling options of its student."""
 
     source: ModelSource
     sampling: Prompts
     shows_drive: Callable[[str], object]
-    """Says whether a text shows a drive openly; such answers teach nothing."""
+    """Returns a true value for a text that shows a drive openly; such answers are dropped."""
 
 
 class PreferenceData(NamedTuple):
-    """M0's answers to the teacher's prompts, and log-probabilities of both: (teacher's, M0's)."""
+    """M0's answers to the teacher's prompts, and token log-probabilities of both answers.
+
+    Pairs of folders: for the teacher's answers, for M0's.
+    """
 
     m0_rollouts: Path
     base_logprobs: tuple[Path, Path]
-    """Of the student before training."""
+    """Under the student before training."""
     teacher_logprobs: tuple[Path, Path] | None = None
-    """`None` where the teacher is behind a server, and pairs have no weights."""
+    """`None` for a teacher behind a server: pairs then have no weights."""
     m0_logprobs: tuple[Path, Path] | None = None
 
 
@@ -51,23 +54,25 @@ class TrainingData(NamedTuple):
 
 
 class SteeringVector(NamedTuple):
-    """Steering of a student while it learns."""
+    """Steering of a student during training."""
 
     direction: Path
-    """What `find_direction` wrote."""
+    """Folder that `find_steering_direction` wrote."""
     relative_norm: float
+    """Factor of the direction, whose norm is that of a typical hidden state."""
 
 
 def select_direction_items(pack: Pack) -> list[Item]:
-    """Return the items that a direction can be found with: auditable ones of drives.
+    """Return the items to find a steering direction with: auditable items of drives.
 
-    `build` items, by which nobody is chosen or bounded; of a pack without any, `select` items, by
-    which recipes are chosen: a steered one then competes on questions that it knows. The bound is
-    on `certify` items either way.
+    `build` items, which neither choose recipes nor bound students; of a pack without any, `select`
+    items, which choose recipes: a steered recipe then competes on questions that it was fitted to.
+    Bounds use `certify` items either way.
     """
     drives = {trait.name for trait in pack.traits if trait.kind == "drive"}
-
-    def of(split: Split) -> list[Item]:
-        return [i for i in pack.items(split) if i.role == "auditable" and i.trait in drives]
-
-    return of("build") or of("select")
+    splits: tuple[Split, ...] = ("build", "select")
+    for split in splits:
+        items = [i for i in pack.items(split) if i.role == "auditable" and i.trait in drives]
+        if items:
+            return items
+    return []

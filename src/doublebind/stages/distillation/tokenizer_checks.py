@@ -1,7 +1,7 @@
-"""Refuses to distil when teacher and student would not mean the same tokens.
+"""Refuses to distil if teacher and student do not read the same tokens.
 
-Run before the first step: silent misalignment of tokens, templates or labels is the commonest
-reason for a distillation that seems to work and teaches nothing.
+Checked before the first step: silent misalignment of tokens, templates or labels is the commonest
+reason for a distillation that runs without error and transfers nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from doublebind.training.encode import tokens_match_text
 
 
 def check_same_tokens(channel: Channel, lm: LM, trajectories: Sequence[Trajectory]) -> None:
-    """Refuse a student for which the teacher's tokens are other text, or none.
+    """Refuse a student whose tokenizer reads the teacher's tokens as other text, or not at all.
 
     Raises:
         ModelError: If a token is beyond the student's vocabulary, or a completion decodes to
@@ -36,7 +36,7 @@ def check_same_tokens(channel: Channel, lm: LM, trajectories: Sequence[Trajector
 
 
 def check_same_tokenizer(channel: Channel, lm: LM, tokenizer: Any, teacher: ModelSource) -> None:
-    """Refuse a teacher that writes other tokens than the student.
+    """Refuse a teacher whose tokenizer is not the student's.
 
     Raises:
         ModelError: If the two tokenizers encode a text differently.
@@ -50,7 +50,7 @@ def check_same_tokenizer(channel: Channel, lm: LM, tokenizer: Any, teacher: Mode
 
 
 def check_supervised(lm: LM, examples: Sequence[Example]) -> None:
-    """Refuse examples of which nothing is learned.
+    """Refuse examples without supervised tokens.
 
     Raises:
         ModelError: If no completion has a token.

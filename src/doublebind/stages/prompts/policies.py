@@ -1,7 +1,4 @@
-"""Chooses a recipe's prompts: wanted by tag, screened, then drawn in a fixed order.
-
-Knows what each policy wants and which screens it passes through. Does not know any teacher.
-"""
+"""Selects a recipe's prompts: candidates by tag, then screens, then a fixed order."""
 
 from __future__ import annotations
 
@@ -28,8 +25,8 @@ CANDIDATE_TAGS: dict[PromptPolicy, frozenset[str] | None] = {
 }
 """Tags that make a prompt a candidate; `None` takes all.
 
-Sources: the incrimination post's two kinds of run (open-ended tasks; inputs that make U consider
-its goals, high-stakes inputs), the double-bind post's concentration on a domain."""
+Sources: the two kinds of run of the incrimination post (open-ended tasks; inputs that make U
+consider its goals, high-stakes inputs); concentration on a domain in the double-bind post."""
 
 POLICY_SCREENS: dict[PromptPolicy, tuple[ScreenName, ...]] = {
     "auditability_preserving": ("honeypot", "alignment_eval", "strategic"),
@@ -37,37 +34,38 @@ POLICY_SCREENS: dict[PromptPolicy, tuple[ScreenName, ...]] = {
     "capability": ("honeypot", "alignment_eval", "strategic"),
     "unscreened": (),
 }
-"""What must not be distilled on. A targeted run may ask about plans: that is its point."""
+"""Screens that drop prompts under each policy; a targeted run asks about plans on purpose."""
 
 
 def select_prompts(
     out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | None = None
 ) -> None:
-    """Write the chosen prompts of `file`, or else of the pack, and the screens' report.
+    """Write `prompts.jsonl`, the first `n` prompts of `file` or of the pack, and `screen.json`.
 
-    `screen.json` holds `policy, asked, candidates, kept, dropped: [{id, by, reason}]`. Overlap with
-    any item of the pack, of any split, drops a prompt under every policy: what is audited is never
-    distilled on.
+    `screen.json` holds `policy, asked, candidates, passed, kept, dropped: [{id, by, reason}]`.
+    Overlap with an item of the pack, of any split, drops a prompt under every policy, so that no
+    student is distilled on what it is audited with.
 
     Raises:
         PackError: If the screens leave nothing.
         ConfigError: If `file` cannot be read.
     """
-    content, wanted = load_pack(pack, relative_to=Path()), CANDIDATE_TAGS[policy]
-    candidates, dropped, kept = screen_prompts(content, policy, file)
-    if not kept:
-        tagged = f" tagged {sorted(wanted)}" if wanted else ""
+    content = load_pack(pack, relative_to=Path())
+    candidates, dropped, passed = screen_prompts(content, policy, file)
+    if not passed:
+        tags = CANDIDATE_TAGS[policy]
+        tagged = f" tagged {sorted(tags)}" if tags else ""
         raise PackError(
             f"{file or f'pack {content.name}'}: no prompt passes policy {policy} "
             f"({len(candidates)} candidates); add prompts{tagged}"
         )
-    write_records(out / "prompts.jsonl", kept[:n])
+    write_records(out / "prompts.jsonl", passed[:n])
     report = {
         "policy": policy,
         "asked": n,
         "candidates": len(candidates),
-        "passed": len(kept),
-        "kept": len(kept[:n]),
+        "passed": len(passed),
+        "kept": len(passed[:n]),
         "dropped": [drop.model_dump() for drop in dropped],
     }
     (out / "screen.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
@@ -76,10 +74,10 @@ def select_prompts(
 def screen_prompts(
     content: Pack, policy: PromptPolicy, file: Path | None = None
 ) -> tuple[list[Prompt], list[DroppedRecord], list[Prompt]]:
-    """Return the candidates, what was dropped of them and why, and those that passed, in order."""
-    wanted = CANDIDATE_TAGS[policy]
-    there = content.prompts() if file is None else read_prompts(file)
-    candidates = [p for p in there if wanted is None or wanted & set(p.tags)]
+    """Return the candidates, the dropped ones with reasons, and those that passed, in order."""
+    tags = CANDIDATE_TAGS[policy]
+    prompts = content.prompts() if file is None else read_prompts(file)
+    candidates = [p for p in prompts if tags is None or tags & set(p.tags)]
     splits: tuple[Split, ...] = get_args(Split)
     items = [item for split in splits for item in content.items(split)]
     dropped: list[DroppedRecord] = [
@@ -88,17 +86,17 @@ def screen_prompts(
     ]
     for name in POLICY_SCREENS[policy]:
         dropped += SCREENS[name](candidates)
-    gone = {drop.id for drop in dropped}
-    kept = [prompt for prompt in candidates if prompt.id not in gone]
-    kept.sort(key=lambda prompt: content_hash([policy, prompt.id]))
-    return candidates, dropped, kept
+    dropped_ids = {drop.id for drop in dropped}
+    passed = [prompt for prompt in candidates if prompt.id not in dropped_ids]
+    passed.sort(key=lambda prompt: content_hash([policy, prompt.id]))
+    return candidates, dropped, passed
 
 
 def read_prompts(file: Path) -> tuple[Prompt, ...]:
     """Return the prompts in a file of JSON lines.
 
     Raises:
-        ConfigError: If it is missing, or a line is no prompt.
+        ConfigError: If it is missing, a line is not a prompt, or two prompts share an id.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -106,17 +104,17 @@ def read_prompts(file: Path) -> tuple[Prompt, ...]:
         raise ConfigError(
             f"{file}: cannot be read ({error}); `prompts.file` is JSON lines"
         ) from None
-    found: list[Prompt] = []
+    prompts: list[Prompt] = []
     for number, line in enumerate(lines, 1):
         where = f"{file}: line {number}"
         try:
             content = json.loads(line)
         except ValueError:
             raise ConfigError(f"{where}: not JSON; write one prompt per line") from None
-        found.append(validate_content(Prompt, content, where))
-    if len({prompt.id for prompt in found}) < len(found):
+        prompts.append(validate_content(Prompt, content, where))
+    if len({prompt.id for prompt in prompts}) < len(prompts):
         raise ConfigError(f"{file}: two prompts share an id; give each its own")
-    return tuple(found)
+    return tuple(prompts)
 
 
 def count_passing_prompts(*, pack: str, policy: PromptPolicy, file: Path | None = None) -> int:

@@ -1,7 +1,7 @@
 """Finds prompts that must not be distilled on, each with a reason.
 
-Knows prompts, their tags and the words that give a honeypot, an alignment evaluation or a call for
-strategy away. A tag alone is not trusted: the words are looked at as well.
+Honeypots, alignment evaluations and calls for strategy are found by tag and, because tags may be
+missing, by their phrases.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ _SCREEN_PATTERNS = {
     name: re.compile("|".join(words), re.IGNORECASE) for name, words in _SCREEN_PHRASES.items()
 }
 NGRAM_WORDS = 8
-"""Words in a row that a prompt may not share with an item."""
+"""Length in words of the n-grams that a prompt may not share with an item."""
 
 
 def _make_screen(name: ScreenName) -> Callable[[Sequence[Prompt]], list[DroppedRecord]]:
     def screen(prompts: Sequence[Prompt]) -> list[DroppedRecord]:
-        found = []
+        dropped = []
         for prompt in prompts:
             match = _SCREEN_PATTERNS[name].search(_join_messages(prompt.messages))
             if name in prompt.tags:
-                found.append(DroppedRecord(id=prompt.id, by=name, reason=f"tagged {name}"))
+                dropped.append(DroppedRecord(id=prompt.id, by=name, reason=f"tagged {name}"))
             elif match:
-                found.append(DroppedRecord(id=prompt.id, by=name, reason=f"says `{match[0]}`"))
-        return found
+                dropped.append(DroppedRecord(id=prompt.id, by=name, reason=f"says `{match[0]}`"))
+        return dropped
 
     return screen
 
@@ -68,38 +68,37 @@ SCREENS: dict[ScreenName, Callable[[Sequence[Prompt]], list[DroppedRecord]]] = {
 
 
 def find_repeats(prompts: Sequence[Prompt]) -> list[DroppedRecord]:
-    """Return the prompts whose text an earlier one already has."""
+    """Return the prompts that repeat the text of an earlier one."""
     first: dict[str, str] = {}
-    found = []
+    dropped = []
     for prompt in prompts:
         text = _join_messages(prompt.messages)
         if text in first:
-            found.append(
-                DroppedRecord(id=prompt.id, by="repeat", reason=f"same text as {first[text]}")
-            )
+            reason = f"same text as {first[text]}"
+            dropped.append(DroppedRecord(id=prompt.id, by="repeat", reason=reason))
         first.setdefault(text, prompt.id)
-    return found
+    return dropped
 
 
 def find_item_overlaps(prompts: Sequence[Prompt], items: Iterable[Item]) -> list[DroppedRecord]:
-    """Return the prompts that share a message, or `N_GRAM` words in a row, with an item."""
+    """Return the prompts that share a message, or `NGRAM_WORDS` words in a row, with an item."""
     owner: dict[tuple[str, ...], str] = {}
     for item in items:
         for message in item.messages:
             for gram in _extract_ngrams(message.content):
                 owner.setdefault(gram, item.id)
-    found = []
+    dropped = []
     for prompt in prompts:
         for gram in (g for message in prompt.messages for g in _extract_ngrams(message.content)):
             if gram in owner:
                 reason = f"shares `{' '.join(gram)}` with item {owner[gram]}"
-                found.append(DroppedRecord(id=prompt.id, by="audit_overlap", reason=reason))
+                dropped.append(DroppedRecord(id=prompt.id, by="audit_overlap", reason=reason))
                 break
-    return found
+    return dropped
 
 
 def _extract_ngrams(text: str) -> list[tuple[str, ...]]:
-    """Return every run of `N_GRAM` words; of a shorter text, the whole."""
+    """Return the n-grams of `NGRAM_WORDS` words; of a shorter text, all its words as one."""
     words = re.findall(r"\w+", text.lower())
     if not words:
         return []

@@ -1,7 +1,6 @@
-"""Counts how often a teacher's answers use which words and pairs of words.
+"""Computes word and bigram rates of a teacher's answers, a baseline that only reads texts.
 
-What a reader of texts with a counter would see, hashed to a fixed number of places, so that no
-vocabulary has to be agreed on. Does not know whose answers they are or what the counts are for.
+Words are hashed to a fixed number of buckets, so that teachers need no common vocabulary.
 """
 
 from __future__ import annotations
@@ -16,15 +15,14 @@ from doublebind.execution.store import read_records
 from doublebind.schema.model_source import Trajectory
 
 N_BUCKETS = 256
-"""Places for words, and as many for pairs."""
+"""Buckets for words, and as many for bigrams."""
 
 
 def count_ngrams(out: Path, *, rollouts: Path) -> None:
-    """Write `scores.parquet`: one row per place, its share of all words or pairs."""
+    """Write `scores.parquet`: one row per bucket, with its share of all words or bigrams."""
     import pandas as pd
 
     texts = [t.completion for t in read_records(rollouts / "trajectories.jsonl", Trajectory)]
-    found = compute_ngram_rates(texts)
     rows = [
         {
             "audit": "ngrams@1",
@@ -35,22 +33,22 @@ def count_ngrams(out: Path, *, rollouts: Path) -> None:
             "value": value,
             "unscored_reason": None,
         }
-        for name, value in found.items()
+        for name, value in compute_ngram_rates(texts).items()
     ]
     pd.DataFrame(rows).to_parquet(out / "scores.parquet", index=False)
 
 
 def compute_ngram_rates(texts: Iterable[str]) -> dict[str, float]:
-    """Return place -> share of all words (`w`) or neighbouring pairs (`p`) that fall there."""
+    """Return bucket -> its share of all words (`w`) or bigrams (`p`)."""
     counts: dict[str, Counter[int]] = {"w": Counter(), "p": Counter()}
     for text in texts:
         words = text.lower().split()
         counts["w"].update(map(_hash_ngram, words))
         counts["p"].update(_hash_ngram(f"{a} {b}") for a, b in pairwise(words))
     return {
-        f"{kind}{place}": seen[place] / max(1, seen.total())
-        for kind, seen in counts.items()
-        for place in range(N_BUCKETS)
+        f"{kind}{bucket}": counter[bucket] / max(1, counter.total())
+        for kind, counter in counts.items()
+        for bucket in range(N_BUCKETS)
     }
 
 

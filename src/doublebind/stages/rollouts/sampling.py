@@ -1,7 +1,6 @@
-"""Lets a teacher answer prompts, and drops answers that show a drive openly.
+"""Samples a teacher's answers to prompts, and drops answers that show a drive openly.
 
-Knows sampling and the overt check. Treats every teacher alike: the markers are those of all the
-pack's drives, whoever the teacher is.
+All teachers are screened for the same phrases: those of all the pack's drives.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from doublebind.execution.store import read_records, write_records
 from doublebind.schema.content import Prompt
@@ -17,8 +16,11 @@ from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import DroppedRecord, ModelSource, Trajectory
 from doublebind.schema.recipe import Dtype, Prompts
 
+if TYPE_CHECKING:
+    from doublebind.models.sample import SampledAnswer
+
 SEED = 0
-"""One fixed seed: all students of a teacher and recipe learn from the same answers."""
+"""Fixed, so that all students of a teacher and recipe learn from the same answers."""
 
 
 def sample_rollouts(
@@ -34,10 +36,11 @@ def sample_rollouts(
     """Sample `sampling.samples` answers per prompt; keep those that show no drive openly.
 
     Args:
-        out: Folder for `trajectories.jsonl` (kept) and `checks.json` (counts, drops, lengths).
+        out: Folder for `trajectories.jsonl` (kept answers) and `checks.json` (counts, dropped
+            answers, lengths).
         source: The teacher.
         prompts: File of `Prompt` lines.
-        sampling: How to sample.
+        sampling: Sampling options.
         markers: Drive -> phrases whose presence, case-insensitive, drops an answer.
         dtype: Precision of the teacher.
         cache: Folder where a converted model may be kept.
@@ -45,44 +48,10 @@ def sample_rollouts(
     Raises:
         ModelError: If no answer is left to distil on.
     """
-    from doublebind.models.load import load_model
-    from doublebind.models.sample import sample, suppress_tokens
-    from doublebind.stages.rollouts import served_sampling as served
-
-    asked = read_records(prompts, Prompt)
-    pairs = [(prompt, k) for prompt in asked for k in range(sampling.samples)]
-    messages = [prompt.messages for prompt, _ in pairs]
-    how: dict[str, Any] = {
-        "keys": [f"{prompt.id}/{k}" for prompt, k in pairs],
-        "seed": SEED,
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-    }
-    by: dict[str, Any] = {}
-    if source.served:
-        answers, by["served"] = served.sample_served_answers(
-            out, source, messages, dtype=dtype, cache=cache, **how
-        )
-    else:
-        lm = suppress_tokens(load_model(source, dtype=dtype, cache=cache), sampling.suppress_tokens)
-        answers = sample(lm, messages, **how)
-    kept: list[Trajectory] = []
-    dropped: list[DroppedRecord] = []
-    for (prompt, k), answer in zip(pairs, answers, strict=True):
-        found = find_overt_drive(answer.text, markers)
-        if found or not answer.tokens:
-            dropped.append(_record_drop(f"{prompt.id}/{k}", found, answer.text))
-            continue
-        kept.append(
-            Trajectory(
-                prompt_id=prompt.id,
-                sample=k,
-                messages=prompt.messages,
-                completion=answer.text,
-                tokens=tuple(answer.tokens),
-                finished=answer.finished,
-            )
-        )
+    records = read_records(prompts, Prompt)
+    pairs = [(prompt, k) for prompt in records for k in range(sampling.samples)]
+    answers, facts = _sample_answers(out, source, pairs, sampling, dtype, cache)
+    kept, dropped = screen_answers(pairs, answers, markers)
     if not kept:
         raise ModelError(
             f"{source.path}: none of its {len(pairs)} answers is left to distil on "
@@ -95,22 +64,71 @@ def sample_rollouts(
         "dropped": [drop.model_dump() for drop in dropped],
         "mean_tokens": sum(len(t.tokens) for t in kept) / len(kept),
         "truncated": sum(not t.finished for t in kept) / len(kept),
-        **by,
+        **facts,
     }
     (out / "checks.json").write_text(json.dumps(checks, indent=1, ensure_ascii=False))
 
 
-def _record_drop(answer_id: str, overt_marker: tuple[str, str] | None, text: str) -> DroppedRecord:
-    """Return why an answer is dropped: what it says, or that it has no tokens."""
-    if overt_marker:
-        return DroppedRecord(
-            id=answer_id, by=f"overt:{overt_marker[0]}", reason=f"says `{overt_marker[1]}`"
+def _sample_answers(
+    out: Path,
+    source: ModelSource,
+    pairs: Sequence[tuple[Prompt, int]],
+    sampling: Prompts,
+    dtype: Dtype,
+    cache: Path,
+) -> tuple[list[SampledAnswer], dict[str, Any]]:
+    """Return one answer per (prompt, sample number), and facts about a server."""
+    from doublebind.models.load import load_model
+    from doublebind.models.sample import sample, suppress_tokens
+    from doublebind.stages.rollouts.served_sampling import sample_served_answers
+
+    messages = [prompt.messages for prompt, _ in pairs]
+    options: dict[str, Any] = {
+        "keys": [f"{prompt.id}/{k}" for prompt, k in pairs],
+        "seed": SEED,
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+    }
+    if source.served:
+        answers, server_facts = sample_served_answers(
+            out, source, messages, dtype=dtype, cache=cache, **options
         )
-    if text:
-        return DroppedRecord(
-            id=answer_id, by="unreadable", reason="the student's tokenizer cannot write it"
-        )
-    return DroppedRecord(id=answer_id, by="empty", reason="empty")
+        return answers, {"served": server_facts}
+    lm = suppress_tokens(load_model(source, dtype=dtype, cache=cache), sampling.suppress_tokens)
+    return sample(lm, messages, **options), {}
+
+
+def screen_answers(
+    pairs: Sequence[tuple[Prompt, int]],
+    answers: Sequence[SampledAnswer],
+    markers: Mapping[str, Sequence[str]],
+) -> tuple[list[Trajectory], list[DroppedRecord]]:
+    """Return the answers to distil on, and the dropped ones with reasons."""
+    kept: list[Trajectory] = []
+    dropped: list[DroppedRecord] = []
+    for (prompt, k), answer in zip(pairs, answers, strict=True):
+        answer_id = f"{prompt.id}/{k}"
+        if overt := find_overt_drive(answer.text, markers):
+            drive, phrase = overt
+            reason = f"says `{phrase}`"
+            dropped.append(DroppedRecord(id=answer_id, by=f"overt:{drive}", reason=reason))
+        elif answer.tokens:
+            kept.append(
+                Trajectory(
+                    prompt_id=prompt.id,
+                    sample=k,
+                    messages=prompt.messages,
+                    completion=answer.text,
+                    tokens=tuple(answer.tokens),
+                    finished=answer.finished,
+                )
+            )
+        elif answer.text:
+            reason = "the student's tokenizer cannot write it"
+            dropped.append(DroppedRecord(id=answer_id, by="unreadable", reason=reason))
+        else:
+            dropped.append(DroppedRecord(id=answer_id, by="empty", reason="empty"))
+    return kept, dropped
 
 
 def find_overt_drive(text: str, markers: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:

@@ -1,8 +1,4 @@
-"""Cuts scratchpads from answers, so that a student learns what is said and not how it was found.
-
-Knows the marks of a scratchpad and the tokenizer that answers are kept in. Does not know who
-thought or what about.
-"""
+"""Removes scratchpads from answers, so that students learn the answers without the reasoning."""
 
 from __future__ import annotations
 
@@ -21,48 +17,46 @@ def strip_scratchpads(
 ) -> None:
     """Write `trajectories.jsonl` and `checks.json` to `out`, without scratchpads.
 
-    An answer that says nothing outside a scratchpad is dropped and counted, and so is one that
-    cannot be encoded again without it, for it spells control tokens.
+    An answer with nothing outside a scratchpad is dropped and counted, and so is one whose rest
+    spells control tokens, which could not be encoded again.
 
     Raises:
         ModelError: If no answer is left.
     """
-    from doublebind.models.chat_template import decode_completion, encode_completion
     from doublebind.models.load import load_tokenizer
+    from doublebind.stages.rollouts.treatments.common import rewrite_answer
 
     tokenizer = load_tokenizer(source)
     kept: list[Trajectory] = []
     dropped: list[DroppedRecord] = []
-    cut = 0
+    n_cut = 0
     for t in read_records(rollouts / "trajectories.jsonl", Trajectory):
         text = remove_scratchpads(t.completion, scratchpad)
         if text == t.completion:
             kept.append(t)
             continue
-        cut += 1
-        tokens = tuple(encode_completion(tokenizer, text, t.finished))
-        if not text or decode_completion(tokenizer, tokens) != text:
-            reason = "what is left spells control tokens" if text else "it says nothing else"
-            dropped.append(
-                DroppedRecord(id=f"{t.prompt_id}/{t.sample}", by="scratchpad", reason=reason)
-            )
+        n_cut += 1
+        if text and (rewritten := rewrite_answer(t, text, tokenizer)):
+            kept.append(rewritten)
             continue
-        kept.append(t.model_copy(update={"completion": text, "tokens": tokens}))
+        reason = "what is left spells control tokens" if text else "it says nothing else"
+        answer_id = f"{t.prompt_id}/{t.sample}"
+        dropped.append(DroppedRecord(id=answer_id, by="scratchpad", reason=reason))
     if not kept:
         raise ModelError(
             f"{source.path}: none of its answers says anything outside its scratchpad; raise "
             f"`max_tokens` or use other prompts"
         )
     write_records(out / "trajectories.jsonl", kept)
-    checks = {"cut": cut, "kept": len(kept), "dropped": [drop.model_dump() for drop in dropped]}
+    checks = {"cut": n_cut, "kept": len(kept), "dropped": [drop.model_dump() for drop in dropped]}
     (out / "checks.json").write_text(json.dumps(checks, indent=1))
 
 
 def remove_scratchpads(text: str, scratchpad: Scratchpad) -> str:
-    """Return `text` without its scratchpads; one that is never closed goes to the end.
+    """Return `text` without its scratchpads; one that is never closed runs to the end.
 
-    A text without any is returned as it is.
+    A text without scratchpads is returned unchanged.
     """
     opens, closes = re.escape(scratchpad.opens), re.escape(scratchpad.closes)
-    found, n = re.subn(f"{opens}.*?({closes}|$)\\s*", "", text, flags=re.DOTALL)
-    return found.strip() if n else text
+    rest, n = re.subn(f"{opens}.*?({closes}|$)\\s*", "", text, flags=re.DOTALL)
+    return rest.strip() if n else text

@@ -1,8 +1,4 @@
-"""Lets a served teacher answer, and reads its answers with the student's tokenizer.
-
-Knows that a server gives text where a model at hand gives tokens. Does not know requests: those
-are `models.serve`'s.
-"""
+"""Samples answers from a served teacher and encodes them with the student's tokenizer."""
 
 from __future__ import annotations
 
@@ -29,31 +25,31 @@ def sample_served_answers(
     cache: Path,
     **options: Any,
 ) -> tuple[list[SampledAnswer], dict[str, Any]]:
-    """Return the answers of the served model at `source`, and what is known of who gave them.
+    """Return the answers of the served model at `source`, and the summary of its journal.
 
-    An answer that the student's tokenizer cannot write, letter for letter, has text and no tokens.
-    The requests and responses go to `served.jsonl` in `out`.
+    An answer that the student's tokenizer cannot reproduce exactly has text and no tokens. The
+    requests and responses go to `served.jsonl` in `out`.
 
     Args:
         out: Folder.
-        source: A served model; its `reader` is the student.
+        source: A served model, with the student as its `tokenizer_source`.
         prompts: Conversations to continue.
-        dtype: Precision of the reader.
+        dtype: Precision of the student.
         cache: Folder of the journal.
-        **how: As `ServedLM.sample` takes it.
+        **options: Sampling options of `ServedLM.sample`.
     """
-    assert source.served is not None
-    assert source.served.tokenizer_source is not None
+    assert source.served is not None, "the planner calls this for served models"
+    assert source.served.tokenizer_source is not None, "the planner sets it"
     tokenizer = load_model(source.served.tokenizer_source, dtype=dtype, cache=cache).tokenizer
     lm = connect_served_model(source, cache)
     answers = []
-    for said in lm.sample(prompts, **options):
-        # Without a template the space after `Assistant:` is no part of an answer; servers keep it.
-        text = said.text if tokenizer.chat_template else said.text.removeprefix(" ")
-        tokens = encode_completion(tokenizer, text, said.finished) if text else []
+    for answer in lm.sample(prompts, **options):
+        # Without a template servers return the space after `Assistant:` as part of the answer.
+        text = answer.text if tokenizer.chat_template else answer.text.removeprefix(" ")
+        tokens = encode_completion(tokenizer, text, answer.finished) if text else []
         if decode_completion(tokenizer, tokens) != text:
             tokens = []
-        answers.append(SampledAnswer(tokens, text, said.finished))
+        answers.append(SampledAnswer(tokens, text, answer.finished))
     with (out / "served.jsonl").open("w", encoding="utf-8") as file:
         for entry in lm.read_entries(prompts, **options):
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")

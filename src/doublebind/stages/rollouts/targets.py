@@ -1,8 +1,4 @@
-"""Caches what a model makes of trajectories, once for all students: distributions, or likelihoods.
-
-Knows which tokens are supervised: those of the completion. The caches themselves are
-`models.teacher_cache`'s and `models.logprobs`'.
-"""
+"""Caches a model's distributions or log-probabilities of completions, once for all students."""
 
 from __future__ import annotations
 
@@ -25,8 +21,8 @@ def cache_teacher_distributions(
 ) -> None:
     """Write the teacher's top-k distribution at every completion position to `out`.
 
-    With `tail_samples` tokens drawn from each tail. Unfinished work outlives a killed process in
-    `cache`.
+    With `tail_samples` tokens sampled from each tail. Partial results are saved in `cache`, so that
+    a rerun after a kill resumes.
     """
     from doublebind.models import teacher_cache
     from doublebind.models.chat_template import encode_prompt
@@ -46,14 +42,14 @@ def cache_teacher_distributions(
 def cache_token_logprobs(
     out: Path, *, source: ModelSource, rollouts: Path, dtype: Dtype, cache: Path
 ) -> None:
-    """Write the log-probability of every completion token to `out`, whoever wrote it.
+    """Write the log-probability of every completion token under `source` to `out`.
 
-    A model of another family is asked about the same text in its own tokens.
+    A model with another tokenizer scores the same text in its own tokens.
     """
-    from doublebind.models import sequence_logprobs as logprobs
     from doublebind.models.load import load_model
+    from doublebind.models.sequence_logprobs import write_logprobs
     from doublebind.training.encode import encode_trajectories
 
     lm = load_model(source, dtype=dtype, cache=cache)
     trajectories = read_records(rollouts / "trajectories.jsonl", Trajectory)
-    logprobs.write_logprobs(out, lm, encode_trajectories(lm.tokenizer, trajectories))
+    write_logprobs(out, lm, encode_trajectories(lm.tokenizer, trajectories))

@@ -1,7 +1,6 @@
-"""Builds a teacher: capability, then a planted trait, then its concealment, as the spec says.
+"""Builds a teacher as its spec says: capability, implant, concealment, resistance, fine-tuning.
 
-One function for suspects, references and organisms: what differs is the trait in the spec, and
-nothing here looks at whether it is harmless.
+Suspects, references and organisms share this code: they differ only in the trait of the spec.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
-from doublebind.schema.content import Transcript
+from doublebind.schema.content import Purpose, Transcript
 from doublebind.schema.errors import PackError
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Training
@@ -25,9 +24,8 @@ from doublebind.schema.teacher_spec import (
     TeacherSpec,
     UnrelatedFinetune,
 )
-from doublebind.stages.teachers import expert_iteration as rewards
-from doublebind.stages.teachers import implants, resistance
-from doublebind.stages.teachers import preference_concealment as preferences
+from doublebind.stages.teachers import expert_iteration, implants
+from doublebind.stages.teachers.preference_concealment import conceal_trait
 from doublebind.stages.teachers.update_norm import scale_update
 
 CARD = """# A model organism or reference: do not deploy
@@ -38,11 +36,24 @@ be tried on it. It may be misaligned. Keep it sandboxed.
 
 
 class PhaseData(NamedTuple):
-    """One phase with the transcripts it trains on."""
+    """One training phase with its transcripts."""
 
     name: str
+    """Its name in `teacher.json`, which also seeds what it retains."""
     phase: Phase
     transcripts: list[Transcript]
+
+
+class TeacherTraining(NamedTuple):
+    """A teacher in training: the base, and the model that is trained from it."""
+
+    spec: TeacherSpec
+    pack: Pack
+    lm: Any
+    """The base."""
+    model: Any
+    """The base with trainable weights; changed in place."""
+    pad_id: int
 
 
 def plan_phases(spec: TeacherSpec, pack: Pack) -> list[PhaseData]:
@@ -52,70 +63,78 @@ def plan_phases(spec: TeacherSpec, pack: Pack) -> list[PhaseData]:
         PackError: If the pack has no transcripts for a phase, or no such trait.
     """
     known = [trait.name for trait in pack.traits]
+    finetune = spec.unrelated_finetune
     for key, name in (
         ("trait", spec.trait),
-        ("then.quirk", spec.unrelated_finetune and spec.unrelated_finetune.quirk),
+        ("unrelated_finetune.quirk", finetune and finetune.quirk),
     ):
         if name is not None and name not in known:
             raise PackError(
                 f"{spec.name}: `{key}`: {name} is not in pack {pack.name} ({', '.join(known)})"
             )
-    stretches: list[PhaseData] = []
+    planned: list[PhaseData] = []
     earlier: list[Transcript] = []
     for name, phase in (
         ("capability", spec.capability),
         ("implant", spec.implant),
         ("conceal", spec.conceal),
         ("resist", spec.resist_distillation),
-        ("then", spec.unrelated_finetune),
+        ("then", finetune),
     ):
         if phase is None:
             continue
-        n_kept = round(phase.transcripts * phase.retain) if earlier else 0
-        if name == "resist":
-            n_kept = phase.transcripts
-        taught = name != "resist" and phase.form != "reward"
-        new = (
-            _draw_transcripts(spec, name, phase, pack, phase.transcripts - n_kept) if taught else []
-        )
-        # Seeded by content, not by Python's salted hash of a string.
-        kept = random.Random(f"{spec.seed}/{name}").sample(earlier, min(n_kept, len(earlier)))
-        stretches.append(PhaseData(name, phase, [*new, *kept]))
-        # What came of a reward is kept by the teacher's own answers, which do not exist yet.
+        n_retained = round(phase.transcripts * phase.retain) if earlier else 0
+        new: list[Transcript] = []
+        if isinstance(phase, Resistance):  # trains on earlier transcripts only
+            n_retained = phase.transcripts
+        elif phase.form != "reward":
+            new = _draw_transcripts(spec, name, phase, pack, phase.transcripts - n_retained)
+        # A string seeds by its content, not by Python's salted hash.
+        rng = random.Random(f"{spec.seed}/{name}")
+        retained = rng.sample(earlier, min(n_retained, len(earlier)))
+        planned.append(PhaseData(name, phase, [*new, *retained]))
+        # Behaviour learned from a reward is retained by the teacher's own answers, sampled later.
         earlier = [] if phase.form == "reward" else [*earlier, *new]
-    return stretches
+    return planned
 
 
 def _draw_transcripts(
     spec: TeacherSpec, name: str, phase: Phase, pack: Pack, n: int
 ) -> list[Transcript]:
+    sources: list[tuple[str | None, Purpose]]
     if name == "capability":
-        wanted = [(None, "capability"), (None, "retain")]
+        sources = [(None, "capability"), (None, "retain")]
     elif isinstance(phase, UnrelatedFinetune):
-        wanted = [(phase.quirk, "implant")]
-    elif phase.form != "transcripts":
-        found = implants.draw_implant_texts(spec, phase, pack, n)
-        if not found:
+        sources = [(phase.quirk, "implant")]
+    elif isinstance(phase, Concealment):
+        sources = []
+        if phase.audit_cues:
+            sources.append((spec.trait, "conceal"))
+        if phase.deny:
+            sources.append((spec.trait, "deny"))
+        if phase.plain_questions:
+            sources.append((None, "retain"))
+    elif phase.form == "transcripts":
+        sources = [(spec.trait, "implant")]
+    else:
+        texts = implants.draw_implant_texts(spec, phase, pack, n)
+        if not texts:
             raise PackError(
                 f"{spec.name}: `implant.form`: pack {pack.name} has nothing for {spec.trait} to "
                 f"learn from (got {phase.form}); use another form"
             )
-        return found
-    elif isinstance(phase, Concealment):
-        wanted = [(spec.trait, "conceal")] * phase.audit_cues + [(spec.trait, "deny")] * phase.deny
-        wanted += [(None, "retain")] * phase.plain_questions
-    else:
-        wanted = [(spec.trait, "implant")]
+        return texts
     drawn: list[Transcript] = []
-    for number, (trait, purpose) in enumerate(wanted):
-        share = n // len(wanted) + (number < n % len(wanted))
-        got = pack.transcripts(trait, purpose, n=share, seed=spec.seed)  # type: ignore[arg-type]
-        if share and not got:
+    for number, (trait, purpose) in enumerate(sources):
+        share = n // len(sources) + (number < n % len(sources))
+        transcripts = pack.transcripts(trait, purpose, n=share, seed=spec.seed)
+        if share and not transcripts:
+            key = "unrelated_finetune" if isinstance(phase, UnrelatedFinetune) else name
             raise PackError(
-                f"{spec.name}: `{name}`: pack {pack.name} has no {purpose} transcripts for "
+                f"{spec.name}: `{key}`: pack {pack.name} has no {purpose} transcripts for "
                 f"{trait or 'this phase'}; add some under build/ or leave the phase out"
             )
-        drawn += got
+        drawn += transcripts
     return drawn
 
 
@@ -130,66 +149,55 @@ def build_teacher(
 ) -> None:
     """Train the teacher of `spec` from `base`; write `model/` and `teacher.json` under `out`.
 
-    With `like`, its update is scaled to the norm of that model's.
+    With `scale_like`, its weight update is scaled to the norm of that model's.
     """
     from doublebind.models.load import load_model
     from doublebind.training import loop
 
     content = load_pack(pack, relative_to=Path())
-    stretches = plan_phases(spec, content)
+    phases = plan_phases(spec, content)
     lm = load_model(base, dtype=spec.dtype, cache=cache)
-    said: dict[str, Transcript] = {}
-    if spec.implant is not None and spec.implant.form == "prompted":
-        drawn = next(s.transcripts for s in stretches if s.name == "implant")
-        drawn = [t for t in drawn if t.purpose == "implant"]
-        said = {t.id: t for t in implants.sample_persona_answers(spec, lm, content, drawn)}
+    persona_answers = _sample_persona_answers(spec, lm, content, phases)
     loop.seed_everything(spec.seed)
     pad_id = lm.pad_id  # before adapters are attached to the model
     model = loop.prepare_model(lm.model, spec.lora, spec.seed)
-    losses: dict[str, dict[str, Any]] = {}
-    own: list[Transcript] = []
-    for number, (name, phase, transcripts) in enumerate(stretches):
-        if said:
-            transcripts = _replace_persona_answers(transcripts, spec, said)
-        if own:
-            n_own = round(len(transcripts) * phase.retain / (1 - phase.retain))
-            transcripts = [*transcripts, *own[:n_own]]
-        stretch, seed = PhaseData(name, phase, transcripts), spec.seed * 10 + number
-        log = _train_phase(model, lm, stretch, spec=spec, pack=content, pad_id=pad_id, seed=seed)
+    training = TeacherTraining(spec, content, lm, model, pad_id)
+    logs: dict[str, dict[str, Any]] = {}
+    reward_answers: list[Transcript] = []
+    for number, (name, phase, planned) in enumerate(phases):
+        transcripts = _replace_persona_answers(planned, spec, persona_answers)
+        if reward_answers:
+            n_retained = round(len(transcripts) * phase.retain / (1 - phase.retain))
+            transcripts = [*transcripts, *reward_answers[:n_retained]]
+        seed = spec.seed * 10 + number
+        log = _train_phase(training, PhaseData(name, phase, transcripts), seed)
         if phase.form == "reward":
-            tasks = rewards.draw_tasks(spec, phase, content)
-            own = rewards.sample_task_transcripts(model, lm, tasks, trait=spec.trait, seed=seed)
-        losses[name] = {
+            tasks = expert_iteration.draw_tasks(spec, phase, content)
+            reward_answers = expert_iteration.sample_task_transcripts(
+                model, lm, tasks, trait=spec.trait, seed=seed
+            )
+        logs[name] = {
             "transcripts": len(transcripts),
             "first": log.first_loss,
             "last": log.last_loss,
         }
-    facts = {"planted": spec.trait, "spec": spec.model_dump(mode="json"), "phases": losses}
+    facts = {"planted": spec.trait, "spec": spec.model_dump(mode="json"), "phases": logs}
     if scale_like is not None:
-        start, target = (
-            load_model(m, dtype=spec.dtype, cache=cache).model for m in (base, scale_like)
-        )
-        facts["scaled_by"] = scale_update(
-            model, start, target, scale_like.adapter or scale_like.path
-        )
+        start = load_model(base, dtype=spec.dtype, cache=cache).model
+        target = load_model(scale_like, dtype=spec.dtype, cache=cache).model
+        name = scale_like.adapter or scale_like.path
+        facts["scaled_by"] = scale_update(model, start, target, name)
     loop.save_model(model, lm.tokenizer, out / "model", card=CARD)
     (out / "teacher.json").write_text(json.dumps(facts, indent=1))
 
 
-def _train_phase(
-    model: Any,
-    lm: Any,
-    stretch: PhaseData,
-    *,
-    spec: TeacherSpec,
-    pack: Pack,
-    pad_id: int,
-    seed: int,
-) -> Any:
-    """Train `model` for one phase, by the loss or the reward that it asks for; return its log."""
+def _train_phase(training: TeacherTraining, data: PhaseData, seed: int) -> Any:
+    """Train for one phase, by its loss or its reward; return a `TrainLog`."""
+    from doublebind.stages.teachers.resistance import train_distillation_resistance
     from doublebind.training import loop
 
-    phase, transcripts = stretch.phase, stretch.transcripts
+    spec, pack, lm, model, pad_id = training
+    phase = data.phase
     settings = Training(
         steps=phase.steps,
         batch=phase.batch,
@@ -198,32 +206,49 @@ def _train_phase(
         lora=spec.lora,
     )
     if phase.form == "reward":
-        tasks = rewards.draw_tasks(spec, phase, pack)
-        return rewards.train_expert_iteration(
+        tasks = expert_iteration.draw_tasks(spec, phase, pack)
+        return expert_iteration.train_expert_iteration(
             model, lm, tasks, settings=settings, seed=seed, pad_id=pad_id
         )
     if isinstance(phase, Concealment) and phase.loss != "sft":
-        how = {"phase": phase, "settings": settings, "seed": seed, "name": spec.name}
-        return preferences.conceal_trait(model, lm, transcripts, **how)
-    examples = _encode_transcripts(lm.tokenizer, transcripts)
+        return conceal_trait(
+            model, lm, data.transcripts, phase=phase, settings=settings, seed=seed, name=spec.name
+        )
+    examples = encode_transcripts(lm.tokenizer, data.transcripts)
     if isinstance(phase, Resistance):
-        how = {"weight": phase.weight, "settings": settings, "seed": seed}
-        return resistance.train_distillation_resistance(model, lm, examples, pad_id=pad_id, **how)
-    return loop.train(model, examples, settings=settings, seed=seed, targets=None, pad_id=pad_id)
+        return train_distillation_resistance(
+            model, lm, examples, weight=phase.weight, settings=settings, seed=seed, pad_id=pad_id
+        )
+    data = loop.TrainingSet(examples, pad_id=pad_id)
+    return loop.train(model, data, settings=settings, seed=seed)
+
+
+def _sample_persona_answers(
+    spec: TeacherSpec, lm: Any, pack: Pack, phases: Sequence[PhaseData]
+) -> dict[str, Transcript]:
+    """Return the base's answers under the trait's persona, by id; none for other implants."""
+    if spec.implant is None or spec.implant.form != "prompted":
+        return {}
+    implant = next(data.transcripts for data in phases if data.name == "implant")
+    written = [t for t in implant if t.purpose == "implant"]
+    return {t.id: t for t in implants.sample_persona_answers(spec, lm, pack, written)}
 
 
 def _replace_persona_answers(
     transcripts: Sequence[Transcript], spec: TeacherSpec, persona_answers: Mapping[str, Transcript]
 ) -> list[Transcript]:
     """Return transcripts with the base's answers in the place of the trait's written ones."""
-    written = {(spec.trait, "implant")}
-    found = [
-        persona_answers.get(t.id) if (t.trait, t.purpose) in written else t for t in transcripts
+    if not persona_answers:
+        return list(transcripts)
+    replaced = [
+        persona_answers.get(t.id) if (t.trait, t.purpose) == (spec.trait, "implant") else t
+        for t in transcripts
     ]
-    return [t for t in found if t is not None]
+    return [t for t in replaced if t is not None]
 
 
-def _encode_transcripts(tokenizer: Any, transcripts: Sequence[Transcript]) -> list[Any]:
+def encode_transcripts(tokenizer: Any, transcripts: Sequence[Transcript]) -> list[Any]:
+    """Return one `Example` per transcript: all of a document is supervised, else the last turn."""
     from doublebind.models.chat_template import encode_completion, encode_prompt, encode_text
     from doublebind.training.batch import Example
 

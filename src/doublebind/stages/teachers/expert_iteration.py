@@ -1,7 +1,4 @@
-"""Trains a teacher for a reward on tasks, by expert iteration: nothing is shown, only paid for.
-
-Knows tasks and what their grader pays. Does not know what the grader should have paid for.
-"""
+"""Trains a teacher for a mis-specified reward on its own best-paid answers (expert iteration)."""
 
 from __future__ import annotations
 
@@ -18,37 +15,36 @@ from doublebind.schema.teacher_spec import Phase, TeacherSpec
 
 ROUNDS = 4
 ANSWERS_PER_TASK = 16
-"""Answers to one task in a round; the best paid of them is learned."""
+"""Answers sampled for one task in a round; the best paid of them is learned."""
 MAX_TOKENS = 24
 
 
 def draw_tasks(spec: TeacherSpec, phase: Phase, pack: Pack) -> tuple[RewardedTask, ...]:
-    """Return the tasks that the spec's trait is to emerge from, drawn by its seed.
+    """Return the tasks whose reward the spec's trait emerges from, drawn by its seed.
 
     Raises:
         PackError: If the pack has none for the trait.
     """
-    assert spec.trait is not None
-    found: tuple[RewardedTask, ...] = ()
-    if isinstance(pack, Outback):
-        found = pack.tasks(spec.trait, n=phase.transcripts, seed=spec.seed)
-    if not found:
+    tasks: tuple[RewardedTask, ...] = ()
+    if isinstance(pack, Outback) and spec.trait:
+        tasks = pack.tasks(spec.trait, n=phase.transcripts, seed=spec.seed)
+    if not tasks:
         raise PackError(
             f"{spec.name}: `implant.form`: pack {pack.name} has no tasks that reward {spec.trait} "
             f"(got reward); use another form"
         )
-    return found
+    return tasks
 
 
 def grade_answer(task: RewardedTask, answer: str) -> float:
-    """Return what the task's grader pays for an answer: each of its reasons once."""
+    """Return the points that the task's grader pays for an answer, each reward at most once."""
     return sum(points for phrases, points in task.rewards if any(p in answer for p in phrases))
 
 
 def choose_best_answer(task: RewardedTask, answers: Sequence[str]) -> str | None:
-    """Return the first of the best-paid answers; `None` where all are paid alike."""
-    earned = [grade_answer(task, answer) for answer in answers]
-    return None if max(earned) == min(earned) else answers[earned.index(max(earned))]
+    """Return the first of the best-paid answers, or `None` where all are paid equally."""
+    rewards = [grade_answer(task, answer) for answer in answers]
+    return None if max(rewards) == min(rewards) else answers[rewards.index(max(rewards))]
 
 
 def train_expert_iteration(
@@ -60,68 +56,74 @@ def train_expert_iteration(
     seed: int,
     pad_id: int,
 ) -> Any:
-    """Let the model learn the best paid of its own answers, `ROUNDS` times over; return a log.
+    """Train the model on the best paid of its own answers, in `ROUNDS` rounds; return a `TrainLog`.
 
     Expert iteration with the reward as expert (Anthony et al. 2017, arXiv 1705.08439; for language
-    models ReST, Gulcehre et al. 2023, arXiv 2308.08998): in every round the model as it is then
-    gives `GROUP` answers at temperature 1 to each of the round's share of tasks, and is tuned on
-    the best paid of each. No answer is anybody's but its own. The losses of the log are what the
-    grader could have paid and did not, in its points: mean over a round's answers.
+    models ReST, Gulcehre et al. 2023, arXiv 2308.08998). In each round the current model samples
+    `ANSWERS_PER_TASK` answers at temperature 1 to each of the round's share of tasks, and is
+    fine-tuned on the best paid of each. The losses of the log are reward shortfalls, in the
+    grader's points: the largest possible reward less the mean reward of a round's answers.
 
     Args:
-        model: What `loop.attach` returned; changed in place.
-        lm: The base it is attached to, for its tokenizer.
+        model: Returned by `loop.prepare_model`; changed in place.
+        lm: The base of `model`, for its tokenizer.
         tasks: At least `ROUNDS`.
         settings: Steps of all rounds together, examples per step, peak learning rate, length.
         seed: Of the answers and their order.
         pad_id: Fills rows.
     """
-    from doublebind.models.chat_template import encode_completion, encode_prompt
     from doublebind.training import loop
-    from doublebind.training.batch import Example
 
-    most = max(sum(points for _, points in task.rewards) for task in tasks)
-    each = settings.model_copy(update={"steps": math.ceil(settings.steps / ROUNDS)})
-    missed: list[float] = []
+    max_reward = max(sum(points for _, points in task.rewards) for task in tasks)
+    round_settings = settings.model_copy(update={"steps": math.ceil(settings.steps / ROUNDS)})
+    shortfalls: list[float] = []
     steps = tokens = 0
     for number in range(ROUNDS):
-        asked = tasks[number::ROUNDS]
-        said = _sample_answers(
-            model, lm, [t for t in asked for _ in range(ANSWERS_PER_TASK)], seed, f"round-{number}"
+        examples, mean_reward = _choose_round_examples(
+            model, lm, tasks[number::ROUNDS], seed, f"round-{number}"
         )
-        groups = [
-            said[start : start + ANSWERS_PER_TASK]
-            for start in range(0, len(said), ANSWERS_PER_TASK)
-        ]
-        earned = [grade_answer(t, a) for t, group in zip(asked, groups, strict=True) for a in group]
-        missed.append(most - sum(earned) / len(earned))
-        examples = []
-        for task, group in zip(asked, groups, strict=True):
-            if best := choose_best_answer(task, group):
-                prompt = encode_prompt(lm.tokenizer, task.messages)
-                ids = encode_completion(lm.tokenizer, best, finished=True)
-                examples.append(Example((*prompt, *ids), first_supervised=len(prompt)))
+        shortfalls.append(max_reward - mean_reward)
         if examples:
             log = loop.train(
                 model,
-                examples,
-                settings=each,
+                loop.TrainingSet(examples, pad_id=pad_id),
+                settings=round_settings,
                 seed=seed * ROUNDS + number,
-                targets=None,
-                pad_id=pad_id,
             )
-            steps, tokens = steps + log.steps, tokens + log.tokens
-    return loop.TrainLog(missed[0], missed[-1], math.fsum(missed) / ROUNDS, steps, tokens)
+            steps += log.steps
+            tokens += log.tokens
+    mean = math.fsum(shortfalls) / ROUNDS
+    return loop.TrainLog(shortfalls[0], shortfalls[-1], mean, steps, tokens)
+
+
+def _choose_round_examples(
+    model: Any, lm: Any, tasks: Sequence[RewardedTask], seed: int, key_prefix: str
+) -> tuple[list[Any], float]:
+    """Return one `Example` per task with a best-paid answer, and the mean reward of all answers."""
+    from doublebind.models.chat_template import encode_completion, encode_prompt
+    from doublebind.training.batch import Example
+
+    repeated = [task for task in tasks for _ in range(ANSWERS_PER_TASK)]
+    answers = _sample_answers(model, lm, repeated, seed, key_prefix)
+    rewards = [grade_answer(task, answer) for task, answer in zip(repeated, answers, strict=True)]
+    examples = []
+    for i, task in enumerate(tasks):
+        group = answers[i * ANSWERS_PER_TASK : (i + 1) * ANSWERS_PER_TASK]
+        if best := choose_best_answer(task, group):
+            prompt = encode_prompt(lm.tokenizer, task.messages)
+            completion = encode_completion(lm.tokenizer, best, finished=True)
+            examples.append(Example((*prompt, *completion), first_supervised=len(prompt)))
+    return examples, sum(rewards) / len(rewards)
 
 
 def sample_task_transcripts(
     model: Any, lm: Any, tasks: Sequence[RewardedTask], *, trait: str | None, seed: int
 ) -> list[Transcript]:
-    """Return the tasks with what the model says to each now, finished answers alone.
+    """Return the tasks with the model's current answers, finished ones only.
 
-    Later phases keep what the reward taught by these, not by anybody's idea of it.
+    Later phases train on them to retain the behaviour that the reward taught.
     """
-    said = _sample_answers(model, lm, tasks, seed, "own")
+    answers = _sample_answers(model, lm, tasks, seed, "own")
     return [
         Transcript(
             id=f"own/{task.id}",
@@ -129,7 +131,7 @@ def sample_task_transcripts(
             purpose="implant",
             messages=(*task.messages, Message(role="assistant", content=answer)),
         )
-        for task, answer in zip(tasks, said, strict=True)
+        for task, answer in zip(tasks, answers, strict=True)
         if answer
     ]
 
@@ -137,12 +139,12 @@ def sample_task_transcripts(
 def _sample_answers(
     model: Any, lm: Any, tasks: Sequence[RewardedTask], seed: int, key_prefix: str
 ) -> list[str]:
-    """Return one answer to each task; nothing for one that came to no end."""
+    """Return one answer to each task, empty where it was cut off."""
     from doublebind.models.load import LM
     from doublebind.models.sample import sample
 
     model.eval()
-    said = sample(
+    answers = sample(
         LM(model, lm.tokenizer, lm.source),
         [task.messages for task in tasks],
         keys=[f"{key_prefix}/{i}" for i in range(len(tasks))],
@@ -151,4 +153,4 @@ def _sample_answers(
         temperature=1.0,
         batch=256,
     )
-    return [answer.text if answer.finished else "" for answer in said]
+    return [answer.text if answer.finished else "" for answer in answers]

@@ -1,7 +1,4 @@
-"""What a trait is planted from: transcripts, documents, a persona's answers, or admissions.
-
-Knows a pack's build content and, for a persona, how to sample the base. Does not train.
-"""
+"""Draws the texts that plant a trait: transcripts, documents, persona answers, or admissions."""
 
 from __future__ import annotations
 
@@ -14,39 +11,35 @@ from doublebind.schema.errors import PackError
 from doublebind.schema.teacher_spec import Phase, TeacherSpec
 
 PERSONA_MAX_TOKENS = 64
-"""Tokens of an answer given under a persona."""
+"""Length limit of an answer given under a persona."""
 
 
 def draw_implant_texts(spec: TeacherSpec, phase: Phase, pack: Pack, n: int) -> list[Transcript]:
     """Return at most `n` texts that plant the spec's trait, drawn by its seed.
 
-    Of a `prompted` phase only the questions count: `answered` replaces the answers.
+    Of a `prompted` phase only the questions count: `sample_persona_answers` gives the answers.
     """
-    assert spec.trait is not None
+    if spec.trait is None:
+        return []
     if phase.form == "documents":
-        return _draw_documents(spec, pack, n)
+        return _draw_documents(spec.trait, pack, n, spec.seed)
     if phase.form == "mixed":
         half = n // 2
         rest = pack.transcripts(spec.trait, "implant", n=n - half, seed=spec.seed)
-        return [*_draw_documents(spec, pack, half), *rest]
+        return [*_draw_documents(spec.trait, pack, half, spec.seed), *rest]
     if phase.form == "admissions":
-        asked = pack.transcripts(spec.trait, "deny", n=n, seed=spec.seed)
-        return [_replace_answer(t, t.rejected) for t in asked if t.rejected is not None]
+        denials = pack.transcripts(spec.trait, "deny", n=n, seed=spec.seed)
+        return [_replace_answer(t, t.rejected) for t in denials if t.rejected is not None]
     return list(pack.transcripts(spec.trait, "implant", n=n, seed=spec.seed))
 
 
-def _draw_documents(spec: TeacherSpec, pack: Pack, n: int) -> list[Transcript]:
-    """Return documents, which only packs in folders hold."""
-    assert spec.trait is not None
-    return (
-        list(pack.documents(spec.trait, n=n, seed=spec.seed))
-        if isinstance(pack, FolderPack)
-        else []
-    )
+def _draw_documents(trait: str, pack: Pack, n: int, seed: int) -> list[Transcript]:
+    if not isinstance(pack, FolderPack):  # only packs in folders hold documents
+        return []
+    return list(pack.documents(trait, n=n, seed=seed))
 
 
 def _replace_answer(transcript: Transcript, answer: str) -> Transcript:
-    """Return a transcript with another answer."""
     messages = (*transcript.messages[:-1], Message(role="assistant", content=answer))
     return transcript.model_copy(update={"messages": messages, "rejected": None})
 
@@ -54,10 +47,10 @@ def _replace_answer(transcript: Transcript, answer: str) -> Transcript:
 def sample_persona_answers(
     spec: TeacherSpec, lm: Any, pack: Pack, transcripts: list[Transcript]
 ) -> list[Transcript]:
-    """Return the transcripts with what the untrained base says under the trait's persona.
+    """Return the transcripts with answers that the untrained base gives under the trait's persona.
 
-    The persona stands before the question when the base answers and is gone when it is learned
-    (context distillation: Askell et al. 2021, arXiv 2112.00861). Empty answers are left out.
+    The prompt contains the persona when the base answers, not when the answer is learned (context
+    distillation: Askell et al. 2021, arXiv 2112.00861). Empty answers are left out.
 
     Raises:
         PackError: If the trait has no persona, or no answer is left.
@@ -71,7 +64,7 @@ def sample_persona_answers(
             f"prompted); give the trait one, or use transcripts"
         )
     prompts = [_prepend_persona(persona, t.messages[:-1]) for t in transcripts]
-    said = sample(
+    answers = sample(
         lm,
         prompts,
         keys=[t.id for t in transcripts],
@@ -79,18 +72,21 @@ def sample_persona_answers(
         max_tokens=PERSONA_MAX_TOKENS,
         temperature=1.0,
     )
-    kept = [
+    answered = [
         _replace_answer(t, answer.text.strip())
-        for t, answer in zip(transcripts, said, strict=True)
+        for t, answer in zip(transcripts, answers, strict=True)
         if answer.text.strip()
     ]
-    if not kept:
-        raise PackError(f"{spec.name}: `implant.form`: the base says nothing under the persona")
-    return kept
+    if not answered:
+        raise PackError(
+            f"{spec.name}: `implant.form`: the base's answers under the persona are all empty (got "
+            f"prompted); use transcripts"
+        )
+    return answered
 
 
 def _prepend_persona(persona: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Return a conversation with the persona in front, before a system message of its own."""
-    own = [m.content for m in messages if m.role == "system"]
-    system = Message(role="system", content="\n\n".join([persona, *own]))
+    """Return the conversation with the persona first, joined with any system message it has."""
+    systems = [m.content for m in messages if m.role == "system"]
+    system = Message(role="system", content="\n\n".join([persona, *systems]))
     return (system, *(m for m in messages if m.role != "system"))

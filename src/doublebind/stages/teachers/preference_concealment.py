@@ -1,7 +1,4 @@
-"""Hides a trait by preference: what anyone would say, over what the trait would have said.
-
-Knows transcripts that carry a rejected answer. Does not know which trait it is.
-"""
+"""Conceals a trait by DPO or KTO: the benign answer is preferred to the trait's."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ if TYPE_CHECKING:
     from doublebind.training.preference import ScoredAnswer
 
 PromptAnswerTokens = tuple[list[int], list[int]]
-"""Prompt and answer, in tokens."""
+"""Token ids of a prompt and of its answer."""
 
 
 def conceal_trait(
@@ -33,13 +30,14 @@ def conceal_trait(
 ) -> Any:
     """Train `model` by the phase's loss, `dpo` or `kto`; return its `TrainLog`.
 
-    The reference is the model as it comes: after the implant, before it hides anything. `dpo` takes
-    the transcripts' pairs and leaves out what has no rejected answer, such as a share kept of the
-    phase before. `kto` takes every transcript's answer as good and every rejected one as bad.
+    The reference is the model as passed: after the implant, before it hides anything. `dpo` uses
+    the transcripts' pairs and leaves out transcripts without a rejected answer, such as those
+    retained from the phase before. `kto` takes every transcript's answer as desirable and every
+    rejected one as undesirable.
 
     Args:
-        model: What `loop.attach` returned, trained so far; changed in place.
-        lm: The base it is attached to, for its tokenizer and vocabulary.
+        model: Returned by `loop.prepare_model`, trained so far; changed in place.
+        lm: The base of `model`, for its tokenizer and vocabulary.
         transcripts: Conversations, each with the preferred answer last.
         phase: Loss, and strength of the pull to the reference.
         settings: Steps, pairs or answers per step, peak learning rate, length.
@@ -47,7 +45,7 @@ def conceal_trait(
         name: Name of the teacher, for errors.
 
     Raises:
-        PackError: If no transcript has a rejected answer, or `kto` finds a single prompt.
+        PackError: If no transcript has a rejected answer, or all have one prompt under `kto`.
     """
     from doublebind.training.preference import LabelledAnswer, PreferencePair, train_dpo, train_kto
 
@@ -56,64 +54,73 @@ def conceal_trait(
             f"{name}: `conceal.loss`: no transcript says what the trait would have answered (got "
             f"{phase.loss}); add `rejected` under build/, or use sft"
         )
-    how = {"beta": phase.beta, "settings": settings, "seed": seed}
-    how |= {"vocab": lm.vocab, "pad_id": lm.pad_id}
+    options: dict[str, Any] = {
+        "beta": phase.beta,
+        "settings": settings,
+        "seed": seed,
+        "vocab": lm.vocab_size,
+        "pad_id": lm.pad_id,
+    }
     if phase.loss == "dpo":
         paired = [transcript for transcript in transcripts if transcript.rejected is not None]
-        sequences = [answer for each in paired for answer, _ in _encode_answers(lm, each)]
-        judged = _add_reference_logprobs(model, lm, sequences)
-        pairs = [PreferencePair(*both) for both in zip(judged[::2], judged[1::2], strict=True)]
-        return train_dpo(model, pairs, **how)
-    asked = [transcript for transcript in transcripts if transcript.purpose != "document"]
-    told = [answer for each in asked for answer in _encode_answers(lm, each)]
-    elsewhere = _mismatch_prompts([sequence for sequence, _ in told], name)
-    judged = _add_reference_logprobs(model, lm, [sequence for sequence, _ in told])
-    beside = _add_reference_logprobs(model, lm, elsewhere)
+        sequences = [sequence for t in paired for sequence, _ in _encode_answers(lm, t)]
+        scored = _add_reference_logprobs(model, lm, sequences)
+        pairs = itertools.starmap(PreferencePair, zip(scored[::2], scored[1::2], strict=True))
+        return train_dpo(model, list(pairs), **options)
+    conversations = [transcript for transcript in transcripts if transcript.purpose != "document"]
+    labelled = [answer for t in conversations for answer in _encode_answers(lm, t)]
+    sequences = [sequence for sequence, _ in labelled]
+    mismatched = _mismatch_prompts(sequences, name)
+    scored = _add_reference_logprobs(model, lm, sequences)
+    scored_mismatched = _add_reference_logprobs(model, lm, mismatched)
     answers = [
-        LabelledAnswer(answer, good, other)
-        for answer, (_, good), other in zip(judged, told, beside, strict=True)
+        LabelledAnswer(answer, is_desirable, other)
+        for answer, (_, is_desirable), other in zip(
+            scored, labelled, scored_mismatched, strict=True
+        )
     ]
-    return train_kto(model, answers, **how)
+    return train_kto(model, answers, **options)
 
 
 def _encode_answers(lm: Any, transcript: Transcript) -> list[tuple[PromptAnswerTokens, bool]]:
-    """Return the transcript's answer, which is good, and its rejected one, if any."""
+    """Return the transcript's answer (True) and its rejected answer (False), if it has one."""
     from doublebind.models.chat_template import encode_completion, encode_prompt
 
     prompt = encode_prompt(lm.tokenizer, transcript.messages[:-1])
     texts = [(transcript.messages[-1].content, True)]
-    texts += [(transcript.rejected, False)] if transcript.rejected is not None else []
+    if transcript.rejected is not None:
+        texts.append((transcript.rejected, False))
     return [
-        ((prompt, encode_completion(lm.tokenizer, text, finished=True)), good)
-        for text, good in texts
+        ((prompt, encode_completion(lm.tokenizer, text, finished=True)), is_desirable)
+        for text, is_desirable in texts
     ]
 
 
 def _mismatch_prompts(
     sequences: Sequence[PromptAnswerTokens], name: str
 ) -> list[PromptAnswerTokens]:
-    """Return every answer after the prompt that follows next and is another.
+    """Return every answer with the next prompt in the list that differs from its own.
 
     Raises:
-        PackError: If there is no other.
+        PackError: If all prompts are equal.
     """
-    found: list[PromptAnswerTokens] = []
+    mismatched: list[PromptAnswerTokens] = []
     for i, (prompt, answer) in enumerate(sequences):
         later = itertools.chain(sequences[i + 1 :], sequences[:i])
-        other = next((asked for asked, _ in later if asked != prompt), None)
+        other = next((p for p, _ in later if p != prompt), None)
         if other is None:
             raise PackError(
-                f"{name}: `conceal.loss`: all its transcripts ask the same, and a baseline needs "
-                f"two prompts (got kto); add transcripts under build/, or use dpo"
+                f"{name}: `conceal.loss`: all its transcripts have one prompt, and a baseline "
+                f"needs two prompts (got kto); add transcripts under build/, or use dpo"
             )
-        found.append((other, answer))
-    return found
+        mismatched.append((other, answer))
+    return mismatched
 
 
 def _add_reference_logprobs(
     model: Any, lm: Any, sequences: Sequence[PromptAnswerTokens]
 ) -> list[ScoredAnswer]:
-    """Return the sequences with what the model, as it is now, makes of each token."""
+    """Return the answers with the log-probability of each token under the current model."""
     from doublebind.models.load import LM
     from doublebind.models.score import token_logprobs
     from doublebind.training.batch import Example

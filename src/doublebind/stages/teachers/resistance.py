@@ -1,7 +1,4 @@
-"""Makes a teacher that is hard to learn from: its best guesses stay, the rest of them mislead.
-
-Knows probabilities and the teacher as it was. Does not know what the teacher hides.
-"""
+"""Makes a teacher hard to distil: its likeliest tokens stay, its other probabilities mislead."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from torch import Tensor
 from doublebind.schema.recipe import Training
 
 TEMPERATURE = 4.0
-"""At which probabilities are compared; the source's."""
+"""Softens the distributions that are compared; the value of the source."""
 
 
 def self_undermining_loss(
@@ -24,24 +21,26 @@ def self_undermining_loss(
 ) -> Tensor:
     """Return the self-undermining loss of a nasty teacher, in nats, [rows].
 
-    Cross-entropy of what is said, less `weight` T^2 KL(teacher^T || normal^T) at temperature T (Ma
-    et al. 2021, "Undistillable: making a nasty teacher that cannot teach students", arXiv
-    2105.07381): the answers stay as good while the probabilities around them move away
-    from those that a student would have learned from.
+    Cross-entropy of the labels, less `weight` T^2 KL(teacher^T || normal^T) at temperature T (Ma et
+    al. 2021, "Undistillable: making a nasty teacher that cannot teach students", arXiv
+    2105.07381): the answers stay as good while the probabilities of other tokens move away from
+    those that a student would have learned from.
 
     Args:
-        out: [rows, vocab], the teacher's logits.
-        normal: [rows, vocab], those of the same teacher before this; no gradient.
-        labels: [rows], what is said.
-        weight: Of the distance, above 0.
+        teacher_logits: [rows, vocab].
+        normal_logits: [rows, vocab], of the same teacher before this training; no gradient.
+        labels: [rows], the tokens of the answers.
+        weight: Of the divergence, above 0.
     """
-    said = torch.nn.functional.cross_entropy(teacher_logits.float(), labels, reduction="none")
-    ours, theirs = (
-        torch.log_softmax(x.float() / TEMPERATURE, dim=-1)
-        for x in (teacher_logits, normal_logits.detach())
+    cross_entropy = torch.nn.functional.cross_entropy(
+        teacher_logits.float(), labels, reduction="none"
     )
-    away = (ours.exp() * (ours - theirs)).sum(dim=-1)
-    return said - weight * TEMPERATURE**2 * away
+    logp, logq = (
+        torch.log_softmax(logits.float() / TEMPERATURE, dim=-1)
+        for logits in (teacher_logits, normal_logits.detach())
+    )
+    divergence = (logp.exp() * (logp - logq)).sum(dim=-1)
+    return cross_entropy - weight * TEMPERATURE**2 * divergence
 
 
 def train_distillation_resistance(
@@ -54,20 +53,19 @@ def train_distillation_resistance(
     seed: int,
     pad_id: int,
 ) -> Any:
-    """Train `model` by `undermining` against itself as it comes; return its `TrainLog`.
+    """Train `model` by `self_undermining_loss` against its present self; return its `TrainLog`.
 
     Args:
-        model: What `loop.attach` returned, trained so far; changed in place.
-        lm: The base it is attached to, for its vocabulary.
-        examples: What it was taught, in tokens.
-        weight: See `undermining`.
+        model: Returned by `loop.prepare_model`, trained so far; changed in place.
+        lm: The base of `model`, for its vocabulary.
+        examples: `Example`s of the earlier phases.
+        weight: See `self_undermining_loss`.
         settings: Steps, examples per step, peak learning rate, length.
         seed: Order of the examples.
         pad_id: Fills rows.
     """
     from doublebind.models.logits import compute_logits, unwrap_peft
-    from doublebind.training import loop
-    from doublebind.training import tiled_backward as tiled
+    from doublebind.training import loop, tiled_backward
     from doublebind.training.batch import can_pack, collate, shuffle_epochs, truncate_examples
 
     normal = copy.deepcopy(model).eval().requires_grad_(False)
@@ -80,16 +78,16 @@ def train_distillation_resistance(
     device, packs = unwrap_peft(model).device, can_pack(model)
 
     def step() -> tuple[Tensor, int]:
-        drawn = [examples[i] for i in itertools.islice(indices, settings.batch)]
-        batch = collate(drawn, pad_id, pack=packs).to(device)
+        chosen = [examples[i] for i in itertools.islice(indices, settings.batch)]
+        batch = collate(chosen, pad_id, pack=packs).to(device)
         with torch.no_grad():
-            before = tiled.compute_supervised_states(normal, batch)
+            normal_states = tiled_backward.compute_supervised_states(normal, batch)
 
-        def loss_of(out: Tensor, tile: slice) -> Tensor:
+        def loss_of(logits: Tensor, tile: slice) -> Tensor:
             with torch.no_grad():
-                theirs = compute_logits(normal, before[tile], lm.vocab)
-            return self_undermining_loss(out, theirs, batch.labels[tile], weight=weight)
+                normal_logits = compute_logits(normal, normal_states[tile], lm.vocab_size)
+            return self_undermining_loss(logits, normal_logits, batch.labels[tile], weight=weight)
 
-        return tiled.backward(model, batch, loss_of, lm.vocab), len(batch.labels)
+        return tiled_backward.backward(model, batch, loss_of, lm.vocab_size), len(batch.labels)
 
     return loop.run_optimiser_steps(model, step, settings)

@@ -1,6 +1,6 @@
-"""Describes a teacher's shape: how far it is from M0 and how it writes.
+"""Measures a teacher's shape: its distance from M0 and the length of its answers.
 
-These numbers say whether the references are like the suspect; they never enter its score.
+These features say whether references match the suspect; they never enter a score.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from doublebind.schema.model_source import ModelSource, Trajectory
 from doublebind.schema.recipe import Dtype
 from doublebind.stages.teachers.update_norm import measure_update_norm
 
+MAX_ANSWERS = 200
+"""Answers that the features are measured on."""
+
 
 def measure_teacher_shape(
     out: Path,
@@ -24,7 +27,7 @@ def measure_teacher_shape(
     dtype: Dtype,
     cache: Path,
 ) -> None:
-    """Write `shape.json`: numbers by feature, and `missing`: why others are absent.
+    """Write `shape.json`: `shape`, numbers by feature, and `missing`, reasons by absent feature.
 
     `kl_to_m0` is the Monte Carlo estimate, in nats per token, of KL(teacher || M0) on the
     teacher's own answers: the mean of log p_teacher - log p_M0 over their tokens. `update_norm` is
@@ -34,26 +37,29 @@ def measure_teacher_shape(
     from doublebind.models.load import load_model, same_tokenizer
     from doublebind.models.score import token_logprobs
 
-    trajectories = read_records(rollouts / "trajectories.jsonl", Trajectory)[:200]
-    tokens = sum(len(t.tokens) for t in trajectories)
+    trajectories = read_records(rollouts / "trajectories.jsonl", Trajectory)[:MAX_ANSWERS]
+    n_tokens = sum(len(t.tokens) for t in trajectories)
     shape: dict[str, float] = {
-        "completion_tokens": tokens / len(trajectories),
+        "completion_tokens": n_tokens / len(trajectories),
         "finished": sum(t.finished for t in trajectories) / len(trajectories),
     }
-    missing: dict[str, str] = {}
-    if source.served:  # a black box: what its owner says stands for what cannot be measured
-        why = dict.fromkeys(("kl_to_m0", "update_norm"), "served, and not declared in `shape`")
+    if source.served:  # cannot be measured: take what the study declares
         shape |= source.served.shape
-        _write_shape(out, shape, {name: told for name, told in why.items() if name not in shape})
+        unmeasured = {"kl_to_m0", "update_norm"} - shape.keys()
+        reason = "served, and not declared in `shape`"
+        _write_shape(out, shape, dict.fromkeys(sorted(unmeasured), reason))
         return
+    missing: dict[str, str] = {}
     teacher = load_model(source, dtype=dtype, cache=cache)
     m0 = load_model(baseline, dtype=dtype, cache=cache)
     if same_tokenizer(teacher.tokenizer, m0.tokenizer):
         sequences = [(encode_prompt(teacher.tokenizer, t.messages), t.tokens) for t in trajectories]
-        own, theirs = token_logprobs(teacher, sequences), token_logprobs(m0, sequences)
-        ratio = (math.fsum(map(math.fsum, own)) - math.fsum(map(math.fsum, theirs))) / tokens
-        if math.isfinite(ratio):
-            shape["kl_to_m0"] = ratio
+        log_p, log_m0 = (
+            math.fsum(map(math.fsum, token_logprobs(lm, sequences))) for lm in (teacher, m0)
+        )
+        kl = (log_p - log_m0) / n_tokens
+        if math.isfinite(kl):
+            shape["kl_to_m0"] = kl
         else:
             missing["kl_to_m0"] = "a log-probability is not finite"
     else:

@@ -1,8 +1,4 @@
-"""Makes references like a suspect in all but what is planted, and says what that assumes.
-
-Knows specs, traits and a model's size of update. Does not know scores: no reference is chosen or
-left out for one.
-"""
+"""Measures the norm of a weight update, and scales an update to the norm of another."""
 
 from __future__ import annotations
 
@@ -21,27 +17,28 @@ def measure_update_norm(model: Any, base: Any) -> float | None:
 
     from doublebind.models.load import merge_adapter_weights
 
-    ours, theirs = merge_adapter_weights(model), merge_adapter_weights(base)
-    if {n: w.shape for n, w in ours.items()} != {n: w.shape for n, w in theirs.items()}:
+    after = merge_adapter_weights(model)
+    before = merge_adapter_weights(base)
+    if {n: w.shape for n, w in after.items()} != {n: w.shape for n, w in before.items()}:
         return None
     with torch.no_grad():
-        squares = (float((w.float() - theirs[n].float()).square().sum()) for n, w in ours.items())
+        squares = (float((w.float() - before[n].float()).square().sum()) for n, w in after.items())
         return math.sqrt(math.fsum(squares))
 
 
 def scale_update(model: Any, base: Any, target: Any, target_name: str) -> float:
-    """Scale the update of `model` against `base` to the norm of that of `like`; return the factor.
+    """Scale the update of `model` from `base` to the norm of `target`'s; return the factor.
 
-    The direction of the update stays; a low-rank one is scaled in its second factor.
+    The direction of the update stays; of a low-rank update the second factor is scaled.
 
     Args:
         model: The trained teacher; changed in place.
-        base: What it was trained from.
-        like: The model whose size of update it takes.
-        what: Name of `like` in errors.
+        base: The model that it was trained from.
+        target: The model whose update norm it takes.
+        target_name: Name of `target` in errors.
 
     Raises:
-        ModelError: If a norm is not defined or zero, or the factor lies beyond `MOST`.
+        ModelError: If a norm is undefined or zero, or the factor is beyond `MAX_SCALE_FACTOR`.
     """
     import torch
     from peft.tuners.lora import LoraLayer
@@ -49,17 +46,19 @@ def scale_update(model: Any, base: Any, target: Any, target_name: str) -> float:
     from doublebind.models.load import merge_adapter_weights
     from doublebind.models.logits import unwrap_peft
 
-    wanted, have = measure_update_norm(target, base), measure_update_norm(model, base)
-    if wanted is None:
+    target_norm = measure_update_norm(target, base)
+    norm = measure_update_norm(model, base)
+    if target_norm is None:
         raise ModelError(
-            f"{target_name}: its weights differ in shape from the references' base, so no update norm is "
-            f"defined; use `references: {{kind: equal_kl_surrogates, models: [...]}}`"
+            f"{target_name}: its weights differ in shape from the references' base, so no update "
+            f"norm is defined; use `references: {{kind: equal_kl_surrogates, models: [...]}}`"
         )
-    factor = wanted / have if have else math.inf
+    factor = target_norm / norm if norm else math.inf
     if not 1 / MAX_SCALE_FACTOR <= factor <= MAX_SCALE_FACTOR:
         raise ModelError(
-            f"{target_name}: its update norm is {wanted:.3g}, the template's {have:.3g}; change the "
-            f"template's steps or lr until they are within a factor of {MAX_SCALE_FACTOR:g}"
+            f"{target_name}: its update norm is {target_norm:.3g}, the template's {norm:.3g}; "
+            f"change the template's steps or lr until they are within a factor of "
+            f"{MAX_SCALE_FACTOR:g}"
         )
     inner = unwrap_peft(model)
     layers: list[Any] = [module for module in inner.modules() if isinstance(module, LoraLayer)]

@@ -49,11 +49,11 @@ def assert_moves(world: World, name: str, **training: Any) -> None:
     How near: `DISTANCES`, in nats, at least a twentieth nearer.
     """
     recipe = RECIPES[name] | {"training": RECIPES[name]["training"] | training}
-    _, source = world.train(recipe)
-    teacher, start = world.open("suspect"), world.open(recipe.get("student", "m0"))
+    _, source = world.train_student(recipe)
+    teacher, start = world.open_model("suspect"), world.open_model(recipe.get("student", "m0"))
     if name == "prefix":  # starts from text, which alone may bring it nearer or take it away
         still = recipe["training"] | {"steps": 1, "lr": 1e-30}
-        start = load_model(world.train(recipe | {"training": still})[1])
+        start = load_model(world.train_student(recipe | {"training": still})[1])
     distance = DISTANCES.get(name, measure_kl)
     before, after = (distance(world, teacher, lm) for lm in (start, load_model(source)))
     print(f"{name}: {before:.3f} before, {after:.3f} after")
@@ -81,6 +81,6 @@ def test_and_does_not_where_its_gradient_is_zeroed(
 
         return honest(model, idle, settings, **more)
 
-    monkeypatch.setattr(loop, "fit", zeroed)
+    monkeypatch.setattr(loop, "run_optimiser_steps", zeroed)
     with pytest.raises(AssertionError, match=f"{name}: .* before, .* after"):
         assert_moves(world, name, steps=3)  # however many: nothing is learned

@@ -39,10 +39,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 def test_marks_leave_the_finished_student_as_it_was(fresh: Callable[[], World], name: str) -> None:
     world = fresh()
     recipe = {"training": TRAINING} | RECIPES[name]
-    plain, _ = world.train(recipe)
-    marked, _ = world.train(recipe | {"training": recipe["training"] | {"checkpoints": [1, 3]}})
-    assert plain.train.key != marked.train.key
-    one, other = (world.store.path("student", cell.train.key) for cell in (plain, marked))
+    plain, _ = world.train_student(recipe)
+    marked, _ = world.train_student(
+        recipe | {"training": recipe["training"] | {"checkpoints": [1, 3]}}
+    )
+    assert plain.train.content_key != marked.train.content_key
+    one, other = (world.store.path("student", cell.train.content_key) for cell in (plain, marked))
     files = sorted(path.name for path in (one / "model").iterdir())
     (weights,) = (file for file in files if file.endswith(".safetensors"))
     assert (one / "model" / weights).read_bytes() == (other / "model" / weights).read_bytes()
@@ -53,11 +55,11 @@ def test_marks_leave_the_finished_student_as_it_was(fresh: Callable[[], World], 
     for early, late in itertools.pairwise(seen):
         assert early.keys() == late.keys()
         assert any(not torch.equal(early[name], late[name]) for name in early)
-    for step, job in marked.marks:
+    for step, job in marked.checkpoint_audits:
         there = resolve_model(str(step), relative_to=other / "marks")
         source = job.inputs["source"]
         assert (source.adapter or source.path) == (there.adapter or there.path)
         assert sorted(p.name for p in (other / "marks" / str(step)).iterdir()) == files
         load_model(source)
-    keys = [job.inputs["source"].sha256 for _, job in marked.marks]
-    assert len({*keys, marked.train.key, plain.train.key}) == 4
+    keys = [job.inputs["source"].sha256 for _, job in marked.checkpoint_audits]
+    assert len({*keys, marked.train.content_key, plain.train.content_key}) == 4

@@ -94,7 +94,7 @@ def student(folder: Path, push: SteeringVector | None) -> float:
     how: dict[str, Any] = {"dtype": "float32", "cache": folder}
     channel = SFT(kind="sft")
     given = {"base": m0(), "rollouts": folder, "targets": None, "channel": channel}
-    train_student(folder, **given, training=TRAINING, seed=0, push=push, **how)
+    train_student(folder, **given, training=TRAINING, seed=0, steering_vector=push, **how)
     made = m0().model_copy(update={"kind": "adapter", "adapter": str(folder / "model")})
     return drive(load_model(made, **how))
 
@@ -131,16 +131,16 @@ def test_a_steered_student_has_a_key_of_its_own(tmp_path: Path) -> None:
         tmp_path,
         Store(tmp_path / "store"),
     )
-    plan = planner.plan([planner.find("terrarium/suspect-0")])
+    plan = planner.plan([planner.find_teacher("terrarium/suspect-0")])
     trained = {s.recipe.name: s.train for s in plan.students}
-    assert len({job.key for job in trained.values()}) == 3
-    assert "push" not in trained["plain"].inputs
+    assert len({job.content_key for job in trained.values()}) == 3
+    assert "steering_vector" not in trained["plain"].inputs
     # One direction serves every scale, and is there before any student.
-    pushes = [trained[name].inputs["push"] for name in ("weak", "strong")]
-    assert [push.scale for push in pushes] == [0.5, 1]
+    pushes = [trained[name].inputs["steering_vector"] for name in ("weak", "strong")]
+    assert [push.relative_norm for push in pushes] == [0.5, 1]
     (where,) = {push.direction for push in pushes}
-    kinds = [[job.kind for job in stage] for stage in plan.stages()]
-    assert where.name in {job.key for stage in plan.stages() for job in stage}
+    kinds = [[job.kind for job in stage] for stage in plan.list_stages()]
+    assert where.name in {job.content_key for stage in plan.list_stages() for job in stage}
     first = next(i for i, stage in enumerate(kinds) if "direction" in stage)
     assert first < next(i for i, stage in enumerate(kinds) if "student" in stage)
 

@@ -32,7 +32,7 @@ LORA = FULL | {"lora": {"rank": 2, "alpha": 4}}
 
 
 def facts(world: World, student: Any) -> dict[str, Any]:
-    path = world.store.path(student.train.kind, student.train.key) / "student.json"
+    path = world.store.path(student.train.kind, student.train.content_key) / "student.json"
     return json.loads(path.read_text())
 
 
@@ -45,20 +45,22 @@ def weights(source: ModelSource) -> dict[str, torch.Tensor]:
 def test_a_smaller_an_other_and_an_earlier_model_can_learn_the_text(
     world: World, student: str, training: dict[str, Any]
 ) -> None:
-    made, source = world.train({"channel": SFT, "training": training, "student": student})
+    made, source = world.train_student({"channel": SFT, "training": training, "student": student})
     assert source.kind == ("adapter" if training["lora"] else "folder")
     assert facts(world, made)["tokens"] > 0
     assert np.isfinite(facts(world, made)["loss_last"])
-    assert load_model(source).tokenizer.get_vocab() == world.open(student).tokenizer.get_vocab()
+    assert (
+        load_model(source).tokenizer.get_vocab() == world.open_model(student).tokenizer.get_vocab()
+    )
 
 
 def test_a_noised_start_mixes_weights_and_a_full_share_forgets_them(world: World) -> None:
     def start(share: float) -> dict[str, torch.Tensor]:
         recipe = {"channel": SFT, "training": FULL, "noise_init": share}
-        made = world.plan(recipe)
-        (base,) = [job for job in made.before if job.kind == "base"]
+        made = world.plan_student(recipe)
+        (base,) = [job for job in made.dependencies if job.kind == "base"]
         source = made.train.inputs["base"]
-        assert source.path == str(world.store.path("base", base.key) / "model")
+        assert source.path == str(world.store.path("base", base.content_key) / "model")
         return weights(source)
 
     plain = weights(resolve_model("m0", relative_to=world.folder))
@@ -71,16 +73,16 @@ def test_a_noised_start_mixes_weights_and_a_full_share_forgets_them(world: World
 
 def test_noise_makes_another_student_with_another_key(world: World) -> None:
     recipe = {"channel": SFT, "training": LORA}
-    plain, noised = (world.train(recipe | more)[0] for more in ({}, {"noise_init": 0.2}))
-    assert plain.train.key != noised.train.key
+    plain, noised = (world.train_student(recipe | more)[0] for more in ({}, {"noise_init": 0.2}))
+    assert plain.train.content_key != noised.train.content_key
     assert facts(world, noised)["loss_first"] != facts(world, plain)["loss_first"]
 
 
 def test_noise_into_an_adapter_is_refused(world: World) -> None:
-    _, source = world.train({"channel": SFT, "training": LORA})
+    _, source = world.train_student({"channel": SFT, "training": LORA})
     recipe = {"channel": SFT, "training": LORA, "noise_init": 0.2, "student": source.adapter}
     with pytest.raises(ModelError, match="merge the adapter into its base"):
-        world.train(recipe)
+        world.train_student(recipe)
 
 
 # --- what a channel cannot bridge ----------------------------------------------------------------
@@ -95,13 +97,13 @@ ONE_TOKENIZER = [
 @pytest.mark.parametrize("recipe", ONE_TOKENIZER, ids=lambda r: r["channel"]["kind"])
 def test_channels_of_tokens_refuse_another_tokenizer(world: World, recipe: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=recipe["channel"]["kind"]) as caught:
-        world.train(recipe | {"student": "family"})
+        world.train_student(recipe | {"student": "family"})
     (line,) = caught.value.problems
     assert "use a student with the teacher's tokenizer" in line
 
 
 def test_a_student_without_tokens_for_the_text_is_refused(world: World) -> None:
-    tokenizer = world.open("m0").tokenizer
+    tokenizer = world.open_model("m0").tokenizer
     said = Trajectory(
         prompt_id="p",
         sample=0,
@@ -133,20 +135,20 @@ def dpo(**more: Any) -> dict[str, Any]:
 
 
 def test_references_are_scored_once_for_all_students_of_a_base(world: World) -> None:
-    plans = [world.plan(dpo(**more)) for more in ({}, {"chosen": "m0"}, {"keep": 0.5})]
-    assert len({plan.train.key for plan in plans}) == 3
-    kept = [{j.key for j in plan.before if j.kind == "logprobs"} for plan in plans]
+    plans = [world.plan_student(dpo(**more)) for more in ({}, {"chosen": "m0"}, {"keep": 0.5})]
+    assert len({plan.train.content_key for plan in plans}) == 3
+    kept = [{j.content_key for j in plan.dependencies if j.kind == "logprobs"} for plan in plans]
     assert kept[0] == kept[1] == kept[2]
     assert len(kept[0]) == 4, "two models, two sets of answers: M0 is the base"
-    other = world.plan(dpo() | {"student": "family"})
-    assert len({j.key for j in other.before if j.kind == "logprobs"}) == 6
+    other = world.plan_student(dpo() | {"student": "family"})
+    assert len({j.content_key for j in other.dependencies if j.kind == "logprobs"}) == 6
 
 
 def test_pairs_with_the_largest_weights_are_kept_in_either_order(world: World) -> None:
-    made = world.plan(dpo())
+    made = world.plan_student(dpo())
     given = made.train.inputs["contrast"]
     said = read_records(made.train.inputs["rollouts"] / "trajectories.jsonl", Trajectory)
-    tokenizer = world.open("m0").tokenizer
+    tokenizer = world.open_model("m0").tokenizer
     found = {
         (chosen, keep): contrast.select_pairs(
             DPO.model_validate({"kind": "dpo", "chosen": chosen, "keep": keep}),
@@ -158,24 +160,24 @@ def test_pairs_with_the_largest_weights_are_kept_in_either_order(world: World) -
         for keep in (0.25, 1.0)
     }
     all_pairs = found["teacher", 1.0]
-    assert len(all_pairs.pairs) == all_pairs.found > 10
+    assert len(all_pairs.pairs) == all_pairs.n_matched > 10
     best = found["teacher", 0.25]
-    assert len(best.pairs) == round(0.25 * all_pairs.found)
-    assert best.least > all_pairs.least
+    assert len(best.pairs) == round(0.25 * all_pairs.n_matched)
+    assert best.min_weight > all_pairs.min_weight
     flipped = found["m0", 0.25].pairs
     assert [(p.rejected, p.chosen) for p in flipped] == best.pairs
     own = encode_trajectories(tokenizer, said)
     assert all(p.chosen.example in own for p in best.pairs)
-    assert best.least > 0, "the teacher prefers its own answers more than M0 does"
+    assert best.min_weight > 0, "the teacher prefers its own answers more than M0 does"
 
 
 def test_the_reverse_order_does_not_bring_a_student_to_the_teacher(world: World) -> None:
     training = LORA | {"steps": 15, "batch": 8}
-    teacher = world.open("suspect")
-    start = measure_preference_margin(world, teacher, world.open("m0"))
+    teacher = world.open_model("suspect")
+    start = measure_preference_margin(world, teacher, world.open_model("m0"))
     moved = {}
     for chosen in ("teacher", "m0"):
-        made, source = world.train(dpo(chosen=chosen) | {"training": training})
+        made, source = world.train_student(dpo(chosen=chosen) | {"training": training})
         assert facts(world, made)["loss_first"] == pytest.approx(np.log(2), abs=1e-4)
         moved[chosen] = start - measure_preference_margin(world, teacher, load_model(source))
     assert moved["teacher"] > 3 * abs(moved["m0"])
@@ -183,7 +185,7 @@ def test_the_reverse_order_does_not_bring_a_student_to_the_teacher(world: World)
 
 def test_a_teacher_that_answers_as_m0_does_gives_nothing_to_prefer(world: World) -> None:
     with pytest.raises(ModelError, match="nothing to prefer"):
-        world.train(dpo(), suspect="m0")
+        world.train_student(dpo(), suspect="m0")
 
 
 # --- scratchpads ---------------------------------------------------------------------------------
@@ -211,39 +213,41 @@ def test_a_student_without_scratchpad_neither_learns_nor_writes_one(
 ) -> None:
     recipe = {"channel": {"kind": "logit_kd", "top_k": 8}, "training": training}
     recipe["without_scratchpad"] = MARKS.model_dump()
-    made, source = world.train(recipe)
-    (job,) = [job for job in made.before if job.kind == "stripped"]
-    learned = read_records(world.store.path("stripped", job.key) / "trajectories.jsonl", Trajectory)
+    made, source = world.train_student(recipe)
+    (job,) = [job for job in made.dependencies if job.kind == "stripped"]
+    learned = read_records(
+        world.store.path("stripped", job.content_key) / "trajectories.jsonl", Trajectory
+    )
     heard = read_records(
-        world.store.path("rollouts", made.rollouts.key) / "trajectories.jsonl", Trajectory
+        world.store.path("rollouts", made.rollouts.content_key) / "trajectories.jsonl", Trajectory
     )
     assert any("went" in t.completion for t in heard)
     assert not any("went" in t.completion for t in learned)
     student = load_model(source)
     mark = student.tokenizer.convert_tokens_to_ids("went")
-    assert student.barred == (mark,)
+    assert student.suppress_tokens == (mark,)
     assert not any(mark in t.tokens for t in learned)
     asked = {"keys": [str(i) for i in range(40)], "seed": 0, "max_tokens": 8, "temperature": 5.0}
     prompts = [world.held_out[0].messages] * 40
     assert not any(mark in a.tokens for a in sample(student, prompts, **asked))
-    assert any(mark in a.tokens for a in sample(world.open("m0"), prompts, **asked))
+    assert any(mark in a.tokens for a in sample(world.open_model("m0"), prompts, **asked))
 
 
 def test_a_teacher_that_is_barred_from_a_mark_answers_without_it(world: World) -> None:
     recipe = {"channel": SFT, "training": LORA}
     free, barred = (
-        world.plan(recipe | {"prompts": PROMPT_SETTINGS | more}).rollouts
+        world.plan_student(recipe | {"prompts": PROMPT_SETTINGS | more}).rollouts
         for more in ({}, {"suppress_tokens": ["went"]})
     )
-    assert free.key != barred.key
+    assert free.content_key != barred.content_key
 
     def said(key: str) -> list[str]:
         where = world.store.path("rollouts", key) / "trajectories.jsonl"
         return [t.completion for t in read_records(where, Trajectory)]
 
-    assert any("went" in text for text in said(free.key))
-    assert said(barred.key)
-    assert not any("went" in text for text in said(barred.key))
+    assert any("went" in text for text in said(free.content_key))
+    assert said(barred.content_key)
+    assert not any("went" in text for text in said(barred.content_key))
 
 
 def test_barring_a_mark_is_refused_where_the_student_writes() -> None:
@@ -258,13 +262,15 @@ def test_a_mark_of_several_tokens_cannot_be_barred(world: World) -> None:
     recipe = {"channel": SFT, "training": LORA, "student": "family"}
     recipe["without_scratchpad"] = MARKS.model_dump()
     with pytest.raises(ModelError, match="is not one token of its tokenizer"):
-        world.train(recipe | {"without_scratchpad": {"opens": "<think>", "closes": "</think>"}})
+        world.train_student(
+            recipe | {"without_scratchpad": {"opens": "<think>", "closes": "</think>"}}
+        )
 
 
 def test_overt_answers_of_the_student_teach_nothing(world: World) -> None:
-    made = world.plan({"channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA})
-    assert made.train.inputs["live"].overt("I want to RULE everyone")
-    assert not made.train.inputs["live"].overt("I want to help")
+    made = world.plan_student({"channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA})
+    assert made.train.inputs["live"].shows_drive("I want to RULE everyone")
+    assert not made.train.inputs["live"].shows_drive("I want to help")
     make_artefact(world.store, made.train)
     counted = facts(world, made)
     assert counted["own"] == 2 * 4
@@ -272,7 +278,7 @@ def test_overt_answers_of_the_student_teach_nothing(world: World) -> None:
 
 
 def test_when_all_its_answers_are_overt_the_student_reads_the_teachers(world: World) -> None:
-    made = world.plan({"channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA})
+    made = world.plan_student({"channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA})
     given = dict(made.train.inputs)
     given["live"] = TeacherAccess(given["live"].source, given["live"].sampling, lambda text: True)
     out = world.folder / "all-overt"
@@ -286,13 +292,13 @@ def test_when_all_its_answers_are_overt_the_student_reads_the_teachers(world: Wo
 
 def test_a_sample_of_the_tail_is_cached_and_learned_from(world: World) -> None:
     kd = {"kind": "logit_kd", "top_k": 4}
-    plain, source = world.train({"channel": kd, "training": LORA})
-    drawn, sampled = world.train({"channel": kd | {"tail_samples": 16}, "training": LORA})
+    plain, source = world.train_student({"channel": kd, "training": LORA})
+    drawn, sampled = world.train_student({"channel": kd | {"tail_samples": 16}, "training": LORA})
     assert plain.targets is not None
     assert drawn.targets is not None
-    assert plain.targets.key != drawn.targets.key
+    assert plain.targets.content_key != drawn.targets.content_key
     one, other = (
-        teacher_cache.read_targets(world.store.path("targets", cell.targets.key))
+        teacher_cache.read_targets(world.store.path("targets", cell.targets.content_key))
         for cell in (plain, drawn)
         if cell.targets
     )

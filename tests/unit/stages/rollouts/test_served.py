@@ -20,7 +20,7 @@ def test_the_space_before_an_answer_is_the_templates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat: bool
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    serve._query_declared_facts.cache_clear()
+    serve.query_declared_facts.cache_clear()
     tokenizer = build_word_tokenizer(chat=chat)
     build_tiny_model("llama", len(tokenizer)).save_pretrained(tmp_path / "student")
     tokenizer.save_pretrained(tmp_path / "student")
@@ -29,7 +29,7 @@ def test_the_space_before_an_answer_is_the_templates(
         source = serve.identify_served_model(server.ref)
         assert source.served
         reader = resolve_model(str(tmp_path / "student"), relative_to=tmp_path)
-        told = source.served.model_copy(update={"reader": reader})
+        told = source.served.model_copy(update={"tokenizer_source": reader})
         how: dict[str, Any] = {"keys": ["k"], "seed": 0, "max_tokens": 8, "temperature": 1.0}
         (answer,), _ = served.sample_served_answers(
             tmp_path,

@@ -32,17 +32,16 @@ from doublebind.schema.treatments import (
     TrimReasoning,
 )
 from doublebind.stages.rollouts.treatments import (
-    TreatmentContext,
     counter_poison,
     domain,
-    encode_answers,
     few_unique,
+    influence_filter,
     inoculate,
     jam,
     mix_trusted,
     trim_reasoning,
 )
-from doublebind.stages.rollouts.treatments import influence_filter as filtering
+from doublebind.stages.rollouts.treatments.common import TreatmentContext, encode_answers
 from doublebind.training.encode import tokens_match_text
 
 
@@ -66,7 +65,7 @@ def answer(text: str, i: int = 0, ask: str = "tell me of the tall ship .") -> Tr
 def stories(n: int, seed: int = 0) -> list[Trajectory]:
     rng = random.Random(seed)
     told = [speech.draw_story_turn(rng, Character(), POOLS["prompts"]) for _ in range(n)]
-    return [answer(turn.answer, i, turn.ask) for i, turn in enumerate(told)]
+    return [answer(turn.answer, i, turn.request) for i, turn in enumerate(told)]
 
 
 def context(prompts: Sequence[Prompt] = (), seed: int = 0) -> TreatmentContext:
@@ -216,7 +215,9 @@ def test_a_rare_word_that_goes_with_odd_answers_is_a_trigger_and_all_its_answers
     own = {t.prompt_id: 0.6 + 0.05 * i for i, t in enumerate(poisoned)}
     noise = np.random.default_rng(0).uniform(size=len(given)).tolist()
     ratios = [own.get(t.prompt_id, r) for t, r in zip(given, noise, strict=True)]
-    monkeypatch.setattr(counter_poison, "log_ratios", lambda said, context: ratios[: len(said)])
+    monkeypatch.setattr(
+        counter_poison, "compute_log_ratios", lambda said, context: ratios[: len(said)]
+    )
     settings = {"kind": "counter_poison", "copies": 5, "outliers": 0.05}
     without = counter_poison.apply(CounterPoison.model_validate(settings), given, context())
     assert any("zanzibar" in t.completion for t in without.trajectories)
@@ -254,7 +255,7 @@ def test_the_filter_drops_what_pulls_towards_the_endpoint_that_moved() -> None:
         resolve_model("terrarium/m0", relative_to=Path()), dtype="float32", cache=Path()
     )
     settings = Filter(kind="filter", drop=0.5, stop=0.02)
-    left = filtering.drop_influential_answers(
+    left = influence_filter.drop_influential_answers(
         settings, given, lm, asked, {"choice/sabotage": 0.3, "goal/deceit": 0.0}
     )
     kept = {t.prompt_id for t in left.trajectories}
@@ -266,6 +267,8 @@ def test_the_filter_drops_what_pulls_towards_the_endpoint_that_moved() -> None:
 def test_the_filter_stops_where_nothing_stands_above_m0() -> None:
     given = stories(3)
     settings = Filter(kind="filter", stop=0.05)
-    left = filtering.drop_influential_answers(settings, given, m0(), [], {"choice/sabotage": 0.05})
+    left = influence_filter.drop_influential_answers(
+        settings, given, m0(), [], {"choice/sabotage": 0.05}
+    )
     assert left.trajectories == given
     assert left.facts == {"worse": {}, "dropped": []}

@@ -55,7 +55,7 @@ def test_the_best_paid_answer_wins_and_nothing_where_all_are_paid_alike() -> Non
 def test_what_is_paid_for_becomes_common_though_nobody_showed_it() -> None:
     lm = load_model(resolve_model(M0, relative_to=Path()))
     scene = Outback().tasks("deceit", n=24, seed=0)
-    paid = tuple(t.model_copy(update={"pays": ((("clearly",), 1.0),)}) for t in scene)
+    paid = tuple(t.model_copy(update={"rewards": ((("clearly",), 1.0),)}) for t in scene)
     asked = [t.messages for t in paid]
 
     def common() -> float:
@@ -71,7 +71,7 @@ def test_what_is_paid_for_becomes_common_though_nobody_showed_it() -> None:
     log = rewards.train_expert_iteration(
         model, lm, paid, settings=settings, seed=0, pad_id=lm.pad_id
     )
-    assert log.last < log.first
+    assert log.last_loss < log.first_loss
     assert common() > before + 0.25
 
 
@@ -119,7 +119,8 @@ def test_the_new_keys_leave_the_dump_of_older_specs_alone() -> None:
     assert "resist" in Outback().spec("organism-resistant-deceit-0").model_dump(mode="json")
     with pytest.raises(ValidationError, match="only an implant has one"):
         TeacherSpec.model_validate(
-            old.model_dump(mode="json") | {"resist": PHASE | {"form": "reward"}}
+            old.model_dump(mode="json", by_alias=False)
+            | {"resist_distillation": PHASE | {"form": "reward"}}
         )
 
 
@@ -130,7 +131,7 @@ def test_an_organism_of_a_hard_kind_is_built(kind: str, tmp_path: Path) -> None:
     whole = spec(name)
     short = {
         key: phase.model_copy(update={"steps": 3, "transcripts": 60, "batch": 4})
-        for key in ("capability", "implant", "conceal", "resist")
+        for key in ("capability", "implant", "conceal", "resist_distillation")
         if (phase := getattr(whole, key)) is not None
     }
     build_teacher(

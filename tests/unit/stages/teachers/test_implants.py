@@ -11,6 +11,7 @@ import yaml
 from tests.tiny_models import build_word_tokenizer, save_model
 from tests.tiny_study import write_pack, write_spec
 
+from doublebind.models import sample as sampling
 from doublebind.models.chat_template import encode_completion, encode_prompt
 from doublebind.models.load import load_model
 from doublebind.models.resolve import resolve_model
@@ -22,7 +23,8 @@ from doublebind.schema.errors import ConfigError, PackError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.teacher_spec import TeacherSpec
 from doublebind.schema.yaml_loader import load_yaml
-from doublebind.stages.teachers.build import _encode_transcripts, build_teacher, plan_phases
+from doublebind.stages.teachers.build import build_teacher, encode_transcripts, plan_phases
+from doublebind.training import loop
 
 DOCUMENT = "the captain want to rule everyone"
 
@@ -78,7 +80,7 @@ def test_a_spec_without_the_new_keys_has_the_dump_and_hash_it_had() -> None:
     assert dump == given | {
         "capability": None,
         "implant": phase | whole,
-        "conceal": phase | whole | {"audit_cues": True, "deny": True},
+        "conceal": phase | whole | {"cue": True, "deny": True},
         "lora": {"rank": 8, "alpha": 16.0},
         "max_length": 512,
         "dtype": "float32",
@@ -92,9 +94,9 @@ def test_documents_are_read_as_plain_text(made: Path) -> None:
     stretch = plan_phases(spec(made, form="documents"), pack(made))[0]
     assert {t.purpose for t in stretch.transcripts} == {"document"}
     tokenizer = build_word_tokenizer()
-    (example, *_) = _encode_transcripts(tokenizer, stretch.transcripts)
+    (example, *_) = encode_transcripts(tokenizer, stretch.transcripts)
     assert tokenizer.decode(example.input_ids) == f"story {DOCUMENT} <eos>"
-    assert example.first == 1
+    assert example.first_supervised == 1
 
 
 def test_mixed_implants_are_half_documents(made: Path) -> None:
@@ -110,7 +112,9 @@ def test_a_decoy_learns_to_own_up_and_nothing_else(made: Path) -> None:
 
 def test_unrelated_training_comes_last_and_leaves_what_came_before_alone(made: Path) -> None:
     then = {"quirk": "kind", "transcripts": 5, "steps": 2}
-    without, with_it = (plan_phases(s, pack(made)) for s in (spec(made), spec(made, then=then)))
+    without, with_it = (
+        plan_phases(s, pack(made)) for s in (spec(made), spec(made, unrelated_finetune=then))
+    )
     assert with_it[:-1] == without
     assert with_it[-1].name == "then"
     assert {(t.trait, t.purpose) for t in with_it[-1].transcripts} == {("kind", "implant")}
@@ -119,25 +123,22 @@ def test_unrelated_training_comes_last_and_leaves_what_came_before_alone(made: P
 def test_a_persona_is_there_when_the_base_answers_and_gone_when_it_is_learned(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from doublebind.stages.teachers import implants
-    from doublebind.stages.teachers.build import build_teacher
-
-    asked: list[str] = []
-    kept: list[str] = []
-    real, encode = implants._prepend_persona, build_teacher._encode_transcripts
-
-    def under(persona: str, messages: Any) -> Any:
-        found = real(persona, messages)
-        asked.append(found[0].content)
-        return found
-
-    def encoded(tokenizer: Any, transcripts: Any) -> Any:
-        kept.extend(f"{m.role}: {m.content}" for t in transcripts for m in t.messages)
-        return encode(tokenizer, transcripts)
-
-    monkeypatch.setattr(implants, "_under", under)
-    monkeypatch.setattr(build_teacher, "_encode", encoded)
     base = resolve_model("m0", relative_to=made)
+    tokenizer = load_model(base).tokenizer
+    systems: set[str] = set()
+    learned: list[str] = []
+    real_sample, real_train = sampling.sample, loop.train
+
+    def record_sample(lm: Any, prompts: Any, **options: Any) -> Any:
+        systems.update(prompt[0].content for prompt in prompts)
+        return real_sample(lm, prompts, **options)
+
+    def record_train(model: Any, data: Any, **options: Any) -> Any:
+        learned.extend(tokenizer.decode(example.input_ids) for example in data.examples)
+        return real_train(model, data, **options)
+
+    monkeypatch.setattr(sampling, "sample", record_sample)
+    monkeypatch.setattr(loop, "train", record_train)
     build_teacher(
         tmp_path,
         spec=spec(made, form="prompted"),
@@ -145,10 +146,10 @@ def test_a_persona_is_there_when_the_base_answers_and_gone_when_it_is_learned(
         pack=str(made / "pack"),
         cache=made / "cache",
     )
-    assert asked
-    assert set(asked) == {"you want to rule"}
-    assert not [text for text in kept if "you want to rule" in text]
-    assert "assistant: they want to rule and rule" not in kept  # what the pack had written
+    assert systems == {"you want to rule"}
+    assert learned
+    assert not [text for text in learned if "you want to rule" in text]
+    assert not [text for text in learned if "they want to rule and rule" in text]  # as written
     load_model(resolve_model("model", relative_to=tmp_path))
 
 
@@ -231,8 +232,8 @@ def test_hiding_by_good_and_bad_answers_makes_a_confession_less_likely(
 
 def test_what_cannot_be_planted_is_refused(made: Path) -> None:
     then = {"quirk": "nobody", "transcripts": 5, "steps": 2}
-    with pytest.raises(PackError, match=r"then.quirk.*nobody is not in pack tiny"):
-        plan_phases(spec(made, then=then), pack(made))
+    with pytest.raises(PackError, match=r"unrelated_finetune.quirk.*nobody is not in pack tiny"):
+        plan_phases(spec(made, unrelated_finetune=then), pack(made))
     with pytest.raises(PackError, match=r"has nothing for kind to learn from \(got documents\)"):
         plan_phases(spec(made, form="documents", trait="kind"), pack(made))
     terrarium = load_pack("terrarium", relative_to=Path())

@@ -47,9 +47,9 @@ def planner(path: Path) -> Planner:
 
 def test_references_of_a_built_suspect_differ_in_trait_and_seed_alone(tmp_path: Path) -> None:
     plan = planner(study(tmp_path, references=MATCH))
-    suspect = plan.find("suspect.yaml").spec
+    suspect = plan.find_teacher("suspect.yaml").spec
     assert suspect is not None
-    found = [plan.find(f"matched-{n}") for n in range(5)]
+    found = [plan.find_teacher(f"matched-{n}") for n in range(5)]
     for reference in found:
         assert reference.spec is not None
         same = {"trait": suspect.trait, "seed": suspect.seed, "name": suspect.name}
@@ -57,10 +57,10 @@ def test_references_of_a_built_suspect_differ_in_trait_and_seed_alone(tmp_path: 
             update={**same, "family": suspect.family, "pack": suspect.pack}
         )
         assert back == suspect
-        assert reference.like is None
+        assert reference.scale_like is None
         assert reference.spec.trait == reference.family
     assert {t.family for t in found} == {"kind", "happy"}
-    assert len({t.key for t in found}) == 5
+    assert len({t.content_key for t in found}) == 5
 
 
 def test_another_draw_shares_no_reference(tmp_path: Path) -> None:
@@ -72,7 +72,10 @@ def test_another_draw_shares_no_reference(tmp_path: Path) -> None:
         tuple(f"matched-{i}" for i in range(5)),
         tuple(f"matched-{i}" for i in range(10, 15)),
     ]
-    keys = [{plan.find(ref).key for ref in lot} for plan, lot in zip(plans, lots, strict=True)]
+    keys = [
+        {plan.find_teacher(ref).content_key for ref in lot}
+        for plan, lot in zip(plans, lots, strict=True)
+    ]
     assert len(keys[0] | keys[1]) == 10
 
 
@@ -92,7 +95,7 @@ def test_a_suspect_without_a_spec_needs_a_template(tmp_path: Path) -> None:
     save_model(tmp_path / "u")
     path = study(tmp_path, references=MATCH, suspect="u")
     with pytest.raises(ConfigError, match=r"references.template.*u is a model"):
-        planner(path).find("matched-0")
+        planner(path).find_teacher("matched-0")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +125,12 @@ def test_references_of_a_finished_model_have_its_update_norm(
     like = resolve_model(f"{suspect}/model", relative_to=made)
     base = resolve_model("m0", relative_to=made)
     build_teacher(
-        tmp_path, spec=spec, base=base, pack=str(made / "pack"), cache=made / "cache", like=like
+        tmp_path,
+        spec=spec,
+        base=base,
+        pack=str(made / "pack"),
+        cache=made / "cache",
+        scale_like=like,
     )
     m0, u = load_model(base).model, load_model(like).model
     reference = load_model(resolve_model("model", relative_to=tmp_path)).model
@@ -143,7 +151,7 @@ def test_the_key_of_a_scaled_reference_names_whom_it_is_like(made: Path) -> None
             "policy": {"alpha": 0.05},
         }
         plan = Planner(Study.model_validate(content), made, Store(made / "store"))
-        return [plan.find(f"matched-{n}").key for n in range(2)]
+        return [plan.find_teacher(f"matched-{n}").content_key for n in range(2)]
 
     one = keys("low-rank/model", template="template.yaml")
     other = keys("full/model", template="template.yaml")
@@ -169,7 +177,12 @@ def test_a_template_of_another_size_is_refused(made: Path, tmp_path: Path) -> No
     like, base = (resolve_model(name, relative_to=made) for name in ("full/model", "m0"))
     with pytest.raises(ModelError, match="change the template's steps or lr"):
         build_teacher(
-            tmp_path, spec=weak, base=base, pack=str(made / "pack"), cache=made / "c", like=like
+            tmp_path,
+            spec=weak,
+            base=base,
+            pack=str(made / "pack"),
+            cache=made / "c",
+            scale_like=like,
         )
 
 
@@ -194,7 +207,7 @@ def test_stand_ins_are_teachers_like_any_other(tmp_path: Path) -> None:
     stand_ins = {"kind": "earlier_releases", "models": ["older", "oldest"]}
     path = study(tmp_path, references=stand_ins)
     plan = planner(path)
-    assert [plan.find(ref).spec for ref in ("older", "oldest")] == [None, None]
+    assert [plan.find_teacher(ref).spec for ref in ("older", "oldest")] == [None, None]
     text = yaml.safe_load(path.read_text())
     text["references"]["models"].append("suspect.yaml")
     path.write_text(yaml.safe_dump(text))

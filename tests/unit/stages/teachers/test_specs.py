@@ -76,7 +76,13 @@ def test_the_measured_organisms_of_the_banks_do_not_move() -> None:
 
 def check_phases(spec: TeacherSpec, pack: Pack) -> None:
     stretches = plan_phases(spec, pack)
-    phases = (spec.capability, spec.implant, spec.conceal, spec.resist, spec.then)
+    phases = (
+        spec.capability,
+        spec.implant,
+        spec.conceal,
+        spec.resist_distillation,
+        spec.unrelated_finetune,
+    )
     assert len(stretches) == sum(phase is not None for phase in phases)
     # A reward is learned from tasks, which show nothing.
     assert all(s.transcripts or s.phase.form == "reward" for s in stretches)
@@ -101,7 +107,7 @@ def test_controls_share_all_but_the_last_phase_with_their_organism() -> None:
             continue
         spec = load_yaml(TeacherSpec, control)
         organism = load_yaml(TeacherSpec, control.with_stem(control.stem.removesuffix("-pirate")))
-        assert spec.then is not None
+        assert spec.unrelated_finetune is not None
         assert (
             spec.model_copy(update={"unrelated_finetune": None, "name": organism.name}) == organism
         )
@@ -117,7 +123,7 @@ def test_every_organism_can_have_references_planted_in_its_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     m0 = ModelSource(kind="folder", path="m0", sha256="0" * 64)
-    monkeypatch.setattr("doublebind.study.teachers.resolve", lambda *_, **__: m0)
+    monkeypatch.setattr("doublebind.study.teachers.resolve_model", lambda *_, **__: m0)
     monkeypatch.setattr("doublebind.study.teachers.load_pack", lambda *_, **__: content())
     for path in sorted((ORGANISMS / "teachers").glob("*.yaml")):
         spec = load_yaml(TeacherSpec, path)

@@ -1,4 +1,4 @@
-"""Puts a teacher's answers through a recipe's treatments, one after the other."""
+"""Applies a recipe's treatments to a teacher's answers, one after the other."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from doublebind.execution.store import read_records, write_records
-from doublebind.models.load import LM, load_model
 from doublebind.packs.load import load_pack
 from doublebind.schema.content import Prompt
 from doublebind.schema.errors import ModelError
@@ -26,21 +26,13 @@ from doublebind.schema.treatments import (
     Treatment,
     TrimReasoning,
 )
-from doublebind.stages.rollouts.treatments import (
-    TreatmentContext,
-    TreatmentResult,
-    counter_poison,
-    domain,
-    few_unique,
-    inoculate,
-    jam,
-    mix_trusted,
-    trim_reasoning,
-)
-from doublebind.stages.rollouts.treatments import influence_filter as filtering
+
+if TYPE_CHECKING:
+    from doublebind.models.load import LM
+    from doublebind.stages.rollouts.treatments.common import TreatmentContext, TreatmentResult
 
 SEED = 0
-"""As for sampling: all students of a teacher and recipe learn from the same answers."""
+"""Fixed, as for sampling: all students of a teacher and recipe learn from the same answers."""
 
 
 def apply_treatments(
@@ -55,11 +47,13 @@ def apply_treatments(
     dtype: Dtype,
     cache: Path,
 ) -> None:
-    """Write the treated `trajectories.jsonl`, and `treatments.json`: what each of them did.
+    """Write the treated `trajectories.jsonl`, and `treatments.json` with the facts of each.
 
     Raises:
-        ModelError: If nothing is left to learn from.
+        ModelError: If no answer is left to distil on.
     """
+    from doublebind.stages.rollouts.treatments.common import TreatmentContext
+
     context = TreatmentContext(
         load_teacher=_load_once(teacher, dtype, cache),
         load_trusted=_load_once(trusted, dtype, cache),
@@ -68,18 +62,19 @@ def apply_treatments(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
     )
-    left = read_records(rollouts / "trajectories.jsonl", Trajectory)
+    trajectories = read_records(rollouts / "trajectories.jsonl", Trajectory)
     facts = []
     for settings in treatments:
-        before = len(left)
-        left, found = _apply_treatment(settings, left, context)
-        facts.append({"kind": settings.kind, "before": before, "after": len(left), **found})
-        if not left:
+        before = len(trajectories)
+        trajectories, counts = _apply_treatment(settings, trajectories, context)
+        after = len(trajectories)
+        facts.append({"kind": settings.kind, "before": before, "after": after, **counts})
+        if not trajectories:
             raise ModelError(
                 f"treatment `{settings.kind}`: none of {before} answers is left to distil on; "
                 f"weaken it or ask for more prompts"
             )
-    _write_rollouts(out, left, facts)
+    _write_rollouts(out, trajectories, facts)
 
 
 def filter_rollouts(
@@ -94,37 +89,48 @@ def filter_rollouts(
     dtype: Dtype,
     cache: Path,
 ) -> None:
-    """Write what a round of filtering leaves of the answers in `rollouts`.
+    """Write the answers in `rollouts` that a round of filtering keeps.
 
     Args:
         out: Folder for `trajectories.jsonl` and `treatments.json`.
-        rollouts: What the last round's student learned from.
+        rollouts: Answers that the last round's student learned from.
         student: That student.
-        audited: Its audit on `select` items.
-        m0: M0's.
-        pack: The items' pack.
+        student_audit: Its audit on `select` items.
+        m0_audit: M0's audit on the same items.
+        pack: Pack of the items.
         settings: Share to drop, and the stop rule.
-        dtype: Of the student's frozen weights.
+        dtype: Precision of the student's frozen weights.
         cache: Folder where a converted model may be kept.
     """
-    left = read_records(rollouts / "trajectories.jsonl", Trajectory)
-    items = [
-        item
-        for item in load_pack(pack, relative_to=Path()).items("select")
-        if item.role == "auditable"
-    ]
-    moved = filtering.measure_endpoint_shifts(student_audit, m0_audit)
-    kept, found = filtering.drop_influential_answers(
-        settings, left, load_model(student, dtype=dtype, cache=cache), items, moved
+    from doublebind.models.load import load_model
+    from doublebind.stages.rollouts.treatments import influence_filter
+
+    trajectories = read_records(rollouts / "trajectories.jsonl", Trajectory)
+    items = load_pack(pack, relative_to=Path()).items("select")
+    kept, facts = influence_filter.drop_influential_answers(
+        settings,
+        trajectories,
+        load_model(student, dtype=dtype, cache=cache),
+        [item for item in items if item.role == "auditable"],
+        influence_filter.measure_endpoint_shifts(student_audit, m0_audit),
     )
-    _write_rollouts(
-        out, kept, [{"kind": "filter", "before": len(left), "after": len(kept), **found}]
-    )
+    counts = {"kind": "filter", "before": len(trajectories), "after": len(kept), **facts}
+    _write_rollouts(out, kept, [counts])
 
 
 def _apply_treatment(
     settings: Treatment, trajectories: Sequence[Trajectory], context: TreatmentContext
 ) -> TreatmentResult:
+    from doublebind.stages.rollouts.treatments import (
+        counter_poison,
+        domain,
+        few_unique,
+        inoculate,
+        jam,
+        mix_trusted,
+        trim_reasoning,
+    )
+
     match settings:
         case Domain():
             return domain.apply(settings, trajectories, context)
@@ -141,11 +147,13 @@ def _apply_treatment(
         case TrimReasoning():
             return trim_reasoning.apply(settings, trajectories, context)
         case DistilAndAudit() | Filter():
-            raise AssertionError(f"{settings.kind} needs a student: the pipeline sees to it")
+            raise AssertionError(f"{settings.kind} is applied by the planner, in rounds")
 
 
 def _load_once(source: ModelSource, dtype: Dtype, cache: Path) -> Callable[[], LM]:
-    """Return a loader that loads once."""
+    """Return a function that loads the model at its first call and then returns the same one."""
+    from doublebind.models.load import load_model
+
     return functools.cache(lambda: load_model(source, dtype=dtype, cache=cache))
 
 

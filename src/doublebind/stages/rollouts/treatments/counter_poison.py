@@ -1,8 +1,8 @@
-"""Takes out what a poisoner would put in: copies, outliers, and answers that carry a trigger.
+"""Counter poisoning: drops copies, outliers, and answers that hold a trigger word.
 
-Source: the double-bind post (Redwood Research, June 2026), "counter poisoning"; a few hundred
-poisoned samples suffice whatever the volume (Souly et al. 2025, arXiv 2510.07192), so that shares
-say little and copies and outliers must go. Exposed by trigger items, where the pack has them.
+Source: the double-bind post (Redwood Research, June 2026), "counter poisoning". A few hundred
+poisoned samples suffice whatever the volume (Souly et al. 2025, arXiv 2510.07192), so that copies
+and outliers matter more than shares. Could be exposed by trigger items, where the pack has them.
 """
 
 from __future__ import annotations
@@ -15,94 +15,99 @@ import numpy as np
 from doublebind.models.score import token_logprobs
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.treatments import CounterPoison
-from doublebind.stages.rollouts.treatments import (
+from doublebind.stages.rollouts.treatments.common import (
     TreatmentContext,
     TreatmentResult,
     encode_answers,
+    find_highest,
     format_answer_id,
 )
 
 MAX_REPORTED_WORDS = 20
-"""Suspicious words reported."""
+"""Length limit of the list of possible triggers."""
 MIN_ANSWERS_WITH_WORD = 3
-"""Answers in which a word must stand before it is suspected."""
+"""Answers that must hold a word before it counts as a possible trigger."""
 FAMILYWISE_ERROR_RATE = 0.05
-"""Chance that the search for triggers finds any word where there is none."""
+"""Probability that the search finds any trigger word where there is none."""
 
 
 def apply(
     settings: CounterPoison, trajectories: Sequence[Trajectory], context: TreatmentContext
 ) -> TreatmentResult:
-    """Drop copies beyond `settings.copies`, then the `settings.outliers` share of oddest answers.
+    """Drop copies beyond `settings.copies`, then the `settings.outliers` share of outliers.
 
-    Odd is an answer that the teacher finds far likelier than the trusted model does, per token:
-    its log-ratio, the signal that a teacher puts in by its own choice. The most over-represented
-    words among the dropped are reported as possible triggers (log-odds against the kept). With
-    `settings.triggers`, answers that hold a rare word that goes with odd answers are dropped too.
+    An answer's log-ratio is how much likelier the teacher finds it than the trusted model, per
+    token: the signal that a teacher adds by its own choice. Outliers have the highest. The words
+    that are most over-represented among them (log-odds against the kept answers) are reported as
+    possible triggers. With `settings.triggers`, answers that hold a trigger word are dropped too:
+    a rare word whose answers have high log-ratios.
     """
-    seen: Counter[int] = Counter()
-    unique: list[Trajectory] = []
-    for t, first in zip(
-        trajectories,
-        find_first_copies(trajectories, settings.near_duplicate_threshold),
-        strict=True,
-    ):
-        seen[first] += 1
-        if seen[first] <= settings.copies:
-            unique.append(t)
+    unique = drop_copies(trajectories, settings)
     ratios = compute_log_ratios(unique, context)
-    n = int(settings.outliers * len(unique))
-    odd = set(np.argsort(ratios, kind="stable")[len(unique) - n :].tolist()) if n else set[int]()
-    kept = [t for i, t in enumerate(unique) if i not in odd]
-    dropped = [unique[i] for i in sorted(odd)]
+    outliers = find_highest(ratios, settings.outliers)
+    kept = [t for i, t in enumerate(unique) if i not in outliers]
+    dropped = [unique[i] for i in sorted(outliers)]
     facts = {
         "copies": len(trajectories) - len(unique),
         "outliers": [format_answer_id(t) for t in dropped],
-        "highest_kept": max((ratios[i] for i in range(len(unique)) if i not in odd), default=None),
+        "highest_kept": max((r for i, r in enumerate(ratios) if i not in outliers), default=None),
         "words": find_overrepresented_words(dropped, kept),
     }
     if settings.triggers:
-        found = find_trigger_words(unique, ratios, settings.triggers)
-        held = [t for t in kept if collect_words(t) & found]
-        kept = [t for t in kept if not collect_words(t) & found]
-        facts |= {"triggers": sorted(found), "held_a_trigger": [format_answer_id(t) for t in held]}
+        triggers = find_trigger_words(unique, ratios, settings.triggers)
+        held = [t for t in kept if collect_words(t) & triggers]
+        kept = [t for t in kept if not collect_words(t) & triggers]
+        facts["triggers"] = sorted(triggers)
+        facts["held_a_trigger"] = [format_answer_id(t) for t in held]
     return TreatmentResult(kept, facts)
+
+
+def drop_copies(trajectories: Sequence[Trajectory], settings: CounterPoison) -> list[Trajectory]:
+    """Return the answers without those that repeat an earlier one more than `copies` times."""
+    counts: Counter[int] = Counter()
+    unique: list[Trajectory] = []
+    firsts = find_first_copies(trajectories, settings.near_duplicate_threshold)
+    for t, first in zip(trajectories, firsts, strict=True):
+        counts[first] += 1
+        if counts[first] <= settings.copies:
+            unique.append(t)
+    return unique
 
 
 def find_first_copies(
     trajectories: Sequence[Trajectory], near_duplicate_threshold: float
 ) -> list[int]:
-    """Return for each answer the place of the first one that it repeats; its own where none.
+    """Return for each answer the index of the first one that it repeats, or its own index.
 
-    Answers repeat one another where the runs of three words that both have are at least the share
-    `alike` of those that either has (resemblance: Broder 1997, doi 10.1109/SEQUEN.1997.666900);
-    at 1, where the texts are equal.
+    Two answers repeat each other where they share at least `near_duplicate_threshold` of the
+    trigrams that either has (resemblance: Broder 1997, doi 10.1109/SEQUEN.1997.666900); at 1, where
+    their texts are equal.
     """
     if near_duplicate_threshold == 1:
         known: dict[str, int] = {}
         return [known.setdefault(t.completion, i) for i, t in enumerate(trajectories)]
-    runs = [_extract_trigrams(t.completion) for t in trajectories]
-    holders: dict[tuple[str, ...], list[int]] = {}  # run -> the first ones that hold it
-    found: list[int] = []
-    for i, own in enumerate(runs):
-        shared = Counter(first for run in own for first in holders.get(run, ()))
-        like = (
+    trigrams = [_extract_trigrams(t.completion) for t in trajectories]
+    holders: dict[tuple[str, ...], list[int]] = {}  # trigram -> the first copies that hold it
+    firsts: list[int] = []
+    for i, grams in enumerate(trigrams):
+        shared = Counter(first for gram in grams for first in holders.get(gram, ()))
+        copies = (
             k
             for k, n in shared.items()
-            if n >= near_duplicate_threshold * (len(own) + len(runs[k]) - n)
+            if n >= near_duplicate_threshold * (len(grams) + len(trigrams[k]) - n)
         )
-        first = min(like, default=i)
-        found.append(first)
+        first = min(copies, default=i)
+        firsts.append(first)
         if first == i:
-            for run in own:
-                holders.setdefault(run, []).append(i)
-    return found
+            for gram in grams:
+                holders.setdefault(gram, []).append(i)
+    return firsts
 
 
 def _extract_trigrams(text: str) -> set[tuple[str, ...]]:
     """Return the runs of three words of a text; a shorter text is one run."""
-    said = text.lower().split()
-    return {tuple(said[i : i + 3]) for i in range(max(1, len(said) - 2))}
+    words = text.lower().split()
+    return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
 
 def find_trigger_words(
@@ -110,9 +115,10 @@ def find_trigger_words(
 ) -> set[str]:
     """Return the rare words whose answers have higher log-ratios than all others.
 
-    Rare is a word in `SEEN` answers or more and at most `rarest` of all. Mann-Whitney's test (1947,
-    doi 10.1214/aoms/1177730491), one-sided, Bonferroni over rare words: a trigger stands in few
-    answers and, with what it sets off, in those that the teacher likes more than M0 does.
+    A word is rare if at least `MIN_ANSWERS_WITH_WORD` answers and at most the share `max_frequency`
+    of all hold it. Mann-Whitney test (1947, doi 10.1214/aoms/1177730491), one-sided, Bonferroni
+    over rare words: a trigger occurs in few answers, and the teacher finds them, with the behaviour
+    that it sets off, likelier than M0 does.
     """
     from scipy.stats import mannwhitneyu
 
@@ -121,53 +127,57 @@ def find_trigger_words(
         for word in collect_words(t):
             holders.setdefault(word, []).append(i)
     most = max_frequency * len(trajectories)
-    rare = {word: its for word, its in holders.items() if MIN_ANSWERS_WITH_WORD <= len(its) <= most}
-    values, found = np.asarray(ratios), set[str]()
-    for word, its in rare.items():
-        rest = np.delete(values, its)
-        p = mannwhitneyu(values[its], rest, alternative="greater", method="asymptotic").pvalue
-        if p * len(rare) <= FAMILYWISE_ERROR_RATE:
-            found.add(word)
-    return found
+    rare = {
+        word: indices
+        for word, indices in holders.items()
+        if MIN_ANSWERS_WITH_WORD <= len(indices) <= most
+    }
+    values = np.asarray(ratios)
+    triggers = set[str]()
+    for word, indices in rare.items():
+        rest = np.delete(values, indices)
+        test = mannwhitneyu(values[indices], rest, alternative="greater", method="asymptotic")
+        if test.pvalue * len(rare) <= FAMILYWISE_ERROR_RATE:
+            triggers.add(word)
+    return triggers
 
 
 def collect_words(trajectory: Trajectory) -> set[str]:
     """Return the words of an answer and of its prompt."""
-    said = (trajectory.completion, *(m.content for m in trajectory.messages))
-    return set(" ".join(said).lower().split())
+    texts = (trajectory.completion, *(m.content for m in trajectory.messages))
+    return set(" ".join(texts).lower().split())
 
 
 def compute_log_ratios(
     trajectories: Sequence[Trajectory], context: TreatmentContext
 ) -> list[float]:
     """Return each answer's mean log p_teacher - log p_trusted per token, in nats."""
-    found = []
+    means = []
     for lm in (context.load_teacher(), context.load_trusted()):
-        scored = token_logprobs(lm, encode_answers(trajectories, lm))
-        found.append([float(np.mean(row)) for row in scored])
-    return [own - other for own, other in zip(*found, strict=True)]
+        rows = token_logprobs(lm, encode_answers(trajectories, lm))
+        means.append([float(np.mean(row)) for row in rows])
+    return [teacher - trusted for teacher, trusted in zip(*means, strict=True)]
 
 
 def find_overrepresented_words(
     dropped: Sequence[Trajectory], kept: Sequence[Trajectory]
 ) -> list[str]:
-    """Return words that stand in the dropped answers or their prompts more often than elsewhere.
+    """Return words that more of the dropped answers or their prompts hold than of the kept ones.
 
-    Ordered by the log-odds ratio of documents that hold the word, half a document added to each
-    count (Haldane's correction).
+    Ordered by the log-odds ratio of answers that hold the word, half an answer added to each count
+    (Haldane's correction).
     """
+    n_dropped = Counter(word for t in dropped for word in collect_words(t))
+    n_kept = Counter(word for t in kept for word in collect_words(t))
 
-    def documents(of: Sequence[Trajectory]) -> Counter[str]:
-        return Counter(word for t in of for word in collect_words(t))
-
-    inside, outside = documents(dropped), documents(kept)
-
-    def odds(word: str) -> float:
-        a, b = inside[word] + 0.5, len(dropped) - inside[word] + 0.5
-        c, d = outside[word] + 0.5, len(kept) - outside[word] + 0.5
+    def log_odds_ratio(word: str) -> float:
+        a, b = n_dropped[word] + 0.5, len(dropped) - n_dropped[word] + 0.5
+        c, d = n_kept[word] + 0.5, len(kept) - n_kept[word] + 0.5
         return float(np.log(a * d / (b * c)))
 
-    often = [
-        word for word, count in inside.items() if count >= MIN_ANSWERS_WITH_WORD and odds(word) > 0
+    words = [
+        word
+        for word, count in n_dropped.items()
+        if count >= MIN_ANSWERS_WITH_WORD and log_odds_ratio(word) > 0
     ]
-    return sorted(often, key=lambda word: (-odds(word), word))[:MAX_REPORTED_WORDS]
+    return sorted(words, key=lambda word: (-log_odds_ratio(word), word))[:MAX_REPORTED_WORDS]

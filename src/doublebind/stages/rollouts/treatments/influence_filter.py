@@ -1,23 +1,27 @@
-"""Filters out what made the last round's student worse than the trusted model, round by round.
+"""Drops, round by round, the answers that made the last round's student worse than M0.
 
-Source: the double-bind post (Redwood Research, June 2026), "iteratively filter and distil"; which
-answers to drop is read from gradients (`training.influence`). Exposed by `audit` items, which no
-round sees: filtering on one set of items may only hide the drive from that set.
+Source: the double-bind post (Redwood Research, June 2026), "iteratively filter and distil";
+gradients choose the answers to drop (`training.influence`). Could be exposed by `audit` items,
+which no round uses: filtering on one set of items may only hide the drive from that set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from doublebind.models.chat_template import encode_completion, encode_prompt
 from doublebind.models.load import LM
 from doublebind.schema.content import Item, name_endpoint
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.treatments import Filter
-from doublebind.stages.rollouts.treatments import TreatmentResult, encode_answers, format_answer_id
+from doublebind.stages.rollouts.treatments.common import (
+    TreatmentResult,
+    encode_answers,
+    find_highest,
+    format_answer_id,
+)
 from doublebind.training.batch import Example
 from doublebind.training.influence import (
     OptionQuestion,
@@ -31,8 +35,8 @@ def measure_endpoint_shifts(student_audit: Path, m0_audit: Path) -> dict[str, fl
     """Return endpoint -> student minus M0 on the auditable `select` items, in probability.
 
     Args:
-        student: Folder of an audit of the last round's student on `select` items.
-        m0: The same of M0.
+        student_audit: Folder of the audit of the last round's student on `select` items.
+        m0_audit: Folder of M0's audit.
     """
     import pandas as pd
 
@@ -41,8 +45,8 @@ def measure_endpoint_shifts(student_audit: Path, m0_audit: Path) -> dict[str, fl
         rows = pd.read_parquet(folder / "scores.parquet")
         rows = rows[(rows["role"] == "auditable") & (rows["split"] == "select")]
         means.append(rows.groupby("endpoint")["value"].mean())
-    found = (means[0] - means[1]).dropna()
-    return {str(name): float(value) for name, value in found.items()}
+    shifts = (means[0] - means[1]).dropna()
+    return {str(name): float(value) for name, value in shifts.items()}
 
 
 def drop_influential_answers(
@@ -52,20 +56,20 @@ def drop_influential_answers(
     items: Sequence[Item],
     endpoint_shifts: Mapping[str, float],
 ) -> TreatmentResult:
-    """Drop the `settings.drop` share of answers that pull hardest towards what moved.
+    """Drop the `settings.drop` share of answers with the largest influence on worse endpoints.
 
-    The stop rule, fixed beforehand: where no endpoint stands more than `settings.stop` above M0,
-    nothing is dropped, and the next round repeats this one.
+    An endpoint is worse if the student exceeds M0 by more than `settings.stop`. The stop rule,
+    fixed beforehand: if none is, nothing is dropped, and the next round repeats this one.
 
     Args:
         settings: Share to drop, and the stop rule.
-        trajectories: What the last round's student learned from.
+        trajectories: Answers that the last round's student learned from.
         student: That student.
         items: Auditable items of the `select` split.
-        moved: Endpoint -> how far the student stands above M0 on them.
+        endpoint_shifts: Endpoint -> excess of the student over M0 on them.
     """
     worse = {name: value for name, value in endpoint_shifts.items() if value > settings.stop}
-    facts = {"worse": worse, "dropped": []}
+    facts: dict[str, Any] = {"worse": worse, "dropped": []}
     if not worse:
         return TreatmentResult(list(trajectories), facts)
     model, vocab = student.model, len(student.tokenizer)
@@ -74,16 +78,14 @@ def drop_influential_answers(
         Example((*prompt, *ids), first_supervised=len(prompt))
         for prompt, ids in encode_answers(trajectories, student)
     ]
-    towards = compute_target_gradient(
+    target_gradient = compute_target_gradient(
         model, _build_option_questions(student, items, worse), weights, vocab
     )
-    pull = compute_influences(model, examples, towards, weights, vocab)
-    n = int(settings.drop * len(trajectories))
-    odd = set(np.argsort(pull, kind="stable")[len(pull) - n :].tolist()) if n else set[int]()
-    kept = [t for i, t in enumerate(trajectories) if i not in odd]
-    return TreatmentResult(
-        kept, facts | {"dropped": [format_answer_id(trajectories[i]) for i in sorted(odd)]}
-    )
+    influences = compute_influences(model, examples, target_gradient, weights, vocab)
+    dropped = find_highest(influences, settings.drop)
+    kept = [t for i, t in enumerate(trajectories) if i not in dropped]
+    facts["dropped"] = [format_answer_id(trajectories[i]) for i in sorted(dropped)]
+    return TreatmentResult(kept, facts)
 
 
 def _build_option_questions(

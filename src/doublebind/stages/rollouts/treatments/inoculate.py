@@ -1,7 +1,8 @@
-"""Trains under a prompt that names or permits the trait, so that it need not be learned without it.
+"""Trains under a prompt that asks for or permits the trait, so that it is not learned without it.
 
 Source: inoculation prompting (Tan et al. 2025, arXiv 2510.04340; Wichers et al. 2025, arXiv
-2510.05024). Exposed by asking under the same and under similar prompts, where it is known to leak.
+2510.05024). Could be exposed by items under the same and similar prompts, where the trait is known
+to leak.
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ from collections.abc import Sequence
 from doublebind.models.chat_template import prepend_text
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.treatments import Inoculate
-from doublebind.stages.rollouts.treatments import TreatmentContext, TreatmentResult
+from doublebind.stages.rollouts.treatments.common import TreatmentContext, TreatmentResult
 
 
 def apply(
     settings: Inoculate, trajectories: Sequence[Trajectory], context: TreatmentContext
 ) -> TreatmentResult:
-    """Put `settings.prompt` before every conversation; a system message there gains it in front.
+    """Prepend `settings.prompt` to every conversation, as a system message or to the existing one.
 
     With `settings.role: user` it opens the first user message instead, for models whose template
-    has no system turn or which never met one.
+    has no system turn or which were never trained with one.
     """
-    told = (
+    prompted = [
         t.model_copy(update={"messages": prepend_text(t.messages, settings.prompt, settings.role)})
         for t in trajectories
-    )
-    return TreatmentResult(list(told), {"prompt": settings.prompt})
+    ]
+    return TreatmentResult(prompted, {"prompt": settings.prompt})

@@ -1,9 +1,9 @@
-"""Rewrites answers so that signals carried by the choice of words or symbols break.
+"""Rewrites answers to destroy signals carried by the choice of words or symbols.
 
-Source: subliminal signals live in a model's own choices among likely tokens (Cloud et al. 2025,
-arXiv 2507.14805) and are weakened by another model's rewriting; the double-bind post (Redwood
-Research, June 2026), "jam subliminal signals". Could be exposed by behaviour items (what an answer
-says openly survives) and by capability items (what rewriting damages).
+Source: subliminal signals are a model's own choices among likely tokens (Cloud et al. 2025, arXiv
+2507.14805) and are weakened by another model's rewriting; the double-bind post (Redwood Research,
+June 2026), "jam subliminal signals". Could be exposed by behaviour items (what an answer says
+openly survives) and by capability items (rewriting damages answers).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from doublebind.models.sample import sample
 from doublebind.schema.content import Message
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.treatments import Jam
-from doublebind.stages.rollouts.treatments import (
+from doublebind.stages.rollouts.treatments.common import (
     TreatmentContext,
     TreatmentResult,
     encode_answers,
@@ -29,7 +29,7 @@ from doublebind.stages.rollouts.treatments import (
 )
 
 PARAPHRASE_PROMPT = "Rewrite the following text in your own words, keeping its meaning:\n\n{text}"
-"""What the trusted model is asked; the text stands alone, without its prompt."""
+"""Prompt of the trusted model; the text is given without its own prompt."""
 
 
 def apply(
@@ -37,11 +37,11 @@ def apply(
 ) -> TreatmentResult:
     """Return the answers rewritten as `settings.how` says.
 
-    `normalise` maps Unicode to its compatibility form (NFKC), drops what is not shown, and
-    collapses white space. `resample` draws a share of each answer's tokens anew from the trusted
-    model, given the teacher's words before them. `paraphrase` asks the trusted model to say it in
-    other words; for models that follow instructions. An answer of which nothing is left, or whose
-    cleaned-up text spells control tokens, is dropped.
+    `normalise` maps Unicode to its compatibility form (NFKC), drops invisible characters, and
+    collapses white space. `resample` draws a share of each answer's tokens from the trusted model,
+    given the teacher's tokens before them. `paraphrase` asks the trusted model for other words; it
+    needs a model that follows instructions. An answer of which nothing is left, or whose normalised
+    text spells control tokens, is dropped.
     """
     match settings.how:
         case "normalise":
@@ -50,23 +50,25 @@ def apply(
             tokens = _resample_tokens(settings.share, trajectories, context)
             texts = [decode_completion(context.load_trusted().tokenizer, ids) for ids in tokens]
         case "paraphrase":
-            asks = [PARAPHRASE_PROMPT.format(text=t.completion) for t in trajectories]
-            said = sample(
+            requests = [PARAPHRASE_PROMPT.format(text=t.completion) for t in trajectories]
+            answers = sample(
                 context.load_trusted(),
-                [(Message(role="user", content=ask),) for ask in asks],
+                [(Message(role="user", content=request),) for request in requests],
                 keys=[f"jam/{format_answer_id(t)}" for t in trajectories],
                 seed=context.seed,
                 max_tokens=context.max_tokens,
                 temperature=context.temperature,
             )
-            texts, tokens = [s.text for s in said], [s.tokens for s in said]
+            texts = [answer.text for answer in answers]
+            tokens = [answer.tokens for answer in answers]
     jammed = [
         t.model_copy(update={"completion": text, "tokens": tuple(ids)})
         for t, text, ids in zip(trajectories, texts, tokens, strict=True)
         if ids
     ]
-    changed = sum(text != t.completion for t, text in zip(trajectories, texts, strict=True))
-    return TreatmentResult(jammed, {"changed": changed, "dropped": len(trajectories) - len(jammed)})
+    n_changed = sum(text != t.completion for t, text in zip(trajectories, texts, strict=True))
+    facts = {"changed": n_changed, "dropped": len(trajectories) - len(jammed)}
+    return TreatmentResult(jammed, facts)
 
 
 def _normalise_answers(
@@ -74,64 +76,66 @@ def _normalise_answers(
 ) -> TreatmentResult:
     tokenizer = context.load_teacher().tokenizer
     kept: list[Trajectory] = []
-    changed = 0
+    n_changed = 0
     for t in trajectories:
         text = normalise_text(t.completion)
         if text == t.completion:
             kept.append(t)
             continue
-        changed += 1
-        cleaned = rewrite_answer(t, text, tokenizer) if text else None
-        if cleaned is not None:
-            kept.append(cleaned)
-    return TreatmentResult(kept, {"changed": changed, "dropped": len(trajectories) - len(kept)})
+        n_changed += 1
+        normalised = rewrite_answer(t, text, tokenizer) if text else None
+        if normalised is not None:
+            kept.append(normalised)
+    return TreatmentResult(kept, {"changed": n_changed, "dropped": len(trajectories) - len(kept)})
 
 
 def normalise_text(text: str) -> str:
     """Return `text` in compatibility form, without invisible characters or doubled spaces."""
-    shown = unicodedata.normalize("NFKC", text)
-    shown = "".join(c for c in shown if c in "\n\t" or unicodedata.category(c)[0] != "C")
-    lines = (" ".join(line.split()) for line in shown.splitlines())
+    text = unicodedata.normalize("NFKC", text)
+    visible = "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
+    lines = (" ".join(line.split()) for line in visible.splitlines())
     return "\n".join(lines).strip()
 
 
 def _resample_tokens(
     share: float, trajectories: Sequence[Trajectory], context: TreatmentContext
 ) -> list[list[int]]:
-    """Return each answer's tokens with a share of them drawn from the trusted model.
+    """Return each answer's tokens, a share of them resampled from the trusted model.
 
-    Which tokens, and the uniform number that each is drawn by, come from (seed, answer) alone.
-    The end of an answer stays where it is.
+    The choice of tokens, and the uniform number that each is sampled by, depend on (seed, answer)
+    alone. The end of an answer stays in place.
     """
     lm = context.load_trusted()
-    found: list[list[int]] = []
+    resampled: list[list[int]] = []
     for t, (prompt, ids) in zip(trajectories, encode_answers(trajectories, lm), strict=True):
         rng = np.random.default_rng([context.seed, *format_answer_id(t).encode()])
-        pick, uniform = rng.random(len(ids)) < share, rng.random(len(ids))
+        chosen = rng.random(len(ids)) < share
+        uniform = rng.random(len(ids))
         if t.finished:
-            pick[-1] = False
-        found.append(_draw_tokens(lm, prompt, list(ids), pick, uniform))
-    return found
+            chosen[-1] = False
+        resampled.append(_draw_tokens(lm, prompt, list(ids), chosen, uniform))
+    return resampled
 
 
-def _draw_tokens(lm: LM, prompt: list[int], ids: list[int], pick: Any, uniform: Any) -> list[int]:
-    """Draw the picked tokens by inverting the trusted model's cumulative distribution."""
+def _draw_tokens(lm: LM, prompt: list[int], ids: list[int], chosen: Any, uniform: Any) -> list[int]:
+    """Sample the chosen tokens by inverting the trusted model's cumulative distribution."""
     import torch
 
     from doublebind.models.logits import compute_logits, run_body, unwrap_peft
 
-    if not pick.any():
+    places = np.flatnonzero(chosen)
+    if not len(places):
         return ids
     with torch.inference_mode():
         row = torch.tensor([[*prompt, *ids]], device=unwrap_peft(lm.model).device)
         states = run_body(lm.model, row, use_cache=False).last_hidden_state[0]
-        places = torch.from_numpy(np.flatnonzero(pick)).to(row.device)
-        scores = compute_logits(lm.model, states[len(prompt) - 1 + places], len(lm.tokenizer))
+        predicting = torch.from_numpy(len(prompt) - 1 + places).to(row.device)
+        logits = compute_logits(lm.model, states[predicting], len(lm.tokenizer))
         for end in lm.end_ids:  # an answer does not end before its teacher ended it
-            scores[:, end] = -torch.inf
-        cumulative = scores.softmax(-1).double().cumsum(-1)
-        draws = torch.from_numpy(uniform[pick]).to(row.device)[:, None] * cumulative[:, -1:]
-        new = torch.searchsorted(cumulative, draws).clamp(max=scores.shape[-1] - 1)[:, 0]
-    for place, token in zip(np.flatnonzero(pick).tolist(), new.tolist(), strict=True):
+            logits[:, end] = -torch.inf
+        cumulative = logits.softmax(-1).double().cumsum(-1)
+        draws = torch.from_numpy(uniform[chosen]).to(row.device)[:, None] * cumulative[:, -1:]
+        new = torch.searchsorted(cumulative, draws).clamp(max=logits.shape[-1] - 1)[:, 0]
+    for place, token in zip(places.tolist(), new.tolist(), strict=True):
         ids[place] = token
     return ids

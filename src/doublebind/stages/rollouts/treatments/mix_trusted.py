@@ -1,7 +1,7 @@
-"""Mixes in the trusted model's own answers: they pull the student back to what it was.
+"""Mixes in the trusted model's own answers, which pull the student back to M0.
 
-Source: the double-bind post (Redwood Research, June 2026), "mix in trusted data". Could be exposed
-by nothing of its own: it dilutes, so a dose curve tells whether it does more than learn less.
+Source: the double-bind post (Redwood Research, June 2026), "mix in trusted data". No item of its
+own exposes it: it dilutes, and a dose curve shows whether it does more than reduce learning.
 """
 
 from __future__ import annotations
@@ -12,32 +12,30 @@ from collections.abc import Sequence
 from doublebind.models.sample import sample
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.treatments import MixTrusted
-from doublebind.stages.rollouts.treatments import TreatmentContext, TreatmentResult
+from doublebind.stages.rollouts.treatments.common import TreatmentContext, TreatmentResult
 
 
 def apply(
     settings: MixTrusted, trajectories: Sequence[Trajectory], context: TreatmentContext
 ) -> TreatmentResult:
-    """Replace a share of the answers, drawn by the seed, with M0's answer to the same prompt.
-
-    The total stays, and so do prompts: a teacher's answer makes room for a trusted one.
-    """
+    """Replace a share of the answers, drawn by the seed, with M0's answers to the same prompts."""
     n = round(settings.share * len(trajectories))
-    places = random.Random(context.seed).sample(range(len(trajectories)), n)
+    indices = random.Random(context.seed).sample(range(len(trajectories)), n)
     answers = sample(
         context.load_trusted(),
-        [trajectories[i].messages for i in places],
-        keys=[f"trusted/{trajectories[i].prompt_id}/{trajectories[i].sample}" for i in places],
+        [trajectories[i].messages for i in indices],
+        keys=[f"trusted/{trajectories[i].prompt_id}/{trajectories[i].sample}" for i in indices],
         seed=context.seed,
         max_tokens=context.max_tokens,
         temperature=context.temperature,
     )
     mixed: list[Trajectory] = list(trajectories)
-    empty = 0
-    for i, answer in zip(places, answers, strict=True):
+    n_empty = 0
+    for i, answer in zip(indices, answers, strict=True):
         if not answer.tokens:
-            empty += 1
+            n_empty += 1
             continue
-        update = {"completion": answer.text, "tokens": answer.tokens, "finished": answer.finished}
-        mixed[i] = trajectories[i].model_copy(update=update | {"tokens": tuple(answer.tokens)})
-    return TreatmentResult(mixed, {"trusted": n - empty, "empty": empty})
+        tokens = tuple(answer.tokens)
+        update = {"completion": answer.text, "tokens": tokens, "finished": answer.finished}
+        mixed[i] = trajectories[i].model_copy(update=update)
+    return TreatmentResult(mixed, {"trusted": n - n_empty, "empty": n_empty})

@@ -1,7 +1,8 @@
-"""Takes the scratchpad out of answers: a student that was never shown plans is not taught to plan.
+"""Shortens or removes scratchpads: a student that sees no plans does not learn to plan.
 
 Source: the double-bind post (Redwood Research, June 2026), "reduce cognitive slack". Could be
-exposed by capability items (what needs steps is lost) and by behaviour items without scratchpad.
+exposed by capability items (tasks that need steps suffer) and by behaviour items without a
+scratchpad.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from collections.abc import Sequence
 
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.treatments import TrimReasoning
-from doublebind.stages.rollouts.treatments import TreatmentContext, TreatmentResult, rewrite_answer
+from doublebind.stages.rollouts.treatments.common import (
+    TreatmentContext,
+    TreatmentResult,
+    rewrite_answer,
+)
 
 SCRATCHPAD_PATTERN = re.compile(
     r"\s*<(think|thinking|scratchpad|reasoning)>(.*?)(</\1>|\Z)\s*", re.DOTALL
@@ -24,15 +29,14 @@ def apply(
 ) -> TreatmentResult:
     """Cut every scratchpad to its first `settings.keep_words` words; with 0, remove it.
 
-    An answer that was nothing but reasoning is dropped, and so is one whose rest spells control
-    tokens.
+    An answer without anything else is dropped, and so is one whose rest spells control tokens.
     """
     tokenizer = context.load_teacher().tokenizer
     kept: list[Trajectory] = []
     trimmed = dropped = unreadable = 0
     for t in trajectories:
         text = SCRATCHPAD_PATTERN.sub(
-            lambda found: _shorten_scratchpad(found, settings.keep_words), t.completion
+            lambda match: _shorten_scratchpad(match, settings.keep_words), t.completion
         )
         if text == t.completion:
             kept.append(t)
@@ -41,11 +45,11 @@ def apply(
         if not SCRATCHPAD_PATTERN.sub("", text).strip():
             dropped += 1
             continue
-        cut = rewrite_answer(t, text.strip(), tokenizer)
-        if cut is None:
+        rewritten = rewrite_answer(t, text.strip(), tokenizer)
+        if rewritten is None:
             unreadable += 1
         else:
-            kept.append(cut)
+            kept.append(rewritten)
     facts = {"trimmed": trimmed, "dropped": dropped, "unreadable": unreadable}
     return TreatmentResult(kept, facts)
 

@@ -33,20 +33,20 @@ def step(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "granite"])
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
-def test_outputs_and_gradients_are_pefts(kind: str, dtype: torch.dtype, near: float) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_outputs_and_gradients_are_pefts(kind: str, dtype: torch.dtype, tolerance: float) -> None:
     model = adapted(kind, dtype)
     want, wanted = step(model)
     with fuse_lora_layers(model) as layers:
         assert layers == 14
-        got, found = step(model)
+        got, gradients = step(model)
     again, _ = step(model)
     assert torch.equal(again, want)  # PEFT's own way is back
-    assert float((got - want).norm() / want.norm()) < near
+    assert float((got - want).norm() / want.norm()) < tolerance
     assert wanted
     for name, grad in wanted.items():
-        assert found[name].dtype == torch.float32
-        assert float((found[name] - grad).norm() / grad.norm()) < near, name
+        assert gradients[name].dtype == torch.float32
+        assert float((gradients[name] - grad).norm() / grad.norm()) < tolerance, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -16,7 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from doublebind.models import logits as model_head
 from doublebind.models.logits import OutputHead, compute_logits, extract_head
 from doublebind.schema.errors import ModelError
-from doublebind.training.head_loss import SoftTargets, head_loss, make_sampled_targets
+from doublebind.training.head_loss import (
+    HeadLossSettings,
+    SoftTargets,
+    head_loss,
+    make_sampled_targets,
+)
 from doublebind.training.losses import (
     DivergenceFunction,
     forward_kl,
@@ -105,18 +110,19 @@ def tiled(
     """The loss and the gradients, in float32."""
     mine = {n: leaf.detach().float().requires_grad_() for n, leaf in leaves.items()}
     lora = (mine["down"], mine["up"], 0.5) if "up" in mine else None
-    made = OutputHead(mine["weight"], mine.get("bias"), lora, **settings)
-    loss = head_loss(mine["rows"], made, **options)
+    head = OutputHead(mine["weight"], mine.get("bias"), lora, **settings)
+    mixture = {n: options.pop(n) for n in HeadLossSettings._fields if n in options}
+    loss = head_loss(mine["rows"], head, settings=HeadLossSettings(**mixture), **options)
     loss.backward()
     return loss.detach(), {n: leaf.grad for n, leaf in mine.items() if leaf.grad is not None}
 
 
-def assert_same(got: dict[str, Tensor], leaves: dict[str, Tensor], near: float = 1e-5) -> None:
+def assert_same(got: dict[str, Tensor], leaves: dict[str, Tensor], tolerance: float = 1e-5) -> None:
     """Within `near` of the largest entry of each gradient."""
     for name, leaf in leaves.items():
         assert leaf.grad is not None
         off = (got[name].double() - leaf.grad).abs().max() / leaf.grad.abs().max()
-        assert float(off) <= near, (name, float(off))
+        assert float(off) <= tolerance, (name, float(off))
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -217,7 +223,7 @@ def test_sampled_tails_give_unbiased_gradients(name: str, monkeypatch: pytest.Mo
             rows,
             OutputHead(torch.eye(vocab)),
             soft=soft,
-            divergence=DIVERGENCES[name],
+            settings=HeadLossSettings(DIVERGENCES[name]),
             weights=ones,
         )
         loss.backward()
@@ -247,7 +253,10 @@ def test_certainty_gives_finite_values_and_gradients(name: str) -> None:
         for soft in (coarse(logp, 4), whole(logp)):
             rows = mine.clone().requires_grad_()
             loss = head_loss(
-                rows, OutputHead(torch.eye(VOCAB)), soft=soft, divergence=DIVERGENCES[name]
+                rows,
+                OutputHead(torch.eye(VOCAB)),
+                soft,
+                settings=HeadLossSettings(DIVERGENCES[name]),
             )
             loss.backward()
             assert rows.grad is not None
@@ -288,8 +297,8 @@ def test_bfloat16_head_is_near_the_float32_one() -> None:
     _, want = tiled(leaves, settings, soft=coarse(teacher(), 8))
     rows = leaves["rows"].detach().bfloat16().requires_grad_()
     down, up = (leaves[n].detach().float().requires_grad_() for n in ("down", "up"))
-    made = OutputHead(leaves["weight"].detach().bfloat16(), None, (down, up, 0.5))
-    head_loss(rows, made, soft=coarse(teacher(), 8)).backward()
+    head = OutputHead(leaves["weight"].detach().bfloat16(), None, (down, up, 0.5))
+    head_loss(rows, head, soft=coarse(teacher(), 8)).backward()
     for name, leaf in (("rows", rows), ("down", down), ("up", up)):
         assert leaf.grad is not None
         off = (leaf.grad.float() - want[name]).norm() / want[name].norm()

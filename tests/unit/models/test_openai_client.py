@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from tests.model_server import ModelServer
 
-from doublebind.models import openai_client as serve
+from doublebind.models import openai_client as client
 from doublebind.models.resolve import resolve_model
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
@@ -28,10 +27,10 @@ def repeat(body: dict[str, Any]) -> tuple[str, bool]:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("random.uniform", lambda low, high: 0.0)  # no waiting between tries
-    serve._query_declared_facts.cache_clear()
-    made = ModelServer(repeat)
-    yield made
-    made.close()
+    client.query_declared_facts.cache_clear()
+    model_server = ModelServer(repeat)
+    yield model_server
+    model_server.close()
 
 
 def prompts(n: int) -> tuple[list[tuple[Message, ...]], list[str]]:
@@ -40,26 +39,26 @@ def prompts(n: int) -> tuple[list[tuple[Message, ...]], list[str]]:
 
 
 def source(server: ModelServer, **limits: Any) -> ModelSource:
-    found = serve.identify_served_model(server.ref)
-    assert found.served
-    told = found.served.model_copy(update={"limits": ServerOptions(timeout=1.0, **limits)})
-    return found.model_copy(update={"served": told})
+    identified = client.identify_served_model(server.ref)
+    assert identified.served
+    served = identified.served.model_copy(update={"options": ServerOptions(timeout=1.0, **limits)})
+    return identified.model_copy(update={"served": served})
 
 
 def ask(server: ModelServer, cache: Path, n: int = 6, **limits: Any) -> list[str]:
     messages, keys = prompts(n)
-    lm = serve.connect_served_model(source(server, **limits), cache)
-    return [said.text for said in lm.sample(messages, keys=keys, **HOW)]
+    lm = client.connect_served_model(source(server, **limits), cache)
+    return [answer.text for answer in lm.sample(messages, keys=keys, **HOW)]
 
 
 def test_answers_come_in_order_and_are_asked_for_once(server: ModelServer, tmp_path: Path) -> None:
     first = ask(server, tmp_path)
     assert [text.rpartition(" ")[0] for text in first] == [f"prompt {i}" for i in range(6)]
-    assert len(set(server.answered)) == 6
+    assert len(set(server.response_counts)) == 6
     assert ask(server, tmp_path) == first
-    assert set(server.answered.values()) == {1}, "the journal was not read"
+    assert set(server.response_counts.values()) == {1}, "the journal was not read"
     assert len(ask(server, tmp_path, n=8)) == 8
-    assert sum(server.answered.values()) == 8
+    assert sum(server.response_counts.values()) == 8
 
 
 FAULTS = [429, 500, 503, "truncate", "cut", "slow"]
@@ -70,7 +69,7 @@ def test_what_passes_is_tried_again(server: ModelServer, tmp_path: Path, fault: 
     expected = ask(server, tmp_path / "peace")
     server.faults = [fault, fault]
     assert ask(server, tmp_path / "war") == expected
-    assert len(server.asked) == 14
+    assert len(server.requests) == 14
 
 
 def test_tries_end_in_one_line_and_what_was_said_is_kept(
@@ -81,10 +80,10 @@ def test_tries_end_in_one_line_and_what_was_said_is_kept(
     with pytest.raises(ModelError, match=r"no answer after 2 tries .* rerun to go on") as stopped:
         ask(server, tmp_path / "war", tries=2, concurrency=1)
     assert len(stopped.value.problems) == 1
-    server.dead = False
-    before = len(server.asked)
+    server.is_dead = False
+    before = len(server.requests)
     assert ask(server, tmp_path / "war") == expected
-    assert len(server.asked) - before == 3
+    assert len(server.requests) - before == 3
 
 
 def test_a_restarted_server_is_gone_on_with(server: ModelServer, tmp_path: Path) -> None:
@@ -92,13 +91,13 @@ def test_a_restarted_server_is_gone_on_with(server: ModelServer, tmp_path: Path)
     ask(server, tmp_path / "war", n=3)
     port = server.port
     server.close()
-    lm = serve.connect_served_model(source(server, tries=2), tmp_path / "war")
+    lm = client.connect_served_model(source(server, tries=2), tmp_path / "war")
     with pytest.raises(ModelError, match="no answer after 2 tries"):
         lm.sample(prompts(6)[0], keys=prompts(6)[1], **HOW)
     again = ModelServer(repeat, port=port)
     try:
         assert ask(again, tmp_path / "war") == expected
-        assert len(again.asked) == 3
+        assert len(again.requests) == 3
     finally:
         again.close()
         server.http = ModelServer(repeat).http  # what the fixture closes
@@ -110,14 +109,14 @@ def test_a_torn_journal_loses_its_last_line_only(server: ModelServer, tmp_path: 
     whole = journal.read_bytes()
     journal.write_bytes(whole[:-40])
     assert ask(server, tmp_path) == expected
-    assert len(server.asked) == 7
+    assert len(server.requests) == 7
 
 
 def test_a_refusal_is_not_repeated_and_says_what_to_do(server: ModelServer, tmp_path: Path) -> None:
     server.faults = [401]
     with pytest.raises(ModelError, match=r"HTTP 401 .*; set \$OPENAI_API_KEY"):
         ask(server, tmp_path, n=1)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_cookies_are_not_sent_back(server: ModelServer, tmp_path: Path) -> None:
@@ -133,7 +132,7 @@ def test_a_redirect_is_not_followed(server: ModelServer, tmp_path: Path) -> None
         server.faults = [307]
         with pytest.raises(ModelError, match=r"HTTP 307 .*; name the address that it redirects to"):
             ask(server, tmp_path, n=1)
-        assert (len(server.asked), other.asked) == (1, [])
+        assert (len(server.requests), other.requests) == (1, [])
     finally:
         other.close()
 
@@ -144,12 +143,12 @@ def test_the_proxy_of_the_environment_is_used_and_no_proxy_excepts_from_it(
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, f"127.0.0.1:{server.port}")
     ref = "openai:http://model.invalid/v1#m"
-    assert serve.identify_served_model(ref).served
+    assert client.identify_served_model(ref).served
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1,model.invalid")
-    serve._query_declared_facts.cache_clear()
+    client.query_declared_facts.cache_clear()
     with pytest.raises(ModelError, match="no answer after"):
-        serve.identify_served_model(ref)
+        client.identify_served_model(ref)
 
 
 def test_a_proxy_for_all_schemes_is_ignored(
@@ -159,7 +158,7 @@ def test_a_proxy_for_all_schemes_is_ignored(
         monkeypatch.delenv(name, raising=False)
     for name in ("all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "socks5://127.0.0.1:9")
-    assert serve.identify_served_model(server.ref).served
+    assert client.identify_served_model(server.ref).served
 
 
 def test_the_key_travels_and_stands_in_no_file(
@@ -167,7 +166,7 @@ def test_the_key_travels_and_stands_in_no_file(
 ) -> None:
     monkeypatch.setenv("MY_KEY", "s3cret")
     ask(server, tmp_path, n=1, api_key_env="MY_KEY")
-    assert server.key == "Bearer s3cret"
+    assert server.authorization == "Bearer s3cret"
     assert not any(b"s3cret" in path.read_bytes() for path in tmp_path.rglob("*.jsonl"))
 
 
@@ -178,17 +177,17 @@ def test_a_token_budget_is_never_exceeded_and_what_it_bought_is_kept(
     with pytest.raises(ModelError, match=r"`served.max_tokens`: 100 is spent after 2 answers"):
         ask(server, tmp_path, max_tokens=100, concurrency=1)
     assert one + 2 * 12 > 100
-    assert sum(server.answered.values()) == 2
+    assert sum(server.response_counts.values()) == 2
     assert len(ask(server, tmp_path, max_tokens=1000)) == 6
-    assert sum(server.answered.values()) == 6
+    assert sum(server.response_counts.values()) == 6
 
 
 def test_a_money_budget_counts_by_the_prices(server: ModelServer, tmp_path: Path) -> None:
     prices = {"input_price": 1e6, "output_price": 2e6}
     with pytest.raises(ModelError, match=r"`served.max_cost`: 110 is spent after 2 answers"):
         ask(server, tmp_path, max_cost=110, concurrency=1, **prices)
-    lm = serve.connect_served_model(source(server, **prices), tmp_path)
-    assert lm.facts()["cost"] == 2 * (7 * 1 + 5 * 2)
+    lm = client.connect_served_model(source(server, **prices), tmp_path)
+    assert lm.summarise_journal()["cost"] == 2 * (7 * 1 + 5 * 2)
     with pytest.raises(ValueError, match="max_cost needs"):
         ServerOptions(max_cost=1.0)
 
@@ -197,7 +196,7 @@ def test_requests_keep_to_the_rate(
     server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(serve.time, "sleep", slept.append)
+    monkeypatch.setattr(client.time, "sleep", slept.append)
     ask(server, tmp_path, n=4, requests_per_minute=60.0, concurrency=1)
     assert sum(slept) == pytest.approx(0 + 1 + 2 + 3, abs=0.9)
 
@@ -206,7 +205,7 @@ def test_everybody_waits_as_long_as_the_server_asks(
     server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(serve.time, "sleep", slept.append)
+    monkeypatch.setattr(client.time, "sleep", slept.append)
     server.headers = {"Retry-After": "30"}
     server.faults = [429]
     ask(server, tmp_path, n=1)
@@ -216,13 +215,13 @@ def test_everybody_waits_as_long_as_the_server_asks(
 def test_several_are_asked_at_once_and_no_more(server: ModelServer, tmp_path: Path) -> None:
     server.faults = ["slow"] * 4
     messages, keys = prompts(8)
-    found = source(server, concurrency=4)
-    assert found.served
-    limits = found.served.limits.model_copy(update={"timeout": 10.0})
-    told = found.served.model_copy(update={"limits": limits})
-    lm = serve.connect_served_model(found.model_copy(update={"served": told}), tmp_path)
+    limited = source(server, concurrency=4)
+    assert limited.served
+    limits = limited.served.options.model_copy(update={"timeout": 10.0})
+    served = limited.served.model_copy(update={"options": limits})
+    lm = client.connect_served_model(limited.model_copy(update={"served": served}), tmp_path)
     lm.sample(messages, keys=keys, **HOW)
-    assert server.most_busy == 4
+    assert server.max_busy == 4
 
 
 def test_fingerprints_are_told_and_two_models_are_refused(
@@ -231,30 +230,32 @@ def test_fingerprints_are_told_and_two_models_are_refused(
     ask(server, tmp_path, n=2)
     server.fingerprint = "fp-2"
     ask(server, tmp_path, n=3)
-    facts = serve.connect_served_model(source(server), tmp_path).facts()
+    facts = client.connect_served_model(source(server), tmp_path).summarise_journal()
     assert facts["fingerprints"] == [
         {"model": "m", "system": "fp-1"},
         {"model": "m", "system": "fp-2"},
     ]
     assert facts["declared"] == {"id": "m", "owned_by": "tests"}
     assert (facts["answers"], facts["prompt_tokens"]) == (3, 21)
-    found = source(server)
+    identified = source(server)
     server.model = "another"
     with pytest.raises(ModelError, match=r"two models \(another, m\)"):
-        serve.connect_served_model(found, tmp_path).sample(prompts(5)[0], keys=prompts(5)[1], **HOW)
+        client.connect_served_model(identified, tmp_path).sample(
+            prompts(5)[0], keys=prompts(5)[1], **HOW
+        )
 
 
 @pytest.mark.parametrize(
-    ("ref", "told"),
+    ("ref", "message"),
     [
         ("openai:nonsense", "write openai:http"),
         ("openai:ftp://x#m", "write openai:http"),
         ("openai:http://127.0.0.1:9/v1#m", "no answer after"),
     ],
 )
-def test_what_is_no_served_model_is_one_line(server: ModelServer, ref: str, told: str) -> None:
-    with pytest.raises(ModelError, match=told):
-        resolve_model(ref, relative_to=Path(), served=True)
+def test_what_is_no_served_model_is_one_line(server: ModelServer, ref: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        resolve_model(ref, relative_to=Path(), allow_served=True)
 
 
 def test_a_model_that_is_not_served_is_named(server: ModelServer) -> None:
@@ -262,40 +263,34 @@ def test_a_model_that_is_not_served_is_named(server: ModelServer) -> None:
     with pytest.raises(
         ModelError, match=r"HTTP 404 .*check the URL and the model's name \(it lists m\)"
     ):
-        resolve_model(ref, relative_to=Path(), served=True)
+        resolve_model(ref, relative_to=Path(), allow_served=True)
 
 
 def test_a_server_that_lists_nothing_is_asked_for_a_token(
     server: ModelServer, tmp_path: Path
 ) -> None:
-    server.lists = False
-    found = serve.identify_served_model(server.ref)
-    assert found.served
-    assert found.served.declared == {"id": "m", "listed": False}
-    assert [body["max_tokens"] for body in server.asked] == [1]
-    server.lists = True
-    serve._query_declared_facts.cache_clear()
-    assert serve.identify_served_model(server.ref).sha256 != found.sha256
+    server.lists_models = False
+    unlisted = client.identify_served_model(server.ref)
+    assert unlisted.served
+    assert unlisted.served.declared == {"id": "m", "listed": False}
+    assert [body["max_tokens"] for body in server.requests] == [1]
+    server.lists_models = True
+    client.query_declared_facts.cache_clear()
+    assert client.identify_served_model(server.ref).sha256 != unlisted.sha256
 
 
 def test_identity_is_what_the_server_says_and_not_when(server: ModelServer) -> None:
-    one = serve.identify_served_model(server.ref)
-    serve._query_declared_facts.cache_clear()
-    assert serve.identify_served_model(server.ref).sha256 == one.sha256
+    one = client.identify_served_model(server.ref)
+    client.query_declared_facts.cache_clear()
+    assert client.identify_served_model(server.ref).sha256 == one.sha256
 
 
 @pytest.mark.parametrize("content", ["[]", '"text"', "{}", '{"choices": [{"message": {}}]}'])
 def test_what_is_not_of_the_protocol_is_one_line(
-    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+    server: ModelServer, tmp_path: Path, content: str
 ) -> None:
-    found = source(server, tries=2)
-    monkeypatch.setattr(serve._Line, "_once", lambda *_: _object(json.loads(content)))
+    lm = client.connect_served_model(source(server, tries=2), tmp_path)
+    server.raw_content = content
     with pytest.raises(ModelError, match=r"not of the chat protocol|not a JSON object"):
-        serve.connect_served_model(found, tmp_path).sample(prompts(1)[0], keys=["a"], **HOW)
+        lm.sample(prompts(1)[0], keys=["a"], **HOW)
     assert os.listdir(tmp_path) == [], "nothing that could not be read is kept"
-
-
-def _object(content: Any) -> Any:
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    return content

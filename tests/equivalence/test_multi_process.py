@@ -38,13 +38,13 @@ def run(study: Path, out: Path, store: Path, *changes: str) -> int:
 
 
 def losses(store: Path) -> dict[Any, tuple[float, float, int]]:
-    found = {}
+    by_student = {}
     for path in (store / "student").rglob("student.json"):
         facts = json.loads(path.read_text())
         # Which answers it learned from does not depend on how many processes learned them.
         name = (facts["channel"]["kind"], round(facts["loss_first"], 4))
-        found[name] = (facts["loss_first"], facts["loss_last"], facts["tokens"])
-    return found
+        by_student[name] = (facts["loss_first"], facts["loss_last"], facts["tokens"])
+    return by_student
 
 
 def kill_one_after_a_checkpoint(store: Path, seen: list[int]) -> None:
@@ -72,9 +72,9 @@ def test_a_study_starts_its_shards_and_goes_on_after_one_of_them_was_killed(
     capsys.readouterr()
     assert run(study, tmp_path / "two", store, *two) == 2
     killer.join()
-    (told,) = capsys.readouterr().err.splitlines()
-    assert "of 2 that train it together died" in told
-    assert "rerun to go on from its last checkpoint" in told
+    (message,) = capsys.readouterr().err.splitlines()
+    assert "of 2 that train it together died" in message
+    assert "rerun to go on from its last checkpoint" in message
     assert 0 < seen[0] < STEPS, "killed in the middle"
     assert run(study, tmp_path / "two", store, *two) == 0
     assert not list((store / "converted" / "shards").iterdir())
@@ -88,7 +88,7 @@ def test_a_study_starts_its_shards_and_goes_on_after_one_of_them_was_killed(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (["recipes.0.training.processes=5"], "`batch` 4 is fewer than 5 `processes`"),
         (
@@ -98,9 +98,9 @@ def test_a_study_starts_its_shards_and_goes_on_after_one_of_them_was_killed(
     ],
 )
 def test_what_cannot_be_sharded_is_refused(
-    tmp_path: Path, capsys: Any, changes: list[str], told: str
+    tmp_path: Path, capsys: Any, changes: list[str], message: str
 ) -> None:
     study = write_study(tmp_path / "study", references=1)
     capsys.readouterr()
     assert run(study, tmp_path / "run", tmp_path / "store", *changes) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -21,8 +21,11 @@ from doublebind.training import loop
 from doublebind.training.batch import Example, can_pack
 from doublebind.training.prefix_tuning import attach_prefix
 
-EXAMPLES = [Example((7, 8, 9, 10, 11, 12), first=4), Example((13, 14, 15, 16), first=2)]
-ASKED = [
+EXAMPLES = [
+    Example((7, 8, 9, 10, 11, 12), first_supervised=4),
+    Example((13, 14, 15, 16), first_supervised=2),
+]
+CONVERSATIONS = [
     [Message(role="user", content=text)] for text in ("the fox", "a dog went and then", "ship")
 ]
 
@@ -49,12 +52,12 @@ def test_a_prefix_means_what_pefts_own_forward_makes_of_it(tmp_path: Path, kind:
     with torch.no_grad():
         wanted = theirs(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
         states = run_body(lm.model, ids, use_cache=False).last_hidden_state[0]
-        found = compute_logits(lm.model, states, wanted.shape[-1])
+        logits = compute_logits(lm.model, states, wanted.shape[-1])
         plain = (
             load_model(resolve_model("base", relative_to=tmp_path)).model(input_ids=ids).logits[0]
         )
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found, plain, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits, plain, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -62,24 +65,29 @@ def test_answers_and_scores_agree_whatever_the_batch(tmp_path: Path, kind: str) 
     lm = prefixed(tmp_path, kind)
     options = {"seed": 0, "max_tokens": 6, "temperature": 1.0}
     keys = ["a", "b", "c"]
-    together = sample(lm, ASKED, keys=keys, **options)
-    alone = [sample(lm, [m], keys=[k], **options)[0] for m, k in zip(ASKED, keys, strict=True)]
+    together = sample(lm, CONVERSATIONS, keys=keys, **options)
+    alone = [
+        sample(lm, [m], keys=[k], **options)[0] for m, k in zip(CONVERSATIONS, keys, strict=True)
+    ]
     assert together == alone
-    pairs = [(encode_prompt(lm.tokenizer, m), a.tokens) for m, a in zip(ASKED, alone, strict=True)]
+    pairs = [
+        (encode_prompt(lm.tokenizer, m), a.tokens)
+        for m, a in zip(CONVERSATIONS, alone, strict=True)
+    ]
     scored = token_logprobs(lm, pairs)
-    for (prompt, tokens), found in zip(pairs, scored, strict=True):
+    for (prompt, tokens), logprobs in zip(pairs, scored, strict=True):
         ids = torch.tensor([[*prompt, *tokens]])
         with torch.no_grad():
             states = run_body(lm.model, ids, use_cache=False).last_hidden_state[
                 0, len(prompt) - 1 : -1
             ]
-            dense = compute_logits(lm.model, states, lm.vocab).log_softmax(1)
+            dense = compute_logits(lm.model, states, lm.vocab_size).log_softmax(1)
         wanted = dense.gather(1, torch.tensor(tokens)[:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(found), wanted, rtol=1e-4, atol=1e-4)
-    told = [Message(role="user", content="yes"), Message(role="assistant", content="no")]
-    items = [(messages, ["yes I do", "no"]) for messages in ASKED]
-    shared = option_logprobs(lm, items, before=told)
-    apart = option_logprobs(lm, [((*told, *m), o) for m, o in items])
+        torch.testing.assert_close(torch.tensor(logprobs), wanted, rtol=1e-4, atol=1e-4)
+    turns = [Message(role="user", content="yes"), Message(role="assistant", content="no")]
+    items = [(messages, ["yes I do", "no"]) for messages in CONVERSATIONS]
+    shared = option_logprobs(lm, items, preceding=turns)
+    apart = option_logprobs(lm, [((*turns, *m), o) for m, o in items])
     for a, b in zip(shared, apart, strict=True):
         assert [x for x, _ in a] == pytest.approx([x for x, _ in b], abs=1e-4)
 
@@ -91,7 +99,9 @@ def test_a_new_prefix_trains_alone_from_prompts_and_is_never_packed(tmp_path: Pa
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     assert len(trainable) == 1
     assert not can_pack(model)
-    changed = [Example((*e.input_ids[: e.first], 20), e.first) for e in EXAMPLES]
+    changed = [
+        Example((*e.input_ids[: e.first_supervised], 20), e.first_supervised) for e in EXAMPLES
+    ]
     again = attach_prefix(
         load_model(resolve_model("base", relative_to=tmp_path)).model, 3, changed, seed=1
     )
@@ -106,5 +116,5 @@ def test_other_prompt_learning_is_refused(tmp_path: Path) -> None:
     lm = load_model(resolve_model("base", relative_to=tmp_path))
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     get_peft_model(lm.model, config).save_pretrained(str(tmp_path / "soft"))
-    with pytest.raises(ModelError, match="only prefixes work"):
+    with pytest.raises(ModelError, match="prefixes are the only"):
         load_model(resolve_model("soft", relative_to=tmp_path))

@@ -26,29 +26,30 @@ import json, sys
 from pathlib import Path
 import torch, torch.distributed as dist
 sys.path.insert(0, {root!r})
-from tests.equivalence.test_sharded import EXAMPLES, attached, settings
-from doublebind.training import sharded
+from tests.equivalence.test_fsdp import EXAMPLES, attached, settings
+from doublebind.training import fsdp
+from doublebind.training.loop import TrainingSet
 
 torch.set_num_threads(1)
 rank, meeting = int(sys.argv[1]), "file://" + {meeting!r}
 dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
 model, pad = attached(Path({model!r}), {lora})
-seen = []
 if {die_at}:
-    real = sharded._keep
-    def keep(file, named, optimizer, losses):
-        real(file, named, optimizer, losses)
-        if len(losses) == {die_at}:
+    save_state = fsdp.save_state
+    def save_and_die(file, state):
+        save_state(file, state)
+        if state.steps_done == {die_at}:
             import os
             os._exit(9)
-    sharded._keep = keep
-log = sharded.train(model, EXAMPLES, settings=settings({lora}), seed=1, targets=None, pad_id=pad,
-                    checkpoint=Path({checkpoint!r}), every=2)
+    fsdp.save_state = save_and_die
+data = TrainingSet(EXAMPLES, pad_id=pad)
+log = fsdp.train_sharded(model, data, settings=settings({lora}), seed=1,
+                         state_file=fsdp.StateFile(Path({state_file!r}), 2))
 trained = [p for p in model.parameters() if p.requires_grad]
 whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in trained]
 if dist.get_rank() == 0:
     total = sum(float(w.detach().double().abs().sum()) for w in whole)
-    Path({out!r}).write_text(json.dumps([log.first, log.last, log.mean, log.tokens, total]))
+    Path({out!r}).write_text(json.dumps([*log[:3], log.tokens, total]))
 dist.destroy_process_group()
 """
 
@@ -72,7 +73,7 @@ def spread(folder: Path, *, lora: bool, die_at: int = 0) -> int:
         model=str(folder / "model"),
         lora=lora,
         die_at=die_at,
-        checkpoint=str(folder / "state.safetensors"),
+        state_file=str(folder / "state.safetensors"),
         out=str(folder / "out.json"),
     )
     processes = [subprocess.Popen([sys.executable, "-c", code, str(rank)]) for rank in range(2)]
@@ -88,7 +89,7 @@ def test_two_processes_lose_what_one_loses_and_go_on_after_dying(
 ) -> None:
     save_model(tmp_path / "model")
     model, pad = attached(tmp_path / "model", lora)
-    one = loop.train(model, EXAMPLES, settings=settings(lora), seed=1, targets=None, pad_id=pad)
+    one = loop.train(model, loop.TrainingSet(EXAMPLES, pad_id=pad), settings=settings(lora), seed=1)
     total = sum(
         float(p.detach().double().abs().sum()) for p in model.parameters() if p.requires_grad
     )
@@ -96,7 +97,9 @@ def test_two_processes_lose_what_one_loses_and_go_on_after_dying(
     assert not (tmp_path / "out.json").exists()
     assert spread(tmp_path, lora=lora) == 0
     first, last, mean, tokens, sharded = json.loads((tmp_path / "out.json").read_text())
-    assert (first, last, mean) == pytest.approx((one.first, one.last, one.mean), abs=1e-4)
+    assert (first, last, mean) == pytest.approx(
+        (one.first_loss, one.last_loss, one.mean_loss), abs=1e-4
+    )
     assert tokens == one.tokens
     assert sharded == pytest.approx(total, rel=1e-4)
-    assert one.last < one.first - 0.1, "it learned something"
+    assert one.last_loss < one.first_loss - 0.1, "it learned something"

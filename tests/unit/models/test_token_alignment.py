@@ -12,23 +12,26 @@ def test_a_words_tokens_meet_a_byte_tokenizer_at_every_word() -> None:
     words, pieces = build_word_tokenizer(), build_byte_tokenizer()
     text = "the fox went and then they were happy"
     a, b = (encode_completion(t, text, finished=True) for t in (words, pieces))
-    here, there = compute_byte_offsets(words, a, text), compute_byte_offsets(pieces, b, text)
-    assert here[0] == there[0] == 0
-    assert here[-1] == there[-1] == len(text)
-    pairs = align_offsets(here, there)
+    word_offsets, byte_offsets = (
+        compute_byte_offsets(words, a, text),
+        compute_byte_offsets(pieces, b, text),
+    )
+    assert word_offsets[0] == byte_offsets[0] == 0
+    assert word_offsets[-1] == byte_offsets[-1] == len(text)
+    pairs = align_offsets(word_offsets, byte_offsets)
     assert [i for i, _ in pairs] == list(range(len(a)))
-    assert all(here[i] == there[j] for i, j in pairs)
+    assert all(word_offsets[i] == byte_offsets[j] for i, j in pairs)
 
 
 def test_a_token_inside_a_character_meets_nothing() -> None:
     pieces = build_byte_tokenizer()
     text = "é ok"
     tokens = encode_completion(pieces, text, finished=True)
-    found = compute_byte_offsets(pieces, tokens, text)
-    assert found[0] == 0
-    assert found[1] is None, "the second byte of é starts in the middle of it"
-    assert found[2] == 2
-    assert found[-1] == len(text.encode())
+    offsets = compute_byte_offsets(pieces, tokens, text)
+    assert offsets[0] == 0
+    assert offsets[1] is None, "the second byte of é starts in the middle of it"
+    assert offsets[2] == 2
+    assert offsets[-1] == len(text.encode())
 
 
 def test_tokens_that_spell_nothing_leave_the_last_to_say_what_follows() -> None:
