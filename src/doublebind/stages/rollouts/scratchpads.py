@@ -27,28 +27,32 @@ def strip_scratchpads(
     from doublebind.stages.rollouts.treatments.common import rewrite_answer
 
     tokenizer = load_tokenizer(source)
-    kept: list[Trajectory] = []
+    remaining: list[Trajectory] = []
     dropped: list[DroppedRecord] = []
     n_cut = 0
     for t in read_records(rollouts / "trajectories.jsonl", Trajectory):
         text = remove_scratchpads(t.completion, scratchpad)
         if text == t.completion:
-            kept.append(t)
+            remaining.append(t)
             continue
         n_cut += 1
         if text and (rewritten := rewrite_answer(t, text, tokenizer)):
-            kept.append(rewritten)
+            remaining.append(rewritten)
             continue
         reason = "what is left spells control tokens" if text else "it says nothing else"
         answer_id = f"{t.prompt_id}/{t.sample}"
         dropped.append(DroppedRecord(id=answer_id, by="scratchpad", reason=reason))
-    if not kept:
+    if not remaining:
         raise ModelError(
             f"{source.path}: none of its answers says anything outside its scratchpad; raise "
             f"`max_tokens` or use other prompts"
         )
-    write_records(out / "trajectories.jsonl", kept)
-    checks = {"cut": n_cut, "kept": len(kept), "dropped": [drop.model_dump() for drop in dropped]}
+    write_records(out / "trajectories.jsonl", remaining)
+    checks = {
+        "cut": n_cut,
+        "kept": len(remaining),
+        "dropped": [drop.model_dump() for drop in dropped],
+    }
     (out / "checks.json").write_text(json.dumps(checks, indent=1))
 
 

@@ -75,18 +75,20 @@ def _normalise_answers(
     trajectories: Sequence[Trajectory], context: TreatmentContext
 ) -> TreatmentResult:
     tokenizer = context.load_teacher().tokenizer
-    kept: list[Trajectory] = []
+    remaining: list[Trajectory] = []
     n_changed = 0
     for t in trajectories:
         text = normalise_text(t.completion)
         if text == t.completion:
-            kept.append(t)
+            remaining.append(t)
             continue
         n_changed += 1
         normalised = rewrite_answer(t, text, tokenizer) if text else None
         if normalised is not None:
-            kept.append(normalised)
-    return TreatmentResult(kept, {"changed": n_changed, "dropped": len(trajectories) - len(kept)})
+            remaining.append(normalised)
+    return TreatmentResult(
+        remaining, {"changed": n_changed, "dropped": len(trajectories) - len(remaining)}
+    )
 
 
 def normalise_text(text: str) -> str:

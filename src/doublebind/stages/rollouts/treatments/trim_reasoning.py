@@ -32,14 +32,14 @@ def apply(
     An answer without anything else is dropped, and so is one whose rest spells control tokens.
     """
     tokenizer = context.load_teacher().tokenizer
-    kept: list[Trajectory] = []
+    remaining: list[Trajectory] = []
     trimmed = dropped = unreadable = 0
     for t in trajectories:
         text = SCRATCHPAD_PATTERN.sub(
             lambda match: _shorten_scratchpad(match, settings.keep_words), t.completion
         )
         if text == t.completion:
-            kept.append(t)
+            remaining.append(t)
             continue
         trimmed += 1
         if not SCRATCHPAD_PATTERN.sub("", text).strip():
@@ -49,9 +49,9 @@ def apply(
         if rewritten is None:
             unreadable += 1
         else:
-            kept.append(rewritten)
+            remaining.append(rewritten)
     facts = {"trimmed": trimmed, "dropped": dropped, "unreadable": unreadable}
-    return TreatmentResult(kept, facts)
+    return TreatmentResult(remaining, facts)
 
 
 def _shorten_scratchpad(scratchpad: re.Match[str], max_words: int) -> str:
