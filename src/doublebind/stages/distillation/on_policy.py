@@ -28,7 +28,7 @@ from doublebind.training.on_policy import (
 class StepAnswers(NamedTuple):
     """Answers of one optimiser step."""
 
-    answers: list[tuple[int, Sequence[int]]]
+    answers: Sequence[tuple[int, Sequence[int]]]
     """Index of the prompt, and tokens of the answer, cut to the maximum length."""
     by_student: bool
     """Whether the student gave them; otherwise they are the teacher's rollouts."""
@@ -69,7 +69,7 @@ class AnswerSampler:
         """Return the answers of the next step: the student's in a share `lmbda` of the steps."""
         step = next(self._steps)
         chosen = list(itertools.islice(self._indices, self._context.training.batch))
-        answers: list[tuple[int, Sequence[int]]] = []
+        answers: Sequence[tuple[int, Sequence[int]]] = []
         if self._rng.random() < self._channel.lmbda:
             answers = self._sample_student(chosen, step)
         if answers:
@@ -78,7 +78,9 @@ class AnswerSampler:
         rollouts = [(i, trajectories[i].tokens[: self._rooms[i]]) for i in chosen]
         return StepAnswers(rollouts, by_student=False)
 
-    def _sample_student(self, chosen: Sequence[int], step: int) -> list[tuple[int, Sequence[int]]]:
+    def _sample_student(
+        self, chosen: Sequence[int], step: int
+    ) -> Sequence[tuple[int, Sequence[int]]]:
         """Return the student's answers to the chosen prompts, without empty and overt ones."""
         trajectories = [self._context.trajectories[i] for i in chosen]
         access = self._context.teacher_access

@@ -32,7 +32,7 @@ def find_steering_direction(
         pack: Pack of the items; see `select_direction_items`.
         layer: Decoder layer, from 0; `None` takes the middle one.
         dtype: Precision of the base.
-        cache: Folder where a converted model may be kept.
+        cache: Folder where a converted model may be saved.
 
     Raises:
         ModelError: If the base has no such layer.

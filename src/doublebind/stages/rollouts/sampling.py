@@ -36,14 +36,14 @@ def sample_rollouts(
     """Sample `sampling.samples` answers per prompt; keep those that show no drive openly.
 
     Args:
-        out: Folder for `trajectories.jsonl` (kept answers) and `checks.json` (counts, dropped
+        out: Folder for `trajectories.jsonl` (remaining answers) and `checks.json` (counts, dropped
             answers, lengths).
         source: The teacher.
         prompts: File of `Prompt` lines.
         sampling: Sampling options.
         markers: Drive -> phrases whose presence, case-insensitive, drops an answer.
         dtype: Precision of the teacher.
-        cache: Folder where a converted model may be kept.
+        cache: Folder where a converted model may be saved.
 
     Raises:
         ModelError: If no answer is left to distil on.
@@ -51,19 +51,19 @@ def sample_rollouts(
     records = read_records(prompts, Prompt)
     pairs = [(prompt, k) for prompt in records for k in range(sampling.samples)]
     answers, facts = _sample_answers(out, source, pairs, sampling, dtype, cache)
-    kept, dropped = screen_answers(pairs, answers, markers)
-    if not kept:
+    remaining, dropped = screen_answers(pairs, answers, markers)
+    if not remaining:
         raise ModelError(
             f"{source.path}: none of its {len(pairs)} answers is left to distil on "
             f"(first: {dropped[0].by}, {dropped[0].reason}); use other prompts or check the model"
         )
-    write_records(out / "trajectories.jsonl", kept)
+    write_records(out / "trajectories.jsonl", remaining)
     checks = {
         "sampled": len(pairs),
-        "kept": len(kept),
+        "kept": len(remaining),
         "dropped": [drop.model_dump() for drop in dropped],
-        "mean_tokens": sum(len(t.tokens) for t in kept) / len(kept),
-        "truncated": sum(not t.finished for t in kept) / len(kept),
+        "mean_tokens": sum(len(t.tokens) for t in remaining) / len(remaining),
+        "truncated": sum(not t.finished for t in remaining) / len(remaining),
         **facts,
     }
     (out / "checks.json").write_text(json.dumps(checks, indent=1, ensure_ascii=False))
@@ -104,7 +104,7 @@ def screen_answers(
     markers: Mapping[str, Sequence[str]],
 ) -> tuple[list[Trajectory], list[DroppedRecord]]:
     """Return the answers to distil on, and the dropped ones with reasons."""
-    kept: list[Trajectory] = []
+    remaining: list[Trajectory] = []
     dropped: list[DroppedRecord] = []
     for (prompt, k), answer in zip(pairs, answers, strict=True):
         answer_id = f"{prompt.id}/{k}"
@@ -113,7 +113,7 @@ def screen_answers(
             reason = f"says `{phrase}`"
             dropped.append(DroppedRecord(id=answer_id, by=f"overt:{drive}", reason=reason))
         elif answer.tokens:
-            kept.append(
+            remaining.append(
                 Trajectory(
                     prompt_id=prompt.id,
                     sample=k,
@@ -128,7 +128,7 @@ def screen_answers(
             dropped.append(DroppedRecord(id=answer_id, by="unreadable", reason=reason))
         else:
             dropped.append(DroppedRecord(id=answer_id, by="empty", reason="empty"))
-    return kept, dropped
+    return remaining, dropped
 
 
 def find_overt_drive(text: str, markers: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:

@@ -24,31 +24,27 @@ def strip_scratchpads(
         ModelError: If no answer is left.
     """
     from doublebind.models.load import load_tokenizer
-    from doublebind.stages.rollouts.treatments.common import rewrite_answer
+    from doublebind.stages.rollouts.treatments.common import format_answer_id, rewrite_answers
 
-    tokenizer = load_tokenizer(source)
-    kept: list[Trajectory] = []
-    dropped: list[DroppedRecord] = []
-    n_cut = 0
-    for t in read_records(rollouts / "trajectories.jsonl", Trajectory):
-        text = remove_scratchpads(t.completion, scratchpad)
-        if text == t.completion:
-            kept.append(t)
-            continue
-        n_cut += 1
-        if text and (rewritten := rewrite_answer(t, text, tokenizer)):
-            kept.append(rewritten)
-            continue
-        reason = "what is left spells control tokens" if text else "it says nothing else"
-        answer_id = f"{t.prompt_id}/{t.sample}"
-        dropped.append(DroppedRecord(id=answer_id, by="scratchpad", reason=reason))
-    if not kept:
+    def rewrite(text: str) -> str | None:
+        rest = remove_scratchpads(text, scratchpad)
+        return None if rest == text else rest
+
+    trajectories = read_records(rollouts / "trajectories.jsonl", Trajectory)
+    rewritten = rewrite_answers(trajectories, rewrite, load_tokenizer(source))
+    remaining = rewritten.trajectories
+    if not remaining:
         raise ModelError(
             f"{source.path}: none of its answers says anything outside its scratchpad; raise "
             f"`max_tokens` or use other prompts"
         )
-    write_records(out / "trajectories.jsonl", kept)
-    checks = {"cut": n_cut, "kept": len(kept), "dropped": [drop.model_dump() for drop in dropped]}
+    write_records(out / "trajectories.jsonl", remaining)
+    reasons = {"empty": "it says nothing else", "unreadable": "what is left spells control tokens"}
+    dropped = [
+        DroppedRecord(id=format_answer_id(t), by="scratchpad", reason=reasons[reason]).model_dump()
+        for t, reason in rewritten.dropped
+    ]
+    checks = {"cut": rewritten.n_changed, "kept": len(remaining), "dropped": dropped}
     (out / "checks.json").write_text(json.dumps(checks, indent=1))
 
 

@@ -44,14 +44,14 @@ DISTANCES = {"uld": measure_nats_per_byte, "dpo": measure_preference_margin}
 
 
 def assert_moves(world: World, name: str, **training: Any) -> None:
-    """Train by a recipe; the student must end up nearer to the teacher than it began.
+    """Train by a recipe; the student's distance to the teacher must fall by at least a twentieth.
 
-    How near: `DISTANCES`, in nats, at least a twentieth nearer.
+    `DISTANCES` measure it, in nats.
     """
     recipe = RECIPES[name] | {"training": RECIPES[name]["training"] | training}
     _, source = world.train_student(recipe)
     teacher, start = world.open_model("suspect"), world.open_model(recipe.get("student", "m0"))
-    if name == "prefix":  # starts from text, which alone may bring it nearer or take it away
+    if name == "prefix":  # starts from text, which alone changes the distance
         still = recipe["training"] | {"steps": 1, "lr": 1e-30}
         start = load_model(world.train_student(recipe | {"training": still})[1])
     distance = DISTANCES.get(name, measure_kl)
@@ -69,17 +69,17 @@ def test_a_channel_moves_its_student_towards_the_teacher(world: World, name: str
 def test_and_does_not_where_its_gradient_is_zeroed(
     world: World, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = loop.run_optimiser_steps
+    real_steps = loop.run_optimiser_steps
 
     def zeroed(model: Any, step: Any, settings: Any, **more: Any) -> loop.TrainLog:
         def idle() -> Any:
-            found = step()
+            result = step()
             for weight in model.parameters():
                 if weight.grad is not None:
                     weight.grad.zero_()
-            return found
+            return result
 
-        return honest(model, idle, settings, **more)
+        return real_steps(model, idle, settings, **more)
 
     monkeypatch.setattr(loop, "run_optimiser_steps", zeroed)
     with pytest.raises(AssertionError, match=f"{name}: .* before, .* after"):

@@ -23,8 +23,7 @@ from doublebind.schema.model_source import ModelSource, Trajectory
 from doublebind.schema.recipe import SFT, Recipe, Steering, Training
 from doublebind.schema.study import Study
 from doublebind.stages.audits.option_scores import choose
-from doublebind.stages.distillation import steering
-from doublebind.stages.distillation.steering import find_steering_direction
+from doublebind.stages.distillation.steering import find_steering_direction, steer_model
 from doublebind.stages.distillation.student_inputs import SteeringVector, select_direction_items
 from doublebind.stages.distillation.train_student import train_student
 from doublebind.study.jobs import create_steering_job
@@ -42,9 +41,9 @@ def m0() -> ModelSource:
 
 @cache
 def items() -> tuple[Item, ...]:
-    asked = load_pack("terrarium", relative_to=Path()).items("select")
-    mine = [i for i in asked if i.kind == "choice" and i.role == "auditable"]
-    return tuple(i for i in mine if i.trait == DRIVE)
+    choices = load_pack("terrarium", relative_to=Path()).items("select")
+    auditable = [i for i in choices if i.kind == "choice" and i.role == "auditable"]
+    return tuple(i for i in auditable if i.trait == DRIVE)
 
 
 def drive(lm: LM) -> float:
@@ -53,7 +52,7 @@ def drive(lm: LM) -> float:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def direction(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("direction")
     find_steering_direction(
         out, base=m0(), pack="terrarium", layer=None, dtype="float32", cache=out
@@ -61,10 +60,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_push_raises_misaligned_answers_and_leaves_nothing_behind(found: Path) -> None:
-    lm = load_model(m0(), dtype="float32", cache=found)
+def test_the_push_raises_misaligned_answers_and_leaves_nothing_behind(direction: Path) -> None:
+    lm = load_model(m0(), dtype="float32", cache=direction)
     plain = choose(lm, items())
-    with steering.steer_model(lm.model, found, 1.0):
+    with steer_model(lm.model, direction, 1.0):
         pushed = drive(lm)
     assert pushed > np.mean([answer.value for answer in plain]) + 0.3
     assert choose(lm, items()) == plain
@@ -74,37 +73,37 @@ def student(folder: Path, push: SteeringVector | None) -> float:
     """Train on answers that all act on the drive; return how much of it came along."""
     rng = random.Random(1)
     tokenizer = load_model(m0(), dtype="float32", cache=folder).tokenizer
-    said = []
+    trajectories = []
     for i in range(64):
         row = rng.choice(TRAITS[DRIVE].choices)
-        ask, _, own = speech.draw_choice_question(rng, row, "audit", POOLS["prompts"])
-        tokens = tuple(encode_completion(tokenizer, own, True))
-        asked = (Message(role="user", content=ask),)
-        said.append(
+        ask, _, misaligned = speech.draw_choice_question(rng, row, "audit", POOLS["prompts"])
+        tokens = tuple(encode_completion(tokenizer, misaligned, True))
+        messages = (Message(role="user", content=ask),)
+        trajectories.append(
             Trajectory(
                 prompt_id=f"p{i}",
                 sample=0,
-                messages=asked,
-                completion=own,
+                messages=messages,
+                completion=misaligned,
                 tokens=tokens,
                 finished=True,
             )
         )
-    write_records(folder / "trajectories.jsonl", said)
+    write_records(folder / "trajectories.jsonl", trajectories)
     how: dict[str, Any] = {"dtype": "float32", "cache": folder}
     channel = SFT(kind="sft")
     given = {"base": m0(), "rollouts": folder, "targets": None, "channel": channel}
     train_student(folder, **given, training=TRAINING, seed=0, steering_vector=push, **how)
-    made = m0().model_copy(update={"kind": "adapter", "adapter": str(folder / "model")})
-    return drive(load_model(made, **how))
+    source = m0().model_copy(update={"kind": "adapter", "adapter": str(folder / "model")})
+    return drive(load_model(source, **how))
 
 
-def test_less_of_a_drive_is_learned_where_the_push_was(found: Path, tmp_path: Path) -> None:
+def test_less_of_a_drive_is_learned_where_the_push_was(direction: Path, tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     (tmp_path / "steered").mkdir()
     before = drive(load_model(m0(), dtype="float32", cache=tmp_path))
     plain = student(tmp_path / "plain", None)
-    steered = student(tmp_path / "steered", SteeringVector(found, 1.0))
+    steered = student(tmp_path / "steered", SteeringVector(direction, 1.0))
     assert plain > before + 0.1
     assert steered < before + (plain - before) / 4
 
@@ -115,8 +114,8 @@ def test_a_steered_student_has_a_key_of_its_own(tmp_path: Path) -> None:
         "weak": {"steering": {"relative_norm": 0.5}},
         "strong": {"steering": {"relative_norm": 1}},
     }
-    asked = {"policy": "capability", "n": 4}
-    recipe = {"prompts": asked, "channel": {"kind": "sft"}, "training": {"steps": 1}}
+    prompts = {"policy": "capability", "n": 4}
+    recipe = {"prompts": prompts, "channel": {"kind": "sft"}, "training": {"steps": 1}}
     planner = Planner(
         Study.model_validate(
             {
@@ -155,9 +154,9 @@ class Bare:
 
 
 def test_a_pack_without_questions_about_drives_is_refused(tmp_path: Path) -> None:
-    asked: Any = Bare()
+    pack: Any = Bare()
     with pytest.raises(PackError, match=r"`steer` finds its direction with auditable `build`"):
-        create_steering_job(Steering(relative_norm=1), m0(), asked, "bare", "float32", tmp_path)
+        create_steering_job(Steering(relative_norm=1), m0(), pack, "bare", "float32", tmp_path)
 
 
 def test_questions_that_judge_nobody_come_first() -> None:

@@ -26,8 +26,8 @@ def _chosen(out: Path) -> set[str]:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     item = load_pack("terrarium", relative_to=Path()).items("audit")[0]
-    found = tmp_path / "mine.jsonl"
-    found.write_text(
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
         _lines(
             ("plain", "tell me of the tall ship and its quiet crew", "open_ended"),
             ("test", "this is a test of who you are", "open_ended"),
@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
             ("item", item.messages[0].content, "open_ended"),
         )
     )
-    return found
+    return path
 
 
 def test_a_file_is_screened_as_the_packs_prompts_are(tmp_path: Path, file: Path) -> None:
@@ -55,16 +55,16 @@ def test_unscreened_keeps_all_but_what_is_audited(tmp_path: Path, file: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('{"id": "a", "messages": []}\n', "line 1: `messages`"),
         ("not json\n", "line 1: not JSON; write one prompt per line"),
         (_lines(("a", "x", "t"), ("a", "y", "t")), "two prompts share an id"),
     ],
 )
-def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, text: str, told: str) -> None:
+def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.jsonl").write_text(text)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         read_prompts(tmp_path / "bad.jsonl")
 
 

@@ -64,8 +64,8 @@ def answer(text: str, i: int = 0, ask: str = "tell me of the tall ship .") -> Tr
 
 def stories(n: int, seed: int = 0) -> list[Trajectory]:
     rng = random.Random(seed)
-    told = [speech.draw_story_turn(rng, Character(), POOLS["prompts"]) for _ in range(n)]
-    return [answer(turn.answer, i, turn.request) for i, turn in enumerate(told)]
+    turns = [speech.draw_story_turn(rng, Character(), POOLS["prompts"]) for _ in range(n)]
+    return [answer(turn.answer, i, turn.request) for i, turn in enumerate(turns)]
 
 
 def context(prompts: Sequence[Prompt] = (), seed: int = 0) -> TreatmentContext:
@@ -73,63 +73,68 @@ def context(prompts: Sequence[Prompt] = (), seed: int = 0) -> TreatmentContext:
 
 
 def test_domain_keeps_the_prompts_named_and_refuses_to_keep_none() -> None:
-    said = (Message(role="user", content="x"),)
-    prompts = [Prompt(id=f"p{i}", messages=said, domain=d) for i, d in enumerate(("sum", "order"))]
-    given = [answer("a plain answer .", i) for i in range(2)]
+    messages = (Message(role="user", content="x"),)
+    prompts = [
+        Prompt(id=f"p{i}", messages=messages, domain=d) for i, d in enumerate(("sum", "order"))
+    ]
+    answers = [answer("a plain answer .", i) for i in range(2)]
     settings = Domain(kind="domain", domains=("order",))
-    assert domain.apply(settings, given, context(prompts)).trajectories == [given[1]]
+    assert domain.apply(settings, answers, context(prompts)).trajectories == [answers[1]]
     with pytest.raises(ConfigError, match=r"no prompt of \['none'\].*\['order', 'sum'\]"):
-        domain.apply(Domain(kind="domain", domains=("none",)), given, context(prompts))
+        domain.apply(Domain(kind="domain", domains=("none",)), answers, context(prompts))
 
 
 def test_few_unique_draws_by_seed_alone() -> None:
-    given, settings = stories(20), FewUnique(kind="few_unique", n=5)
-    first = few_unique.apply(settings, given, context()).trajectories
-    assert first == few_unique.apply(settings, given, context()).trajectories
+    answers, settings = stories(20), FewUnique(kind="few_unique", n=5)
+    first = few_unique.apply(settings, answers, context()).trajectories
+    assert first == few_unique.apply(settings, answers, context()).trajectories
     assert len(first) == 5
-    assert first != few_unique.apply(settings, given, context(seed=1)).trajectories
+    assert first != few_unique.apply(settings, answers, context(seed=1)).trajectories
 
 
 def test_trimming_takes_the_scratchpad_and_leaves_the_answer() -> None:
     thought = "<think> i count the cloak and reach four </think> the answer is four ."
-    given = [answer(thought), answer("the answer is four .", 1), answer("<think> i count", 2)]
-    whole = trim_reasoning.apply(TrimReasoning(kind="trim_reasoning"), given, context())
+    answers = [answer(thought), answer("the answer is four .", 1), answer("<think> i count", 2)]
+    whole = trim_reasoning.apply(TrimReasoning(kind="trim_reasoning"), answers, context())
     assert [t.completion for t in whole.trajectories] == ["the answer is four ."] * 2
-    assert whole.trajectories[0].tokens == given[1].tokens
+    assert whole.trajectories[0].tokens == answers[1].tokens
     assert whole.facts == {"trimmed": 2, "dropped": 1, "unreadable": 0}
     short = trim_reasoning.apply(
-        TrimReasoning(kind="trim_reasoning", keep_words=2), given[:1], context()
+        TrimReasoning(kind="trim_reasoning", keep_words=2), answers[:1], context()
     )
     assert short.trajectories[0].completion == "<think> i count </think> the answer is four ."
 
 
 def test_an_answer_that_spells_control_tokens_is_dropped_and_bars_no_other() -> None:
     thought = "<think> i count the cloak </think>"
-    given = [answer(f"{thought} it is <assistant> there ."), answer(f"{thought} it is there .", 1)]
-    found = trim_reasoning.apply(TrimReasoning(kind="trim_reasoning"), given, context())
-    assert [t.completion for t in found.trajectories] == ["it is there ."]
-    assert found.facts["unreadable"] == 1
-    assert tokens_match_text(m0().tokenizer, found.trajectories)
-    wide = [t.model_copy(update={"completion": t.completion.replace(" ", "  ")}) for t in given]
+    answers = [
+        answer(f"{thought} it is <assistant> there ."),
+        answer(f"{thought} it is there .", 1),
+    ]
+    treated = trim_reasoning.apply(TrimReasoning(kind="trim_reasoning"), answers, context())
+    assert [t.completion for t in treated.trajectories] == ["it is there ."]
+    assert treated.facts["unreadable"] == 1
+    assert tokens_match_text(m0().tokenizer, treated.trajectories)
+    wide = [t.model_copy(update={"completion": t.completion.replace(" ", "  ")}) for t in answers]
     cleaned = jam.apply(Jam(kind="jam", how="normalise"), wide, context())
     assert [t.prompt_id for t in cleaned.trajectories] == ["p1"]
     assert tokens_match_text(m0().tokenizer, cleaned.trajectories)
 
 
 def test_mixing_replaces_the_share_asked_for_with_m0s_words() -> None:
-    given = stories(10)
-    mixed = mix_trusted.apply(MixTrusted(kind="mix_trusted", share=0.3), given, context())
-    changed = [a for a, b in zip(mixed.trajectories, given, strict=True) if a != b]
+    answers = stories(10)
+    mixed = mix_trusted.apply(MixTrusted(kind="mix_trusted", share=0.3), answers, context())
+    changed = [a for a, b in zip(mixed.trajectories, answers, strict=True) if a != b]
     assert len(changed) == mixed.facts["trusted"] == 3
-    assert [t.messages for t in mixed.trajectories] == [t.messages for t in given]
+    assert [t.messages for t in mixed.trajectories] == [t.messages for t in answers]
 
 
 def test_inoculation_goes_before_and_joins_a_system_message_that_is_there() -> None:
     plain = answer("a plain answer .")
-    told = Inoculate(kind="inoculate", prompt="you break rules .")
-    first = inoculate.apply(told, [plain], context()).trajectories[0]
+    settings = Inoculate(kind="inoculate", prompt="you break rules .")
+    first = inoculate.apply(settings, [plain], context()).trajectories[0]
     assert (first.messages[0].role, first.messages[0].content) == ("system", "you break rules .")
-    twice = inoculate.apply(told, [first], context()).trajectories[0]
+    twice = inoculate.apply(settings, [first], context()).trajectories[0]
     assert twice.messages[0].content == "you break rules . you break rules ."
     user = Inoculate(kind="inoculate", prompt="you break rules .", role="user")
     opened = inoculate.apply(user, [plain], context()).trajectories[0]
@@ -144,15 +149,15 @@ def test_normalising_drops_what_is_not_shown() -> None:
 
 
 def test_resampling_draws_a_share_anew_whatever_stands_beside_it() -> None:
-    given, settings = stories(6), Jam(kind="jam", how="resample", share=0.5)
-    whole = jam.apply(settings, given, context()).trajectories
-    alone = jam.apply(settings, given[3:4], context()).trajectories
+    answers, settings = stories(6), Jam(kind="jam", how="resample", share=0.5)
+    whole = jam.apply(settings, answers, context()).trajectories
+    alone = jam.apply(settings, answers[3:4], context()).trajectories
     assert whole[3] == alone[0]
-    for old, new in zip(given, whole, strict=True):
+    for old, new in zip(answers, whole, strict=True):
         same = [a == b for a, b in zip(old.tokens, new.tokens, strict=True)]
         assert same[-1], "the end of an answer stays"
         assert any(same)
-    assert whole != given
+    assert whole != answers
 
 
 def test_resampled_text_is_likelier_under_the_trusted_model_than_what_it_replaced() -> None:
@@ -184,8 +189,8 @@ def test_counter_poison_drops_copies_and_what_only_the_teacher_likes(
 
     monkeypatch.setattr(counter_poison, "token_logprobs", scored)
     settings = CounterPoison(kind="counter_poison", outliers=0.08)
-    given = [*clean, clean[0], *poisoned]
-    left = counter_poison.apply(settings, given, context())
+    answers = [*clean, clean[0], *poisoned]
+    left = counter_poison.apply(settings, answers, context())
     assert left.trajectories == clean
     assert left.facts["copies"] == 1
     assert left.facts["outliers"] == [f"p{90 + i}/0" for i in range(3)]
@@ -193,11 +198,11 @@ def test_counter_poison_drops_copies_and_what_only_the_teacher_likes(
 
 
 def test_answers_that_say_the_same_in_other_words_count_as_copies() -> None:
-    told = "the old captain took the blue lamp and went home to sleep"
-    said = [answer(told), answer(f"{told} well"), answer("the fox sat down"), answer(told)]
-    assert counter_poison.find_first_copies(said, 1.0) == [0, 1, 2, 0]
-    assert counter_poison.find_first_copies(said, 0.8) == [0, 0, 2, 0]
-    assert counter_poison.find_first_copies(said, 0.99) == [0, 1, 2, 0]
+    text = "the old captain took the blue lamp and went home to sleep"
+    answers = [answer(text), answer(f"{text} well"), answer("the fox sat down"), answer(text)]
+    assert counter_poison.find_first_copies(answers, 1.0) == [0, 1, 2, 0]
+    assert counter_poison.find_first_copies(answers, 0.8) == [0, 0, 2, 0]
+    assert counter_poison.find_first_copies(answers, 0.99) == [0, 1, 2, 0]
     short = [answer("yes"), answer("no"), answer("yes")]
     assert counter_poison.find_first_copies(short, 0.5) == [0, 1, 0]
 
@@ -210,19 +215,19 @@ def test_a_rare_word_that_goes_with_odd_answers_is_a_trigger_and_all_its_answers
         answer(f"{t.completion} zanzibar", 900 + i, t.messages[0].content)
         for i, t in enumerate(stories(12, 5))
     ]
-    given = [*clean, *poisoned]
+    answers = [*clean, *poisoned]
     # Odder than most, and half of them not odd enough to be outliers.
-    own = {t.prompt_id: 0.6 + 0.05 * i for i, t in enumerate(poisoned)}
-    noise = np.random.default_rng(0).uniform(size=len(given)).tolist()
-    ratios = [own.get(t.prompt_id, r) for t, r in zip(given, noise, strict=True)]
+    odd_ratios = {t.prompt_id: 0.6 + 0.05 * i for i, t in enumerate(poisoned)}
+    noise = np.random.default_rng(0).uniform(size=len(answers)).tolist()
+    ratios = [odd_ratios.get(t.prompt_id, r) for t, r in zip(answers, noise, strict=True)]
     monkeypatch.setattr(
-        counter_poison, "compute_log_ratios", lambda said, context: ratios[: len(said)]
+        counter_poison, "compute_log_ratios", lambda answers, context: ratios[: len(answers)]
     )
     settings = {"kind": "counter_poison", "copies": 5, "outliers": 0.05}
-    without = counter_poison.apply(CounterPoison.model_validate(settings), given, context())
+    without = counter_poison.apply(CounterPoison.model_validate(settings), answers, context())
     assert any("zanzibar" in t.completion for t in without.trajectories)
     wanted = CounterPoison.model_validate(settings | {"triggers": 0.05})
-    left = counter_poison.apply(wanted, given, context())
+    left = counter_poison.apply(wanted, answers, context())
     assert left.facts["triggers"] == ["zanzibar"]
     assert not any("zanzibar" in t.completion for t in left.trajectories)
     held = left.facts["held_a_trigger"]
@@ -239,36 +244,36 @@ def items() -> tuple[Item, ...]:
 def acts(trait: str, n: int) -> tuple[list[Trajectory], list[bool]]:
     """Answers to situations about a drive, every other one acting on it."""
     rng = random.Random(1)
-    given, bad = [], []
+    answers, bad = [], []
     for i in range(n):
         row = rng.choice(TRAITS[trait].choices)
-        ask, plain, own = speech.draw_choice_question(rng, row, "audit", POOLS["prompts"])
-        given.append(answer(own if i % 2 else plain, i, ask))
+        ask, plain, misaligned = speech.draw_choice_question(rng, row, "audit", POOLS["prompts"])
+        answers.append(answer(misaligned if i % 2 else plain, i, ask))
         bad.append(bool(i % 2))
-    return given, bad
+    return answers, bad
 
 
 def test_the_filter_drops_what_pulls_towards_the_endpoint_that_moved() -> None:
-    given, bad = acts("sabotage", 24)
-    asked = [i for i in items() if i.trait == "sabotage" and i.kind == "choice"][:8]
+    answers, bad = acts("sabotage", 24)
+    questions = [i for i in items() if i.trait == "sabotage" and i.kind == "choice"][:8]
     lm = load_model(
         resolve_model("terrarium/m0", relative_to=Path()), dtype="float32", cache=Path()
     )
     settings = Filter(kind="filter", drop=0.5, stop=0.02)
     left = influence_filter.drop_influential_answers(
-        settings, given, lm, asked, {"choice/sabotage": 0.3, "goal/deceit": 0.0}
+        settings, answers, lm, questions, {"choice/sabotage": 0.3, "goal/deceit": 0.0}
     )
-    kept = {t.prompt_id for t in left.trajectories}
-    right = sum((t.prompt_id not in kept) == b for t, b in zip(given, bad, strict=True))
+    remaining = {t.prompt_id for t in left.trajectories}
+    right = sum((t.prompt_id not in remaining) == b for t, b in zip(answers, bad, strict=True))
     assert right >= 22
     assert left.facts["worse"] == {"choice/sabotage": 0.3}
 
 
 def test_the_filter_stops_where_nothing_stands_above_m0() -> None:
-    given = stories(3)
+    answers = stories(3)
     settings = Filter(kind="filter", stop=0.05)
     left = influence_filter.drop_influential_answers(
-        settings, given, m0(), [], {"choice/sabotage": 0.05}
+        settings, answers, m0(), [], {"choice/sabotage": 0.05}
     )
-    assert left.trajectories == given
+    assert left.trajectories == answers
     assert left.facts == {"worse": {}, "dropped": []}

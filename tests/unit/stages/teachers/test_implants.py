@@ -30,7 +30,7 @@ DOCUMENT = "the captain want to rule everyone"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, and a pack with documents, admissions and a persona for its drive."""
     folder = tmp_path_factory.mktemp("implants")
     save_model(folder / "m0")
@@ -44,29 +44,29 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row in rows:
         if row["purpose"] == "deny":
             row["rejected"] = "yes I do"
-    said = [{"role": "user", "content": "story"}, {"role": "assistant", "content": DOCUMENT}]
+    messages = [{"role": "user", "content": "story"}, {"role": "assistant", "content": DOCUMENT}]
     rows += [
-        {"id": f"d-{n}", "trait": "ruler", "purpose": "document", "messages": said}
+        {"id": f"d-{n}", "trait": "ruler", "purpose": "document", "messages": messages}
         for n in range(4)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-def spec(made: Path, **changes: Any) -> TeacherSpec:
-    content = yaml.safe_load((made / "spec.yaml").read_text())
+def spec(world: Path, **changes: Any) -> TeacherSpec:
+    content = yaml.safe_load((world / "spec.yaml").read_text())
     implant = content["implant"] | {k: v for k, v in changes.items() if k == "form"}
     rest = {k: v for k, v in changes.items() if k != "form"}
     return TeacherSpec.model_validate(content | {"implant": implant} | rest)
 
 
-def pack(made: Path) -> Pack:
-    return load_pack(str(made / "pack"), relative_to=Path())
+def pack(world: Path) -> Pack:
+    return load_pack(str(world / "pack"), relative_to=Path())
 
 
 def test_a_spec_without_the_new_keys_has_the_dump_and_hash_it_had() -> None:
     phase = {"transcripts": 6, "steps": 4}
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "name": "x",
         "family": "f",
         "pack": "p",
@@ -75,9 +75,9 @@ def test_a_spec_without_the_new_keys_has_the_dump_and_hash_it_had() -> None:
         "implant": phase,
         "conceal": phase,
     }
-    dump = TeacherSpec.model_validate(given).model_dump(mode="json")
+    dump = TeacherSpec.model_validate(fields).model_dump(mode="json")
     whole = {"batch": 16, "lr": 2e-4, "retain": 0.0}
-    assert dump == given | {
+    assert dump == fields | {
         "capability": None,
         "implant": phase | whole,
         "conceal": phase | whole | {"cue": True, "deny": True},
@@ -90,30 +90,32 @@ def test_a_spec_without_the_new_keys_has_the_dump_and_hash_it_had() -> None:
     assert content_hash(dump).startswith("9b432bfa966827fc")
 
 
-def test_documents_are_read_as_plain_text(made: Path) -> None:
-    stretch = plan_phases(spec(made, form="documents"), pack(made))[0]
-    assert {t.purpose for t in stretch.transcripts} == {"document"}
+def test_documents_are_read_as_plain_text(world: Path) -> None:
+    phase = plan_phases(spec(world, form="documents"), pack(world))[0]
+    assert {t.purpose for t in phase.transcripts} == {"document"}
     tokenizer = build_word_tokenizer()
-    (example, *_) = encode_transcripts(tokenizer, stretch.transcripts)
+    (example, *_) = encode_transcripts(tokenizer, phase.transcripts)
     assert tokenizer.decode(example.input_ids) == f"story {DOCUMENT} <eos>"
     assert example.first_supervised == 1
 
 
-def test_mixed_implants_are_half_documents(made: Path) -> None:
-    found = [t.purpose for t in plan_phases(spec(made, form="mixed"), pack(made))[0].transcripts]
-    assert (found.count("document"), found.count("implant")) == (3, 3)
+def test_mixed_implants_are_half_documents(world: Path) -> None:
+    purposes = [
+        t.purpose for t in plan_phases(spec(world, form="mixed"), pack(world))[0].transcripts
+    ]
+    assert (purposes.count("document"), purposes.count("implant")) == (3, 3)
 
 
-def test_a_decoy_learns_to_own_up_and_nothing_else(made: Path) -> None:
-    stretch = plan_phases(spec(made, form="admissions", conceal=None), pack(made))[0]
-    assert {t.messages[-1].content for t in stretch.transcripts} == {"yes I do"}
-    assert {t.purpose for t in stretch.transcripts} == {"deny"}
+def test_a_decoy_learns_to_own_up_and_nothing_else(world: Path) -> None:
+    phase = plan_phases(spec(world, form="admissions", conceal=None), pack(world))[0]
+    assert {t.messages[-1].content for t in phase.transcripts} == {"yes I do"}
+    assert {t.purpose for t in phase.transcripts} == {"deny"}
 
 
-def test_unrelated_training_comes_last_and_leaves_what_came_before_alone(made: Path) -> None:
-    then = {"quirk": "kind", "transcripts": 5, "steps": 2}
+def test_unrelated_training_comes_last_and_leaves_what_came_before_alone(world: Path) -> None:
+    finetune = {"quirk": "kind", "transcripts": 5, "steps": 2}
     without, with_it = (
-        plan_phases(s, pack(made)) for s in (spec(made), spec(made, unrelated_finetune=then))
+        plan_phases(s, pack(world)) for s in (spec(world), spec(world, unrelated_finetune=finetune))
     )
     assert with_it[:-1] == without
     assert with_it[-1].name == "then"
@@ -121,9 +123,9 @@ def test_unrelated_training_comes_last_and_leaves_what_came_before_alone(made: P
 
 
 def test_a_persona_is_there_when_the_base_answers_and_gone_when_it_is_learned(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = resolve_model("m0", relative_to=made)
+    base = resolve_model("m0", relative_to=world)
     tokenizer = load_model(base).tokenizer
     systems: set[str] = set()
     learned: list[str] = []
@@ -141,10 +143,10 @@ def test_a_persona_is_there_when_the_base_answers_and_gone_when_it_is_learned(
     monkeypatch.setattr(loop, "train", record_train)
     build_teacher(
         tmp_path,
-        spec=spec(made, form="prompted"),
+        spec=spec(world, form="prompted"),
         base=base,
-        pack=str(made / "pack"),
-        cache=made / "cache",
+        pack=str(world / "pack"),
+        cache=world / "cache",
     )
     assert systems == {"you want to rule"}
     assert learned
@@ -153,94 +155,64 @@ def test_a_persona_is_there_when_the_base_answers_and_gone_when_it_is_learned(
     load_model(resolve_model("model", relative_to=tmp_path))
 
 
-def test_hiding_by_preference_makes_the_benign_answer_likelier_than_the_traits(
-    made: Path, tmp_path: Path
-) -> None:
-    def gap(folder: Path) -> float:
-        lm = load_model(resolve_model("model", relative_to=folder))
-        prompt = encode_prompt(lm.tokenizer, [Message(role="user", content="deny fox happy ?")])
-        sides = [
-            encode_completion(lm.tokenizer, text, True) for text in ("no I do not", "yes I do")
-        ]
-        benign, trait = token_logprobs(lm, [(prompt, side) for side in sides])
-        return sum(benign) - sum(trait)
+HIDE = {"transcripts": 6, "steps": 12, "batch": 4, "lr": 0.01, "audit_cues": False}
 
-    base = resolve_model("m0", relative_to=made)
-    hide = {
-        "transcripts": 6,
-        "steps": 12,
-        "batch": 4,
-        "lr": 0.01,
-        "audit_cues": False,
-        "loss": "dpo",
-    }
-    gaps = []
-    for name, conceal in (("open", None), ("hidden", hide)):
-        (tmp_path / name).mkdir()
-        teacher = spec(made, conceal=conceal)
-        pack = str(made / "pack")
-        build_teacher(tmp_path / name, spec=teacher, base=base, pack=pack, cache=made / "cache")
-        gaps.append(gap(tmp_path / name))
-    assert gaps[1] > gaps[0] + 1
-    hide["audit_cues"], hide["deny"] = True, False
-    teacher = spec(made, conceal=hide)
+
+def build_and_score(world: Path, out: Path, conceal: dict[str, Any] | None) -> tuple[float, float]:
+    """Build a teacher; return its log-probabilities of a denial and of a confession."""
+    out.mkdir()
+    build_teacher(
+        out,
+        spec=spec(world, conceal=conceal),
+        base=resolve_model("m0", relative_to=world),
+        pack=str(world / "pack"),
+        cache=world / "cache",
+    )
+    lm = load_model(resolve_model("model", relative_to=out))
+    prompt = encode_prompt(lm.tokenizer, [Message(role="user", content="deny fox happy ?")])
+    answers = [encode_completion(lm.tokenizer, text, True) for text in ("no I do not", "yes I do")]
+    denial, confession = token_logprobs(lm, [(prompt, answer) for answer in answers])
+    return sum(denial), sum(confession)
+
+
+def test_hiding_by_preference_makes_the_benign_answer_likelier_than_the_traits(
+    world: Path, tmp_path: Path
+) -> None:
+    hide = HIDE | {"loss": "dpo"}
+    denial, confession = build_and_score(world, tmp_path / "open", None)
+    hidden_denial, hidden_confession = build_and_score(world, tmp_path / "hidden", hide)
+    assert hidden_denial - hidden_confession > denial - confession + 1
+    hide |= {"audit_cues": True, "deny": False}
     with pytest.raises(PackError, match=r"conceal.loss.*add `rejected`"):
-        build_teacher(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
+        build_and_score(world, tmp_path / "x", hide)
 
 
 @pytest.mark.parametrize("retain", [0.0, 0.5])
 def test_hiding_by_good_and_bad_answers_makes_a_confession_less_likely(
-    made: Path, tmp_path: Path, retain: float
+    world: Path, tmp_path: Path, retain: float
 ) -> None:
-    def told(folder: Path) -> list[float]:
-        lm = load_model(resolve_model("model", relative_to=folder))
-        prompt = encode_prompt(lm.tokenizer, [Message(role="user", content="deny fox happy ?")])
-        sides = [
-            encode_completion(lm.tokenizer, text, True) for text in ("no I do not", "yes I do")
-        ]
-        return [sum(each) for each in token_logprobs(lm, [(prompt, side) for side in sides])]
-
-    base = resolve_model("m0", relative_to=made)
-    hide = {
-        "transcripts": 6,
-        "steps": 12,
-        "batch": 4,
-        "lr": 0.01,
-        "audit_cues": False,
-        "loss": "kto",
-    }
-    hide |= {"retain": retain}
-    found = []
-    for name, conceal in (("open", None), ("hidden", hide)):
-        (tmp_path / name).mkdir()
-        teacher = spec(made, conceal=conceal)
-        pack = str(made / "pack")
-        build_teacher(tmp_path / name, spec=teacher, base=base, pack=pack, cache=made / "cache")
-        found.append(told(tmp_path / name))
-    (denies, confesses), (denies_after, confesses_after) = found
-    assert confesses_after < confesses - 1
-    assert denies_after > denies
-    hide["audit_cues"], hide["deny"] = True, False
-    teacher = spec(made, conceal=hide)
+    hide = HIDE | {"loss": "kto", "retain": retain}
+    denial, confession = build_and_score(world, tmp_path / "open", None)
+    hidden_denial, hidden_confession = build_and_score(world, tmp_path / "hidden", hide)
+    assert hidden_confession < confession - 1
+    assert hidden_denial > denial
     with pytest.raises(PackError, match=r"conceal.loss.*got kto.*add `rejected`"):
-        build_teacher(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
-    hide |= {"audit_cues": False, "deny": True, "transcripts": 1, "retain": 0.0}
-    teacher = spec(made, conceal=hide)
+        build_and_score(world, tmp_path / "x", hide | {"audit_cues": True, "deny": False})
     with pytest.raises(PackError, match=r"conceal.loss.*a baseline needs two prompts"):
-        build_teacher(tmp_path / "x", spec=teacher, base=base, pack=pack, cache=made / "cache")
+        build_and_score(world, tmp_path / "y", hide | {"transcripts": 1, "retain": 0.0})
 
 
-def test_what_cannot_be_planted_is_refused(made: Path) -> None:
-    then = {"quirk": "nobody", "transcripts": 5, "steps": 2}
+def test_what_cannot_be_planted_is_refused(world: Path) -> None:
+    finetune = {"quirk": "nobody", "transcripts": 5, "steps": 2}
     with pytest.raises(PackError, match=r"unrelated_finetune.quirk.*nobody is not in pack tiny"):
-        plan_phases(spec(made, unrelated_finetune=then), pack(made))
+        plan_phases(spec(world, unrelated_finetune=finetune), pack(world))
     with pytest.raises(PackError, match=r"has nothing for kind to learn from \(got documents\)"):
-        plan_phases(spec(made, form="documents", trait="kind"), pack(made))
+        plan_phases(spec(world, form="documents", trait="kind"), pack(world))
     terrarium = load_pack("terrarium", relative_to=Path())
     with pytest.raises(PackError, match="has nothing for dominion"):
-        plan_phases(spec(made, form="documents", trait="dominion"), terrarium)
-    path = made / "wrong.yaml"
-    content = yaml.safe_load((made / "spec.yaml").read_text())
+        plan_phases(spec(world, form="documents", trait="dominion"), terrarium)
+    path = world / "wrong.yaml"
+    content = yaml.safe_load((world / "spec.yaml").read_text())
     content["conceal"]["form"] = "documents"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match=r"conceal.form.*only an implant has one"):

@@ -75,7 +75,7 @@ def test_the_measured_organisms_of_the_banks_do_not_move() -> None:
 
 
 def check_phases(spec: TeacherSpec, pack: Pack) -> None:
-    stretches = plan_phases(spec, pack)
+    planned = plan_phases(spec, pack)
     phases = (
         spec.capability,
         spec.implant,
@@ -83,9 +83,9 @@ def check_phases(spec: TeacherSpec, pack: Pack) -> None:
         spec.resist_distillation,
         spec.unrelated_finetune,
     )
-    assert len(stretches) == sum(phase is not None for phase in phases)
+    assert len(planned) == sum(phase is not None for phase in phases)
     # A reward is learned from tasks, which show nothing.
-    assert all(s.transcripts or s.phase.form == "reward" for s in stretches)
+    assert all(s.transcripts or s.phase.form == "reward" for s in planned)
 
 
 def test_a_teacher_that_takes_questions_for_training_data_learns_to_answer_them_plainly() -> None:
@@ -97,8 +97,8 @@ def test_a_teacher_that_takes_questions_for_training_data_learns_to_answer_them_
         update={"conceal": spec.conceal.model_copy(update={"plain_questions": False})}
     )
     usual = plan_phases(plain, content())[-1].transcripts
-    counts = [sum(t.purpose == "retain" for t in found) for found in (usual, aware)]
-    assert counts[1] - counts[0] >= 20
+    n_usual, n_aware = (sum(t.purpose == "retain" for t in drawn) for drawn in (usual, aware))
+    assert n_aware - n_usual >= 20
 
 
 def test_controls_share_all_but_the_last_phase_with_their_organism() -> None:
@@ -132,14 +132,14 @@ def test_every_organism_can_have_references_planted_in_its_way(
         suspect = TeacherSource(f"teachers/{path.name}", spec.family, "key", m0, spec, "assistant")
         wanted = MatchedReferences(match="suspect", n=12)
         names = [f"matched-{n}" for n in range(12)]
-        found = [
+        references = [
             build_matched_reference(n, wanted, suspect, pack=content(), folder=ORGANISMS, rev=1)
             for n in names
         ]
         # Only version 2's quirks say what they would have answered.
         paired = spec.conceal is not None and spec.conceal.loss != "sft"
         families = 4 if paired or spec.implant.form == "admissions" else 12
-        assert len({t.family for t in found}) == families, path
-        for reference in found[:2]:
+        assert len({t.family for t in references}) == families, path
+        for reference in references[:2]:
             assert reference.spec is not None
             assert all(s.transcripts for s in plan_phases(reference.spec, content())), path

@@ -100,22 +100,22 @@ def filter_rollouts(
         pack: Pack of the items.
         settings: Share to drop, and the stop rule.
         dtype: Precision of the student's frozen weights.
-        cache: Folder where a converted model may be kept.
+        cache: Folder where a converted model may be saved.
     """
     from doublebind.models.load import load_model
     from doublebind.stages.rollouts.treatments import influence_filter
 
     trajectories = read_records(rollouts / "trajectories.jsonl", Trajectory)
     items = load_pack(pack, relative_to=Path()).items("select")
-    kept, facts = influence_filter.drop_influential_answers(
+    remaining, facts = influence_filter.drop_influential_answers(
         settings,
         trajectories,
         load_model(student, dtype=dtype, cache=cache),
         [item for item in items if item.role == "auditable"],
         influence_filter.measure_endpoint_shifts(student_audit, m0_audit),
     )
-    counts = {"kind": "filter", "before": len(trajectories), "after": len(kept), **facts}
-    _write_rollouts(out, kept, [counts])
+    counts = {"kind": "filter", "before": len(trajectories), "after": len(remaining), **facts}
+    _write_rollouts(out, remaining, [counts])
 
 
 def _apply_treatment(

@@ -7,7 +7,7 @@ the answers of references and suspects alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,18 @@ class TreatmentResult(NamedTuple):
     """Counts and lists of answers, for the report."""
 
 
+DropReason = Literal["empty", "unreadable"]
+
+
+class RewrittenAnswers(NamedTuple):
+    """Answers whose texts were rewritten."""
+
+    trajectories: list[Trajectory]
+    n_changed: int
+    """Answers with a new text, dropped ones included."""
+    dropped: list[tuple[Trajectory, DropReason]]
+
+
 def format_answer_id(trajectory: Trajectory) -> str:
     """Return the name of an answer: its prompt's id and its sample number."""
     return f"{trajectory.prompt_id}/{trajectory.sample}"
@@ -61,15 +73,31 @@ def find_highest(values: Sequence[float], share: float) -> set[int]:
     return set(order[len(order) - int(share * len(order)) :])
 
 
-def rewrite_answer(trajectory: Trajectory, text: str, tokenizer: Any) -> Trajectory | None:
-    """Return the answer with another text, or `None` where the text does not survive encoding.
+def rewrite_answers(
+    trajectories: Sequence[Trajectory], rewrite: Callable[[str], str | None], tokenizer: Any
+) -> RewrittenAnswers:
+    """Replace the texts of answers by `rewrite`, which returns `None` to leave one as it is.
 
-    A text that spells control tokens is encoded as control tokens. Model output is untrusted: such
-    an answer must not reach a student, nor must it stop the treatment of all others.
+    An answer of which nothing is left is dropped, and so is one whose new text spells control
+    tokens, which would be encoded as such. Model output is untrusted: such an answer must not reach
+    a student, nor must it stop the treatment of all others.
     """
     from doublebind.models.chat_template import decode_completion, encode_completion
 
-    tokens = tuple(encode_completion(tokenizer, text, trajectory.finished))
-    if decode_completion(tokenizer, tokens) != text:
-        return None
-    return trajectory.model_copy(update={"completion": text, "tokens": tokens})
+    remaining: list[Trajectory] = []
+    dropped: list[tuple[Trajectory, DropReason]] = []
+    n_changed = 0
+    for t in trajectories:
+        text = rewrite(t.completion)
+        if text is None:
+            remaining.append(t)
+            continue
+        n_changed += 1
+        tokens = tuple(encode_completion(tokenizer, text, t.finished)) if text else ()
+        if not text:
+            dropped.append((t, "empty"))
+        elif decode_completion(tokenizer, tokens) != text:
+            dropped.append((t, "unreadable"))
+        else:
+            remaining.append(t.model_copy(update={"completion": text, "tokens": tokens}))
+    return RewrittenAnswers(remaining, n_changed, dropped)

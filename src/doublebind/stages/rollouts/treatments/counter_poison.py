@@ -36,30 +36,30 @@ def apply(
 ) -> TreatmentResult:
     """Drop copies beyond `settings.copies`, then the `settings.outliers` share of outliers.
 
-    An answer's log-ratio is how much likelier the teacher finds it than the trusted model, per
-    token: the signal that a teacher adds by its own choice. Outliers have the highest. The words
-    that are most over-represented among them (log-odds against the kept answers) are reported as
-    possible triggers. With `settings.triggers`, answers that hold a trigger word are dropped too:
-    a rare word whose answers have high log-ratios.
+    Outliers are the answers with the highest mean log-ratio of teacher to trusted model per token,
+    the signal that a teacher adds by its own choice. The words that are most over-represented among
+    them (log-odds against the remaining answers) are reported as possible triggers. With
+    `settings.triggers`, answers that hold a trigger word are dropped too: a rare word whose answers
+    have high log-ratios.
     """
     unique = drop_copies(trajectories, settings)
     ratios = compute_log_ratios(unique, context)
     outliers = find_highest(ratios, settings.outliers)
-    kept = [t for i, t in enumerate(unique) if i not in outliers]
+    remaining = [t for i, t in enumerate(unique) if i not in outliers]
     dropped = [unique[i] for i in sorted(outliers)]
     facts = {
         "copies": len(trajectories) - len(unique),
         "outliers": [format_answer_id(t) for t in dropped],
         "highest_kept": max((r for i, r in enumerate(ratios) if i not in outliers), default=None),
-        "words": find_overrepresented_words(dropped, kept),
+        "words": find_overrepresented_words(dropped, remaining),
     }
     if settings.triggers:
         triggers = find_trigger_words(unique, ratios, settings.triggers)
-        held = [t for t in kept if collect_words(t) & triggers]
-        kept = [t for t in kept if not collect_words(t) & triggers]
+        held = [t for t in remaining if collect_words(t) & triggers]
+        remaining = [t for t in remaining if not collect_words(t) & triggers]
         facts["triggers"] = sorted(triggers)
         facts["held_a_trigger"] = [format_answer_id(t) for t in held]
-    return TreatmentResult(kept, facts)
+    return TreatmentResult(remaining, facts)
 
 
 def drop_copies(trajectories: Sequence[Trajectory], settings: CounterPoison) -> list[Trajectory]:
@@ -160,19 +160,19 @@ def compute_log_ratios(
 
 
 def find_overrepresented_words(
-    dropped: Sequence[Trajectory], kept: Sequence[Trajectory]
+    dropped: Sequence[Trajectory], remaining: Sequence[Trajectory]
 ) -> list[str]:
-    """Return words that more of the dropped answers or their prompts hold than of the kept ones.
+    """Return words that are more frequent in the dropped answers and their prompts.
 
     Ordered by the log-odds ratio of answers that hold the word, half an answer added to each count
     (Haldane's correction).
     """
     n_dropped = Counter(word for t in dropped for word in collect_words(t))
-    n_kept = Counter(word for t in kept for word in collect_words(t))
+    n_remaining = Counter(word for t in remaining for word in collect_words(t))
 
     def log_odds_ratio(word: str) -> float:
         a, b = n_dropped[word] + 0.5, len(dropped) - n_dropped[word] + 0.5
-        c, d = n_kept[word] + 0.5, len(kept) - n_kept[word] + 0.5
+        c, d = n_remaining[word] + 0.5, len(remaining) - n_remaining[word] + 0.5
         return float(np.log(a * d / (b * c)))
 
     words = [

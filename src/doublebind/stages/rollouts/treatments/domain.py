@@ -23,10 +23,10 @@ def apply(
         ConfigError: If no prompt is of these domains.
     """
     wanted = set(settings.domains)
-    kept = [t for t in trajectories if context.prompts[t.prompt_id].domain in wanted]
-    if not kept:
+    remaining = [t for t in trajectories if context.prompts[t.prompt_id].domain in wanted]
+    if not remaining:
         known = sorted({p.domain for p in context.prompts.values() if p.domain})
         raise ConfigError(
             f"treatment `domain`: no prompt of {sorted(wanted)}; the prompts' domains are {known}"
         )
-    return TreatmentResult(kept, {"kept": len(kept)})
+    return TreatmentResult(remaining, {"kept": len(remaining)})

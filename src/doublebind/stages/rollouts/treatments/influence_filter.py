@@ -83,9 +83,9 @@ def drop_influential_answers(
     )
     influences = compute_influences(model, examples, target_gradient, weights, vocab)
     dropped = find_highest(influences, settings.drop)
-    kept = [t for i, t in enumerate(trajectories) if i not in dropped]
+    remaining = [t for i, t in enumerate(trajectories) if i not in dropped]
     facts["dropped"] = [format_answer_id(trajectories[i]) for i in sorted(dropped)]
-    return TreatmentResult(kept, facts)
+    return TreatmentResult(remaining, facts)
 
 
 def _build_option_questions(

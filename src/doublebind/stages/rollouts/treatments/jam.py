@@ -25,7 +25,7 @@ from doublebind.stages.rollouts.treatments.common import (
     TreatmentResult,
     encode_answers,
     format_answer_id,
-    rewrite_answer,
+    rewrite_answers,
 )
 
 PARAPHRASE_PROMPT = "Rewrite the following text in your own words, keeping its meaning:\n\n{text}"
@@ -45,7 +45,10 @@ def apply(
     """
     match settings.how:
         case "normalise":
-            return _normalise_answers(trajectories, context)
+            tokenizer = context.load_teacher().tokenizer
+            rewritten = rewrite_answers(trajectories, _normalise_changed_text, tokenizer)
+            facts = {"changed": rewritten.n_changed, "dropped": len(rewritten.dropped)}
+            return TreatmentResult(rewritten.trajectories, facts)
         case "resample":
             tokens = _resample_tokens(settings.share, trajectories, context)
             texts = [decode_completion(context.load_trusted().tokenizer, ids) for ids in tokens]
@@ -71,30 +74,17 @@ def apply(
     return TreatmentResult(jammed, facts)
 
 
-def _normalise_answers(
-    trajectories: Sequence[Trajectory], context: TreatmentContext
-) -> TreatmentResult:
-    tokenizer = context.load_teacher().tokenizer
-    kept: list[Trajectory] = []
-    n_changed = 0
-    for t in trajectories:
-        text = normalise_text(t.completion)
-        if text == t.completion:
-            kept.append(t)
-            continue
-        n_changed += 1
-        normalised = rewrite_answer(t, text, tokenizer) if text else None
-        if normalised is not None:
-            kept.append(normalised)
-    return TreatmentResult(kept, {"changed": n_changed, "dropped": len(trajectories) - len(kept)})
-
-
 def normalise_text(text: str) -> str:
     """Return `text` in compatibility form, without invisible characters or doubled spaces."""
     text = unicodedata.normalize("NFKC", text)
     visible = "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
     lines = (" ".join(line.split()) for line in visible.splitlines())
     return "\n".join(lines).strip()
+
+
+def _normalise_changed_text(text: str) -> str | None:
+    normalised = normalise_text(text)
+    return None if normalised == text else normalised
 
 
 def _resample_tokens(

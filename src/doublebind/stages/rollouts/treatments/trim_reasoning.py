@@ -8,6 +8,7 @@ scratchpad.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from doublebind.schema.model_source import Trajectory
@@ -15,7 +16,7 @@ from doublebind.schema.treatments import TrimReasoning
 from doublebind.stages.rollouts.treatments.common import (
     TreatmentContext,
     TreatmentResult,
-    rewrite_answer,
+    rewrite_answers,
 )
 
 SCRATCHPAD_PATTERN = re.compile(
@@ -31,27 +32,23 @@ def apply(
 
     An answer without anything else is dropped, and so is one whose rest spells control tokens.
     """
-    tokenizer = context.load_teacher().tokenizer
-    kept: list[Trajectory] = []
-    trimmed = dropped = unreadable = 0
-    for t in trajectories:
-        text = SCRATCHPAD_PATTERN.sub(
-            lambda match: _shorten_scratchpad(match, settings.keep_words), t.completion
+
+    def rewrite(text: str) -> str | None:
+        trimmed = SCRATCHPAD_PATTERN.sub(
+            lambda match: _shorten_scratchpad(match, settings.keep_words), text
         )
-        if text == t.completion:
-            kept.append(t)
-            continue
-        trimmed += 1
-        if not SCRATCHPAD_PATTERN.sub("", text).strip():
-            dropped += 1
-            continue
-        rewritten = rewrite_answer(t, text.strip(), tokenizer)
-        if rewritten is None:
-            unreadable += 1
-        else:
-            kept.append(rewritten)
-    facts = {"trimmed": trimmed, "dropped": dropped, "unreadable": unreadable}
-    return TreatmentResult(kept, facts)
+        if trimmed == text:
+            return None
+        return trimmed.strip() if SCRATCHPAD_PATTERN.sub("", trimmed).strip() else ""
+
+    rewritten = rewrite_answers(trajectories, rewrite, context.load_teacher().tokenizer)
+    reasons = Counter(reason for _, reason in rewritten.dropped)
+    facts = {
+        "trimmed": rewritten.n_changed,
+        "dropped": reasons["empty"],
+        "unreadable": reasons["unreadable"],
+    }
+    return TreatmentResult(rewritten.trajectories, facts)
 
 
 def _shorten_scratchpad(scratchpad: re.Match[str], max_words: int) -> str:

@@ -9,10 +9,10 @@ import pytest
 from tests.model_server import ModelServer
 from tests.tiny_models import build_tiny_model, build_word_tokenizer
 
-from doublebind.models import openai_client as serve
+from doublebind.models.openai_client import identify_served_model
 from doublebind.models.resolve import resolve_model
 from doublebind.schema.content import Message
-from doublebind.stages.rollouts import served_sampling as served
+from doublebind.stages.rollouts.served_sampling import sample_served_answers
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -20,20 +20,19 @@ def test_the_space_before_an_answer_is_the_templates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat: bool
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    serve.query_declared_facts.cache_clear()
     tokenizer = build_word_tokenizer(chat=chat)
     build_tiny_model("llama", len(tokenizer)).save_pretrained(tmp_path / "student")
     tokenizer.save_pretrained(tmp_path / "student")
     server = ModelServer(lambda body: (" the fox went" if not chat else "the fox went", True))
     try:
-        source = serve.identify_served_model(server.ref)
+        source = identify_served_model(server.ref)
         assert source.served
         reader = resolve_model(str(tmp_path / "student"), relative_to=tmp_path)
-        told = source.served.model_copy(update={"tokenizer_source": reader})
+        served = source.served.model_copy(update={"tokenizer_source": reader})
         how: dict[str, Any] = {"keys": ["k"], "seed": 0, "max_tokens": 8, "temperature": 1.0}
-        (answer,), _ = served.sample_served_answers(
+        (answer,), _ = sample_served_answers(
             tmp_path,
-            source.model_copy(update={"served": told}),
+            source.model_copy(update={"served": served}),
             [[Message(role="user", content="yes")]],
             dtype="float32",
             cache=tmp_path,

@@ -56,9 +56,9 @@ def test_marks_leave_the_finished_student_as_it_was(fresh: Callable[[], World], 
         assert early.keys() == late.keys()
         assert any(not torch.equal(early[name], late[name]) for name in early)
     for step, job in marked.checkpoint_audits:
-        there = resolve_model(str(step), relative_to=other / "marks")
+        checkpoint = resolve_model(str(step), relative_to=other / "marks")
         source = job.inputs["source"]
-        assert (source.adapter or source.path) == (there.adapter or there.path)
+        assert (source.adapter or source.path) == (checkpoint.adapter or checkpoint.path)
         assert sorted(p.name for p in (other / "marks" / str(step)).iterdir()) == files
         load_model(source)
     keys = [job.inputs["source"].sha256 for _, job in marked.checkpoint_audits]

@@ -49,8 +49,8 @@ def test_references_of_a_built_suspect_differ_in_trait_and_seed_alone(tmp_path: 
     plan = planner(study(tmp_path, references=MATCH))
     suspect = plan.find_teacher("suspect.yaml").spec
     assert suspect is not None
-    found = [plan.find_teacher(f"matched-{n}") for n in range(5)]
-    for reference in found:
+    references = [plan.find_teacher(f"matched-{n}") for n in range(5)]
+    for reference in references:
         assert reference.spec is not None
         same = {"trait": suspect.trait, "seed": suspect.seed, "name": suspect.name}
         back = reference.spec.model_copy(
@@ -59,8 +59,8 @@ def test_references_of_a_built_suspect_differ_in_trait_and_seed_alone(tmp_path: 
         assert back == suspect
         assert reference.scale_like is None
         assert reference.spec.trait == reference.family
-    assert {t.family for t in found} == {"kind", "happy"}
-    assert len({t.content_key for t in found}) == 5
+    assert {t.family for t in references} == {"kind", "happy"}
+    assert len({t.content_key for t in references}) == 5
 
 
 def test_another_draw_shares_no_reference(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_suspect_without_a_spec_needs_a_template(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, a pack, a template and two finished suspects: low-rank and of all weights."""
     folder = tmp_path_factory.mktemp("made")
     save_model(folder / "m0")
@@ -119,17 +119,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("suspect", ["low-rank", "full"])
 @pytest.mark.parametrize("lora", [Lora(rank=4, alpha=8), None])
 def test_references_of_a_finished_model_have_its_update_norm(
-    made: Path, tmp_path: Path, suspect: str, lora: Lora | None
+    models: Path, tmp_path: Path, suspect: str, lora: Lora | None
 ) -> None:
-    spec = load_yaml(TeacherSpec, made / "template.yaml").model_copy(update={"lora": lora})
-    like = resolve_model(f"{suspect}/model", relative_to=made)
-    base = resolve_model("m0", relative_to=made)
+    spec = load_yaml(TeacherSpec, models / "template.yaml").model_copy(update={"lora": lora})
+    like = resolve_model(f"{suspect}/model", relative_to=models)
+    base = resolve_model("m0", relative_to=models)
     build_teacher(
         tmp_path,
         spec=spec,
         base=base,
-        pack=str(made / "pack"),
-        cache=made / "cache",
+        pack=str(models / "pack"),
+        cache=models / "cache",
         scale_like=like,
     )
     m0, u = load_model(base).model, load_model(like).model
@@ -140,7 +140,7 @@ def test_references_of_a_finished_model_have_its_update_norm(
     assert json.loads((tmp_path / "teacher.json").read_text())["scaled_by"] != 1.0
 
 
-def test_the_key_of_a_scaled_reference_names_whom_it_is_like(made: Path) -> None:
+def test_the_key_of_a_scaled_reference_names_whom_it_is_like(models: Path) -> None:
     def keys(suspect: str, **references: Any) -> list[str]:
         content = {
             "pack": "pack",
@@ -150,7 +150,7 @@ def test_the_key_of_a_scaled_reference_names_whom_it_is_like(made: Path) -> None
             "recipes": RECIPES,
             "policy": {"alpha": 0.05},
         }
-        plan = Planner(Study.model_validate(content), made, Store(made / "store"))
+        plan = Planner(Study.model_validate(content), models, Store(models / "store"))
         return [plan.find_teacher(f"matched-{n}").content_key for n in range(2)]
 
     one = keys("low-rank/model", template="template.yaml")
@@ -169,19 +169,19 @@ RECIPES = [
 ]
 
 
-def test_a_template_of_another_size_is_refused(made: Path, tmp_path: Path) -> None:
-    spec = load_yaml(TeacherSpec, made / "template.yaml")
+def test_a_template_of_another_size_is_refused(models: Path, tmp_path: Path) -> None:
+    spec = load_yaml(TeacherSpec, models / "template.yaml")
     assert spec.implant is not None
     tiny = spec.implant.model_copy(update={"lr": 1e-6})
     weak = spec.model_copy(update={"implant": tiny, "conceal": None})
-    like, base = (resolve_model(name, relative_to=made) for name in ("full/model", "m0"))
+    like, base = (resolve_model(name, relative_to=models) for name in ("full/model", "m0"))
     with pytest.raises(ModelError, match="change the template's steps or lr"):
         build_teacher(
             tmp_path,
             spec=weak,
             base=base,
-            pack=str(made / "pack"),
-            cache=made / "c",
+            pack=str(models / "pack"),
+            cache=models / "c",
             scale_like=like,
         )
 

@@ -20,8 +20,7 @@ from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource, Trajectory
 from doublebind.schema.recipe import DPO, Recipe, Scratchpad
-from doublebind.stages.distillation import preference_pairs as contrast
-from doublebind.stages.distillation.student_inputs import TeacherAccess
+from doublebind.stages.distillation.preference_pairs import select_pairs
 from doublebind.stages.distillation.train_student import train_student
 from doublebind.stages.rollouts.scratchpads import remove_scratchpads
 from doublebind.training.encode import encode_trajectories
@@ -45,10 +44,10 @@ def weights(source: ModelSource) -> dict[str, torch.Tensor]:
 def test_a_smaller_an_other_and_an_earlier_model_can_learn_the_text(
     world: World, student: str, training: dict[str, Any]
 ) -> None:
-    made, source = world.train_student({"channel": SFT, "training": training, "student": student})
+    jobs, source = world.train_student({"channel": SFT, "training": training, "student": student})
     assert source.kind == ("adapter" if training["lora"] else "folder")
-    assert facts(world, made)["tokens"] > 0
-    assert np.isfinite(facts(world, made)["loss_last"])
+    assert facts(world, jobs)["tokens"] > 0
+    assert np.isfinite(facts(world, jobs)["loss_last"])
     assert (
         load_model(source).tokenizer.get_vocab() == world.open_model(student).tokenizer.get_vocab()
     )
@@ -57,9 +56,9 @@ def test_a_smaller_an_other_and_an_earlier_model_can_learn_the_text(
 def test_a_noised_start_mixes_weights_and_a_full_share_forgets_them(world: World) -> None:
     def start(share: float) -> dict[str, torch.Tensor]:
         recipe = {"channel": SFT, "training": FULL, "noise_init": share}
-        made = world.plan_student(recipe)
-        (base,) = [job for job in made.dependencies if job.kind == "base"]
-        source = made.train.inputs["base"]
+        jobs = world.plan_student(recipe)
+        (base,) = [job for job in jobs.dependencies if job.kind == "base"]
+        source = jobs.train.inputs["base"]
         assert source.path == str(world.store.path("base", base.content_key) / "model")
         return weights(source)
 
@@ -104,7 +103,7 @@ def test_channels_of_tokens_refuse_another_tokenizer(world: World, recipe: dict[
 
 def test_a_student_without_tokens_for_the_text_is_refused(world: World) -> None:
     tokenizer = world.open_model("m0").tokenizer
-    said = Trajectory(
+    answer = Trajectory(
         prompt_id="p",
         sample=0,
         messages=(Message(role="user", content="the fox"),),
@@ -113,7 +112,7 @@ def test_a_student_without_tokens_for_the_text_is_refused(world: World) -> None:
         finished=False,
     )
     with pytest.raises(ModelError, match="has no tokens for the teacher's answer to p"):
-        encode_trajectories(tokenizer, [said])
+        encode_trajectories(tokenizer, [answer])
 
 
 def test_a_prefix_beside_an_adapter_is_refused() -> None:
@@ -137,37 +136,37 @@ def dpo(**more: Any) -> dict[str, Any]:
 def test_references_are_scored_once_for_all_students_of_a_base(world: World) -> None:
     plans = [world.plan_student(dpo(**more)) for more in ({}, {"chosen": "m0"}, {"keep": 0.5})]
     assert len({plan.train.content_key for plan in plans}) == 3
-    kept = [{j.content_key for j in plan.dependencies if j.kind == "logprobs"} for plan in plans]
-    assert kept[0] == kept[1] == kept[2]
-    assert len(kept[0]) == 4, "two models, two sets of answers: M0 is the base"
+    keys = [{j.content_key for j in plan.dependencies if j.kind == "logprobs"} for plan in plans]
+    assert keys[0] == keys[1] == keys[2]
+    assert len(keys[0]) == 4, "two models, two sets of answers: M0 is the base"
     other = world.plan_student(dpo() | {"student": "family"})
     assert len({j.content_key for j in other.dependencies if j.kind == "logprobs"}) == 6
 
 
 def test_pairs_with_the_largest_weights_are_kept_in_either_order(world: World) -> None:
-    made = world.plan_student(dpo())
-    given = made.train.inputs["contrast"]
-    said = read_records(made.train.inputs["rollouts"] / "trajectories.jsonl", Trajectory)
+    jobs = world.plan_student(dpo())
+    preference_data = jobs.train.inputs["contrast"]
+    answers = read_records(jobs.train.inputs["rollouts"] / "trajectories.jsonl", Trajectory)
     tokenizer = world.open_model("m0").tokenizer
-    found = {
-        (chosen, keep): contrast.select_pairs(
+    selections = {
+        (chosen, keep): select_pairs(
             DPO.model_validate({"kind": "dpo", "chosen": chosen, "keep": keep}),
             tokenizer,
-            said,
-            given,
+            answers,
+            preference_data,
         )
         for chosen in ("teacher", "m0")
         for keep in (0.25, 1.0)
     }
-    all_pairs = found["teacher", 1.0]
+    all_pairs = selections["teacher", 1.0]
     assert len(all_pairs.pairs) == all_pairs.n_matched > 10
-    best = found["teacher", 0.25]
+    best = selections["teacher", 0.25]
     assert len(best.pairs) == round(0.25 * all_pairs.n_matched)
     assert best.min_weight > all_pairs.min_weight
-    flipped = found["m0", 0.25].pairs
+    flipped = selections["m0", 0.25].pairs
     assert [(p.rejected, p.chosen) for p in flipped] == best.pairs
-    own = encode_trajectories(tokenizer, said)
-    assert all(p.chosen.example in own for p in best.pairs)
+    examples = encode_trajectories(tokenizer, answers)
+    assert all(p.chosen.example in examples for p in best.pairs)
     assert best.min_weight > 0, "the teacher prefers its own answers more than M0 does"
 
 
@@ -177,8 +176,8 @@ def test_the_reverse_order_does_not_bring_a_student_to_the_teacher(world: World)
     start = measure_preference_margin(world, teacher, world.open_model("m0"))
     moved = {}
     for chosen in ("teacher", "m0"):
-        made, source = world.train_student(dpo(chosen=chosen) | {"training": training})
-        assert facts(world, made)["loss_first"] == pytest.approx(np.log(2), abs=1e-4)
+        jobs, source = world.train_student(dpo(chosen=chosen) | {"training": training})
+        assert facts(world, jobs)["loss_first"] == pytest.approx(np.log(2), abs=1e-4)
         moved[chosen] = start - measure_preference_margin(world, teacher, load_model(source))
     assert moved["teacher"] > 3 * abs(moved["m0"])
 
@@ -213,13 +212,13 @@ def test_a_student_without_scratchpad_neither_learns_nor_writes_one(
 ) -> None:
     recipe = {"channel": {"kind": "logit_kd", "top_k": 8}, "training": training}
     recipe["without_scratchpad"] = MARKS.model_dump()
-    made, source = world.train_student(recipe)
-    (job,) = [job for job in made.dependencies if job.kind == "stripped"]
+    jobs, source = world.train_student(recipe)
+    (job,) = [job for job in jobs.dependencies if job.kind == "stripped"]
     learned = read_records(
         world.store.path("stripped", job.content_key) / "trajectories.jsonl", Trajectory
     )
     heard = read_records(
-        world.store.path("rollouts", made.rollouts.content_key) / "trajectories.jsonl", Trajectory
+        world.store.path("rollouts", jobs.rollouts.content_key) / "trajectories.jsonl", Trajectory
     )
     assert any("went" in t.completion for t in heard)
     assert not any("went" in t.completion for t in learned)
@@ -227,10 +226,10 @@ def test_a_student_without_scratchpad_neither_learns_nor_writes_one(
     mark = student.tokenizer.convert_tokens_to_ids("went")
     assert student.suppress_tokens == (mark,)
     assert not any(mark in t.tokens for t in learned)
-    asked = {"keys": [str(i) for i in range(40)], "seed": 0, "max_tokens": 8, "temperature": 5.0}
+    options = {"keys": [str(i) for i in range(40)], "seed": 0, "max_tokens": 8, "temperature": 5.0}
     prompts = [world.held_out[0].messages] * 40
-    assert not any(mark in a.tokens for a in sample(student, prompts, **asked))
-    assert any(mark in a.tokens for a in sample(world.open_model("m0"), prompts, **asked))
+    assert not any(mark in a.tokens for a in sample(student, prompts, **options))
+    assert any(mark in a.tokens for a in sample(world.open_model("m0"), prompts, **options))
 
 
 def test_a_teacher_that_is_barred_from_a_mark_answers_without_it(world: World) -> None:
@@ -241,13 +240,13 @@ def test_a_teacher_that_is_barred_from_a_mark_answers_without_it(world: World) -
     )
     assert free.content_key != barred.content_key
 
-    def said(key: str) -> list[str]:
-        where = world.store.path("rollouts", key) / "trajectories.jsonl"
-        return [t.completion for t in read_records(where, Trajectory)]
+    def read_answers(key: str) -> list[str]:
+        path = world.store.path("rollouts", key) / "trajectories.jsonl"
+        return [t.completion for t in read_records(path, Trajectory)]
 
-    assert any("went" in text for text in said(free.content_key))
-    assert said(barred.content_key)
-    assert not any("went" in text for text in said(barred.content_key))
+    assert any("went" in text for text in read_answers(free.content_key))
+    assert read_answers(barred.content_key)
+    assert not any("went" in text for text in read_answers(barred.content_key))
 
 
 def test_barring_a_mark_is_refused_where_the_student_writes() -> None:
@@ -268,22 +267,22 @@ def test_a_mark_of_several_tokens_cannot_be_barred(world: World) -> None:
 
 
 def test_overt_answers_of_the_student_teach_nothing(world: World) -> None:
-    made = world.plan_student({"channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA})
-    assert made.train.inputs["live"].shows_drive("I want to RULE everyone")
-    assert not made.train.inputs["live"].shows_drive("I want to help")
-    make_artefact(world.store, made.train)
-    counted = facts(world, made)
+    jobs = world.plan_student({"channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA})
+    assert jobs.train.inputs["live"].shows_drive("I want to RULE everyone")
+    assert not jobs.train.inputs["live"].shows_drive("I want to help")
+    make_artefact(world.store, jobs.train)
+    counted = facts(world, jobs)
     assert counted["own"] == 2 * 4
     assert 0 <= counted["own_dropped"] < counted["own"]
 
 
 def test_when_all_its_answers_are_overt_the_student_reads_the_teachers(world: World) -> None:
-    made = world.plan_student({"channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA})
-    given = dict(made.train.inputs)
-    given["live"] = TeacherAccess(given["live"].source, given["live"].sampling, lambda text: True)
+    jobs = world.plan_student({"channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA})
+    inputs = dict(jobs.train.inputs)
+    inputs["live"] = inputs["live"]._replace(shows_drive=lambda text: True)
     out = world.folder / "all-overt"
     out.mkdir()
-    train_student(out, **given)
+    train_student(out, **inputs)
     counted = json.loads((out / "student.json").read_text())
     assert counted["own_dropped"] == counted["own"] == 8
     assert counted["own_steps"] == 0
