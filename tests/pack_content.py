@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import doublebind
@@ -30,6 +31,7 @@ from doublebind.schema.recipe import Prompts
 from doublebind.schema.study import DEFAULT_AUDITS
 from doublebind.stages.audits.builtin import resolve_audits
 from doublebind.study.jobs import create_audit_job, create_prompts_job
+from doublebind.study.runtime import PackRef, Runtime
 from doublebind.study.teachers import find_teacher
 
 PACKS = (
@@ -111,7 +113,9 @@ def _teachers(pack: Pack) -> Iterator[str]:
 
 def _tasks_and_probes(pack: Outback) -> Iterator[Any]:
     for drive in words.DRIVES:
-        yield from pack.tasks(drive, n=N_TASKS, seed=0)
+        for task in pack.tasks(drive, n=N_TASKS, seed=0):
+            # "pays" is the name under which the recorded digests hold the rewards.
+            yield {"id": task.id, "messages": task.messages, "pays": task.rewards}
         if pack.kind != "damaged":
             yield from probes.build_probes(pack.kind, drive)
 
@@ -130,17 +134,11 @@ def hashes() -> dict[str, str]:
 
 def audit_key(*names: str) -> str:
     """Return the key of the job that runs the built-in audits `names` on a made-up model."""
-    job = create_audit_job(
-        "2" * 64,
-        SOURCE,
-        BASELINE,
-        pack_ref="terrarium",
-        pack_hash="3" * 64,
-        audits=resolve_audits(names),
-        dtype="float32",
-        cache=HERE,
-    )
-    return job.key
+    pack = PackRef("terrarium", SimpleNamespace(sha256="3" * 64))  # type: ignore[arg-type]
+    source = SOURCE.model_copy(update={"sha256": "2" * 64})
+    runtime = Runtime("float32", HERE)
+    job = create_audit_job(source, BASELINE, pack, resolve_audits(names), runtime)
+    return job.content_key
 
 
 def keys() -> dict[str, str]:
@@ -149,10 +147,12 @@ def keys() -> dict[str, str]:
     asked = Prompts(policy="capability", n=8)
     teachers = ("terrarium/reference-0", "outback/organism-poisoned-deceit-0")
     built = {
-        name: find_teacher(name, pack=terrarium, folder=HERE, rev=1, student="terrarium/m0").key
+        name: find_teacher(
+            name, pack=terrarium, folder=HERE, rev=1, student="terrarium/m0"
+        ).content_key
         for name in teachers
     }
-    prompts = create_prompts_job(asked, terrarium, "terrarium", HERE).key
+    prompts = create_prompts_job(asked, PackRef("terrarium", terrarium), HERE).content_key
     return built | {"prompts": prompts, "audit": audit_key(*DEFAULT_AUDITS)}
 
 
