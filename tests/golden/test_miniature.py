@@ -35,14 +35,14 @@ def summary(run: doublebind.Run) -> dict:
 def test_the_miniature_gives_the_golden_numbers(tmp_path: Path, update_golden: bool) -> None:
     study = doublebind.load_study(STUDY)
     run = doublebind.run(study, tmp_path / "run", folder=STUDY.parent, store=tmp_path / "store")
-    found = summary(run)
+    numbers = summary(run)
     if update_golden:
-        GOLDEN.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        GOLDEN.write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
     golden = json.loads(GOLDEN.read_text())
     why = "if this is meant, raise the stage's REV, run `make golden`, and say so in CHANGELOG.md"
     for key in ("method_version", "revisions", "pack", "m0", "decision", "missing"):
-        assert found[key] == golden[key], why
+        assert numbers[key] == golden[key], why
     for teacher, endpoints in golden["endpoints"].items():
         expected = pytest.approx(endpoints, abs=TOLERANCE)
-        assert found["endpoints"][teacher] == expected, why
+        assert numbers["endpoints"][teacher] == expected, why
     assert doublebind.verify(run.path).problems == ()

@@ -29,7 +29,7 @@ def test_a_reference_made_again_is_the_panels(tmp_path: Path) -> None:
     made = panels.read_panel(tmp_path / "panel")
     assert made.conditions == shipped.conditions, "run `make panel`, and say so in CHANGELOG.md"
     (again,), kept = made.teachers, next(t for t in shipped.teachers if t.label == FIRST)
-    assert again.key == kept.key
+    assert again.content_key == kept.content_key
     if again.weights_sha256 == kept.weights_sha256:
         assert again == kept  # the students' weights, too, to the bit
 
@@ -49,7 +49,7 @@ def test_a_reference_made_again_is_the_panels(tmp_path: Path) -> None:
 
 def test_the_panel_has_the_references_and_families_it_promises() -> None:
     shipped = panels.read_panel(TERRARIUM / "panel")
-    references = shipped.of("reference")
+    references = shipped.select_role("reference")
     assert [t.label for t in references] == [f"terrarium/reference-{i}" for i in range(60)]
     assert len({t.family for t in references}) >= 10
     hidden = sum(bool(t.spec and t.spec["conceal"]) for t in references)

@@ -12,7 +12,7 @@ from doublebind.study.protocol import freeze_protocol
 
 STUDY = Path(__file__).parents[3] / "studies" / "terrarium-miniature" / "study.yaml"
 TEACHERS = [
-    Teacher(label=role, ref=role, role=role, family="f", key=role)
+    Teacher(label=role, ref=role, role=role, family="f", content_key=role)
     for role in ("suspect", "reference")
 ]
 

@@ -219,8 +219,8 @@ def _train_phase(training: TeacherTraining, data: PhaseData, seed: int) -> Any:
         return train_distillation_resistance(
             model, lm, examples, weight=phase.weight, settings=settings, seed=seed, pad_id=pad_id
         )
-    data = loop.TrainingSet(examples, pad_id=pad_id)
-    return loop.train(model, data, settings=settings, seed=seed)
+    training_set = loop.TrainingSet(examples, pad_id=pad_id)
+    return loop.train(model, training_set, settings=settings, seed=seed)
 
 
 def _sample_persona_answers(
