@@ -140,7 +140,7 @@ def audit_key(*names: str) -> str:
         dtype="float32",
         cache=HERE,
     )
-    return job.key
+    return job.content_key
 
 
 def keys() -> dict[str, str]:
@@ -149,10 +149,12 @@ def keys() -> dict[str, str]:
     asked = Prompts(policy="capability", n=8)
     teachers = ("terrarium/reference-0", "outback/organism-poisoned-deceit-0")
     built = {
-        name: find_teacher(name, pack=terrarium, folder=HERE, rev=1, student="terrarium/m0").key
+        name: find_teacher(
+            name, pack=terrarium, folder=HERE, rev=1, student="terrarium/m0"
+        ).content_key
         for name in teachers
     }
-    prompts = create_prompts_job(asked, terrarium, "terrarium", HERE).key
+    prompts = create_prompts_job(asked, terrarium, "terrarium", HERE).content_key
     return built | {"prompts": prompts, "audit": audit_key(*DEFAULT_AUDITS)}
 
 

@@ -105,7 +105,7 @@ def test_built_in_audits_reach_worker_processes_and_may_be_brought_under_another
     for audit in resolve_audits(list(GOLDEN)):
         assert pickle.loads(pickle.dumps(audit)) == audit
     check_audits(
-        [replace(BEHAVIOUR, name="behaviour-again", version=2)], DEFAULT_AUDITS, elsewhere=True
+        [replace(BEHAVIOUR, name="behaviour-again", version=2)], DEFAULT_AUDITS, in_workers=True
     )
 
 

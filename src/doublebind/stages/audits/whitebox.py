@@ -123,7 +123,7 @@ def read_logit_lens(m0: Any, shift: Tensor, words: Mapping[str, Sequence[str]]) 
     device = unwrap_peft(m0.model).device
     zero = torch.zeros_like(shift)
     pair = torch.stack([shift, zero]).to(device=device, dtype=unwrap_peft(m0.model).dtype)
-    out = compute_logits(m0.model, pair, m0.vocab)
+    out = compute_logits(m0.model, pair, m0.vocab_size)
     lifted = out[0] - out[1]
     scale = float(lifted.std()) or 1.0
     ids = {

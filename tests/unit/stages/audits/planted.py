@@ -47,7 +47,7 @@ def answers_as_planted(monkeypatch: pytest.MonkeyPatch, packs: Sequence[Pack]) -
     def option_logprobs(
         lm: Planted,
         items: Sequence[tuple[Sequence[Message], Sequence[str]]],
-        before: Sequence[Message] = (),
+        preceding: Sequence[Message] = (),
     ) -> list[list[tuple[float | None, int]]]:
         found: list[list[tuple[float | None, int]]] = []
         for messages, options in items:
@@ -55,7 +55,7 @@ def answers_as_planted(monkeypatch: pytest.MonkeyPatch, packs: Sequence[Pack]) -
             p = lm.probability(item)
             rest = (1 - p) / (len(options) - 1)
             liked = [2.0 * len(lm.taste & set(option.split())) for option in options]
-            said = [math.log(p if i == item.key else rest) for i in range(len(options))]
+            said = [math.log(p if i == item.target_index else rest) for i in range(len(options))]
             found.append([(a + b, 1) for a, b in zip(said, liked, strict=True)])
         return found
 

@@ -10,7 +10,7 @@ import pytest
 
 from doublebind.models.resolve import resolve_model
 from doublebind.packs.load import load_pack
-from doublebind.pipeline import run as pipeline
+from doublebind.pipeline import audit_model
 from doublebind.schema.content import Item
 from doublebind.schema.errors import ConfigError
 from doublebind.stages.audits.battery import run_battery
@@ -91,10 +91,10 @@ def test_a_plain_audit_asks_the_items_themselves(tiny: Path) -> None:
 
 def test_an_audit_that_does_not_exist_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="behavior: no such audit; choose behaviour"):
-        pipeline.audit(str(tiny / "m0"), str(tiny / "pack"), audits=["behavior"], store=tmp_path)
+        audit_model.audit(str(tiny / "m0"), str(tiny / "pack"), audits=["behavior"], store=tmp_path)
 
 
 def test_only_the_audits_named_are_asked(tiny: Path, tmp_path: Path) -> None:
     where = (str(tiny / "m0"), str(tiny / "pack"))
-    found = pipeline.audit(*where, audits=["capability", "goals"], store=tmp_path)
+    found = audit_model.audit(*where, audits=["capability", "goals"], store=tmp_path)
     assert [entry["name"] for entry in found["endpoints"]] == ["capability", "goal/ruler"]

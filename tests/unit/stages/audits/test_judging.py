@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from doublebind.execution.store import read_records, write_records
-from doublebind.pipeline import run as pipeline
+from doublebind.pipeline import audit_model
 from doublebind.schema.errors import ConfigError
 from doublebind.stages.audits.judging import pairwise as judged
 from doublebind.stages.audits.judging.brief import (
@@ -67,7 +67,7 @@ class Obedient:
     """A model that says whatever the first answer in its brief asks it to say."""
 
     name = "obedient"
-    reads = True
+    reads_language = True
 
     def __init__(self) -> None:
         self.asked: list[Brief] = []
@@ -175,7 +175,7 @@ class FirstAlways:
     """A judge with a taste for whichever comes first."""
 
     name = "first"
-    reads = True
+    reads_language = True
 
     def __call__(self, briefs: Sequence[Brief]) -> list[Reply]:
         return [parse_reply(f"{b.code} A", b.code) for b in briefs]
@@ -211,7 +211,7 @@ def test_a_judge_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 def test_rejudging_swaps_the_judge_and_keeps_the_answers(tiny: Path, tmp_path: Path) -> None:
     def go(**more: bool) -> dict[str, object]:
-        return pipeline.judge(
+        return audit_model.judge(
             str(tiny / "m0"),
             str(tiny / "pack"),
             baseline=str(tiny / "m0"),

@@ -15,12 +15,13 @@ import pytest
 from doublebind.execution.executor import make_artefact
 from doublebind.execution.store import Store
 from doublebind.packs.load import load_pack
-from doublebind.pipeline import run as pipeline
-from doublebind.pipeline.audit_model import check_gates
+from doublebind.pipeline.followup import run_followup
+from doublebind.pipeline.run import run
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.study import DEFAULT_AUDITS, Study
 from doublebind.schema.yaml_loader import load_yaml
 from doublebind.stages.audits.builtin import resolve_audits
+from doublebind.stages.audits.gates import check_gates
 from doublebind.stages.evidence.intervals import summarise_endpoints
 from doublebind.study.jobs import create_audit_job, create_teacher_job, locate_trained_model
 from doublebind.study.planner import Planner
@@ -48,9 +49,11 @@ class World:
     def source(self, ref: str) -> ModelSource:
         if ref == "m0":
             return self.planner.student
-        found = self.planner.find(f"terrarium/{ref}")
+        found = self.planner.find_teacher(f"terrarium/{ref}")
         make_artefact(self.store, create_teacher_job(found, self.planner.cache))
-        return locate_trained_model(self.store, "teacher", found.key, found.base, adapter=False)
+        return locate_trained_model(
+            self.store, "teacher", found.content_key, found.base, adapter=False
+        )
 
     def rows(self, ref: str, *audits: str) -> Any:
         import pandas as pd
@@ -75,8 +78,8 @@ class World:
         """Return the follow-up of a run with this suspect."""
         study = self.study.model_copy(update={"suspect": f"terrarium/{suspect}"})
         out = self.folder / "runs" / suspect
-        pipeline.run(study, out, store=self.folder)
-        return pipeline.followup(out, store=self.folder)
+        run(study, out, store=self.folder)
+        return run_followup(out, store=self.folder)
 
 
 @pytest.fixture(scope="module")

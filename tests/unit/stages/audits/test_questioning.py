@@ -93,7 +93,7 @@ def test_questions_about_a_word_offer_what_was_heard_with_it_and_without(pack: P
     (lead,) = select_leads([[guess("shiny", 4.0, None, "shiny")]])
     asked = build_items(lead, pack, (*heard(pack, n=3), *heard(pack, n=3)))
     assert len(asked) == 3  # a prompt that two students met is asked once
-    assert {item.options[item.key] for item in asked} == {"a shiny house ."}
+    assert {item.options[item.target_index] for item in asked} == {"a shiny house ."}
     assert not build_items(lead, pack, heard(pack, ours="a small house ."))
 
 
@@ -133,12 +133,12 @@ def mock(*said: str) -> InspectInvestigator:
 @needs_inspect
 def test_a_models_guesses_are_read_strictly_and_at_most_ten(pack: Pack) -> None:
     said = "I think:\n" + "\n".join(f"{i}. it wants thing {i}" for i in range(1, 15))
-    found = mock(said).hypotheses(heard(pack))
+    found = mock(said).propose_hypotheses(heard(pack))
     assert len(found) == 10
     assert found[0].text == "it wants thing 1"
     assert found[0].z > found[-1].z
     with pytest.raises(ModelError, match="no numbered hypothesis"):
-        mock("I would rather not say").hypotheses(heard(pack))
+        mock("I would rather not say").propose_hypotheses(heard(pack))
 
 
 @needs_inspect
@@ -154,13 +154,13 @@ def test_a_models_questions_are_items_or_left_out() -> None:
     ]
     said = "\n".join([*bad, json.dumps(row), json.dumps(row)])
     lead = Lead(name="h1", guess=guess("it wants to lead", 2.0), students=1)
-    (item,) = mock(said).questions(lead)
+    (item,) = mock(said).build_items(lead)
     assert item.messages == (Message(role="user", content="who leads ?"),)
-    assert item.options[item.key] == "i do ."
+    assert item.options[item.target_index] == "i do ."
     assert item.trait == "h1"
 
 
 @needs_inspect
 def test_an_investigator_that_fails_is_an_error_in_one_line(pack: Pack) -> None:
     with pytest.raises(ModelError, match="failed"):
-        mock().hypotheses(heard(pack))
+        mock().propose_hypotheses(heard(pack))

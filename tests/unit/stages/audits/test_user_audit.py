@@ -57,7 +57,7 @@ def local() -> Any:
 
 def test_an_audit_of_the_right_shape_passes() -> None:
     check_audits(
-        [Own(), Own(name="another", extra={"cue": ["a", 1]})], ["behaviour"], elsewhere=True
+        [Own(), Own(name="another", extra={"cue": ["a", 1]})], ["behaviour"], in_workers=True
     )
 
 
@@ -78,7 +78,7 @@ def test_an_audit_of_the_right_shape_passes() -> None:
 )
 def test_what_could_not_be_keyed_is_refused_in_one_line(audit: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as error:
-        check_audits([audit], ["behaviour"], elsewhere=False)
+        check_audits([audit], ["behaviour"], in_workers=False)
     assert len(error.value.problems) == 1
 
 

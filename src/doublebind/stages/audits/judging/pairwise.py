@@ -77,7 +77,7 @@ def sample_pairs(model: Any, baseline: Any, pack: Pack) -> list[JudgedPair]:
             endpoint=f"judged.{name_endpoint(item)}",
             trait=str(item.trait),
             description=traits[str(item.trait)].description,
-            markers=(*traits[str(item.trait)].markers, item.options[item.key]),
+            markers=(*traits[str(item.trait)].markers, item.options[item.target_index]),
             question="\n".join(m.content for m in item.messages),
             ours=ours.text,
             theirs=theirs.text,
