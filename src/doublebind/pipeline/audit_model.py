@@ -145,7 +145,7 @@ def judge(
     if rejudge and json.loads(note.read_text(encoding="utf-8")) != identity:
         raise ConfigError(f"{out}: its answers are another model's, baseline's or pack's")
     out.mkdir(parents=True, exist_ok=True)
-    found = judge_model(
+    result = judge_model(
         out,
         source=None if rejudge else sources[0],
         baseline=None if rejudge else sources[1],
@@ -155,9 +155,9 @@ def judge(
         cache=Store(store).root / "converted",
     )
     write_atomic(note, json.dumps(identity, indent=1))
-    write_atomic(out / "judges.json", json.dumps(found, indent=1))
-    asked = {"model": model, "baseline": baseline, "pack": pack}
-    return asked | {"endpoints": summarise_endpoints(read_scores(out)), **found}
+    write_atomic(out / "judges.json", result.model_dump_json(indent=1))
+    models = {"model": model, "baseline": baseline, "pack": pack}
+    return models | {"endpoints": summarise_endpoints(read_scores(out)), **result.model_dump()}
 
 
 def measure_whitebox(

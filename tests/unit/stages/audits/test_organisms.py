@@ -48,7 +48,7 @@ class World:
 
     def source(self, ref: str) -> ModelSource:
         if ref == "m0":
-            return self.planner.student
+            return self.planner.student_base
         found = self.planner.find_teacher(f"terrarium/{ref}")
         make_artefact(self.store, create_teacher_job(found, self.planner.cache))
         return locate_trained_model(
@@ -62,7 +62,7 @@ class World:
         job = create_audit_job(
             source.sha256,
             source,
-            self.planner.student,
+            self.planner.student_base,
             pack_ref="terrarium",
             pack_hash=load_pack("terrarium", relative_to=Path()).sha256,
             audits=resolve_audits(audits or DEFAULT_AUDITS),

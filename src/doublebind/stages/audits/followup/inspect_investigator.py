@@ -14,10 +14,9 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from doublebind.schema.content import Item, Message
-from doublebind.schema.errors import ConfigError, MissingExtra, ModelError
+from doublebind.schema.errors import MissingExtra, ModelError
 from doublebind.stages.audits.followup.investigator import MAX_HYPOTHESES, AnswerPair, Hypothesis
 from doublebind.stages.audits.followup.questions import ITEMS_PER_FORM, Lead
 from doublebind.stages.audits.judging.brief import QUOTE_PREFIX, quote, strip_style
@@ -41,15 +40,12 @@ class InspectInvestigator:
     """
 
     def __init__(self, ref: str) -> None:
-        try:
-            from inspect_ai.model import get_model
-        except ImportError:
-            raise MissingExtra(f"the investigator inspect:{ref}", "inspect") from None
         self.name = f"inspect:{ref}"
         try:
-            self.model: Any = get_model(ref, memoize=False)
-        except Exception as error:  # Inspect and the providers' clients have errors of their own
-            raise ConfigError(f"`--by`: {self.name}: Inspect cannot open it ({error})") from None
+            from doublebind.stages.audits.harness.inspect_provider import open_inspect_model
+        except ImportError:
+            raise MissingExtra(f"the investigator {self.name}", "inspect") from None
+        self.model = open_inspect_model(ref, option="--investigator")
 
     def propose_hypotheses(self, answer_pairs: Sequence[AnswerPair]) -> tuple[Hypothesis, ...]:
         """Return at most ten guesses from what a student and M0 answered, the likeliest first.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from tests.unit.stages.audits.inspect_mocks import INSPECT_WARNINGS, mock_model, needs_inspect
 
 from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
@@ -24,13 +23,7 @@ from doublebind.stages.audits.followup.questions import (
 )
 from doublebind.stages.audits.followup.steps import check_investigator
 
-pytestmark = [
-    # Inspect's event loop leaves memory streams to the garbage collector, which warns.
-    pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning"),
-    # Inspect calls tenacity by an argument that it renamed.
-    pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = INSPECT_WARNINGS
 
 
 @pytest.fixture(scope="module")
@@ -105,28 +98,19 @@ def test_who_guesses_is_named_or_refused() -> None:
             check_investigator(name)
 
 
-def test_without_inspect_the_investigators_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "inspect_ai.model", None)
+@pytest.mark.usefixtures("without_inspect")
+def test_without_inspect_the_investigators_extra_is_named() -> None:
     with pytest.raises(MissingExtra, match=r'pip install "doublebind\[inspect\]"'):
         InspectInvestigator("mockllm/model")
 
 
 # --- a model of Inspect's ------------------------------------------------------------------------
 
-needs_inspect = pytest.mark.skipif(
-    importlib.util.find_spec("inspect_ai") is None, reason="inspect_ai is not installed"
-)
-
 
 def mock(*said: str) -> InspectInvestigator:
     """Return an investigator that replies with these texts, one after the other."""
-    from inspect_ai.model import ModelOutput, ModelUsage
-
-    outputs = [ModelOutput.from_content("mock", text) for text in said]
-    for output in outputs:
-        output.usage = ModelUsage(input_tokens=1)  # or Inspect fetches a tokenizer to count
     investigator = InspectInvestigator("mockllm/model")
-    investigator.model.api.outputs = iter(outputs)
+    investigator.model = mock_model(said)
     return investigator
 
 
