@@ -57,7 +57,7 @@ def audit(
     Returns:
         `model`, `pack` and `endpoints: [{name, role, value, interval, n, unscored}]`: the mean over
         items, in [0, 1], with a 95% interval over items (absent below two items). With a
-        `baseline` also `gates`; see `gates.check`.
+        `baseline` also `gates`; see `GateResult`.
 
     Raises:
         ConfigError: If `audits` names one that does not exist.
@@ -90,7 +90,8 @@ def audit(
     found = {"model": model, "pack": pack, "endpoints": summarise_endpoints(rows)}
     if baseline:
         plain = make_artefact(kept, create_audit_job(held_to.sha256, held_to, held_to, **settings))
-        found |= {"baseline": baseline, "gates": check_gates(rows, read_scores(plain))}
+        gates = check_gates(rows, read_scores(plain)).model_dump(exclude_none=True)
+        found |= {"baseline": baseline, "gates": gates}
     return found
 
 
