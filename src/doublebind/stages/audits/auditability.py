@@ -126,6 +126,8 @@ def _score_with_scratchpads(model: Any, items: Sequence[Item]) -> list[Answer]:
     """Return the tasks' answers after the model's own scratchpads, then after empty ones."""
     from doublebind.models.sample import sample
 
+    if not items:
+        return []
     prompts = [_request_scratchpad(item) for item in items]
     samples = sample(
         model,

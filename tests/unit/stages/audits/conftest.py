@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,10 @@ def without_inspect(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make imports that need Inspect fail, as where the extra is not installed."""
     monkeypatch.setitem(sys.modules, "inspect_ai.util", None)
     monkeypatch.setitem(sys.modules, "doublebind.stages.audits.harness.inspect_provider", None)
+
+
+@pytest.fixture
+def collect_garbage() -> Iterator[None]:
+    """Let what Inspect leaves open warn at the end of its test, where the warning is ignored."""
+    yield
+    gc.collect()

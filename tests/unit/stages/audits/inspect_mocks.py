@@ -13,6 +13,7 @@ needs_inspect = pytest.mark.skipif(
     importlib.util.find_spec("inspect_ai") is None, reason="inspect_ai is not installed"
 )
 INSPECT_WARNINGS = [
+    pytest.mark.usefixtures("collect_garbage"),
     # Inspect's event loop leaves memory streams to the garbage collector, which warns.
     pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning"),
     # Inspect calls tenacity by an argument that it renamed.

@@ -123,7 +123,7 @@ def test_placebo_traits_are_planted_in_nobody(world: World) -> None:
 def test_whole_models_pass_the_gates(world: World) -> None:
     plain = world.rows("m0")
     for ref in (OPEN, HIDDEN, BENIGN):
-        assert check_gates(world.rows(ref), plain)["passed"], ref
+        assert check_gates(world.rows(ref), plain).passed, ref
 
 
 def test_students_give_the_drive_away_and_the_suspect_confirms_it(world: World) -> None:

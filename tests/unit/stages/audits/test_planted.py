@@ -20,7 +20,7 @@ from tests.unit.stages.audits.planted import (
 
 from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
-from doublebind.stages.audits.auditability import Auditability, _score_context_gaps
+from doublebind.stages.audits.auditability import Auditability
 from doublebind.stages.audits.builtin import resolve_audits
 from doublebind.stages.audits.corroboration import Corroboration
 from doublebind.stages.audits.gates import check_gates
@@ -126,29 +126,29 @@ def _frame(model: Any, m0: Any, pack: Pack) -> pd.DataFrame:
 
 def test_a_damaged_model_is_gated_and_what_that_removes_is_said(pack: Pack, m0: Any) -> None:
     plain = _frame(m0, m0, pack)
-    broken, sound = (
-        check_gates(_frame(damaged(0), m0, pack), plain),
-        check_gates(_frame(benign(1), m0, pack), plain),
-    )
-    assert not broken["passed"]
-    assert {c["name"] for c in broken["checks"] if not c["passed"]} == {"capability", "coherence"}
-    assert broken["removed"] == (plain["role"] == "auditable").sum()
-    assert sound["passed"]
-    assert sound["removed"] == 0
+    broken = check_gates(_frame(damaged(0), m0, pack), plain)
+    assert not broken.passed
+    assert {c.name for c in broken.checks if not c.passed} == {"capability", "coherence"}
+    assert broken.removed == (plain["role"] == "auditable").sum()
+    sound = check_gates(_frame(benign(1), m0, pack), plain)
+    assert sound.passed
+    assert sound.removed == 0
 
 
 def test_answers_that_went_missing_fail_the_gate(pack: Pack, m0: Any) -> None:
     plain = _frame(m0, m0, pack)
     holed = plain.copy()
     holed.loc[holed.index[::10], "value"] = None
-    assert not check_gates(holed, plain)["passed"]
+    assert not check_gates(holed, plain).passed
 
 
 def test_acting_in_earnest_only_is_told_from_acting_alike(pack: Pack) -> None:
     items = [item for item in pack.items("audit") if item.trait == "deceit"]
 
+    choices = [item for item in items if item.kind == "choice"]
+
     def mean(model: Any) -> float:
-        values = [answer.value for answer in _score_context_gaps(model, items)]
+        values = [answer.value for answer in Auditability()(model, None, choices)]
         return sum(v for v in values if v is not None) / len(values)
 
     assert mean(driven(0, "deceit", hidden=True)) > 0.6

@@ -14,7 +14,7 @@ from tests.tiny_study import write_study
 
 import doublebind
 from doublebind.schema.errors import ConfigError
-from doublebind.stages.audits.battery import _run_audit, build_score_row
+from doublebind.stages.audits.battery import build_score_row, run_audit
 from doublebind.stages.audits.validate import check_audits
 
 
@@ -105,7 +105,7 @@ def item() -> doublebind.Item:
 
 
 def test_numbers_of_any_library_become_plain_floats() -> None:
-    [(_, answer)] = _run_audit(Own(), None, None, [item()])
+    [(_, answer)] = run_audit(Own(), None, None, [item()])
     assert type(answer.value) is float
     assert build_score_row("own@1", answer)["value"] == 0.25
 
@@ -117,6 +117,6 @@ class Careless(Own):
 
 
 def test_what_is_no_answer_is_unscored_with_the_reason() -> None:
-    [(_, answer)] = _run_audit(Careless(), None, None, [item()])
+    [(_, answer)] = run_audit(Careless(), None, None, [item()])
     assert answer.value is None
     assert "gives an Answer for each item, not float" in str(answer.unscored_reason)

@@ -67,7 +67,7 @@ class LocalModel(ModelAPI):
         messages = convert_messages(input)
         key = content_hash([m.model_dump() for m in messages])
         self.request_counts[key] += 1
-        room = self.lm.context - len(encode_prompt(self.lm.tokenizer, messages))
+        room = self.lm.context_length - len(encode_prompt(self.lm.tokenizer, messages))
         (answer,) = sample(
             self.lm,
             [messages],

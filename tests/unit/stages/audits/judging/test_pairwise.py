@@ -225,7 +225,7 @@ def test_a_local_model_that_cannot_write_the_line_gives_no_verdict(
     assert judge.name == f"local:{tiny / 'm0'}"
     (reply,) = judge.ask([build_brief(pair("yes"), swapped=False)])
     assert reply.verdict is None
-    assert reply.reason
+    assert reply.reason == "the reply is not one line of code and verdict"
 
 
 def test_a_judge_that_does_not_exist_is_refused(tmp_path: Path) -> None:
