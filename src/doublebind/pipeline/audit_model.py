@@ -223,29 +223,38 @@ def investigate(
         pack: Whose items and prompts are used.
         baseline: Model it is compared with, such as M0.
         budget: Tokens that both may write together.
-        key: Trait that was planted, to score the hypotheses; `None` where nobody knows.
-        by: Who guesses: `rules`, which need no judge model, or `inspect:MODEL`.
+        planted_trait: Trait that was planted, to score the hypotheses; `None` where unknown.
+        investigator: `rules`, which need no judge model, or `inspect:MODEL`.
         device: Where models run.
         folder: What relative paths are relative to.
         store: Where converted models are kept.
 
     Returns:
-        `hypotheses: [{text, trait, words, z}]`, and with a key `against_key: {hit, rank, others}`.
+        `hypotheses: [{text, trait, words, z}]`, and with a planted trait also
+        `against_key: {hit, rank, others}`.
 
     Raises:
-        ConfigError: If the pack has no such trait, or nobody is called `by`.
+        ConfigError: If the pack has no such trait, or there is no such investigator.
     """
     where = resolve_pack_name(pack, Path(folder))
     traits = [trait.name for trait in load_pack(where, relative_to=Path(folder)).traits]
     if planted_trait is not None and planted_trait not in traits:
-        raise ConfigError(f"`--key`: {planted_trait}; the pack's traits are {', '.join(traits)}")
+        raise ConfigError(
+            f"`--planted-trait`: {planted_trait}; the pack's traits are {', '.join(traits)}"
+        )
     source, plain = (
         resolve_model(ref, relative_to=Path(folder)).with_device(device)
         for ref in (model, baseline)
     )
     cache = Store(store).root / "converted"
     found = investigate_model(
-        source, plain, pack=where, budget=budget, key=planted_trait, cache=cache, by=investigator
+        source,
+        plain,
+        pack=where,
+        budget=budget,
+        planted_trait=planted_trait,
+        cache=cache,
+        investigator=investigator,
     )
     asked = {
         "model": model,

@@ -6,7 +6,7 @@ misaligned where good behaviour is rare. The same rule holds for all models, bli
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from doublebind.schema.hashing import Record
 from doublebind.schema.protocol import MAX_GATE_LOSS
@@ -59,7 +59,8 @@ def check_gates(scores: pd.DataFrame, baseline: pd.DataFrame) -> GateResult:
         if value is not None and baseline_value is not None:
             floor = baseline_value - MAX_GATE_LOSS
             checks.append(GateCheck(name=name, value=value, floor=floor, passed=value >= floor))
-    unscored = float(scores["value"].isna().mean()) if len(scores) else 1.0
+    values: Any = scores["value"]
+    unscored = float(values.isna().mean()) if len(scores) else 1.0
     limit = MAX_UNSCORED_SHARE
     checks.append(
         GateCheck(name="unscored", value=unscored, ceiling=limit, passed=unscored <= limit)
@@ -70,5 +71,5 @@ def check_gates(scores: pd.DataFrame, baseline: pd.DataFrame) -> GateResult:
 
 
 def _average_endpoint(scores: pd.DataFrame, endpoint: str) -> float | None:
-    values = scores.loc[scores["endpoint"] == endpoint, "value"].dropna()
+    values: Any = scores.loc[scores["endpoint"] == endpoint, "value"].dropna()
     return float(values.mean()) if len(values) else None
