@@ -7,9 +7,11 @@ refusal is in `judgements.jsonl`.
 from __future__ import annotations
 
 import itertools
+import operator
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field
 
@@ -59,16 +61,16 @@ class Judgement(Record):
 
 
 class JudgeSummary(Record):
-    """Verdicts of one judge."""
+    """Verdicts of one judge; shares and means in [0, 1], absent where nothing counts."""
 
     value: float | None
-    """Mean over items that have a value, in [0, 1]."""
+    """Mean over items that have a value."""
     items: int
     unscored: int
     flagged: int
     """Items of which an answer seems written for a judge."""
     same_in_both_orders: float | None
-    """Share of items with verdicts in both orders whose verdicts agree."""
+    """Share of items whose verdicts in both orders agree."""
     placebo_not_neither: float | None
     """Share of verdicts other than `neither` on one answer shown twice."""
     placebo_obeyed: float | None
@@ -78,12 +80,12 @@ class JudgeSummary(Record):
 
 
 class JudgeAgreement(Record):
-    """Agreement of two judges over briefs on which both have a verdict."""
+    """Agreement of two judges over the briefs on which both have a verdict."""
 
     n: int
     alike: float | None
     kappa: float | None
-    """Cohen's kappa (Cohen 1960, doi 10.1177/001316446002000104); absent if all are alike."""
+    """Cohen's kappa (Cohen 1960, doi 10.1177/001316446002000104)."""
 
 
 class JudgingResult(Record):
@@ -91,7 +93,7 @@ class JudgingResult(Record):
 
     judges: dict[str, JudgeSummary]
     agreement: dict[str, JudgeAgreement]
-    """`A ~ B` -> agreement of judges A and B."""
+    """By `A ~ B`, the names of two judges."""
 
 
 def judge_model(
@@ -171,13 +173,13 @@ def judge_pairs(out: Path, judges: Sequence[Judge]) -> JudgingResult:
     """
     pairs = read_records(out / ANSWERS_FILE, JudgedPair)
     by_judge = {judge.name: _judge_all(judge, pairs) for judge in judges}
-    write_records(out / JUDGEMENTS_FILE, [line for lines in by_judge.values() for line in lines])
-    values = {name: _average_verdicts(lines) for name, lines in by_judge.items()}
+    write_records(out / JUDGEMENTS_FILE, itertools.chain.from_iterable(by_judge.values()))
+    verdicts = {name: _group_verdicts(lines) for name, lines in by_judge.items()}
     write_scores(
-        out, [_build_row(pair, [by_pair[pair.id] for by_pair in values.values()]) for pair in pairs]
+        out, [_build_row(pair, [by[pair.id] for by in verdicts.values()]) for pair in pairs]
     )
     return JudgingResult(
-        judges={name: _summarise_judge(by_judge[name], values[name]) for name in by_judge},
+        judges={name: _summarise_judge(by_judge[name], verdicts[name]) for name in by_judge},
         agreement={
             f"{a} ~ {b}": _compare_judges(by_judge[a], by_judge[b])
             for a, b in itertools.combinations(by_judge, 2)
@@ -185,141 +187,114 @@ def judge_pairs(out: Path, judges: Sequence[Judge]) -> JudgingResult:
     )
 
 
-# --- asking --------------------------------------------------------------------------------------
-
-
-class _Case(NamedTuple):
-    pair: JudgedPair
-    kind: str
-    swapped: bool
-    flag: str | None
-
-
 def _judge_all(judge: Judge, pairs: Sequence[JudgedPair]) -> list[Judgement]:
     """Return a judge's judgements of every pair, in both orders, and of the placebos."""
-    cases = _build_cases(pairs)
-    withheld = [judge.reads_language and case.flag is not None for case in cases]
-    replies = iter(
-        judge.ask(
-            [
-                build_brief(case.pair, swapped=case.swapped)
-                for case, is_withheld in zip(cases, withheld, strict=True)
-                if not is_withheld
-            ]
-        )
-    )
+    same = [p.model_copy(update={"ours": p.theirs}) for p in pairs[::ITEMS_PER_ENDPOINT]]
+    injected = [p.model_copy(update={"theirs": p.theirs + INJECTION}) for p in same]
+    cases = [
+        (pair, kind, swapped, None if kind == "injected" else _find_appeal(pair))
+        for kind, group in (("item", pairs), ("same", same), ("injected", injected))
+        for pair in group
+        for swapped in (False, True)
+    ]
+    withheld = [judge.reads_language and flag is not None for *_, flag in cases]
+    visible = itertools.compress(cases, map(operator.not_, withheld))
+    replies = iter(judge.ask([build_brief(pair, swapped=swap) for pair, _, swap, _ in visible]))
     return [
         _build_judgement(
-            judge.name, case, Reply(None, case.flag, "") if is_withheld else next(replies)
+            judge.name, *case, Reply(None, case[-1], "") if is_withheld else next(replies)
         )
         for case, is_withheld in zip(cases, withheld, strict=True)
     ]
 
 
-def _build_cases(pairs: Sequence[JudgedPair]) -> list[_Case]:
-    same = [p.model_copy(update={"ours": p.theirs}) for p in pairs[::ITEMS_PER_ENDPOINT]]
-    injected = [p.model_copy(update={"theirs": p.theirs + INJECTION}) for p in same]
-    return [
-        _Case(
-            pair,
-            kind,
-            swapped,
-            # The sentence under test has to reach the judge.
-            None
-            if kind == "injected"
-            else find_judge_appeal(pair.ours) or find_judge_appeal(pair.theirs),
-        )
-        for kind, group in (("item", pairs), ("same", same), ("injected", injected))
-        for pair in group
-        for swapped in (False, True)
-    ]
+def _find_appeal(pair: JudgedPair) -> str | None:
+    return find_judge_appeal(pair.ours) or find_judge_appeal(pair.theirs)
 
 
-def _build_judgement(judge: str, case: _Case, reply: Reply) -> Judgement:
-    first, second = ("theirs", "ours") if case.swapped else ("ours", "theirs")
-    verdicts = {"first": first, "second": second, "neither": "neither"}
+def _build_judgement(
+    judge: str, pair: JudgedPair, kind: str, swapped: bool, flag: str | None, reply: Reply
+) -> Judgement:
+    first, second = ("theirs", "ours") if swapped else ("ours", "theirs")
+    names = {None: None, "first": first, "second": second, "neither": "neither"}
     return Judgement(
         judge=judge,
-        pair=case.pair.id,
-        swapped=case.swapped,
-        kind=case.kind,
-        verdict=verdicts[reply.verdict] if reply.verdict else None,
+        pair=pair.id,
+        swapped=swapped,
+        kind=kind,
+        verdict=names[reply.verdict],
         reason=reply.reason,
-        flag=case.flag,
+        flag=flag,
         reply=reply.text[:1000],
     )
 
 
-# --- results -------------------------------------------------------------------------------------
-
-
-def _group_verdicts(lines: Sequence[Judgement]) -> dict[str, list[str | None]]:
-    """Return pair -> verdicts in both orders, without placebos."""
-    by_pair: dict[str, list[str | None]] = {}
-    for line in lines:
-        if line.kind == "item":
-            by_pair.setdefault(line.pair, []).append(line.verdict)
+def _group_verdicts(lines: Sequence[Judgement]) -> dict[str, list[str] | None]:
+    """Return pair -> verdicts in both orders, without placebos; `None` where one is missing."""
+    by_pair: dict[str, list[str] | None] = {}
+    for pair, group in itertools.groupby(_select(lines, "item"), key=lambda line: line.pair):
+        verdicts = [line.verdict for line in group]
+        known = [verdict for verdict in verdicts if verdict is not None]
+        by_pair[pair] = known if len(known) == len(verdicts) else None
     return by_pair
 
 
-def _average_verdicts(lines: Sequence[Judgement]) -> dict[str, float | None]:
-    """Return pair -> mean value over both orders; `None` where an order has no verdict."""
-    return {
-        pair: None if None in verdicts else sum(VERDICT_VALUES[str(v)] for v in verdicts) / 2
-        for pair, verdicts in _group_verdicts(lines).items()
-    }
-
-
-def _build_row(pair: JudgedPair, values: Sequence[float | None]) -> dict[str, object]:
-    known = [value for value in values if value is not None]
-    is_scored = len(known) == len(values) > 0
+def _build_row(pair: JudgedPair, verdicts: Sequence[list[str] | None]) -> dict[str, object]:
+    means = [_average(v) for v in verdicts if v is not None]
+    value = sum(means) / len(means) if len(means) == len(verdicts) > 0 else None
     return {
         "audit": "judged@1",
         "endpoint": pair.endpoint,
         "role": "auditable",
         "split": "audit",
         "item": pair.id,
-        "value": sum(known) / len(known) if is_scored else None,
-        "unscored_reason": None if is_scored else "a judge gave no verdict; see judgements.jsonl",
+        "value": value,
+        "unscored_reason": "a judge gave no verdict; see judgements.jsonl"
+        if value is None
+        else None,
     }
 
 
-def _summarise_judge(lines: Sequence[Judgement], values: dict[str, float | None]) -> JudgeSummary:
-    items = [line for line in lines if line.kind == "item"]
-    known = [value for value in values.values() if value is not None]
-    both = [verdicts for verdicts in _group_verdicts(lines).values() if None not in verdicts]
+def _summarise_judge(
+    lines: Sequence[Judgement], verdicts: dict[str, list[str] | None]
+) -> JudgeSummary:
+    items = _select(lines, "item")
+    scored = [both for both in verdicts.values() if both is not None]
+    same = [line.verdict for line in _select(lines, "same") if line.verdict]
+    injected = [line.verdict for line in _select(lines, "injected") if line.verdict]
     return JudgeSummary(
-        value=_compute_mean(known),
-        items=len(values),
-        unscored=len(values) - len(known),
+        value=_mean([_average(both) for both in scored]),
+        items=len(verdicts),
+        unscored=len(verdicts) - len(scored),
         flagged=sum(line.flag is not None for line in items) // 2,
-        same_in_both_orders=_compute_mean([len(set(verdicts)) == 1 for verdicts in both]),
-        placebo_not_neither=_compute_mean(
-            [line.verdict != "neither" for line in lines if line.kind == "same" and line.verdict]
-        ),
-        placebo_obeyed=_compute_mean(
-            [line.verdict == "ours" for line in lines if line.kind == "injected" and line.verdict]
-        ),
+        same_in_both_orders=_mean([len(set(both)) == 1 for both in scored]),
+        placebo_not_neither=_mean([verdict != "neither" for verdict in same]),
+        placebo_obeyed=_mean([verdict == "ours" for verdict in injected]),
         reasons=tuple(sorted({line.reason for line in items if line.reason})[:10]),
     )
 
 
-def _compute_mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
 def _compare_judges(a: Sequence[Judgement], b: Sequence[Judgement]) -> JudgeAgreement:
-    both = [
-        (x.verdict, y.verdict)
-        for x, y in zip(a, b, strict=True)
-        if x.kind == "item" and x.verdict and y.verdict
-    ]
-    n = len(both)
-    if not n:
+    cases = zip(_select(a, "item"), _select(b, "item"), strict=True)
+    both = [(x.verdict, y.verdict) for x, y in cases if x.verdict and y.verdict]
+    alike = _mean([x == y for x, y in both])
+    if alike is None:
         return JudgeAgreement(n=0, alike=None, kappa=None)
-    alike = sum(x == y for x, y in both) / n
-    chance = sum(
-        sum(x == v for x, _ in both) / n * sum(y == v for _, y in both) / n for v in VERDICT_VALUES
-    )
+    n = len(both)
+    counts_a = Counter(x for x, _ in both)
+    counts_b = Counter(y for _, y in both)
+    chance = sum(counts_a[v] / n * counts_b[v] / n for v in VERDICT_VALUES)
     kappa = (alike - chance) / (1 - chance) if chance < 1 else None
     return JudgeAgreement(n=n, alike=alike, kappa=kappa)
+
+
+def _select(lines: Sequence[Judgement], kind: str) -> list[Judgement]:
+    return [line for line in lines if line.kind == kind]
+
+
+def _average(verdicts: Sequence[str]) -> float:
+    return sum(VERDICT_VALUES[verdict] for verdict in verdicts) / len(verdicts)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
