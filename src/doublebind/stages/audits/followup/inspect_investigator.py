@@ -3,6 +3,8 @@
 It reads text of models quoted line by line, and sees no items and no planted trait. Its own text is
 parsed strictly; lines that do not parse are left out.
 """
+# Inspect is an extra; the checker runs where it may be absent.
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
