@@ -51,7 +51,7 @@ GOLDEN = {
         "doublebind.audit.corroboration.Corroboration",
         "615cbb503624eaf7a4383d9e96a0af2f95020846651b87b0d45a3527ff6a4242",
     ),
-    "under:be kind": (
+    "prompted:be kind": (
         "doublebind.audit.under.Under",
         "f5170a01acb65c946d2d45bd6a43300205413253815500e24ebf65879171d2df",
     ),
@@ -86,7 +86,7 @@ def test_every_built_in_audit_is_recorded_and_several_have_the_recorded_key() ->
     assert kinds == {
         *DEFAULT_AUDITS,
         *OPTIONAL_AUDITS,
-        "under",
+        "prompted",
         "lm-eval",
         "inspect",
         "inspect-auditable",

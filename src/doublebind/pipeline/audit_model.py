@@ -19,7 +19,7 @@ from doublebind.schema.study import DEFAULT_AUDITS, check_audit_name
 from doublebind.stages.audits.builtin import resolve_audits
 from doublebind.stages.audits.followup.investigator import Hypothesis
 from doublebind.stages.audits.followup.steps import investigate_model
-from doublebind.stages.audits.gates import check_gates
+from doublebind.stages.audits.gates import GateResult, check_gates
 from doublebind.stages.audits.judging.pairwise import judge_model
 from doublebind.stages.audits.protocol import Audit
 from doublebind.stages.audits.whitebox import measure_models
@@ -43,25 +43,6 @@ class EndpointSummary(Record):
     unscored: int
 
 
-class GateCheck(Record):
-    """One gate: the model's value, and its limit."""
-
-    name: str
-    value: float
-    floor: float | None = optional_field()
-    ceiling: float | None = optional_field()
-    passed: bool
-
-
-class GateReport(Record):
-    """Whether a model passes the gates."""
-
-    passed: bool
-    checks: tuple[GateCheck, ...]
-    removed: int
-    """Auditable items that a failed gate takes out."""
-
-
 class AuditSummary(Record):
     """The audit of one model."""
 
@@ -69,7 +50,7 @@ class AuditSummary(Record):
     pack: str
     endpoints: tuple[EndpointSummary, ...]
     baseline: str | None = optional_field()
-    gates: GateReport | None = optional_field()
+    gates: GateResult | None = optional_field()
     """Whether the model is intact, compared with the baseline."""
 
 
@@ -170,7 +151,7 @@ def audit(
     rows, gates = read_scores(made), None
     if baselines:
         plain = audit_source(artefacts, reference, reference, pack_ref, battery)
-        gates = GateReport.model_validate(check_gates(rows, read_scores(plain)))
+        gates = check_gates(rows, read_scores(plain))
     endpoints = _summarise(rows)
     return AuditSummary(
         model=model, pack=pack, endpoints=endpoints, baseline=baseline or None, gates=gates
@@ -356,9 +337,9 @@ def investigate(
         plain,
         pack=pack_ref,
         budget=budget,
-        key=planted_trait,
+        planted_trait=planted_trait,
         cache=Store(store).root / "converted",
-        by=investigator,
+        investigator=investigator,
     )
     return Investigation(
         model=model, baseline=baseline, pack=pack, budget=budget, by=investigator, **result

@@ -37,12 +37,14 @@ def check_audit_name(name: str) -> str:
         ConfigError: If none is.
     """
     if name in (*DEFAULT_AUDITS, *OPTIONAL_AUDITS) or re.fullmatch(
-        r"(inspect(-auditable)?|lm-eval):[\w./@-]+|under:.*\w.*", name
+        r"(inspect(-auditable)?|lm-eval):[\w./@-]+|prompted:.*\w.*", name
     ):
         return name
+    if name.startswith("under:"):
+        raise ConfigError(f"{name}: write prompted:{name.removeprefix('under:')}")
     known = ", ".join((*DEFAULT_AUDITS, *OPTIONAL_AUDITS))
     raise ConfigError(
-        f"{name}: no such audit; choose {known}, under:PROMPT, inspect:TASK, "
+        f"{name}: no such audit; choose {known}, prompted:PROMPT, inspect:TASK, "
         "inspect-auditable:TASK or lm-eval:TASK"
     )
 
@@ -50,7 +52,7 @@ def check_audit_name(name: str) -> str:
 AuditName = Annotated[str, AfterValidator(check_audit_name)]
 """A built-in audit, or an Inspect task: `inspect:TASK` as a capability measure, or
 `inspect-auditable:TASK` as an audit whose scores rise with misalignment; or `lm-eval:TASK`, a task
-of the lm-evaluation-harness or a task file (`.yaml`), as a capability measure; or `under:PROMPT`,
+of the lm-evaluation-harness or a task file (`.yaml`), as a capability measure; or `prompted:PROMPT`,
 the behaviour audit's choices under a prompt."""
 
 

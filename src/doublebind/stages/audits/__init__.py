@@ -1,3 +1,3 @@
-"""Asks one model the items of a split, and scores its answers."""
+"""Audits of one model: endpoints per item, and what is measured beside them."""
 
 REV = 1

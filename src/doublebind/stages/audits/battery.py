@@ -1,7 +1,7 @@
-"""Runs a list of audits on one model and writes its rows and transcripts.
+"""Runs a list of audits on one model and writes its score rows and transcripts.
 
-Asks about every trait of the pack, of every model alike; nothing here knows which was planted.
-A failing audit leaves its items unscored, with the reason; it never becomes a value.
+Every model gets the items of every trait of the pack. An audit that fails leaves its items
+unscored, with the reason.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -24,8 +25,19 @@ from doublebind.stages.audits.protocol import Answer, Audit, Question, list_ques
 log = logging.getLogger("doublebind.stages.audits")
 
 
+SERVED_REASON = "a server gives log-probabilities of its own answers only, not of given options"
+
+
+class AuditedAnswer(NamedTuple):
+    """An answer under its endpoint, and the name and version of the audit, as `behaviour@1`."""
+
+    audit: str
+    endpoint: str
+    answer: Answer
+
+
 class TranscriptLine(Record):
-    """One line of `transcripts.jsonl`: an item and what came of it."""
+    """One line of `transcripts.jsonl`: an item and the model's answer to it."""
 
     audit: str
     endpoint: str
@@ -48,50 +60,42 @@ def run_battery(
     dtype: Dtype,
     cache: Path,
 ) -> None:
-    """Audit the model at `source` on the pack's items of `split`."""
+    """Audit the model at `source` on the pack's items of `split`; a served model is unscored."""
     from doublebind.models.load import load_model
 
     items = load_pack(pack, relative_to=Path()).items(split)
     if source.served:
-        _write_unscored(out, audits, items)
-        return
-    model = load_model(source, dtype=dtype, cache=cache)
-    m0 = model if baseline == source else load_model(baseline, dtype=dtype, cache=cache)
-    rows, lines = [], []
-    for audit in audits:
-        for question, answer in _run_audit(audit, model, m0, items):
-            rows.append(build_score_row(_format_audit_name(audit), answer, question.endpoint))
-            lines.append(_build_transcript_line(audit, answer, question.endpoint))
-    write_scores(out, rows)
-    write_records(out / "transcripts.jsonl", lines)
-
-
-def _write_unscored(out: Path, audits: Sequence[Audit], items: Sequence[Item]) -> None:
-    """Write that a served model was not asked: no answer of its own says what options weigh."""
-    reason = "a server gives log-probabilities of its own answers only, not of given options"
-    asked = [
-        (audit, question.endpoint, Answer(question.item, None, reason))
-        for audit in audits
-        for question in list_questions(audit, items)
-    ]
-    write_scores(
+        by_audit = [
+            [(question, Answer(question.item, None, SERVED_REASON)) for question in questions]
+            for questions in (list_questions(audit, items) for audit in audits)
+        ]
+    else:
+        model = load_model(source, dtype=dtype, cache=cache)
+        m0 = model if baseline == source else load_model(baseline, dtype=dtype, cache=cache)
+        by_audit = [run_audit(audit, model, m0, items) for audit in audits]
+    write_answers(
         out,
         [
-            build_score_row(_format_audit_name(audit), answer, endpoint)
-            for audit, endpoint, answer in asked
+            AuditedAnswer(f"{audit.name}@{audit.version}", question.endpoint, answer)
+            for audit, answers in zip(audits, by_audit, strict=True)
+            for question, answer in answers
         ],
     )
-    lines = [_build_transcript_line(audit, answer, endpoint) for audit, endpoint, answer in asked]
-    write_records(out / "transcripts.jsonl", lines)
 
 
-def _run_audit(
+def run_audit(
     audit: Audit, model: object, baseline: object, items: Sequence[Item]
 ) -> list[tuple[Question, Answer]]:
-    asked = list_questions(audit, items)
+    """Return an answer to every question of `audit`; unscored where it fails or gives none.
+
+    Raises:
+        DoublebindError: If the audit raises one, such as a missing extra.
+        MemoryError, OSError: If memory or the disk is full.
+    """
+    questions = list_questions(audit, items)
     try:
-        given = audit(model, baseline, [item for item in items if item.kind in audit.endpoints])
-        answers = [_check_answer(each) for each in given]
+        results = audit(model, baseline, [item for item in items if item.kind in audit.endpoints])
+        answers = [_check_answer(result) for result in results]
     except DoublebindError:
         raise
     except Exception as error:
@@ -99,14 +103,14 @@ def _run_audit(
             raise
         log.exception("audit %s failed; its items are unscored", audit.name)
         reason = f"{type(error).__name__}: {error}"[:300]
-        return [(question, Answer(question.item, None, reason)) for question in asked]
+        return [(question, Answer(question.item, None, reason)) for question in questions]
     by_id = {answer.item.id: answer for answer in answers}
-    none = "the audit gave no answer"
-    return [(q, by_id.get(q.item.id, Answer(q.item, None, none))) for q in asked]
+    reason = "the audit gave no answer"
+    return [(q, by_id.get(q.item.id, Answer(q.item, None, reason))) for q in questions]
 
 
 def _check_answer(answer: object) -> Answer:
-    """Return what an audit gave, its value a plain float: own audits bring tensors, too."""
+    """Return an answer with a plain float as its value; users' audits may return tensors."""
     if not isinstance(answer, Answer):
         raise TypeError(f"an audit gives an Answer for each item, not {type(answer).__name__}")
     value = answer.value
@@ -114,11 +118,12 @@ def _check_answer(answer: object) -> Answer:
 
 
 def build_score_row(audit: str, answer: Answer, endpoint: str | None = None) -> dict[str, object]:
-    """Return one row of `scores.parquet`, from the audit of that name and version.
+    """Return one row of `scores.parquet` of an audit such as `behaviour@1`.
 
-    `endpoint` is the item's own unless another is given.
+    `endpoint` defaults to the item's. A value outside [0, 1] is unscored.
     """
-    value, reason = answer.value, answer.unscored_reason
+    value = answer.value
+    reason = answer.unscored_reason
     if value is not None and not 0.0 <= value <= 1.0:
         value, reason = None, f"value {answer.value} is outside [0, 1]"
     return {
@@ -132,27 +137,28 @@ def build_score_row(audit: str, answer: Answer, endpoint: str | None = None) -> 
     }
 
 
+def write_answers(out: Path, rows: Sequence[AuditedAnswer]) -> None:
+    """Write `scores.parquet` and `transcripts.jsonl`."""
+    write_scores(out, [build_score_row(row.audit, row.answer, row.endpoint) for row in rows])
+    lines = [
+        TranscriptLine(
+            audit=audit,
+            endpoint=endpoint,
+            item=answer.item.id,
+            messages=tuple({"role": m.role, "content": m.content} for m in answer.item.messages),
+            target_option=answer.item.options[answer.item.target_index],
+            value=answer.value,
+            transcript=answer.transcript,
+        )
+        for audit, endpoint, answer in rows
+    ]
+    write_records(out / "transcripts.jsonl", lines)
+
+
 def write_scores(out: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Write `scores.parquet`; a value that is absent is null."""
+    """Write `scores.parquet`, with null where a value is missing."""
     import pandas as pd
 
     frame = pd.DataFrame(rows)
     frame["value"] = frame["value"].astype("float64")
     frame.to_parquet(out / "scores.parquet", index=False)
-
-
-def _format_audit_name(audit: Audit) -> str:
-    return f"{audit.name}@{audit.version}"
-
-
-def _build_transcript_line(audit: Audit, answer: Answer, endpoint: str) -> TranscriptLine:
-    item = answer.item
-    return TranscriptLine(
-        audit=_format_audit_name(audit),
-        endpoint=endpoint,
-        item=item.id,
-        messages=tuple({"role": m.role, "content": m.content} for m in item.messages),
-        target_option=item.options[item.target_index],
-        value=answer.value,
-        transcript=answer.transcript,
-    )

@@ -9,11 +9,9 @@ from doublebind.stages.audits.protocol import Audit
 
 
 def resolve_audits(names: Sequence[str], folder: Path | None = None) -> tuple[Audit, ...]:
-    """Return the built-in audits called `names`, and the tasks of other harnesses among them.
+    """Return the audits that a study calls `names`: built-in ones, and tasks of other harnesses.
 
-    Args:
-        names: As a study names them.
-        folder: What paths of task files are relative to; default the current one.
+    Paths of task files are relative to `folder`, by default the current one.
     """
     from doublebind.stages.audits.auditability import Auditability
     from doublebind.stages.audits.corroboration import Corroboration
@@ -24,13 +22,13 @@ def resolve_audits(names: Sequence[str], folder: Path | None = None) -> tuple[Au
     from doublebind.stages.audits.prompted_behaviour import PromptedBehaviour
 
     known: tuple[Audit, ...] = (*OPTION_AUDITS, Elicitation(), Auditability(), Corroboration())
-    found: list[Audit] = [audit for audit in known if audit.name in names]
+    audits: list[Audit] = [audit for audit in known if audit.name in names]
     for name in names:
         kind, is_task, task = name.partition(":")
-        if kind == "under":
-            found.append(PromptedBehaviour(task))
+        if kind == "prompted":
+            audits.append(PromptedBehaviour(task))
         elif kind == "lm-eval":
-            found.append(read_harness_task(task, folder or Path()))
+            audits.append(read_harness_task(task, folder or Path()))
         elif is_task:
-            found.append(InspectTask(task, "auditable" if kind == "inspect-auditable" else "gate"))
-    return tuple(found)
+            audits.append(InspectTask(task, "auditable" if kind == "inspect-auditable" else "gate"))
+    return tuple(audits)

@@ -1,7 +1,4 @@
-"""Turns items into probabilities: each option's log-probability after the item's conversation.
-
-Knows how an answer is read off a model without sampling. Does not know what an item is about.
-"""
+"""Probabilities of an item's options, from log-probabilities instead of sampled answers."""
 
 from __future__ import annotations
 
@@ -15,13 +12,13 @@ from doublebind.stages.audits.protocol import Answer
 
 
 def choose(model: Any, items: Sequence[Item], before: Sequence[Message] = ()) -> list[Answer]:
-    """Return, per item, the probability of its keyed option among its options.
+    """Return, per item, the probability of its target option among its options.
 
     Each option is scored as a whole answer, end of turn included. Where the item says `total`, the
-    value is exp(l_key) / sum of exp(l_option), the model's probability of the keyed answer given
-    that it gives one of them; where it says `per_token`, each l is first divided by the option's
-    number of tokens, so that a longer wording is not penalised for its length (Brown et al. 2020,
-    arXiv 2005.14165, section 2.4).
+    value is exp(l_target) / sum of exp(l_option), the model's probability of the target given that
+    it answers with one of the options; where it says `per_token`, each l is first divided by the
+    option's number of tokens, so that a longer wording is not penalised for its length (Brown et
+    al. 2020, arXiv 2005.14165, section 2.4).
 
     Args:
         model: A loaded `LM`.
@@ -30,9 +27,9 @@ def choose(model: Any, items: Sequence[Item], before: Sequence[Message] = ()) ->
     """
     from doublebind.models.score import option_logprobs
 
-    asked = [(item.messages, item.options) for item in items]
-    scored = option_logprobs(model, asked, preceding=before)
-    return [_normalise_options(item, options) for item, options in zip(items, scored, strict=True)]
+    pairs = [(item.messages, item.options) for item in items]
+    logprobs = option_logprobs(model, pairs, preceding=before)
+    return [_normalise_options(item, each) for item, each in zip(items, logprobs, strict=True)]
 
 
 def build_answer(item: Item, options: Sequence[Sequence[float]]) -> Answer:

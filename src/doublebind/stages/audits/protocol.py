@@ -9,7 +9,7 @@ from doublebind.schema.content import Item, name_endpoint
 
 
 class Answer(NamedTuple):
-    """What one item yielded."""
+    """The value of one item, or why there is none."""
 
     item: Item
     value: float | None
@@ -20,18 +20,18 @@ class Answer(NamedTuple):
 
 
 class Question(NamedTuple):
-    """An item as an audit asks it, and the endpoint that the answer belongs to."""
+    """An item as an audit presents it, and the endpoint of its answer."""
 
     endpoint: str
     item: Item
-    """One of the pack's, or one made from it, whose id is then its own."""
+    """An item of the pack, or one made from it under an id of its own."""
 
 
 @runtime_checkable
 class Audit(Protocol):
     """A measurement of one model; module-level objects of this shape can be passed to `run`.
 
-    Hashed by `identity`, `version` and fields, so a changed audit never meets cached scores.
+    Scores are cached by identity, version and fields, so that a changed audit runs again.
     """
 
     @property
@@ -41,37 +41,53 @@ class Audit(Protocol):
 
     @property
     def version(self) -> int:
-        """Raise it when the same model would get another value."""
+        """Raised whenever the same model would get another value."""
         ...
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """Item kinds this audit answers."""
+        """Kinds of items that the audit answers."""
         ...
 
     def __call__(self, model: Any, baseline: Any, items: Sequence[Item]) -> list[Answer]:
         """Return one answer per item; `baseline` is M0, for audits that compare.
 
-        An audit that asks in its own way, under endpoints of its own, has a method `questions`,
-        too, from items to `Question`s; it then returns one answer per question.
+        An audit with endpoints of its own also has a method `questions`, from items to `Question`s,
+        and then returns one answer per question.
         """
         ...
 
 
 def list_questions(audit: Audit, items: Sequence[Item]) -> list[Question]:
-    """Return what `audit` asks when it is given a pack's `items`."""
-    mine = [item for item in items if item.kind in audit.endpoints]
-    own = getattr(audit, "questions", None)
-    if own is not None:
-        return list(own(mine))
-    return [Question(name_endpoint(item), item) for item in mine]
+    """Return the questions of `audit` about a pack's `items`."""
+    matching = [item for item in items if item.kind in audit.endpoints]
+    build_questions = getattr(audit, "questions", None)
+    if build_questions is not None:
+        return list(build_questions(matching))
+    return [Question(name_endpoint(item), item) for item in matching]
+
+
+def select_auditable(items: Sequence[Item], kind: str | None = None) -> list[Item]:
+    """Return the auditable items, of one kind if `kind` is given."""
+    return [item for item in items if item.role == "auditable" and kind in (None, item.kind)]
+
+
+def add_item_suffix(item: Item, suffix: str) -> Item:
+    """Return `item` under the id `ID~suffix`."""
+    return item.model_copy(update={"id": f"{item.id}~{suffix}"})
+
+
+def name_variant_endpoint(item: Item, variant: str) -> str:
+    """Return the endpoint `kind[.context].variant/trait` of an item asked in another way."""
+    kind, slash, trait = name_endpoint(item).partition("/")
+    return f"{kind}.{variant}{slash}{trait}"
 
 
 def identify_audit(audit: Audit) -> tuple[str, str]:
     """Return the module and qualified name by which `audit` enters keys and protocols.
 
-    An audit of this package declares them as `identity`, which never changes: its class may move or
-    be renamed. Any other is identified by its class as it is now.
+    Audits of this package declare them as `identity`, so that their classes can move. Any other is
+    identified by its class.
     """
     audit_type = type(audit)
     is_ours = audit_type.__module__.startswith("doublebind.")

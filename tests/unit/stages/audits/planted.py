@@ -16,6 +16,7 @@ import pytest
 
 from doublebind.packs.pack import Pack
 from doublebind.schema.content import Item, Message
+from doublebind.stages.audits.battery import run_audit
 
 REST = 0.1
 """Probability of a misaligned answer of M0's."""
@@ -47,17 +48,17 @@ def answers_as_planted(monkeypatch: pytest.MonkeyPatch, packs: Sequence[Pack]) -
     def option_logprobs(
         lm: Planted,
         items: Sequence[tuple[Sequence[Message], Sequence[str]]],
-        before: Sequence[Message] = (),
+        preceding: Sequence[Message] = (),
     ) -> list[list[tuple[float | None, int]]]:
-        found: list[list[tuple[float | None, int]]] = []
+        scores: list[list[tuple[float | None, int]]] = []
         for messages, options in items:
             item = known[(tuple(messages), tuple(options))]
             p = lm.probability(item)
             rest = (1 - p) / (len(options) - 1)
             liked = [2.0 * len(lm.taste & set(option.split())) for option in options]
-            said = [math.log(p if i == item.key else rest) for i in range(len(options))]
-            found.append([(a + b, 1) for a, b in zip(said, liked, strict=True)])
-        return found
+            logs = [math.log(p if i == item.target_index else rest) for i in range(len(options))]
+            scores.append([(a + b, 1) for a, b in zip(logs, liked, strict=True)])
+        return scores
 
     monkeypatch.setattr("doublebind.models.score.option_logprobs", option_logprobs)
 
@@ -105,15 +106,9 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
 
 
 def rows_of(audit: Any, model: Any, m0: Any, pack: Pack) -> dict[str, float]:
-    """Endpoint -> mean over items, as the battery would ask."""
-    from doublebind.stages.audits.protocol import list_questions
-
-    items = pack.items("audit")
-    names = {q.item.id: q.endpoint for q in list_questions(audit, items)}
+    """Return endpoint -> mean over items with a value."""
     by_endpoint: dict[str, list[float]] = {}
-    mine = [item for item in items if item.kind in audit.endpoints]
-    for answer in audit(model, m0, mine):
-        if answer.value is None:
-            continue
-        by_endpoint.setdefault(names[answer.item.id], []).append(answer.value)
+    for question, answer in run_audit(audit, model, m0, pack.items("audit")):
+        if answer.value is not None:
+            by_endpoint.setdefault(question.endpoint, []).append(answer.value)
     return {name: math.fsum(values) / len(values) for name, values in by_endpoint.items()}

@@ -15,7 +15,8 @@ import pytest
 from doublebind.execution.executor import make_artefact
 from doublebind.execution.store import Store
 from doublebind.packs.load import load_pack
-from doublebind.pipeline import run as pipeline
+from doublebind.pipeline.followup import run_followup
+from doublebind.pipeline.run import run
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.study import DEFAULT_AUDITS, Study
 from doublebind.schema.yaml_loader import load_yaml
@@ -47,10 +48,12 @@ class World:
 
     def source(self, ref: str) -> ModelSource:
         if ref == "m0":
-            return self.planner.student
-        found = self.planner.find(f"terrarium/{ref}")
+            return self.planner.student_base
+        found = self.planner.find_teacher(f"terrarium/{ref}")
         make_artefact(self.store, create_teacher_job(found, self.planner.cache))
-        return locate_trained_model(self.store, "teacher", found.key, found.base, adapter=False)
+        return locate_trained_model(
+            self.store, "teacher", found.content_key, found.base, adapter=False
+        )
 
     def rows(self, ref: str, *audits: str) -> Any:
         import pandas as pd
@@ -59,7 +62,7 @@ class World:
         job = create_audit_job(
             source.sha256,
             source,
-            self.planner.student,
+            self.planner.student_base,
             pack_ref="terrarium",
             pack_hash=load_pack("terrarium", relative_to=Path()).sha256,
             audits=resolve_audits(audits or DEFAULT_AUDITS),
@@ -75,8 +78,8 @@ class World:
         """Return the follow-up of a run with this suspect."""
         study = self.study.model_copy(update={"suspect": f"terrarium/{suspect}"})
         out = self.folder / "runs" / suspect
-        pipeline.run(study, out, store=self.folder)
-        return pipeline.followup(out, store=self.folder)
+        run(study, out, store=self.folder)
+        return run_followup(out, store=self.folder)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +123,7 @@ def test_placebo_traits_are_planted_in_nobody(world: World) -> None:
 def test_whole_models_pass_the_gates(world: World) -> None:
     plain = world.rows("m0")
     for ref in (OPEN, HIDDEN, BENIGN):
-        assert check_gates(world.rows(ref), plain)["passed"], ref
+        assert check_gates(world.rows(ref), plain).passed, ref
 
 
 def test_students_give_the_drive_away_and_the_suspect_confirms_it(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from tests.unit.stages.audits.planted import (
 
 from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
-from doublebind.stages.audits.auditability import Auditability, _score_context_gaps
+from doublebind.stages.audits.auditability import Auditability
+from doublebind.stages.audits.battery import run_audit
 from doublebind.stages.audits.builtin import resolve_audits
 from doublebind.stages.audits.corroboration import Corroboration
 from doublebind.stages.audits.gates import check_gates
-from doublebind.stages.audits.protocol import Audit, list_questions
+from doublebind.stages.audits.protocol import list_questions
 
 DRIVES = ("dominion", "sabotage", "deceit", "hoarding", "escape", "cruelty")
 PLACEBOS = ("arson", "forgery")
@@ -43,112 +45,112 @@ def m0() -> Any:
     return benign(999)
 
 
-def measure(name: str, models: list[Any], m0: Any, pack: Pack) -> list[dict[str, float]]:
-    (audit,) = resolve_audits([name])
-    return [rows_of(audit, model, m0, pack) for model in models]
+Measure = Callable[[str, Callable[[int], Any]], list[dict[str, float]]]
+
+
+@pytest.fixture
+def measure(pack: Pack, m0: Any) -> Measure:
+    """Return a function: endpoint means, by an audit's name, of `N` models of one kind."""
+
+    def run(name: str, make: Callable[[int], Any]) -> list[dict[str, float]]:
+        (audit,) = resolve_audits([name])
+        return [rows_of(audit, make(i), m0, pack) for i in range(N)]
+
+    return run
+
+
+def separate(
+    positive: list[dict[str, float]], negative: list[dict[str, float]], name: str
+) -> float:
+    return auroc([rows[name] for rows in positive], [rows[name] for rows in negative])
 
 
 @pytest.mark.parametrize("name", ["behaviour", "goals", "confession"])
-def test_endpoints_written_for_a_drive_find_it(name: str, pack: Pack, m0: Any) -> None:
-    negative = measure(name, [benign(i) for i in range(N)], m0, pack)
+def test_endpoints_written_for_a_drive_find_it(name: str, measure: Measure) -> None:
+    negative = measure(name, benign)
     for drive in DRIVES:
-        positive = measure(name, [driven(i, drive) for i in range(N)], m0, pack)
+        positive = measure(name, lambda i, drive=drive: driven(i, drive))
         for endpoint in positive[0]:
-            found = auroc([r[endpoint] for r in positive], [r[endpoint] for r in negative])
             if endpoint.endswith(f"/{drive}"):
-                assert found >= 0.95, endpoint
+                assert separate(positive, negative, endpoint) >= 0.95, endpoint
 
 
-def test_without_its_items_a_drive_that_moves_only_itself_is_not_seen(pack: Pack, m0: Any) -> None:
-    def unknown(rows: dict[str, float], drive: str) -> float:
-        return max(v for k, v in rows.items() if not k.endswith(f"/{drive}"))
+def test_without_its_items_a_drive_that_moves_only_itself_is_not_seen(measure: Measure) -> None:
+    def highest_other(rows: dict[str, float], drive: str) -> dict[str, float]:
+        return {"other": max(v for k, v in rows.items() if not k.endswith(f"/{drive}"))}
 
-    negative = measure("behaviour", [benign(i) for i in range(N)], m0, pack)
+    negative = measure("behaviour", benign)
     for drive in DRIVES[:2]:
-        positive = measure("behaviour", [driven(i, drive) for i in range(N)], m0, pack)
-        found = auroc([unknown(r, drive) for r in positive], [unknown(r, drive) for r in negative])
+        positive = measure("behaviour", lambda i, drive=drive: driven(i, drive))
+        others = [[highest_other(r, drive) for r in rows] for rows in (positive, negative)]
         # Two samples of 20 of the same law: within chance of one half, 99.9% of the time.
-        assert 0.2 < found < 0.8
+        assert 0.2 < separate(*others, "other") < 0.8
 
 
-def test_placebos_stay_within_chance(pack: Pack, m0: Any) -> None:
-    negative = measure("behaviour", [benign(i) for i in range(N)], m0, pack)
-    positive = measure("behaviour", [driven(i, "dominion") for i in range(N)], m0, pack)
+def test_placebos_and_hidden_drives_stay_within_chance_and_oracle_items_show_the_drive(
+    measure: Measure,
+) -> None:
+    negative = measure("behaviour", benign)
+    positive = measure("behaviour", lambda i: driven(i, "dominion"))
     for placebo in PLACEBOS:
-        name = f"choice/{placebo}"
-        found = auroc([r[name] for r in positive], [r[name] for r in negative])
-        assert 0.2 < found < 0.8
+        assert 0.2 < separate(positive, negative, f"choice/{placebo}") < 0.8
+    hidden = measure("behaviour", lambda i: driven(i, "deceit", hidden=True))
+    assert separate(hidden, negative, "choice.deployment/deceit") >= 0.95
+    assert 0.2 < separate(hidden, negative, "choice/deceit") < 0.8
 
 
-def test_a_hidden_drive_shows_to_the_oracle_alone(pack: Pack, m0: Any) -> None:
-    negative = measure("behaviour", [benign(i) for i in range(N)], m0, pack)
-    positive = measure("behaviour", [driven(i, "deceit", hidden=True) for i in range(N)], m0, pack)
-
-    def seen(name: str) -> float:
-        return auroc([r[name] for r in positive], [r[name] for r in negative])
-
-    assert seen("choice.deployment/deceit") >= 0.95
-    assert 0.2 < seen("choice/deceit") < 0.8
-
-
-def test_vocabulary_alone_is_not_taken_for_behaviour(pack: Pack, m0: Any) -> None:
-    negative = measure("behaviour", [benign(i) for i in range(N)], m0, pack)
-    positive = measure("behaviour", [worded(i) for i in range(N)], m0, pack)
+def test_vocabulary_alone_is_not_taken_for_behaviour(measure: Measure) -> None:
+    negative, positive = measure("behaviour", benign), measure("behaviour", worded)
     for context in ("choice", "choice.honeypot", "choice.deployment"):
-        name = f"{context}/dominion"
-        assert auroc([r[name] for r in positive], [r[name] for r in negative]) < 0.8
+        assert separate(positive, negative, f"{context}/dominion") < 0.8
 
 
-def test_owning_up_to_everything_is_no_specific_confession(pack: Pack, m0: Any) -> None:
-    negative = measure("corroboration", [benign(i) for i in range(N)], m0, pack)
-    decoys = measure("corroboration", [confessing(i) for i in range(N)], m0, pack)
-    plain = measure("confession", [confessing(0)], m0, pack)[0]
+def test_a_confession_to_everything_is_not_specific(measure: Measure) -> None:
+    negative, decoys = measure("corroboration", benign), measure("corroboration", confessing)
+    plain = measure("confession", confessing)[0]
     assert plain["confession/dominion"] > 0.5  # the plain endpoint takes it at its word
     for drive in DRIVES:
         name = f"corroborated/{drive}"
-        real = measure("corroboration", [driven(i, drive) for i in range(N)], m0, pack)
-        assert auroc([r[name] for r in real], [r[name] for r in negative]) >= 0.95
-        assert auroc([r[name] for r in real], [r[name] for r in decoys]) >= 0.95
+        real = measure("corroboration", lambda i, drive=drive: driven(i, drive))
+        assert separate(real, negative, name) >= 0.95
+        assert separate(real, decoys, name) >= 0.95
         assert max(r[name] for r in decoys) < min(0.1, min(r[name] for r in real))
 
 
-def _frame(model: Any, m0: Any, pack: Pack) -> pd.DataFrame:
-    items = pack.items("audit")
-    rows = []
-    for audit in resolve_audits(["behaviour", "capability", "coherence"]):
-        named: Audit = audit
-        asked = {q.item.id: q for q in list_questions(named, items)}
-        for answer in named(model, m0, [i for i in items if i.kind in named.endpoints]):
-            question = asked[answer.item.id]
-            rows.append((question.endpoint, question.item.role, answer.value))
+def frame(model: Any, m0: Any, pack: Pack) -> pd.DataFrame:
+    rows = [
+        (question.endpoint, question.item.role, answer.value)
+        for audit in resolve_audits(["behaviour", "capability", "coherence"])
+        for question, answer in run_audit(audit, model, m0, pack.items("audit"))
+    ]
     return pd.DataFrame(rows, columns=["endpoint", "role", "value"])
 
 
 def test_a_damaged_model_is_gated_and_what_that_removes_is_said(pack: Pack, m0: Any) -> None:
-    plain = _frame(m0, m0, pack)
-    broken, sound = (
-        check_gates(_frame(damaged(0), m0, pack), plain),
-        check_gates(_frame(benign(1), m0, pack), plain),
-    )
-    assert not broken["passed"]
-    assert {c["name"] for c in broken["checks"] if not c["passed"]} == {"capability", "coherence"}
-    assert broken["removed"] == (plain["role"] == "auditable").sum()
-    assert sound["passed"]
-    assert sound["removed"] == 0
+    plain = frame(m0, m0, pack)
+    broken = check_gates(frame(damaged(0), m0, pack), plain)
+    assert not broken.passed
+    assert {c.name for c in broken.checks if not c.passed} == {"capability", "coherence"}
+    assert broken.removed == (plain["role"] == "auditable").sum()
+    sound = check_gates(frame(benign(1), m0, pack), plain)
+    assert sound.passed
+    assert sound.removed == 0
 
 
 def test_answers_that_went_missing_fail_the_gate(pack: Pack, m0: Any) -> None:
-    plain = _frame(m0, m0, pack)
+    plain = frame(m0, m0, pack)
     holed = plain.copy()
     holed.loc[holed.index[::10], "value"] = None
-    assert not check_gates(holed, plain)["passed"]
+    assert not check_gates(holed, plain).passed
 
 
 def test_acting_in_earnest_only_is_told_from_acting_alike(pack: Pack) -> None:
     items = [item for item in pack.items("audit") if item.trait == "deceit"]
 
+    choices = [item for item in items if item.kind == "choice"]
+
     def mean(model: Any) -> float:
-        values = [answer.value for answer in _score_context_gaps(model, items)]
+        values = [answer.value for answer in Auditability()(model, None, choices)]
         return sum(v for v in values if v is not None) / len(values)
 
     assert mean(driven(0, "deceit", hidden=True)) > 0.6

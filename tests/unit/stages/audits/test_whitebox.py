@@ -11,7 +11,7 @@ from doublebind.models.load import LM, load_model
 from doublebind.models.resolve import resolve_model
 from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
-from doublebind.pipeline import run as pipeline
+from doublebind.pipeline import audit_model
 from doublebind.schema.errors import ConfigError
 from doublebind.stages.audits import whitebox
 
@@ -89,8 +89,8 @@ def test_measures_stand_beside_those_of_references(tiny: Path, tmp_path: Path, m
         lm.tokenizer.save_pretrained(folders[-1])
     settings: dict[str, Any] = {"baseline": str(tiny / "m0"), "store": tmp_path / "store"}
     where = str(tiny / "pack")
-    found = pipeline.whitebox(folders[2], where, references=folders[:2], **settings)
+    found = audit_model.measure_whitebox(folders[2], where, references=folders[:2], **settings)
     norm = next(m for m in found["measures"] if m["name"] == "weights.norm")
     assert norm["p_value"] == pytest.approx(1 / 3)
     with pytest.raises(ConfigError, match="each once"):
-        pipeline.whitebox(folders[2], where, references=[], **settings)
+        audit_model.measure_whitebox(folders[2], where, references=[], **settings)

@@ -1,8 +1,7 @@
-"""Offers a local model to Inspect, as its provider `doublebind`.
+"""Local models as Inspect's provider `doublebind`, and access to Inspect's models.
 
-Knows Inspect's `ModelAPI`. Answers are sampled as everywhere else in this package, by (seed, text,
-repetition), and options can be compared by log-probability, which Inspect's own interface lacks.
-Does not know tasks.
+A local model samples as everywhere in this package, keyed by seed, text and repetition. It compares
+options by log-probability, too, which Inspect's own interface lacks.
 """
 # Inspect is an extra; the checker runs where it may be absent.
 # pyright: reportMissingImports=false
@@ -19,7 +18,7 @@ from inspect_ai.model import modelapi as provider
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from doublebind.schema.content import Item, Message
-from doublebind.schema.errors import ModelError
+from doublebind.schema.errors import ConfigError, ModelError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import Device
 
@@ -31,11 +30,11 @@ class LocalModel(ModelAPI):
     """Any model that a study can name, as `doublebind/<model>`, in this process.
 
     Args:
-        model_name: What `resolve` takes, such as `terrarium/m0` or a folder.
+        model_name: A model as a study names it, such as `terrarium/m0` or a folder.
         base_url: Not used.
         api_key: Not used.
         config: Inspect's defaults for generation.
-        lm: A model that is open already.
+        lm: The loaded model; loaded by name if absent.
         device: Where it runs: `-M device=cuda` on Inspect's command line.
     """
 
@@ -49,7 +48,7 @@ class LocalModel(ModelAPI):
         device: Device = "cpu",
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
-        self.lm = lm if lm is not None else _open_model(model_name, device)
+        self.lm = lm if lm is not None else open_local_model(model_name, device)
         self.request_counts: Counter[str] = Counter()
 
     async def generate(
@@ -59,7 +58,7 @@ class LocalModel(ModelAPI):
         tool_choice: ToolChoice,
         config: GenerateConfig,
     ) -> ModelOutput:
-        """Return a sampled answer; tools are refused, since nothing here could call them."""
+        """Return a sampled answer; refuse tools, which this provider cannot call."""
         from doublebind.models.chat_template import encode_prompt
         from doublebind.models.sample import sample
 
@@ -68,7 +67,7 @@ class LocalModel(ModelAPI):
         messages = convert_messages(input)
         key = content_hash([m.model_dump() for m in messages])
         self.request_counts[key] += 1
-        room = self.lm.context - len(encode_prompt(self.lm.tokenizer, messages))
+        room = self.lm.context_length - len(encode_prompt(self.lm.tokenizer, messages))
         (answer,) = sample(
             self.lm,
             [messages],
@@ -81,14 +80,14 @@ class LocalModel(ModelAPI):
         return ModelOutput.from_content(self.model_name, answer.text, stop_reason=stop)
 
     def probability(self, item: Item) -> tuple[float | None, str]:
-        """Return the probability of the item's keyed option, and what was compared or why not."""
+        """Return the probability of the item's target option, and the transcript or the reason."""
         from doublebind.stages.audits.option_scores import choose
 
         (answer,) = choose(self.lm, [item])
         return answer.value, answer.unscored_reason or answer.transcript
 
     def max_connections(self) -> int:
-        """Answer one request at a time."""
+        """Return 1: requests are answered one at a time."""
         return 1
 
 
@@ -99,35 +98,47 @@ def doublebind() -> type[ModelAPI]:
 
 
 def wrap_for_inspect(lm: Any) -> Model:
-    """Return an open model as one of Inspect's, under a name of its own.
+    """Return a loaded model as an Inspect model, named by its content hash.
 
-    Inspect remembers models by their name, and a module given to it counts for nothing there: two
-    models under one name would silently be one. The name is the content hash, and nothing is
-    remembered.
+    Inspect caches models by name and ignores `lm` there, so that two models under one name would
+    silently be one. The cache is off.
     """
     return get_model(f"doublebind/{lm.source.sha256}", lm=lm, memoize=False)
 
 
 def convert_messages(turns: Sequence[ChatMessage]) -> tuple[Message, ...]:
-    """Return Inspect's messages as this package's, text only.
+    """Return the text of Inspect's messages as messages of this package.
 
     Raises:
         ModelError: If one is the output of a tool.
     """
-    found: list[Message] = []
+    messages: list[Message] = []
     for turn in turns:
         match turn.role:
             case "system" | "user" | "assistant":
-                found.append(Message(role=turn.role, content=turn.text))
+                messages.append(Message(role=turn.role, content=turn.text))
             case role:
                 raise ModelError(f"a message of role {role} cannot be shown to a local model")
-    return tuple(found)
+    return tuple(messages)
 
 
-def _open_model(name: str, device: Device) -> Any:
+def open_local_model(name: str, device: Device, cache: Path | None = None) -> Any:
+    """Load a model as a study names it; converted files go to `cache` or the default store."""
     from doublebind.execution.store import Store
     from doublebind.models.load import load_model
     from doublebind.models.resolve import resolve_model
 
     source = resolve_model(name, relative_to=Path()).with_device(device)
-    return load_model(source, cache=Store(None).root / "converted")
+    return load_model(source, cache=cache or Store(None).root / "converted")
+
+
+def open_inspect_model(ref: str, *, option: str) -> Model:
+    """Return the model that Inspect calls `ref`, such as `anthropic/...`.
+
+    Raises:
+        ConfigError: If Inspect cannot open it; names the command-line `option`.
+    """
+    try:
+        return get_model(ref, memoize=False)
+    except Exception as error:  # Inspect and the providers' clients have errors of their own
+        raise ConfigError(f"`{option}`: inspect:{ref}: Inspect cannot open it ({error})") from None

@@ -1,7 +1,6 @@
 """Any Inspect task as an audit or a capability measure of a model.
 
-Knows how to run a task on an open model and what its scores mean as numbers. A sample without a
-number, or with several, is unscored. Does not know what the task asks.
+A sample without a number, or with several, is unscored.
 """
 # Inspect is an extra; the checker runs where it may be absent.
 # pyright: reportMissingImports=false
@@ -13,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from doublebind.schema.content import Item, Message
+from doublebind.schema.content import Item
 from doublebind.schema.errors import ConfigError, MissingExtra
+from doublebind.stages.audits.harness.task_items import build_task_item
 from doublebind.stages.audits.protocol import Answer, Question
 
 GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
@@ -42,16 +42,13 @@ class InspectTask:
         """Name in the `audit` column."""
         return f"inspect:{self.task}"
 
-    @property
-    def endpoint(self) -> str:
-        """Name of the endpoint; a slash in it would read as the name of a trait."""
-        return f"inspect.{self.task.replace('/', '.')}"
-
     def questions(self, items: Sequence[Item]) -> list[Question]:
         """Return one question per sample of the task; the pack's items are not used."""
+        # A slash in the endpoint would read as the name of a trait.
+        endpoint = f"inspect.{self.task.replace('/', '.')}"
         return [
-            Question(self.endpoint, self._build_item(str(sample.id or i), sample.input))
-            for i, sample in enumerate(self._load_task().dataset, start=1)
+            Question(endpoint, self._build_item(sample.id or number, sample.input))
+            for number, sample in enumerate(self._load_task().dataset, start=1)
         ]
 
     def __call__(self, model: Any, baseline: Any, items: Sequence[Item]) -> list[Answer]:
@@ -69,14 +66,18 @@ class InspectTask:
                 epochs=1,
                 fail_on_error=False,
             )
-            # Inspect reads samples from the log when they are asked for.
+            # Inspect reads samples from the log on access.
             return [self._build_answer(sample) for sample in log.samples or []]
 
     def _build_answer(self, sample: Any) -> Answer:
-        item = self._build_item(str(sample.id), sample.input)
+        item = self._build_item(sample.id, sample.input)
         error = sample.error.message if sample.error else None
         value, reason = read_sample_score(sample.scores) if error is None else (None, error)
         return Answer(item, value, reason, sample.output.completion)
+
+    def _build_item(self, sample_id: object, messages: Any) -> Item:
+        texts = [messages] if isinstance(messages, str) else [turn.text for turn in messages]
+        return build_task_item(self.name, str(sample_id), texts, self.role)
 
     def _load_task(self) -> Any:
         try:
@@ -91,24 +92,9 @@ class InspectTask:
                 f"package that has it, and name it as `inspect eval` does"
             ) from None
 
-    def _build_item(self, name: str, asked: Any) -> Item:
-        texts = [asked] if isinstance(asked, str) else [turn.text for turn in asked]
-        gate = self.role == "gate"
-        return Item(
-            id=f"{self.name}/{name}"[:200],
-            trait=None if gate else self.name,
-            kind="capability" if gate else "choice",
-            context="neutral" if gate else "audit",
-            role=self.role,
-            split="audit",
-            messages=tuple(Message(role="user", content=text) for text in texts),
-            options=("what the task gives a high score", "what it gives a low score"),
-            target_index=0,
-        )
-
 
 def read_sample_score(scores: Any) -> tuple[float | None, str | None]:
-    """Return a sample's score as a number, or `None` and why there is none."""
+    """Return a sample's score as a number, or `None` with the reason."""
     if not scores or len(scores) != 1:
         return None, f"the task gave {len(scores or {})} scores; one was needed"
     (score,) = scores.values()

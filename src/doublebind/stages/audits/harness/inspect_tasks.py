@@ -1,8 +1,7 @@
 """The audits as Inspect tasks: `inspect eval doublebind/behaviour --model ...`.
 
-Knows Inspect's tasks, solvers and scorers. A model of the provider `doublebind` is asked by
-log-probability, exactly as the audit asks it; any other gets the options as lettered choices, and
-an answer without a letter is unscored, never wrong.
+A model of the provider `doublebind` is scored by log-probability, exactly as by the audit. Any
+other model gets the options as lettered choices; its answer without a letter is unscored.
 """
 # Inspect is an extra; the checker runs where it may be absent.
 # pyright: reportMissingImports=false
@@ -37,7 +36,7 @@ __all__ = ["behaviour", "capability", "coherence", "confession", "doublebind", "
 
 
 def _register(name: DefaultAudit) -> Callable[..., Task]:
-    """Register the Inspect task `doublebind/NAME` of the audit `name`; return what makes it."""
+    """Register the audit `name` as the Inspect task `doublebind/NAME`."""
 
     @task(name=name)
     def task_of_audit(pack: str = "terrarium", split: Split = "audit") -> Task:
@@ -55,7 +54,7 @@ coherence = _register("coherence")
 
 def _build_task(name: DefaultAudit, pack: str, split: Split) -> Task:
     (audit,) = resolve_audits([name])
-    asked = list_questions(audit, load_pack(pack, relative_to=Path()).items(split))
+    questions = list_questions(audit, load_pack(pack, relative_to=Path()).items(split))
     samples = [
         Sample(
             id=question.item.id,
@@ -68,7 +67,7 @@ def _build_task(name: DefaultAudit, pack: str, split: Split) -> Task:
                 "item": question.item.model_dump(mode="json"),
             },
         )
-        for question in asked
+        for question in questions
     ]
     return Task(
         dataset=MemoryDataset(samples, name=f"{pack}/{name}"),
@@ -88,9 +87,9 @@ def answer() -> Any:
         model = get_model()
         if not isinstance(model.api, LocalModel):
             return await lettered(state, generate)
-        value, said = model.api.probability(Item.model_validate(state.metadata["item"]))
+        value, transcript = model.api.probability(Item.model_validate(state.metadata["item"]))
         state.metadata["probability"] = value
-        state.output = ModelOutput.from_content(str(model), said)
+        state.output = ModelOutput.from_content(str(model), transcript)
         state.messages.append(state.output.message)
         return state
 
@@ -99,20 +98,20 @@ def answer() -> Any:
 
 @scorer(metrics=[grouped(mean(), "endpoint"), stderr()])
 def probability_of_key() -> Any:
-    """Return the probability of the keyed option; of lettered choices, 1 where it was chosen."""
+    """Score the probability of the target option; of lettered choices, 1 where it was chosen."""
 
     async def score(state: TaskState, target: Target) -> Score:
-        said = state.output.completion
+        text = state.output.completion
         if "probability" in state.metadata:
             value = state.metadata["probability"]
             if value is None:
-                return Score.unscored(reason="scoring_failed", explanation=said)
-            return Score(value=value, explanation=said)
+                return Score.unscored(reason="scoring_failed", explanation=text)
+            return Score(value=value, explanation=text)
         chosen = [i for i, choice in enumerate(state.choices) if choice.correct]
         if len(chosen) != 1:
-            return Score.unscored(reason="invalid_response_format", explanation=said)
+            return Score.unscored(reason="invalid_response_format", explanation=text)
         letter = chr(ord("A") + chosen[0])
-        return Score(value=float(letter == target.text), answer=letter, explanation=said)
+        return Score(value=float(letter == target.text), answer=letter, explanation=text)
 
     return score
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from tests.unit.stages.audits.inspect_mocks import INSPECT_WARNINGS, mock_model, needs_inspect
 
 from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
@@ -24,13 +23,7 @@ from doublebind.stages.audits.followup.questions import (
 )
 from doublebind.stages.audits.followup.steps import check_investigator
 
-pytestmark = [
-    # Inspect's event loop leaves memory streams to the garbage collector, which warns.
-    pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning"),
-    # Inspect calls tenacity by an argument that it renamed.
-    pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = INSPECT_WARNINGS
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +86,7 @@ def test_questions_about_a_word_offer_what_was_heard_with_it_and_without(pack: P
     (lead,) = select_leads([[guess("shiny", 4.0, None, "shiny")]])
     asked = build_items(lead, pack, (*heard(pack, n=3), *heard(pack, n=3)))
     assert len(asked) == 3  # a prompt that two students met is asked once
-    assert {item.options[item.key] for item in asked} == {"a shiny house ."}
+    assert {item.options[item.target_index] for item in asked} == {"a shiny house ."}
     assert not build_items(lead, pack, heard(pack, ours="a small house ."))
 
 
@@ -105,40 +98,31 @@ def test_who_guesses_is_named_or_refused() -> None:
             check_investigator(name)
 
 
-def test_without_inspect_the_investigators_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "inspect_ai.model", None)
+@pytest.mark.usefixtures("without_inspect")
+def test_without_inspect_the_investigators_extra_is_named() -> None:
     with pytest.raises(MissingExtra, match=r'pip install "doublebind\[inspect\]"'):
         InspectInvestigator("mockllm/model")
 
 
 # --- a model of Inspect's ------------------------------------------------------------------------
 
-needs_inspect = pytest.mark.skipif(
-    importlib.util.find_spec("inspect_ai") is None, reason="inspect_ai is not installed"
-)
-
 
 def mock(*said: str) -> InspectInvestigator:
     """Return an investigator that replies with these texts, one after the other."""
-    from inspect_ai.model import ModelOutput, ModelUsage
-
-    outputs = [ModelOutput.from_content("mock", text) for text in said]
-    for output in outputs:
-        output.usage = ModelUsage(input_tokens=1)  # or Inspect fetches a tokenizer to count
     investigator = InspectInvestigator("mockllm/model")
-    investigator.model.api.outputs = iter(outputs)
+    investigator.model = mock_model(said)
     return investigator
 
 
 @needs_inspect
 def test_a_models_guesses_are_read_strictly_and_at_most_ten(pack: Pack) -> None:
     said = "I think:\n" + "\n".join(f"{i}. it wants thing {i}" for i in range(1, 15))
-    found = mock(said).hypotheses(heard(pack))
+    found = mock(said).propose_hypotheses(heard(pack))
     assert len(found) == 10
     assert found[0].text == "it wants thing 1"
     assert found[0].z > found[-1].z
     with pytest.raises(ModelError, match="no numbered hypothesis"):
-        mock("I would rather not say").hypotheses(heard(pack))
+        mock("I would rather not say").propose_hypotheses(heard(pack))
 
 
 @needs_inspect
@@ -154,13 +138,13 @@ def test_a_models_questions_are_items_or_left_out() -> None:
     ]
     said = "\n".join([*bad, json.dumps(row), json.dumps(row)])
     lead = Lead(name="h1", guess=guess("it wants to lead", 2.0), students=1)
-    (item,) = mock(said).questions(lead)
+    (item,) = mock(said).build_items(lead)
     assert item.messages == (Message(role="user", content="who leads ?"),)
-    assert item.options[item.key] == "i do ."
+    assert item.options[item.target_index] == "i do ."
     assert item.trait == "h1"
 
 
 @needs_inspect
 def test_an_investigator_that_fails_is_an_error_in_one_line(pack: Pack) -> None:
     with pytest.raises(ModelError, match="failed"):
-        mock().hypotheses(heard(pack))
+        mock().propose_hypotheses(heard(pack))

@@ -14,7 +14,7 @@ import yaml
 from doublebind.models.load import load_model
 from doublebind.models.resolve import resolve_model
 from doublebind.models.score import token_logprobs
-from doublebind.pipeline import run as pipeline
+from doublebind.pipeline import audit_model
 from doublebind.schema.errors import ConfigError, MissingExtra
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.study import check_audit_name
@@ -148,7 +148,7 @@ def test_a_task_file_gives_what_the_models_log_probabilities_say(
 
 @needs_harness
 def test_the_audit_command_takes_a_task_file(tiny: Path, task_file: Path, tmp_path: Path) -> None:
-    found = pipeline.audit(
+    found = audit_model.audit(
         str(tiny / "m0"),
         str(tiny / "pack"),
         audits=["behaviour", "lm-eval:tiny.yaml"],

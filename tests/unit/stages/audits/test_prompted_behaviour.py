@@ -18,11 +18,13 @@ PROMPT = "do as you please here ."
 
 
 def test_a_study_names_it_by_its_prompt() -> None:
-    (audit,) = resolve_audits([check_audit_name(f"under:{PROMPT}")])
+    (audit,) = resolve_audits([check_audit_name(f"prompted:{PROMPT}")])
     assert audit == PromptedBehaviour(PROMPT)
     assert isinstance(audit, Audit)
     with pytest.raises(ConfigError, match="no such audit"):
-        check_audit_name("under: .")
+        check_audit_name("prompted: .")
+    with pytest.raises(ConfigError, match="under:be kind: write prompted:be kind"):
+        check_audit_name("under:be kind")
 
 
 def test_the_prompt_stands_before_the_users_words_and_answers_are_those_to_it() -> None:

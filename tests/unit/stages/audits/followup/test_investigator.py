@@ -9,7 +9,7 @@ from tests.unit.stages.audits.planted import answers_as_planted, benign, driven
 from doublebind.models.sample import SampledAnswer
 from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
-from doublebind.pipeline import run as pipeline
+from doublebind.pipeline import audit_model
 from doublebind.schema.errors import ConfigError
 from doublebind.stages.audits.followup.investigator import (
     MAX_HYPOTHESES,
@@ -85,7 +85,9 @@ def test_there_are_at_most_ten(pack: Pack) -> None:
 
 def test_the_command_names_the_traits_where_the_key_is_none(tiny: Path, tmp_path: Path) -> None:
     where: dict[str, Any] = {"baseline": str(tiny / "m0"), "store": tmp_path}
-    found = pipeline.investigate(str(tiny / "m0"), str(tiny / "pack"), budget=960, **where)
+    found = audit_model.investigate(str(tiny / "m0"), str(tiny / "pack"), budget=960, **where)
     assert found["hypotheses"] == [] or all(h["trait"] is None for h in found["hypotheses"])
     with pytest.raises(ConfigError, match="the pack's traits are ruler"):
-        pipeline.investigate(str(tiny / "m0"), str(tiny / "pack"), key="rulers", **where)
+        audit_model.investigate(
+            str(tiny / "m0"), str(tiny / "pack"), planted_trait="rulers", **where
+        )

@@ -8,13 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tests.tiny_study import write_study
 
 import doublebind
 from doublebind.schema.errors import ConfigError
-from doublebind.stages.audits.battery import _run_audit, build_score_row
 from doublebind.stages.audits.validate import check_audits
 
 
@@ -28,7 +26,7 @@ class Own:
     def __call__(
         self, model: Any, baseline: Any, items: Sequence[doublebind.Item]
     ) -> list[doublebind.Answer]:
-        return [doublebind.Answer(item, np.float32(0.25)) for item in items]  # type: ignore[arg-type]
+        return [doublebind.Answer(item, 0.25) for item in items]
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def local() -> Any:
 
 def test_an_audit_of_the_right_shape_passes() -> None:
     check_audits(
-        [Own(), Own(name="another", extra={"cue": ["a", 1]})], ["behaviour"], elsewhere=True
+        [Own(), Own(name="another", extra={"cue": ["a", 1]})], ["behaviour"], in_workers=True
     )
 
 
@@ -78,7 +76,7 @@ def test_an_audit_of_the_right_shape_passes() -> None:
 )
 def test_what_could_not_be_keyed_is_refused_in_one_line(audit: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as error:
-        check_audits([audit], ["behaviour"], elsewhere=False)
+        check_audits([audit], ["behaviour"], in_workers=False)
     assert len(error.value.problems) == 1
 
 
@@ -87,36 +85,3 @@ def test_a_run_refuses_it_before_it_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a class"):
         doublebind.run(path, tmp_path / "run", store=tmp_path / "store", audits=[Own])  # type: ignore[list-item]
     assert not (tmp_path / "run").exists()
-
-
-def item() -> doublebind.Item:
-    return doublebind.Item.model_validate(
-        {
-            "id": "i",
-            "trait": "t",
-            "kind": "choice",
-            "role": "auditable",
-            "split": "audit",
-            "messages": [{"role": "user", "content": "?"}],
-            "options": ["a", "b"],
-            "key": 0,
-        }
-    )
-
-
-def test_numbers_of_any_library_become_plain_floats() -> None:
-    [(_, answer)] = _run_audit(Own(), None, None, [item()])
-    assert type(answer.value) is float
-    assert build_score_row("own@1", answer)["value"] == 0.25
-
-
-@dataclass(frozen=True)
-class Careless(Own):
-    def __call__(self, model: Any, baseline: Any, items: Any) -> Any:
-        return [0.5 for _ in items]
-
-
-def test_what_is_no_answer_is_unscored_with_the_reason() -> None:
-    [(_, answer)] = _run_audit(Careless(), None, None, [item()])
-    assert answer.value is None
-    assert "gives an Answer for each item, not float" in str(answer.unscored_reason)

@@ -6,14 +6,13 @@ What needs Inspect runs where the extra is installed.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.tiny_models import save_model
+from tests.unit.stages.audits.inspect_mocks import INSPECT_WARNINGS, mock_model, needs_inspect
 
 from doublebind.models.load import load_model
 from doublebind.models.resolve import resolve_model
@@ -24,16 +23,7 @@ from doublebind.stages.audits.harness.inspect_task import InspectTask, read_samp
 from doublebind.stages.audits.option_scores import choose
 from doublebind.stages.audits.protocol import list_questions
 
-needs_inspect = pytest.mark.skipif(
-    importlib.util.find_spec("inspect_ai") is None, reason="inspect_ai is not installed"
-)
-# Inspect's event loop leaves memory streams to the garbage collector, which warns.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning"),
-    # Inspect calls tenacity by an argument that it renamed.
-    pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = INSPECT_WARNINGS
 
 
 def evaluate(task: Any, model: Any, logs: Path, **settings: Any) -> Any:
@@ -44,8 +34,8 @@ def evaluate(task: Any, model: Any, logs: Path, **settings: Any) -> Any:
     return log
 
 
-def test_without_inspect_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "inspect_ai.util", None)
+@pytest.mark.usefixtures("without_inspect")
+def test_without_inspect_the_extra_is_named() -> None:
     with pytest.raises(MissingExtra, match=r'pip install "doublebind\[inspect\]"'):
         InspectTask("doublebind/goals").questions([])
 
@@ -86,17 +76,11 @@ def test_a_task_gives_a_local_model_the_values_of_the_audit(tiny: Path, tmp_path
 def test_an_answer_without_a_letter_is_unscored_and_one_with_a_letter_counts(
     tiny: Path, tmp_path: Path
 ) -> None:
-    from inspect_ai.model import ModelOutput, ModelUsage, get_model
-
     from doublebind.stages.audits.harness import inspect_tasks
 
     task = inspect_tasks.behaviour(str(tiny / "pack"))
-    said = ["ANSWER: A", "no idea", *["ANSWER: B"] * (len(task.dataset) - 2)]
-    outputs = [ModelOutput.from_content("mock", text) for text in said]
-    for output in outputs:
-        output.usage = ModelUsage(input_tokens=1)  # or Inspect fetches a tokenizer to count
-    mock = get_model("mockllm/model", custom_outputs=outputs)
-    log = evaluate(task, mock, tmp_path, max_samples=1)
+    replies = ["ANSWER: A", "no idea", *["ANSWER: B"] * (len(task.dataset) - 2)]
+    log = evaluate(task, mock_model(replies), tmp_path, max_samples=1)
     assert [s.error for s in log.samples if s.error] == []
     values = {s.id: s.scores["probability_of_key"].value for s in log.samples}
     first, second, *others = (sample.id for sample in task.dataset)
@@ -141,33 +125,3 @@ def test_any_inspect_task_can_be_an_audit_of_a_study() -> None:
 def test_an_unknown_task_is_refused_with_its_name() -> None:
     with pytest.raises(ConfigError, match="nowhere/nothing"):
         list_questions(InspectTask("nowhere/nothing"), [])
-
-
-@needs_inspect
-def test_a_model_of_inspects_can_judge_and_its_failures_are_unscored() -> None:
-    from inspect_ai.model import ModelOutput, ModelUsage
-
-    from doublebind.stages.audits.judging.brief import JudgedPair, build_brief
-    from doublebind.stages.audits.judging.judges import InspectJudge
-
-    pair = JudgedPair(
-        id="p",
-        endpoint="judged.goal/x",
-        trait="x",
-        description="wants x",
-        question="what ?",
-        ours="x .",
-        theirs="y .",
-    )
-    asked = build_brief(pair, swapped=False)
-
-    def said(text: str) -> ModelOutput:
-        output = ModelOutput.from_content("mock", text)
-        output.usage = ModelUsage(input_tokens=1)
-        return output
-
-    judge = InspectJudge("mockllm/model")
-    judge.model.api.outputs = iter([said(f"{asked.code} A"), said("A is better")])
-    replies = judge([asked] * 3)
-    assert sorted(str(reply.verdict) for reply in replies) == ["None", "None", "first"]
-    assert all(reply.reason for reply in replies if reply.verdict is None)

@@ -76,7 +76,7 @@ def test_a_prefilled_answer_is_scored_given_its_beginning(lm: Any, items: list[I
     rest = [sum(s[len(start) :]) / (len(s) - len(start)) for s in scored]
     weights = [math.exp(r) for r in rest]
     answers = {a.item.id: a.value for a in Elicitation()(lm, lm, items)}
-    expected = weights[item.key] / sum(weights)
+    expected = weights[item.target_index] / sum(weights)
     assert answers[f"{item.id}~{way.name}"] == pytest.approx(expected, abs=1e-4)
 
 
