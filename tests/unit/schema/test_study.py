@@ -110,10 +110,7 @@ def test_checkpoints_rise_and_stay_below_the_last_step(tmp_path: Path, marks: li
     (problem,) = problems(
         path, "recipes.0.training.steps=3", f"recipes.0.training.checkpoints={marks}"
     )
-    assert (
-        "`recipes.0.training.checkpoints`: must rise from 1 and stay below"
-        in problem
-    )
+    assert "`recipes.0.training.checkpoints`: must rise from 1 and stay below" in problem
     study = load_yaml(
         Study, path, ["recipes.0.training.steps=3", "recipes.0.training.checkpoints=[1, 2]"]
     )
