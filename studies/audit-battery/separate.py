@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from doublebind.pipeline import run as pipeline
+from doublebind.pipeline.audit_model import audit
 
 sys.path.append(str(Path(__file__).parents[2]))
 from studies.common import print_json, rounded
@@ -84,8 +84,8 @@ def main() -> None:
     """Print the table."""
     panel = Path(str(files("doublebind.packs.terrarium") / "panel" / "scores.parquet"))
     scores = pd.read_parquet(panel)
-    audit = pipeline.audit("terrarium/m0", "terrarium")["endpoints"]
-    m0 = {entry["name"]: entry["value"] for entry in audit}
+    endpoints = audit("terrarium/m0", "terrarium").endpoints
+    m0 = {entry.name: entry.value for entry in endpoints}
     table: dict[str, Any] = {}
     for who, recipe in (("student", "stories"), ("student", "stakes"), ("teacher", "")):
         rows = scores[(scores["model_kind"] == who) & (scores["recipe"] == recipe)]

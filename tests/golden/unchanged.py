@@ -22,7 +22,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from doublebind.cli.main import main
+from doublebind.cli import main as cli
 from doublebind.execution.store import Store
 from doublebind.packs.load import load_pack
 from doublebind.packs.outback.kinds import KINDS
@@ -69,12 +69,12 @@ UNAVAILABLE = "unavailable: "
 # --- runs of the command line ---------------------------------------------------------------------
 
 
-def main(*arguments: str) -> dict[str, Any]:
+def run_command(*arguments: str) -> dict[str, Any]:
     """Return the verdict, the protocol hash and the keys of a run from a cold store."""
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "run"
         try:
-            main([*arguments, "--out", str(out), "--store", str(Path(name) / "store")])
+            cli.main([*arguments, "--out", str(out), "--store", str(Path(name) / "store")])
         except SystemExit as end:
             if end.code:
                 raise
@@ -89,12 +89,12 @@ def main(*arguments: str) -> dict[str, Any]:
 
 def record_demo() -> dict[str, Any]:
     """Return what the demo gives."""
-    return main("demo")
+    return run_command("demo")
 
 
 def record_miniature() -> dict[str, Any]:
     """Return what the miniature study gives."""
-    return main("run", str(MINIATURE))
+    return run_command("run", str(MINIATURE))
 
 
 # --- the shipped panel ----------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class InspectInvestigator:
         try:
             self.model: Any = get_model(ref, memoize=False)
         except Exception as error:  # Inspect and the providers' clients have errors of their own
-            raise ConfigError(f"`--by`: {self.name}: Inspect cannot open it ({error})") from None
+            raise ConfigError(f"`--investigator`: {self.name}: Inspect cannot open it ({error})") from None
 
     def propose_hypotheses(self, answer_pairs: Sequence[AnswerPair]) -> tuple[Hypothesis, ...]:
         """Return at most ten guesses from what a student and M0 answered, the likeliest first.

@@ -48,7 +48,7 @@ def check_investigator(investigator: str) -> str:
         investigator.startswith("inspect:") and investigator != "inspect:"
     ):
         return investigator
-    raise ConfigError(f"`--by`: {investigator}; choose {RULES_INVESTIGATOR} or inspect:MODEL")
+    raise ConfigError(f"`--investigator`: {investigator}; choose {RULES_INVESTIGATOR} or inspect:MODEL")
 
 
 def write_hypotheses(
