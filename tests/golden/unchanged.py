@@ -73,11 +73,8 @@ def run_command(*arguments: str) -> dict[str, Any]:
     """Return the verdict, the protocol hash and the keys of a run from a cold store."""
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "run"
-        try:
-            cli.main([*arguments, "--out", str(out), "--store", str(Path(name) / "store")])
-        except SystemExit as end:
-            if end.code:
-                raise
+        code = cli.main([*arguments, "--out", str(out), "--store", str(Path(name) / "store")])
+        assert code == 0
         manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
         return {
             "verdict": json.loads((out / "verdict.json").read_text(encoding="utf-8")),
