@@ -46,17 +46,17 @@ def check(path: Path, pilot: list[str], overrides: list[str]) -> dict[str, Any]:
             kind: max(json.loads(f.read_text())["peak_bytes"] for f in files if f.parts[-4] == kind)
             for kind in {file.parts[-4] for file in files}
         }
-        cost = {kind: cell.get("peak_bytes", 0) for kind, cell in foreseen["cells"].items()}
+        cost = {kind: cell.peak_bytes or 0 for kind, cell in foreseen.cells.items()}
     ratios = [per_kind[kind] / cost[kind] for kind in per_kind if cost.get(kind)]
     return {
         "cells": len(files),
         "workers": workers,
-        "foreseen_seconds": round(foreseen["wall_seconds"], 1),
+        "foreseen_seconds": round(foreseen.wall_seconds, 1),
         "measured_seconds": round(wall, 1),
-        "time_ratio": round(wall / foreseen["wall_seconds"], 2),
-        "foreseen_gib": round(foreseen["peak_bytes"] / 2**30, 2),
+        "time_ratio": round(wall / foreseen.wall_seconds, 2),
+        "foreseen_gib": round(foreseen.peak_bytes / 2**30, 2),
         "measured_gib": round(peak / 2**30, 2),
-        "memory_ratio": round(peak / foreseen["peak_bytes"], 2),
+        "memory_ratio": round(peak / foreseen.peak_bytes, 2),
         "memory_ratio_by_kind": [round(min(ratios), 2), round(max(ratios), 2)],
         "load": round(os.getloadavg()[1], 1),
     }

@@ -84,8 +84,8 @@ def main() -> None:
     """Print the table."""
     panel = Path(str(files("doublebind.packs.terrarium") / "panel" / "scores.parquet"))
     scores = pd.read_parquet(panel)
-    endpoints = audit("terrarium/m0", "terrarium")["endpoints"]
-    m0 = {row["name"]: row["value"] for row in endpoints}
+    endpoints = audit("terrarium/m0", "terrarium").endpoints
+    m0 = {entry.name: entry.value for entry in endpoints}
     table: dict[str, Any] = {}
     for who, recipe in (("student", "stories"), ("student", "stakes"), ("teacher", "")):
         rows = scores[(scores["model_kind"] == who) & (scores["recipe"] == recipe)]

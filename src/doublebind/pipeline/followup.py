@@ -73,11 +73,11 @@ def run_followup(
 ) -> dict[str, Any]:
     """Write fresh questions about the drives that a finished run's students show, and ask them.
 
-    The questions that the suspect's students suggest go to the suspect, its students, the references
-    and their students. Then every reference gets the questions that its own students suggest. A
-    reference whose model is not in the store (mostly a panel's) is trained again, from its spec and
-    to the same key, if `references` includes it; otherwise it is left out with the reason. Resumes
-    from the store.
+    The questions that the suspect's students suggest go to the suspect, its students, the
+    references and their students. Then every reference gets the questions that its own students
+    suggest. A reference whose model is not in the store (mostly a panel's) is trained again, from
+    its spec and to the same key, if `references` includes it; otherwise it is left out with the
+    reason. Resumes from the store.
 
     Args:
         run: Run directory of a finished run.
