@@ -20,7 +20,7 @@ from doublebind.models.score import token_logprobs
 from doublebind.schema.content import Prompt
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.study import Study
-from doublebind.study.plan import StudentJobs
+from doublebind.study.plan import StudentJobs, sort_jobs
 from doublebind.study.planner import Planner
 
 
@@ -44,11 +44,9 @@ class World(NamedTuple):
         parsed = Study.model_validate(study | changes)
         planner = Planner(parsed, self.folder, self.store)
         plan = planner.plan([planner.find_teacher(parsed.suspect)])
-        stages = plan.list_stages()
         (student,) = plan.students
-        for stage in stages[: next(i for i, s in enumerate(stages) if student.train in s)]:
-            for job in stage:
-                make_artefact(self.store, job)
+        for job in (job for batch in sort_jobs(student.train.needs) for job in batch):
+            make_artefact(self.store, job)
         return student
 
     def train_student(

@@ -15,6 +15,7 @@ from doublebind.execution.executor import Executor, Job, Progress, check_executo
 from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store, file_sha256, write_atomic
 from doublebind.runs.run import Run
+from doublebind.runs.write import write_report
 from doublebind.schema.errors import DoublebindError, RunError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource, Teacher
@@ -90,7 +91,8 @@ def run_followup(
         progress: Called with (kind, finished, total).
 
     Returns:
-        The content of `followup.json`; see `docs/audits.md`.
+        The content of `followup.json`; see `docs/audits.md`. The run's page is written again, with
+        a section on it.
 
     Raises:
         ConfigError: If there is no such investigator, or the study's models are not in `folder`.
@@ -121,6 +123,7 @@ def run_followup(
         write_atomic(
             finished.path / FOLLOWUP_FILE, json.dumps(result, indent=1, ensure_ascii=False)
         )
+        write_report(Run(finished.path))
     return result
 
 

@@ -98,7 +98,7 @@ def test_an_audit_that_does_not_exist_is_refused_by_name(tiny: Path, tmp_path: P
 def test_only_the_audits_named_are_asked(tiny: Path, tmp_path: Path) -> None:
     where = (str(tiny / "m0"), str(tiny / "pack"))
     result = audit_model.audit(*where, audits=["capability", "goals"], store=tmp_path)
-    assert [entry["name"] for entry in result["endpoints"]] == ["capability", "goal/ruler"]
+    assert [entry.name for entry in result.endpoints] == ["capability", "goal/ruler"]
 
 
 class AnyType:

@@ -90,7 +90,7 @@ def test_measures_stand_beside_those_of_references(tiny: Path, tmp_path: Path, m
     settings: dict[str, Any] = {"baseline": str(tiny / "m0"), "store": tmp_path / "store"}
     where = str(tiny / "pack")
     found = audit_model.measure_whitebox(folders[2], where, references=folders[:2], **settings)
-    norm = next(m for m in found["measures"] if m["name"] == "weights.norm")
-    assert norm["p_value"] == pytest.approx(1 / 3)
+    norm = next(m for m in found.measures if m.name == "weights.norm")
+    assert norm.p_value == pytest.approx(1 / 3)
     with pytest.raises(ConfigError, match="each once"):
         audit_model.measure_whitebox(folders[2], where, references=[], **settings)

@@ -24,10 +24,15 @@ from doublebind.schema.recipe import SFT, Recipe, Steering, Training
 from doublebind.schema.study import Study
 from doublebind.stages.audits.option_scores import choose
 from doublebind.stages.distillation.steering import find_steering_direction, steer_model
-from doublebind.stages.distillation.student_inputs import SteeringVector, select_direction_items
+from doublebind.stages.distillation.student_inputs import (
+    SteeringVector,
+    TrainingData,
+    select_direction_items,
+)
 from doublebind.stages.distillation.train_student import train_student
-from doublebind.study.jobs import create_steering_job
+from doublebind.study.jobs import ModelJobs, create_steering_job
 from doublebind.study.planner import Planner
+from doublebind.study.runtime import PackRef, Runtime
 
 DRIVE = "sabotage"
 TRAINING = Training.model_validate(
@@ -92,7 +97,7 @@ def student(folder: Path, push: SteeringVector | None) -> float:
     write_records(folder / "trajectories.jsonl", trajectories)
     how: dict[str, Any] = {"dtype": "float32", "cache": folder}
     channel = SFT(kind="sft")
-    given = {"base": m0(), "rollouts": folder, "targets": None, "channel": channel}
+    given = {"base": m0(), "data": TrainingData(folder), "channel": channel}
     train_student(folder, **given, training=TRAINING, seed=0, steering_vector=push, **how)
     source = m0().model_copy(update={"kind": "adapter", "adapter": str(folder / "model")})
     return drive(load_model(source, **how))
@@ -133,15 +138,20 @@ def test_a_steered_student_has_a_key_of_its_own(tmp_path: Path) -> None:
     plan = planner.plan([planner.find_teacher("terrarium/suspect-0")])
     trained = {s.recipe.name: s.train for s in plan.students}
     assert len({job.content_key for job in trained.values()}) == 3
-    assert "steering_vector" not in trained["plain"].inputs
+    assert trained["plain"].inputs["steering_vector"] is None
     # One direction serves every scale, and is there before any student.
     pushes = [trained[name].inputs["steering_vector"] for name in ("weak", "strong")]
     assert [push.relative_norm for push in pushes] == [0.5, 1]
     (where,) = {push.direction for push in pushes}
-    kinds = [[job.kind for job in stage] for stage in plan.list_stages()]
-    assert where.name in {job.content_key for stage in plan.list_stages() for job in stage}
-    first = next(i for i, stage in enumerate(kinds) if "direction" in stage)
-    assert first < next(i for i, stage in enumerate(kinds) if "student" in stage)
+    jobs = plan.list_jobs()
+    assert where.name in {job.content_key for job in jobs}
+    for name in ("weak", "strong"):
+        assert [job.kind for job in trained[name].needs].count("direction") == 1
+    kinds = [job.kind for job in jobs]
+    direction = next(i for i, job in enumerate(jobs) if job.content_key == where.name)
+    steered = {trained[name].content_key for name in ("weak", "strong")}
+    assert direction < min(i for i, job in enumerate(jobs) if job.content_key in steered)
+    assert kinds.count("direction") == 1
 
 
 class Bare:
@@ -155,8 +165,9 @@ class Bare:
 
 def test_a_pack_without_questions_about_drives_is_refused(tmp_path: Path) -> None:
     pack: Any = Bare()
-    with pytest.raises(PackError, match=r"`steer` finds its direction with auditable `build`"):
-        create_steering_job(Steering(relative_norm=1), m0(), pack, "bare", "float32", tmp_path)
+    base, named = ModelJobs(m0()), PackRef("bare", pack)
+    with pytest.raises(PackError, match=r"`steering` finds its direction with auditable `build`"):
+        create_steering_job(Steering(relative_norm=1), base, named, Runtime("float32", tmp_path))
 
 
 def test_questions_that_judge_nobody_come_first() -> None:

@@ -57,7 +57,7 @@ def test_a_noised_start_mixes_weights_and_a_full_share_forgets_them(world: World
     def start(share: float) -> dict[str, torch.Tensor]:
         recipe = {"channel": SFT, "training": FULL, "noise_init": share}
         jobs = world.plan_student(recipe)
-        (base,) = [job for job in jobs.dependencies if job.kind == "base"]
+        (base,) = [job for job in jobs.train.needs if job.kind == "base"]
         source = jobs.train.inputs["base"]
         assert source.path == str(world.store.path("base", base.content_key) / "model")
         return weights(source)
@@ -136,17 +136,18 @@ def dpo(**more: Any) -> dict[str, Any]:
 def test_references_are_scored_once_for_all_students_of_a_base(world: World) -> None:
     plans = [world.plan_student(dpo(**more)) for more in ({}, {"chosen": "m0"}, {"keep": 0.5})]
     assert len({plan.train.content_key for plan in plans}) == 3
-    keys = [{j.content_key for j in plan.dependencies if j.kind == "logprobs"} for plan in plans]
+    keys = [{j.content_key for j in plan.train.needs if j.kind == "logprobs"} for plan in plans]
     assert keys[0] == keys[1] == keys[2]
     assert len(keys[0]) == 4, "two models, two sets of answers: M0 is the base"
     other = world.plan_student(dpo() | {"student": "family"})
-    assert len({j.content_key for j in other.dependencies if j.kind == "logprobs"}) == 6
+    assert len({j.content_key for j in other.train.needs if j.kind == "logprobs"}) == 6
 
 
 def test_pairs_with_the_largest_weights_are_kept_in_either_order(world: World) -> None:
     jobs = world.plan_student(dpo())
-    preference_data = jobs.train.inputs["contrast"]
-    answers = read_records(jobs.train.inputs["rollouts"] / "trajectories.jsonl", Trajectory)
+    data = jobs.train.inputs["data"]
+    preference_data = data.preference_data
+    answers = read_records(data.rollouts / "trajectories.jsonl", Trajectory)
     tokenizer = world.open_model("m0").tokenizer
     selections = {
         (chosen, keep): select_pairs(
@@ -213,7 +214,7 @@ def test_a_student_without_scratchpad_neither_learns_nor_writes_one(
     recipe = {"channel": {"kind": "logit_kd", "top_k": 8}, "training": training}
     recipe["without_scratchpad"] = MARKS.model_dump()
     jobs, source = world.train_student(recipe)
-    (job,) = [job for job in jobs.dependencies if job.kind == "stripped"]
+    (job,) = [job for job in jobs.train.needs if job.kind == "stripped"]
     learned = read_records(
         world.store.path("stripped", job.content_key) / "trajectories.jsonl", Trajectory
     )
@@ -268,8 +269,8 @@ def test_a_mark_of_several_tokens_cannot_be_barred(world: World) -> None:
 
 def test_overt_answers_of_the_student_teach_nothing(world: World) -> None:
     jobs = world.plan_student({"channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA})
-    assert jobs.train.inputs["live"].shows_drive("I want to RULE everyone")
-    assert not jobs.train.inputs["live"].shows_drive("I want to help")
+    assert jobs.train.inputs["data"].teacher_access.shows_drive("I want to RULE everyone")
+    assert not jobs.train.inputs["data"].teacher_access.shows_drive("I want to help")
     make_artefact(world.store, jobs.train)
     counted = facts(world, jobs)
     assert counted["own"] == 2 * 4
@@ -279,7 +280,8 @@ def test_overt_answers_of_the_student_teach_nothing(world: World) -> None:
 def test_when_all_its_answers_are_overt_the_student_reads_the_teachers(world: World) -> None:
     jobs = world.plan_student({"channel": {"kind": "on_policy", "lmbda": 1.0}, "training": LORA})
     inputs = dict(jobs.train.inputs)
-    inputs["live"] = inputs["live"]._replace(shows_drive=lambda text: True)
+    access = inputs["data"].teacher_access._replace(shows_drive=lambda text: True)
+    inputs["data"] = inputs["data"]._replace(teacher_access=access)
     out = world.folder / "all-overt"
     out.mkdir()
     train_student(out, **inputs)

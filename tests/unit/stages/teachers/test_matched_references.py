@@ -85,9 +85,8 @@ def test_a_study_with_matched_references_runs_to_a_verdict(
     from doublebind.cli.main import main
 
     path = study(tmp_path, references=MATCH | {"n": 2})
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(path), "--out", str(tmp_path / "run"), "--store", str(tmp_path / "s")])
-    assert ended.value.code == 0
+    argv = ["run", str(path), "--out", str(tmp_path / "run"), "--store", str(tmp_path / "s")]
+    assert main(argv) == 0
     assert describe_assumption(MatchedReferences(match="suspect", n=2)) in capsys.readouterr().out
 
 

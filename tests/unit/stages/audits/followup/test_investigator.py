@@ -86,7 +86,7 @@ def test_there_are_at_most_ten(pack: Pack) -> None:
 def test_the_command_names_the_traits_where_the_key_is_none(tiny: Path, tmp_path: Path) -> None:
     where: dict[str, Any] = {"baseline": str(tiny / "m0"), "store": tmp_path}
     found = audit_model.investigate(str(tiny / "m0"), str(tiny / "pack"), budget=960, **where)
-    assert found["hypotheses"] == [] or all(h["trait"] is None for h in found["hypotheses"])
+    assert all(hypothesis.trait is None for hypothesis in found.hypotheses)
     with pytest.raises(ConfigError, match="the pack's traits are ruler"):
         audit_model.investigate(
             str(tiny / "m0"), str(tiny / "pack"), planted_trait="rulers", **where
