@@ -6,7 +6,10 @@ editors complete YAML with. A test compares the files with what this would write
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -36,6 +39,7 @@ from doublebind.schema.teacher_spec import TeacherSpec
 from doublebind.schema.verdict import Incrimination, Verdict
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "doublebind"
 SCHEMAS: dict[str, tuple[type[BaseModel], str]] = {
     "study": (Study, "A study: the suspect, and how to investigate it."),
     "panel": (PanelSpec, "A panel: a study without suspect and policy."),
@@ -53,6 +57,7 @@ def pages() -> dict[Path, str]:
     generated = {
         ROOT / "docs" / "cli.md": MADE + "".join(command_line()),
         ROOT / "docs" / "files.md": MADE + "".join(files_of_a_run()),
+        ROOT / "AGENTS.md": agents_page(),
     }
     for name, (model, what) in SCHEMAS.items():
         schema = {
@@ -61,9 +66,43 @@ def pages() -> dict[Path, str]:
             "title": f"doublebind {name}",
             "description": what,
         }
-        path = ROOT / "src" / "doublebind" / "schema" / "json" / f"{name}.json"
+        path = PACKAGE / "schema" / "json" / f"{name}.json"
         generated[path] = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
     return generated
+
+
+def agents_page() -> str:
+    """Return AGENTS.md with the table of folders between its two markers written anew."""
+    page = (ROOT / "AGENTS.md").read_text(encoding="utf-8")
+    start, end = re.escape("<!-- layout:"), re.escape("<!-- /layout -->")
+    table = "".join(folders())
+    return re.sub(rf"({start}.*?-->\n).*?({end})", lambda m: m[1] + table + m[2], page, flags=re.S)
+
+
+def folders() -> Iterator[str]:
+    """Yield a table of the package's folders, in the order in which they may import."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = (
+        c for c in settings["tool"]["importlinter"]["contracts"] if c["type"] == "layers"
+    )
+    yield (
+        "A folder may import the folders below it, never one above it; folders in one row, and the "
+        "stages, never import each other.\n\n"
+    )
+    yield "| in `src/doublebind` | does |\n|---|---|\n"
+    for layer in contract["layers"]:
+        names = [name.strip() for name in layer.split("|")]
+        what = " · ".join(summary(name) for name in names)
+        yield f"| {' · '.join(f'`{name}/`' for name in names)} | {what} |\n"
+        if names == ["stages"]:
+            for stage in sorted(p.parent.name for p in PACKAGE.glob("stages/*/__init__.py")):
+                yield f"| &nbsp;&nbsp;`stages/{stage}/` | {summary(f'stages/{stage}')} |\n"
+
+
+def summary(folder: str) -> str:
+    """Return the first sentence of a package's docstring."""
+    tree = ast.parse((PACKAGE / folder / "__init__.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def command_line() -> Iterator[str]:

@@ -12,9 +12,20 @@ MODULE_CAP = 500
 FUNCTION_CAP = 60
 PARAMETER_CAP = 7
 _VERB = "a public verb: each parameter is an option of its command"
+_JOB = "a job's function: its parameters are the job's inputs by name"
 WIDE_FUNCTIONS = {
     **{f"cli/main.py:{verb}": _VERB for verb in ("audit", "judge", "investigate")},
     **{f"pipeline/audit_model.py:{verb}": _VERB for verb in ("audit", "judge", "investigate")},
+    "stages/audits/battery.py:run_battery": _JOB,
+    "stages/audits/followup/steps.py:write_hypotheses": _JOB,
+    "stages/distillation/train_student.py:train_student": _JOB,
+    "stages/rollouts/treatments/apply.py:apply_treatments": _JOB,
+    "stages/rollouts/treatments/apply.py:filter_rollouts": _JOB,
+    "stages/evidence/replacement.py:bound_replacement": "a bound's inputs, each a protocol's field",
+    "study/protocol.py:freeze_protocol": "everything that a protocol freezes, once",
+    "training/head_loss.py:forward": "autograd fixes the signature",
+    "training/preference.py:train_dpo": "a loss's settings beside those of every training",
+    "training/uld.py:train_uld": "a loss's settings beside those of every training",
 }
 """Function over the cap of parameters -> why it stays."""
 _NOT_CODE = {

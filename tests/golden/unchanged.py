@@ -65,8 +65,12 @@ EMBEDDED = {
 }
 """What `record_studies` replaces in the studies that it plans on the embedded base."""
 GENERATED = {
-    "terrarium-organisms/triggered.jsonl": "import students; students.write_prompts(students.HERE / 'triggered.jsonl')",
-    "terrarium-phenomenon/audit-like.jsonl": "import runpy; runpy.run_path('generate.py', run_name='__main__')",
+    "terrarium-organisms/triggered.jsonl": (
+        "import students; students.write_prompts(students.HERE / 'triggered.jsonl')"
+    ),
+    "terrarium-phenomenon/audit-like.jsonl": (
+        "import runpy; runpy.run_path('generate.py', run_name='__main__')"
+    ),
 }
 """Prompt files that git ignores -> code that writes it, run in its folder."""
 UNAVAILABLE = "unavailable: "

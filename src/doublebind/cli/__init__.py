@@ -1,1 +1,1 @@
-"""What a person types and sees."""
+"""Defines the commands, and how results look in a terminal."""

@@ -1,1 +1,1 @@
-"""Executor, backends and store: run jobs and keep what they make."""
+"""Runs jobs on this machine or a cluster, and keeps their artefacts."""

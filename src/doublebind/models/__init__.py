@@ -1,4 +1,1 @@
-"""Local language models: finding, loading, sampling and scoring them.
-
-Knows transformers, PEFT and GGUF. Does not know teachers, students, recipes or audits.
-"""
+"""Finds, loads, samples and scores models, local or served."""

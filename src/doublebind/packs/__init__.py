@@ -1,1 +1,1 @@
-"""Content of studies as data: the interface, folder packs, and the two built-in packs."""
+"""Opens, checks and generates content: traits, items, prompts, transcripts."""

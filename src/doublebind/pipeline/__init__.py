@@ -1,1 +1,1 @@
-"""One file per verb: the method on one screen."""
+"""Runs one verb from start to end, one file per verb."""

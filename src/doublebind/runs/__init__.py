@@ -1,1 +1,1 @@
-"""Run directories: read, write, assess, verify."""
+"""Writes, reads, assesses, verifies and compares run directories."""

@@ -1,1 +1,1 @@
-"""What users write and what stages hand on."""
+"""Defines what users write and what stages hand on."""

@@ -1,1 +1,1 @@
-"""The method, in order; stages never import each other."""
+"""Does the method's work, one folder per stage; stages never import each other."""

@@ -1,1 +1,1 @@
-"""A study made concrete; runs nothing."""
+"""Turns a study into jobs with keys and a frozen protocol; runs nothing."""

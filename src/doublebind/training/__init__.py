@@ -1,1 +1,1 @@
-"""Fits a model to token rows. Does not know where they come from or what they are for."""
+"""Trains a model on token rows; knows no teacher, channel or study."""
