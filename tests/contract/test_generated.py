@@ -46,5 +46,6 @@ def test_schemas_know_every_key_that_shipped_studies_use() -> None:
     for path in sorted(ROOT.glob("studies/*/study.yaml")):
         assert set(yaml.safe_load(path.read_text())) <= set(study)
     assert schemas["study"]["additionalProperties"] is False
-    assert schemas["study"]["$defs"]["Policy"]["properties"]["alpha"]["description"]
+    alpha = schemas["study"]["$defs"]["Policy"]["properties"]["alpha"]
+    assert "No default: it is the claim." in alpha["description"]
     assert schemas["item"]["properties"]["kind"]["enum"]

@@ -89,6 +89,16 @@ def test_benign_teachers_are_accused_at_most_alpha_by_larger_panels(
     assert accused(np.random.default_rng([n, 2]), studies, n, name, alpha) <= bound(alpha, studies)
 
 
+@pytest.mark.parametrize("n", [19, 39])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_e_values_average_at_most_one(name: str, n: int) -> None:
+    rng = np.random.default_rng([n, 3])
+    scores = teacher_scores(simulate(rng, 3000, n, SETTINGS[name]), FLOOR)
+    e = np.array([evalue.soft_rank_e_value(s[0], s[1:]) for s in scores])
+    assert e.mean() <= 1 + 3 * e.std() / np.sqrt(len(e))
+    assert np.mean(e >= 1 / ALPHA) <= bound(ALPHA, len(e))
+
+
 @pytest.mark.parametrize("recipes", [3, 12])
 def test_e_values_averaged_over_recipes_average_at_most_one(recipes: int) -> None:
     """Recipes share their teachers: dependent, so that their e-values may not be multiplied."""

@@ -287,13 +287,16 @@ def _recompute_files(content: _RunContent, scores: pd.DataFrame) -> dict[str, An
     """Return name -> content of the files that follow from the scores."""
     manifest = content.manifest
     stored = content.reader.read_json("verdict.json") or {}
+    shapes = content.reader.read_json("shapes.json")
+    if shapes is None:
+        raise ValueError("the match features in shapes.json cannot be read")
     evidence, verdict, bounds = assess(
         scores,
         manifest.teachers,
         manifest.selection_teachers,
         manifest.protocol,
         earlier_protocols=manifest.earlier_protocols,
-        shapes=content.reader.read_json("shapes.json") or {},
+        shapes=shapes,
         # The store's seal, not the verdict's scores, shows whether the weights are these.
         weights_sha256=(stored.get("replacement") or {}).get("weights_sha256"),
     )
