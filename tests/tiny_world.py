@@ -44,7 +44,7 @@ class World(NamedTuple):
         parsed = Study.model_validate(study | changes)
         planner = Planner(parsed, self.folder, self.store)
         plan = planner.plan([planner.find_teacher(parsed.suspect)])
-        stages = plan.list_stages()
+        stages = plan.list_batches()
         (student,) = plan.students
         for stage in stages[: next(i for i, s in enumerate(stages) if student.train in s)]:
             for job in stage:
