@@ -145,7 +145,7 @@ def test_a_server_that_scores_nothing_is_told_apart(tmp_path: Path) -> None:
     [
         (
             {"channel": {"kind": "dpo", "keep": 0.5}},
-            "chooses pairs by how likely the teacher finds M0's answers",
+            "chooses pairs by the teacher's probability of M0's answers",
         ),
         ({"channel": {"kind": "on_policy", "lmbda": 1.0}}, "set `served.echo_logprobs: true` if"),
         (
