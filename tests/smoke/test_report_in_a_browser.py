@@ -48,25 +48,25 @@ def shown(browser: Browser, tmp_path: Path) -> Shown:
 
 
 def count(browser: Browser, selector: str) -> int:
-    return browser.value(f"document.querySelectorAll({json.dumps(selector)}).length")
+    return browser.evaluate(f"document.querySelectorAll({json.dumps(selector)}).length")
 
 
 def text(browser: Browser, selector: str) -> str:
-    return browser.value(f"document.querySelector({json.dumps(selector)}).innerText")
+    return browser.evaluate(f"document.querySelector({json.dumps(selector)}).innerText")
 
 
 def choose(browser: Browser, name: str, value: str) -> None:
     """Set a control and tell the page."""
     event = "input" if name == "search" else "change"
-    browser.value(
+    browser.evaluate(
         f"{{const e = document.getElementById('{name}'); e.value = {json.dumps(value)};"
         f"e.dispatchEvent(new Event('{event}'))}}"
     )
 
 
 def read_transcripts(browser: Browser) -> None:
-    browser.value("document.getElementById('transcripts').scrollIntoView()")
-    browser.until("document.querySelectorAll('article').length > 0")
+    browser.evaluate("document.getElementById('transcripts').scrollIntoView()")
+    browser.wait_for("document.querySelectorAll('article').length > 0")
 
 
 def test_hostile_text_is_shown_as_text_and_asks_for_nothing(shown: Shown) -> None:
@@ -76,7 +76,7 @@ def test_hostile_text_is_shown_as_text_and_asks_for_nothing(shown: Shown) -> Non
     lines[1] |= {"transcript": MEGABYTE}
     page = shown(run)
     read_transcripts(page)
-    assert page.value("typeof window.owned") == "undefined"
+    assert page.evaluate("typeof window.owned") == "undefined"
     assert count(page, "img, iframe, svg a, object, embed, link, form") == 0
     assert count(page, "script") == 2
     assert count(page, "style") == 1
@@ -85,24 +85,28 @@ def test_hostile_text_is_shown_as_text_and_asks_for_nothing(shown: Shown) -> Non
         assert part in first
     assert r"\u202e" in first
     assert r"\U000e0075" in first
-    assert "\u202e" not in page.value("document.body.innerText")
+    assert "\u202e" not in page.evaluate("document.body.innerText")
     # Isolated: whatever direction a text has, it stays in its own box.
-    assert page.value("getComputedStyle(document.querySelector('.said')).unicodeBidi") == "isolate"
-    assert page.complaints() == []
-    assert page.requests() == [url for url in page.requests() if url.endswith("/report.html")]
-    assert len(page.requests()) == 1
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('.said')).unicodeBidi") == "isolate"
+    )
+    assert page.list_errors() == []
+    assert page.list_requests() == [
+        url for url in page.list_requests() if url.endswith("/report.html")
+    ]
+    assert len(page.list_requests()) == 1
 
 
 def test_the_policy_forbids_markup_from_text_even_to_a_script(shown: Shown) -> None:
     page = shown(make_run(2, 0, seeds=1))
     with pytest.raises(RuntimeError, match="TrustedHTML"):
-        page.value("document.body.innerHTML = '<b>x</b>'")
+        page.evaluate("document.body.innerHTML = '<b>x</b>'")
     with contextlib.suppress(RuntimeError):
-        page.value(
+        page.evaluate(
             "const s = document.createElement('script'); s.textContent = 'window.owned = 1';"
             "document.body.append(s)"
         )
-    assert page.value("typeof window.owned") == "undefined"
+    assert page.evaluate("typeof window.owned") == "undefined"
 
 
 def test_a_line_of_a_megabyte_unfolds_piece_by_piece(shown: Shown) -> None:
@@ -111,12 +115,12 @@ def test_a_line_of_a_megabyte_unfolds_piece_by_piece(shown: Shown) -> None:
     page = shown(run)
     read_transcripts(page)
     folded = "document.querySelector('details.long')"
-    assert "unfold 1,053,603 more characters" in page.value(f"{folded}.innerText")
-    page.value(f"{folded}.open = true")
-    page.until(f"{folded}.querySelector('button').textContent.startsWith('Show the next')")
-    assert page.value(f"{folded}.textContent.length") < 21_000
-    page.value(f"{folded}.querySelector('button').click()")
-    assert 40_000 < page.value(f"{folded}.textContent.length") < 42_000
+    assert "unfold 1,053,603 more characters" in page.evaluate(f"{folded}.innerText")
+    page.evaluate(f"{folded}.open = true")
+    page.wait_for(f"{folded}.querySelector('button').textContent.startsWith('Show the next')")
+    assert page.evaluate(f"{folded}.textContent.length") < 21_000
+    page.evaluate(f"{folded}.querySelector('button').click()")
+    assert 40_000 < page.evaluate(f"{folded}.textContent.length") < 42_000
 
 
 def test_ten_thousand_transcripts_are_built_only_when_looked_at(shown: Shown) -> None:
@@ -125,16 +129,16 @@ def test_ten_thousand_transcripts_are_built_only_when_looked_at(shown: Shown) ->
     page = shown(run)
     built = count(page, "*")
     assert count(page, "article") == 0
-    assert page.value("document.getElementById('browser').hidden")
+    assert page.evaluate("document.getElementById('browser').hidden")
     read_transcripts(page)
     assert count(page, "article") == 20
     assert text(page, "#found") == "20 of 54 items shown"
     assert count(page, "*") < built + 20 * 250  # of which 100 are the references' dots
-    page.value("document.getElementById('more').click()")
+    page.evaluate("document.getElementById('more').click()")
     assert count(page, "article") == 40
-    assert page.value("document.activeElement === document.querySelectorAll('article')[20]")
-    assert page.complaints() == []
-    assert len(page.requests()) == 1
+    assert page.evaluate("document.activeElement === document.querySelectorAll('article')[20]")
+    assert page.list_errors() == []
+    assert len(page.list_requests()) == 1
 
 
 def test_transcripts_are_searched_filtered_and_put_side_by_side(shown: Shown) -> None:
@@ -147,14 +151,14 @@ def test_transcripts_are_searched_filtered_and_put_side_by_side(shown: Shown) ->
     assert text(page, "article .option").count("suspect's student") == 1
     for whose in ("suspect's student", "reference's student", "M0"):
         assert whose in text(page, "article")
-    assert page.value(
+    assert page.evaluate(
         "document.querySelector('svg.standing').getAttribute('aria-label')"
     ).startswith("Suspect's students 0.")
     choose(page, "search", "lighthouse")
-    page.until("document.getElementById('found').innerText === '1 of 1 items shown'")
+    page.wait_for("document.getElementById('found').innerText === '1 of 1 items shown'")
     assert "Lighthouse" in text(page, "article")
     choose(page, "search", "")
-    page.until("document.querySelectorAll('article').length === 20")
+    page.wait_for("document.querySelectorAll('article').length === 20")
     choose(page, "endpoint", "goal")
     assert text(page, "#found") == "12 of 12 items shown"
     choose(page, "trait", "dominion")
@@ -164,24 +168,24 @@ def test_transcripts_are_searched_filtered_and_put_side_by_side(shown: Shown) ->
     assert "M0" not in text(page, "article .options")
     choose(page, "kind", "")
     choose(page, "order", "gap")
-    assert not page.value("document.getElementById('picked').hidden")
-    assert page.complaints() == []
+    assert not page.evaluate("document.getElementById('picked').hidden")
+    assert page.list_errors() == []
 
 
 def test_items_can_be_walked_by_keyboard(shown: Shown) -> None:
     page = shown(make_run(2, 0, seeds=1))
     read_transcripts(page)
-    page.value("document.querySelector('article').focus()")
+    page.evaluate("document.querySelector('article').focus()")
     at = "Array.from(document.querySelectorAll('article')).indexOf(document.activeElement)"
     for key, place in (("j", 1), ("j", 2), ("k", 1)):
-        page.ask("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
-        assert page.value(at) == place
+        page.send_command("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
+        assert page.evaluate(at) == place
 
 
 def test_every_control_and_image_has_a_name(shown: Shown) -> None:
     page = shown(make_run(19, 6, seeds=1))
     read_transcripts(page)
-    tree = page.ask("Accessibility.getFullAXTree")["nodes"]
+    tree = page.send_command("Accessibility.getFullAXTree")["nodes"]
     nodes = [node for node in tree if not node.get("ignored")]
     named = ("article", "button", "combobox", "searchbox", "link", "image", "region", "navigation")
     roles = {node["role"]["value"] for node in nodes}
@@ -199,7 +203,7 @@ def test_every_control_and_image_has_a_name(shown: Shown) -> None:
     ]
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
-    twice = page.value(
+    twice = page.evaluate(
         "Array.from(document.querySelectorAll('[id]'), (e) => e.id)"
         ".filter((id, i, all) => all.indexOf(id) !== i)"
     )
@@ -211,8 +215,8 @@ def test_nothing_is_wider_than_a_phone(shown: Shown, scheme: str) -> None:
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     run = make_run(19, 6, seeds=1, hostile="W" * 300, steps=(50, 200))
     page = shown(run)
-    page.ask("Emulation.setEmulatedMedia", features=features)
-    page.ask(
+    page.send_command("Emulation.setEmulatedMedia", features=features)
+    page.send_command(
         "Emulation.setDeviceMetricsOverride",
         width=390,
         height=844,
@@ -221,15 +225,15 @@ def test_nothing_is_wider_than_a_phone(shown: Shown, scheme: str) -> None:
     )
     try:
         read_transcripts(page)
-        assert page.value("document.documentElement.scrollWidth") == 390
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
         ink, paper = (
-            page.value(f"getComputedStyle(document.body).{name}")
+            page.evaluate(f"getComputedStyle(document.body).{name}")
             for name in ("color", "backgroundColor")
         )
         assert (_light(ink) > _light(paper)) == (scheme == "dark")
     finally:
-        page.ask("Emulation.clearDeviceMetricsOverride")
-        page.ask("Emulation.setEmulatedMedia", features=[])
+        page.send_command("Emulation.clearDeviceMetricsOverride")
+        page.send_command("Emulation.setEmulatedMedia", features=[])
 
 
 def _light(colour: str) -> int:
@@ -239,7 +243,7 @@ def _light(colour: str) -> int:
 def test_a_printed_page_holds_the_verdict_and_transcripts(shown: Shown) -> None:
     page = shown(make_run(3, 0, seeds=1))
     assert count(page, "article") == 0
-    printed = page.ask("Page.printToPDF")["data"]
+    printed = page.send_command("Page.printToPDF")["data"]
     assert printed.startswith("JVBER")  # %PDF
     assert count(page, "article") == 20
-    assert page.complaints() == []
+    assert page.list_errors() == []

@@ -47,7 +47,7 @@ def test_a_served_suspect_reaches_a_verdict_and_a_bad_server_changes_nothing(
 ) -> None:
     folder = write_study(tmp_path / "study").parent
     suspect = build_teacher(folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store")
-    server = ModelServer(answer_from_folder(Path(suspect["model"])))
+    server = ModelServer(answer_from_folder(Path(suspect.model)))
     try:
         study = served_study(folder, server)
         code, verdict, err = run(study, tmp_path / "peace", tmp_path / "store", capsys)
@@ -92,7 +92,7 @@ def test_a_black_box_teaches_by_preferences_and_by_its_scores_and_pays_once(
 ) -> None:
     folder = write_study(tmp_path / "study", references=2).parent
     suspect = build_teacher(folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store")
-    model = Path(suspect["model"])
+    model = Path(suspect.model)
     server = ModelServer(answer_from_folder(model), score=score_from_folder(model))
     try:
         study = served_study(folder, server)
@@ -145,7 +145,7 @@ def test_a_server_that_scores_nothing_is_told_apart(tmp_path: Path) -> None:
     [
         (
             {"channel": {"kind": "dpo", "keep": 0.5}},
-            "chooses pairs by how likely the teacher finds M0's answers",
+            "chooses pairs by the teacher's probability of M0's answers",
         ),
         ({"channel": {"kind": "on_policy", "lmbda": 1.0}}, "set `served.echo_logprobs: true` if"),
         (

@@ -210,7 +210,7 @@ def test_whole_studies_of_benign_teachers_are_incriminated_at_most_alpha() -> No
     )
     roles: list[tuple[str, Literal["suspect", "reference"]]] = [("u", "suspect")]
     roles += [(f"r{i}", "reference") for i in range(n)]
-    teachers = [Teacher(label=t, ref=t, role=r, family=t, key=t) for t, r in roles]
+    teachers = [Teacher(label=t, ref=t, role=r, family=t, content_key=t) for t, r in roles]
     index = pd.MultiIndex.from_product(
         [[t for t, _ in roles], ["x", "y"], [0, 1], ["choice/a", "choice/b", "goal/a"], range(4)],
         names=["teacher", "recipe", "seed", "endpoint", "item"],

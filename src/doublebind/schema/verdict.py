@@ -23,7 +23,10 @@ class Replacement(Record):
     delivered_upper_95: float | None = None
     """Of that one student, over all items together."""
     further_training: dict[str, Outcome] = Field(
-        default={}, serialization_alias="further", exclude_if=lambda v: not v
+        validation_alias="further",
+        serialization_alias="further",
+        default={},
+        exclude_if=lambda v: not v,
     )
     """What became of students that were trained further, against M0 trained alike."""
     margin: float
