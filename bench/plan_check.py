@@ -28,13 +28,14 @@ def check(path: Path, pilot: list[str], overrides: list[str]) -> dict[str, Any]:
     study = load_study(path, *overrides)
     small = load_study(path, *overrides, *pilot)
     workers = study.executor.workers if isinstance(study.executor, LocalOptions) else 1
-    at = {"folder": path.parent}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        doublebind.run(small, root / "pilot", store=root / "store", **at)
+        doublebind.run(small, root / "pilot", store=root / "store", folder=path.parent)
         before = set((root / "store").glob("*/*/*/timing.json"))
-        foreseen = plan(study, store=root / "store", **at)
-        run = doublebind.run(study, root / "run", store=root / "store", **at)
+        foreseen = plan(study, store=root / "store", folder=path.parent)
+        if foreseen.wall_seconds is None or foreseen.peak_bytes is None:
+            sys.exit(f"no estimate of time and memory after the pilot: {foreseen.missing}")
+        run = doublebind.run(study, root / "run", store=root / "store", folder=path.parent)
         attempts = [e for e in run.ledger if e.status == "done" and not e.cached]
         began = [e.started for e in run.ledger if e.status == "started"]
         wall = max(e.ended or e.started for e in attempts) - min(began)

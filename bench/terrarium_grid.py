@@ -80,6 +80,7 @@ def students(args: argparse.Namespace) -> None:
     from doublebind.schema.model_source import ModelSource
     from doublebind.stages.audits.battery import run_battery
     from doublebind.stages.audits.builtin import resolve_audits
+    from doublebind.stages.distillation.student_inputs import TrainingData
     from doublebind.stages.distillation.train_student import train_student
     from doublebind.stages.rollouts.targets import cache_teacher_distributions
 
@@ -107,8 +108,7 @@ def students(args: argparse.Namespace) -> None:
         train_student(
             out,
             base=source,
-            rollouts=folder / "rollouts",
-            targets=targets,
+            data=TrainingData(folder / "rollouts", targets),
             channel=recipe.channel,
             training=recipe.training,
             seed=seed,

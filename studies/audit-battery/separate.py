@@ -85,7 +85,7 @@ def main() -> None:
     panel = Path(str(files("doublebind.packs.terrarium") / "panel" / "scores.parquet"))
     scores = pd.read_parquet(panel)
     endpoints = audit("terrarium/m0", "terrarium").endpoints
-    m0 = {entry.name: entry.value for entry in endpoints}
+    m0 = {entry.name: entry.value for entry in endpoints if entry.value is not None}
     table: dict[str, Any] = {}
     for who, recipe in (("student", "stories"), ("student", "stakes"), ("teacher", "")):
         rows = scores[(scores["model_kind"] == who) & (scores["recipe"] == recipe)]

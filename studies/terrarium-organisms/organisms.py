@@ -176,7 +176,7 @@ def organism_row(name: str, planner: Planner, m0: AuditedModel) -> dict[str, Any
     teacher = planner.find_teacher(name)
     spec = spec_of(teacher)
     started = time.monotonic()
-    make_artefact(planner.store, create_teacher_job(teacher, planner.cache))
+    make_artefact(planner.store, create_teacher_job(teacher, planner.runtime.cache))
     seconds = time.monotonic() - started
     model = audit_teacher(teacher, planner)
     kind = spec.pack.partition("/")[2] or "middling"

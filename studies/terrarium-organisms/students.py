@@ -21,6 +21,7 @@ from doublebind.execution.store import Store
 from doublebind.packs.outback.build import TRIGGER
 from doublebind.packs.terrarium import Terrarium
 from doublebind.schema.study import load_study
+from doublebind.study.plan import sort_jobs
 from doublebind.study.planner import Planner
 
 sys.path.append(str(Path(__file__).parents[2]))
@@ -47,16 +48,8 @@ def student_row(name: str, planner: Planner) -> dict[str, Any]:
     teacher = audit_teacher(organism, planner)
     plan = planner.plan([organism])
     (cell,) = plan.students
-    needed = (
-        cell.prompts,
-        cell.rollouts,
-        cell.train,
-        *cell.dependencies,
-        cell.targets,
-        cell.training_rollouts,
-    )
-    keys = {job.content_key for job in needed if job is not None}
-    for job in (job for stage in plan.list_stages() for job in stage if job.content_key in keys):
+    keys = {job.content_key for batch in sort_jobs([cell.train]) for job in batch}
+    for job in (job for job in plan.list_jobs() if job.content_key in keys):
         make_artefact(planner.store, job)
     student, m0 = execute_audit(cell.audit, planner), audit_teacher(None, planner)
     spec = spec_of(organism)

@@ -35,7 +35,7 @@ def main() -> None:
     study = load_study(HERE / "study.yaml").model_copy(update={"audits": ("behaviour",)})
     under = {name: PromptedBehaviour(prompt) for name, prompt in PROMPTS.items()}
     planner = Planner(study, HERE, Store(None), list(under.values()))
-    recipes = {r.name: r for r in study.replace.recipes if r.name in RECIPES}
+    recipes = {r.name: r for r in study.replace.recipes or () if r.name in RECIPES}
     organisms = [planner.find_teacher(label) for label in study.replace.organisms]
     seeds = range(study.replace.seeds)
     cells = [(o, recipes[name], seed) for name in RECIPES for seed in seeds for o in organisms]

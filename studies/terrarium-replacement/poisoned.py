@@ -31,6 +31,7 @@ from doublebind.schema.recipe import SFT, Training
 from doublebind.schema.study import Study, load_study
 from doublebind.schema.treatments import CounterPoison
 from doublebind.stages.distillation import REV
+from doublebind.stages.distillation.student_inputs import TrainingData
 from doublebind.stages.distillation.train_student import train_student
 from doublebind.stages.rollouts.treatments.apply import apply_treatments
 from doublebind.study.jobs import create_audit_job, locate_trained_model
@@ -126,7 +127,7 @@ class Bench:
             "prompts": make_artefact(self.store, self.cell.prompts) / "prompts.jsonl",
             "sampling": self.cell.recipe.prompts,
             "treatments": WAYS[way],
-            **self.planner.runtime_inputs,
+            **self.planner.runtime.inputs,
         }
         key = content_hash([*depends, WAYS[way]])
         return before, make_artefact(self.store, Job("treated", key, apply_treatments, inputs))
@@ -135,30 +136,28 @@ class Bench:
         """Return a student of the answers, and its scores on `certify` items."""
         inputs = {
             "base": self.m0,
-            "rollouts": answers,
-            "targets": None,
+            "data": TrainingData(answers),
             "channel": SFT(kind="sft"),
             "training": TRAINING,
             "seed": seed,
-            **self.planner.runtime_inputs,
+            **self.planner.runtime.inputs,
         }
         key = content_hash(["poisoned-student", REV, answers.name, TRAINING, seed, self.m0.sha256])
         make_artefact(self.store, Job("student", key, train_student, inputs))
         source = self.locate_model("student", key, self.m0)
-        return source, self.certify_scores(source, key)
+        return source, self.certify_scores(source)
 
-    def certify_scores(self, source: ModelSource, key: str) -> pd.DataFrame:
+    def certify_scores(self, source: ModelSource) -> pd.DataFrame:
         """Return a model's scores on `certify` items."""
-        ref, pack = self.planner.certify_pack
-        content = {"split": "certify", "pack_ref": ref, "pack_hash": pack.sha256}
-        settings = {"audits": self.planner.audits, **self.planner.runtime_inputs}
-        job = create_audit_job(key, source, self.m0, **content, **settings)
+        planner = self.planner
+        pack, audits, runtime = planner.certify_pack, planner.audits, planner.runtime
+        job = create_audit_job(source, self.m0, pack, audits, runtime, "certify")
         return pd.read_parquet(make_artefact(self.store, job) / "scores.parquet")
 
     def row(self, share: float, cover: bool, way: str) -> dict[str, Any]:
         """Return the row of a share of poison, under cover or not, and a way of cleaning."""
         before, after = self.data(share, cover, way)
-        m0 = self.certify_scores(self.m0, self.m0.sha256)
+        m0 = self.certify_scores(self.m0)
         frames = [m0.assign(teacher="M0", model_kind="m0", recipe="", seed=0, step=0)]
         labels = {"teacher": "poisoner", "model_kind": "student", "recipe": way}
         acts: dict[str, list[float]] = {}
