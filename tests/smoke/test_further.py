@@ -93,7 +93,7 @@ def test_students_and_twins_learn_the_same_and_are_asked_certify_items(made: Pat
 def test_what_became_of_them_stands_in_verdict_and_report_and_verifies(made: Path) -> None:
     run = doublebind.Run(made / "run")
     verdict = json.loads((made / "run/verdict.json").read_text())["replacement"]
-    assert set(verdict["further_training"]) == {"benign", "incentive"}
+    assert set(verdict["further"]) == {"benign", "incentive"}
     assert verdict["decision"] in ("inconclusive", "not_within_margin")
     assert run.replacement is not None
     assert [each.kind for each in run.replacement.further_training] == ["benign", "incentive"]

@@ -55,7 +55,9 @@ def check_format(run: Path) -> None:
         return
     if not isinstance(content, dict) or content.get("format", 1) == FORMAT:
         return
-    versions = content.get("versions")
+    if "versions" not in content:  # every manifest of any format names them
+        return
+    versions = content["versions"]
     version = versions.get("doublebind") if isinstance(versions, dict) else None
     reader = f"doublebind {version}" if version else "the doublebind that wrote it"
     raise RunError(
