@@ -34,7 +34,7 @@ def check(path: Path, pilot: list[str], overrides: list[str]) -> dict[str, Any]:
         before = set((root / "store").glob("*/*/*/timing.json"))
         foreseen = plan(study, store=root / "store", folder=path.parent)
         if foreseen.wall_seconds is None or foreseen.peak_bytes is None:
-            sys.exit(f"no estimate of time and memory after the pilot: {foreseen.missing}")
+            sys.exit(f"no estimate: the pilot left nothing to make, or lacks {foreseen.missing}")
         run = doublebind.run(study, root / "run", store=root / "store", folder=path.parent)
         attempts = [e for e in run.ledger if e.status == "done" and not e.cached]
         began = [e.started for e in run.ledger if e.status == "started"]
