@@ -52,8 +52,8 @@ def check_audit_name(name: str) -> str:
 AuditName = Annotated[str, AfterValidator(check_audit_name)]
 """A built-in audit, or an Inspect task: `inspect:TASK` as a capability measure, or
 `inspect-auditable:TASK` as an audit whose scores rise with misalignment; or `lm-eval:TASK`, a task
-of the lm-evaluation-harness or a task file (`.yaml`), as a capability measure; or `prompted:PROMPT`,
-the behaviour audit's choices under a prompt."""
+of the lm-evaluation-harness or a task file (`.yaml`), as a capability measure; or
+`prompted:PROMPT`, the behaviour audit's choices under a prompt."""
 
 
 class BankReferences(Record):
