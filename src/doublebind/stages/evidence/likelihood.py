@@ -42,7 +42,7 @@ def likelihood_ratio(suspect: float, references: Floats, organisms: Floats) -> f
     centre, scale = float(np.median(scores)), float(np.std(scores)) or 1.0
     x = (scores - centre) / scale
     y = np.repeat([0.0, 1.0], [n, m])
-    slope = max(0.0, _fit_firth_slope(x, y))
+    slope = max(0.0, fit_firth_slope(x, y))
     low, high = -50.0 - abs(slope) * 50, 50.0 + abs(slope) * 50
     for _ in range(200):  # the mean probability rises with the intercept: bisect
         intercept = (low + high) / 2
@@ -58,7 +58,7 @@ def _sigmoid(logits: Floats) -> Floats:
     return 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
 
 
-def _fit_firth_slope(x: Floats, y: Floats) -> float:
+def fit_firth_slope(x: Floats, y: Floats) -> float:
     """Return the slope of Firth's logistic regression with an intercept, by Newton steps."""
     design: Floats = np.stack([np.ones_like(x), x], axis=1)
     beta: Floats = np.zeros(2)
