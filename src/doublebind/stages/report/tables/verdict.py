@@ -72,8 +72,7 @@ def tabulate_methods(run: RunContent) -> Table:
 def _count_detected(evidence: Evidence, controls: Mapping[str, float]) -> Cell:
     if not controls:
         return Absent("no positive control was ranked this way")
-    n, allowed = evidence.n_references, evidence.n_allowed
-    hits = sum(round(p * (n + 1)) <= allowed + 1 for p in controls.values())
+    hits = sum(evidence.reaches_alpha(p) for p in controls.values())
     return f"{hits} of {len(controls)} detected"
 
 
