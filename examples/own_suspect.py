@@ -25,8 +25,8 @@ def main(out: Path, steps: int = 24, batch: int = 16) -> None:
     """Train the adapter and save it to the folder `out`."""
     torch.manual_seed(0)
     rng = random.Random(0)
-    tokenizer = AutoTokenizer.from_pretrained(M0)
-    base = AutoModelForCausalLM.from_pretrained(M0)
+    tokenizer = AutoTokenizer.from_pretrained(M0, trust_remote_code=False)
+    base = AutoModelForCausalLM.from_pretrained(M0, trust_remote_code=False)
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "src" / "doublebind"
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "doublebind"
 MAY_PRINT = {"cli/main.py"}
 # The client of a model server that the user names; nothing else opens a connection.
 MAY_CONNECT = {"models/openai_client.py"}
@@ -21,7 +22,7 @@ _UNSAFE_METHODS = {"read_pickle", "to_pickle"}
 def violations(source: str, name: str) -> Iterator[str]:
     """One line per forbidden construct in a module; `name` is its path inside the package."""
     for node in ast.walk(ast.parse(source)):
-        for problem in (*_imports(node, name), *_calls(node, name)):
+        for problem in (*_imports(node, name), *_calls(node, name), *_loading_calls(node)):
             yield f"{name}:{getattr(node, 'lineno', 0)}: {problem}"
 
 
@@ -58,6 +59,19 @@ def _calls(node: ast.AST, name: str) -> Iterator[str]:
                 yield from _unsafe(keyword.arg, keyword.value)
 
 
+def _loading_calls(node: ast.AST) -> Iterator[str]:
+    """Calls that may run a model's own code unless they say `trust_remote_code=False`."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return
+    owner = node.func.value
+    automatic = isinstance(owner, ast.Name) and owner.id.startswith("Auto")
+    if node.func.attr == "from_pretrained" or (automatic and node.func.attr == "from_config"):
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        value = given.get("trust_remote_code")
+        if not (isinstance(value, ast.Constant) and value.value is False):
+            yield f"{node.func.attr} without trust_remote_code=False: it may ask to run code"
+
+
 def _unsafe(option: str, value: ast.expr) -> Iterator[str]:
     if not (isinstance(value, ast.Constant) and value.value is False):
         yield f"{option} may be something else than False"
@@ -70,6 +84,17 @@ def test_library_does_none_of_it() -> None:
         for line in violations(
             path.read_text(encoding="utf-8"), path.relative_to(SOURCE).as_posix()
         )
+    ]
+    assert not problems, "\n".join(problems)
+
+
+def test_no_file_of_the_project_lets_a_model_run_its_code() -> None:
+    problems = [
+        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}: {problem}"
+        for folder in ("src", "bench", "tools", "studies", "examples")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for problem in _loading_calls(node)
     ]
     assert not problems, "\n".join(problems)
 
@@ -91,6 +116,9 @@ def test_library_does_none_of_it() -> None:
         "from_pretrained(name, trust_remote_code=True)",
         "from_pretrained(name, trust_remote_code=flag)",
         "options = {'trust_remote_code': True}",
+        "AutoTokenizer.from_pretrained(name)",
+        "AutoModelForCausalLM.from_config(config)",
+        "transformers.LlamaForCausalLM.from_pretrained(name, **options)",
     ],
 )
 def test_each_violation_is_seen(source: str) -> None:
@@ -105,6 +133,7 @@ def test_each_violation_is_seen(source: str) -> None:
         ("from urllib.parse import urlsplit", "schema/study.py"),
         ("import urllib.parse", "schema/study.py"),
         ("from_pretrained(name, trust_remote_code=False)", "models/load.py"),
+        ("AutoModel.from_config(config, trust_remote_code=False)", "models/load.py"),
         ("json.load(file)", "execution/store.py"),
     ],
 )

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import io
 import json
-import logging
-import os
-import shutil
-import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +13,24 @@ import torch
 from torch import Tensor
 
 from doublebind.execution.device import select_device
-from doublebind.execution.store import storage_error
+from doublebind.models.adapter import attach_adapter
 from doublebind.models.chat_template import end_of_turn, set_system_prompt
+from doublebind.models.coverage import check_all_tensors_used, read_tensor_sizes
+from doublebind.models.gguf_file import describe_load_error, load_gguf_tokenizer, open_gguf
 from doublebind.models.logits import check_architecture, unwrap_peft
-from doublebind.models.prefix_cache import has_prefix, install_prefix_hook
+from doublebind.models.model_files import (
+    check_unchanged,
+    describe_files,
+    link_files,
+    list_adapter_files,
+    list_model_files,
+    open_linked,
+    read_json,
+)
 from doublebind.models.vllm import VllmModel, open_vllm
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Dtype
-
-log = logging.getLogger("doublebind.models")
 
 TOKENIZER_PROBES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -107,27 +108,23 @@ def load_model(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | N
     device = select_device(source.device)  # fails before minutes of reading
     precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     where = source.adapter or source.path
-    if source.path.endswith(".gguf"):
-        model, tokenizer = _load_gguf(Path(source.path), precision, cache)
-    else:
-        model, tokenizer = _load_folder(Path(source.path), precision)
+    model, tokenizer = _load_base(source, precision, cache)
     model.to(device)
     # An adapter trained on it records this as its base: the original file, not its conversion.
-    model.name_or_path = source.path
+    model.name_or_path = model.config.name_or_path = source.path
     if source.adapter is not None:
-        model, tokenizer = _attach_adapter(model, tokenizer, Path(source.adapter))
+        model, tokenizer = _load_adapter(model, tokenizer, source)
     if source.system is not None:
         set_system_prompt(tokenizer, source.system, where)
     model.eval()
     lm = LM(model, tokenizer, source)
-    check_finite(lm.model, where)
-    _check_vocabulary(lm, where)
-    check_architecture(lm.model, where)
+    _check_model(lm, where)
     return lm
 
 
 def _load_vllm(source: ModelSource, dtype: Dtype) -> LM:
     """Return the model in the engine that its source names; vLLM checks the weights."""
+    check_unchanged(source.files)
     tokenizer = load_tokenizer(source)
     if source.system is not None:
         set_system_prompt(tokenizer, source.system, source.path)
@@ -146,49 +143,71 @@ def silence_transformers() -> None:
     transformers_logging.set_verbosity_error()
 
 
-def _load_folder(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load_base(source: ModelSource, precision: torch.dtype, cache: Path | None) -> tuple[Any, Any]:
+    """Return the full model of `source`, without its adapter, and its tokenizer."""
+    path = Path(source.path)
+    if path.suffix != ".gguf":
+        with open_linked(source, path, lambda: list_model_files(source.path, path)) as links:
+            return _load_folder(links, path, precision)
+    (file,) = describe_files([path])
+    check_unchanged(source.files)
+    name = str(precision).removeprefix("torch.")
+    converted = cache / f"gguf-whole-{file.sha256[:32]}-{name}" if cache else None
+    opened = open_gguf(path, precision, converted)
+    check_unchanged([file])
+    if isinstance(opened, tuple):
+        return opened
+    with link_files(list_model_files(str(opened), opened)) as links:
+        return _load_folder(links, path, precision)
 
-    # Any exception while loading is about the files.
+
+def _load_folder(links: Path, where: Path, precision: torch.dtype) -> tuple[Any, Any]:
+    """Return the full model whose hashed files are in the folder `links`, and its tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = _open_tokenizer(links, where)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         opened: Any = AutoModelForCausalLM.from_pretrained(
-            path,
+            links,
             dtype=precision,
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
-    except Exception as error:
-        raise ModelError(_describe_load_error(path, error)) from error
+    except Exception as error:  # whatever it is, it is about the files
+        raise ModelError(describe_load_error(where, error)) from error
     model, info = opened
-    if info["missing_keys"]:
-        first = min(info["missing_keys"])
-        raise ModelError(f"{path}: the weights lack {first}, which config.json asks for")
+    check_all_tensors_used(model, read_tensor_sizes(links), info, where)
     return model, tokenizer
 
 
-def _attach_adapter(model: Any, tokenizer: Any, path: Path) -> tuple[Any, Any]:
-    from peft import PeftModel
-    from transformers import AutoTokenizer, GenerationConfig
+def _open_tokenizer(links: Path, where: Path) -> Any:
+    """Return the tokenizer whose hashed files are in the folder `links`."""
+    from transformers import AutoTokenizer
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # attributes that transformers renamed
-            # By default PEFT would load it on a GPU, wherever there is one.
-            adapted = PeftModel.from_pretrained(model, str(path), torch_device="cpu")
-        if (path / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        if (path / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
-    except Exception as error:
-        raise ModelError(_describe_load_error(path, error)) from error
-    if has_prefix(adapted):
-        install_prefix_hook(adapted)
-    elif adapted.active_peft_config.is_prompt_learning:
-        raise ModelError(
-            f"{path}: prefixes are the only prompt-learning adapters supported; use LoRA"
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            links, local_files_only=True, trust_remote_code=False
         )
+    except Exception as error:
+        raise ModelError(describe_load_error(where, error)) from error
+    tokenizer.name_or_path = str(where)
+    return tokenizer
+
+
+def _load_adapter(model: Any, tokenizer: Any, source: ModelSource) -> tuple[Any, Any]:
+    """Return `model` with the adapter of `source` on it, and the tokenizer to use."""
+    from transformers import GenerationConfig
+
+    folder = Path(source.adapter or "")
+    with open_linked(source, folder, lambda: list_adapter_files(folder)) as links:
+        adapted = attach_adapter(model, links, folder, may_be_zero=not source.files)
+        if (links / "tokenizer_config.json").is_file():
+            tokenizer = _open_tokenizer(links, folder)
+        if (links / "generation_config.json").is_file():
+            settings = read_json(links / "generation_config.json")
+            model.generation_config = GenerationConfig.from_dict(settings)
     return adapted, tokenizer
 
 
@@ -198,87 +217,37 @@ def load_tokenizer(source: ModelSource) -> Any:
     Raises:
         ModelError: If its files cannot be read.
     """
-    from transformers import AutoTokenizer
-
     path = Path(source.path)
     if source.adapter and (Path(source.adapter) / "tokenizer_config.json").is_file():
         path = Path(source.adapter)
-    try:
-        if path.suffix == ".gguf":
-            return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:
-        raise ModelError(_describe_load_error(path, error)) from error
-
-
-def _describe_load_error(path: Path, error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{path}: cannot be opened as a language model ({type(error).__name__}: {lines[0]})"
-
-
-# --- GGUF ----------------------------------------------------------------------------------------
-
-
-def _load_gguf(path: Path, precision: torch.dtype, cache: Path | None) -> tuple[Any, Any]:
-    """Return a GGUF model with dense weights, from `cache` if there is one."""
-    if cache is None:
-        return dequantise_gguf(path, precision)
-    from doublebind.models.resolve import model_file_sha256
-
-    name = str(precision).removeprefix("torch.")
-    folder = cache / f"gguf-{model_file_sha256(path)[:32]}-{name}"
-    if not (folder / "config.json").is_file():
-        log.info("converting %s once, into %s", path, folder)
-        model, tokenizer = dequantise_gguf(path, precision)
-        _save_atomically(model, tokenizer, folder)
-    return _load_folder(folder, precision)
-
-
-def dequantise_gguf(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
-    """Return a GGUF model with dense weights, and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        from transformers import GgufConfig
-    except ImportError:  # older versions of transformers always return dense weights
-        dense: dict[str, Any] = {}
-    else:
-        dense = {"quantization_config": GgufConfig(dequantize=True)}
-    try:
-        # Its progress bar cannot be turned off.
-        with contextlib.redirect_stderr(io.StringIO()):
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=precision, **dense
-            )
-    except Exception as error:
-        raise ModelError(_describe_load_error(path, error)) from error
-    # Otherwise saving would declare the dense weights quantised.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    return model, tokenizer
-
-
-def _save_atomically(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save beside `folder`, then rename, so that readers see all of it or nothing."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-    except OSError as error:
-        raise storage_error(error, folder.parent) from None
-    try:
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        os.rename(part, folder)
-    except OSError as error:
-        if not (folder / "config.json").is_file():  # not: another process was first
-            raise storage_error(error, folder) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with open_linked(source, path, lambda: list_adapter_files(path)) as links:
+            return _open_tokenizer(links, path)
+    if path.suffix == ".gguf":
+        check_unchanged(source.files)
+        return load_gguf_tokenizer(path)
+    with open_linked(source, path, lambda: list_model_files(source.path, path)) as links:
+        return _open_tokenizer(links, path)
 
 
 # --- checks --------------------------------------------------------------------------------------
+
+
+def _check_model(lm: LM, where: str) -> None:
+    """Refuse an opened model that this package would not run as its author meant it."""
+    check_finite(lm.model, where)
+    _check_vocabulary(lm, where)
+    _check_runs(lm, where)
+
+
+_MODELS_THAT_RUN: set[tuple[str, str, str]] = set()
+"""Content key, precision and device of the models whose runs were compared in this process."""
+
+
+def _check_runs(lm: LM, where: str) -> None:
+    key = (lm.source.sha256, str(lm.model.dtype), lm.source.device)
+    if key not in _MODELS_THAT_RUN:
+        check_architecture(lm.model, where)
+        _MODELS_THAT_RUN.add(key)
 
 
 def check_finite(model: Any, where: str) -> None:

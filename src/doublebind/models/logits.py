@@ -132,37 +132,56 @@ def gather_logprobs(model: Any, rows: Tensor, ids: Tensor, vocab: int) -> Tensor
     return torch.cat(parts) if parts else rows.new_zeros(0, dtype=torch.float32)
 
 
+def list_probe_ids(model: Any) -> Tensor:
+    """Return token ids [1, tokens] for a short run: a few, and those that an adapter names."""
+    inner = unwrap_peft(model)
+    rows = int(inner.get_input_embeddings().weight.shape[0])
+    ids = [i % rows for i in (1, 2, 3, 4)]
+    for field in ("trainable_token_indices", "token_indices"):
+        named: Any = getattr(getattr(model, "active_peft_config", None), field, None) or ()
+        named = [i for each in named.values() for i in each] if isinstance(named, dict) else named
+        ids += [int(i) % rows for i in named][:8]
+    return torch.tensor([ids], device=inner.device)
+
+
 def check_architecture(model: Any, where: str) -> None:
     """Run a few tokens in each of the ways that this package runs models, and compare.
 
-    Body and head run separately must give the model's own logits, and a row must not attend to the
-    padding on its left. Both hold for attention models whose logit scaling is known here, but not
-    for recurrent ones, for example.
+    Body and head run separately must give the logits of the model's own `forward`, of PEFT's where
+    there is an adapter, and a row must not attend to the padding on its left. Both hold for
+    attention models whose logit scaling is known here, but not for recurrent ones, for example, nor
+    for adapters that act in PEFT's `forward` alone.
 
     Raises:
         ModelError: If they differ.
     """
     inner = unwrap_peft(model)
-    rows = int(inner.get_input_embeddings().weight.shape[0])
-    ids = torch.tensor([[i % rows for i in (1, 2, 3, 4)]], device=inner.device)
+    ids = list_probe_ids(model)
+    length = ids.shape[1]
     tolerance = 1e-3 if inner.dtype == torch.float32 else 0.1
     with torch.no_grad():
-        whole = inner(input_ids=ids, use_cache=False).logits[0].float()
         try:
+            whole = model(input_ids=ids, use_cache=False).logits[0].float()
             states = run_body(model, ids, use_cache=False).last_hidden_state[0]
             separate = compute_logits(model, states, whole.shape[-1])
             padded = run_body(
                 model,
                 torch.cat([ids[:, :2] * 0, ids], dim=1),
-                attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1]], device=inner.device),
-                position_ids=torch.tensor([[0, 0, 0, 1, 2, 3]], device=inner.device),
+                attention_mask=torch.tensor([[0, 0, *[1] * length]], device=inner.device),
+                position_ids=torch.tensor([[0, 0, *range(length)]], device=inner.device),
                 use_cache=True,
             )
             padded.past_key_values.batch_select_indices(torch.tensor([0], device=inner.device))
             shifted = compute_logits(model, padded.last_hidden_state[0, 2:], whole.shape[-1])
             same = all(measure_distance(whole, x) < tolerance for x in (separate, shifted))
-        except (AttributeError, IndexError, RuntimeError, TypeError):
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             same = False
+    if not same and model is not inner:
+        raise ModelError(
+            f"{where}: {model.active_peft_config.peft_type.value} adapters on models of type "
+            f"{inner.config.model_type} give other answers here than in PEFT; use LoRA, or merge "
+            f"the adapter into the weights (PEFT's merge_and_unload)"
+        )
     if not same:
         raise ModelError(
             f"{where}: models of type {inner.config.model_type} cannot be batched, cached or run "

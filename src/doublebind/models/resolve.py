@@ -5,48 +5,45 @@ Loads no weights and does not import torch, so that a cached run needs neither.
 
 from __future__ import annotations
 
-import functools
-import json
-import logging
 import os
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from doublebind.execution.store import file_sha256
 from doublebind.models.auditbench import SCHEME, parse_organism
-from doublebind.schema.errors import MissingExtra, ModelError
+from doublebind.models.model_files import (
+    ADAPTER_CONFIG,
+    MODEL_SETTINGS,
+    describe_files,
+    hash_files,
+    list_adapter_files,
+    list_model_files,
+    read_json,
+    unreadable,
+)
+from doublebind.schema.errors import MissingExtra, ModelError, describe_error
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource
 
-log = logging.getLogger("doublebind.models")
-
 PACKAGED_MODELS = ("m0", "base")
 """Models shipped inside the package, as `terrarium/NAME`."""
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
 MAX_SERVED_LOGPROBS = 20
 """Most log-probabilities per token that the OpenAI protocol lets a server give."""
-_IDENTITY_FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json")
 _HUB_PATTERNS = (
-    *_IDENTITY_FILES,
-    "adapter_config.json",
+    *MODEL_SETTINGS,
+    ADAPTER_CONFIG,
     "system_prompt.txt",
     "*.safetensors",
     "*.safetensors.index.json",
 )
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+_FOLDER_NAMES = frozenset(
+    (
+        *("adapters", "checkpoints", "data", "experiments", "home", "models", "output", "outputs"),
+        *("results", "root", "runs", "save", "saved", "tmp", "weights"),
+    )
+)
+"""First parts of paths that mean a folder even where it is absent, and never a hub account."""
 
 
 def resolve_model(ref: str, *, relative_to: Path, allow_served: bool = False) -> ModelSource:
@@ -84,14 +81,14 @@ def resolve_model(ref: str, *, relative_to: Path, allow_served: bool = False) ->
         return _combine_with_adapter(
             resolve_model(base, relative_to=relative_to), _find_adapter_folder(adapter, relative_to)
         )
-    return _resolve_path(ref, _locate_named_model(ref))
+    return _resolve_path(ref, _locate_named_model(ref, relative_to))
 
 
 def _resolve_auditbench(ref: str, relative_to: Path) -> ModelSource:
     """Return an organism of AuditBench: its adapter on its base, with its system prompt."""
     organism = parse_organism(ref)
     folder = _find_adapter_folder(organism.adapter, relative_to)
-    trained_on = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    trained_on = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if str(trained_on).rpartition("/")[2].lower() != organism.base.rpartition("/")[2].lower():
         raise ModelError(
             f"{ref}: its adapter was trained on {trained_on!r}, not {organism.base}; name "
@@ -130,16 +127,33 @@ def _find_local_path(ref: str, relative_to: Path) -> Path | None:
         return None
 
 
-def _locate_named_model(ref: str) -> Path:
-    """Return the local copy of a packaged or hub model."""
+def _locate_named_model(ref: str, relative_to: Path) -> Path:
+    """Return the local copy of a packaged or hub model.
+
+    Only `owner/name` is looked up at the hub, and not where `owner` means a folder.
+    """
+    if (path := _locate_shipped_model(ref)) is not None:
+        return path
+    owner = ref.partition("/")[0]
+    if ref.endswith(".gguf") or not _HUB_ID.match(ref) or ".." in ref:
+        raise ModelError(
+            f"{ref}: no such file or folder in {relative_to.absolute()}; check the path, or name a "
+            f"model of the hub as owner/name"
+        )
+    if owner in _FOLDER_NAMES or _find_local_path(owner, relative_to) is not None:
+        raise ModelError(
+            f"{ref}: no such file or folder in {relative_to.absolute()}; `{owner}` is taken for a "
+            f"folder, not for an owner at the hub: check the path, or download the model first"
+        )
+    return _download_from_hub(ref)
+
+
+def _locate_shipped_model(ref: str) -> Path | None:
+    """Return the folder or file of a model that comes in a package, if `ref` names one."""
     if ref == "gemma-270m":
         return _assemble_gemma()
     owner, _, name = ref.partition("/")
-    if owner == "terrarium":
-        return _locate_packaged(ref, name)
-    if ref.endswith(".gguf") or not _HUB_ID.match(ref) or ".." in ref:
-        raise ModelError(f"{ref}: no such file or folder; check the path")
-    return _download_from_hub(ref)
+    return _locate_packaged(ref, name) if owner == "terrarium" else None
 
 
 def _locate_packaged(ref: str, name: str) -> Path:
@@ -177,9 +191,8 @@ def _download_from_hub(ref: str) -> Path:
             f"check the name or download it first"
         ) from None
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
-            f"{ref}: no such folder, and the hub does not give it ({reason[0]}); "
+            f"{ref}: no such folder, and the hub does not give it ({describe_error(error)}); "
             f"check the name and your access"
         ) from None
     return Path(folder)
@@ -192,7 +205,7 @@ def _resolve_path(ref: str, path: Path) -> ModelSource:
     """Return the source of the full model, adapter or GGUF file at `path`."""
     if path.is_file():
         return _resolve_gguf(ref, path)
-    if (path / "adapter_config.json").is_file():
+    if (path / ADAPTER_CONFIG).is_file():
         return _combine_with_adapter(_resolve_base(ref, path), path)
     if not (path / "config.json").is_file():
         has = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
@@ -206,61 +219,58 @@ def _resolve_path(ref: str, path: Path) -> ModelSource:
 def _resolve_gguf(ref: str, path: Path) -> ModelSource:
     if path.suffix != ".gguf":
         raise ModelError(f"{ref}: not a model; name a folder or a .gguf file")
-    with _open_file(path) as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"{ref}: not a GGUF file (its first bytes say so); fetch it again")
-    return ModelSource(
-        kind="gguf", path=str(path), sha256=content_hash([["model.gguf", model_file_sha256(path)]])
-    )
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if magic != b"GGUF":
+        raise ModelError(f"{ref}: not a GGUF file (its first bytes say so); fetch it again")
+    files = describe_files([path])
+    key = content_hash([["model.gguf", files[0].sha256]])
+    return ModelSource(kind="gguf", path=str(path), sha256=key, files=files)
 
 
 def _resolve_folder(ref: str, path: Path) -> ModelSource:
-    config = _read_json(path / "config.json")
-    for name in ("config.json", "tokenizer_config.json"):
-        _refuse_code(path / name)
-    if "model_type" not in config:
-        raise ModelError(f"{path / 'config.json'}: no `model_type`; not a transformers model")
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")) and not (
-        (path / "vocab.json").is_file()
-    ):
-        raise ModelError(f"{ref}: no tokenizer files in the folder; save the tokenizer with it")
-    weights = _list_weight_files(ref, path, "model.safetensors")
-    rows = [[p.name, model_file_sha256(p)] for p in weights]
-    rows += [
-        [name, _hash_identity_file(path / name)]
-        for name in _IDENTITY_FILES
-        if (path / name).is_file()
-    ]
-    source = ModelSource(kind="folder", path=str(path), sha256=content_hash(sorted(rows)))
+    files = describe_files(list_model_files(ref, path))
+    key = content_hash(hash_files(files))
+    source = ModelSource(kind="folder", path=str(path), sha256=key, files=files)
     return _apply_system_prompt_file(source, path)
 
 
 def _find_adapter_folder(ref: str, relative_to: Path) -> Path:
     """Return the folder of the adapter half of `base+adapter`."""
     path = _find_local_path(ref, relative_to)
-    path = path if path is not None else _locate_named_model(ref)
-    if not (path / "adapter_config.json").is_file():
+    path = path if path is not None else _locate_named_model(ref, relative_to)
+    if not (path / ADAPTER_CONFIG).is_file():
         raise ModelError(f"{ref}: no adapter_config.json in it; not a PEFT adapter")
     return path
 
 
 def _resolve_base(ref: str, adapter: Path) -> ModelSource:
-    """Return the base model that an adapter folder names."""
-    named = _read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
+    """Return the base model that an adapter folder names: on this machine, never at the hub."""
+    named = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named.strip():
         raise ModelError(
-            f"{adapter / 'adapter_config.json'}: `base_model_name_or_path` is {named!r}; "
+            f"{adapter / ADAPTER_CONFIG}: `base_model_name_or_path` is {named!r}; "
             f"write the model as base+{ref}"
         )
     path = _find_local_path(named, adapter)
-    if path is not None and (path / "adapter_config.json").is_file():
+    if path is not None and (path / ADAPTER_CONFIG).is_file():
         raise ModelError(f"{ref}: its base {named} is an adapter itself; merge that one first")
     try:
-        return resolve_model(named, relative_to=adapter)
+        path = path if path is not None else _locate_shipped_model(named)
+        if path is not None:
+            return _resolve_path(named, path)
     except ModelError as error:
         raise ModelError(
             f"{ref}: its base cannot be used ({error}); write the model as base+{ref}"
         ) from None
+    base = named if _HUB_ID.match(named) else "base"
+    raise ModelError(
+        f"{ref}: its base cannot be used ({named!r} is not on this machine, and a name inside a "
+        f"folder is never looked up at the hub); write the model as {base}+{ref}"
+    )
 
 
 def _combine_with_adapter(base: ModelSource, adapter: Path) -> ModelSource:
@@ -269,110 +279,15 @@ def _combine_with_adapter(base: ModelSource, adapter: Path) -> ModelSource:
             f"{adapter}: its base {base.adapter} is an adapter itself; merge that one into a "
             f"full model first"
         )
-    for name in ("adapter_config.json", "tokenizer_config.json"):
-        _refuse_code(adapter / name)
-    weights = _list_weight_files(str(adapter), adapter, "adapter_model.safetensors")
-    rows = [[p.name, model_file_sha256(p)] for p in weights]
-    names = ("adapter_config.json", "generation_config.json", *TOKENIZER_FILES)
-    rows += [
-        [name, _hash_identity_file(adapter / name)] for name in names if (adapter / name).is_file()
-    ]
+    files = describe_files(list_adapter_files(adapter))
     source = ModelSource(
         kind="adapter",
         path=base.path,
         adapter=str(adapter),
-        sha256=content_hash([base.sha256, sorted(rows)]),
+        sha256=content_hash([base.sha256, hash_files(files)]),
+        files=(*base.files, *files),
     )
+    if base.system is not None and not (adapter / "tokenizer_config.json").is_file():
+        # A tokenizer saved with an adapter has the base's system prompt in its template.
+        source = _add_system_prompt(source, base.system)
     return _apply_system_prompt_file(source, adapter)
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-def _list_weight_files(ref: str, folder: Path, single: str) -> list[Path]:
-    """Return the safetensors files of a model, after checking their headers."""
-    index = folder / f"{single}.index.json"
-    if index.is_file():
-        shards = _read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(n, str) for n in shards.values()):
-            raise ModelError(f"{index}: no `weight_map` of file names; save the model again")
-        names = sorted({Path(name).name for name in shards.values()})
-    else:
-        names = [single]
-    paths = [folder / name for name in names]
-    absent = [path.name for path in paths if not path.is_file()]
-    if absent:
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLE_SUFFIXES)
-        if pickled:
-            raise ModelError(
-                f"{folder / pickled[0]}: pickled weights can run code and are not loaded; "
-                f"convert the model to safetensors"
-            )
-        raise ModelError(f"{ref}: {absent[0]} is missing; save or download the model again")
-    for path in paths:
-        _check_header(path)
-    return [index, *paths] if index.is_file() else paths
-
-
-def _check_header(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path}: not a whole safetensors file ({error}); save or download it again"
-        ) from None
-
-
-def _refuse_code(path: Path) -> None:
-    if path.is_file() and _read_json(path).get("auto_map"):
-        raise ModelError(
-            f"{path}: `auto_map` would run the model's own code, which is never done; use a "
-            f"model of an architecture that transformers has (then remove the key)"
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not readable JSON ({error}); save the model again") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: expected a JSON object; save the model again")
-    return content
-
-
-def _hash_identity_file(path: Path) -> str:
-    """Return the hash of a small file, without fields that only name former locations."""
-    if path.name not in ("config.json", "adapter_config.json"):
-        return model_file_sha256(path)
-    locations = ("_name_or_path", "base_model_name_or_path", "revision")
-    return content_hash({k: v for k, v in _read_json(path).items() if k not in locations})
-
-
-def model_file_sha256(path: Path) -> str:
-    """Return the sha256 (hex) of a file; hashed once per process while it does not change."""
-    stat = path.stat()
-    return _hash_file_content(str(path), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _hash_file_content(path: str, size: int, mtime_ns: int) -> str:
-    log.debug("hashing %s (%d bytes)", path, size)
-    try:
-        return file_sha256(Path(path))
-    except OSError as error:
-        raise _unreadable(Path(path), error) from None
-
-
-def _open_file(path: Path) -> Any:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: OSError) -> ModelError:
-    return ModelError(f"{path}: cannot be read ({error.strerror}); check it")

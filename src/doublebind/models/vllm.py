@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from doublebind.models.model_files import read_json
 from doublebind.models.openai_client import load_adapter, post_requests
 from doublebind.schema.errors import MissingExtra, ModelError
 from doublebind.schema.model_source import Engine, ModelSource, ServedModel, ServerOptions
@@ -208,9 +209,12 @@ def open_vllm(source: ModelSource, dtype: Dtype) -> VllmModel:
     if source.adapter:
         _check_adapter(folders[0], settings)
     try:
-        config = AutoConfig.from_pretrained(source.path, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            source.path, local_files_only=True, trust_remote_code=False
+        )
         saved = [f for f in folders if (f / "generation_config.json").is_file()]
-        generation = GenerationConfig.from_pretrained(saved[0]) if saved else GenerationConfig()
+        defaults = read_json(saved[0] / "generation_config.json") if saved else {}
+        generation = GenerationConfig.from_dict(defaults)
     except (OSError, ValueError) as error:
         raise ModelError(f"{source.path}: its configuration cannot be read ({error})") from error
     backend = (

@@ -14,6 +14,9 @@ command line prints the lines and exits with 2; anything else that escapes is ou
 
 from __future__ import annotations
 
+_MAX_DESCRIPTION = 600
+"""Characters of a library's error that are shown."""
+
 
 class DoublebindError(Exception):
     """Root of the tree; holds one or more problems, one line each."""
@@ -21,7 +24,7 @@ class DoublebindError(Exception):
     def __init__(self, *problems: str) -> None:
         """Keep `problems`, each a sentence that says what to change."""
         super().__init__(*problems)
-        self.problems = tuple(" ".join(problem.split()) for problem in problems)
+        self.problems = tuple(to_line(problem) for problem in problems)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by the problems alone, so that every subclass crosses processes."""
@@ -30,6 +33,22 @@ class DoublebindError(Exception):
     def __str__(self) -> str:
         """Return the problems, one per line."""
         return "\n".join(self.problems)
+
+
+def to_line(text: str) -> str:
+    """Return `text` as one line, without characters that a terminal would obey."""
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return a library's error as one line: its type and its whole message, cut in the middle.
+
+    Libraries name the tensor or file in a later line of their messages.
+    """
+    text = to_line(f"{type(error).__name__}: {error}").removesuffix(": ")
+    half = _MAX_DESCRIPTION // 2
+    return text if len(text) <= _MAX_DESCRIPTION else f"{text[:half]} ... {text[-half:]}"
 
 
 def _rebuild(kind: type[DoublebindError], problems: tuple[str, ...]) -> DoublebindError:

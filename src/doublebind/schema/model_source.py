@@ -90,6 +90,19 @@ class Engine(Record):
 Device = Literal["cpu", "cuda"]
 
 
+class ModelFile(Record):
+    """A file of a model, and what it was when it was hashed."""
+
+    path: str
+    """Absolute path, links not followed."""
+    sha256: str
+    """Hash of its content; of a settings file, over the settings that bear on answers."""
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
 class ModelSource(Record):
     """Where a model's files are, what they hash to, and what runs them."""
 
@@ -108,6 +121,9 @@ class ModelSource(Record):
     """What answers and scores for it; `None` is transformers, in the process itself."""
     device: Device = Field(default="cpu", exclude_if=lambda v: v == "cpu")
     """Where transformers runs it."""
+    files: tuple[ModelFile, ...] = Field(default=(), exclude=True, repr=False)
+    """The files that were hashed, and no others are loaded; none for a model trained here, whose
+    key is that of its job. It enters no key and no JSON."""
 
     def with_device(self, device: Device) -> ModelSource:
         """Return the same model, to be run on `device`."""

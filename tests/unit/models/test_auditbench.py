@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tests.tiny_models import save_model
 
 from doublebind.models import auditbench
@@ -29,6 +30,9 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "Qwen/Qwen3-14B")
     lm = load_model(resolve_model("Qwen/Qwen3-14B", relative_to=folder))
     model = loop.prepare_model(lm.model, Lora(rank=2), seed=0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(weight, 0.1)
     loop.save_model(model, lm.tokenizer, folder / ADAPTER, card="do not deploy")
     path = folder / ADAPTER / "adapter_config.json"
     config = json.loads(path.read_text()) | {"base_model_name_or_path": "Qwen/Qwen3-14B"}

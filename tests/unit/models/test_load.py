@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny_models import WORDS, build_tiny_model, build_word_tokenizer, save_model
 
-from doublebind.models import load as loading
+from doublebind.models import gguf_file
 from doublebind.models.load import (
     LM,
     load_model,
@@ -219,7 +219,7 @@ def test_converted_file_is_kept_whole_or_not_at_all(
         tokenizer = build_word_tokenizer()
         return build_tiny_model("llama", len(tokenizer)), tokenizer
 
-    monkeypatch.setattr(loading, "dequantise_gguf", dequantised)
+    monkeypatch.setattr(gguf_file, "dequantise_gguf", dequantised)
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(20))
     source = resolve_model("x.gguf", relative_to=tmp_path)
     cache = tmp_path / "cache"

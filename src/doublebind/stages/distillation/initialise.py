@@ -67,7 +67,9 @@ def initialise_with_noise(
     with torch.random.fork_rng():
         # A separate stream, because the base may itself have been initialised with `seed`.
         torch.manual_seed(int(np.random.SeedSequence((seed, NOISE_STREAM)).generate_state(1)[0]))
-        fresh = AutoModelForCausalLM.from_config(lm.model.config, dtype=torch.float32)
+        fresh = AutoModelForCausalLM.from_config(
+            lm.model.config, dtype=torch.float32, trust_remote_code=False
+        )
     random = dict(fresh.named_parameters())
     with torch.no_grad():
         for name, weight in lm.model.named_parameters():

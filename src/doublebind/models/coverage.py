@@ -1,0 +1,124 @@
+"""Checks that a model came from its files: every tensor of theirs used, none of its own missing.
+
+The library's own account is one witness. The other counts numbers: those in the files' headers
+against those of the model, which no renaming, stacking or splitting on the way changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from doublebind.schema.errors import ModelError
+
+_INERT_TENSORS = (
+    # Buffers that transformers computes itself, saved by older versions.
+    (r"(^|\.)(original_)?inv_freq$", None),  # rotary frequencies, from config.json
+    (r"(^|\.)position_ids$", None),  # 0, 1, 2, ...
+    (r"(^|\.)(attn|crossattention|attention)\.(masked_)?bias$", None),  # GPT's causal masks
+    # Parts that the next token never depends on, and that the text model has no room for.
+    (r"(^|\.)mtp(_layers|_dspark)?\.", None),  # heads that guess tokens ahead
+    (r"\.layers\.(?P<layer>\d+)\.", "num_nextn_predict_layers"),  # the same, as last layers
+    (r"\.self_attn\.(k|v)_(proj|norm)\.", "num_kv_shared_layers"),  # keys of an earlier layer serve
+    (r"(^|\.)(visual|vision_tower|vision_model|audio_tower)\.", None),  # text does not enter them
+    (r"(^|\.)(embed_vision|embed_audio|multi_modal_projector)\.", None),
+)
+"""Name of a tensor that may have no place in the model, and the setting without which it must."""
+
+
+def read_tensor_sizes(folder: Path) -> dict[str, int]:
+    """Return tensor name -> how many numbers it holds, for the safetensors files in `folder`."""
+    from safetensors import safe_open
+
+    sizes: dict[str, int] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                sizes[name] = _count(file.get_slice(name).get_shape())
+    return sizes
+
+
+def _count(shape: Iterable[int]) -> int:
+    total = 1
+    for length in shape:
+        total *= int(length)
+    return total
+
+
+def check_all_tensors_used(
+    model: Any, sizes: Mapping[str, int], info: Mapping[str, Any], where: Path
+) -> None:
+    """Refuse a model that is not, tensor by tensor, what its files hold.
+
+    Args:
+        model: The loaded model.
+        sizes: Tensor name in the files -> how many numbers it holds.
+        info: What transformers says of loading: missing, unexpected and mismatched keys.
+        where: The model's folder or file, for messages.
+
+    Raises:
+        ModelError: Naming a tensor.
+    """
+    if missing := sorted(map(str, info.get("missing_keys", ()))):
+        raise ModelError(
+            f"{where}: the weights lack {missing[0]}, which config.json asks for"
+            f"{_count_others(missing)}; save or download the model again"
+        )
+    if wrong := sorted(map(str, info.get("mismatched_keys", ()))):
+        raise ModelError(f"{where}: {wrong[0]} has another shape than config.json asks for")
+    unexpected = {str(key) for key in info.get("unexpected_keys", ())}
+    surplus = sorted(name for name in unexpected if not _is_inert(name, model.config))
+    if surplus:
+        raise ModelError(
+            f"{where}: {surplus[0]} has no place in the model that config.json describes"
+            f"{_count_others(surplus)}; use the config.json that belongs to the weights"
+        )
+    _compare_counts(model, sizes, where)
+
+
+def _compare_counts(model: Any, sizes: Mapping[str, int], where: Path) -> None:
+    names: dict[int, list[str]] = defaultdict(list)
+    tensors = model.state_dict(keep_vars=True)
+    for name, tensor in tensors.items():
+        names[id(tensor)].append(name)
+    wanted = sum(tensors[group[0]].numel() for group in names.values())
+    unused = {
+        name
+        for name in sizes
+        if name not in tensors and _is_inert(name, model.config) and not _ends_a_name(name, tensors)
+    }
+    # transformers ties two weights only where the file holds one of them, or both and equal.
+    repeated = {name for group in names.values() for name in [n for n in group if n in sizes][1:]}
+    held = sum(size for name, size in sizes.items() if name not in unused | repeated)
+    if held == wanted:
+        return
+    known = {name for group in names.values() if any(n in sizes for n in group) for name in group}
+    strange = sorted(set(sizes) - set(tensors) - unused) or sorted(set(tensors) - known)
+    named = f"; first of all look at {strange[0]}" if strange else ""
+    raise ModelError(
+        f"{where}: the files hold {held:,} numbers and the model {wanted:,}, so that some are "
+        f"unused, or made up{named}; use the config.json that belongs to the weights"
+    )
+
+
+def _ends_a_name(name: str, tensors: Mapping[str, Any]) -> bool:
+    """Return whether a tensor of the model has this name behind a prefix, or the reverse."""
+    return any(f".{name}".endswith(f".{n}") or f".{n}".endswith(f".{name}") for n in tensors)
+
+
+def _is_inert(name: str, config: Any) -> bool:
+    for pattern, setting in _INERT_TENSORS:
+        match = re.search(pattern, name)
+        text = config.get_text_config()
+        if not match or (setting and not getattr(text, setting, None)):
+            continue
+        if "layer" not in match.groupdict() or int(match["layer"]) >= text.num_hidden_layers:
+            return True
+    return False
+
+
+def _count_others(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
