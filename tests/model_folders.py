@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,15 @@ def save_adapter(folder: Path, base: Path, config: Any) -> Path:
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on merging, CUDA, and the like
         torch.manual_seed(0)
         adapted: Any = peft.get_peft_model(model, config)
         with torch.no_grad():
             for weight in adapted.parameters():
                 if weight.requires_grad and weight.is_floating_point():
                     weight += 0.2 * torch.randn(weight.shape)
-    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
     return folder
 
 

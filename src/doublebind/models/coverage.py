@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,12 @@ def check_all_tensors_used(
             f"{where}: the weights lack {missing[0]}, which config.json asks for"
             f"{_count_others(missing)}; save or download the model again"
         )
-    if wrong := sorted(map(str, info.get("mismatched_keys", ()))):
-        raise ModelError(f"{where}: {wrong[0]} has another shape than config.json asks for")
+    if wrong := sorted(info.get("mismatched_keys", ()), key=lambda key: str(key[0])):
+        name, held, asked = wrong[0]
+        raise ModelError(
+            f"{where}: {name} has the shape {list(held)} and config.json asks for {list(asked)}"
+            f"{_count_others(wrong)}; use the config.json that belongs to the weights"
+        )
     unexpected = {str(key) for key in info.get("unexpected_keys", ())}
     surplus = sorted(name for name in unexpected if not _is_inert(name, model.config))
     if surplus:
@@ -96,12 +100,18 @@ def _compare_counts(model: Any, sizes: Mapping[str, int], where: Path) -> None:
     if held == wanted:
         return
     known = {name for group in names.values() if any(n in sizes for n in group) for name in group}
-    strange = sorted(set(sizes) - set(tensors) - unused) or sorted(set(tensors) - known)
+    strange = sorted(set(sizes) - set(tensors) - unused, key=lambda n: (_is_usual(n), n))
+    strange = strange or sorted(set(tensors) - known)
     named = f"; first of all look at {strange[0]}" if strange else ""
     raise ModelError(
         f"{where}: the files hold {held:,} numbers and the model {wanted:,}, so that some are "
         f"unused, or made up{named}; use the config.json that belongs to the weights"
     )
+
+
+def _is_usual(name: str) -> bool:
+    """Return whether every GGUF has a tensor of this name: a less likely cause of trouble."""
+    return name.startswith(("blk.", "token_embd.", "output_norm.", "output."))
 
 
 def _ends_a_name(name: str, tensors: Mapping[str, Any]) -> bool:
@@ -120,5 +130,5 @@ def _is_inert(name: str, config: Any) -> bool:
     return False
 
 
-def _count_others(names: list[str]) -> str:
+def _count_others(names: Sequence[Any]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -182,6 +182,7 @@ def dequantise_gguf(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
                 dtype=precision,
                 local_files_only=True,
                 trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # they are refused by name
                 output_loading_info=True,
                 **dense,
             )

@@ -173,6 +173,7 @@ def _load_folder(links: Path, where: Path, precision: torch.dtype) -> tuple[Any,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused by name
             output_loading_info=True,
         )
     except Exception as error:  # whatever it is, it is about the files

@@ -371,9 +371,7 @@ def link_files(paths: Iterable[Path]) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix="doublebind-model-"))
         for path in paths:
             if path.name in ("config.json", ADAPTER_CONFIG):
-                keys = _drop_keys(read_json(path), LOCATION_KEYS)
-                text = json.dumps(_drop_deep(keys, RUNTIME_KEYS))
-                (folder / path.name).write_text(text, encoding="utf-8")
+                (folder / path.name).write_text(_write_settings(path), encoding="utf-8")
             else:
                 (folder / path.name).symlink_to(path.absolute())
     except OSError as error:
@@ -382,6 +380,15 @@ def link_files(paths: Iterable[Path]) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_settings(path: Path) -> str:
+    """Return the JSON text of a settings file without the keys that are inert."""
+    try:
+        keys = _drop_keys(read_json(path), LOCATION_KEYS)
+        return json.dumps(_drop_deep(keys, RUNTIME_KEYS))
+    except RecursionError:
+        raise ModelError(f"{path}: is nested too deeply; save the model again") from None
 
 
 def _drop_keys(content: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
