@@ -157,23 +157,26 @@ def check_architecture(model: Any, where: str) -> None:
     """
     inner = unwrap_peft(model)
     ids = list_probe_ids(model)
-    length = ids.shape[1]
+    length, pad = ids.shape[1], [0, 0]
     tolerance = 1e-3 if inner.dtype == torch.float32 else 0.1
+    rows = [[*pad, *ids[0].tolist()], [*ids[0].tolist(), *pad]]  # padded on the left; on the right
+    masks = [[*pad, *[1] * length], [*[1] * length, *pad]]
+    positions = [[*pad, *range(length)], [*range(length), *pad]]
     with torch.no_grad():
         try:
             whole = model(input_ids=ids, use_cache=False).logits[0].float()
-            states = run_body(model, ids, use_cache=False).last_hidden_state[0]
-            separate = compute_logits(model, states, whole.shape[-1])
-            padded = run_body(
+            out = run_body(
                 model,
-                torch.cat([ids[:, :2] * 0, ids], dim=1),
-                attention_mask=torch.tensor([[0, 0, *[1] * length]], device=inner.device),
-                position_ids=torch.tensor([[0, 0, *range(length)]], device=inner.device),
+                torch.tensor(rows, device=inner.device),
+                attention_mask=torch.tensor(masks, device=inner.device),
+                position_ids=torch.tensor(positions, device=inner.device),
                 use_cache=True,
             )
-            padded.past_key_values.batch_select_indices(torch.tensor([0], device=inner.device))
-            shifted = compute_logits(model, padded.last_hidden_state[0, 2:], whole.shape[-1])
-            same = all(measure_distance(whole, x) < tolerance for x in (separate, shifted))
+            out.past_key_values.batch_select_indices(torch.tensor([0], device=inner.device))
+            left, right = out.last_hidden_state
+            states = torch.cat([left[2:], right[:length]])
+            separate = compute_logits(model, states, whole.shape[-1])
+            same = measure_distance(torch.cat([whole, whole]), separate) < tolerance
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             same = False
     if not same and model is not inner:
