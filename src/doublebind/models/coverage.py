@@ -14,19 +14,21 @@ from typing import Any
 
 from doublebind.schema.errors import ModelError
 
-_INERT_TENSORS = (
-    # Buffers that transformers computes itself, saved by older versions.
-    (r"(^|\.)(original_)?inv_freq$", None),  # rotary frequencies, from config.json
-    (r"(^|\.)position_ids$", None),  # 0, 1, 2, ...
-    (r"(^|\.)(attn|crossattention|attention)\.(masked_)?bias$", None),  # GPT's causal masks
-    # Parts that the next token never depends on, and that the text model has no room for.
+_INERT_BUFFERS = (
+    r"(^|\.)(original_)?inv_freq$",  # rotary frequencies, which config.json gives
+    r"(^|\.)position_ids$",  # 0, 1, 2, ...
+    r"(^|\.)(attn|crossattention|attention)\.(masked_)?bias$",  # GPT's causal masks
+)
+"""Names of buffers that older versions of transformers saved and that it computes itself."""
+_UNUSED_PARTS = (
     (r"(^|\.)mtp(_layers|_dspark)?\.", None),  # heads that guess tokens ahead
     (r"\.layers\.(?P<layer>\d+)\.", "num_nextn_predict_layers"),  # the same, as last layers
     (r"\.self_attn\.(k|v)_(proj|norm)\.", "num_kv_shared_layers"),  # keys of an earlier layer serve
     (r"(^|\.)(visual|vision_tower|vision_model|audio_tower)\.", None),  # text does not enter them
     (r"(^|\.)(embed_vision|embed_audio|multi_modal_projector)\.", None),
 )
-"""Name of a tensor that may have no place in the model, and the setting without which it must."""
+"""Name of a tensor that the next token never depends on, and the setting without which it does;
+such tensors may be left out where the architecture itself says so."""
 
 
 def read_tensor_sizes(folder: Path) -> dict[str, int]:
@@ -74,7 +76,7 @@ def check_all_tensors_used(
             f"{_count_others(wrong)}; use the config.json that belongs to the weights"
         )
     unexpected = {str(key) for key in info.get("unexpected_keys", ())}
-    surplus = sorted(name for name in unexpected if not _is_inert(name, model.config))
+    surplus = sorted(name for name in unexpected if not _is_inert_buffer(name))
     if surplus:
         raise ModelError(
             f"{where}: {surplus[0]} has no place in the model that config.json describes"
@@ -92,7 +94,9 @@ def _compare_counts(model: Any, sizes: Mapping[str, int], where: Path) -> None:
     unused = {
         name
         for name in sizes
-        if name not in tensors and _is_inert(name, model.config) and not _ends_a_name(name, tensors)
+        if name not in tensors
+        and (_is_inert_buffer(name) or _is_unused_part(name, model.config.get_text_config()))
+        and not _ends_a_name(name, tensors)
     }
     # transformers ties two weights only where the file holds one of them, or both and equal.
     repeated = {name for group in names.values() for name in [n for n in group if n in sizes][1:]}
@@ -119,13 +123,16 @@ def _ends_a_name(name: str, tensors: Mapping[str, Any]) -> bool:
     return any(f".{name}".endswith(f".{n}") or f".{n}".endswith(f".{name}") for n in tensors)
 
 
-def _is_inert(name: str, config: Any) -> bool:
-    for pattern, setting in _INERT_TENSORS:
+def _is_inert_buffer(name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in _INERT_BUFFERS)
+
+
+def _is_unused_part(name: str, config: Any) -> bool:
+    for pattern, setting in _UNUSED_PARTS:
         match = re.search(pattern, name)
-        text = config.get_text_config()
-        if not match or (setting and not getattr(text, setting, None)):
+        if not match or (setting and not getattr(config, setting, None)):
             continue
-        if "layer" not in match.groupdict() or int(match["layer"]) >= text.num_hidden_layers:
+        if "layer" not in match.groupdict() or int(match["layer"]) >= config.num_hidden_layers:
             return True
     return False
 

@@ -61,6 +61,15 @@ def resolve_model(ref: str, *, relative_to: Path, allow_served: bool = False) ->
         ModelError: If it is absent, unreadable, pickled, needs its own code, or is served.
         MissingExtra: If `ref` is `gemma-270m` and its optional package is not installed.
     """
+    try:
+        return _resolve_model(ref, relative_to, allow_served)
+    except PermissionError as error:
+        raise ModelError(
+            f"{ref}: {error.filename} may not be read; change its permissions"
+        ) from None
+
+
+def _resolve_model(ref: str, relative_to: Path, allow_served: bool) -> ModelSource:
     if not ref.strip():
         raise ModelError("a model reference is empty; name a folder, .gguf file or hub id")
     if ref.startswith("openai:"):
