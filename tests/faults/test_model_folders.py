@@ -638,6 +638,16 @@ def test_a_swap_while_a_model_is_loaded_is_seen(
         load_model(trained)
 
 
+def test_a_write_to_a_file_does_not_reach_the_model_in_memory(folder: Path) -> None:
+    lm = open_model("plain+adapter", folder)
+    before = run_model(lm)
+    for path in (folder / "plain" / SINGLE, folder / "adapter" / WEIGHTS):
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.write(bytes(size))
+    assert torch.equal(run_model(lm), before)
+
+
 def test_a_file_that_was_only_touched_is_the_same(folder: Path) -> None:
     source = resolve_model("plain", relative_to=folder)
     for path in (folder / "plain").iterdir():

@@ -40,6 +40,7 @@ TOKENIZER_PROBES = (
     "yes no I do not know. 3.14159 1,000,000",
 )
 """Strings on which tokenizers of different families differ."""
+_MAX_COPIED_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +181,21 @@ def _load_folder(links: Path, where: Path, precision: torch.dtype) -> tuple[Any,
         raise ModelError(describe_load_error(where, error)) from error
     model, info = opened
     check_all_tensors_used(model, read_tensor_sizes(links), info, where)
+    _copy_mapped_weights(model)
     return model, tokenizer
+
+
+def _copy_mapped_weights(model: Any) -> None:
+    """Copy weights that are a window onto their file, through which later writes would reach them.
+
+    Of large models they stay one, so that processes of one machine share the memory.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    if sum(tensor.nbytes for tensor in tensors) > _MAX_COPIED_BYTES:
+        return
+    for tensor in tensors:
+        if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
+            tensor.data = tensor.data.clone()
 
 
 def _open_tokenizer(links: Path, where: Path) -> Any:
@@ -236,8 +251,23 @@ def load_tokenizer(source: ModelSource) -> Any:
 def _check_model(lm: LM, where: str) -> None:
     """Refuse an opened model that this package would not run as its author meant it."""
     check_finite(lm.model, where)
+    _check_settings(lm, where)
     _check_vocabulary(lm, where)
     _check_runs(lm, where)
+
+
+def _check_settings(lm: LM, where: str) -> None:
+    """Refuse settings that are used here and that the libraries take unread."""
+    inner = unwrap_peft(lm.model)
+    config, generation = inner.config.get_text_config(), inner.generation_config
+    for key, value in (
+        ("eos_token_id", generation.eos_token_id),
+        ("suppress_tokens", generation.suppress_tokens),
+        ("max_position_embeddings", getattr(config, "max_position_embeddings", None)),
+    ):
+        values = value if isinstance(value, list | tuple) else [value]
+        if any(v is not None and (type(v) is not int or v < 0) for v in values):
+            raise ModelError(f"{where}: `{key}` is {value!r}; write a token id or number")
 
 
 _MODELS_THAT_RUN: set[tuple[str, str, str]] = set()
