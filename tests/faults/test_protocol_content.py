@@ -23,6 +23,7 @@ from tests.tiny_study import make_user_messages, write_spec, write_study
 
 import doublebind
 from doublebind.cli.main import main
+from doublebind.execution.executor import make_artefact
 from doublebind.execution.store import Store
 from doublebind.pipeline.plan import plan
 from doublebind.runs.manifest import freeze_manifest
@@ -286,7 +287,7 @@ def change(value: Any, draw: Callable[[Any], Any]) -> Any:
         case str():
             others = ["sft", "forward", "reverse", "js", "capability", "unscreened", "normalise"]
             others += ["system", "user", "goals", "kind", "gold", "happy", "other", "m0", "replace"]
-            others += ["float32", "bfloat16", "reference-2.yaml", "pack:ruler", value + "x"]
+            others += ["float32", "bfloat16", "cuda", "reference-2.yaml", "pack:ruler", value + "x"]
             others += ["the ship wants gold", value + " and gold", "asked-later", "ngrams"]
             return draw(st.sampled_from([each for each in others if each != value]))
         case _:
@@ -554,6 +555,19 @@ def test_plan_says_the_hash_that_run_freezes(world: Path, tmp_path: Path, kind: 
     assert manifest.protocol.jobs == hash_artefact_keys(manifest.artefacts)
     again = type(manifest).model_validate_json(manifest.model_dump_json())
     assert again.protocol.hash == manifest.protocol_hash, "the hash survives the file"
+
+
+def test_prompts_that_change_after_planning_are_not_selected(world: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(world, tmp_path / "study")
+    study = Study.model_validate(read_study(folder, "incriminate"))
+    planner = Planner(study, folder, Store(tmp_path / "store"))
+    plan = planner.plan([planner.find_teacher(study.suspect)])
+    student = next(s for s in plan.students if s.recipe.name == "file")
+    other_prompts(folder, {})
+    with pytest.raises(
+        ConfigError, match=r"prompts\.jsonl: changed since its prompts entered keys"
+    ):
+        make_artefact(planner.store, student.prompts)
 
 
 def test_plan_prints_the_hash_before_anything_is_made(

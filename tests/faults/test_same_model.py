@@ -27,6 +27,7 @@ from doublebind.pipeline.run import run
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.study import PanelSpec, Study
 from doublebind.study.panel import read_panel
+from doublebind.study.planner import Planner
 from doublebind.study.resolve import resolve_study
 
 Content = dict[str, Any]
@@ -190,6 +191,18 @@ def test_calibrate_refuses_what_it_weighs_to_compete_under_another_name(folder: 
         calibrate(study, folder / "out", folder=folder, store=folder / "new-store")
     with pytest.raises(ConfigError, match=r"\./organism-0\.yaml is weighed, too"):
         plan(study, folder=folder, store=folder / "new-store", calibrate=True)
+
+
+def test_a_matched_reference_that_comes_out_as_the_suspect_is_refused(folder: Path) -> None:
+    references = {"match": "suspect", "n": 2, "template": "reference-0.yaml"}
+    study = change_study(folder, references=references)
+    planner = Planner(study, folder, Store(folder / "new-store"))
+    spec = planner.find_teacher("matched-1").spec
+    assert spec is not None
+    content = spec.model_dump(mode="json", by_alias=False) | {"name": "mine", "family": "mine"}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"`suspect`: mine\.yaml and `references`: matched-1 are"):
+        resolve(folder, suspect="mine.yaml", references=references)
 
 
 def test_a_served_model_is_one_however_its_server_is_spelled(folder: Path) -> None:

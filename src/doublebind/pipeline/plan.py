@@ -241,7 +241,8 @@ def _find_prompt_shortages(plans: Sequence[Plan]) -> dict[str, str]:
     """Return prompt policy -> that fewer prompts pass its screens than a recipe asks for."""
     shortages: dict[str, str] = {}
     for job in sorted(_group_jobs(plans)["prompts"], key=lambda job: job.inputs["n"]):
-        n, settings = job.inputs["n"], {k: v for k, v in job.inputs.items() if k != "n"}
+        n = job.inputs["n"]
+        settings = {k: v for k, v in job.inputs.items() if k not in ("n", "file_hash")}
         n_passing = count_passing_prompts(**settings)
         if n_passing < n:
             shortages[f"prompts.{settings['policy']}"] = (

@@ -135,7 +135,7 @@ def create_prompts_job(prompts: Prompts, pack: PackRef, file: Path | None = None
     depends: list[object] = [PROMPTS_REV, pack.pack.sha256, prompts.policy, prompts.n]
     inputs: dict[str, object] = {"pack": pack.name, "policy": prompts.policy, "n": prompts.n}
     if file is not None:
-        inputs["file"] = file
+        inputs |= {"file": file, "file_hash": prompts.file}
         depends.append(prompts.file)
     key = content_hash(["prompts", *depends])
     return Job("prompts", key, select_prompts, inputs, prompts.policy)

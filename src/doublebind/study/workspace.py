@@ -8,12 +8,11 @@ from pathlib import Path
 from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
 from doublebind.models.resolve import resolve_model
-from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Prompts, Recipe
 from doublebind.schema.score_table import M0
 from doublebind.stages.audits.protocol import Audit
-from doublebind.stages.prompts.policies import read_prompts
+from doublebind.stages.prompts.policies import hash_prompts
 from doublebind.study.jobs import ModelJobs, create_teacher_job, locate_trained_model
 from doublebind.study.runtime import PackRef, Runtime
 from doublebind.study.teachers import TeacherSource
@@ -65,7 +64,7 @@ class Workspace:
         if name is None:
             return prompts
         if name not in self.prompt_files:
-            self.prompt_files[name] = content_hash(read_prompts(self.folder / name))
+            self.prompt_files[name] = hash_prompts(self.folder / name)
         return prompts.model_copy(update={"file": self.prompt_files[name]})
 
     def identify_recipe(self, recipe: Recipe) -> Recipe:
