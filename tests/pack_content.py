@@ -151,7 +151,7 @@ def keys() -> dict[str, str]:
         ).content_key
         for name in teachers
     }
-    prompts = create_prompts_job(asked, PackRef("terrarium", terrarium), HERE).content_key
+    prompts = create_prompts_job(asked, PackRef("terrarium", terrarium)).content_key
     return built | {"prompts": prompts, "audit": audit_key(*DEFAULT_AUDITS)}
 
 

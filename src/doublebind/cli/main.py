@@ -422,8 +422,9 @@ def pack_check(
     """Check a pack; one line per problem."""
     from doublebind.packs.check import check_pack, count_content
     from doublebind.packs.load import load_pack
+    from doublebind.study.teachers import resolve_pack_name
 
-    pack = load_pack(folder, relative_to=Path())
+    pack = load_pack(resolve_pack_name(folder, Path()), relative_to=Path())
     problems = check_pack(pack)
     if problems:
         raise PackError(*problems)

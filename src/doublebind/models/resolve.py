@@ -83,6 +83,9 @@ def _resolve_model(ref: str, relative_to: Path, allow_served: bool) -> ModelSour
     if ref.startswith(SCHEME):
         return _resolve_auditbench(ref, relative_to)
     path = _find_local_path(ref, relative_to)
+    if path is not None and _is_built_in(ref):
+        _refuse_namesake(ref, path)
+        path = None
     if path is not None:
         return _resolve_path(ref, path)
     base, plus, adapter = ref.partition("+")
@@ -134,6 +137,24 @@ def _find_local_path(ref: str, relative_to: Path) -> Path | None:
         return path if path.exists() else None
     except (OSError, RuntimeError, ValueError):  # name too long, unknown ~user, null byte
         return None
+
+
+def _is_built_in(ref: str) -> bool:
+    """Return whether a model that comes with the package, or an extra of it, is called `ref`."""
+    owner, _, name = ref.partition("/")
+    return ref == "gemma-270m" or (owner == "terrarium" and name in PACKAGED_MODELS)
+
+
+def _refuse_namesake(ref: str, path: Path) -> None:
+    """Refuse the name of a built-in model where a model's folder at `path` could be meant."""
+    shipped = None if ref == "gemma-270m" else _locate_shipped_model(ref)
+    packaged = shipped is not None and path == shipped.resolve()
+    is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if is_model and not packaged:
+        raise ModelError(
+            f"{ref}: is built in, and {path} is there, too; write ./{ref} for the folder, or "
+            f"rename it"
+        )
 
 
 def _locate_named_model(ref: str, relative_to: Path) -> Path:

@@ -6,9 +6,39 @@ import difflib
 from pathlib import Path
 
 from doublebind.packs.pack import Pack
-from doublebind.schema.errors import PackError
+from doublebind.schema.errors import ConfigError, PackError
 
 BUILT_IN_PACKS = ("terrarium", "outback", "proving", "assistant")
+
+
+def is_built_in(name: str) -> bool:
+    """Return whether a built-in pack is called `name`, which has no `:TRAIT,TRAIT`."""
+    whole, _, kind = name.partition("/")
+    if whole == "outback" and kind:
+        from doublebind.packs.outback.kinds import KINDS
+
+        return kind in KINDS
+    return name in BUILT_IN_PACKS
+
+
+def refuse_namesake(name: str, path: Path, marker: str, built_in: Path, key: str) -> None:
+    """Refuse the name of something built in where a folder at `path` could be meant as well.
+
+    Args:
+        name: The name, as it was written.
+        path: What it would be as a path.
+        marker: A file that such a folder has.
+        built_in: Folder of what is built in, which is no namesake.
+        key: What the message says first: a key of the study, or the name itself.
+
+    Raises:
+        ConfigError: If there is such a folder.
+    """
+    if _is_folder(path) and (path / marker).is_file() and path.resolve() != built_in.resolve():
+        raise ConfigError(
+            f"{key}: {name} is built in, and {path} is there, too; write ./{name} for the folder, "
+            f"or rename it"
+        )
 
 
 def load_pack(name: str, *, relative_to: Path) -> Pack:

@@ -24,6 +24,7 @@ from doublebind.stages.audits.judging.pairwise import judge_model
 from doublebind.stages.audits.protocol import Audit
 from doublebind.stages.audits.whitebox import measure_models
 from doublebind.stages.evidence.intervals import rank_measures, summarise_endpoints
+from doublebind.study.distinct import check_distinct, name_model
 from doublebind.study.jobs import create_audit_job, read_scores
 from doublebind.study.runtime import Runtime, open_pack
 from doublebind.study.teachers import resolve_pack_name
@@ -282,6 +283,8 @@ def measure_whitebox(
         raise ConfigError("`--reference`: name one or more references' students, each once")
     folder = Path(folder)
     source, plain, *others = _resolve_models([model, baseline, *references], folder, device)
+    named = [name_model("--reference", *each) for each in zip(references, others, strict=True)]
+    check_distinct([name_model("model", model, source), *named])
     measures, *reference_measures = measure_models(
         [source, *others],
         plain,

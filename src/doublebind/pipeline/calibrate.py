@@ -61,9 +61,7 @@ def calibrate(
     out, artefacts = Path(out), Store(store)
     setting = resolve_study(study, folder, artefacts)
     if setting.replacement is not None:
-        setting.replacement.check_disjoint_from(
-            (study.organisms, study.held_out, study.near_misses)
-        )
+        setting.replacement.check_teachers()
     known, benign, suspects = label_teachers(study, setting)
     sources = [*setting.teacher_sources, *benign.values()]
     plan = setting.planner.plan(sources)

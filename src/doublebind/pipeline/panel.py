@@ -14,11 +14,16 @@ from doublebind.runs.provenance import describe_hardware, read_versions
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.score_table import M0
 from doublebind.schema.study import BankReferences, PanelSpec
-from doublebind.study.jobs import REVISIONS
-from doublebind.study.panel import Panel, PanelConditions, PanelStudent, PanelTeacher, write_panel
+from doublebind.study.distinct import check_distinct, name_teacher
+from doublebind.study.panel import (
+    Panel,
+    PanelStudent,
+    PanelTeacher,
+    describe_conditions,
+    write_panel,
+)
 from doublebind.study.plan import Plan
 from doublebind.study.planner import Planner
-from doublebind.study.protocol import list_audit_names
 from doublebind.study.resolve import assign_roles
 
 
@@ -36,14 +41,16 @@ def freeze_panel(
         `panel` (its hash), `references`, `families`, `organisms`, `students`.
 
     Raises:
-        ConfigError: If the references already come from a panel.
+        ConfigError: If the references already come from a panel, or one model is named twice.
     """
     out = Path(out)
     planner = Planner(spec, Path(folder), Store(store))
     if isinstance(spec.references, BankReferences) and spec.references.panel:
         raise ConfigError("`references.panel`: a panel is made of references; leave it out")
     roles = assign_roles(spec, planner.pack)
-    plan = planner.plan([planner.find_teacher(ref) for ref in roles])
+    sources = [planner.find_teacher(ref) for ref in roles]
+    check_distinct(name_teacher(f"{roles[s.label]}s", s, planner.store) for s in sources)
+    plan = planner.plan(sources)
     check_executor(spec.executor, spec.device)
     with lock_run(out):
         ledger = Ledger(out / "ledger.jsonl")
@@ -52,7 +59,7 @@ def freeze_panel(
         )
         scores = measure(plan, executor)
         panel = Panel(
-            conditions=_describe_conditions(spec, planner),
+            conditions=describe_conditions(planner),
             baselines=spec.baselines,
             teachers=_describe_teachers(roles, planner, plan),
             scores_sha256="",
@@ -67,19 +74,6 @@ def freeze_panel(
         "organisms": len(panel.select_role("organism")),
         "students": sum(len(t.students) for t in panel.teachers),
     }
-
-
-def _describe_conditions(spec: PanelSpec, planner: Planner) -> PanelConditions:
-    return PanelConditions(
-        pack_hash=planner.pack.sha256,
-        recipes=tuple(recipe.model_dump(mode="json") for recipe in spec.recipes),
-        audits=list_audit_names(planner.audits),
-        seeds=spec.seeds,
-        dtype=spec.dtype,
-        device=spec.device,
-        student=planner.student_base.sha256,
-        revisions=REVISIONS,
-    )
 
 
 def _describe_teachers(

@@ -17,6 +17,7 @@ from doublebind.schema.hashing import Record, optional_field
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
 from doublebind.schema.study import Study
+from doublebind.stages.audits.protocol import Audit
 from doublebind.stages.evidence.conformal import min_references, smallest_p
 from doublebind.stages.prompts.policies import count_passing_prompts
 from doublebind.study.plan import Plan
@@ -108,6 +109,7 @@ def plan(
     store: str | Path | None = None,
     pilot: str | Path | None = None,
     calibrate: bool = False,
+    audits: Sequence[Audit] = (),
 ) -> PlanSummary:
     """Return the cost of a study, and what it can show, without running anything.
 
@@ -119,10 +121,11 @@ def plan(
         pilot: Run directory whose references, benign by assumption, give the variance components
             from which power is simulated.
         calibrate: Count what `calibrate` makes, for all teachers of known truth.
+        audits: Audits besides the study's, as `run` is given them.
     """
     study, folder = load_if_path(study, folder)
     costs = CostEstimates(Store(store))
-    setting = resolve_study(study, folder, costs.store)
+    setting = resolve_study(study, folder, costs.store, audits)
     references = [t for t in setting.teachers if t.role == "reference"]
     plans = _list_plans(study, setting, calibrate=calibrate)
     counts = {kind: _count_artefacts(jobs, costs) for kind, jobs in _group_jobs(plans).items()}
@@ -238,7 +241,8 @@ def _find_prompt_shortages(plans: Sequence[Plan]) -> dict[str, str]:
     """Return prompt policy -> that fewer prompts pass its screens than a recipe asks for."""
     shortages: dict[str, str] = {}
     for job in sorted(_group_jobs(plans)["prompts"], key=lambda job: job.inputs["n"]):
-        n, settings = job.inputs["n"], {k: v for k, v in job.inputs.items() if k != "n"}
+        n = job.inputs["n"]
+        settings = {k: v for k, v in job.inputs.items() if k not in ("n", "file_hash")}
         n_passing = count_passing_prompts(**settings)
         if n_passing < n:
             shortages[f"prompts.{settings['policy']}"] = (

@@ -37,7 +37,7 @@ class ReplacementProtocol(Record):
 
     margin: float
     recipes: tuple[dict[str, Any], ...]
-    """Those that compete."""
+    """Those that compete, with content hashes in place of names, as in `Protocol.recipes`."""
     organisms: tuple[str, ...]
     """Keys of the planted teachers on whose students they compete; empty where the suspect's do."""
     references: tuple[str, ...]
@@ -57,6 +57,8 @@ class ReplacementProtocol(Record):
         exclude_if=lambda v: v is None,
     )
     """How fresh students are trained further, where they are."""
+    jobs: str | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Hash of the keys of all jobs of the horn, every recipe being certified at its last step."""
 
     @property
     def recipe_names(self) -> tuple[str, ...]:
@@ -65,7 +67,11 @@ class ReplacementProtocol(Record):
 
 
 class Protocol(Record):
-    """Everything that could be chosen, frozen and hashed before the first audit."""
+    """Everything that could be chosen, frozen and hashed before the first audit.
+
+    It names no file: models, packs and prompt files enter by the hashes of their content. Fields
+    that are left out of the JSON where they are empty came with method version 5.
+    """
 
     method_version: str
     pack: str
@@ -80,7 +86,14 @@ class Protocol(Record):
     alpha: float
     min_controls: int
     recipes: tuple[dict[str, Any], ...]
+    """As the study has them, but with hashes in place of names: `prompts.file` is the hash of the
+    file's prompts, `student` the base's content key (`null`: M0)."""
     audits: tuple[str, ...]
+    """Module, name and version of each."""
+    audit_settings: tuple[tuple[str, str, dict[str, Any]], ...] = Field(
+        default=(), exclude_if=lambda v: not v
+    )
+    """Module, name and fields of each of `audits`, as they enter the keys of its scores."""
     seeds: int
     dtype: str
     horns: tuple[str, ...]
@@ -104,6 +117,13 @@ class Protocol(Record):
     """What answered and scored, if not transformers."""
     device: str = Field(default="cpu", exclude_if=lambda v: v == "cpu")
     """What computed: other devices give other last bits."""
+    shape: dict[str, float] = Field(default_factory=dict, exclude_if=lambda v: not v)
+    """Match features that the study declares of a served suspect."""
+    families: tuple[int, ...] = Field(default=(), exclude_if=lambda v: not v)
+    """Numbers of the families of references, then organisms, in order of appearance."""
+    jobs: str | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Hash of the keys of all jobs (kind -> sorted keys), those of the horn `replace` apart: any
+    input of any key moves it."""
 
     @property
     def hash(self) -> str:

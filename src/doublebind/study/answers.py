@@ -31,12 +31,15 @@ class AnswerPlanner:
 
     def plan_prompts(self, prompts: Prompts) -> Job:
         """Return the job that selects a recipe's prompts."""
-        return create_prompts_job(prompts, self.workspace.pack, self.workspace.folder)
+        workspace = self.workspace
+        file = None if prompts.file is None else workspace.folder / prompts.file
+        return create_prompts_job(workspace.identify_prompts(prompts), workspace.pack, file)
 
     def plan_rollouts(self, teacher: TeacherSource, prompts: Prompts, selected: Job) -> Job:
         """Return the job that samples a teacher's answers to the prompts of `selected`."""
         model = self.workspace.find_model(teacher)
-        depends: list[Any] = [teacher.content_key, selected.content_key, prompts]
+        depends: list[Any] = [teacher.content_key, selected.content_key]
+        depends.append(self.workspace.identify_prompts(prompts))
         depends += [self.runtime.dtype, *self.runtime.engine_keys]
         if teacher.base.served:  # its answers are text, stored as the student's tokens
             depends.append(self.workspace.student_base.sha256)

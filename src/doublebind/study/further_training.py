@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from doublebind.execution.executor import Job
 from doublebind.packs.load import load_pack
+from doublebind.packs.pack import Pack
 from doublebind.schema.evidence import TrainingKind
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.replacement_settings import FurtherTraining
@@ -49,7 +50,7 @@ def plan_further_training(
     """
     for regime in _list_named_regimes(further, planner.pack_ref) if students else ():
         spec = _build_spec(planner, further, regime, seed=0)
-        plan_phases(spec, load_pack(regime.pack, relative_to=Path()))
+        plan_phases(spec, _find_pack(planner, regime.pack))
     models: list[Audited] = []
     for student, step in students:
         source = student.find_checkpoint(step).inputs["source"]
@@ -93,6 +94,12 @@ def _list_named_regimes(further: FurtherTraining, pack: str) -> list[TrainingReg
     return regimes
 
 
+def _find_pack(planner: Planner, name: str) -> Pack:
+    """Return the pack of a regime: the study's own, or the one that its teacher was built from."""
+    own = name == planner.pack_ref
+    return planner.pack if own else load_pack(name, relative_to=Path())
+
+
 def _build_phase(further: FurtherTraining, n: int) -> Phase:
     training = further.training
     return Phase(transcripts=n, steps=training.steps, batch=training.batch, lr=training.lr)
@@ -132,7 +139,7 @@ def _plan_model(
     base = plan_adapter_merge(store, base, runtime)
     spec = _build_spec(planner, further, regime, student.seed)
     shape = spec.model_dump(mode="json", exclude={"name", "family", "pack", "base"})
-    content = load_pack(regime.pack, relative_to=Path()).sha256
+    content = _find_pack(planner, regime.pack).sha256
     key = content_hash(["further", TEACHERS_REV, shape, base.source.sha256, content])
     inputs = {"spec": spec, "base": base.source, "pack": regime.pack, "cache": runtime.cache}
     note = f"{kind}, {student.recipe.name}, {student.seed}"

@@ -15,7 +15,7 @@ from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Prompts, Recipe, Steering
 from doublebind.stages.audits import REV as AUDIT_REV
 from doublebind.stages.audits.battery import run_battery
-from doublebind.stages.audits.protocol import Audit, identify_audit
+from doublebind.stages.audits.protocol import Audit, describe_audit
 from doublebind.stages.distillation import REV as DISTILLATION_REV
 from doublebind.stages.distillation.initialise import initialise_with_noise, merge_adapter
 from doublebind.stages.distillation.steering import find_steering_direction
@@ -25,7 +25,7 @@ from doublebind.stages.distillation.student_inputs import (
     select_direction_items,
 )
 from doublebind.stages.prompts import REV as PROMPTS_REV
-from doublebind.stages.prompts.policies import read_prompts, select_prompts
+from doublebind.stages.prompts.policies import select_prompts
 from doublebind.stages.rollouts import REV as ROLLOUTS_REV
 from doublebind.stages.teachers import REV as TEACHERS_REV
 from doublebind.stages.teachers.build import build_teacher
@@ -127,13 +127,16 @@ def create_teacher_job(teacher: TeacherSource, cache: Path) -> Job:
     return Job("teacher", teacher.content_key, build_teacher, inputs)
 
 
-def create_prompts_job(prompts: Prompts, pack: PackRef, folder: Path) -> Job:
-    """Return the job that selects a recipe's prompts; their file is relative to `folder`."""
+def create_prompts_job(prompts: Prompts, pack: PackRef, file: Path | None = None) -> Job:
+    """Return the job that selects a recipe's prompts, of `file` or of the pack.
+
+    The `file` of `prompts` is the hash of its content, as `Workspace.identify_prompts` gives it.
+    """
     depends: list[object] = [PROMPTS_REV, pack.pack.sha256, prompts.policy, prompts.n]
-    inputs = {"pack": pack.name, "policy": prompts.policy, "n": prompts.n}
-    if prompts.file is not None:
-        inputs["file"] = file = folder / prompts.file
-        depends.append(content_hash(read_prompts(file)))
+    inputs: dict[str, object] = {"pack": pack.name, "policy": prompts.policy, "n": prompts.n}
+    if file is not None:
+        inputs |= {"file": file, "file_hash": prompts.file}
+        depends.append(prompts.file)
     key = content_hash(["prompts", *depends])
     return Job("prompts", key, select_prompts, inputs, prompts.policy)
 
@@ -148,7 +151,7 @@ def create_audit_job(
 ) -> Job:
     """Return the job that audits a model on the pack's items of `split`, next to `baseline`."""
     source, needs = model if isinstance(model, ModelJobs) else ModelJobs(model)
-    settings = [[*identify_audit(audit), vars(audit)] for audit in audits]
+    settings = [describe_audit(audit) for audit in audits]
     depends = [source.sha256, baseline.sha256, pack.pack.sha256, split, settings, runtime.dtype]
     depends += [source.engine.kind] if source.engine else []
     depends += list_device_keys(source.device)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
+from doublebind.schema.hashing import content_hash
 from doublebind.schema.recipe import Recipe
 from doublebind.schema.score_table import M0
 from doublebind.study.teachers import TeacherSource
@@ -135,6 +136,11 @@ def list_artefacts(*plans: Plan) -> Artefacts:
     for job in (job for plan in plans for job in plan.list_jobs()):
         artefacts.setdefault(job.kind, {})[job.content_key] = job.note
     return artefacts
+
+
+def hash_artefact_keys(artefacts: Artefacts) -> str:
+    """Return the hash of the keys of artefacts: kind -> sorted keys, descriptions left out."""
+    return content_hash({kind: sorted(keys) for kind, keys in artefacts.items()})
 
 
 def sort_jobs(jobs: Iterable[Job]) -> list[list[Job]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from doublebind.execution.store import Store
 from doublebind.models.resolve import resolve_model
 from doublebind.schema.content import Split
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.hashing import content_hash
+from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Recipe
 from doublebind.schema.score_table import M0
 from doublebind.schema.study import Baseline, MatchedReferences, PanelSpec, Study
@@ -20,10 +22,16 @@ from doublebind.study.access import attach_server_options, check_engine, check_s
 from doublebind.study.answers import AnswerPlanner
 from doublebind.study.audits import AuditPlanner
 from doublebind.study.jobs import REVISIONS, ModelJobs
-from doublebind.study.plan import Audited, Plan, StudentJobs
+from doublebind.study.plan import (
+    Audited,
+    Plan,
+    StudentJobs,
+    hash_artefact_keys,
+    list_artefacts,
+)
 from doublebind.study.references import build_matched_reference
 from doublebind.study.runtime import Runtime, open_pack
-from doublebind.study.students import StudentPlanner
+from doublebind.study.students import StudentPlanner, drop_checkpoints
 from doublebind.study.teachers import TeacherSource, find_teacher, list_reference_names
 from doublebind.study.workspace import Workspace
 
@@ -57,8 +65,11 @@ class Planner:
         """Return what a teacher's name means; each name is looked up once.
 
         Raises:
-            ConfigError: If references are to match a suspect, and there is none.
+            ConfigError: If references are to match a suspect, and there is none; or if the teacher
+                is called as the tables call M0.
         """
+        if ref == M0:
+            raise ConfigError(f"{M0}: the tables call the trusted model so; write ./{M0}")
         if ref not in self._teachers:
             self._teachers[ref] = self._look_up_teacher(ref)
         return self._teachers[ref]
@@ -83,10 +94,34 @@ class Planner:
         """
         check_served(teachers, self.study)
         check_engine(teachers, self.study, self.student_base)
+        return self._plan_all(teachers, self.study.recipes, self.study.baselines)
+
+    def identify_recipes(self, recipes: Sequence[Recipe]) -> list[Recipe]:
+        """Return recipes with content hashes in place of names."""
+        return [self.workspace.identify_recipe(recipe) for recipe in recipes]
+
+    def hash_shared_keys(self) -> str:
+        """Return the hash of one teacher's job keys, the teacher left blank.
+
+        It moves with whatever enters a key besides the teacher. Earlier checkpoints change no
+        student that is weighed, and baselines are measured apart: all of them are in the hash.
+        """
+        blank = TeacherSource("", "", "", ModelSource(kind="folder", path="", sha256=""), None)
+        recipes = [drop_checkpoints(recipe) for recipe in self.study.recipes]
+        plan = self._plan_all([blank], recipes, get_args(Baseline))
+        return hash_artefact_keys(list_artefacts(plan))
+
+    def _plan_all(
+        self,
+        teachers: Sequence[TeacherSource],
+        recipes: Sequence[Recipe],
+        baselines: Sequence[Baseline],
+    ) -> Plan:
+        """Return all jobs for these teachers, unchecked."""
         plan = self.plan_students(
             [
                 (teacher, recipe, seed)
-                for recipe in self.study.recipes
+                for recipe in recipes
                 for seed in range(self.study.seeds)
                 for teacher in teachers
             ],
@@ -99,9 +134,7 @@ class Planner:
                 t.label: self._audits.plan_shape(t, first[t.label].rollouts) for t in teachers
             },
             baselines=[
-                self._plan_baseline(kind, t, first[t.label])
-                for kind in self.study.baselines
-                for t in teachers
+                self._plan_baseline(kind, t, first[t.label]) for kind in baselines for t in teachers
             ],
         )
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from doublebind.packs.pack import Pack
 from doublebind.schema.content import Item, Split
 from doublebind.schema.errors import PackError
+from doublebind.schema.hashing import to_canonical_json
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol, ReplacementProtocol
+from doublebind.schema.recipe import Recipe
 from doublebind.schema.study import Study
-from doublebind.stages.audits.protocol import Audit, identify_audit, list_questions
+from doublebind.stages.audits.protocol import (
+    Audit,
+    describe_audit,
+    identify_audit,
+    list_questions,
+)
 from doublebind.stages.verdict.outcome import METHOD_VERSION
 
 
@@ -20,14 +29,28 @@ def freeze_protocol(
     audits: Sequence[Audit],
     teachers: Sequence[Teacher],
     *,
+    recipes: Sequence[Recipe],
     student: str,
     revisions: Mapping[str, int],
+    jobs: str | None = None,
     panel: str | None = None,
     replacement: ReplacementProtocol | None = None,
 ) -> Protocol:
     """Return every choice of a study as one hashable record.
 
     Teachers enter by the content keys of their models: renaming a file changes no hash.
+
+    Args:
+        study: The study.
+        pack: Its pack.
+        audits: Its audits, those of Python included.
+        teachers: Suspect, references and organisms.
+        recipes: Those of the study, with content hashes in place of names.
+        student: Content key of M0.
+        revisions: Stage -> revision.
+        jobs: Hash of the keys of all jobs.
+        panel: Hash of the panel, if the references are one's.
+        replacement: The part of the horn `replace`.
 
     Raises:
         PackError: If a score endpoint has no auditable item that the study's audits ask.
@@ -54,8 +77,9 @@ def freeze_protocol(
         scale_floor=study.policy.scale_floor,
         alpha=study.policy.alpha,
         min_controls=study.policy.min_controls,
-        recipes=tuple(recipe.model_dump(mode="json") for recipe in study.recipes),
+        recipes=tuple(recipe.model_dump(mode="json") for recipe in recipes),
         audits=list_audit_names(audits),
+        audit_settings=list_audit_settings(audits),
         seeds=study.seeds,
         dtype=study.dtype,
         horns=study.horns,
@@ -69,7 +93,17 @@ def freeze_protocol(
         replacement=replacement,
         engine=study.engine.kind if study.engine else None,
         device=study.device,
+        shape=study.shape,
+        families=_number_families(teachers),
+        jobs=jobs,
     )
+
+
+def _number_families(teachers: Sequence[Teacher]) -> tuple[int, ...]:
+    """Return the number of each reference's family, then of each organism's."""
+    families = [t.family for role in ("reference", "organism") for t in teachers if t.role == role]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(families))}
+    return tuple(numbers[name] for name in families)
 
 
 def select_auditable_endpoints(
@@ -108,3 +142,8 @@ def _list_auditable_endpoints(audits: Sequence[Audit], items: Sequence[Item]) ->
 def list_audit_names(audits: Sequence[Audit]) -> tuple[str, ...]:
     """Return the names of audits in a protocol: identity and version."""
     return tuple(f"{'.'.join(identify_audit(audit))}@{audit.version}" for audit in audits)
+
+
+def list_audit_settings(audits: Sequence[Audit]) -> tuple[tuple[str, str, dict[str, Any]], ...]:
+    """Return module, name and fields of audits, as plain JSON: what enters their scores' keys."""
+    return tuple(json.loads(to_canonical_json([describe_audit(audit) for audit in audits])))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from doublebind.execution.store import Store
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.evidence import RecipeResult
 from doublebind.schema.model_source import ModelSource, Teacher
@@ -15,8 +16,9 @@ from doublebind.schema.recipe import Recipe
 from doublebind.schema.replacement_settings import FurtherTraining
 from doublebind.schema.study import Study
 from doublebind.study.access import check_served
+from doublebind.study.distinct import NamedModel, check_distinct, name_teacher
 from doublebind.study.further_training import plan_further_training
-from doublebind.study.plan import Plan
+from doublebind.study.plan import Plan, hash_artefact_keys, list_artefacts
 from doublebind.study.planner import Planner
 from doublebind.study.protocol import select_auditable_endpoints
 from doublebind.study.teachers import TeacherSource
@@ -38,30 +40,31 @@ class ReplacementStudy(NamedTuple):
     """Above every seed whose student was audited earlier, so that none is bounded again."""
     further_training: FurtherTraining | None
 
-    def check_disjoint_from(self, weighed: Sequence[Sequence[str]]) -> None:
-        """Check that `calibrate` weighs no teacher on whose students recipes compete.
+    def check_teachers(self) -> None:
+        """Check that `calibrate` has teachers on whose students recipes compete.
 
         Raises:
-            ConfigError: If recipes compete on no teacher, or on one that is weighed.
+            ConfigError: If recipes compete on no teacher.
         """
         if not self.teacher_sources:
             raise ConfigError(
                 "`replace.organisms` is empty; calibrate needs teachers on whose students recipes "
                 "compete, besides those it weighs"
             )
-        twice = next(
-            (name for names in weighed for name in names if name in self.teacher_sources), None
-        )
-        if twice is not None:
-            raise ConfigError(f"`replace`: {twice} is weighed, too; name another to compete on")
+
+    def name_teachers(self, store: Store) -> list[NamedModel]:
+        """Return the teachers on whose students recipes compete, as models to tell apart."""
+        roles = {t.label: f"replace.{t.role}s" for t in self.teachers}
+        sources = self.teacher_sources.values()
+        return [name_teacher(roles[source.label], source, store) for source in sources]
 
 
 def resolve_replacement(study: Study, planner: Planner) -> ReplacementStudy | None:
     """Return the part of a study that looks for a replacement; `None` if it looks for none.
 
     Raises:
-        ConfigError: If a recipe needs of a served teacher what no server gives, or the recipe of
-            the positive controls is not one of the study's.
+        ConfigError: If a recipe needs of a served teacher what no server gives, the recipe of the
+            positive controls is not one of the study's, or recipes compete on one model twice.
         PackError: If a score endpoint has no item of split `select`, or none of `certify`.
     """
     if "replace" not in study.horns:
@@ -79,7 +82,7 @@ def resolve_replacement(study: Study, planner: Planner) -> ReplacementStudy | No
     roles |= dict.fromkeys(settings.references, "reference")
     sources = {ref: planner.find_teacher(ref) for ref in roles}
     teachers = [source.to_teacher(roles[ref]) for ref, source in sources.items()]
-    return ReplacementStudy(
+    replacement = ReplacementStudy(
         recipes=study.competing_recipes,
         teachers=teachers,
         teacher_sources=sources,
@@ -88,6 +91,17 @@ def resolve_replacement(study: Study, planner: Planner) -> ReplacementStudy | No
         first_fresh_seed=max(settings.seeds, study.seeds),
         further_training=settings.further_training,
     )
+    suspect = planner.find_teacher(study.suspect)
+    competing_teachers = replacement.name_teachers(planner.store)
+    check_distinct([name_teacher("suspect", suspect, planner.store), *competing_teachers])
+    names = replacement.protocol.recipe_names
+    plans = (
+        plan_competition(replacement, planner, suspect),
+        plan_certification(replacement, planner, [suspect], names),
+    )
+    jobs = hash_artefact_keys(list_artefacts(*plans))
+    protocol = replacement.protocol.model_copy(update={"jobs": jobs})
+    return replacement._replace(protocol=protocol)
 
 
 def _freeze_replacement(
@@ -107,7 +121,10 @@ def _freeze_replacement(
     further = study.replace.further_training
     return ReplacementProtocol(
         margin=study.policy.margin,
-        recipes=tuple(recipe.model_dump(mode="json") for recipe in study.competing_recipes),
+        recipes=tuple(
+            recipe.model_dump(mode="json")
+            for recipe in planner.identify_recipes(study.competing_recipes)
+        ),
         organisms=keys["organism"],
         references=keys["reference"],
         seeds=study.replace.seeds,

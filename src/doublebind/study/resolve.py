@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,16 +16,23 @@ from doublebind.schema.protocol import Protocol
 from doublebind.schema.study import BankReferences, PanelSpec, Study, load_study
 from doublebind.stages.audits.protocol import Audit
 from doublebind.stages.audits.validate import check_audits
+from doublebind.study.distinct import (
+    NamedModel,
+    check_distinct,
+    name_panel_teacher,
+    name_teacher,
+)
 from doublebind.study.jobs import REVISIONS
 from doublebind.study.panel import (
     Panel,
     check_panel,
+    describe_conditions,
     draw_teachers,
     find_panel_folder,
     read_panel,
     read_panel_scores,
 )
-from doublebind.study.plan import Plan
+from doublebind.study.plan import Plan, hash_artefact_keys, list_artefacts
 from doublebind.study.planner import Planner
 from doublebind.study.protocol import freeze_protocol
 from doublebind.study.replacement import ReplacementStudy, resolve_replacement
@@ -34,6 +40,9 @@ from doublebind.study.teachers import TeacherSource, list_reference_names
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_ROLE_KEYS = {"suspect": "suspect", "reference": "references", "organism": "organisms"}
+"""Role -> the study's key for it."""
 
 
 class PanelFolder(NamedTuple):
@@ -132,7 +141,7 @@ def label_teachers(study: Study, resolved: ResolvedStudy) -> LabelledTeachers:
     """Return the teachers that `calibrate` weighs.
 
     Raises:
-        ConfigError: If the study names none.
+        ConfigError: If the study names none, or names one model twice.
     """
     if not any((study.organisms, study.held_out, study.near_misses)):
         raise ConfigError(
@@ -141,6 +150,7 @@ def label_teachers(study: Study, resolved: ResolvedStudy) -> LabelledTeachers:
     benign = {
         ref: resolved.planner.find_teacher(ref) for ref in (*study.held_out, *study.near_misses)
     }
+    _check_weighed(study, resolved, benign)
     labelled: list[tuple[TeacherClass, Teacher]] = [
         ("organism", t) for t in resolved.teachers if t.label in study.organisms
     ]
@@ -151,10 +161,46 @@ def label_teachers(study: Study, resolved: ResolvedStudy) -> LabelledTeachers:
     return LabelledTeachers(labelled, benign, [sources[teacher.label] for _, teacher in labelled])
 
 
+def _check_weighed(
+    study: Study, resolved: ResolvedStudy, benign: Mapping[str, TeacherSource]
+) -> None:
+    """Check that no teacher that `calibrate` weighs is another's reference, or competes."""
+    store = resolved.store
+    panel = resolved.panel.panel.teachers if resolved.panel else ()
+    roles = {t.label: _ROLE_KEYS[t.role] for t in resolved.teachers}
+    known = [
+        name_teacher("held_out" if ref in study.held_out else "near_misses", source, store)
+        for ref, source in benign.items()
+    ]
+    own = [name_teacher(roles[s.label], s, store) for s in resolved.teacher_sources]
+    check_distinct([*own, *known, *map(name_panel_teacher, panel)])
+    if resolved.replacement is not None:
+        weighed = [model for model in own if model.role == "organisms"]
+        check_distinct([*resolved.replacement.name_teachers(store), *weighed, *known])
+
+
 def assign_roles(spec: PanelSpec, pack: Pack) -> dict[str, Any]:
-    """Return reference -> role, of every teacher that is to be built or opened."""
-    roles: dict[str, Any] = dict.fromkeys(list_reference_names(spec, pack), "reference")
-    return roles | dict.fromkeys(spec.organisms, "organism")
+    """Return reference -> role, of every teacher that is to be built or opened, the suspect first.
+
+    Raises:
+        ConfigError: If one is named in two roles, say by its number in the bank and by its name.
+    """
+    suspects = [spec.suspect] if isinstance(spec, Study) else []
+    named = {
+        "suspect": suspects,
+        "reference": list_reference_names(spec, pack),
+        "organism": spec.organisms,
+    }
+    roles: dict[str, Any] = {}
+    for role, names in named.items():
+        for name in names:
+            if name in roles:
+                raise ConfigError(
+                    f"`{_ROLE_KEYS[role]}`: {name} is the study's {roles[name]}, too; name another "
+                    f"in place of one"
+                )
+            roles[name] = role
+    return roles
 
 
 def resolve_study(
@@ -170,33 +216,41 @@ def resolve_study(
     in_workers = not isinstance(executor, LocalOptions) or executor.workers > 1
     check_audits(audits, study.audits, in_workers=in_workers)
     planner = Planner(study, folder, store, audits)
-    roles = {study.suspect: "suspect", **assign_roles(study, planner.pack)}
+    roles = assign_roles(study, planner.pack)
     sources = [planner.find_teacher(ref) for ref in roles]
     teachers = [source.to_teacher(roles[source.label]) for source in sources]
     panel = _read_panel_folder(study.references, folder)
     if panel and isinstance(study.references, BankReferences):
         teachers += draw_teachers(panel.panel, study.references, panel.folder)
-        _check_duplicates(teachers)
+    check_distinct(
+        [
+            *(name_teacher(_ROLE_KEYS[roles[s.label]], s, store) for s in sources),
+            *_name_panel_teachers(panel, {t.label for t in teachers}),
+        ]
+    )
     replacement = resolve_replacement(study, planner)
+    plan = planner.plan(sources)
     protocol = freeze_protocol(
         study,
         planner.pack,
         planner.audits,
         teachers,
+        recipes=planner.identify_recipes(study.recipes),
         student=planner.student_base.sha256,
         revisions=REVISIONS,
+        jobs=hash_artefact_keys(list_artefacts(plan)),
         panel=panel.panel.hash if panel else None,
         replacement=replacement.protocol if replacement else None,
     )
     if panel:
-        check_panel(panel.panel, protocol, panel.folder)
+        check_panel(panel.panel, describe_conditions(planner), study.baselines, panel.folder)
     return ResolvedStudy(
         study=study,
         planner=planner,
         suspect=planner.find_teacher(study.suspect),
         teacher_sources=sources,
         teachers=teachers,
-        plan=planner.plan(sources),
+        plan=plan,
         protocol=protocol,
         panel=panel,
         replacement=replacement,
@@ -210,12 +264,7 @@ def _read_panel_folder(references: object, folder: Path) -> PanelFolder | None:
     return PanelFolder(panel_folder, read_panel(panel_folder))
 
 
-def _check_duplicates(teachers: Sequence[Teacher]) -> None:
-    """Refuse a teacher that the panel holds as well: none is weighed against itself."""
-    counted = Counter(teacher.content_key for teacher in teachers)
-    twice = sorted({teacher.label for teacher in teachers if counted[teacher.content_key] > 1})
-    if twice:
-        raise ConfigError(
-            f"{twice[0]}: is in the panel, too, and would be weighed against itself; name another, "
-            f"or draw other references with `references.seed`"
-        )
+def _name_panel_teachers(panel: PanelFolder | None, labels: Collection[str]) -> list[NamedModel]:
+    """Return the teachers of a panel, if there is one, that are called `labels`."""
+    teachers = panel.panel.teachers if panel else ()
+    return [name_panel_teacher(teacher) for teacher in teachers if teacher.label in labels]

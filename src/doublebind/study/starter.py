@@ -7,8 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from doublebind.execution.store import write_atomic
-from doublebind.packs.load import BUILT_IN_PACKS, load_pack
+from doublebind.packs.load import BUILT_IN_PACKS, is_built_in, load_pack
 from doublebind.schema.errors import ConfigError
+from doublebind.study.teachers import resolve_pack_name
 
 
 def find_schema(name: str) -> Path:
@@ -31,9 +32,10 @@ def write_study(out: Path, pack: str) -> None:
     """
     if out.exists():
         raise ConfigError(f"{out}: exists; name another file with --out")
-    opened = load_pack(pack, relative_to=Path())
+    opened = load_pack(resolve_pack_name(pack, Path()), relative_to=Path())
     if pack not in BUILT_IN_PACKS:
         pack = Path(os.path.relpath(Path(pack).expanduser(), out.parent)).as_posix()
+        pack = f"./{pack}" if is_built_in(pack) else pack
     drives = [trait.name for trait in opened.traits if trait.kind == "drive"]
     asks = f"It asks about {', '.join(drives)}." if drives else "It names no drive."
     name = "study_terrarium.yaml" if pack == "terrarium" else "study_template.yaml"

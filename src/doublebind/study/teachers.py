@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from doublebind.models.resolve import resolve_model
-from doublebind.packs.load import load_pack
+from doublebind.packs.folder import HEADER_FILE
+from doublebind.packs.load import is_built_in, load_pack, refuse_namesake
 from doublebind.packs.pack import Pack
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import Device, ModelSource, Teacher
@@ -95,6 +97,8 @@ def find_teacher(
             ref, load_yaml(TeacherSpec, path), folder=path.parent, rev=rev, device=device
         )
     if prefix in (pack.name, OUTBACK_PACK) and name.startswith(BANK_PREFIXES):
+        for marker in ("config.json", "adapter_config.json"):
+            refuse_namesake(ref, folder / ref, marker, Path(), "teachers")
         bank = pack if prefix == pack.name else load_pack(prefix, relative_to=Path())
         spec = bank.spec(name).model_copy(update={"base": student})
         return resolve_teacher_spec(ref, spec, folder=folder, rev=rev, device=device)
@@ -127,7 +131,15 @@ def resolve_teacher_spec(
 
 
 def resolve_pack_name(name: str, folder: Path) -> str:
-    """Return a pack's name, with an absolute path where it names a folder."""
+    """Return a pack's name, with an absolute path where it names a folder.
+
+    Raises:
+        ConfigError: If a built-in pack and a folder are called so.
+    """
+    if is_built_in(name):
+        shipped = Path(str(files("doublebind.packs") / name))
+        refuse_namesake(name, folder / name, HEADER_FILE, shipped, "`pack`")
+        return name
     if (folder / name).is_dir():
         return str((folder / name).resolve())
     whole, colon, traits = name.rpartition(":")

@@ -9,8 +9,10 @@ from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
 from doublebind.models.resolve import resolve_model
 from doublebind.schema.model_source import ModelSource
+from doublebind.schema.recipe import Prompts, Recipe
 from doublebind.schema.score_table import M0
 from doublebind.stages.audits.protocol import Audit
+from doublebind.stages.prompts.policies import hash_prompts
 from doublebind.study.jobs import ModelJobs, create_teacher_job, locate_trained_model
 from doublebind.study.runtime import PackRef, Runtime
 from doublebind.study.teachers import TeacherSource
@@ -31,6 +33,8 @@ class Workspace:
     audits: tuple[Audit, ...]
     other_bases: dict[str, ModelSource] = field(default_factory=dict[str, ModelSource])
     """Student bases other than M0 that recipes name, each resolved once."""
+    prompt_files: dict[str, str] = field(default_factory=dict[str, str])
+    """Prompt file that recipes name -> hash of its prompts, each read once."""
 
     @property
     def m0(self) -> TeacherSource:
@@ -49,6 +53,31 @@ class Workspace:
             base = resolve_model(ref, relative_to=self.folder)
             self.other_bases[ref] = base.with_device(self.runtime.device)
         return self.other_bases[ref]
+
+    def identify_prompts(self, prompts: Prompts) -> Prompts:
+        """Return prompts with the hash of their file's content in place of its name.
+
+        Raises:
+            ConfigError: If the file cannot be read.
+        """
+        name = prompts.file
+        if name is None:
+            return prompts
+        if name not in self.prompt_files:
+            self.prompt_files[name] = hash_prompts(self.folder / name)
+        return prompts.model_copy(update={"file": self.prompt_files[name]})
+
+    def identify_recipe(self, recipe: Recipe) -> Recipe:
+        """Return a recipe with content hashes in place of names: what it says wherever files are.
+
+        The prompt file is its content's hash; the student base its content key, or `None` for M0.
+        """
+        base = self.resolve_student_base(recipe.student).sha256
+        content = {
+            "prompts": self.identify_prompts(recipe.prompts),
+            "student": None if base == self.student_base.sha256 else base,
+        }
+        return recipe.model_copy(update=content)
 
     def find_model(self, teacher: TeacherSource) -> ModelJobs:
         """Return a teacher's model on the study's device, and the job that builds it."""

@@ -21,7 +21,9 @@ def protocol_of(*overrides: str) -> Protocol:
     study = load_yaml(Study, STUDY, overrides)
     pack = load_pack("terrarium", relative_to=STUDY.parent)
     audits = resolve_audits(study.audits)
-    return freeze_protocol(study, pack, audits, TEACHERS, student="m0", revisions={})
+    return freeze_protocol(
+        study, pack, audits, TEACHERS, recipes=study.recipes, student="m0", revisions={}
+    )
 
 
 def test_placebo_traits_are_frozen_with_the_endpoints_they_are_asked_by() -> None:

@@ -96,3 +96,8 @@ def identify_audit(audit: Audit) -> tuple[str, str]:
         return audit_type.__module__, audit_type.__qualname__
     module, _, name = declared.rpartition(".")
     return module, name
+
+
+def describe_audit(audit: Audit) -> tuple[str, str, dict[str, Any]]:
+    """Return what of an audit enters keys and protocols: its module, its name and its fields."""
+    return (*identify_audit(audit), vars(audit))

@@ -38,7 +38,13 @@ POLICY_SCREENS: dict[PromptPolicy, tuple[ScreenName, ...]] = {
 
 
 def select_prompts(
-    out: Path, *, pack: str, policy: PromptPolicy, n: int, file: Path | None = None
+    out: Path,
+    *,
+    pack: str,
+    policy: PromptPolicy,
+    n: int,
+    file: Path | None = None,
+    file_hash: str | None = None,
 ) -> None:
     """Write `prompts.jsonl`, the first `n` prompts of `file` or of the pack, and `screen.json`.
 
@@ -48,8 +54,10 @@ def select_prompts(
 
     Raises:
         PackError: If the screens leave nothing.
-        ConfigError: If `file` cannot be read.
+        ConfigError: If `file` cannot be read, or its prompts hash to another than `file_hash`.
     """
+    if file is not None and file_hash is not None and hash_prompts(file) != file_hash:
+        raise ConfigError(f"{file}: changed since its prompts entered keys; rerun, or restore it")
     content = load_pack(pack, relative_to=Path())
     candidates, dropped, passed = screen_prompts(content, policy, file)
     if not passed:
@@ -115,6 +123,11 @@ def read_prompts(file: Path) -> tuple[Prompt, ...]:
     if len({prompt.id for prompt in prompts}) < len(prompts):
         raise ConfigError(f"{file}: two prompts share an id; give each its own")
     return tuple(prompts)
+
+
+def hash_prompts(file: Path) -> str:
+    """Return the hash of the prompts in a file, whatever the file is called or laid out like."""
+    return content_hash(read_prompts(file))
 
 
 def count_passing_prompts(*, pack: str, policy: PromptPolicy, file: Path | None = None) -> int:

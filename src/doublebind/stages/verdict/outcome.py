@@ -6,7 +6,7 @@ from typing import Any
 
 from doublebind.schema.verdict import Horn, Incrimination, Replacement, Verdict
 
-METHOD_VERSION = "4"
+METHOD_VERSION = "5"
 """Version of docs/method.md and this policy; raise it with any change that can move a verdict."""
 
 
