@@ -344,7 +344,7 @@ def flip_bit(folder: Path) -> None:
 
 
 def truncate(folder: Path) -> None:
-    os.truncate(folder / "sub" / "table", 1)
+    os.truncate(folder / "sub" / "table", 0)
 
 
 def delete_file(folder: Path) -> None:

@@ -288,8 +288,9 @@ class Executor:
             error = str(attempt.error)
             if not isinstance(attempt.error, DoublebindError):
                 error = f"{type(attempt.error).__name__}: {error}"
-            facts["traceback"] = attempt.traceback
-            self._write_entry(job, "failed", error=error[:500], **facts)
+            if attempt.traceback:
+                facts["traceback"] = _escape_surrogates(attempt.traceback)
+            self._write_entry(job, "failed", error=_escape_surrogates(error)[:500], **facts)
 
     def _wait_until_visible(self, job: Job, attempt: Attempt) -> None:
         """Wait until this node sees the artefact; network file systems may show it late."""
@@ -306,6 +307,11 @@ class Executor:
     def _write_entry(self, job: Job, status: Any, **facts: Any) -> None:
         entry = {"cell": job.content_key, "kind": job.kind, "status": status, "pid": os.getpid()}
         self.ledger.write(LedgerEntry.model_validate(entry | facts))
+
+
+def _escape_surrogates(text: str) -> str:
+    """Return a text that UTF-8 can hold: messages may quote what a model or a file said."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _describe_loss(job: Job, losses: int, retries: int, cause: BaseException) -> RunError:
