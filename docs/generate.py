@@ -111,9 +111,11 @@ def command_line() -> Iterator[str]:
     yield (
         "stdout carries the result, with `--json` as one JSON document; stderr carries progress, "
         "where it is a terminal. Exit codes: 0 done, whatever the decision; 2 an error that you "
-        "can correct, one line per problem; 130 interrupted; 1 a bug, or `verify` found a "
+        "can correct, one line per problem; 130, 143 or 129 interrupted by SIGINT, SIGTERM or "
+        "SIGHUP, which takes seconds and loses nothing finished; 1 a bug, or `verify` found a "
         "problem. Artefacts are kept in `--store`, `$DOUBLEBIND_STORE` or `~/.cache/doublebind`, "
-        "and never computed twice.\n"
+        "and never computed twice; one whose files changed is refused, and made again once its "
+        "folder is deleted.\n"
     )
     # Any: Typer carries a copy of Click whose types are not public.
     root: Any = typer.main.get_command(app)

@@ -19,14 +19,20 @@ MINIATURE = ROOT / "studies" / "terrarium-miniature" / "study.yaml"
 
 
 def start(study: Path, out: Path, store: Path) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-m", "doublebind.cli.main", "run", str(study), "--out", str(out)]
+    argv = [sys.executable, "-m", "doublebind.cli", "run", str(study), "--out", str(out)]
     return subprocess.Popen(
         [*argv, "--store", str(store), "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A suite in the background of a shell ignores SIGINT, and so would its children.
+        preexec_fn=restore_sigint,
     )
+
+
+def restore_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str]) -> dict:

@@ -1,7 +1,17 @@
-"""Runs the command line as `python -m doublebind.cli`."""
+"""Entry of the command line, as `doublebind` and as `python -m doublebind.cli`."""
 
 import sys
 
-from doublebind.cli.main import main
+from doublebind.cli.interrupts import end_on_signals
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command of this process's arguments and return its exit code."""
+    end_on_signals()  # before imports that take most of a second
+    from doublebind.cli.main import main as run_command
+
+    return run_command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,8 +2,8 @@
 
 stdout carries the result (one JSON document with `--json`), stderr the progress. Exit codes: 0
 done, whatever the decision; 2 an error that the user can correct, one line per problem; 1 a bug, or
-`verify` found a problem; 130 interrupted. Pipeline modules are imported inside the commands, so
-that `--help` loads no model library.
+`verify` found a problem; 130, 143 or 129 interrupted by SIGINT, SIGTERM or SIGHUP. Pipeline modules
+are imported inside the commands, so that `--help` loads no model library.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rich.console import Console, RenderableType
 from rich.progress import Progress, TaskID
 
 from doublebind.cli import tables
+from doublebind.cli.interrupts import run_interruptible
 from doublebind.execution.store import is_disk_full
 from doublebind.schema.errors import ConfigError, DoublebindError, PackError
 from doublebind.schema.hashing import Record
@@ -515,11 +516,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Args:
-        argv: Arguments; default those of the process.
+        argv: Arguments; default those of the process, which then ends on signals in one line.
     """
+    if argv is None:
+        return run_interruptible(lambda: main(sys.argv[1:]))
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     try:
-        result = app(list(sys.argv[1:] if argv is None else argv), standalone_mode=False)
+        result = app(list(argv), standalone_mode=False)
     except DoublebindError as error:
         return _print_errors(error.problems)
     except _UsageError as error:

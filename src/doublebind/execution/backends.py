@@ -5,14 +5,19 @@ All three take a call and return a future, so that one scheduler serves them.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.metadata
 import multiprocessing
 import os
 import platform
+import signal
+import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from doublebind.schema.errors import ConfigError, MissingExtra, RunError
@@ -47,8 +52,11 @@ class Backend(Protocol):
         """
         ...
 
-    def close(self, *, cancel: bool) -> None:
-        """Free the workers; with `cancel`, drop the calls that have not ended."""
+    def close(self, *, cancel: bool, kill: bool = False) -> None:
+        """Free the workers; with `cancel`, drop the calls that have not begun.
+
+        With `kill`, end the calls that run, too.
+        """
         ...
 
 
@@ -65,7 +73,7 @@ class InProcess:
         future.set_result(call(*args))
         return future
 
-    def close(self, *, cancel: bool) -> None:
+    def close(self, *, cancel: bool, kill: bool = False) -> None:
         """Do nothing: every call has ended."""
 
 
@@ -85,14 +93,24 @@ class ProcessBackend:
         self.idle_processes: list[ProcessPoolExecutor] = []
         self.process_places: dict[ProcessPoolExecutor, int] = {}
         """Process -> its index among the workers, in [0, width)."""
+        self.children: dict[ProcessPoolExecutor, list[BaseProcess]] = {}
         self.gpus = tuple(gpus)
 
     def submit(
         self, call: Callable[..., Any], *args: Any, affinity_key: str, memory: int
     ) -> Future[Any]:
         """Submit to an idle process. Each is a pool of one, so that a death loses one call."""
-        process = self.idle_processes.pop() if self.idle_processes else self._start_process()
-        future = process.submit(call, *args)
+        if self.idle_processes:
+            process = self.idle_processes.pop()
+            future = process.submit(call, *args)
+        else:
+            process = self._start_process()
+            before = multiprocessing.active_children()
+            with block_sigint():
+                future = process.submit(call, *args)
+            self.children[process] = [
+                child for child in multiprocessing.active_children() if child not in before
+            ]
         future.add_done_callback(lambda done: self._release_process(process, done))
         return future
 
@@ -112,11 +130,15 @@ class ProcessBackend:
         if future.cancelled() or future.exception() is None:
             self.idle_processes.append(process)
         else:
-            del self.process_places[process]
+            del self.process_places[process], self.children[process]
 
-    def close(self, *, cancel: bool) -> None:
-        """Shut the processes down; wait for calls that run, so that their work is not lost."""
-        for process in list(self.process_places):
+    def close(self, *, cancel: bool, kill: bool = False) -> None:
+        """Shut the processes down; without `kill`, wait for the calls that run."""
+        processes = list(self.process_places)
+        if kill:
+            for child in (child for process in processes for child in self.children[process]):
+                child.kill()
+        for process in processes:
             process.shutdown(cancel_futures=cancel)
 
 
@@ -128,12 +150,29 @@ def initialise_process(threads: int, gpus: Sequence[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
 
 
+@contextlib.contextmanager
+def block_sigint() -> Iterator[None]:
+    """Let processes that are started here never see Ctrl-C, which a terminal sends to all.
+
+    They end with their parent, which reports it; their own tracebacks would say nothing.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def exit_with_parent() -> None:
     """End this process when its parent has ended; does nothing in a process without a parent.
 
     Otherwise a worker whose parent was killed would wait for calls forever and keep its memory.
     """
     if parent := multiprocessing.parent_process():
+        if sys.platform == "linux":
+            # The kernel does not wait until a library lets go of the interpreter.
+            pr_set_pdeathsig = 1
+            ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
 
 
@@ -203,8 +242,8 @@ class RayBackend:
         future.add_done_callback(lambda done: self._release_slot(done, node))
         return future
 
-    def close(self, *, cancel: bool) -> None:
-        """Cancel the running calls if asked; the connection to the cluster stays open."""
+    def close(self, *, cancel: bool, kill: bool = False) -> None:
+        """Cancel all calls if asked; the connection to the cluster stays open."""
         for ref in list(self.object_refs.values()) if cancel else ():
             self.ray.cancel(ref, force=True)
 
@@ -242,6 +281,7 @@ def _join_ray_cluster(address: str) -> Any:
     except ImportError:
         raise MissingExtra("`executor: {kind: ray}`", "ray") from None
     if not ray.is_initialized():
+        on_term = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address, log_to_driver=False, logging_level="WARNING")
         except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
@@ -250,6 +290,9 @@ def _join_ray_cluster(address: str) -> Any:
                 f"`executor.address`: {address}: no Ray cluster to join ({reason}); "
                 f"start one with `ray start --head`"
             ) from None
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_term)  # Ray sets one of its own
     return ray
 
 

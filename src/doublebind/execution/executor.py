@@ -27,12 +27,14 @@ from doublebind.execution.costs import TIMING_FILE, CostEstimates, classify_cost
 from doublebind.execution.ledger import Ledger
 from doublebind.execution.memory import measure_device_peak, measure_peak, reset_peak
 from doublebind.execution.store import Store
-from doublebind.schema.errors import DoublebindError, RunError, StoreError
+from doublebind.schema.errors import DoublebindError, RunError, StoreError, rebuild_error
 from doublebind.schema.executor import LOCAL, LocalOptions, RayOptions
 from doublebind.schema.model_source import Device, LedgerEntry, ModelSource
 
 VISIBILITY_TIMEOUT = 60.0
 """Seconds until other nodes must see what a node wrote: NFS caches directory entries this long."""
+MAX_TRACEBACK = 2000
+"""Characters of a traceback that the ledger keeps, its last ones."""
 Progress = Callable[[str, int, int], None]
 """Called with (kind, finished, total) as jobs finish."""
 
@@ -55,11 +57,15 @@ class Job:
 
 
 def make_artefact(store: Store, job: Job) -> Path:
-    """Make a job's artefact unless it exists, and return its folder. Writes no ledger."""
+    """Make a job's artefact unless it exists, and return its folder. Writes no ledger.
+
+    Raises:
+        StoreError: If the artefact or one that the job reads was altered since it was made.
+    """
     if not store.has(job.kind, job.content_key):
         began = time.time()
         reset_peak()
-        store.fetch_inputs(job.inputs.values())
+        store.open_inputs(job.inputs.values())
         with store.publish(job.kind, job.content_key) as out:
             job.fn(out, **job.inputs)
             cost = {
@@ -70,7 +76,7 @@ def make_artefact(store: Store, job: Job) -> Path:
             (out / TIMING_FILE).write_text(
                 json.dumps(cost | classify_cost(job.cost_base, job.inputs))
             )
-    return store.path(job.kind, job.content_key)
+    return store.open_artefact(job.kind, job.content_key)
 
 
 class Attempt(NamedTuple):
@@ -81,17 +87,24 @@ class Attempt(NamedTuple):
     started: float
     ended: float
     error: Exception | None = None
+    traceback: str | None = None
+    """Last lines of the traceback of an error that the user cannot mend."""
 
 
 def attempt_job(store: Store, job: Job) -> Attempt:
     """Make a job's artefact and return the attempt, with the job's exception if it raised one."""
-    started = time.time()
+    node, started = platform.node(), time.time()
     error: Exception | None = None
+    lines: str | None = None
     try:
         make_artefact(store, job)
-    except Exception as raised:
+    except DoublebindError as raised:
         error = raised
-    return Attempt(platform.node(), os.getpid(), started, time.time(), error)
+    except (Exception, SystemExit) as raised:  # a library may try to end the process
+        lines = "".join(traceback.format_exception(raised))[-MAX_TRACEBACK:]
+        error = raised if isinstance(raised, Exception) else RuntimeError(repr(raised))
+        error.add_note(f"in {job.kind} {job.content_key[:12]}, on {node}, process {os.getpid()}")
+    return Attempt(node, os.getpid(), started, time.time(), error, lines)
 
 
 def attempt_job_remotely(store: Store, job: Job) -> Attempt:
@@ -103,11 +116,21 @@ def attempt_job_remotely(store: Store, job: Job) -> Attempt:
     error = attempt.error
     if error is None or isinstance(error, DoublebindError):
         return attempt
-    lines = "".join(traceback.format_exception(error))
-    if type(error).__module__ != "builtins":
+    notes = [*error.__notes__, attempt.traceback or ""]
+    if not _is_plain(error):
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.add_note(f"on {attempt.node}, process {attempt.pid}:\n{lines}")
+    error.__notes__ = notes
     return attempt._replace(error=error)
+
+
+def _is_plain(error: Exception) -> bool:
+    """Return whether an exception is built in and holds nothing but texts and numbers."""
+    plain = (str, bytes, int, float, type(None))
+    return (
+        type(error).__module__ == "builtins"
+        and vars(error).keys() <= {"__notes__"}
+        and all(isinstance(argument, plain) for argument in error.args)
+    )
 
 
 @dataclass
@@ -153,11 +176,15 @@ class Executor:
         self.keep_workers = True
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        """Free the workers; after an exception, drop the calls that have not begun."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Free the workers; after an exception, drop the calls that have not begun.
+
+        Calls that run are waited for, because their work counts, unless the user interrupts.
+        """
         self.keep_workers = False
         if self.backend is not None:
-            self.backend.close(cancel=kind is not None)
+            interrupted = kind is not None and not issubclass(kind, Exception)
+            self.backend.close(cancel=kind is not None, kill=interrupted)
             self.backend = None
 
     def map(self, jobs: Sequence[Job]) -> list[Path]:
@@ -187,8 +214,9 @@ class Executor:
             if not isinstance(error, DoublebindError):
                 raise error
         if failures:
-            problems = [p for e in failures if isinstance(e, DoublebindError) for p in e.problems]
-            raise type(failures[0])(*dict.fromkeys(problems))
+            known = [error for error in failures if isinstance(error, DoublebindError)]
+            problems = dict.fromkeys(problem for error in known for problem in error.problems)
+            raise rebuild_error(type(known[0]), tuple(problems))
         return [self.store.path(job.kind, job.content_key) for job in jobs]
 
     def _run_jobs(self, jobs: Sequence[Job], backend: Backend) -> list[Exception]:
@@ -257,7 +285,12 @@ class Executor:
             self._wait_until_visible(job, attempt)
             self._write_entry(job, "done", **facts)
         else:
-            self._write_entry(job, "failed", error=str(attempt.error)[:500], **facts)
+            error = str(attempt.error)
+            if not isinstance(attempt.error, DoublebindError):
+                error = f"{type(attempt.error).__name__}: {error}"
+            if attempt.traceback:
+                facts["traceback"] = _escape_surrogates(attempt.traceback)
+            self._write_entry(job, "failed", error=_escape_surrogates(error)[:500], **facts)
 
     def _wait_until_visible(self, job: Job, attempt: Attempt) -> None:
         """Wait until this node sees the artefact; network file systems may show it late."""
@@ -274,6 +307,11 @@ class Executor:
     def _write_entry(self, job: Job, status: Any, **facts: Any) -> None:
         entry = {"cell": job.content_key, "kind": job.kind, "status": status, "pid": os.getpid()}
         self.ledger.write(LedgerEntry.model_validate(entry | facts))
+
+
+def _escape_surrogates(text: str) -> str:
+    """Return a text that UTF-8 can hold: messages may quote what a model or a file said."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _describe_loss(job: Job, losses: int, retries: int, cause: BaseException) -> RunError:

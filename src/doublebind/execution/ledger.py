@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from doublebind.execution.append_log import AppendLog
+from doublebind.execution.append_log import AppendLog, open_regular_file
 from doublebind.execution.store import storage_error
 from doublebind.schema.errors import RunError
 from doublebind.schema.model_source import LedgerEntry
@@ -60,24 +60,22 @@ def lock_run(run: Path) -> Iterator[None]:
     """Hold the one lock of a run directory; freed by the kernel when the process dies.
 
     Raises:
-        RunError: If another process holds it; the message names its pid.
+        RunError: If another process holds it, by its pid; or if the lock is not a regular file.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = (run / ".lock").open("a+")
+        fd = open_regular_file(run / ".lock", os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise storage_error(error, run) from error
-    with file:
+    with open(fd, "r+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            file.seek(0)
-            pid = file.read().strip() or "unknown"
+            pid = file.read(20).strip() or "unknown"
             raise RunError(
                 f"{run}: in use by process {pid}; wait for it or choose another --out"
             ) from None
-        file.seek(0)
-        file.truncate()
+        file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield

@@ -1,19 +1,22 @@
 """Content-addressed artefacts on disk, published whole or not at all.
 
-There are no locks: a writer fills a private folder and renames it. The first rename wins; equal
-keys hold equal content, so a later writer discards its copy. A store at a URL (`remote_store`) has
-a local folder in front: artefacts are written to both, and missing ones are fetched whole.
+Writers do not wait for each other: each fills a private folder and renames it. The first rename
+wins; equal keys hold equal content, so a later writer discards its copy. What is read is compared
+with the hashes of its seal. A store at a URL (`remote_store`) has a local folder in front:
+artefacts are written to both, and missing ones are fetched whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +31,12 @@ from doublebind.schema.model_source import ModelSource
 R = TypeVar("R", bound=Record)
 
 _SEAL_FILE = "artefact.json"
+ABANDONED_AFTER = 30 * 86400.0
+"""Seconds until a private folder counts as abandoned where its writer's life cannot be seen."""
+
+_Signature = tuple[tuple[str, int, int, int], ...]
+_intact: dict[Path, _Signature] = {}
+"""Folder of an artefact that this process found as sealed -> its files then."""
 
 
 def default_root() -> str:
@@ -133,11 +142,19 @@ class Store:
         self._remove_stale_folders()
 
     def _remove_stale_folders(self) -> None:
-        """Remove the scratch folders of dead processes of this machine; others may share `tmp`."""
+        """Remove the private folders of dead processes; other machines may share `tmp`.
+
+        A living writer holds a lock on its folder. Containers of one machine see each other's
+        locks, and not each other's processes. Another machine may not see a lock, so that its
+        folders have to be old.
+        """
         for folder in (self.root / "tmp").iterdir():
-            pid, host = folder.name.partition("-")[0], folder.name.rpartition("@")[2]
-            if host == platform.node() and pid.isdigit() and not _is_alive(int(pid)):
-                shutil.rmtree(folder, ignore_errors=True)
+            here = folder.name.endswith(f"@{_machine_id()}") and not folder.name.startswith(".")
+            with contextlib.suppress(OSError):
+                if not here and time.time() - folder.stat().st_mtime < ABANDONED_AFTER:
+                    continue
+                with _lock_folder(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def path(self, kind: str, key: str) -> Path:
         """Return the artefact's folder, whether it exists or not; fetch one that is only remote."""
@@ -164,36 +181,64 @@ class Store:
         """
         if self.remote is None or (self._folder(kind, key) / _SEAL_FILE).exists():
             return
-        part = self._scratch_folder()
         try:
-            part.mkdir(parents=True)
-            (part / _SEAL_FILE).write_bytes(self.remote.pull(kind, key, part))
-            self._publish_folder(part, kind, key)
+            with self._create_scratch_folder() as part:
+                (part / _SEAL_FILE).write_bytes(self.remote.pull(kind, key, part))
+                self._publish_folder(part, kind, key)
         except OSError as error:
             if isinstance(error, StoreError):
                 raise
             raise storage_error(error, self.root) from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
         self._remote_artefacts.discard((kind, key))
 
-    def fetch_inputs(self, inputs: Iterable[object]) -> None:
-        """Fetch the artefacts that a job's inputs name: paths and models, also inside tuples."""
-        if self.remote is None:
-            return
+    def open_artefact(self, kind: str, key: str) -> Path:
+        """Return the folder of a published artefact whose files are those that were sealed.
+
+        Every file is hashed once in a process, and again if it changed on disk.
+
+        Raises:
+            StoreError: If a file was altered, added or removed, or if the seal is another's.
+        """
+        folder = self.path(kind, key)
+        signature = _read_signature(folder)
+        if _intact.get(folder) != signature:
+            if problems := self.find_problems(kind, key):
+                raise StoreError(*problems)
+            _intact[folder] = signature
+        return folder
+
+    def open_inputs(self, inputs: Iterable[object]) -> None:
+        """Open the artefacts that a job's inputs name: paths and models, also inside tuples.
+
+        Raises:
+            StoreError: As `open_artefact`.
+        """
         for value in inputs:
             if isinstance(value, tuple):
-                self.fetch_inputs(value)
+                self.open_inputs(value)
             names = [value.path, value.adapter] if isinstance(value, ModelSource) else [value]
             for path in (Path(name) for name in names if isinstance(name, str | Path)):
                 if path.is_relative_to(self.root):
                     parts = path.relative_to(self.root).parts
                     if len(parts) >= 3:  # kind, two letters, key
                         self.fetch(parts[0], parts[2])
+                        if self.has(parts[0], parts[2]):  # no cache
+                            self.open_artefact(parts[0], parts[2])
 
-    def _scratch_folder(self) -> Path:
-        """Return the path of a private folder; its name has the process and the machine."""
-        return self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}@{platform.node()}"
+    @contextlib.contextmanager
+    def _create_scratch_folder(self) -> Iterator[Path]:
+        """Yield a private folder, locked until it is renamed or removed."""
+        name = f"{os.getpid()}-{uuid.uuid4().hex}@{_machine_id()}"
+        fresh, part = (self.root / "tmp" / each for each in (f".{name}", name))
+        fresh.mkdir(parents=True)
+        try:
+            with _lock_folder(fresh, required=False):
+                # Its name says that it is locked only once it is.
+                fresh.rename(part)
+                yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(fresh, ignore_errors=True)
 
     def _publish_folder(self, part: Path, kind: str, key: str) -> None:
         final = self._folder(kind, key)
@@ -201,9 +246,13 @@ class Store:
         try:
             part.rename(final)
         except OSError as error:
-            published = (final / _SEAL_FILE).exists()
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not published:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
+            if (final / _SEAL_FILE).exists():
+                return
+            shutil.rmtree(final)  # half removed, since a seal comes with its folder
+            part.rename(final)
+        _intact[final] = _read_signature(final)
 
     @contextlib.contextmanager
     def publish(self, kind: str, key: str, **facts: Any) -> Iterator[Path]:
@@ -214,16 +263,15 @@ class Store:
         Raises:
             StoreError: If the disk is full or not writable.
         """
-        part = self._scratch_folder()
         try:
-            part.mkdir(parents=True)
-            yield part
-            seal = _write_seal(part, {"kind": kind, "key": key, **facts})
-            # Push first: a local copy counts as done, and other nodes must be able to fetch it.
-            if self.remote is None or self.remote.push(kind, key, part, seal) == seal:
-                self._publish_folder(part, kind, key)
-            else:
-                self.fetch(kind, key)
+            with self._create_scratch_folder() as part:
+                yield part
+                seal = _write_seal(part, {"kind": kind, "key": key, **facts})
+                # Push first: a local copy counts as done, and other nodes must be able to fetch it.
+                if self.remote is None or self.remote.push(kind, key, part, seal) == seal:
+                    self._publish_folder(part, kind, key)
+                else:
+                    self.fetch(kind, key)
         except StoreError:
             raise
         except Exception as error:
@@ -232,8 +280,6 @@ class Store:
                     f"{self.root}: disk full; free space and rerun, finished cells are kept"
                 ) from error
             raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
     def read_seal(self, kind: str, key: str) -> dict[str, Any]:
         """Return the seal of a published artefact: the hashes of its files, and its facts."""
@@ -250,9 +296,12 @@ class Store:
         if not exists:
             return [f"{folder}: missing; rerun the study to rebuild it"]
         try:
-            hashes = dict(self.read_seal(kind, key)["files"])
-        except (ValueError, KeyError, TypeError):
+            seal = self.read_seal(kind, key)
+            hashes, sealed = dict(seal["files"]), (seal["kind"], seal["key"])
+        except (ValueError, KeyError, TypeError, OSError):
             return [f"{folder / _SEAL_FILE}: unreadable seal; delete the folder and rerun"]
+        if sealed != (kind, key):
+            return [f"{folder}: holds {' '.join(map(str, sealed))}; delete the folder and rerun"]
         problems = [
             f"{path}: added since it was made; delete the folder and rerun"
             for path in sorted(folder.rglob("*"))
@@ -260,7 +309,7 @@ class Store:
         ]
         for name, sha256 in hashes.items():
             path = folder / name
-            if not path.exists():
+            if not path.is_file():
                 problems.append(f"{path}: missing; delete the folder and rerun")
             elif file_sha256(path) != sha256:
                 problems.append(f"{path}: altered since it was made; delete the folder and rerun")
@@ -311,11 +360,33 @@ def _check_json(line: str) -> str:
     return line
 
 
-def _is_alive(pid: int) -> bool:
+def _machine_id() -> str:
+    """Return what all containers of a machine share and no other machine has, until it restarts."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return platform.node()
+
+
+@contextlib.contextmanager
+def _lock_folder(folder: Path, *, required: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder, which the kernel frees when the process dies.
+
+    Raises:
+        OSError: If another process holds it or the file system has none, and it is `required`.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if required:
+                raise
+        yield
+    finally:
+        os.close(fd)
+
+
+def _read_signature(folder: Path) -> _Signature:
+    """Return path, size, inode and time of the last change of every file in a folder."""
+    stats = ((str(path), path.lstat()) for path in sorted(folder.rglob("*")))
+    return tuple((path, s.st_size, s.st_ino, s.st_ctime_ns) for path, s in stats)

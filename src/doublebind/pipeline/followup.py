@@ -244,7 +244,7 @@ class _QuestionRunner:
         return file_sha256(self._artefact_path(self.questions[about]) / ITEMS_FILE)
 
     def _artefact_path(self, job: Job) -> Path:
-        return self.store.path(job.kind, job.content_key)
+        return self.store.open_artefact(job.kind, job.content_key)
 
     def _create_guess_job(self, cell: StudentJobs) -> Job:
         planner = self.planner

@@ -35,7 +35,7 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
     for audited in plan.audited:
         labels = audited._asdict()
         job = labels.pop("job")
-        rows = read_scores(executor.store.path(job.kind, job.content_key))
+        rows = read_scores(executor.store.open_artefact(job.kind, job.content_key))
         parts.append(rows.assign(**labels))
     return pd.concat(parts, ignore_index=True).loc[:, list(SCORE_COLUMNS)]
 

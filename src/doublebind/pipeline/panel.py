@@ -83,7 +83,7 @@ def _describe_teachers(
     store, shapes = planner.store, plan.read_shapes(planner.store)
 
     def hash_weights(job: Job) -> str:
-        return weights_sha256(store.path(job.kind, job.content_key) / "model")
+        return weights_sha256(store.open_artefact(job.kind, job.content_key) / "model")
 
     students: dict[str, list[PanelStudent]] = {}
     for student in plan.students:

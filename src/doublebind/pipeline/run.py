@@ -61,6 +61,7 @@ def run(
         competition = None
         if resolved.replacement is not None:
             competition = compete(resolved, resolved.replacement, [resolved.suspect], executor)
+            resolved.store.open_inputs([competition.delivered])
             scores = pd.concat([scores, competition.scores], ignore_index=True)
         shapes = write_measurements(out, resolved, competition.plans if competition else (), scores)
         assessment = assess(

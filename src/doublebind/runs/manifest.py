@@ -25,15 +25,25 @@ class ProtocolUse(Record):
 
 
 def record_protocol(store: Store, protocol: Protocol) -> int:
-    """Note that `protocol` audits its suspect; return the number of others that did so before."""
+    """Note that `protocol` audits its suspect; return the number of others that did so before.
+
+    Only those that this store knows. Of protocols that begin at once, some count each other.
+    """
     name = f"suspects/{protocol.suspect}"
-    uses = [ProtocolUse.model_validate_json(line) for line in store.lines(name)]
-    hashes = [use.protocol_hash for use in sorted(uses, key=lambda use: use.first)]
+    hashes = _list_protocols(store, name)
     if protocol.hash not in hashes:
         use = ProtocolUse(protocol_hash=protocol.hash, first=_format_now())
         store.add_line(name, use.model_dump_json())
-        return len(hashes)
+        # Read again: others may have begun meanwhile, and each must count the other or be counted.
+        return len(set(_list_protocols(store, name)) - {protocol.hash})
     return hashes.index(protocol.hash)
+
+
+def _list_protocols(store: Store, name: str) -> list[str]:
+    """Return the hashes of the protocols that met a suspect, the earliest first, each once."""
+    uses = [ProtocolUse.model_validate_json(line) for line in store.lines(name)]
+    uses.sort(key=lambda use: use.first)
+    return list(dict.fromkeys(use.protocol_hash for use in uses))
 
 
 def freeze_manifest(out: Path, resolved: ResolvedStudy) -> Manifest:

@@ -69,7 +69,7 @@ def _write_transcripts(out: Path, plans: Sequence[Plan], store: Store) -> None:
         baselines = {each.job.content_key for each in plan.baselines}
         for job in (each.job for each in plan.audited if each.job.content_key not in baselines):
             key = str(job.inputs["source"].sha256)
-            path = store.path(job.kind, job.content_key) / "transcripts.jsonl"
+            path = store.open_artefact(job.kind, job.content_key) / "transcripts.jsonl"
             files.setdefault(key, {})[job.content_key] = path
     for key, paths in files.items():
         text = "".join(path.read_text(encoding="utf-8") for path in paths.values())
@@ -106,7 +106,7 @@ def _describe_student(student: StudentJobs, store: Store) -> dict[str, Any]:
     """Return the record of a student: its labels, keys, and reports of screens and treatments."""
 
     def read(job: Job, name: str) -> Any:
-        path = store.path(job.kind, job.content_key) / f"{name}.json"
+        path = store.open_artefact(job.kind, job.content_key) / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8"))
 
     record: dict[str, Any] = {

@@ -14,6 +14,8 @@ command line prints the lines and exits with 2; anything else that escapes is ou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _MAX_DESCRIPTION = 600
 """Characters of a library's error that are shown."""
 
@@ -27,8 +29,8 @@ class DoublebindError(Exception):
         self.problems = tuple(to_line(problem) for problem in problems)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by the problems alone, so that every subclass crosses processes."""
-        return _rebuild, (type(self), self.problems)
+        """Pickle by problems and attributes, so that every subclass crosses processes."""
+        return rebuild_error, (type(self), self.problems), dict(self.__dict__)
 
     def __str__(self) -> str:
         """Return the problems, one per line."""
@@ -51,7 +53,8 @@ def describe_error(error: BaseException) -> str:
     return text if len(text) <= _MAX_DESCRIPTION else f"{text[:half]} ... {text[-half:]}"
 
 
-def _rebuild(kind: type[DoublebindError], problems: tuple[str, ...]) -> DoublebindError:
+def rebuild_error(kind: type[DoublebindError], problems: Sequence[str]) -> DoublebindError:
+    """Return an error of type `kind` with `problems`, whatever its constructor takes."""
     error = kind.__new__(kind)
     DoublebindError.__init__(error, *problems)
     return error

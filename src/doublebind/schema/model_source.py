@@ -180,3 +180,5 @@ class LedgerEntry(Record):
     node: str | None = None
     """Host that the cell ran on; absent where nothing ran."""
     error: str | None = None
+    traceback: str | None = None
+    """Last lines of the traceback of an error that the user cannot mend."""

@@ -158,7 +158,7 @@ class Manifest(Record):
     selection_teachers: tuple[Teacher, ...] = Field(default=(), exclude_if=lambda v: not v)
     """Teachers of the second horn, on whose students its recipes compete."""
     earlier_protocols: int
-    """Protocols that met this suspect before this one."""
+    """Protocols known to the run's store that met this suspect before this one."""
     artefacts: dict[str, dict[str, str]]
     """Kind -> key -> what it is, for every artefact that the run needs."""
     served: dict[str, dict[str, Any]] = Field(default_factory=dict)

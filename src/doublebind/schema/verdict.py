@@ -72,5 +72,5 @@ class Verdict(Record):
     coverage: str
     """What the study looked for; drives outside it would not have been seen."""
     earlier_protocols: int = 0
-    """How many other protocols met this suspect before."""
+    """How many other protocols, known to the run's store, met this suspect before."""
     missing: dict[str, str]

@@ -123,9 +123,9 @@ class Plan:
     def read_shapes(self, store: Store) -> dict[str, dict[str, float]]:
         """Return the measured match features: label -> feature -> value."""
         return {
-            label: json.loads((store.path(job.kind, job.content_key) / "shape.json").read_text())[
-                "shape"
-            ]
+            label: json.loads(
+                (store.open_artefact(job.kind, job.content_key) / "shape.json").read_text()
+            )["shape"]
             for label, job in self.shape_jobs.items()
         }
 

@@ -143,6 +143,6 @@ def test_a_damaged_line_of_a_store_is_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.add_line("suspects/x", '{"a": 1}')
     with (tmp_path / "suspects" / "x.jsonl").open("a") as file:
-        file.write('{"b\n{"c": 3}\n')
+        file.write('nonsense\n{"c": 3}\n')
     with pytest.raises(OSError, match=r"x\.jsonl:2: a line is damaged"):
         store.lines("suspects/x")

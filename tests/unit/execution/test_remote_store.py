@@ -80,7 +80,7 @@ def test_inputs_are_brought_from_inside_tuples_too(
         ModelSource(kind="folder", path=str(at["ab12"] / "model"), sha256="0"), PROMPTS, str
     )
     pair = (at["cd34"], at["ef56"])
-    second.fetch_inputs([live, PreferenceData(at["cd34"], pair, pair, pair)])
+    second.open_inputs([live, PreferenceData(at["cd34"], pair, pair, pair)])
     assert all((folder / "other").is_file() for folder in at.values())
 
 

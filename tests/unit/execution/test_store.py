@@ -1,6 +1,4 @@
 import errno
-import os
-import platform
 from pathlib import Path
 
 import pytest
@@ -65,15 +63,15 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
 
 def test_what_a_dead_writer_left_is_swept(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    dead = tmp_path / "tmp" / f"999999999-x@{platform.node()}"
-    dead.mkdir()
-    mine = tmp_path / "tmp" / f"{os.getpid()}-x@{platform.node()}"
-    mine.mkdir()
-    elsewhere = tmp_path / "tmp" / "999999999-x@another-node"
-    elsewhere.mkdir()
-    Store(store.root)
-    assert not dead.exists()
-    assert mine.exists()
+    with store.publish("kind", "ab12") as mine:
+        (mine / "file").touch()
+        dead = mine.with_name(f"999999999-x@{mine.name.rpartition('@')[2]}")
+        dead.mkdir()
+        elsewhere = tmp_path / "tmp" / "999999999-x@another-node"
+        elsewhere.mkdir()
+        Store(store.root)
+        assert not dead.exists()
+        assert mine.exists()
     assert elsewhere.exists(), "its writer may be alive on the other node"
 
 

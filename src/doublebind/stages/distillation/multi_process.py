@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from doublebind.execution.backends import exit_with_parent
+from doublebind.execution.backends import block_sigint, exit_with_parent
 from doublebind.execution.device import check_gpus_available
 from doublebind.models import teacher_cache
 from doublebind.models.load import LM, load_model
@@ -93,8 +93,9 @@ def _run_workers(task: WorkerTask) -> None:
     ranks = range(task.training.processes)
     processes = [context.Process(target=_run_worker, args=(task, rank)) for rank in ranks]
     try:
-        for process in processes:
-            process.start()
+        with block_sigint():
+            for process in processes:
+                process.start()
         while any(process.exitcode is None for process in processes):
             if any(process.exitcode for process in processes):
                 break  # the others would wait for it for ever

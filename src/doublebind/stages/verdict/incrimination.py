@@ -323,7 +323,10 @@ def _count_by_class(evidence: Evidence, detected: set[str]) -> dict[str, tuple[i
 def _state_history(earlier_protocols: int) -> list[str]:
     if not earlier_protocols:
         return []
-    return [f"Earlier protocols that met this suspect: {earlier_protocols}; p ignores them."]
+    return [
+        f"Earlier protocols that met this suspect, as far as known here: {earlier_protocols}; "
+        f"p ignores them."
+    ]
 
 
 def _state_p_value(evidence: Evidence) -> str:

@@ -294,7 +294,7 @@ def test_earlier_protocols_are_said(ruling: Make) -> None:
     verdict = ruling(earlier=2)
     assert verdict.earlier_protocols == 2
     assert (
-        "Earlier protocols that met this suspect: 2; p ignores them."
+        "Earlier protocols that met this suspect, as far as known here: 2; p ignores them."
         in verdict.incrimination.reasons
     )
 

@@ -203,7 +203,7 @@ def tabulate_provenance(manifest: Manifest, verdict: Verdict) -> Table:
     seeds = (f"{of}: {', '.join(map(str, ns)) or 'none'}" for of, ns in manifest.seeds.items())
     rows: list[Row] = [
         ("protocol hash", verdict.protocol_hash),
-        ("earlier protocols that met this suspect", verdict.earlier_protocols),
+        ("earlier protocols that met this suspect (known here)", verdict.earlier_protocols),
         ("method version", verdict.method_version),
         ("schema of verdict.json", verdict.schema_),
         ("started (UTC)", manifest.created),
