@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +16,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.tiny_study import write_study
 
 import doublebind
+from doublebind.cli.main import main
 from doublebind.pipeline.followup import run_followup
 from doublebind.runs.assess import assess
 from doublebind.runs.run import Run
@@ -35,7 +39,7 @@ EXAMPLES = settings(
     derandomize=True,
     deadline=None,
     database=None,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
@@ -115,7 +119,7 @@ class Forger:
     def student(self, teacher: str) -> dict[str, Any]:
         return next(s for s in Run(self.run).students if s["label"] == teacher)
 
-    def of(self, rows: pd.DataFrame, teacher: str, kind: str = "student") -> pd.Series:
+    def of(self, rows: pd.DataFrame, teacher: str, kind: str = "student") -> Any:
         return (rows["teacher"] == teacher) & (rows["model_kind"] == kind)
 
     def rename_protocol(self, **changes: Any) -> None:
@@ -609,3 +613,318 @@ def test_any_event_of_the_ledger(made: Made, tmp_path: Path, line: int, at: int,
 
     run = forge(made, tmp_path, edit, finish=False)
     assert look(made, run, made.store).problems
+
+
+# --- a panel's rows, by content key --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn(made: Made) -> Path:
+    """A run whose references are a panel's, made in the same store."""
+    study = yaml.safe_load((made.folder / "study.yaml").read_text())
+    frozen = {k: v for k, v in study.items() if k not in ("suspect", "policy", "horns")}
+    (made.folder / "panel.yaml").write_text(yaml.safe_dump(frozen))
+    store = ["--store", str(made.store)]
+    panel = str(made.folder / "panel")
+    assert main(["panel", str(made.folder / "panel.yaml"), "--out", panel, *store]) == 0
+    study["references"] = {"panel": "panel", "n": 2}
+    (made.folder / "drawn.yaml").write_text(yaml.safe_dump(study))
+    doublebind.run(made.folder / "drawn.yaml", made.folder / "drawn", store=made.store)
+    return made.folder / "drawn"
+
+
+def lower_a_reference(forger: Forger, label: str) -> None:
+    forger.rewrite(
+        lambda rows: rows.assign(
+            value=rows["value"].where(~forger.of(rows, label), rows["value"] * 0.5)
+        )
+    )
+
+
+def rename_and_lower(forger: Forger) -> None:
+    rename_reference(forger)
+    lower_a_reference(forger, "other.yaml")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [lambda f: lower_a_reference(f, ANOTHER), rename_and_lower, exchange_labels],
+    ids=["lowered", "renamed and lowered", "labels exchanged"],
+)
+def test_rows_of_a_panel_are_told_by_content_key(
+    made: Made, drawn: Path, tmp_path: Path, edit: Edit
+) -> None:
+    found = verify(drawn, store=made.store, folder=made.folder)
+    assert (found.status, found.problems) == ("verified", ())
+    assert any("with the panel" in line for line in found.compared)
+    run = Path(shutil.copytree(drawn, tmp_path / "run"))
+    edit(Forger(run))
+    Forger(run).finish()
+    seal_run(run)
+    problems = verify(run, folder=made.folder).problems
+    assert any("panel" in line for line in problems)
+
+
+# --- published hashes and signatures -------------------------------------------------------------
+
+
+def test_published_hashes_are_compared(made: Made, tmp_path: Path) -> None:
+    known = verify(made.run, folder=tmp_path)
+    assert known.protocol_hash is not None
+    assert known.seal_sha256 is not None
+    run = forge(made, tmp_path, EDITS["invented scores of the suspect's student"])
+    hashes = {"protocol_hash": known.protocol_hash, "seal": known.seal_sha256}
+    assert verify(made.run, folder=tmp_path, **hashes).status == "verified"
+    (problem,) = verify(run, folder=tmp_path, **hashes).problems
+    assert "was published" in problem
+    assert verify(made.run, folder=tmp_path, protocol_hash=known.protocol_hash).verified is False
+    (problem,) = verify(made.run, folder=tmp_path, protocol_hash="0" * 64).problems
+    assert "protocol" in problem
+    with pytest.raises(doublebind.errors.ConfigError, match="64 hexadecimal"):
+        verify(made.run, seal="zz")
+
+
+def make_key(path: Path, passphrase: str = "") -> Path:
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", "", "-f", str(path)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return path
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen")
+def test_a_signed_seal_shows_that_the_run_was_rewritten(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, other = make_key(tmp_path / "key"), make_key(tmp_path / "other")
+    signers = tmp_path / "signers"
+    signers.write_text(f"me@here {key.with_suffix('.pub').read_text()}")
+    run = Path(shutil.copytree(made.run, tmp_path / "run"))
+    with pytest.raises(doublebind.errors.ConfigError, match="no file"):
+        verify(run, allowed_signers=tmp_path / "none")
+    (problem,) = verify(run, allowed_signers=signers).problems
+    assert "seal.json.sig: missing" in problem
+    assert main(["seal", str(run), "--key", str(key)]) == 0
+    signed = verify(run, allowed_signers=signers, identity="me@here")
+    assert (signed.status, signed.problems) == ("verified", ())
+    assert any("signature of me@here" in line for line in signed.compared)
+    assert verify(run, allowed_signers=signers, identity="you@here").problems
+    Forger(run).edit("followup.json", lambda c: c.update(note="p = 0.01"))
+    write_page(Run(run))
+    seal_run(run)
+    assert any("no signature" in line for line in verify(run, allowed_signers=signers).problems)
+    assert main(["seal", str(run), "--key", str(other)]) == 0
+    assert verify(run, allowed_signers=signers).problems, "signed, by somebody else"
+    (run / "verdict.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["seal", str(run), "--key", str(key)]) == 2
+    assert "not signed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen")
+def test_a_key_that_cannot_sign_is_one_line_and_no_wait(
+    made: Made,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    locked = make_key(tmp_path / "locked", "secret")
+    run = Path(shutil.copytree(made.run, tmp_path / "run"))
+    assert main(["seal", str(run), "--key", str(locked)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "passphrase" in line
+    assert "ssh-agent" in line
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["seal", str(run), "--key", str(locked)]) == 2
+    assert "install OpenSSH" in capsys.readouterr().err
+
+
+# --- a run directory from anybody ----------------------------------------------------------------
+
+
+class Opened(Exception):
+    """Raised in place of a connection."""
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise Opened
+
+    monkeypatch.setattr("doublebind.execution.store.RemoteStore", refuse)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setenv("DOUBLEBIND_STORE", str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("where", ["hf://datasets/x/y", "//host/share"])
+@pytest.mark.usefixtures("no_network")
+def test_the_store_that_a_manifest_names_is_never_opened(
+    made: Made, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = forge(made, tmp_path, lambda f: f.edit("manifest.json", lambda m: m.update(store=where)))
+    for verb in ("verify", "report", "show"):
+        assert main([verb, str(run)]) == 0
+    monkeypatch.setenv("DOUBLEBIND_STORE", "s3://bucket/mine")
+    assert any("no store at s3" in line for line in verify(run).unchecked)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("suspect", "openai:http://127.0.0.1:9/v1#x"),
+        ("suspect", "/etc"),
+        ("student", "somebody/model"),
+        ("pack", "../pack"),
+    ],
+)
+@pytest.mark.usefixtures("no_network")
+def test_followup_takes_only_what_the_user_named(
+    made: Made, tmp_path: Path, key: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def edit(forger: Forger) -> None:
+        forger.edit("manifest.json", lambda m: m["study"].update({key: name}))
+
+    run = forge(made, tmp_path, edit, finish=False)
+    store = tmp_path / "written"
+    argv = ["followup", str(run), "--folder", str(made.folder), "--store", str(store)]
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"names {name}" in line
+    assert "--study" in line
+    assert not store.exists()
+
+
+def test_artefacts_whose_names_lead_elsewhere_are_not_looked_at(made: Made, tmp_path: Path) -> None:
+    def edit(forger: Forger) -> None:
+        forger.edit("manifest.json", lambda m: m["artefacts"].update({"../..": {"etc": ""}}))
+
+    problems = look(made, forge(made, tmp_path, edit), made.store).problems
+    assert any("is none that doublebind makes" in line for line in problems)
+    assert not any("/etc" in line for line in problems)
+
+
+FILES = (
+    "manifest.json",
+    "seal.json",
+    "scores.parquet",
+    "evidence.json",
+    "verdict.json",
+    "shapes.json",
+    "ledger.jsonl",
+    "followup.json",
+    "report.html",
+    "cells/*",
+    "transcripts/*",
+    "cells",
+    "transcripts",
+    ".lock",
+)
+
+
+@pytest.mark.parametrize("kind", ["link", "device", "pipe", "folder", "huge", "bytes"])
+@pytest.mark.parametrize("name", FILES)
+def test_whatever_stands_in_place_of_a_file_is_named_and_not_followed(
+    made: Made, tmp_path: Path, name: str, kind: str
+) -> None:
+    run = Path(shutil.copytree(made.run, tmp_path / "run"))
+    path = sorted(run.glob(name))[0]
+    if path.is_dir():
+        if kind not in ("link", "pipe"):
+            return
+        path.rename(tmp_path / "outside")
+    else:
+        path.replace(tmp_path / "outside")
+    match kind:
+        case "link":
+            path.symlink_to(tmp_path / "outside")
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "huge":
+            with path.open("wb") as file:
+                file.truncate(2**40)
+        case _:
+            path.write_bytes(b"\xff\x00[{")
+    start = time.process_time()
+    try:
+        problems = verify(run, folder=tmp_path).problems
+    except doublebind.errors.RunError as error:
+        problems = error.problems
+    assert time.process_time() - start < 5
+    if name == ".lock" and kind in ("folder", "bytes"):
+        return  # holds nothing that a run says
+    assert any(str(path) in line for line in problems), problems
+
+
+def test_names_in_a_seal_that_lead_out_of_the_run_are_not_read(made: Made, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(made.run, tmp_path / "run"))
+    names = {"../outside": "0", "/etc/passwd": "0", "": "0", "a\0b": "0", "\ud800": "0"}
+    Forger(run).edit("seal.json", lambda s: s.update(names))
+    problems = verify(run, folder=tmp_path).problems
+    assert sum("missing, but in the seal" in line for line in problems) == len(names)
+
+
+def test_nothing_is_written_through_a_link(made: Made, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(made.run, tmp_path / "run"))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    (run / "report.html").unlink()
+    (run / "report.html").symlink_to(outside / "file")
+    assert main(["report", str(run)]) == 0
+    assert not (run / "report.html").is_symlink()
+    (run / "inspect").symlink_to(outside)
+    assert main(["export", str(run), "--inspect"]) == 2
+    assert (outside / "file").read_text() == "mine"
+    assert [path.name for path in outside.iterdir()] == ["file"]
+
+
+DAMAGE: tuple[Any, ...] = (
+    None,
+    [],
+    {},
+    "",
+    -1,
+    10**30,
+    1e308,
+    "\ud800",
+    "../x",
+    "hf://x",
+    True,
+    [[]],
+)
+
+
+@EXAMPLES
+@given(
+    which=st.integers(0, 10**6),
+    at=st.integers(0, 10**6),
+    new=st.sampled_from(DAMAGE),
+    noise=st.binary(max_size=40),
+    sealed=st.booleans(),
+)
+def test_no_damage_raises_anything_but_an_error_of_ours(
+    made: Made, tmp_path: Path, which: int, at: int, new: Any, noise: bytes, sealed: bool
+) -> None:
+    run = tmp_path / "damaged"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(made.run, run)
+    files = [p for p in sorted(run.rglob("*")) if p.is_file() and p.name != ".lock"]
+    path = files[which % len(files)]
+    if noise or path.suffix != ".json":
+        content = bytearray(path.read_bytes())
+        start = at % len(content)
+        content[start : start + len(noise)] = noise or b"\0"
+        path.write_bytes(content)
+    else:
+        content = json.loads(path.read_text())
+        leaves = list_leaves(content)
+        *place, last = leaves[at % len(leaves)]
+        inner = functools.reduce(lambda value, key: value[key], place, content)
+        inner[last] = new
+        path.write_text(json.dumps(content))
+    if sealed:
+        seal_run(run)
+    with contextlib.suppress(doublebind.errors.DoublebindError):
+        look(made, run, made.store)

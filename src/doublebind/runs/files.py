@@ -17,6 +17,9 @@ from doublebind.schema.errors import RunError
 MAX_FILE_BYTES = 2**28
 """Largest file of a run that is read: some hundred times the largest that the studies here made."""
 
+MAX_FILES = 50_000
+"""Most files of a run."""
+
 
 def read_file(run: Path, name: str) -> bytes:
     """Return the bytes of the file `name` of a run.
@@ -80,7 +83,7 @@ def list_files(run: Path, folder: str = "") -> list[str]:
     A link is an entry, and is not followed. A folder that is missing has none.
 
     Raises:
-        RunError: If a part of the folder's name is a link or no folder.
+        RunError: If a part of the folder's name is a link or no folder, or there are too many.
     """
     top = run / folder
     if folder and not _is_folder(run, folder):
@@ -89,6 +92,10 @@ def list_files(run: Path, folder: str = "") -> list[str]:
     for parent, folders, files in os.walk(top):
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         names += [(Path(parent) / name).relative_to(run).as_posix() for name in (*files, *links)]
+        if len(names) > MAX_FILES:
+            raise RunError(
+                f"{top}: more than {MAX_FILES} files, and no run has as many; restore it"
+            )
     return sorted(names)
 
 

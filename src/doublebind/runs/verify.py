@@ -197,6 +197,11 @@ def _check_seal(reader: RunReader, findings: Findings) -> dict[str, str] | None:
     except RunError as error:
         findings.problems += error.problems
         names, everything = [], []
+    for name in everything:
+        try:
+            check_file(reader.run, name)
+        except RunError as error:
+            findings.problems += error.problems
     if sealed is None:
         return None
     for name in dict.fromkeys([*names, *sealed]):
@@ -341,19 +346,15 @@ def _check_content(
     with_store = opened is not None and recorded_plan is not None
     _check_models(content, own, recorded_plan, replacement, with_store)
     _check_ledger(content)
-    _check_page(content)
     if opened is None:
         findings.unchecked.append(str(no_store))
-        return
-    n_problems = len(findings.problems)
-    findings.problems += check_store.find_artefact_problems(opened, content.artefacts)
-    n_artefacts = sum(map(len, content.artefacts.values()))
-    findings.compared.append(f"{n_artefacts} artefacts in {opened.name} with their hashes")
-    if recorded_plan is not None and own is not None:
-        _compare_with_store(content, own, recorded_plan, replacement, opened)
-        if len(findings.problems) == n_problems and (panel_rows is None or panel_compared):
-            findings.outside = True
-    check_store.compare_records(content.manifest, sealed, opened, findings)
+    else:
+        n_problems = len(findings.problems)
+        _check_store(content, own, recorded_plan, replacement, opened)
+        agrees = with_store and own is not None and len(findings.problems) == n_problems
+        findings.outside |= agrees and (panel_rows is None or panel_compared)
+        check_store.compare_records(content.manifest, sealed, opened, findings)
+    _check_page(content)
 
 
 # --- what follows from the scores ----------------------------------------------------------------
@@ -409,6 +410,10 @@ def _recompute_files(content: _RunContent, scores: pd.DataFrame) -> tuple[dict[s
 
 def _check_page(content: _RunContent) -> None:
     """Compare the page with the one that the other files give."""
+    if content.findings.problems or content.reader.problems:
+        text = f"{PAGE}: the files that it is made from have problems"
+        content.findings.unchecked.append(text)
+        return
     made_by = content.manifest.versions.get("doublebind")
     if made_by != read_versions()["doublebind"]:
         content.findings.unchecked.append(
@@ -562,26 +567,32 @@ def _check_panel(
     return own, rows, True
 
 
-def _compare_with_store(
+def _check_store(
     content: _RunContent,
-    own: pd.DataFrame,
-    recorded: RecordedPlan,
+    own: pd.DataFrame | None,
+    recorded: RecordedPlan | None,
     searched: RecordedReplacement | None,
     store: Store,
 ) -> None:
-    """Compare all measurements with the store's artefacts, by the keys that the protocol gives."""
+    """Compare artefacts with their hashes, and all measurements with the artefacts."""
+    findings = content.findings
+    findings.problems += check_store.find_artefact_problems(store, content.artefacts)
+    n_artefacts = sum(map(len, content.artefacts.values()))
+    findings.compared.append(f"{n_artefacts} artefacts in {store.name} with their hashes")
+    if recorded is None or own is None:
+        return
     plans = _list_plans(recorded, searched)
     every = [plan for each in plans.values() for plan in each]
     content.report("scores.parquet", check_store.compare_score_rows(own, store, every))
-    content.findings.problems += check_store.compare_files(
+    findings.problems += check_store.compare_files(
         content.reader, store, plans, content.shapes or {}
     )
     if searched is not None:
         stored = (content.reader.read_json("verdict.json") or {}).get("replacement") or {}
-        content.findings.problems += check_store.find_weights_problems(
+        findings.problems += check_store.find_weights_problems(
             stored.get("weights_sha256"), searched.delivered, store
         )
-    content.findings.compared.append(
+    findings.compared.append(
         f"{len(own)} score rows, transcripts, cells and shapes with {store.name}"
     )
 
