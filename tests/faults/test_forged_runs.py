@@ -315,6 +315,22 @@ def exchange_labels(forger: Forger) -> None:
     forger.edit("manifest.json", change)
 
 
+def exchange_roles(forger: Forger) -> None:
+    """Let a reference stand as the suspect, and the suspect as a reference."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        protocol, study = manifest["protocol"], manifest["study"]
+        theirs = protocol["references"][0]
+        protocol["references"][0], protocol["suspect"] = protocol["suspect"], theirs
+        study["references"][0], study["suspect"] = study["suspect"], study["references"][0]
+        first, second = manifest["teachers"][:2]
+        first["role"], second["role"] = second["role"], first["role"]
+        manifest["teachers"][:2] = [second, first]
+
+    forger.edit("manifest.json", change)
+    forger.rename_protocol()
+
+
 def change_question(forger: Forger) -> None:
     for file in (forger.run / "transcripts").iterdir():
         lines = forger.lines(file.stem)
@@ -391,6 +407,7 @@ EDITS: dict[str, Edit] = {
     "alpha": change_alpha,
     "score endpoints": lambda f: f.rename_protocol(score_endpoints={"acts": ["choice/ruler"]}),
     "labels exchanged": exchange_labels,
+    "suspect and reference exchanged": exchange_roles,
     "the questions": change_question,
     "an artefact less": lambda f: f.edit(
         "manifest.json", lambda m: m["artefacts"]["audit"].popitem()
@@ -443,6 +460,14 @@ def test_a_run_that_was_weighed_and_sealed_again_as_it_was_is_verified(
     run = forge(made, tmp_path, lambda _: None)
     found = look(made, run, made.store)
     assert (found.status, found.problems) == ("verified", ())
+
+
+def test_a_store_without_lists_of_protocols_verifies_nothing(made: Made, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(made.bare, tmp_path / "store"))
+    shutil.rmtree(store / "suspects")
+    found = look(made, forge(made, tmp_path, exchange_roles), store)
+    assert (found.status, found.problems) == ("consistent", ())
+    assert any("no lists of protocols" in line for line in found.unchecked)
 
 
 def test_a_page_that_says_otherwise_is_found_without_the_store(made: Made, tmp_path: Path) -> None:

@@ -158,20 +158,24 @@ def find_weights_problems(
 
 def compare_records(
     manifest: Manifest, sealed: Mapping[str, str] | None, store: Store, findings: Findings
-) -> None:
-    """Compare a run with what the store noted when it began and ended."""
+) -> bool:
+    """Compare a run with what the store noted when it began and ended.
+
+    Returns:
+        Whether the store knows the run's protocol.
+    """
     try:
-        _compare_meetings(manifest, store, findings)
+        known = _compare_meetings(manifest, store, findings)
         records = read_run_records(store, manifest)
     except (DoublebindError, OSError, ValueError) as error:
         findings.problems.append(str(error))
-        return
+        return False
     if not records:
         findings.unchecked.append(
             "the store's record of the run: it has none (made by an earlier doublebind, or another "
             "store); ledger, follow-up, families and times are compared with nothing outside"
         )
-        return
+        return known
     ours = [r for r in records if r.manifest_sha256 == hash_manifest(manifest)]
     if not ours:
         findings.problems.append(
@@ -189,20 +193,31 @@ def compare_records(
             f"manifest and sealed files with what {store.name} noted of the run"
         )
         findings.outside = True
+    return known
 
 
-def _compare_meetings(manifest: Manifest, store: Store, findings: Findings) -> None:
-    """Compare the number of earlier protocols with the store's list of the suspect's."""
+def _compare_meetings(manifest: Manifest, store: Store, findings: Findings) -> bool:
+    """Compare the number of earlier protocols with the store's list of the suspect's.
+
+    Returns:
+        Whether the store knows the protocol.
+    """
     counted = count_earlier_protocols(store, manifest.protocol)
-    if counted is None:
+    if counted is None and (store.remote or (store.root / "suspects").is_dir()):
+        findings.problems.append(
+            f"{store.name}: knows no protocol that met this suspect; the roles were altered, or "
+            "this is not the run's store"
+        )
+    elif counted is None:
         findings.unchecked.append(
-            "`earlier_protocols`: the store knows no protocol that met the suspect"
+            "protocol and `earlier_protocols`: the store has no lists of protocols"
         )
     elif not counted[0] <= manifest.earlier_protocols <= counted[1]:
         findings.problems.append(
             f"manifest.json: `earlier_protocols` is {manifest.earlier_protocols}, the store knows "
             f"{counted[0]}"
         )
+    return counted is not None
 
 
 def _try(read: Callable[[], _T]) -> Generator[str, None, _T | None]:
