@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from doublebind.execution.executor import Executor, Job, Progress, check_executor
 from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store, file_sha256, write_atomic
-from doublebind.packs.load import BUILT_IN_PACKS
 from doublebind.runs.manifest import record_run
+from doublebind.runs.recorded_plan import is_built_in
 from doublebind.runs.run import Run
 from doublebind.runs.seal import FOLLOWUP, LEDGER, PAGE, check_unaltered, read_seal, reseal_files
 from doublebind.runs.write import write_page
@@ -174,18 +174,17 @@ def _list_outside_names(study: Study, folder: Path) -> Iterator[tuple[str, str]]
         kind, is_task, _ = name.partition(":")
         if is_task and kind != "prompted":
             yield "audits", name
-    for key in ("pack", "replace.certify"):
-        pack = study.pack if key == "pack" else study.replace.certify
-        if pack and pack.partition(":")[0].partition("/")[0] not in BUILT_IN_PACKS:
-            whole = pack.rpartition(":")[0] or pack
-            if not _is_inside(folder, pack) and not _is_inside(folder, whole):
-                yield key, pack
+    for key, pack in (("pack", study.pack), ("replace.certify", study.replace.certify or "")):
+        whole = pack.rpartition(":")[0] or pack
+        known = not pack or is_built_in(whole)
+        if not known and not _is_inside(folder, pack) and not _is_inside(folder, whole):
+            yield key, pack
     models = {"suspect": study.suspect, "student": study.student}
     for i, name in enumerate(_list_model_names(study)):
         models[f"models.{i}"] = name
     for key, name in models.items():
         for part in name.split("+"):
-            if part.partition("/")[0] not in BUILT_IN_PACKS and not _is_inside(folder, part):
+            if not is_built_in(part) and not _is_inside(folder, part):
                 yield key, name
 
 

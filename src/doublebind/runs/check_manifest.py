@@ -9,6 +9,28 @@ from doublebind.runs.recorded_plan import is_panel_study
 from doublebind.schema.protocol import Manifest, Protocol
 from doublebind.schema.study import Study
 
+MAX_AUDITS = 500_000
+"""Most audited models of a study that is planned again."""
+
+
+def find_excess(manifest: Manifest, study: Study) -> str | None:
+    """Return why a manifest asks for more than any study; planning it again would take for ever."""
+    replacement = manifest.protocol.replacement
+    seeds = [study.seeds, manifest.protocol.seeds, study.replace.seeds, study.replace.fresh_seeds]
+    seeds += [replacement.seeds, replacement.fresh_seeds] if replacement else []
+    n_teachers = len(manifest.teachers) + len(manifest.selection_teachers)
+    n_audits = sum(
+        n_teachers
+        * max(seeds)
+        * (1 + len(recipe.training.checkpoints))
+        * (1 + sum(t.rounds for t in recipe.treatments if t.kind == "filter"))
+        for recipe in (*study.recipes, *study.competing_recipes)
+    )
+    n_references = getattr(study.references, "n", 0)
+    if n_audits > MAX_AUDITS or n_references > MAX_AUDITS:
+        return f"`study`: asks for {max(n_audits, n_references)} audits, no study has as many"
+    return None
+
 
 def find_manifest_problems(manifest: Manifest, study: Study) -> Iterator[str]:
     """Compare the manifest's hash, teachers and study with its protocol."""

@@ -19,8 +19,8 @@ from doublebind.runs.compare import find_differences
 from doublebind.runs.reader import RunReader
 from doublebind.runs.recorded_plan import (
     CannotCheck,
+    NamedFolder,
     RecordedPacks,
-    is_below,
     list_own_teachers,
 )
 from doublebind.runs.records import ReplacementRecord
@@ -352,7 +352,9 @@ def find_item_problems(
 # --- panels --------------------------------------------------------------------------------------
 
 
-def find_recorded_panel(study: Study, protocol_panel: str, folder: Path) -> tuple[Path, Panel]:
+def find_recorded_panel(
+    study: Study, protocol_panel: str, folder: NamedFolder
+) -> tuple[Path, Panel]:
     """Return the panel of a run: one below `folder`, or that of a built-in pack, by its hash.
 
     Raises:
@@ -364,8 +366,8 @@ def find_recorded_panel(study: Study, protocol_panel: str, folder: Path) -> tupl
         raise CannotCheck("rows of the panel's teachers: the manifest's study names no panel")
     shipped = Path(str(files("doublebind.packs")))
     places = [shipped / pack / "panel" for pack in BUILT_IN_PACKS]
-    if is_below(folder, name):
-        places.insert(0, folder / name)
+    if folder.holds(name):
+        places.insert(0, folder.path / name)
     reasons: list[str] = []
     for place in places:
         try:
@@ -378,8 +380,8 @@ def find_recorded_panel(study: Study, protocol_panel: str, folder: Path) -> tupl
         if panel.hash == protocol_panel:
             return place, panel
         reasons.append(f"{place} is another panel than the run's")
-    reason = reasons[0] if reasons else f"no panel {name} is in {folder}, or built in"
-    raise CannotCheck(f"rows of the panel's teachers: {reason}; name its folder's parent")
+    reason = reasons[0] if reasons else f"no panel {name} is in {folder.path}, or built in"
+    raise CannotCheck(f"rows of the panel's teachers: {reason}; name its parent folder")
 
 
 def check_panel_teachers(

@@ -16,6 +16,9 @@ _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 MAX_RUN_BYTES = 2**31
 """Most bytes of a run that are read in all."""
 
+MAX_RECORD_CHARS = 2**25
+"""Longest JSON record of a run that is read."""
+
 
 @dataclass
 class Findings:
@@ -86,6 +89,10 @@ class RunReader:
         """Return the content of a JSON object or record; `None` if it is missing or damaged."""
         text = self.read_text(name)
         if text is None:
+            return None
+        if len(text) > MAX_RECORD_CHARS:
+            text = f"cannot be read (more than {MAX_RECORD_CHARS} characters)"
+            self.problems.append(self.describe(name, text))
             return None
         try:
             content = json.loads(

@@ -7,6 +7,7 @@ models. Only built-in packs and packs below a folder that the user names are rea
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -42,9 +43,31 @@ from doublebind.study.runtime import PackRef, Runtime
 from doublebind.study.teachers import TeacherSource, list_reference_names
 from doublebind.study.workspace import Workspace
 
+_BUILT_IN = re.compile(rf"({'|'.join(BUILT_IN_PACKS)})(/[A-Za-z0-9][A-Za-z0-9_-]*)?")
+
 
 class CannotCheck(Exception):
     """Raised where a check cannot be made on this machine; says why."""
+
+
+class NamedFolder(NamedTuple):
+    """A folder that a user names, for names in a manifest: the run itself is no part of it."""
+
+    path: Path
+    run: Path
+    """The run whose manifest gives the names; whoever made it filled it."""
+
+    def holds(self, name: str) -> bool:
+        """Return whether `name` stays below the folder, and outside the run."""
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith(("/", "~")) or ".." in parts or "\0" in name:
+            return False
+        try:
+            place, run = (self.path / name).resolve(), self.run.resolve()
+            inside = place.is_relative_to(self.path.resolve())
+        except (OSError, ValueError, RuntimeError):  # too long, not encodable, links in a circle
+            return False
+        return inside and not place.is_relative_to(run) and not run.is_relative_to(place)
 
 
 class RecordedPacks(NamedTuple):
@@ -101,7 +124,7 @@ class _PackOfHash:
         raise PackError(f"pack {self.name}: is not at hand")
 
 
-def find_recorded_packs(study: Study, protocol: Protocol, folder: Path) -> RecordedPacks:
+def find_recorded_packs(study: Study, protocol: Protocol, folder: NamedFolder) -> RecordedPacks:
     """Return the packs of a recorded study: built-in ones, or folders below `folder`."""
     replacement = protocol.replacement
     wanted = [(study.pack, protocol.pack_hash)]
@@ -120,31 +143,27 @@ def find_recorded_packs(study: Study, protocol: Protocol, folder: Path) -> Recor
     return RecordedPacks(packs[0], packs[-1], missing)
 
 
-def _find_pack(name: str, folder: Path) -> Pack | str:
+def _find_pack(name: str, folder: NamedFolder) -> Pack | str:
     """Return a pack, or why it is not at hand."""
-    whole = name.rpartition(":")[0] or name
+    whole, _, traits = name.rpartition(":")
+    whole = whole or name
     try:
-        if whole.partition("/")[0] in BUILT_IN_PACKS:
+        if is_built_in(whole) and "/" not in traits.removeprefix(whole):
             return load_pack(name, relative_to=Path())
-        if not is_below(folder, whole) or not check_file(folder, f"{whole}/pack.yaml"):
-            return f"pack {name} is not built in, and not in {folder}; name its folder's parent"
-        return load_pack(name, relative_to=folder)
+        if not folder.holds(whole) or not check_file(folder.path, f"{whole}/pack.yaml"):
+            return f"pack {name} is not built in, and not in {folder.path}; name its parent folder"
+        return load_pack(name, relative_to=folder.path)
     except (DoublebindError, OSError, ValueError) as error:
         return str(error).split("\n")[0]
 
 
-def is_below(folder: Path, name: str) -> bool:
-    """Return whether a name that a manifest gives is one of a file or folder below `folder`."""
-    parts = PurePosixPath(name).parts
-    leads_out = not parts or name.startswith(("/", "~")) or ".." in parts or "\0" in name
-    try:
-        return not leads_out and (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):  # too long, not encodable, or links in a circle
-        return False
+def is_built_in(name: str) -> bool:
+    """Return whether a name is that of a built-in pack, a part of one, or a model of its bank."""
+    return _BUILT_IN.fullmatch(name) is not None
 
 
 def plan_recorded_study(
-    manifest: Manifest, study: Study, packs: RecordedPacks, store: Store, folder: Path
+    manifest: Manifest, study: Study, packs: RecordedPacks, store: Store, folder: NamedFolder
 ) -> RecordedPlan:
     """Return the plan of a recorded study; its keys are those that the run should have.
 
@@ -166,7 +185,7 @@ def plan_recorded_study(
     m0 = ModelSource(kind="folder", path="m0", sha256=protocol.student).with_device(study.device)
     runtime = Runtime(study.dtype, store.root / "converted", study.device, study.engine)
     audits = _resolve_recorded_audits(study, protocol)
-    workspace = Workspace(store, folder, runtime, packs.audit, packs.certify, m0, audits)
+    workspace = Workspace(store, folder.path, runtime, packs.audit, packs.certify, m0, audits)
     planner = Planner.from_workspace(study, workspace)
     own_teachers = list_own_teachers(manifest, study)
     try:
@@ -192,7 +211,7 @@ def list_teacher_names(study: Study, pack: Pack) -> list[str]:
     return [study.suspect, *list_reference_names(study, pack), *study.organisms]
 
 
-def _check_inputs(study: Study, folder: Path) -> None:
+def _check_inputs(study: Study, folder: NamedFolder) -> None:
     """Raise `CannotCheck` where keys depend on content that is not at hand."""
     for recipe in (*study.recipes, *(study.replace.recipes or ())):
         if recipe.student is not None:
@@ -201,9 +220,10 @@ def _check_inputs(study: Study, folder: Path) -> None:
                 f"{recipe.student}"
             )
         file = recipe.prompts.file
-        if file is not None and not (is_below(folder, str(file)) and _is_file(folder, str(file))):
+        if file is not None and not (folder.holds(file) and _is_file(folder.path, file)):
             raise CannotCheck(
-                f"keys of artefacts: the prompts {file} of recipe {recipe.name} are not in {folder}"
+                f"keys of artefacts: the prompts {file} of recipe {recipe.name} are not in "
+                f"{folder.path}"
             )
 
 

@@ -16,7 +16,7 @@ from doublebind.execution.store import Store
 from doublebind.runs import check_measurements as measurements
 from doublebind.runs import check_plan, check_store
 from doublebind.runs.assess import assess
-from doublebind.runs.check_manifest import find_manifest_problems
+from doublebind.runs.check_manifest import find_excess, find_manifest_problems
 from doublebind.runs.check_rows import compare_rows, find_inner_problems, read_score_table
 from doublebind.runs.compare import find_differences
 from doublebind.runs.files import check_file, list_files
@@ -24,6 +24,7 @@ from doublebind.runs.provenance import read_versions
 from doublebind.runs.reader import Findings, RunReader
 from doublebind.runs.recorded_plan import (
     CannotCheck,
+    NamedFolder,
     RecordedPlan,
     RecordedReplacement,
     find_recorded_packs,
@@ -129,9 +130,6 @@ def verify(
     )
     if identity is not None and signers is None:
         raise ConfigError("`--identity`: needs --allowed-signers, the file with that name's keys")
-    folder = Path(folder)
-    if folder.resolve().is_relative_to(run.resolve()):
-        folder = run / ".no-folder"  # whoever made the run would choose what is found in it
     reader = RunReader(run)
     manifest = _open_run(reader)
     findings = Findings(compared=["every file of the run with its seal"])
@@ -144,8 +142,12 @@ def verify(
             text = f"`study` is none ({_first_line(error)})"
             findings.problems.append(reader.describe(MANIFEST, text))
         else:
-            content = _read_content(reader, findings, manifest, study, folder)
-            _check_content(content, sealed, store)
+            places = NamedFolder(Path(folder), run)
+            if (text := find_excess(manifest, study)) is not None:
+                findings.problems.append(reader.describe(MANIFEST, text))
+            else:
+                content = _read_content(reader, findings, manifest, study, places)
+                _check_content(content, sealed, store)
     problems = tuple(dict.fromkeys([*reader.problems, *findings.problems]))
     status: Status = "verified" if findings.outside else "consistent"
     return Verification(
@@ -271,7 +273,7 @@ class _RunContent(NamedTuple):
     findings: Findings
     manifest: Manifest
     study: Study
-    folder: Path
+    folder: NamedFolder
     scores: pd.DataFrame | None
     """`None` also where the manifest's teachers are not the protocol's."""
     shapes: dict[str, Any] | None
@@ -293,7 +295,7 @@ class _RunContent(NamedTuple):
 
 
 def _read_content(
-    reader: RunReader, findings: Findings, manifest: Manifest, study: Study, folder: Path
+    reader: RunReader, findings: Findings, manifest: Manifest, study: Study, folder: NamedFolder
 ) -> _RunContent:
     replacement = None
     if manifest.protocol.replacement is not None:
