@@ -175,8 +175,10 @@ def files_of_a_run() -> Iterator[str]:
             "the student KEY: the keys of its inputs, the prompts and answers that were dropped",
         ),
         ("report.html", "all of it on one page"),
-        ("seal.json", "the hashes of the others (but the ledger's), for `doublebind verify`"),
-        ("inspect/*.eval", "written by `doublebind export --inspect`"),
+        ("followup.json", "written by `doublebind followup`"),
+        ("seal.json", "the hashes of all files above, for `doublebind verify`"),
+        ("seal.json.sig", "its SSH signature, written by `doublebind seal`; not sealed"),
+        ("inspect/*.eval", "written by `doublebind export --inspect`; not sealed"),
     ):
         yield f"| `{name}` | {what} |\n"
     yield "\n## Columns of `scores.parquet`\n\n`doublebind.Run.columns`.\n\n"

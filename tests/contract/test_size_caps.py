@@ -14,8 +14,12 @@ PARAMETER_CAP = 7
 _VERB = "a public verb: each parameter is an option of its command"
 _JOB = "a job's function: its parameters are the job's inputs by name"
 WIDE_FUNCTIONS = {
-    **{f"cli/main.py:{verb}": _VERB for verb in ("audit", "judge", "investigate")},
+    **{
+        f"cli/main.py:{verb}": _VERB
+        for verb in ("audit", "judge", "investigate", "verify", "followup")
+    },
     **{f"pipeline/audit_model.py:{verb}": _VERB for verb in ("audit", "judge", "investigate")},
+    "pipeline/followup.py:run_followup": _VERB,
     "stages/audits/battery.py:run_battery": _JOB,
     "stages/audits/followup/steps.py:write_hypotheses": _JOB,
     "stages/distillation/train_student.py:train_student": _JOB,

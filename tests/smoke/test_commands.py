@@ -120,7 +120,7 @@ def test_show_and_report_read_a_finished_run(folder: Path, capsys: Capture) -> N
 
 
 def test_verify_passes_and_then_names_what_was_altered(folder: Path, capsys: Capture) -> None:
-    found = ask(capsys, "verify", folder / "run")
+    found = ask(capsys, "verify", folder / "run", "--store", folder / "store")
     assert found["verified"] is True
     assert found["problems"] == found["unchecked"] == []
     copy = Path(shutil.copytree(folder / "run", folder / "altered"))

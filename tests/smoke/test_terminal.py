@@ -46,7 +46,8 @@ def ask_on_a_terminal(argv: list[str], patch: pytest.MonkeyPatch) -> int:
     [
         (["show", "run"], ["inconclusive", "strength: fragile", "This is not the probability"]),
         (["status", "run"], ["ended", "rollouts", "student", "M0"]),
-        (["verify", "run"], ["verified: every hash", "seal sha256"]),
+        (["verify", "run"], ["consistent: the run agrees with itself", "seal sha256"]),
+        (["verify", "run", "--store", "store"], ["verified: every hash", "seal sha256"]),
         (["compare", "run", "other"], ["p values", "alpha", "0.05", "0.3", "effect on acts"]),
         (["compare", "run", "run"], ["The same protocol."]),
     ],

@@ -31,8 +31,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
+def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the run as another machine has it: its manifest names no store that is here."""
+    monkeypatch.setenv("DOUBLEBIND_STORE", str(tmp_path / "none"))
     copy = Path(shutil.copytree(made / "run", tmp_path / "elsewhere"))
     edit(copy / "manifest.json", lambda m: m.update(store=str(tmp_path / "not-here")))
     seal_run(copy)
@@ -57,12 +58,14 @@ def verify(capsys: Capture, run: Path, *argv: str, code: int) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
-def test_an_untouched_run_verifies_without_its_store(run: Path, capsys: Capture) -> None:
+def test_an_untouched_run_is_consistent_without_its_store(run: Path, capsys: Capture) -> None:
     found = verify(capsys, run, code=0)
-    assert found["verified"] is True
+    assert found["status"] == "consistent"
+    assert found["verified"] is False, "nothing outside the run was compared"
     assert found["problems"] == []
-    assert len(found["unchecked"]) == 1
-    assert "not-here" in found["unchecked"][0]
+    pack, store = found["unchecked"]
+    assert "pack" in pack
+    assert "not-here" in store
     assert found["protocol_hash"] == doublebind.Run(run).manifest.protocol_hash
 
 
@@ -198,7 +201,7 @@ def test_scores_of_another_shape_are_problems_and_no_crash(run: Path, capsys: Ca
 def test_a_flipped_bit_in_any_file_is_named(run: Path, capsys: Capture) -> None:
     rng = random.Random(0)
     files = [p for p in sorted(run.rglob("*")) if p.is_file() and p.name != ".lock"]
-    files = [p for p in files if p.name not in ("ledger.jsonl", "seal.json")]
+    files = [p for p in files if p.name != "seal.json"]
     assert len(files) > 15
     for file in files:
         before = file.read_bytes()
@@ -277,6 +280,7 @@ def test_artefacts_are_checked_where_the_store_is(
     store = Path(shutil.copytree(made / "store", tmp_path / "store"))
     found = verify(capsys, run, "--store", str(store), code=0)
     assert found["unchecked"] == []
+    assert (found["status"], found["verified"]) == ("verified", True)
     weights = sorted(store.glob("student/*/*/model/*.safetensors"))
     flip(weights[0], weights[0].stat().st_size // 2)
     (weights[1].parent / "pytorch_model.bin").write_bytes(b"added")
@@ -318,9 +322,10 @@ def test_rows_of_a_panel_are_compared_with_the_panel(
     (made / "drawn.yaml").write_text(yaml.safe_dump(study))
     run = tmp_path / "drawn"
     assert main(["run", str(made / "drawn.yaml"), "--out", str(run), *store]) == 0
-    assert "panel" in verify(capsys, run, code=0)["unchecked"][0]
+    assert "panel" in verify(capsys, run, *store, code=0)["unchecked"][0]
     monkeypatch.chdir(made)
-    assert verify(capsys, run, code=0)["unchecked"] == []
+    found = verify(capsys, run, *store, code=0)
+    assert (found["status"], found["unchecked"]) == ("verified", [])
 
     def raise_a_reference(scores: pd.DataFrame) -> pd.DataFrame:
         rows = (scores["teacher"] == "reference-0.yaml") & (scores["model_kind"] == "student")
@@ -335,7 +340,7 @@ def test_rows_of_a_panel_are_compared_with_the_panel(
 
 def test_verify_is_public(run: Path) -> None:
     found = doublebind.verify(run)
-    assert found.verified
+    assert found.status == "consistent"
     assert found.problems == ()
     with pytest.raises(RunError, match="not a run directory"):
         doublebind.verify(run / "cells")

@@ -207,17 +207,62 @@ def report(run_dir: RunDir, as_json: AsJson = False) -> None:
 def verify(
     run_dir: RunDir,
     store: Annotated[
-        Path | None, typer.Option(help="Store with its artefacts; default as in the manifest.")
+        str | None,
+        typer.Option(
+            metavar="DIR|URL",
+            help="Store that it was made in; default $DOUBLEBIND_STORE, if that is a folder.",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option(help="Folder that its packs and panels are looked for in.")
+    ] = Path(),
+    protocol_hash: Annotated[
+        str | None,
+        typer.Option(metavar="HASH", help="Protocol hash, if published before the first audit."),
+    ] = None,
+    seal: Annotated[
+        str | None, typer.Option(metavar="HASH", help="sha256 of seal.json, if published.")
+    ] = None,
+    allowed_signers: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Names and public keys; one has to have signed it."),
+    ] = None,
+    identity: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of them has to have signed it.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute every hash, p-value and decision of a run; exit 1 if one differs."""
+    """Recompute every hash, key, p-value and decision of a run; exit 1 if one differs."""
     from doublebind.runs.verify import verify as verify_run
 
-    verification = verify_run(run_dir, store=store)
+    verification = verify_run(
+        run_dir,
+        store=store,
+        folder=folder,
+        protocol_hash=protocol_hash,
+        seal=seal,
+        allowed_signers=allowed_signers,
+        identity=identity,
+    )
     _print_result(verification, as_json, tables.render_verification)
-    if not verification.verified:
+    if verification.problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def seal(
+    run_dir: RunDir,
+    key: Annotated[
+        Path,
+        typer.Option(metavar="KEYFILE", help="SSH key: private, or public with ssh-agent."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Sign a finished run's seal with an SSH key."""
+    from doublebind.runs.sign import sign_run
+
+    signature = sign_run(run_dir, key)
+    _print_result(signature, as_json)
 
 
 @app.command()
@@ -394,9 +439,14 @@ def followup(
             min=0, help="References to ask; those that the store lacks are trained again."
         ),
     ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(metavar="STUDY.yaml", help="The run's study; default the manifest's."),
+    ] = None,
     folder: Annotated[
-        Path, typer.Option(help="Folder that the study's paths start from.")
-    ] = Path(),
+        Path | None,
+        typer.Option(help="Folder that the study's paths start from; default the study file's"),
+    ] = None,
     store: StoreDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -409,6 +459,7 @@ def followup(
             investigator=investigator,
             budget=budget,
             references=references,
+            study=study,
             folder=folder,
             store=store,
             progress=progress.update,

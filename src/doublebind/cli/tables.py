@@ -240,14 +240,21 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     return Group(table, differences)
 
 
+_STATUS_WORDS = {
+    "verified": "verified: every hash, number and decision agrees, inside the run and outside it",
+    "consistent": "consistent: the run agrees with itself; nothing outside shows that it was not "
+    "invented",
+}
+
+
 def render_verification(verification: Verification) -> RenderableType:
     """Return the result of verifying a run."""
-    head = Text(f"{len(verification.problems)} problems", "bold red")
-    if verification.verified:
-        head = Text("verified: every hash, number and decision agrees", "bold")
+    words = _STATUS_WORDS.get(verification.status, f"{len(verification.problems)} problems")
+    style = "bold red" if verification.problems else "bold"
     return Group(
-        head,
+        Text(words, style),
         *(_text(f"• {problem}") for problem in verification.problems),
+        *(_text(f"compared: {what}", "dim") for what in verification.compared),
         *(_text(f"not checked: {reason}", "yellow") for reason in verification.unchecked),
         Text(f"protocol hash: {verification.protocol_hash}", "dim"),
         Text(f"seal sha256: {verification.seal_sha256}", "dim"),

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from doublebind.execution.executor import Executor, Job, Progress, check_executor
 from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store, file_sha256, write_atomic
+from doublebind.runs.manifest import record_run
+from doublebind.runs.recorded_plan import is_built_in
 from doublebind.runs.run import Run
-from doublebind.runs.write import write_report
+from doublebind.runs.seal import FOLLOWUP, LEDGER, PAGE, check_unaltered, read_seal, reseal_files
+from doublebind.runs.write import write_page
 from doublebind.schema.errors import DoublebindError, RunError
+from doublebind.schema.executor import RayOptions
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource, Teacher
 from doublebind.schema.score_table import M0
-from doublebind.schema.study import Study
+from doublebind.schema.study import BankReferences, MatchedReferences, StandInReferences, Study
 from doublebind.stages.audits import REV as AUDIT_REV
 from doublebind.stages.audits.followup.steps import (
     ITEMS_FILE,
@@ -38,12 +42,12 @@ from doublebind.stages.evidence.followup import (
 )
 from doublebind.study.plan import Plan, StudentJobs
 from doublebind.study.planner import Planner
+from doublebind.study.resolve import load_if_path
 from doublebind.study.teachers import TeacherSource
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FOLLOWUP_FILE = "followup.json"
 REV = 1
 NOTE = (
     "Apart from p. The questions were written for what the suspect's students showed, so that the "
@@ -68,7 +72,8 @@ def run_followup(
     investigator: str = RULES_INVESTIGATOR,
     budget: int = 9600,
     references: int | None = None,
-    folder: str | Path = ".",
+    study: str | Path | None = None,
+    folder: str | Path | None = None,
     store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -86,8 +91,12 @@ def run_followup(
         budget: Tokens that a student and M0 may write together before the hypotheses.
         references: Most references to ask; those that the store lacks are trained again. `None`
             asks those that the store has.
-        folder: Folder that relative paths in the study start from: the study's.
-        store: Where the run's artefacts are; default as in its manifest.
+        study: File of the run's study. Without it the manifest's is used, and has to name built-in
+            packs and models, or such as are below `folder`: a run may come from anybody.
+        folder: Folder that relative paths in the study start from; default the study file's, or
+            the current one.
+        store: Where the run's artefacts are; default `$DOUBLEBIND_STORE` or
+            `~/.cache/doublebind`. The manifest's is never opened.
         progress: Called with (kind, finished, total).
 
     Returns:
@@ -96,35 +105,114 @@ def run_followup(
 
     Raises:
         ConfigError: If there is no such investigator, or the study's models are not in `folder`.
-        RunError: If the run has not ended, or its models differ from those found.
+        RunError: If the run has not ended or was altered since, its models differ from those
+            found, or its study names what is not below `folder`.
     """
     finished = Run(run)
     _ = finished.verdict  # raises if the run has not ended
+    # The ledger may have grown by a follow-up that was interrupted; the others are written again.
+    check_unaltered(finished.path, may_grow=[LEDGER], rewritten=[FOLLOWUP, PAGE])
     check_investigator(investigator)
-    artefacts = Store(store or finished.manifest.store)
-    study = Study.model_validate(finished.manifest.study)
-    planner = Planner(study, Path(folder), artefacts)
+    settings, where = _read_study(finished, study, folder)
+    artefacts = Store(store)
+    planner = Planner(settings, where, artefacts)
     sources, left_out = _select_teachers(finished, planner, references)
     plan = dataclasses.replace(planner.plan(sources), direct_audits={}, shape_jobs={}, baselines=[])
     teachers = [_locate_models(source, plan) for source in sources]
-    settings = {"by": investigator, "budget": budget, "dtype": study.dtype}
-    check_executor(study.executor, study.device)
+    options = {"by": investigator, "budget": budget, "dtype": settings.dtype}
+    check_executor(settings.executor, settings.device)
     with lock_run(finished.path):
-        ledger = Ledger(finished.path / "ledger.jsonl")
+        ledger = Ledger(finished.path / LEDGER)
         with Executor(
-            artefacts, ledger, study.executor, device=study.device, progress=progress
+            artefacts, ledger, settings.executor, device=settings.device, progress=progress
         ) as executor:
             for batch in plan.list_batches():
                 executor.map(batch)
-            runner = _QuestionRunner(planner, executor, settings)
+            runner = _QuestionRunner(planner, executor, options)
             runner.write_questions(teachers)
             result = _collect_answers(finished, teachers, runner)
-        result |= settings | {"left_out": left_out}
-        write_atomic(
-            finished.path / FOLLOWUP_FILE, json.dumps(result, indent=1, ensure_ascii=False)
-        )
-        write_report(Run(finished.path))
+        result |= options | {"left_out": left_out}
+        write_atomic(finished.path / FOLLOWUP, json.dumps(result, indent=1, ensure_ascii=False))
+        write_page(Run(finished.path))
+        reseal_files(finished.path, [LEDGER, FOLLOWUP, PAGE])
+        record_run(artefacts, finished.manifest, read_seal(finished.path))
     return result
+
+
+def _read_study(
+    run: Run, study: str | Path | None, folder: str | Path | None
+) -> tuple[Study, Path]:
+    """Return the study of a run, and the folder that its paths start from.
+
+    Raises:
+        RunError: If the study is the manifest's, and names what is not below the folder.
+    """
+    if study is not None:
+        return load_if_path(study, folder)
+    where = Path(folder or ".")
+    try:
+        recorded = Study.model_validate(run.manifest.study)
+    except ValueError:
+        path = run.path / "manifest.json"
+        raise RunError(f"{path}: `study` is none; name the study's file with --study") from None
+    for key, name in _list_outside_names(recorded, where):
+        raise RunError(
+            f"{run.path / 'manifest.json'}: `study.{key}` names {name}, which is not in {where}, "
+            "and a run may come from anybody; name the study's file with --study, or its folder "
+            "with --folder"
+        )
+    return recorded, where
+
+
+def _list_outside_names(study: Study, folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield setting and name of what a study would open outside `folder`, or connect to."""
+    if study.engine is not None and study.engine.url is not None:
+        yield "engine.url", study.engine.url
+    if isinstance(study.executor, RayOptions):
+        yield "executor.address", study.executor.address
+    for name in study.audits:
+        kind, is_task, _ = name.partition(":")
+        if is_task and kind != "prompted":
+            yield "audits", name
+    for key, pack in (("pack", study.pack), ("replace.certify", study.replace.certify or "")):
+        whole = pack.rpartition(":")[0] or pack
+        known = not pack or is_built_in(whole)
+        if not known and not _is_inside(folder, pack) and not _is_inside(folder, whole):
+            yield key, pack
+    models = {"suspect": study.suspect, "student": study.student}
+    for i, name in enumerate(_list_model_names(study)):
+        models[f"models.{i}"] = name
+    for key, name in models.items():
+        for part in name.split("+"):
+            if not is_built_in(part) and not _is_inside(folder, part):
+                yield key, name
+
+
+def _list_model_names(study: Study) -> Iterator[str]:
+    """Yield the names of files and models in a study, besides suspect and student."""
+    yield from study.organisms
+    match study.references:
+        case StandInReferences(models=names):
+            yield from names
+        case MatchedReferences(template=template):
+            yield from [template] if template else []
+        case BankReferences(panel=panel):
+            yield from [panel] if panel else []
+        case names:
+            yield from names
+    for recipe in study.recipes:
+        yield from [recipe.student] if recipe.student else []
+        yield from [str(recipe.prompts.file)] if recipe.prompts.file else []
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Return whether a name leads to something that exists in `folder`."""
+    parts = Path(name).parts
+    leads_out = not parts or name.startswith(("/", "~")) or ".." in parts or "\0" in name
+    try:
+        return not leads_out and (folder / name).exists()
+    except (OSError, ValueError):  # a name too long, or of characters that no file has
+        return False
 
 
 def _select_teachers(

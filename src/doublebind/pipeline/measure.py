@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from doublebind.execution.executor import Executor
 from doublebind.runs.assess import select_recipe
+from doublebind.runs.measurements import read_score_rows
 from doublebind.runs.write import Competition
-from doublebind.schema.score_table import SCORE_COLUMNS
-from doublebind.study.jobs import read_scores
 from doublebind.study.plan import Plan
 from doublebind.study.replacement import (
     ReplacementStudy,
@@ -31,13 +30,8 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
     with executor:
         for batch in plan.list_batches():
             executor.map(batch)
-    parts: list[pd.DataFrame] = []
-    for audited in plan.audited:
-        labels = audited._asdict()
-        job = labels.pop("job")
-        rows = read_scores(executor.store.open_artefact(job.kind, job.content_key))
-        parts.append(rows.assign(**labels))
-    return pd.concat(parts, ignore_index=True).loc[:, list(SCORE_COLUMNS)]
+    parts = [read_score_rows(audited, executor.store) for audited in plan.audited]
+    return pd.concat(parts, ignore_index=True)
 
 
 def compete(

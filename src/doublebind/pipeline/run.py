@@ -10,9 +10,9 @@ from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store
 from doublebind.pipeline.measure import compete, measure
 from doublebind.runs.assess import assess
-from doublebind.runs.manifest import freeze_manifest
+from doublebind.runs.manifest import freeze_manifest, record_run
 from doublebind.runs.run import Run
-from doublebind.runs.seal import seal_run
+from doublebind.runs.seal import read_seal, seal_run
 from doublebind.runs.write import hash_weights, write_assessment, write_measurements, write_page
 from doublebind.schema.study import Study
 from doublebind.stages.audits.protocol import Audit
@@ -77,4 +77,5 @@ def run(
         finished = Run(out)
         write_page(finished)
         seal_run(out)
+        record_run(resolved.store, manifest, read_seal(out))
     return finished

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from doublebind.runs.files import check_file, check_folder, list_files
 from doublebind.runs.run import Run
 from doublebind.schema.errors import RunError
 from doublebind.stages.report.inspect_export import export_inspect_log
@@ -20,6 +21,9 @@ def export_inspect(run: Run, student: str | None = None) -> list[Path]:
     students = [s for s in run.students if key in (None, s["student"])]
     if not students:
         raise RunError(f"{run.path}: {student} is no student; `doublebind status` lists them")
+    check_folder(run.path, "inspect")
+    for name in list_files(run.path, "inspect"):
+        check_file(run.path, name)  # a log would be written through a link
     folder = run.path / "inspect"
     folder.mkdir(exist_ok=True)
     return [

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from doublebind.runs.files import read_text
 from doublebind.schema.errors import RunError
 from doublebind.schema.evidence import ReplacementEvidence
 from doublebind.schema.hashing import Record
@@ -50,7 +51,7 @@ def check_format(run: Path) -> None:
     """
     path = run / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(run, MANIFEST))
     except (OSError, ValueError, RecursionError):
         return
     if not isinstance(content, dict) or content.get("format", 1) == FORMAT:

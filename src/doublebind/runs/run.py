@@ -5,16 +5,18 @@ Trusts what it reads; `runs.verify` checks it.
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
 from doublebind.execution.ledger import read_ledger
+from doublebind.runs.files import check_file, list_files, read_file, read_text
 from doublebind.runs.records import ReplacementRecord, check_format
 from doublebind.schema.errors import RunError
 from doublebind.schema.evidence import Evidence, ReplacementEvidence
@@ -93,7 +95,7 @@ class Run:
     def _read(self, name: str, kind: type[AnyRecord]) -> AnyRecord:
         path = self.path / name
         try:
-            return kind.model_validate_json(path.read_text(encoding="utf-8"))
+            return kind.model_validate_json(read_text(self.path, name))
         except FileNotFoundError:
             if name == "manifest.json":
                 raise RunError(
@@ -101,6 +103,8 @@ class Run:
                     "as --out"
                 ) from None
             raise RunError(f"{path}: missing; the run has not ended, rerun it to resume") from None
+        except RunError:
+            raise
         except (ValueError, OSError) as error:
             raise _make_read_error(path, error) from None
 
@@ -116,10 +120,12 @@ class Run:
         import pandas as pd
 
         path = self.path / "scores.parquet"
-        if not path.exists():
-            raise RunError(f"{path}: missing; the run has not ended, rerun it to resume")
         try:
-            return pd.read_parquet(path)
+            return pd.read_parquet(io.BytesIO(read_file(self.path, path.name)))
+        except FileNotFoundError:
+            raise RunError(f"{path}: missing; the run has not ended, rerun it to resume") from None
+        except RunError:
+            raise
         except (ValueError, OSError) as error:
             raise _make_read_error(path, error) from None
 
@@ -143,17 +149,17 @@ class Run:
     @property
     def shapes(self) -> dict[str, dict[str, float]]:
         """Teacher label -> feature -> value, for the match table."""
-        return self._json(self.path / "shapes.json")
+        return self._json("shapes.json")
 
     @property
     def followup(self) -> dict[str, Any] | None:
         """Results of the follow-up, if there was one. No part of the verdict."""
-        path = self.path / "followup.json"
-        return self._json(path) if path.exists() else None
+        return self._json("followup.json") if check_file(self.path, "followup.json") else None
 
     @property
     def ledger(self) -> list[LedgerEntry]:
         """Every event of the run, failures too."""
+        check_file(self.path, "ledger.jsonl")
         return read_ledger(self.path / "ledger.jsonl")
 
     @property
@@ -170,26 +176,33 @@ class Run:
             teacher.content_key: (i, teacher) for i, teacher in enumerate(self.manifest.teachers)
         }
         students: list[tuple[int, str, int, dict[str, Any]]] = []
-        for file in sorted((self.path / "cells").glob("*.json")):
-            cell = self._json(file)
+        for name in list_files(self.path, "cells"):
+            if not name.endswith(".json"):
+                continue
+            cell = self._json(name)
             place, teacher = order.get(cell["teacher"], (len(order), None))
             if teacher is None:
-                raise RunError(f"{file}: its teacher is not in the manifest; rerun the study")
+                raise RunError(
+                    f"{self.path / name}: its teacher is not in the manifest; rerun the study"
+                )
             names = {"label": teacher.label, "role": teacher.role, "family": teacher.family}
             students.append((place, cell["recipe"], cell["seed"], cell | names))
         return [cell for *_, cell in sorted(students, key=lambda row: row[:3])]
 
-    def _json(self, path: Path) -> Any:
+    def _json(self, name: str) -> Any:
+        path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(read_text(self.path, name))
         except FileNotFoundError:
             raise RunError(f"{path}: missing; the run has not ended, rerun it to resume") from None
+        except RunError:
+            raise
         except (ValueError, OSError) as error:
             raise _make_read_error(path, error) from None
 
     def has_transcripts(self, key: str) -> bool:
         """Return whether the model with content key `key` was audited in this run."""
-        return (self.path / "transcripts" / f"{key}.jsonl").exists()
+        return check_file(self.path, f"transcripts/{key}.jsonl")
 
     def find_model(self, model: str) -> str:
         """Return the content key of an audited model.
@@ -202,7 +215,8 @@ class Run:
         """
         by_label = {t.label: t.content_key for t in self.manifest.teachers}
         by_label[M0] = self.manifest.protocol.student
-        keys = {file.stem for file in (self.path / "transcripts").glob("*.jsonl")}
+        names = [n for n in list_files(self.path, "transcripts") if n.endswith(".jsonl")]
+        keys = {PurePosixPath(name).stem for name in names}
         if model in by_label:
             if by_label[model] in keys:
                 return by_label[model]
@@ -231,10 +245,13 @@ class Run:
         Raises:
             RunError: If the run has no such model, or the file cannot be read.
         """
-        path = self.path / "transcripts" / f"{self.find_model(model)}.jsonl"
+        name = f"transcripts/{self.find_model(model)}.jsonl"
+        path = self.path / name
         try:
-            with path.open(encoding="utf-8") as lines:
-                return [json.loads(line) for line in lines]
+            lines = io.StringIO(read_text(self.path, name))
+            return [json.loads(line) for line in lines]
+        except RunError:
+            raise
         except (ValueError, OSError) as error:
             raise _make_read_error(path, error) from None
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from doublebind.execution.executor import Job
-from doublebind.execution.store import Store, weights_sha256, write_atomic
+from doublebind.execution.store import weights_sha256, write_atomic
 from doublebind.runs.assess import Assessment
+from doublebind.runs.files import check_folder
+from doublebind.runs.measurements import (
+    describe_drops,
+    describe_student,
+    list_transcribed_audits,
+    read_transcripts,
+)
 from doublebind.runs.records import FurtherTrainedModel, ReplacementRecord
 from doublebind.runs.run import Run
-from doublebind.runs.seal import reseal_file
+from doublebind.runs.seal import reseal_files
 from doublebind.schema.model_source import ModelSource
 from doublebind.stages.report.run_content import RunContent
 from doublebind.stages.report.run_page import render_run_page
 from doublebind.stages.verdict.outcome import verdict_to_json
-from doublebind.study.plan import Plan, StudentJobs, list_artefacts
+from doublebind.study.plan import Plan, list_artefacts
 from doublebind.study.resolve import ResolvedStudy
 
 if TYPE_CHECKING:
@@ -47,33 +54,27 @@ def write_measurements(
 
     Returns:
         Match features: teacher label -> feature -> value.
+
+    Raises:
+        RunError: If a folder of the run is a link.
+        StoreError: If an artefact is missing or was altered since it was made.
     """
     store = resolved.store
-    part = out / ".scores.parquet"
+    for folder in ("cells", "replacement", "transcripts"):
+        check_folder(out, folder)
+    part = out / f".scores.parquet.{uuid.uuid4().hex}"
     scores.to_parquet(part, index=False)
     part.replace(out / "scores.parquet")
-    _write_transcripts(out, [resolved.plan, *replacement_plans], store)
+    for key, audits in list_transcribed_audits([resolved.plan, *replacement_plans]).items():
+        write_atomic(out / "transcripts" / f"{key}.jsonl", read_transcripts(audits, store))
     for name, plans in (("cells", [resolved.plan]), ("replacement", replacement_plans)):
         for student in (student for plan in plans for student in plan.students):
-            record = json.dumps(_describe_student(student, store), indent=1)
-            write_atomic(out / name / f"{student.train.content_key}.json", record)
+            record = describe_student(student) | describe_drops(student, store)
+            path = out / name / f"{student.train.content_key}.json"
+            write_atomic(path, json.dumps(record, indent=1))
     shapes = resolved.read_shapes()
     write_atomic(out / "shapes.json", json.dumps(shapes, indent=1, sort_keys=True))
     return shapes
-
-
-def _write_transcripts(out: Path, plans: Sequence[Plan], store: Store) -> None:
-    """Write one file of transcripts for each model that was audited."""
-    files: dict[str, dict[str, Path]] = {}
-    for plan in plans:
-        baselines = {each.job.content_key for each in plan.baselines}
-        for job in (each.job for each in plan.audited if each.job.content_key not in baselines):
-            key = str(job.inputs["source"].sha256)
-            path = store.open_artefact(job.kind, job.content_key) / "transcripts.jsonl"
-            files.setdefault(key, {})[job.content_key] = path
-    for key, paths in files.items():
-        text = "".join(path.read_text(encoding="utf-8") for path in paths.values())
-        write_atomic(out / "transcripts" / f"{key}.jsonl", text)
 
 
 def write_assessment(out: Path, assessment: Assessment, competition: Competition | None) -> None:
@@ -102,50 +103,31 @@ def hash_weights(model: ModelSource) -> str:
     return weights_sha256(Path(model.adapter or model.path))
 
 
-def _describe_student(student: StudentJobs, store: Store) -> dict[str, Any]:
-    """Return the record of a student: its labels, keys, and reports of screens and treatments."""
-
-    def read(job: Job, name: str) -> Any:
-        path = store.open_artefact(job.kind, job.content_key) / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8"))
-
-    record: dict[str, Any] = {
-        "teacher": student.teacher.content_key,
-        "recipe": student.recipe.name,
-        "seed": student.seed,
-    }
-    jobs = (student.prompts, student.rollouts, student.targets, student.train, student.audit)
-    record |= {job.kind: job.content_key for job in jobs if job}
-    if student.checkpoint_audits:
-        record["marks"] = {
-            str(step): job.inputs["source"].sha256 for step, job in student.checkpoint_audits
-        }
-    record["screen"] = read(student.prompts, "screen")
-    record["checks"] = read(student.rollouts, "checks")
-    treated = [each.treated for each in student.list_rounds() if each.treated]
-    record["treatments"] = [report for job in treated for report in read(job, "treatments")]
-    return record
-
-
 def write_report(run: Run) -> Path:
     """Write `report.html` of a finished run again; return its path.
 
     Seals the page alone anew: any other file that was altered still disagrees with the seal.
     """
     path = write_page(run)
-    reseal_file(run.path, path.name)
+    reseal_files(run.path, [path.name])
     return path
 
 
 def write_page(run: Run) -> Path:
     """Write `report.html` of a run, unsealed; return its path."""
     path = run.path / "report.html"
+    write_atomic(path, render_page(run))
+    return path
+
+
+def render_page(run: Run) -> str:
+    """Return the page of a run: of equal files, equal pages."""
     keys = [
         *(teacher.content_key for teacher in run.manifest.teachers),
         run.manifest.protocol.student,
     ]
     keys = [key for key in keys if run.has_transcripts(key)]  # a panel's teachers have none
-    page = render_run_page(
+    return render_run_page(
         RunContent(
             manifest=run.manifest,
             evidence=run.evidence,
@@ -159,5 +141,3 @@ def write_page(run: Run) -> Path:
             followup=run.followup,
         )
     )
-    write_atomic(path, page)
-    return path

@@ -53,9 +53,25 @@ class Planner:
         self.audits = (*resolve_audits(study.audits, folder), *audits)
         cache = store.root / "converted"
         self.runtime = Runtime(study.dtype, cache, study.device, study.engine)
-        self.workspace = Workspace(
+        workspace = Workspace(
             store, folder, self.runtime, pack, self.certify_pack, self.student_base, self.audits
         )
+        self._plan_in(workspace)
+
+    @classmethod
+    def from_workspace(cls, study: PanelSpec, workspace: Workspace) -> Planner:
+        """Return a planner of a study whose packs, audits and M0 are given: opens nothing."""
+        planner = cls.__new__(cls)
+        planner.study, planner.folder, planner.store = study, workspace.folder, workspace.store
+        planner.pack_ref, planner.pack = workspace.pack
+        planner.certify_pack = workspace.certify_pack
+        planner.student_base, planner.audits = workspace.student_base, workspace.audits
+        planner.runtime = workspace.runtime
+        planner._plan_in(workspace)
+        return planner
+
+    def _plan_in(self, workspace: Workspace) -> None:
+        self.workspace = workspace
         self._answers = AnswerPlanner(self.workspace)
         self._audits = AuditPlanner(self.workspace)
         self._students = StudentPlanner(self.workspace, self._answers, self._audits)
