@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from doublebind.models.resolve import model_file_sha256
+from doublebind.models.model_files import describe_files
 from doublebind.schema.errors import ModelError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource
@@ -34,7 +34,7 @@ def _list_weights(path: Path) -> list[Path]:
 
 
 def _hash_weights(path: Path) -> list[str]:
-    return sorted(model_file_sha256(file) for file in _list_weights(path))
+    return sorted(file.sha256 for file in describe_files(_list_weights(path)))
 
 
 def _read_scale(adapter: Path) -> str:
