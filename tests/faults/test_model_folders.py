@@ -451,6 +451,7 @@ def test_an_adapter_means_what_peft_makes_of_it(folder: Path, kind: str) -> None
     config.task_type = "CAUSAL_LM"
     save_adapter(folder / "own", folder / "plain", config)
     base = open_model("plain", folder)
+    plain = run_model(base)
     lm = open_model("plain+own", folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -458,7 +459,6 @@ def test_an_adapter_means_what_peft_makes_of_it(folder: Path, kind: str) -> None
     with torch.no_grad():
         wanted = theirs(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits[0]
     torch.testing.assert_close(run_model(lm), wanted[:, : lm.vocab_size], rtol=1e-4, atol=1e-4)
-    plain = run_model(open_model("plain", folder))
     assert not torch.allclose(run_model(lm), plain, rtol=1e-2, atol=1e-2)
 
 
@@ -715,7 +715,7 @@ def judge(
 
 
 @settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -803,7 +803,7 @@ EXTRA_KEYS = ("_name_or_path", "revision", "_attn_implementation", "tie_word_emb
 
 
 @settings(
-    max_examples=100,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -72,8 +72,8 @@ def check_all_tensors_used(
     if wrong := sorted(info.get("mismatched_keys", ()), key=lambda key: str(key[0])):
         name, held, asked = wrong[0]
         raise ModelError(
-            f"{where}: {name} has the shape {list(held)} and config.json asks for {list(asked)}"
-            f"{_count_others(wrong)}; use the config.json that belongs to the weights"
+            f"{where}: cannot be opened: {name} has the shape {list(held)}, config.json asks for "
+            f"{list(asked)}{_count_others(wrong)}; use the config.json that belongs to the weights"
         )
     unexpected = {str(key) for key in info.get("unexpected_keys", ())}
     surplus = sorted(name for name in unexpected if not _is_inert_buffer(name))
