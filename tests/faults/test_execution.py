@@ -296,14 +296,14 @@ def test_forty_protocols_at_once_are_forty_meetings(
 ) -> None:
     monkeypatch.setenv("DOUBLEBIND_CACHE", str(tmp_path / "cache"))
     root = str(tmp_path / "store") if kind == "local" else f"local://{tmp_path / 'store'}"
-    Store(root)
+    Store(root).lines("any")  # imports what its writers need, once
     (tmp_path / "store" / "suspects" / ("s" * 64)).mkdir(parents=True)  # object stores have none
     context = multiprocessing.get_context("fork")
     start, counts = context.Barrier(40), context.Queue()
     writers = [context.Process(target=meet, args=(root, n, start, counts)) for n in range(40)]
     for writer in writers:
         writer.start()
-    found = dict(counts.get(timeout=60) for _ in writers)
+    found = dict(counts.get(timeout=120) for _ in writers)
     for writer in writers:
         writer.join()
     assert len(Store(root).lines("suspects/" + "s" * 64)) == 40
