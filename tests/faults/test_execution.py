@@ -21,16 +21,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_study import write_study
 
-from doublebind.cli.main import main
 from doublebind.execution import store as store_module
 from doublebind.execution.append_log import AppendLog
 from doublebind.execution.executor import Executor, Job, make_artefact
 from doublebind.execution.ledger import Ledger, lock_run, read_ledger
 from doublebind.execution.store import Store
-from doublebind.pipeline import run as pipeline
-from doublebind.runs.manifest import record_protocol
 from doublebind.schema import errors
 from doublebind.schema.errors import DoublebindError, MissingExtra, RunError, StoreError
 from doublebind.schema.executor import LocalOptions
@@ -283,6 +279,12 @@ def test_a_store_works_where_files_cannot_be_locked(
 # --- B5 ------------------------------------------------------------------------------------------
 
 
+def record_protocol(store: Store, protocol: Any) -> int:
+    from doublebind.runs import manifest
+
+    return manifest.record_protocol(store, protocol)
+
+
 def meet(root: str, number: int, start: Any, counts: Any) -> None:
     store = Store(root)
     start.wait()
@@ -296,14 +298,16 @@ def test_forty_protocols_at_once_are_forty_meetings(
 ) -> None:
     monkeypatch.setenv("DOUBLEBIND_CACHE", str(tmp_path / "cache"))
     root = str(tmp_path / "store") if kind == "local" else f"local://{tmp_path / 'store'}"
-    Store(root)
-    (tmp_path / "store" / "suspects" / ("s" * 64)).mkdir(parents=True)  # object stores have none
+    for suspect in ("other", "s" * 64):  # object stores have no folders
+        (tmp_path / "store" / "suspects" / suspect).mkdir(parents=True)
+    first: Any = SimpleNamespace(suspect="other", hash="0")
+    record_protocol(Store(root), first)  # imports what its writers need, once
     context = multiprocessing.get_context("fork")
     start, counts = context.Barrier(40), context.Queue()
     writers = [context.Process(target=meet, args=(root, n, start, counts)) for n in range(40)]
     for writer in writers:
         writer.start()
-    found = dict(counts.get(timeout=60) for _ in writers)
+    found = dict(counts.get(timeout=120) for _ in writers)
     for writer in writers:
         writer.join()
     assert len(Store(root).lines("suspects/" + "s" * 64)) == 40
@@ -446,6 +450,11 @@ def test_an_artefact_is_hashed_once_in_a_process(
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Not above: worker processes import this module, too.
+    from tests.tiny_study import write_study
+
+    from doublebind.pipeline import run as pipeline
+
     folder = write_study(tmp_path_factory.mktemp("tiny") / "study", references=1).parent
     pipeline.run(folder / "study.yaml", folder / "run", store=folder / "store")
     return folder
@@ -461,6 +470,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_believes_no_damaged_store(
     finished: Path, tmp_path: Path, kind: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from doublebind.cli.main import main
+
     store = Path(shutil.copytree(finished / "store", tmp_path / "store"))
     file = sorted((store / kind).rglob(name))[0]
     content = bytearray(file.read_bytes())
