@@ -379,7 +379,8 @@ def find_recorded_panel(
             continue
         if panel.hash == protocol_panel:
             return place, panel
-        reasons.append(f"{place} is another panel than the run's")
+        if place == folder.path / name or place.parent.name == name:
+            reasons.append(f"{place} is another panel than the run's")
     reason = reasons[0] if reasons else f"no panel {name} is in {folder.path}, or built in"
     raise CannotCheck(f"rows of the panel's teachers: {reason}; name its parent folder")
 
