@@ -21,7 +21,11 @@ from torch import Tensor
 
 from doublebind.execution.device import select_device
 from doublebind.execution.store import storage_error
-from doublebind.models.chat_template import end_of_turn, set_system_prompt
+from doublebind.models.chat_template import (
+    check_chat_template,
+    end_of_turn,
+    set_system_prompt,
+)
 from doublebind.models.logits import check_architecture, unwrap_peft
 from doublebind.models.prefix_cache import has_prefix, install_prefix_hook
 from doublebind.models.vllm import VllmModel, open_vllm
@@ -118,6 +122,7 @@ def load_model(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | N
         model, tokenizer = _attach_adapter(model, tokenizer, Path(source.adapter))
     if source.system is not None:
         set_system_prompt(tokenizer, source.system, where)
+    check_chat_template(tokenizer, where)
     model.eval()
     lm = LM(model, tokenizer, source)
     check_finite(lm.model, where)
@@ -205,10 +210,13 @@ def load_tokenizer(source: ModelSource) -> Any:
         path = Path(source.adapter)
     try:
         if path.suffix == ".gguf":
-            return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+            tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:
         raise ModelError(_describe_load_error(path, error)) from error
+    check_chat_template(tokenizer, str(path))
+    return tokenizer
 
 
 def _describe_load_error(path: Path, error: Exception) -> str:
