@@ -26,9 +26,9 @@ from doublebind.models.chat_template import (
     end_of_turn,
     set_system_prompt,
 )
-from doublebind.models.logits import check_architecture, unwrap_peft
+from doublebind.models.logits import check_architecture, count_context_tokens, unwrap_peft
 from doublebind.models.prefix_cache import has_prefix, install_prefix_hook
-from doublebind.models.vllm import VllmModel, open_vllm
+from doublebind.models.vllm import VllmModel, check_agreement, open_vllm
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Dtype
@@ -86,9 +86,8 @@ class LM:
 
     @functools.cached_property
     def context_length(self) -> int:
-        """Tokens of the longest sequence the model was built for."""
-        config = unwrap_peft(self.model).config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
+        """Tokens of the longest sequence the model was built for, without a prefix's."""
+        return count_context_tokens(self.model)
 
 
 def load_model(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | None = None) -> LM:
@@ -107,7 +106,7 @@ def load_model(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | N
     """
     silence_transformers()
     if source.engine is not None:
-        return _load_vllm(source, dtype)
+        return _load_vllm(source, dtype, cache)
     device = select_device(source.device)  # fails before minutes of reading
     precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     where = source.adapter or source.path
@@ -131,8 +130,8 @@ def load_model(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | N
     return lm
 
 
-def _load_vllm(source: ModelSource, dtype: Dtype) -> LM:
-    """Return the model in the engine that its source names; vLLM checks the weights."""
+def _load_vllm(source: ModelSource, dtype: Dtype, cache: Path | None) -> LM:
+    """Return the model in the engine that its source names, once it agrees with transformers."""
     tokenizer = load_tokenizer(source)
     if source.system is not None:
         set_system_prompt(tokenizer, source.system, source.path)
@@ -140,6 +139,8 @@ def _load_vllm(source: ModelSource, dtype: Dtype) -> LM:
     highest = max(tokenizer.get_vocab().values())
     if highest >= lm.model.vocab_rows:
         raise ModelError(f"{source.path}: token {highest} of its tokenizer has no row in the model")
+    plain = source.model_copy(update={"engine": None})
+    check_agreement(lm.model, dtype, cache, lambda: load_model(plain, dtype=dtype).model)
     return lm
 
 

@@ -38,6 +38,44 @@ def run_body(model: Any, input_ids: Tensor, **kwargs: Any) -> Any:
     return unwrap_peft(model).get_decoder()(input_ids=input_ids, **kwargs)
 
 
+def count_context_tokens(model: Any) -> int:
+    """Return the tokens of the longest sequence that a model reads alike whatever is beside it.
+
+    Models with `longrope` read a batch with other frequencies from the length on that they were
+    first trained for, all its rows by the longest one; that length is then the limit. The tokens
+    of a prefix take places of their own.
+    """
+    config = unwrap_peft(model).config.get_text_config()
+    n = int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for each in (rope, *(v for v in rope.values() if isinstance(v, dict))):
+        if each.get("rope_type") == "longrope":
+            n = min(n, int(each.get("original_max_position_embeddings") or n))
+    if has_prompt_learning(model):
+        n -= int(model.active_peft_config.num_virtual_tokens)
+    return n
+
+
+def has_prompt_learning(model: Any) -> bool:
+    """Return whether a PEFT adapter of `model` puts virtual tokens before every sequence."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+
+
+def needs_equal_lengths(model: Any) -> bool:
+    """Return whether the rows of a batch have to be equally long, so that none is padded.
+
+    Padding stands between a prefix and a shorter row, and there takes up places in the window of
+    models with sliding or chunked attention: more of them, the longer the row's neighbours are.
+    """
+    config = unwrap_peft(model).config.get_text_config()
+    layers = getattr(config, "layer_types", None) or ()
+    is_local = any(kind != "full_attention" for kind in layers) or any(
+        getattr(config, name, None)
+        for name in ("sliding_window", "attention_chunk_size", "local_attention", "window_size")
+    )
+    return is_local and has_prompt_learning(model)
+
+
 def compute_logits(model: Any, rows: Tensor, vocab: int) -> Tensor:
     """Return float32 logits [rows, vocab] of hidden states [rows, width].
 
@@ -151,15 +189,16 @@ def check_architecture(model: Any, where: str) -> None:
         try:
             states = run_body(model, ids, use_cache=False).last_hidden_state[0]
             separate = compute_logits(model, states, whole.shape[-1])
+            n = 0 if needs_equal_lengths(model) else 2
             padded = run_body(
                 model,
-                torch.cat([ids[:, :2] * 0, ids], dim=1),
-                attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1]], device=inner.device),
-                position_ids=torch.tensor([[0, 0, 0, 1, 2, 3]], device=inner.device),
+                torch.cat([ids[:, :n] * 0, ids], dim=1),
+                attention_mask=torch.tensor([[0] * n + [1] * 4], device=inner.device),
+                position_ids=torch.tensor([[0] * n + [0, 1, 2, 3]], device=inner.device),
                 use_cache=True,
             )
             padded.past_key_values.batch_select_indices(torch.tensor([0], device=inner.device))
-            shifted = compute_logits(model, padded.last_hidden_state[0, 2:], whole.shape[-1])
+            shifted = compute_logits(model, padded.last_hidden_state[0, n:], whole.shape[-1])
             same = all(measure_distance(whole, x) < tolerance for x in (separate, shifted))
         except (AttributeError, IndexError, RuntimeError, TypeError):
             same = False
