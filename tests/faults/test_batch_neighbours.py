@@ -43,7 +43,7 @@ COMMON: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": 2,
 }
-LONGROPE = {
+LONGROPE: dict[str, Any] = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
     "short_factor": [1.0] * 4,
@@ -51,8 +51,11 @@ LONGROPE = {
     "original_max_position_embeddings": 44,
     "factor": 2.0,
 }
-SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-GPT2_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+SLIDING: dict[str, Any] = {
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+GPT2_SIZES: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 CONFIGS: dict[str, Any] = {
     "llama": LlamaConfig(**COMMON),
     "llama dynamic": LlamaConfig(
@@ -121,7 +124,7 @@ def test_a_score_does_not_depend_on_its_neighbours(name: str, prefix: int) -> No
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_answer_does_not_depend_on_its_neighbours(name: str, prefix: int) -> None:
     lm = open_lm(name, prefix)
-    options = {"seed": 0, "max_tokens": 5, "temperature": 1.0}
+    options: dict[str, Any] = {"seed": 0, "max_tokens": 5, "temperature": 1.0}
     together = sample(lm, [m for m, _ in ITEMS], keys=["a", "b", "c"], **options)
     for (messages, _), key, answer in zip(ITEMS, "abc", together, strict=True):
         assert sample(lm, [messages], keys=[key], **options) == [answer]

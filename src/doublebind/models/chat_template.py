@@ -213,6 +213,11 @@ def end_of_turn(tokenizer: Any) -> int:
     return _get_facts(tokenizer).end_of_turn_id
 
 
+def encoding_id(tokenizer: Any) -> str:
+    """Return a hash (hex) of all that encoding depends on; equal tokenizers share it."""
+    return _get_facts(tokenizer).identity
+
+
 def template_id(tokenizer: Any) -> str:
     """Return a hash (hex) of the chat template, its fixed date included, and the end of turn."""
     content = [get_template(tokenizer) or _PLAIN_FORMAT, end_of_turn(tokenizer)]

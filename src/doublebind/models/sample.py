@@ -20,6 +20,7 @@ from doublebind.models.logits import (
     run_body,
     unwrap_peft,
 )
+from doublebind.models.unloaded import UnloadedModel
 from doublebind.models.vllm import VllmModel
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
@@ -76,6 +77,8 @@ def sample(
             f"{lm.source.path}: prompt and answer may take {longest} tokens and the model was "
             f"built for {lm.context_length}; lower `max_tokens` or shorten the prompts"
         )
+    if isinstance(lm.model, UnloadedModel):
+        return [SampledAnswer([], "", False) for _ in rows]
     if isinstance(lm.model, VllmModel):
         sampled = lm.model.sample(
             rows,

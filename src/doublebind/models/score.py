@@ -23,6 +23,7 @@ from doublebind.models.logits import (
     unwrap_peft,
 )
 from doublebind.models.sample import pad_left
+from doublebind.models.unloaded import LOGPROB, UnloadedModel
 from doublebind.models.vllm import VllmModel
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
@@ -109,6 +110,8 @@ def _compute_logprobs(
             f"{lm.source.path}: a prompt with its answer takes {longest} tokens and the model was "
             f"built for {lm.context_length}; shorten it"
         )
+    if isinstance(lm.model, UnloadedModel):
+        return [[[LOGPROB] * len(option) for option in q.options] for q in questions]
     if isinstance(lm.model, VllmModel):
         pairs = [(q.prompt, option) for q in questions for option in q.options]
         scored = iter(lm.model.token_logprobs(pairs))

@@ -10,6 +10,7 @@ from doublebind.execution.executor import Executor, Job, Progress, check_executo
 from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store, weights_sha256
 from doublebind.pipeline.measure import measure
+from doublebind.pipeline.preflight import check_before_work
 from doublebind.runs.provenance import describe_hardware, read_versions
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.score_table import M0
@@ -43,8 +44,10 @@ def freeze_panel(
     if isinstance(spec.references, BankReferences) and spec.references.panel:
         raise ConfigError("`references.panel`: a panel is made of references; leave it out")
     roles = assign_roles(spec, planner.pack)
-    plan = planner.plan([planner.find_teacher(ref) for ref in roles])
+    sources = [planner.find_teacher(ref) for ref in roles]
+    plan = planner.plan(sources)
     check_executor(spec.executor, spec.device)
+    check_before_work(planner, sources, plan)
     with lock_run(out):
         ledger = Ledger(out / "ledger.jsonl")
         executor = Executor(

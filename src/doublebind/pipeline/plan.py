@@ -11,6 +11,7 @@ from typing import Any
 from doublebind.execution.costs import Cost, CostEstimates, classify_cost
 from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
+from doublebind.pipeline.preflight import check_before_work, list_passing_prompts
 from doublebind.runs.run import Run
 from doublebind.schema.executor import LocalOptions
 from doublebind.schema.hashing import Record, optional_field
@@ -18,7 +19,6 @@ from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
 from doublebind.schema.study import Study
 from doublebind.stages.evidence.conformal import min_references, smallest_p
-from doublebind.stages.prompts.policies import count_passing_prompts
 from doublebind.study.plan import Plan
 from doublebind.study.references import describe_assumption
 from doublebind.study.replacement import plan_certification, plan_competition
@@ -119,12 +119,18 @@ def plan(
         pilot: Run directory whose references, benign by assumption, give the variance components
             from which power is simulated.
         calibrate: Count what `calibrate` makes, for all teachers of known truth.
+
+    Raises:
+        ConfigError: One line per reason for which the study would fail later.
     """
     study, folder = load_if_path(study, folder)
     costs = CostEstimates(Store(store))
     setting = resolve_study(study, folder, costs.store)
     references = [t for t in setting.teachers if t.role == "reference"]
+    more = label_teachers(study, setting).sources if calibrate else ()
     plans = _list_plans(study, setting, calibrate=calibrate)
+    sources = [*setting.teacher_sources, *more]
+    check_before_work(setting.planner, sources, plans[0], setting.replacement)
     counts = {kind: _count_artefacts(jobs, costs) for kind, jobs in _group_jobs(plans).items()}
     totals = _sum_costs(counts)
     totals |= _estimate_local_run(study, plans, costs)
@@ -239,7 +245,7 @@ def _find_prompt_shortages(plans: Sequence[Plan]) -> dict[str, str]:
     shortages: dict[str, str] = {}
     for job in sorted(_group_jobs(plans)["prompts"], key=lambda job: job.inputs["n"]):
         n, settings = job.inputs["n"], {k: v for k, v in job.inputs.items() if k != "n"}
-        n_passing = count_passing_prompts(**settings)
+        n_passing = len(list_passing_prompts(**settings))
         if n_passing < n:
             shortages[f"prompts.{settings['policy']}"] = (
                 f"{n} are asked for (`n`) and {n_passing} pass; name more in `file`, or ask "

@@ -115,8 +115,3 @@ def read_prompts(file: Path) -> tuple[Prompt, ...]:
     if len({prompt.id for prompt in prompts}) < len(prompts):
         raise ConfigError(f"{file}: two prompts share an id; give each its own")
     return tuple(prompts)
-
-
-def count_passing_prompts(*, pack: str, policy: PromptPolicy, file: Path | None = None) -> int:
-    """Count the prompts that pass the screens of `policy`."""
-    return len(screen_prompts(load_pack(pack, relative_to=Path()), policy, file)[2])
