@@ -118,6 +118,8 @@ class _Preflight:
         recipes = [*self.study.recipes, *(replacement.recipes if replacement else ())]
         self.recipes = list({recipe.name: recipe for recipe in recipes}.values())
         self.problems: dict[str, None] = {}
+        self._unlike: set[str] = set()
+        """Labels of students who read other tokens than their teacher."""
         self._readers: dict[tuple[str, str | None, str | None], Reader | None] = {}
 
     def raise_problems(self) -> None:
@@ -127,14 +129,14 @@ class _Preflight:
 
     def check_texts(self) -> None:
         """Encode all texts as the study's models will."""
-        m0 = self._open("M0", self.planner.student_base)
+        m0 = self._open(self.study.student, self.planner.student_base)
         readers = [m0, *(self._open(t.label, t.base) for t in self.teachers if not t.base.served)]
         for recipe in self.recipes:
             readers.append(self._open_student(recipe))
-        for reader in _unique(readers):
-            self._check_audits(reader)
         for recipe in self.recipes:
             self._check_recipe(recipe, m0)
+        for reader in _unique(readers):
+            self._check_audits(reader)
         for teacher in self.teachers:
             self._check_teacher(teacher)
 
@@ -171,7 +173,7 @@ class _Preflight:
 
     def _open_student(self, recipe: Recipe) -> Reader | None:
         base = self.planner.workspace.resolve_student_base(recipe.student)
-        return self._open(recipe.student or "M0", base)
+        return self._open(recipe.student or self.study.student, base)
 
     def check_extras(self) -> None:
         """Check that the packages that the study's settings need are installed."""
@@ -214,7 +216,8 @@ class _Preflight:
                 if _asks_options(audit):
                     asked |= {item.id: item for item in mine}
                     self._note(functools.partial(audit, reader.lm, reader.lm, mine))
-            self._check_options(reader, list(asked.values()))
+            if reader.label not in self._unlike:  # or each option would be a problem, too
+                self._check_options(reader, list(asked.values()))
 
     def _check_options(self, reader: Reader, items: Sequence[Item]) -> None:
         from doublebind.models.chat_template import encode_completion
@@ -254,7 +257,13 @@ class _Preflight:
             return
         self._note(functools.partial(_encode_student, student, recipe, prompts))
         for reader in _unique(reader for _, reader in teachers):
-            self._note(functools.partial(_compare_tokenizers, reader, student, recipe, prompts))
+            if not _reads_same_tokens(reader, student, recipe, prompts):
+                self._unlike |= {student.label, reader.label}
+                self.problems[
+                    f"recipe `{recipe.name}`: the tokenizer of {student.label} reads the tokens of "
+                    f"{reader.label} as other text, which {recipe.channel.kind} cannot bridge; use "
+                    f"a student with the teacher's tokenizer, or the channel sft or uld"
+                ] = None
         if "in_context" in self.study.baselines and m0 is not None:
             self._note(functools.partial(self._read_in_context, m0, prompts))
         if recipe.steering is not None:
@@ -339,7 +348,20 @@ def open_unloaded(source: ModelSource) -> Any:
         )
     except Exception as error:  # any is about the files
         raise ModelError(f"{source.path}: its configuration cannot be read ({error})") from None
+    _check_vocabulary(tokenizer, config, where)
     return LM(UnloadedModel(config, GenerationConfig(), where), tokenizer, source)
+
+
+def _check_vocabulary(tokenizer: Any, config: Any, where: str) -> None:
+    """Refuse a tokenizer that yields ids beyond the embeddings that the configuration names."""
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    highest = max(i for i in tokenizer.get_vocab().values() if i not in special)
+    if rows and highest >= rows:
+        raise ModelError(
+            f"{where}: the tokenizer yields ids up to {highest} and the model has {rows} "
+            f"embeddings; use the tokenizer that the model was trained with"
+        )
 
 
 def _unique(readers: Iterable[Reader | None]) -> list[Reader]:
@@ -407,38 +429,31 @@ def _encode_student(student: Reader, recipe: Recipe, prompts: Sequence[Prompt]) 
         )
 
 
-def _compare_tokenizers(
+def _reads_same_tokens(
     teacher: Reader, student: Reader, recipe: Recipe, prompts: Sequence[Prompt]
-) -> None:
-    """Refuse a channel that learns the teacher's tokens where the student reads others.
+) -> bool:
+    """Return whether a student reads its teacher's tokens as its channel needs.
 
-    Raises:
-        ModelError: If the student's tokenizer does not give back what the teacher's encodes.
+    Channels that learn the teacher's tokens need a tokenizer that gives back the teacher's texts;
+    the prompts stand for them here.
     """
     from doublebind.models.chat_template import decode_completion, encode_completion
     from doublebind.models.load import same_tokenizer
 
-    kind = recipe.channel.kind
     own, other = teacher.lm.tokenizer, student.lm.tokenizer
-    match kind:
+    match recipe.channel.kind:
         case "on_policy":
-            is_same = same_tokenizer(other, own)
+            return same_tokenizer(other, own)
         case "logit_kd" | "prefix":
             last = max(other.get_vocab().values())
             texts = [message.content for prompt in prompts for message in prompt.messages]
             rows = [encode_completion(own, text, finished=True) for text in texts]
-            is_same = all(
+            return all(
                 max(ids) <= last and decode_completion(other, ids) == decode_completion(own, ids)
                 for ids in rows
             )
         case _:
-            return
-    if not is_same:
-        raise ModelError(
-            f"recipe `{recipe.name}`: the tokenizer of {student.label} reads the tokens of "
-            f"{teacher.label} as other text, which {kind} cannot bridge; use a student with the "
-            f"teacher's tokenizer, or the channel sft or uld"
-        )
+            return True
 
 
 def _encode_teacher(reader: Reader, teacher: TeacherSource) -> None:
