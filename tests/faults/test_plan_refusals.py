@@ -14,6 +14,8 @@ from tests.tiny_study import make_user_messages, write_study
 from tests.tiny_world import save_byte_model
 
 from doublebind.cli import main as cli
+from doublebind.models.load import load_model
+from doublebind.models.resolve import resolve_model
 
 PHI_3 = (
     "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}<|end|>"
@@ -230,3 +232,21 @@ def test_templates_without_system_turn_serve_studies_that_use_none(
     assert list((tmp_path / "store").rglob("checked-*.json")), "a study that passed is noted"
     assert cli.main(argv) == 0
     assert json.loads(capsys.readouterr().out) == first
+
+
+def test_an_adapter_that_vllm_runs_in_part_is_refused_before_work(
+    study: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    import importlib.util
+
+    from peft import LoraConfig, get_peft_model
+
+    lm = load_model(resolve_model("m0", relative_to=study.parent))
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "embed_tokens"])
+    adapted: Any = get_peft_model(lm.model, config)
+    adapted.save_pretrained(str(study.parent / "adapter"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    capsys.readouterr()
+    argv = ["plan", str(study), "suspect=m0+adapter", "engine={kind: vllm}"]
+    assert cli.main([*argv, "--store", str(tmp_path / "store")]) == 2
+    assert re.search(r"adapter: vLLM leaves .*embed_tokens.* out", capsys.readouterr().err)

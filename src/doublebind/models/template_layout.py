@@ -135,9 +135,7 @@ def check_template_source(template: str, where: str) -> None:
             )
 
 
-def render(
-    tokenizer: Any, messages: Sequence[Message], *, generation: bool, template: str | None = None
-) -> str:
+def render(tokenizer: Any, messages: Sequence[Message], *, generation: bool) -> str:
     """Return a conversation as the template writes it.
 
     Raises:
@@ -151,7 +149,7 @@ def render(
         with _limit_cpu_time(MAX_SECONDS):
             text = tokenizer.apply_chat_template(
                 turns,
-                chat_template=template or get_template(tokenizer),
+                chat_template=get_template(tokenizer),
                 tokenize=False,
                 add_generation_prompt=generation,
             )
