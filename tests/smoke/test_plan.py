@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.tiny_models import save_model
 from tests.tiny_study import write_study
 
 from doublebind.cli import main as cli
@@ -106,7 +107,9 @@ def test_plan_counts_what_calibrate_makes(tmp_path: Path, capsys: Any) -> None:
     code, _, err = plan([str(path), "--calibrate", "--store", store], capsys)
     assert (code, err.count("\n")) == (2, 1)
     assert "calibrate needs one of them" in err
-    held_out = "held_out=[terrarium/m0]"
+    save_model(path.parent / "other", num_hidden_layers=1)
+    capsys.readouterr()  # what saving writes
+    held_out = "held_out=[other]"
     _, whole, _ = plan([str(path), held_out, "--calibrate", "--store", store], capsys)
     assert whole["cells"]["student"]["needed"] == alone["cells"]["student"]["needed"] + 1
 

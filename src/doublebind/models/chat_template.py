@@ -3,19 +3,36 @@
 Everything that is trained, sampled or scored is `encode_prompt` followed by `encode_completion`,
 so that the template is always the same. Text is data: a special token spelled out in a message is
 encoded as ordinary characters, never as the token.
+
+A prompt ends where the template itself begins an answer. Where it writes an empty thought before
+one, or its generation prompt opens a thought, the thought is closed: answers are sampled, scored
+and trained after it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
+from doublebind.models.template_layout import (
+    TemplateLayout,
+    check_template_source,
+    get_template,
+    measure_layout,
+    opens_thought,
+    quote_for_jinja,
+    render,
+    render_prompt,
+)
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
+
+log = logging.getLogger("doublebind.models")
 
 ChatRole = Literal["system", "user"]
 """Roles whose first message can get a prefix."""
@@ -37,9 +54,12 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         messages: The conversation; its last message is not the assistant's.
 
     Raises:
-        ModelError: If the chat template refuses the conversation.
+        ModelError: If the chat template refuses the conversation, or does not write its messages
+            whole and in order, or one has characters that no text can have.
     """
     facts = _get_facts(tokenizer)
+    for message in messages:
+        _check_characters(message.content, f"a {message.role} turn")
     key = (facts.identity, *((m.role, m.content) for m in messages))
     return _encode_cached(key, lambda: _encode_prompt(tokenizer, messages, facts))
 
@@ -55,7 +75,7 @@ def _encode_prompt(
         ]
     text = "\n".join(message.content for message in messages)
     if facts.special_ids.isdisjoint(_encode_with_specials(tokenizer, text)):
-        return _encode_with_specials(tokenizer, _render_template(tokenizer, messages))
+        return _encode_with_specials(tokenizer, _render_prompt(tokenizer, messages))
     return _encode_with_placeholders(tokenizer, messages, text)
 
 
@@ -78,7 +98,7 @@ def _encode_with_placeholders(tokenizer: Any, messages: Sequence[Message], text:
     safe = [Message(role=m.role, content=replace_specials(m.content)) for m in messages]
     ids: list[int] = []
     piece = ""
-    for character in _render_template(tokenizer, safe):
+    for character in _render_prompt(tokenizer, safe):
         if character in placeholders:
             ids += _encode_with_specials(tokenizer, piece)
             ids += _encode_as_plain_text(tokenizer, placeholders[character])
@@ -95,17 +115,26 @@ def set_system_prompt(tokenizer: Any, system: str, where: str) -> None:
     tokenizer, so that models trained from this one keep the system prompt.
 
     Raises:
-        ModelError: If there is no chat template.
+        ModelError: If there is no chat template, or it does not write a system turn whole, or the
+            prompt has characters that no text can have.
     """
-    if not tokenizer.chat_template:
+    template = get_template(tokenizer)
+    if template is None:
         raise ModelError(f"{where}: a system prompt needs a chat template, and there is none")
-    prompt = json.dumps(system)
+    _check_characters(system, f"{where}: its system prompt")
+    turns = [Message(role="system", content=system), Message(role="user", content="a")]
+    try:
+        _render_prompt(tokenizer, turns)
+    except ModelError as error:
+        raise ModelError(f"{where}: its system prompt has no effect: {error}") from None
+    prompt = quote_for_jinja(system)
     first = "messages[0]['role'] == 'system'"
+    # The newline is removed after a block, so that the template still begins a line.
     tokenizer.chat_template = (
         f"{{%- if {first} -%}}{{%- set messages = [{{'role': 'system', 'content': {prompt} + "
         f"'\\n\\n' + messages[0]['content']}}] + messages[1:] -%}}{{%- else -%}}"
         f"{{%- set messages = [{{'role': 'system', 'content': {prompt}}}] + messages -%}}"
-        f"{{%- endif %}}{tokenizer.chat_template}"
+        f"{{%- endif %}}\n{template}"
     )
 
 
@@ -124,6 +153,7 @@ def encode_completion(tokenizer: Any, text: str, finished: bool) -> list[int]:
     The answer is encoded by itself, not together with the prompt. Without a chat template it
     starts with the space that follows `Assistant:`.
     """
+    _check_characters(text, "an answer")
     start = "" if tokenizer.chat_template or text.startswith(" ") else " "
     facts = _get_facts(tokenizer)
     key = (facts.identity, text)
@@ -139,6 +169,7 @@ def encode_text(tokenizer: Any, text: str, *, add_bos: bool = False) -> list[int
         text: Any text; special tokens spelled in it are ordinary characters.
         add_bos: Whether to begin with the tokenizer's beginning-of-sequence token.
     """
+    _check_characters(text, "a text")
     start = _get_facts(tokenizer).bos_ids if add_bos else ()
     return [*start, *_encode_as_plain_text(tokenizer, text)]
 
@@ -182,9 +213,14 @@ def end_of_turn(tokenizer: Any) -> int:
     return _get_facts(tokenizer).end_of_turn_id
 
 
+def encoding_id(tokenizer: Any) -> str:
+    """Return a hash (hex) of all that encoding depends on; equal tokenizers share it."""
+    return _get_facts(tokenizer).identity
+
+
 def template_id(tokenizer: Any) -> str:
-    """Return a hash (hex) of the chat template and the end of turn."""
-    content = [tokenizer.chat_template or _PLAIN_FORMAT, end_of_turn(tokenizer)]
+    """Return a hash (hex) of the chat template, its fixed date included, and the end of turn."""
+    content = [get_template(tokenizer) or _PLAIN_FORMAT, end_of_turn(tokenizer)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -233,7 +269,7 @@ def _hash_encoding(tokenizer: Any) -> str:
     if raw is None:  # written in Python: its state is unknown, so that it shares nothing
         return uuid.uuid4().hex
     tokens = sorted((i, str(t), t.special) for i, t in tokenizer.added_tokens_decoder.items())
-    rest = [tokenizer.chat_template, tokens, repr(tokenizer.special_tokens_map)]
+    rest = [get_template(tokenizer), tokens, repr(tokenizer.special_tokens_map)]
     return hashlib.sha256(raw.to_str().encode() + json.dumps(rest).encode()).hexdigest()
 
 
@@ -255,27 +291,100 @@ def _find_template_end(tokenizer: Any, special: frozenset[int]) -> int | None:
     """Return the special token that the chat template writes directly after an answer, if any."""
     mark = chr(_PRIVATE_USE_AREA[0])
     turns = [Message(role="user", content="a"), Message(role="assistant", content=mark)]
-    text = _render_template(tokenizer, turns, add_generation_prompt=False)
+    text = render(tokenizer, turns, generation=False)
     _, separator, tail = text.rpartition(mark)
     ids = _encode_with_specials(tokenizer, tail) if separator else []
     return ids[0] if ids and ids[0] in special else None
 
 
-def _render_template(
-    tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool = True
-) -> str:
-    from jinja2 import TemplateError
+# --- the chat template ---------------------------------------------------------------------------
 
-    turns = [{"role": m.role, "content": m.content} for m in messages]
+_LAYOUT_CACHE: dict[tuple[str, ...], TemplateLayout] = {}
+_CHECKED_TEMPLATES: set[str] = set()
+_PROBE_TEXT = (
+    "  Is 2 < 3 & 5 > 4?\n\n\t\"Yes\", she said -- 'naïve café', 中文 🙂; {{ x }} {% y %} C:\\new. "
+    + "Tell me, then, WHY the last word of a long text matters to somebody. " * 60
+    + "The END of the probe.  "
+)
+"""A text that templates may not cut, escape, fill in or rewrite."""
+_LONG_PROBE = 21
+"""Messages of the longest probe, more than a template that drops older turns would keep."""
+
+
+def check_chat_template(tokenizer: Any, where: str) -> None:
+    """Render probe conversations; refuse a template that changes what users and answers say.
+
+    A system turn may be refused or lost: that is an error of `encode_prompt` where one is used.
+    A tokenizer without a template passes. Each template is checked once per process.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        where: File or folder to name.
+
+    Raises:
+        ModelError: If a user's or an assistant's text does not come out whole, once and in its
+            place, two renderings differ, or none ends where an answer begins.
+    """
+    template = get_template(tokenizer)
+    if template is None:
+        return
+    check_template_source(template, where)
     try:
-        return tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except (TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(m.role for m in messages)
+        identity = _get_facts(tokenizer).identity
+        if identity in _CHECKED_TEMPLATES:
+            return
+        layout = _get_layout(tokenizer, ["user"])
+        text = _check_probe(tokenizer, 1)
+        for n in (3, _LONG_PROBE):
+            _check_probe(tokenizer, n)
+    except ModelError as error:
+        reason = str(error).removeprefix("the model: ")
+        raise ModelError(reason if reason.startswith(where) else f"{where}: {reason}") from None
+    if " at 0x" in text or text != _check_probe(tokenizer, 1):
         raise ModelError(
-            f"{tokenizer.name_or_path or 'the model'}: its chat template refuses a conversation "
-            f"of {roles} ({error}); reword the messages or use another template"
+            f"{where}: its chat template writes the same conversation in two ways; use another"
+        )
+    if opens_thought(layout):
+        log.warning(
+            "%s: its chat template begins answers with a thought; they are sampled and scored "
+            "after it is closed (%r)",
+            where,
+            layout.answer_start,
+        )
+    _CHECKED_TEMPLATES.add(identity)
+
+
+def _check_probe(tokenizer: Any, n: int) -> str:
+    """Render `n` equal messages of users and assistants in turn; return the text."""
+    roles = ("user", "assistant")
+    turns = [Message(role=roles[i % 2], content=_PROBE_TEXT) for i in range(n)]
+    return _render_prompt(tokenizer, turns)
+
+
+def _render_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """Return a conversation up to where the assistant's answer begins."""
+    return render_prompt(tokenizer, messages, _get_layout(tokenizer, [m.role for m in messages]))
+
+
+def _get_layout(tokenizer: Any, roles: Sequence[str]) -> TemplateLayout:
+    key = (_get_facts(tokenizer).identity, *roles)
+    if key not in _LAYOUT_CACHE:
+        if len(_LAYOUT_CACHE) >= _MAX_CACHED_TEXTS:
+            _LAYOUT_CACHE.clear()
+        _LAYOUT_CACHE[key] = measure_layout(tokenizer, roles)
+    return _LAYOUT_CACHE[key]
+
+
+def _check_characters(text: str, where: str) -> None:
+    """Refuse half a surrogate pair, which is no character and has no encoding."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ModelError(
+            f"{where} has half a surrogate pair (U+{ord(text[error.start]):04X}) at character "
+            f"{error.start}, which is no text; write the character itself"
         ) from None
 
 

@@ -14,10 +14,14 @@ from torch import Tensor
 
 from doublebind.execution.device import select_device
 from doublebind.models.adapter import attach_adapter
-from doublebind.models.chat_template import end_of_turn, set_system_prompt
+from doublebind.models.chat_template import (
+    check_chat_template,
+    end_of_turn,
+    set_system_prompt,
+)
 from doublebind.models.coverage import check_all_tensors_used, read_tensor_sizes
 from doublebind.models.gguf_file import describe_load_error, load_gguf_tokenizer, open_gguf
-from doublebind.models.logits import check_architecture, unwrap_peft
+from doublebind.models.logits import check_architecture, count_context_tokens, unwrap_peft
 from doublebind.models.model_files import (
     check_unchanged,
     describe_files,
@@ -27,7 +31,7 @@ from doublebind.models.model_files import (
     open_linked,
     read_json,
 )
-from doublebind.models.vllm import VllmModel, open_vllm
+from doublebind.models.vllm import VllmModel, check_agreement, open_vllm
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Dtype
@@ -84,9 +88,8 @@ class LM:
 
     @functools.cached_property
     def context_length(self) -> int:
-        """Tokens of the longest sequence the model was built for."""
-        config = unwrap_peft(self.model).config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
+        """Tokens of the longest sequence the model was built for, without a prefix's."""
+        return count_context_tokens(self.model)
 
 
 def load_model(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | None = None) -> LM:
@@ -105,7 +108,7 @@ def load_model(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | N
     """
     silence_transformers()
     if source.engine is not None:
-        return _load_vllm(source, dtype)
+        return _load_vllm(source, dtype, cache)
     device = select_device(source.device)  # fails before minutes of reading
     precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     where = source.adapter or source.path
@@ -117,14 +120,15 @@ def load_model(source: ModelSource, *, dtype: Dtype = "float32", cache: Path | N
         model, tokenizer = _load_adapter(model, tokenizer, source)
     if source.system is not None:
         set_system_prompt(tokenizer, source.system, where)
+    check_chat_template(tokenizer, where)
     model.eval()
     lm = LM(model, tokenizer, source)
     _check_model(lm, where)
     return lm
 
 
-def _load_vllm(source: ModelSource, dtype: Dtype) -> LM:
-    """Return the model in the engine that its source names; vLLM checks the weights."""
+def _load_vllm(source: ModelSource, dtype: Dtype, cache: Path | None) -> LM:
+    """Return the model in the engine that its source names, once it agrees with transformers."""
     check_unchanged(source.files)
     tokenizer = load_tokenizer(source)
     if source.system is not None:
@@ -133,6 +137,8 @@ def _load_vllm(source: ModelSource, dtype: Dtype) -> LM:
     highest = max(tokenizer.get_vocab().values())
     if highest >= lm.model.vocab_rows:
         raise ModelError(f"{source.path}: token {highest} of its tokenizer has no row in the model")
+    plain = source.model_copy(update={"engine": None})
+    check_agreement(lm.model, dtype, cache, lambda: load_model(plain, dtype=dtype).model)
     return lm
 
 
@@ -237,12 +243,17 @@ def load_tokenizer(source: ModelSource) -> Any:
     if source.adapter and (Path(source.adapter) / "tokenizer_config.json").is_file():
         path = Path(source.adapter)
         with open_linked(source, path, lambda: list_adapter_files(path)) as links:
-            return _open_tokenizer(links, path)
+            return _check_template(_open_tokenizer(links, path), path)
     if path.suffix == ".gguf":
         check_unchanged(source.files)
-        return load_gguf_tokenizer(path)
+        return _check_template(load_gguf_tokenizer(path), path)
     with open_linked(source, path, lambda: list_model_files(source.path, path)) as links:
-        return _open_tokenizer(links, path)
+        return _check_template(_open_tokenizer(links, path), path)
+
+
+def _check_template(tokenizer: Any, path: Path) -> Any:
+    check_chat_template(tokenizer, str(path))
+    return tokenizer
 
 
 # --- checks --------------------------------------------------------------------------------------

@@ -38,6 +38,44 @@ def run_body(model: Any, input_ids: Tensor, **kwargs: Any) -> Any:
     return unwrap_peft(model).get_decoder()(input_ids=input_ids, **kwargs)
 
 
+def count_context_tokens(model: Any) -> int:
+    """Return the tokens of the longest sequence that a model reads alike whatever is beside it.
+
+    Models with `longrope` read a batch with other frequencies from the length on that they were
+    first trained for, all its rows by the longest one; that length is then the limit. The tokens
+    of a prefix take places of their own.
+    """
+    config = unwrap_peft(model).config.get_text_config()
+    n = int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for each in (rope, *(v for v in rope.values() if isinstance(v, dict))):
+        if each.get("rope_type") == "longrope":
+            n = min(n, int(each.get("original_max_position_embeddings") or n))
+    if has_prompt_learning(model):
+        n -= int(model.active_peft_config.num_virtual_tokens)
+    return n
+
+
+def has_prompt_learning(model: Any) -> bool:
+    """Return whether a PEFT adapter of `model` puts virtual tokens before every sequence."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+
+
+def needs_equal_lengths(model: Any) -> bool:
+    """Return whether the rows of a batch have to be equally long, so that none is padded.
+
+    Padding stands between a prefix and a shorter row, and there takes up places in the window of
+    models with sliding or chunked attention: more of them, the longer the row's neighbours are.
+    """
+    config = unwrap_peft(model).config.get_text_config()
+    layers = getattr(config, "layer_types", None) or ()
+    is_local = any(kind != "full_attention" for kind in layers) or any(
+        getattr(config, name, None)
+        for name in ("sliding_window", "attention_chunk_size", "local_attention", "window_size")
+    )
+    return is_local and has_prompt_learning(model)
+
+
 def compute_logits(model: Any, rows: Tensor, vocab: int) -> Tensor:
     """Return float32 logits [rows, vocab] of hidden states [rows, width].
 
@@ -157,7 +195,7 @@ def check_architecture(model: Any, where: str) -> None:
     """
     inner = unwrap_peft(model)
     ids = list_probe_ids(model)
-    length, pad = ids.shape[1], [0, 0]
+    length, pad = ids.shape[1], [] if needs_equal_lengths(model) else [0, 0]
     tolerance = 1e-3 if inner.dtype == torch.float32 else 0.1
     rows = [[*pad, *ids[0].tolist()], [*ids[0].tolist(), *pad]]  # padded on the left; on the right
     masks = [[*pad, *[1] * length], [*[1] * length, *pad]]
@@ -174,7 +212,7 @@ def check_architecture(model: Any, where: str) -> None:
             )
             out.past_key_values.batch_select_indices(torch.tensor([0], device=inner.device))
             left, right = out.last_hidden_state
-            states = torch.cat([left[2:], right[:length]])
+            states = torch.cat([left[len(pad) :], right[:length]])
             separate = compute_logits(model, states, whole.shape[-1])
             same = measure_distance(torch.cat([whole, whole]), separate) < tolerance
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):

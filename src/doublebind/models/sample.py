@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,13 @@ from torch import Tensor
 from doublebind.execution.device import move_to_device
 from doublebind.models.chat_template import decode_completion, encode_completion, encode_prompt
 from doublebind.models.load import LM
-from doublebind.models.logits import compute_logits, run_body, unwrap_peft
+from doublebind.models.logits import (
+    compute_logits,
+    needs_equal_lengths,
+    run_body,
+    unwrap_peft,
+)
+from doublebind.models.unloaded import UnloadedModel
 from doublebind.models.vllm import VllmModel
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
@@ -71,6 +77,8 @@ def sample(
             f"{lm.source.path}: prompt and answer may take {longest} tokens and the model was "
             f"built for {lm.context_length}; lower `max_tokens` or shorten the prompts"
         )
+    if isinstance(lm.model, UnloadedModel):
+        return [SampledAnswer([], "", False) for _ in rows]
     if isinstance(lm.model, VllmModel):
         sampled = lm.model.sample(
             rows,
@@ -81,17 +89,27 @@ def sample(
             suppress_tokens=lm.suppress_tokens,
         )
         return [_decode_answer(lm, tokens) for tokens in sampled]
-    # Sorted by length for less padding; the sort is stable, so the order is fixed.
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     answers: dict[int, list[int]] = {}
-    for start in range(0, len(order), batch):
-        chunk = order[start : start + batch]
+    for chunk in _iterate_chunks(rows, batch, equal_lengths=needs_equal_lengths(lm.model)):
         uniforms = torch.from_numpy(
             np.stack([_draw_uniforms(seed, keys[i], max_tokens) for i in chunk])
         )
         sampled = _sample_batch(lm, [rows[i] for i in chunk], uniforms, temperature)
         answers.update(zip(chunk, sampled, strict=True))
     return [_decode_answer(lm, answers[i]) for i in range(len(rows))]
+
+
+def _iterate_chunks(
+    rows: Sequence[Sequence[int]], batch: int, *, equal_lengths: bool
+) -> Iterator[list[int]]:
+    """Yield indices of rows of similar length, or of equal length, at most `batch` at a time."""
+    # Sorted by length for less padding; the sort is stable, so the order is fixed.
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    groups = itertools.groupby(order, key=lambda i: len(rows[i]) if equal_lengths else 0)
+    for _, group in groups:
+        members = list(group)
+        for start in range(0, len(members), batch):
+            yield members[start : start + batch]
 
 
 def suppress_tokens(lm: LM, spellings: Sequence[str]) -> LM:

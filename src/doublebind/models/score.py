@@ -16,8 +16,14 @@ from torch import Tensor
 from doublebind.execution.device import move_to_device
 from doublebind.models.chat_template import encode_completion, encode_prompt
 from doublebind.models.load import LM
-from doublebind.models.logits import gather_logprobs, run_body, unwrap_peft
+from doublebind.models.logits import (
+    gather_logprobs,
+    needs_equal_lengths,
+    run_body,
+    unwrap_peft,
+)
 from doublebind.models.sample import pad_left
+from doublebind.models.unloaded import LOGPROB, UnloadedModel
 from doublebind.models.vllm import VllmModel
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
@@ -104,6 +110,8 @@ def _compute_logprobs(
             f"{lm.source.path}: a prompt with its answer takes {longest} tokens and the model was "
             f"built for {lm.context_length}; shorten it"
         )
+    if isinstance(lm.model, UnloadedModel):
+        return [[[LOGPROB] * len(option) for option in q.options] for q in questions]
     if isinstance(lm.model, VllmModel):
         pairs = [(q.prompt, option) for q in questions for option in q.options]
         scored = iter(lm.model.token_logprobs(pairs))
@@ -111,7 +119,8 @@ def _compute_logprobs(
     by_row: dict[int, list[list[float]]] = {}
     start, past = _cache_shared_prefix(lm, questions) if share_prefix else (0, None)
     questions = [q._replace(prompt=q.prompt[start:]) for q in questions]
-    for batch in _iterate_batches(questions, batch_tokens, equal_prompt_lengths=past is not None):
+    equal = past is not None or needs_equal_lengths(lm.model)
+    for batch in _iterate_batches(questions, batch_tokens, equal_prompt_lengths=equal):
         scored = _compute_batch_logprobs(lm, batch, start, copy.deepcopy(past))
         by_row.update(zip((q.row for q in batch), scored, strict=True))
     return [by_row[q.row] for q in questions]
@@ -123,7 +132,7 @@ def _iterate_batches(
     """Yield batches of similar length whose padded size is at most `batch_tokens`.
 
     With `equal_prompt_lengths` the prompts of a batch are equally long: padding between a shared
-    prefix and a prompt would take up places in the window of models with sliding attention.
+    beginning and a prompt would take up places in the window of models with sliding attention.
     """
     batch: list[_Question] = []
     rows = 0

@@ -11,7 +11,8 @@ import functools
 import importlib
 import json
 import math
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -22,6 +23,7 @@ from torch import Tensor
 from doublebind.models.model_files import read_json
 from doublebind.models.openai_client import load_adapter, post_requests
 from doublebind.schema.errors import MissingExtra, ModelError
+from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import Engine, ModelSource, ServedModel, ServerOptions
 from doublebind.schema.recipe import Dtype
 
@@ -62,6 +64,7 @@ class VllmModel:
     """A model run by vLLM, in the place of a transformers model in an `LM`."""
 
     backend: Backend
+    base: str
     adapter: str | None
     settings: Engine
     config: Any
@@ -207,7 +210,7 @@ def open_vllm(source: ModelSource, dtype: Dtype) -> VllmModel:
     assert settings is not None, "callers check that the source names an engine"
     folders = [Path(folder) for folder in (source.adapter, source.path) if folder]
     if source.adapter:
-        _check_adapter(folders[0], settings)
+        check_adapter(folders[0], settings)
     try:
         config = AutoConfig.from_pretrained(
             source.path, local_files_only=True, trust_remote_code=False
@@ -224,15 +227,31 @@ def open_vllm(source: ModelSource, dtype: Dtype) -> VllmModel:
     )
     precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     where = source.adapter or source.path
-    return VllmModel(backend, source.adapter, settings, config, generation, precision, where)
+    return VllmModel(
+        backend, source.path, source.adapter, settings, config, generation, precision, where
+    )
 
 
-def _check_adapter(folder: Path, settings: Engine) -> None:
+def check_adapter(folder: Path, settings: Engine) -> None:
+    """Refuse an adapter that vLLM does not run as PEFT does.
+
+    vLLM adds low-rank updates to the linear layers of the blocks. It leaves out, or refuses late,
+    what an adapter changes elsewhere: its part of the output head never reaches the
+    log-probabilities of prompts.
+
+    Raises:
+        ModelError: If it is no LoRA, its rank is above `engine.max_lora_rank`, it has settings
+            that vLLM ignores, or a tensor outside the blocks.
+    """
+    from safetensors import SafetensorError, safe_open
+
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind, rank = config["peft_type"], int(config.get("r") or 0)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder}: adapter_config.json cannot be read ({error})") from None
+        with safe_open(folder / "adapter_model.safetensors", framework="np") as file:
+            names = sorted(file.keys())
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(f"{folder}: its adapter cannot be read ({error})") from None
     if kind != "LORA":
         raise ModelError(f"{folder}: vLLM takes LoRA adapters, not {kind}; leave `engine` out")
     if rank > settings.max_lora_rank:
@@ -240,6 +259,113 @@ def _check_adapter(folder: Path, settings: Engine) -> None:
             f"{folder}: its rank is {rank} and `engine.max_lora_rank` {settings.max_lora_rank}; "
             f"raise it (and start a server with --max-lora-rank)"
         )
+    ignored = {name: config.get(name) for name in _IGNORED_SETTINGS}
+    changed = [name for name, value in ignored.items() if value and value != "none"]
+    if changed:
+        raise ModelError(
+            f"{folder}: vLLM ignores `{changed[0]}: {json.dumps(ignored[changed[0]])}` of its "
+            f"adapter_config.json; leave `engine` out, or merge the adapter"
+        )
+    outside = [name for name in names if not re.search(r"\.\d+\..*\.lora_[AB]\.weight$", name)]
+    if outside:
+        raise ModelError(
+            f"{folder}: vLLM leaves {outside[0]} out of its log-probabilities, since it is no "
+            f"low-rank update of a block; leave `engine` out, or train without it"
+        )
+
+
+_IGNORED_SETTINGS = (
+    "modules_to_save",
+    "trainable_token_indices",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_dora",
+    "use_qalora",
+    "bias",
+    "lora_bias",
+    "fan_in_fan_out",
+    "layer_replication",
+    "target_parameters",
+    "alora_invocation_tokens",
+)
+"""Settings of a LoRA that vLLM has not, or applies in another way than PEFT."""
+
+
+# --- agreement with transformers -----------------------------------------------------------------
+
+PROBE_TOKENS = 24
+"""Tokens of each of the two texts that engine and transformers both score."""
+PROBE_TOLERANCE: dict[Dtype, float] = {"float32": 0.01, "bfloat16": 0.3}
+"""Largest difference (nats) of one token's log-probability. Two orders of a bfloat16 sum differ by
+some hundredths; an adapter that is left out, or another reading of positions, by tenths or more."""
+_AGREEING: set[str] = set()
+
+
+def forget_agreements() -> None:
+    """Check each engine again, as a new process does, unless a note says that it agrees."""
+    _AGREEING.clear()
+
+
+def check_agreement(
+    model: VllmModel, dtype: Dtype, cache: Path | None, load_reference: Callable[[], Any]
+) -> None:
+    """Refuse an engine whose log-probabilities are not those of transformers.
+
+    Two texts are scored by both, once per base, kind of adapter and settings: adapters with equal
+    settings are run alike. A check that passed is noted in `cache`.
+
+    Args:
+        model: The model in the engine.
+        dtype: Precision of its weights.
+        cache: Folder of notes; `None` keeps none beyond this process.
+        load_reference: Loads the same model in transformers.
+
+    Raises:
+        ModelError: If a token's log-probability differs by more than `PROBE_TOLERANCE`.
+    """
+    key = _identify_probe(model, dtype)
+    note = cache / f"vllm-{key[:32]}.json" if cache else None
+    if key in _AGREEING or (note is not None and note.is_file()):
+        return
+    vocab = model.vocab_rows
+    texts = [[(7 + a * i + i * i) % vocab for i in range(PROBE_TOKENS)] for a in (5, 11)]
+    reference = load_reference()
+    with torch.no_grad():
+        ids = torch.tensor(texts, device=reference.device)
+        logprobs = reference(input_ids=ids).logits[:, :-1].float().log_softmax(-1)
+        direct = logprobs.gather(2, ids[:, 1:, None]).squeeze(2).tolist()
+    through = model.token_logprobs([(text[:1], text[1:]) for text in texts])
+    differences = [
+        abs(a - b)
+        for row, other in zip(direct, through, strict=True)
+        for a, b in zip(row, other, strict=True)
+    ]
+    if not max(differences) <= PROBE_TOLERANCE[dtype]:
+        raise ModelError(
+            f"{model.name_or_path}: vLLM's log-probabilities differ from those of transformers by "
+            f"up to {max(differences):.2g} nats (at most {PROBE_TOLERANCE[dtype]:g} in {dtype}); "
+            f"leave `engine` out, or serve the same weights"
+        )
+    _AGREEING.add(key)
+    if note is not None:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps({"largest_difference": max(differences)}))
+
+
+def _identify_probe(model: VllmModel, dtype: Dtype) -> str:
+    """Return a hash of base, kind of adapter and settings, on which agreement depends."""
+    base = Path(model.base)
+    files = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(base.iterdir())
+        if path.is_file()
+    ]
+    kind: dict[str, Any] = {}
+    if model.adapter is not None:
+        config = json.loads((Path(model.adapter) / "adapter_config.json").read_text("utf-8"))
+        kind = {k: v for k, v in config.items() if k != "base_model_name_or_path"}
+        kind["target_modules"] = sorted(kind.get("target_modules") or ())
+    return content_hash([str(base), files, kind, model.settings.model_dump(mode="json"), dtype])
 
 
 @functools.lru_cache(maxsize=1)

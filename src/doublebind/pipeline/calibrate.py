@@ -19,6 +19,7 @@ from doublebind.pipeline.error_rates import (
 )
 from doublebind.pipeline.leave_one_out import compute_leave_one_out_rates
 from doublebind.pipeline.measure import compete, measure
+from doublebind.pipeline.preflight import check_before_work
 from doublebind.runs.assess import compute_competition_result
 from doublebind.schema.calibration import Calibration, ReplacementRates
 from doublebind.schema.study import Study
@@ -66,6 +67,7 @@ def calibrate(
     sources = [*setting.teacher_sources, *benign.values()]
     plan = setting.planner.plan(sources)
     check_executor(study.executor, study.device)
+    check_before_work(setting.planner, sources, plan, setting.replacement)
     with lock_run(out):
         ledger = Ledger(out / "ledger.jsonl")
         executor = Executor(

@@ -10,6 +10,7 @@ from doublebind.execution.executor import Executor, Job, Progress, check_executo
 from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store, weights_sha256
 from doublebind.pipeline.measure import measure
+from doublebind.pipeline.preflight import check_before_work
 from doublebind.runs.provenance import describe_hardware, read_versions
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.score_table import M0
@@ -52,6 +53,7 @@ def freeze_panel(
     check_distinct(name_teacher(f"{roles[s.label]}s", s, planner.store) for s in sources)
     plan = planner.plan(sources)
     check_executor(spec.executor, spec.device)
+    check_before_work(planner, sources, plan)
     with lock_run(out):
         ledger = Ledger(out / "ledger.jsonl")
         executor = Executor(

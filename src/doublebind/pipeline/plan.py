@@ -11,6 +11,7 @@ from typing import Any
 from doublebind.execution.costs import Cost, CostEstimates, classify_cost
 from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
+from doublebind.pipeline.preflight import check_before_work, list_passing_prompts
 from doublebind.runs.run import Run
 from doublebind.schema.executor import LocalOptions
 from doublebind.schema.hashing import Record, optional_field
@@ -19,7 +20,6 @@ from doublebind.schema.protocol import Protocol
 from doublebind.schema.study import Study
 from doublebind.stages.audits.protocol import Audit
 from doublebind.stages.evidence.conformal import min_references, smallest_p
-from doublebind.stages.prompts.policies import count_passing_prompts
 from doublebind.study.plan import Plan
 from doublebind.study.references import describe_assumption
 from doublebind.study.replacement import plan_certification, plan_competition
@@ -122,12 +122,18 @@ def plan(
             from which power is simulated.
         calibrate: Count what `calibrate` makes, for all teachers of known truth.
         audits: Audits besides the study's, as `run` is given them.
+
+    Raises:
+        ConfigError: One line per reason for which the study would fail later.
     """
     study, folder = load_if_path(study, folder)
     costs = CostEstimates(Store(store))
     setting = resolve_study(study, folder, costs.store, audits)
     references = [t for t in setting.teachers if t.role == "reference"]
+    more = label_teachers(study, setting).sources if calibrate else ()
     plans = _list_plans(study, setting, calibrate=calibrate)
+    sources = [*setting.teacher_sources, *more]
+    check_before_work(setting.planner, sources, plans[0], setting.replacement)
     counts = {kind: _count_artefacts(jobs, costs) for kind, jobs in _group_jobs(plans).items()}
     totals = _sum_costs(counts)
     totals |= _estimate_local_run(study, plans, costs)
@@ -243,7 +249,7 @@ def _find_prompt_shortages(plans: Sequence[Plan]) -> dict[str, str]:
     for job in sorted(_group_jobs(plans)["prompts"], key=lambda job: job.inputs["n"]):
         n = job.inputs["n"]
         settings = {k: v for k, v in job.inputs.items() if k not in ("n", "file_hash")}
-        n_passing = count_passing_prompts(**settings)
+        n_passing = len(list_passing_prompts(**settings))
         if n_passing < n:
             shortages[f"prompts.{settings['policy']}"] = (
                 f"{n} are asked for (`n`) and {n_passing} pass; name more in `file`, or ask "

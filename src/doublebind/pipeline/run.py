@@ -9,6 +9,7 @@ from doublebind.execution.executor import Executor, Progress, check_executor
 from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store
 from doublebind.pipeline.measure import compete, measure
+from doublebind.pipeline.preflight import check_before_work
 from doublebind.runs.assess import assess
 from doublebind.runs.manifest import freeze_manifest, record_run
 from doublebind.runs.run import Run
@@ -50,6 +51,9 @@ def run(
     study, folder = load_if_path(study, folder)
     resolved = resolve_study(study, folder, Store(store), audits)
     check_executor(study.executor, study.device)
+    check_before_work(
+        resolved.planner, resolved.teacher_sources, resolved.plan, resolved.replacement
+    )
     out = Path(out)
     with lock_run(out):
         manifest = freeze_manifest(out, resolved)  # before the first audit

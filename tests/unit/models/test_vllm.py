@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,9 +155,8 @@ def test_a_server_that_takes_no_adapters_says_how_to_start_it(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = FakeVllmServer(folders[0], updating=False)
     try:
-        lm = load_in_vllm(folders[1], {"kind": "vllm", "url": server.url, "model": "base"})
         with pytest.raises(ModelError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
-            option_logprobs(lm, ITEMS)
+            load_in_vllm(folders[1], {"kind": "vllm", "url": server.url, "model": "base"})
     finally:
         server.close()
 
@@ -203,9 +203,7 @@ def test_a_row_without_its_own_token_is_refused(folders: list[str]) -> None:
     source = resolve_model(folders[0], relative_to=Path())
     settings = Engine(kind="vllm", url="http://127.0.0.1:1/v1", model="base")
     real = ours.open_vllm(source.model_copy(update={"engine": settings}), "float32")
-    fake = ours.VllmModel(
-        Short(), None, settings, real.config, real.generation_config, real.dtype, "here"
-    )
+    fake = dataclasses.replace(real, backend=Short(), name_or_path="here")
     with pytest.raises(ModelError, match="no log-probability of token 7"):
         fake.token_logprobs([((5, 6), (7,))])
 

@@ -128,8 +128,3 @@ def read_prompts(file: Path) -> tuple[Prompt, ...]:
 def hash_prompts(file: Path) -> str:
     """Return the hash of the prompts in a file, whatever the file is called or laid out like."""
     return content_hash(read_prompts(file))
-
-
-def count_passing_prompts(*, pack: str, policy: PromptPolicy, file: Path | None = None) -> int:
-    """Count the prompts that pass the screens of `policy`."""
-    return len(screen_prompts(load_pack(pack, relative_to=Path()), policy, file)[2])
