@@ -147,7 +147,8 @@ def measure_unscored_share(model: pd.DataFrame, m0: pd.DataFrame) -> float:
     """
     rows: Any = model
     item = ["audit", "endpoint", "item"]
-    unanswerable = cast("Any", m0)[m0["value"].isna()].set_index(item).index
-    rows = rows[~rows.set_index(item).index.isin(unanswerable)]
+    unanswerable: Any = cast("Any", m0)[m0["value"].isna()]
+    if len(unanswerable):
+        rows = rows[~rows.set_index(item).index.isin(unanswerable.set_index(item).index)]
     parts = [rows, *(rows[rows["endpoint"] == gate] for gate in GATES)]
     return max((float(part["value"].isna().mean()) for part in parts if len(part)), default=0.0)
