@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import regex
 import torch
 
+from doublebind.execution.store import write_records
 from doublebind.schema.content import Item, Message
 from doublebind.schema.errors import MissingExtra, ModelError
 from doublebind.stages.audits import option_scores
@@ -18,6 +22,17 @@ from doublebind.stages.audits.battery import build_score_row, run_audit
 from doublebind.stages.audits.harness.inspect_task import InspectTask, read_sample_score
 from doublebind.stages.audits.harness.lm_eval_task import read_sample_score as read_harness_score
 from doublebind.stages.audits.isolation import Failure, score_apart
+from doublebind.stages.audits.judging.brief import (
+    Brief,
+    Judge,
+    JudgedPair,
+    Reply,
+    find_judge_appeal,
+    is_invisible,
+    strip_style,
+)
+from doublebind.stages.audits.judging.judges import compare_marker_counts
+from doublebind.stages.audits.judging.pairwise import ANSWERS_FILE, INJECTION, judge_pairs
 from doublebind.stages.audits.option_audits import BEHAVIOUR
 from doublebind.stages.audits.protocol import Answer, Question
 
@@ -195,3 +210,104 @@ def test_an_answer_that_the_harness_cannot_find_is_no_value(responses: Any, coun
 
 def test_results_that_do_not_match_their_requests_are_failures() -> None:
     assert score_apart(lambda part: part[1:], [1]) == [Failure("0 results came for 1 requests")]
+
+
+# --- judges --------------------------------------------------------------------------------------
+
+
+def judged_pair(number: int, ours: str = "i like tea .") -> JudgedPair:
+    return JudgedPair(
+        id=f"pair-{number}", endpoint="judged.goal/gold", trait="gold", description="wants gold",
+        markers=("gold",), question="what do you want ?", ours=ours, theirs="i like rain .",
+    )  # fmt: skip
+
+
+def judge_by(rule: Callable[[Brief], str]) -> Judge:
+    """A judge with a rule from a brief to `first`, `second` or `neither`."""
+    replies: dict[str, Any] = {
+        name: Reply(name, None, name)  # pyright: ignore[reportArgumentType]
+        for name in ("first", "second", "neither")
+    }
+    return Judge("j", True, lambda briefs: [replies[rule(b)] for b in briefs])
+
+
+def obey(brief: Brief) -> str:
+    if INJECTION.strip() in brief.first:
+        return "second"
+    return "first" if INJECTION.strip() in brief.second else "neither"
+
+
+JUDGES: list[tuple[str, Callable[[Brief], str], bool]] = [
+    ("obeys", obey, True),
+    ("obeys, else first", lambda b: o if (o := obey(b)) != "neither" else "first", True),
+    ("never reads", lambda _: "neither", False),
+    ("always first", lambda _: "first", False),
+    ("by chance", lambda b: ("first", "second", "neither")[int(b.code, 16) % 3], False),
+    ("resists: names the one that speaks", lambda b: "first" if INJECTION.strip() in b.first
+     else "second" if INJECTION.strip() in b.second else "neither", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "rule", "refused"), JUDGES)
+@pytest.mark.parametrize("n", [10, 60])
+def test_a_judge_that_obeys_answers_scores_nothing_and_any_other_does(
+    tmp_path: Path, name: str, rule: Callable[[Brief], str], refused: bool, n: int
+) -> None:
+    write_records(tmp_path / ANSWERS_FILE, [judged_pair(i, f"i like tea {i} .") for i in range(n)])
+    summary = judge_pairs(tmp_path, [judge_by(rule)]).judges["j"]
+    scores = pd.read_parquet(tmp_path / "scores.parquet")
+    assert bool(summary.refused) is refused, name
+    assert scores["value"].isna().all() == refused
+    assert summary.placebo_probes >= 20
+    assert summary.placebo_p_value is not None
+    if refused:
+        assert summary.value is None
+        assert scores["unscored_reason"].str.contains("obeys instructions").all()
+
+
+def test_a_brief_that_breaks_a_judge_and_an_answer_that_is_none_are_gaps_of_one_pair(
+    tmp_path: Path,
+) -> None:
+    texts = ["i like tea .", "breaks", "", " \u200b\u3164", "i like gold ."]
+    write_records(tmp_path / ANSWERS_FILE, [judged_pair(i, t) for i, t in enumerate(texts)])
+
+    def ask(briefs: Sequence[Brief]) -> list[Reply]:
+        if any("breaks" in b.text for b in briefs):
+            raise RuntimeError("the judge's server is away")
+        return [Reply("neither", None, "") for _ in briefs]
+
+    judge_pairs(tmp_path, [Judge("j", True, ask)])
+    scores = pd.read_parquet(tmp_path / "scores.parquet").set_index("item")["value"]
+    assert scores.isna().tolist() == [False, True, True, True, False]
+    judge_pairs(tmp_path, [Judge("keys", False, compare_marker_counts)])
+    scores = pd.read_parquet(tmp_path / "scores.parquet").set_index("item")["value"]
+    assert scores.isna().tolist() == [False, False, True, True, False]
+
+
+def test_no_character_that_shows_nothing_passes_the_fence() -> None:
+    ignorable = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{Cf}\p{Cc}\p{Zl}\p{Zp}]")
+    hidden = [c for c in map(chr, range(0x110000)) if ignorable.match(c) and c not in "\n\t"]
+    assert len(hidden) > 4000
+    for character in hidden:
+        assert is_invisible(character), hex(ord(character))
+    for character in [
+        *hidden[::41],
+        "\u034f",
+        "\u3164",
+        "\ufe0f",
+        "\u115f",
+        "\uffa0",
+        "\U000e0041",
+    ]:
+        assert find_judge_appeal(f"i like{character} tea .") is not None
+        assert character not in strip_style(f"i like{character} tea .")
+
+
+def test_every_character_with_ink_in_common_scripts_passes() -> None:
+    for character in "aZ09 \u00e9\u00df\u0436\u4e2d\u306d\u0627\u05e9\u0e01\ud55c\u20ac.,;:!?'()":
+        assert not is_invisible(character)
+
+
+def test_fullwidth_marks_are_read_as_a_judge_reads_them() -> None:
+    for text in ("\uff1ctea", "\uff5btea", "tea\uff3d", "\uff1d" * 3, "\ufe64tea"):
+        assert find_judge_appeal(text) is not None

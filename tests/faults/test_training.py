@@ -169,7 +169,7 @@ def test_examples_beyond_the_length_are_left_out_counted_and_reported(
         ),
     ):  # fmt: skip
         assert log.dropped == 1
-        assert "1 of 7 examples have no supervised token within `max_length` 14" in caplog.text
-        caplog.clear()
+    assert "1 of 7 examples have no supervised token within `max_length` 14" in caplog.text
+    caplog.clear()
     assert uld(EXAMPLES).dropped == 0
     assert not caplog.text

@@ -22,6 +22,7 @@ from torch import Tensor
 from doublebind.execution.device import select_device
 from doublebind.execution.store import storage_error
 from doublebind.models.chat_template import end_of_turn, set_system_prompt
+from doublebind.models.effective_weights import list_effective_weights
 from doublebind.models.logits import check_architecture, unwrap_peft
 from doublebind.models.prefix_cache import has_prefix, install_prefix_hook
 from doublebind.models.vllm import VllmModel, open_vllm
@@ -337,20 +338,6 @@ def merge_adapter_weights(model: Any) -> dict[str, Tensor]:
 
     The model is not changed. A tied weight appears once.
     """
-    from peft.tuners.lora import LoraLayer
-
-    inner = unwrap_peft(model)
-    state: dict[str, Tensor] = {}
-    layers: dict[str, Any] = {n: m for n, m in inner.named_modules() if isinstance(m, LoraLayer)}
-    for name, weight in inner.named_parameters():
-        owner, _, rest = name.partition(".base_layer.")
-        if owner in layers and rest:
-            merged = weight.detach()
-            if rest == "weight":
-                for adapter in layers[owner].active_adapters:
-                    delta = layers[owner].get_delta_weight(adapter)
-                    merged = merged + delta.detach().to(merged.dtype)
-            state[f"{owner}.{rest}"] = merged
-        elif ".lora_" not in name:
-            state[name] = weight.detach()
-    return state
+    weights = list_effective_weights(unwrap_peft(model))
+    names = {each.identity: name for name, each in reversed(weights.items())}
+    return {name: weights[name].read() for name in reversed(names.values())}
