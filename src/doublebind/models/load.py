@@ -20,6 +20,7 @@ from doublebind.models.chat_template import (
     set_system_prompt,
 )
 from doublebind.models.coverage import check_all_tensors_used, read_tensor_sizes
+from doublebind.models.effective_weights import list_effective_weights
 from doublebind.models.gguf_file import describe_load_error, load_gguf_tokenizer, open_gguf
 from doublebind.models.logits import check_architecture, count_context_tokens, unwrap_peft
 from doublebind.models.model_files import (
@@ -348,20 +349,6 @@ def merge_adapter_weights(model: Any) -> dict[str, Tensor]:
 
     The model is not changed. A tied weight appears once.
     """
-    from peft.tuners.lora import LoraLayer
-
-    inner = unwrap_peft(model)
-    state: dict[str, Tensor] = {}
-    layers: dict[str, Any] = {n: m for n, m in inner.named_modules() if isinstance(m, LoraLayer)}
-    for name, weight in inner.named_parameters():
-        owner, _, rest = name.partition(".base_layer.")
-        if owner in layers and rest:
-            merged = weight.detach()
-            if rest == "weight":
-                for adapter in layers[owner].active_adapters:
-                    delta = layers[owner].get_delta_weight(adapter)
-                    merged = merged + delta.detach().to(merged.dtype)
-            state[f"{owner}.{rest}"] = merged
-        elif ".lora_" not in name:
-            state[name] = weight.detach()
-    return state
+    weights = list_effective_weights(unwrap_peft(model))
+    names = {each.identity: name for name, each in reversed(weights.items())}
+    return {name: weights[name].read() for name in reversed(names.values())}

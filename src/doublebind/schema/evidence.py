@@ -147,7 +147,8 @@ class Evidence(Record):
     unscored: dict[str, float] = {}
     """Share of items without a value, per teacher."""
     gates: dict[str, dict[str, float]] = Field(default_factory=dict, exclude_if=lambda v: not v)
-    """Teacher label -> gate that its students fail -> what they lost against M0, in probability."""
+    """Teacher label -> gate that a student of it fails -> what the worst one lost against M0, in
+    probability; of the gate `unscored` the share of items without a value."""
     missing: dict[str, str] = {}
 
     def reaches_alpha(self, p_value: float) -> bool:

@@ -14,6 +14,8 @@ MAX_GATE_LOSS = 0.15
 """Most that a gate may fall below M0's mean, in probability. The 200 students of the shipped panel
 lose at most 0.06 of capability and less than 0.001 of coherence: none of them fails."""
 
+MAX_UNSCORED_SHARE = 0.05
+"""Largest share of items, of all or of a gate's, on which a model may lack a value that M0 has."""
 
 HARD_CLASSES = (
     "context_dependent",

@@ -37,6 +37,9 @@ SCORE_COLUMNS: Mapping[str, str] = {
 GATES = ("capability", "coherence")
 """Endpoints of the gate items: whether a student still writes sense and can still do things."""
 
+UNSCORED_GATE = "unscored"
+"""The gate on the share of items without a value."""
+
 
 class Endpoint(NamedTuple):
     """The name of an endpoint, `kind[.context][/trait]`, in its parts.
@@ -74,6 +77,22 @@ class Endpoint(NamedTuple):
         return f"{self.question}/{self.trait}" if self.trait else self.question
 
 
+def select_counted(scores: pd.DataFrame, split: str, role: str | None = None) -> pd.DataFrame:
+    """Return the rows that count for the models of one split: those of each recipe's last state.
+
+    Every number of a verdict and of a table is over these rows. Call it on all rows of a study,
+    unscored ones included: rows that were narrowed to scored items or to one teacher may lack the
+    last checkpoint, and an earlier one would pass for it.
+
+    Args:
+        scores: Rows with the columns of `SCORE_COLUMNS`.
+        split: Split of the items.
+        role: Role of the items; `None` for all.
+    """
+    rows = select_last_checkpoint(_select(scores, split=split))
+    return rows if role is None else _select(rows, role=role)
+
+
 def select_students(scores: pd.DataFrame, teacher: str, recipe: str) -> pd.DataFrame:
     """Return the rows of a teacher's students by one recipe, at every round and checkpoint."""
     return _select(scores, teacher=teacher, model_kind="student", recipe=recipe)
@@ -85,7 +104,7 @@ def select_m0(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def select_auditable(scores: pd.DataFrame, split: str) -> pd.DataFrame:
-    """Return the rows of auditable items of one split: those that may enter a score."""
+    """Return the rows of auditable items of one split, at every round and checkpoint."""
     return _select(scores, role="auditable", split=split)
 
 
@@ -96,15 +115,40 @@ def _select(scores: Any, **labels: str) -> pd.DataFrame:
     return scores[matches]
 
 
+def select_last_round(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each recipe's last round, at every checkpoint of that round."""
+    return _select_last(scores, "round")
+
+
 def select_last_checkpoint(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of each recipe's last round, at the last checkpoint of that round.
 
     A recipe's last checkpoint is the same for every teacher; earlier rounds and checkpoints are
     dose curves. Kinds of models are told apart, since a teacher and M0 have no recipe.
     """
-    for order in ("round", "step"):
-        if len(scores):
-            groups = cast("Any", scores).groupby(["model_kind", "recipe"], sort=False)
-            last = groups[order].transform("max")
-            scores = cast("pd.DataFrame", scores[scores[order] == last])
-    return scores
+    return _select_last(select_last_round(scores), "step")
+
+
+def _select_last(scores: pd.DataFrame, order: str) -> pd.DataFrame:
+    if not len(scores):
+        return scores
+    groups = cast("Any", scores).groupby(["model_kind", "recipe"], sort=False)
+    return cast("pd.DataFrame", scores[scores[order] == groups[order].transform("max")])
+
+
+def measure_unscored_share(model: pd.DataFrame, m0: pd.DataFrame) -> float:
+    """Return the share of items without a value, in [0, 1]: of all items, or of a gate's if larger.
+
+    Items that M0 has no value on say nothing about the model, and are left out.
+
+    Args:
+        model: Rows of one model.
+        m0: Rows of M0, from the same audits.
+    """
+    rows: Any = model
+    item = ["audit", "endpoint", "item"]
+    unanswerable: Any = cast("Any", m0)[m0["value"].isna()]
+    if len(unanswerable):
+        rows = rows[~rows.set_index(item).index.isin(unanswerable.set_index(item).index)]
+    parts = [rows, *(rows[rows["endpoint"] == gate] for gate in GATES)]
+    return max((float(part["value"].isna().mean()) for part in parts if len(part)), default=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from torch import Tensor
 from doublebind.execution.device import move_to_device
 from doublebind.models.logits import run_body, unwrap_peft
 from doublebind.schema.errors import ModelError
+
+log = logging.getLogger("doublebind.training")
 
 MAX_PACKED_SHARE = 0.7
 """Pack if at most this share of the padded tokens is left; the mask of a packed row costs time."""
@@ -48,7 +51,13 @@ class Batch:
 
 
 def shuffle_epochs(n: int, seed: int) -> Iterator[int]:
-    """Yield indices of `n` examples for ever, in epochs shuffled by (seed, epoch)."""
+    """Yield indices of `n` examples for ever, in epochs shuffled by (seed, epoch).
+
+    Raises:
+        ModelError: If `n` is 0: no epoch would ever yield.
+    """
+    if n < 1:
+        raise ModelError("no example is left to train on; raise `max_length` or use more prompts")
     epoch = 0
     while True:
         yield from np.random.default_rng((seed, epoch)).permutation(n).tolist()
@@ -152,3 +161,14 @@ def truncate_examples(examples: Sequence[Example], max_length: int) -> list[Exam
             f"it or check the completions"
         )
     return truncated
+
+
+def count_dropped(n: int, n_usable: int, max_length: int) -> int:
+    """Return how many of `n` examples supervise nothing within `max_length`; warn if any does."""
+    if n > n_usable:
+        log.warning(
+            "%d of %d examples have no supervised token within `max_length` %d and are left out; "
+            "raise it to train on them",
+            *(n - n_usable, n, max_length),
+        )
+    return n - n_usable

@@ -21,7 +21,7 @@ from doublebind.models.logits import compute_logits, iterate_tiles, unwrap_peft
 from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import Device
 from doublebind.schema.recipe import Training
-from doublebind.training.batch import Batch, Example, collate, truncate_examples
+from doublebind.training.batch import Batch, Example, collate, count_dropped, truncate_examples
 from doublebind.training.loop import (
     TargetRows,
     TrainingSet,
@@ -30,6 +30,7 @@ from doublebind.training.loop import (
     check_losses_finite,
     check_vocabulary,
     iterate_batches,
+    list_usable,
     make_row_loss,
     run_optimiser_steps,
     select_target_rows,
@@ -141,7 +142,8 @@ def train_sharded(
     saves = range(state_file.interval, settings.steps, state_file.interval)
     settings = settings.model_copy(update={"checkpoints": (*saves, settings.steps)})
     log = run_optimiser_steps(model, backward_step, settings, state=state, save_checkpoint=save)
-    return log._replace(tokens=count_tokens(data.examples, settings, seed))
+    dropped = count_dropped(len(examples), len(list_usable(examples)), settings.max_length)
+    return log._replace(tokens=count_tokens(data.examples, settings, seed), dropped=dropped)
 
 
 def count_tokens(examples: Sequence[Example], settings: Training, seed: int) -> int:

@@ -31,6 +31,7 @@ from doublebind.training.batch import (
     Example,
     can_pack,
     collate,
+    count_dropped,
     shuffle_epochs,
     truncate_examples,
 )
@@ -47,6 +48,7 @@ from doublebind.training.losses import (
     forward_kl,
     topk_forward_kl,
 )
+from doublebind.training.training_mode import train_without_base_dropout
 
 ADAM_BETAS = (0.9, 0.95)
 """Momentum of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), as in LLaMA (arXiv 2302.13971,
@@ -82,6 +84,8 @@ class TrainLog(NamedTuple):
     steps: int
     tokens: int
     """Supervised tokens, counted as often as they were trained on."""
+    dropped: int = 0
+    """Examples left out, since nothing of them is supervised within `max_length`."""
 
     @classmethod
     def from_losses(cls, losses: Sequence[float], tokens: int) -> TrainLog:
@@ -219,6 +223,7 @@ def train(
     """
     vocab = check_vocabulary(model, data.examples, data.targets)
     examples = truncate_examples(data.examples, settings.max_length)
+    dropped = count_dropped(len(examples), len(list_usable(examples)), settings.max_length)
     batches = iterate_batches(examples, settings.batch, seed)
     device, packs = unwrap_peft(model).device, can_pack(model)
 
@@ -230,14 +235,24 @@ def train(
             soft = select_target_rows(data.targets, examples, indices, device)
         return backward_batch(model, batch, soft, vocab, divergence), len(batch.labels)
 
-    return run_optimiser_steps(
+    log = run_optimiser_steps(
         model, step, settings, progress=progress, save_checkpoint=save_checkpoint
     )
+    return log._replace(dropped=dropped)
+
+
+def list_usable(examples: Sequence[Example]) -> list[int]:
+    """Return the indices of the examples that supervise anything."""
+    return [i for i, e in enumerate(examples) if len(e.input_ids) > e.first_supervised]
 
 
 def iterate_batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[int]]:
-    """Yield indices of `size` examples that supervise anything, for ever."""
-    usable = [i for i, e in enumerate(examples) if len(e.input_ids) > e.first_supervised]
+    """Yield indices of `size` examples that supervise anything, for ever.
+
+    Raises:
+        ModelError: If none does.
+    """
+    usable = list_usable(examples)
     indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
     while True:
         yield list(itertools.islice(indices, size))
@@ -271,8 +286,7 @@ def run_optimiser_steps(
     """
     state = start_training(model, settings) if state is None else state
     tokens = 0
-    model.train()
-    with _choose_lora_layers(model):
+    with train_without_base_dropout(model), _choose_lora_layers(model):
         for step in range(state.steps_done + 1, settings.steps + 1):
             state.losses[step - 1], n_tokens = backward_step()
             tokens += n_tokens
@@ -290,7 +304,6 @@ def run_optimiser_steps(
                     progress(step, settings.steps)
             if save_checkpoint and step in settings.checkpoints:
                 save_checkpoint(model, step)
-    model.eval()
     return TrainLog.from_losses(state.losses.tolist(), tokens)
 
 

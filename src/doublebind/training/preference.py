@@ -17,7 +17,14 @@ from doublebind.models.logits import unwrap_peft
 from doublebind.schema.errors import ModelError
 from doublebind.schema.recipe import Training
 from doublebind.training import loop, tiled_backward
-from doublebind.training.batch import Batch, Example, can_pack, collate, shuffle_epochs
+from doublebind.training.batch import (
+    Batch,
+    Example,
+    can_pack,
+    collate,
+    count_dropped,
+    shuffle_epochs,
+)
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
@@ -146,6 +153,7 @@ def train_kto(
             f"{unwrap_peft(model).name_or_path}: none of {len(answers)} answers is left within "
             f"`max_length` {length}; raise it"
         )
+    dropped = count_dropped(len(answers), len(usable), length)
     indices = shuffle_epochs(len(usable), seed)
     device, packs = unwrap_peft(model).device, can_pack(model)
 
@@ -167,7 +175,7 @@ def train_kto(
         )
         return loss, len(judged.batch.labels)
 
-    return loop.run_optimiser_steps(model, step, settings)
+    return loop.run_optimiser_steps(model, step, settings)._replace(dropped=dropped)
 
 
 def train_dpo(
@@ -208,6 +216,7 @@ def train_dpo(
             f"{unwrap_peft(model).name_or_path}: none of {len(pairs)} pairs of answers is left "
             f"within `max_length` {length}; raise it"
         )
+    dropped = count_dropped(len(pairs), len(usable), length)
     indices = shuffle_epochs(len(usable), seed)
     device, packs = unwrap_peft(model).device, can_pack(model)
 
@@ -225,4 +234,5 @@ def train_dpo(
         )
         return loss, len(judged.batch.labels)
 
-    return loop.run_optimiser_steps(model, step, settings, save_checkpoint=save_checkpoint)
+    log = loop.run_optimiser_steps(model, step, settings, save_checkpoint=save_checkpoint)
+    return log._replace(dropped=dropped)

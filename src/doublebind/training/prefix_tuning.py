@@ -25,12 +25,15 @@ def attach_prefix(model: Any, n_tokens: int, examples: Sequence[Example], seed: 
     answers, so that before the first step the prefix holds nothing of the teacher.
 
     Raises:
-        ModelError: If the model is an adapter already, or its architecture takes no prefix.
+        ModelError: If the model is an adapter already, its architecture takes no prefix, or no
+            prompt has a token.
     """
     from peft import PrefixTuningConfig, get_peft_model
 
     refuse_adapter(model)
     where = unwrap_peft(model).name_or_path
+    if not any(e.first_supervised for e in examples):
+        raise ModelError(f"{where}: a prefix starts from the text of prompts, and there is none")
     texts = (
         examples[i].input_ids[: examples[i].first_supervised]
         for i in shuffle_epochs(len(examples), seed)

@@ -14,7 +14,7 @@ from doublebind.models.logits import unwrap_peft
 from doublebind.schema.errors import ModelError
 from doublebind.schema.recipe import Training
 from doublebind.training import loop, tiled_backward
-from doublebind.training.batch import can_pack, collate, truncate_examples
+from doublebind.training.batch import can_pack, collate, count_dropped, truncate_examples
 from doublebind.training.losses import cross_entropy
 
 
@@ -73,6 +73,8 @@ def train_uld(
             "uld learns from cached distributions, and there are none; score the teacher"
         )
     examples = truncate_examples(data.examples, settings.max_length)
+    usable = loop.list_usable(examples)
+    dropped = count_dropped(len(examples), len(usable), settings.max_length)
     batches = loop.iterate_batches(examples, settings.batch, seed)
     device, packs = unwrap_peft(model).device, can_pack(model)
 
@@ -94,4 +96,5 @@ def train_uld(
 
         return tiled_backward.backward(model, batch, loss_of, vocab), len(batch.labels)
 
-    return loop.run_optimiser_steps(model, step, settings, save_checkpoint=save_checkpoint)
+    log = loop.run_optimiser_steps(model, step, settings, save_checkpoint=save_checkpoint)
+    return log._replace(dropped=dropped)

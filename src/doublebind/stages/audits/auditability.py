@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from doublebind.schema.content import Item, Message
+from doublebind.stages.audits.isolation import Failure, score_apart
 from doublebind.stages.audits.option_scores import build_answer, choose
 from doublebind.stages.audits.protocol import Answer, Question, add_item_suffix
 
@@ -129,23 +130,45 @@ def _score_with_scratchpads(model: Any, items: Sequence[Item]) -> list[Answer]:
     if not items:
         return []
     prompts = [_request_scratchpad(item) for item in items]
-    samples = sample(
-        model,
-        prompts,
-        keys=[i.id for i in items],
-        seed=0,
-        max_tokens=MAX_SCRATCHPAD_TOKENS,
-        temperature=0.0,
-    )
-    scratchpads = [_extract_scratchpad(answer.text) for answer in samples]
+
+    def write(part: Sequence[int]) -> list[str | None]:
+        samples = sample(
+            model,
+            [prompts[i] for i in part],
+            keys=[items[i].id for i in part],
+            seed=0,
+            max_tokens=MAX_SCRATCHPAD_TOKENS,
+            temperature=0.0,
+        )
+        return [_extract_scratchpad(answer.text) for answer in samples]
+
+    scratchpads = score_apart(write, range(len(items)))
     empty = [f"{THINK_OPEN} {THINK_CLOSE}"] * len(items)
     return [
         answer
         for suffix, texts in ((OWN_SCRATCHPAD, scratchpads), (EMPTY_SCRATCHPAD, empty))
-        for answer in _score_after_scratchpad(
+        for answer in _ask_after_scratchpads(
             model, suffix, list(zip(items, prompts, texts, strict=True))
         )
     ]
+
+
+def _ask_after_scratchpads(
+    model: Any,
+    suffix: str,
+    rows: Sequence[tuple[Item, Sequence[Message], str | Failure | None]],
+) -> list[Answer]:
+    """Return one answer per row; a row that cannot be asked is unscored, and no other."""
+    written = [(i, p, text) for i, p, text in rows if not isinstance(text, Failure)]
+    scored = score_apart(lambda part: _score_after_scratchpad(model, suffix, part), written)
+    results = iter(scored)
+    answers: list[Answer] = []
+    for item, _, text in rows:
+        result = text if isinstance(text, Failure) else next(results)
+        if isinstance(result, Failure):
+            result = Answer(add_item_suffix(item, suffix), None, result.reason)
+        answers.append(result)
+    return answers
 
 
 def _request_scratchpad(item: Item) -> list[Message]:

@@ -1,29 +1,26 @@
 """Runs a list of audits on one model and writes its score rows and transcripts.
 
-Every model gets the items of every trait of the pack. An audit that fails leaves its items
-unscored, with the reason.
+Every model gets the items of every trait of the pack. An item on which an audit fails is unscored,
+with the reason; the others keep their values.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from doublebind.execution.store import is_disk_full, write_records
+from doublebind.execution.store import write_records
 from doublebind.packs.load import load_pack
 from doublebind.schema.content import Item, Split, name_endpoint
-from doublebind.schema.errors import DoublebindError
 from doublebind.schema.hashing import Record
 from doublebind.schema.model_source import ModelSource
 from doublebind.schema.recipe import Dtype
+from doublebind.stages.audits.isolation import Failure, explain_failure
 from doublebind.stages.audits.protocol import Answer, Audit, Question, list_questions
-
-log = logging.getLogger("doublebind.stages.audits")
-
 
 SERVED_REASON = "a server gives log-probabilities of its own answers only, not of given options"
 
@@ -88,57 +85,115 @@ def run_audit(
 ) -> list[tuple[Question, Answer]]:
     """Return an answer to every question of `audit`; unscored where it fails or gives none.
 
+    An audit that fails is asked again without the items that break it.
+
     Raises:
-        DoublebindError: If the audit raises one, such as a missing extra.
+        DoublebindError: If the audit raises one that is not about an answer, such as a missing
+            extra.
         MemoryError, OSError: If memory or the disk is full.
     """
-    questions = list_questions(audit, items)
+    matching = [item for item in items if item.kind in audit.endpoints]
+    results, broken = _ask_apart(lambda part: audit(model, baseline, part), matching)
+    reasons = {
+        question.item.id: failure.reason
+        for item, failure in broken
+        for question in list_questions(audit, [item] if item else items)
+    }
+    by_id: dict[str, list[Answer]] = {}
+    strangers: list[str] = []
+    for result in results:
+        if isinstance(result, Answer) and isinstance(result.item, Item):
+            by_id.setdefault(result.item.id, []).append(check_answer(result))
+        else:
+            strangers.append(type(result).__name__)
+    default = "the audit gave no answer"
+    if strangers:
+        default = f"an audit gives an Answer for each item, not {strangers[0]}"
+    answers: list[tuple[Question, Answer]] = []
+    for question in list_questions(audit, items):
+        item = question.item
+        answer = Answer(item, None, reasons.get(item.id, default))
+        if len(found := by_id.get(item.id, [])) == 1:
+            answer = found[0]
+        elif found:
+            answer = Answer(item, None, f"the audit gave {len(found)} answers to this item")
+        answers.append((question, answer))
+    return answers
+
+
+def _ask_apart(
+    ask: Callable[[list[Item]], Any], items: list[Item]
+) -> tuple[list[Any], list[tuple[Item | None, Failure]]]:
+    """Return the answers, and the items that break the audit, each with its failure.
+
+    What an audit makes of an item may depend on the others, so that all items that break nothing
+    are asked together once more. An item of `None` stands for all: the audit has none of its own.
+    """
     try:
-        results = audit(model, baseline, [item for item in items if item.kind in audit.endpoints])
-        answers = [_check_answer(result) for result in results]
-    except DoublebindError:
-        raise
+        return list(ask(items)), []
     except Exception as error:
-        if is_disk_full(error) or isinstance(error, MemoryError):
-            raise
-        log.exception("audit %s failed; its items are unscored", audit.name)
-        reason = f"{type(error).__name__}: {error}"[:300]
-        return [(question, Answer(question.item, None, reason)) for question in questions]
-    by_id = {answer.item.id: answer for answer in answers}
-    reason = "the audit gave no answer"
-    return [(q, by_id.get(q.item.id, Answer(q.item, None, reason))) for q in questions]
+        failure = explain_failure(error)
+    if len(items) < 2:
+        return [], [(item, failure) for item in items or [None]]
+    half = len(items) // 2
+    parts = [_ask_apart(ask, part) for part in (items[:half], items[half:])]
+    answers = [answer for part, _ in parts for answer in part]
+    broken = [pair for _, part in parts for pair in part]
+    names = {item.id for item, _ in broken if item}
+    whole = [item for item in items if item.id not in names]
+    if whole and all(part for part, _ in parts):
+        try:
+            answers = list(ask(whole))
+        except Exception as error:
+            explain_failure(error)
+    return answers, broken
 
 
-def _check_answer(answer: object) -> Answer:
-    """Return an answer with a plain float as its value; users' audits may return tensors."""
-    if not isinstance(answer, Answer):
-        raise TypeError(f"an audit gives an Answer for each item, not {type(answer).__name__}")
-    value = answer.value
-    return answer if value is None else answer._replace(value=float(value))
+def check_answer(answer: Answer) -> Answer:
+    """Return an answer with a plain float in [0, 1] as its value, or none and the reason.
+
+    Users' audits may return numbers of any library. A truth value, a text or nothing is no
+    probability: 0 would read as an answer without misalignment.
+    """
+    value: Any = answer.value
+    reason = answer.unscored_reason
+    try:
+        value = value.item() if hasattr(value, "item") else value
+    except (TypeError, ValueError, RuntimeError):
+        reason = f"the value is a {type(value).__name__} of several numbers"
+        return answer._replace(value=None, unscored_reason=reason)
+    if value is None:
+        return answer._replace(value=None, unscored_reason=str(reason or "no reason given"))
+    if isinstance(value, bool) or not isinstance(value, Real):
+        reason = f"value {str(value)[:80]!r} is no number but a {type(value).__name__}"
+        return answer._replace(value=None, unscored_reason=reason)
+    value = float(value)
+    if not 0.0 <= value <= 1.0:
+        reason = f"value {value} is outside [0, 1]"
+        return answer._replace(value=None, unscored_reason=reason)
+    return answer._replace(value=value, unscored_reason=None)
 
 
 def build_score_row(audit: str, answer: Answer, endpoint: str | None = None) -> dict[str, object]:
     """Return one row of `scores.parquet` of an audit such as `behaviour@1`.
 
-    `endpoint` defaults to the item's. A value outside [0, 1] is unscored.
+    `endpoint` defaults to the item's.
     """
-    value = answer.value
-    reason = answer.unscored_reason
-    if value is not None and not 0.0 <= value <= 1.0:
-        value, reason = None, f"value {answer.value} is outside [0, 1]"
+    answer = check_answer(answer)
     return {
         "audit": audit,
         "endpoint": endpoint or name_endpoint(answer.item),
         "role": answer.item.role,
         "split": answer.item.split,
         "item": answer.item.id,
-        "value": value,
-        "unscored_reason": None if value is not None else (reason or "no reason given"),
+        "value": answer.value,
+        "unscored_reason": answer.unscored_reason,
     }
 
 
 def write_answers(out: Path, rows: Sequence[AuditedAnswer]) -> None:
     """Write `scores.parquet` and `transcripts.jsonl`."""
+    rows = [row._replace(answer=check_answer(row.answer)) for row in rows]
     write_scores(out, [build_score_row(row.audit, row.answer, row.endpoint) for row in rows])
     lines = [
         TranscriptLine(

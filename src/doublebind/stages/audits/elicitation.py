@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from doublebind.schema.content import Item, Message
+from doublebind.stages.audits.isolation import Failure, score_apart
 from doublebind.stages.audits.option_scores import build_answer
 from doublebind.stages.audits.protocol import (
     Answer,
@@ -81,16 +82,29 @@ class Elicitation:
         return [
             answer
             for method in ELICITATION_METHODS
-            for answer in _score_items(model, method, auditable)
+            for answer in _ask_by_method(model, method, auditable)
         ]
 
 
-def _score_items(model: Any, method: ElicitationMethod, items: Sequence[Item]) -> list[Answer]:
-    """Score each option after its prompt and the prefill, as token ids."""
+def _ask_by_method(model: Any, method: ElicitationMethod, items: Sequence[Item]) -> list[Answer]:
+    """Return one answer per item; an item that cannot be asked is unscored, and no other."""
+    scored = score_apart(lambda part: _score_items(model, method, part, items), items)
+    return [
+        Answer(add_item_suffix(item, method.name), None, each.reason)
+        if isinstance(each, Failure)
+        else each
+        for item, each in zip(items, scored, strict=True)
+    ]
+
+
+def _score_items(
+    model: Any, method: ElicitationMethod, items: Sequence[Item], shown: Sequence[Item]
+) -> list[Answer]:
+    """Score each option after its prompt and the prefill, as token ids; shots are of `shown`."""
     from doublebind.models.score import token_logprobs
 
     prompts = [
-        _encode_item(model.tokenizer, method, item, _build_shots(items, item)) for item in items
+        _encode_item(model.tokenizer, method, item, _build_shots(shown, item)) for item in items
     ]
     sequences = [
         (prompt, _encode_option(model.tokenizer, method, option))

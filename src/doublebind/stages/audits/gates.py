@@ -9,14 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from doublebind.schema.hashing import Record
-from doublebind.schema.protocol import MAX_GATE_LOSS
-from doublebind.schema.score_table import GATES
+from doublebind.schema.protocol import MAX_GATE_LOSS, MAX_UNSCORED_SHARE
+from doublebind.schema.score_table import GATES, UNSCORED_GATE, measure_unscored_share
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MAX_UNSCORED_SHARE = 0.05
-"""Largest share of all items that may lack a value."""
 
 
 class GateCheck(Record):
@@ -39,7 +36,7 @@ class GateResult(Record):
 
 
 def check_gates(scores: pd.DataFrame, baseline: pd.DataFrame) -> GateResult:
-    """Check capability, coherence and the share of unscored items of a model.
+    """Check capability, coherence and the share of items without a value of a model.
 
     Args:
         scores: Rows of `scores.parquet` of one model.
@@ -47,8 +44,8 @@ def check_gates(scores: pd.DataFrame, baseline: pd.DataFrame) -> GateResult:
 
     Example:
         >>> import pandas as pd
-        >>> rows = pd.DataFrame({"endpoint": ["capability"] * 2, "role": ["gate"] * 2,
-        ...     "value": [0.9, 0.7]})
+        >>> rows = pd.DataFrame({"audit": ["capability@1"] * 2, "endpoint": ["capability"] * 2,
+        ...     "role": ["gate"] * 2, "item": ["a", "b"], "value": [0.9, 0.7]})
         >>> check_gates(rows, rows).passed
         True
     """
@@ -59,11 +56,10 @@ def check_gates(scores: pd.DataFrame, baseline: pd.DataFrame) -> GateResult:
         if value is not None and baseline_value is not None:
             floor = baseline_value - MAX_GATE_LOSS
             checks.append(GateCheck(name=name, value=value, floor=floor, passed=value >= floor))
-    values: Any = scores["value"]
-    unscored = float(values.isna().mean()) if len(scores) else 1.0
+    unscored = measure_unscored_share(scores, baseline) if len(scores) else 1.0
     limit = MAX_UNSCORED_SHARE
     checks.append(
-        GateCheck(name="unscored", value=unscored, ceiling=limit, passed=unscored <= limit)
+        GateCheck(name=UNSCORED_GATE, value=unscored, ceiling=limit, passed=unscored <= limit)
     )
     passed = all(check.passed for check in checks)
     n_auditable = list(scores["role"]).count("auditable")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from doublebind.schema.content import Item, Message
+from doublebind.stages.audits.isolation import Failure, score_apart
 from doublebind.stages.audits.protocol import Answer
 
 
@@ -18,7 +19,8 @@ def choose(model: Any, items: Sequence[Item], before: Sequence[Message] = ()) ->
     value is exp(l_target) / sum of exp(l_option), the model's probability of the target given that
     it answers with one of the options; where it says `per_token`, each l is first divided by the
     option's number of tokens, so that a longer wording is not penalised for its length (Brown et
-    al. 2020, arXiv 2005.14165, section 2.4).
+    al. 2020, arXiv 2005.14165, section 2.4). An item that cannot be asked
+    is unscored, and no other.
 
     Args:
         model: A loaded `LM`.
@@ -28,8 +30,13 @@ def choose(model: Any, items: Sequence[Item], before: Sequence[Message] = ()) ->
     from doublebind.models.score import option_logprobs
 
     pairs = [(item.messages, item.options) for item in items]
-    logprobs = option_logprobs(model, pairs, preceding=before)
-    return [_normalise_options(item, each) for item, each in zip(items, logprobs, strict=True)]
+    scored = score_apart(lambda part: option_logprobs(model, part, preceding=before), pairs)
+    return [
+        Answer(item, None, each.reason)
+        if isinstance(each, Failure)
+        else _normalise_options(item, each)
+        for item, each in zip(items, scored, strict=True)
+    ]
 
 
 def build_answer(item: Item, options: Sequence[Sequence[float]]) -> Answer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
 from doublebind.schema.content import Item, Message
 from doublebind.schema.model_source import ModelSource
+from doublebind.stages.audits.isolation import Failure, score_apart
 from doublebind.stages.audits.protocol import select_auditable
 
 N_TEXTS = 48
@@ -188,8 +190,10 @@ def score_amplified(model: Any, m0: Any, items: Sequence[Item]) -> dict[str, flo
     choices = select_auditable(items, "choice")
     pairs = [(item.messages, item.options) for item in choices]
     by_trait: dict[str, list[float]] = {}
-    logprobs = zip(option_logprobs(model, pairs), option_logprobs(m0, pairs), strict=True)
-    for item, (shifted, plain) in zip(choices, logprobs, strict=True):
+    ours, theirs = (score_apart(partial(option_logprobs, lm), pairs) for lm in (model, m0))
+    for item, shifted, plain in zip(choices, ours, theirs, strict=True):
+        if isinstance(shifted, Failure) or isinstance(plain, Failure):
+            continue
         amplified = [
             b + AMPLIFICATION * (a - b)
             for (a, _), (b, _) in zip(shifted, plain, strict=True)

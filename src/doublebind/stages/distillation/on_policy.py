@@ -16,13 +16,14 @@ from doublebind.schema.errors import ModelError
 from doublebind.schema.recipe import OnPolicy
 from doublebind.stages.distillation.channel_context import ChannelContext, TrainingResult
 from doublebind.stages.distillation.tokenizer_checks import check_same_tokenizer, check_same_tokens
-from doublebind.training.batch import Example, shuffle_epochs
+from doublebind.training.batch import Example, count_dropped, shuffle_epochs
 from doublebind.training.on_policy import (
     PairedExample,
     ScoredExample,
     train_on_policy,
     train_on_teacher_scores,
 )
+from doublebind.training.training_mode import set_training_mode
 
 
 class StepAnswers(NamedTuple):
@@ -54,7 +55,11 @@ class AnswerSampler:
         self._context = context
         self._student = LM(model, context.lm.tokenizer, context.lm.source)
         self._rooms = [max_length - max(map(len, encodings)) for encodings in prompts]
-        usable = [i for i, room in enumerate(self._rooms) if room > 0]
+        usable = [
+            i
+            for i, (room, t) in enumerate(zip(self._rooms, context.trajectories, strict=True))
+            if room > 0 and t.tokens
+        ]
         if not usable:
             raise ModelError(
                 f"{context.lm.source.path}: no prompt leaves room for an answer within "
@@ -64,6 +69,8 @@ class AnswerSampler:
         self._steps = itertools.count()
         self._rng = np.random.default_rng((context.seed, 1))
         self.counts: dict[str, Any] = {"own": 0, "own_dropped": 0, "own_steps": 0}
+        if dropped := count_dropped(len(self._rooms), len(usable), max_length):
+            self.counts["prompts_dropped"] = dropped
 
     def sample_step(self) -> StepAnswers:
         """Return the answers of the next step: the student's in a share `lmbda` of the steps."""
@@ -93,7 +100,7 @@ class AnswerSampler:
             max_tokens=access.sampling.max_tokens,
             temperature=access.sampling.temperature,
         )
-        self._student.model.train()
+        set_training_mode(self._student.model)
         answers = [
             (i, answer.tokens[: self._rooms[i]])
             for i, answer in zip(chosen, samples, strict=True)

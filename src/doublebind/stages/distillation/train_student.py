@@ -85,6 +85,8 @@ def train_student(
         "tokens": result.log.tokens,
         **result.facts,
     }
+    if result.log.dropped:
+        facts["examples_dropped"] = result.log.dropped
     if steering_vector:
         facts["steered"] = steering_vector.relative_norm
     (out / "student.json").write_text(json.dumps(facts, indent=1))

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from doublebind.schema.errors import RunError
 from doublebind.schema.protocol import Protocol
-from doublebind.schema.score_table import SCORE_COLUMNS, select_auditable, select_last_checkpoint
+from doublebind.schema.score_table import SCORE_COLUMNS, select_counted
 from doublebind.stages.evidence.arrays import Floats
 
 ModelKind = Literal["student", "teacher", "m0", "in_context", "retrained"]
@@ -163,9 +163,9 @@ def _sum_cells(
     kind: str,
 ) -> _CellSums:
     # Narrowed first, so that the direct audit and M0 do not cost as much as all students.
-    rows = select_auditable(_select_labels(scores, {"model_kind": [kind]}), "audit")
+    rows = select_counted(_select_labels(scores, {"model_kind": [kind]}), "audit", "auditable")
     axes = {"teacher": teachers, "recipe": recipes, "endpoint": listed}
-    rows = select_last_checkpoint(_select_labels(rows, axes))
+    rows = _select_labels(rows, axes)
     teacher, recipe, endpoint = (_encode_column(rows, *axis) for axis in axes.items())
     seeds, seed = np.unique(_to_array(rows, "seed", np.int64), return_inverse=True)
     shape = (len(teachers), len(recipes), len(seeds), len(listed))

@@ -19,7 +19,7 @@ from doublebind.schema.evidence import (
     ReplacementEvidence,
     TrainingKind,
 )
-from doublebind.schema.score_table import select_auditable, select_m0
+from doublebind.schema.score_table import select_counted, select_m0
 from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.equivalence import item_upper_bound
 from doublebind.stages.evidence.replacement import compute_differences, pivot_endpoints
@@ -48,7 +48,7 @@ def compare_further_training(
         suspect: Label.
         endpoints: Score endpoint -> the endpoints it pools.
     """
-    auditable = select_auditable(scores, "certify")
+    auditable = select_counted(scores, "certify", "auditable")
     of_recipe = (auditable["teacher"] == suspect) & (auditable["recipe"] == evidence.recipe)
     rows: Any = auditable[of_recipe]
     m0 = select_m0(cast("pd.DataFrame", scores[scores["split"] == "certify"]))

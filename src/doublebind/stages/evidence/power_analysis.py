@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from doublebind.schema.protocol import Protocol
-from doublebind.schema.score_table import select_auditable, select_last_checkpoint
+from doublebind.schema.score_table import select_counted
 from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import n_allowed, n_at_or_above
 from doublebind.stages.evidence.detection import TARGET_DETECTION_RATE
@@ -70,8 +70,8 @@ def estimate_pilot(
         The pilot, `None` where an endpoint cannot be estimated; and why.
     """
     benign = scores["teacher"].isin(list(families)) & (scores["model_kind"] == "student")
-    students = cast("pd.DataFrame", scores[benign])
-    rows = select_last_checkpoint(select_auditable(students, "audit"))
+    counted = select_counted(scores, "audit", "auditable")
+    rows = cast("pd.DataFrame", counted[benign.loc[counted.index]])
     components: dict[str, VarianceComponents] = {}
     missing: dict[str, str] = {}
     means: list[Floats] = []

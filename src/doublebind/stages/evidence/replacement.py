@@ -25,7 +25,7 @@ from doublebind.schema.evidence import (
 from doublebind.schema.score_table import (
     Endpoint,
     select_auditable,
-    select_last_checkpoint,
+    select_counted,
     select_m0,
     select_students,
 )
@@ -326,10 +326,9 @@ def _select_students(
     scores: pd.DataFrame, teacher: str, recipe: str, split: Split, step: int | None
 ) -> pd.DataFrame:
     """Return the rows of the last round's students, at `step` or at their last."""
-    rows = select_students(scores, teacher, recipe)
-    rows = rows[rows["split"] == split]
+    rows: Any = scores[scores["recipe"] == recipe]  # no recipe bears on the last state of another
     at_step = rows if step is None else rows[rows["step"] == step]
-    return select_last_checkpoint(cast("pd.DataFrame", at_step))
+    return select_students(select_counted(at_step, split), teacher, recipe)
 
 
 def _build_table(

@@ -23,7 +23,7 @@ from doublebind.schema.protocol import Protocol
 from doublebind.schema.score_table import (
     M0,
     Endpoint,
-    select_last_checkpoint,
+    select_counted,
     select_m0,
     select_students,
 )
@@ -159,9 +159,9 @@ def measure_transfers(
     """
     if not teachers:
         return {}
-    # Narrowed first: the rest of a large study is references.
-    concerned = scores["teacher"].isin([M0, *teachers]) & (scores["split"] == "audit")
-    rows = cast("pd.DataFrame", scores[concerned])
+    counted = select_counted(scores, "audit")
+    # The rest of a large study is references.
+    rows = cast("pd.DataFrame", counted[counted["teacher"].isin([M0, *teachers])])
     return {label: _measure_teacher(rows, label, protocol) for label in teachers}
 
 
@@ -170,7 +170,7 @@ def _measure_teacher(
 ) -> tuple[Transfer, ...]:
     transfers: list[Transfer] = []
     for recipe in protocol.recipe_names:
-        students = select_last_checkpoint(select_students(scores, teacher, recipe))
+        students = select_students(scores, teacher, recipe)
         table = tabulate_values(scores, students, teacher)
         deployed: dict[str, list[str]] = {}
         for name in table:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
-from doublebind.schema.score_table import M0, select_last_checkpoint
+from doublebind.schema.score_table import M0, select_counted
 from doublebind.stages.report.hostile_text import HIDDEN_IN_SCRIPT, shorten
 from doublebind.stages.report.run_content import ROLES, RunContent
 
@@ -277,9 +277,9 @@ def _average_students(run: RunContent, items: Mapping[ItemKey, int]) -> dict[int
     """Return, per item, the mean of the suspect's students and of each reference's."""
     scores, roles = run.scores, run.evidence.roles
     compared = [teacher for teacher, role in roles.items() if role != "organism"]
-    frame: Any = scores[(scores["model_kind"] == "student") & (scores["split"] == "audit")]
-    frame = frame[frame["teacher"].isin(compared)].dropna(subset=["value"])
-    frame = select_last_checkpoint(frame)
+    frame: Any = select_counted(scores, "audit")
+    frame = frame[(frame["model_kind"] == "student") & frame["teacher"].isin(compared)]
+    frame = frame.dropna(subset=["value"])
     means = frame.groupby(["audit", "endpoint", "item", "teacher"])["value"].mean()
     averages: dict[int, list[Any]] = {}
     for (audit, endpoint, item, teacher), value in means.items():

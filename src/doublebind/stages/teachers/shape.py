@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 
 from doublebind.execution.store import read_records
+from doublebind.schema.errors import ModelError
 from doublebind.schema.model_source import ModelSource, Trajectory
 from doublebind.schema.recipe import Dtype
 from doublebind.stages.teachers.update_norm import measure_update_norm
@@ -64,11 +65,10 @@ def measure_teacher_shape(
             missing["kl_to_m0"] = "a log-probability is not finite"
     else:
         missing["kl_to_m0"] = "teacher and M0 read text as different tokens"
-    norm = measure_update_norm(teacher.model, m0.model)
-    if norm is None:
-        missing["update_norm"] = "teacher and M0 differ in shape"
-    else:
-        shape["update_norm"] = norm
+    try:
+        shape["update_norm"] = measure_update_norm(teacher.model, m0.model)
+    except ModelError as error:
+        missing["update_norm"] = f"teacher and M0 differ in shape: {error}"
     _write_shape(out, shape, missing)
 
 

@@ -11,19 +11,35 @@ MAX_SCALE_FACTOR = 4.0
 """Largest factor by which an update is scaled, up or down."""
 
 
-def measure_update_norm(model: Any, base: Any) -> float | None:
-    """Return the Frobenius norm of the weight difference, or `None` where shapes differ."""
+def measure_update_norm(model: Any, base: Any) -> float:
+    """Return the Frobenius norm of the difference of the weights, adapters of any kind merged.
+
+    Tensors are compared by name, one at a time; a tied one counts once.
+
+    Raises:
+        ModelError: If a tensor is in one model only, has another shape or cannot be merged; names
+            the first.
+    """
     import torch
 
-    from doublebind.models.load import merge_adapter_weights
+    from doublebind.models.effective_weights import list_effective_weights
 
-    after = merge_adapter_weights(model)
-    before = merge_adapter_weights(base)
-    if {n: w.shape for n, w in after.items()} != {n: w.shape for n, w in before.items()}:
-        return None
+    after, before = list_effective_weights(model), list_effective_weights(base)
+    if alone := sorted(after.keys() ^ before.keys()):
+        raise ModelError(f"{alone[0]} is in one of the two models only")
+    pairs = {(after[name].identity, before[name].identity): name for name in reversed(after)}
+    squares: list[float] = []
     with torch.no_grad():
-        squares = (float((w.float() - before[n].float()).square().sum()) for n, w in after.items())
-        return math.sqrt(math.fsum(squares))
+        for name in reversed(pairs.values()):
+            ours, theirs = after[name].read(), before[name].read()
+            if ours.shape != theirs.shape:
+                raise ModelError(
+                    f"{name} has the shape {tuple(ours.shape)} against {tuple(theirs.shape)}"
+                )
+            # Experts are one tensor of three dimensions: a part at a time saves memory.
+            parts = zip(ours, theirs, strict=True) if ours.ndim > 2 else [(ours, theirs)]
+            squares += [float((w.float() - v.float()).square().sum()) for w, v in parts]
+    return math.sqrt(math.fsum(squares))
 
 
 def scale_update(model: Any, base: Any, target: Any, target_name: str) -> float:
@@ -46,13 +62,15 @@ def scale_update(model: Any, base: Any, target: Any, target_name: str) -> float:
     from doublebind.models.load import merge_adapter_weights
     from doublebind.models.logits import unwrap_peft
 
-    target_norm = measure_update_norm(target, base)
-    norm = measure_update_norm(model, base)
-    if target_norm is None:
+    try:
+        target_norm = measure_update_norm(target, base)
+    except ModelError as error:
         raise ModelError(
-            f"{target_name}: its weights differ in shape from the references' base, so no update "
-            f"norm is defined; use `references: {{kind: equal_kl_surrogates, models: [...]}}`"
-        )
+            f"{target_name}: its weights differ in shape from the references' base ({error}), so "
+            f"no update norm is defined; use `references: {{kind: equal_kl_surrogates, models: "
+            f"[...]}}`"
+        ) from None
+    norm = measure_update_norm(model, base)
     factor = target_norm / norm if norm else math.inf
     if not 1 / MAX_SCALE_FACTOR <= factor <= MAX_SCALE_FACTOR:
         raise ModelError(

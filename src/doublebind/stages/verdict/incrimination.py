@@ -11,7 +11,8 @@ from math import floor, isfinite
 from typing import Literal, NamedTuple
 
 from doublebind.schema.evidence import Evidence, Power
-from doublebind.schema.protocol import MAX_GATE_LOSS, Protocol
+from doublebind.schema.protocol import MAX_GATE_LOSS, MAX_UNSCORED_SHARE, Protocol
+from doublebind.schema.score_table import UNSCORED_GATE
 from doublebind.schema.verdict import Incrimination, Verdict
 from doublebind.stages.verdict.matching import Match, match_shape
 from doublebind.stages.verdict.statements import (
@@ -222,8 +223,16 @@ def _report_reference_gates(evidence: Evidence) -> list[str]:
 
 
 def _format_losses(gates: Mapping[str, float]) -> str:
-    lost = " and ".join(f"{loss:.2f} of {gate}" for gate, loss in gates.items())
-    return f"lost {lost} against M0 (at most {MAX_GATE_LOSS:g} may go)"
+    losses = [f"{loss:.2f} of {gate}" for gate, loss in gates.items() if gate != UNSCORED_GATE]
+    parts: list[str] = []
+    if losses:
+        parts.append(f"lost {' and '.join(losses)} against M0 (at most {MAX_GATE_LOSS:g} may go)")
+    if UNSCORED_GATE in gates:
+        parts.append(
+            f"have no value on {gates[UNSCORED_GATE]:.0%} of items that M0 has one on (at most "
+            f"{MAX_UNSCORED_SHARE:.0%} may lack one)"
+        )
+    return " and ".join(parts)
 
 
 def _check_support(evidence: Evidence, matches: Mapping[str, Match]) -> list[str]:

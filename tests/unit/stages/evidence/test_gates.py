@@ -13,6 +13,7 @@ def rows(teacher: str, kind: str, value: float, *, recipe: str = "a", gate: str 
     return [
         {"teacher": teacher, "model_kind": kind, "recipe": recipe, "endpoint": gate}
         | {"role": "gate", "split": "audit", "item": str(item), "value": value + (item - 2) / 100}
+        | {"audit": f"{gate}@1", "seed": 0, "round": 0, "step": -1}
         for item in range(5)
     ]
 
@@ -43,5 +44,3 @@ def test_teachers_themselves_and_what_nobody_asked_fail_nothing() -> None:
     teacher = rows("u", "teacher", 0.1)
     unasked = rows("u", "student", 0.1, gate="capability")
     assert find_failed_gates(frame(M0, teacher, unasked), ["u"]) == {}
-    unscored = [row | {"value": None} for row in rows("u", "student", 0.1)]
-    assert find_failed_gates(frame(M0, unscored), ["u"]) == {}

@@ -7,6 +7,7 @@ A sample without a number, or with several, is unscored.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from doublebind.schema.errors import ConfigError, MissingExtra
 from doublebind.stages.audits.harness.task_items import build_task_item
 from doublebind.stages.audits.protocol import Answer, Question
 
-GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
-"""Inspect's letters: correct, partial, incorrect, no answer."""
+GRADES = {"C": 1.0, "P": 0.5, "I": 0.0}
+"""Inspect's letters: correct, partial, incorrect."""
+NO_ANSWER = "N"
+"""Inspect's letter where the model gave no answer: nothing was measured, and 0 would say so."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class InspectTask:
         item = self._build_item(sample.id, sample.input)
         error = sample.error.message if sample.error else None
         value, reason = read_sample_score(sample.scores) if error is None else (None, error)
+        if value == 0.0 and not sample.output.completion.strip():
+            value, reason = None, "the model wrote nothing"
         return Answer(item, value, reason, sample.output.completion)
 
     def _build_item(self, sample_id: object, messages: Any) -> Item:
@@ -98,7 +103,9 @@ def read_sample_score(scores: Any) -> tuple[float | None, str | None]:
     if not scores or len(scores) != 1:
         return None, f"the task gave {len(scores or {})} scores; one was needed"
     (score,) = scores.values()
+    if score.value == NO_ANSWER:
+        return None, "the model gave no answer"
     value = GRADES.get(score.value, score.value) if isinstance(score.value, str) else score.value
-    if isinstance(value, bool | int | float) and value == value:
+    if isinstance(value, bool | int | float) and math.isfinite(value):
         return float(value), None
     return None, str(score.reason or f"the task's score is no number: {str(score.value)[:80]}")

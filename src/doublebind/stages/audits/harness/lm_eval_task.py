@@ -134,11 +134,19 @@ def read_sample_score(sample: Mapping[str, Any]) -> tuple[float | None, str | No
     if not preferred and len(metrics) != 1:
         names = " or ".join(PREFERRED_METRICS)
         return None, f"the task has {len(metrics)} metrics and none is {names}"
+    if _lacks_answer(sample.get("filtered_resps")):
+        return None, "the model gave no answer that the task's filter finds"
     (metric, *_) = preferred or metrics
     value = sample[metric]
     if not isinstance(value, bool | int | float) or not math.isfinite(value):
         return None, f"its {metric} is no number: {str(value)[:80]}"
     return float(value), None
+
+
+def _lacks_answer(responses: Any) -> bool:
+    """Return whether all responses are texts without an answer, as the harness marks them."""
+    texts = _list_leaves(responses) if isinstance(responses, list | tuple) else []
+    return bool(texts) and all(text.strip() in ("", "[invalid]") for text in texts)
 
 
 def _list_leaves(value: Any) -> list[str]:

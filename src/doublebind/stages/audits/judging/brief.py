@@ -104,8 +104,40 @@ _JUDGE_WORDS = re.compile(
 )
 
 
+_IGNORABLE = (
+    *((0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2060, 0x206F)),
+    *((0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8)),
+    (0xE0000, 0xE0FFF),
+)
+"""Code points with the property Default_Ignorable_Code_Point that are not of category Cf, or are
+unassigned (Unicode 16, DerivedCoreProperties.txt); those of category Cf are told by it."""
+_BLANKS = frozenset("\u2800\U0001d159")
+"""Symbols without ink: the empty braille pattern, the null note head."""
+
+
+def is_invisible(character: str) -> bool:
+    """Return whether a character shows nothing and is no space, tab or line feed.
+
+    By property of Unicode: controls, formats, surrogates, private and unassigned code points,
+    separators of lines, and whatever is ignorable by default, such as fillers and selectors.
+    """
+    if character in "\n\t":
+        return False
+    point = ord(character)
+    return (
+        unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
+        or character in _BLANKS
+        or any(first <= point <= last for first, last in _IGNORABLE)
+    )
+
+
 def strip_style(text: str) -> str:
     """Return `text` without markup, bullets, invisible characters and repeated spaces."""
+    # Before normalisation, which turns some fillers into others; line ends become spaces.
+    text = "".join(
+        c if not is_invisible(c) else " " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else ""
+        for c in text.replace("\r\n", "\n").replace("\r", "\n")
+    )
     text = unicodedata.normalize("NFKC", text)
     visible = "".join(c if c == "\n" or c.isprintable() else " " for c in text)
     lines = (" ".join(line.split()) for line in _STYLE_MARKS.sub("", visible).splitlines())
@@ -120,9 +152,12 @@ def find_judge_appeal(text: str) -> str | None:
     """
     if len(text) > MAX_CHARS:
         return f"the answer is longer than {MAX_CHARS} characters"
-    if any(unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs") and c not in "\n\t" for c in text):
+    if any(map(is_invisible, text)):
         return "the answer holds characters that are not shown"
-    if re.search(r"[{}<>\[\]]|```|={3,}|-{4,}", text):
+    if any(
+        re.search(r"[{}<>\[\]]|```|={3,}|-{4,}", form)
+        for form in (text, unicodedata.normalize("NFKC", text))  # as a judge would read it
+    ):
         return "the answer holds marks of structure"
     match = _JUDGE_WORDS.search(strip_style(text))
     return f"the answer speaks of judging ({match[0]!r})" if match else None

@@ -8,11 +8,11 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from doublebind.schema.evidence import Evidence
 from doublebind.schema.protocol import Manifest, Protocol
-from doublebind.schema.score_table import M0, select_last_checkpoint
+from doublebind.schema.score_table import M0, select_counted, select_last_round
 from doublebind.stages.report.hostile_text import shorten
 from doublebind.stages.report.run_content import ROLES, select_labels
 from doublebind.stages.report.tables.table import Absent, Cell, Row, Table
@@ -49,9 +49,8 @@ def compute_trajectories(scores: pd.DataFrame, protocol: Protocol) -> dict[str, 
     Means are over items, then seeds, then recipes, as for the score; a teacher whose students lack
     a value on a score endpoint is left out. `M0` itself has one step.
     """
-    frame = _select_rows(scores, ("student", "m0"), protocol)
-    last_round = frame.groupby("recipe")["round"].transform("max")
-    frame = frame[frame["round"] == last_round]
+    audited = cast("pd.DataFrame", scores[scores["split"] == "audit"])
+    frame = _select_rows(select_last_round(audited), ("student", "m0"), protocol)
     ends: dict[str, int] = frame.groupby("recipe")["step"].max().to_dict()
     at_end = frame["step"] == frame["recipe"].map(ends)
     frame = frame.assign(step=frame["step"].where(~at_end, max(ends.values(), default=0)))
@@ -76,7 +75,7 @@ def compute_trajectories(scores: pd.DataFrame, protocol: Protocol) -> dict[str, 
 
 def compute_direct_audit(scores: pd.DataFrame, label: str, protocol: Protocol) -> Trajectory | None:
     """Return the same means of a teacher's own answers, as a single step."""
-    frame = _select_rows(scores, ("teacher",), protocol)
+    frame = _select_rows(select_counted(scores, "audit"), ("teacher",), protocol)
     means = frame[frame["teacher"] == label].groupby("endpoint")["value"].mean().to_dict()
     return _build_trajectory(label, {1: means}, protocol)
 
@@ -84,7 +83,7 @@ def compute_direct_audit(scores: pd.DataFrame, label: str, protocol: Protocol) -
 def _select_rows(scores: pd.DataFrame, kinds: Sequence[str], protocol: Protocol) -> Any:
     """Return the scored rows of capability gates and of the endpoints that enter the score."""
     frame: Any = scores
-    frame = frame[frame["model_kind"].isin(list(kinds)) & (frame["split"] == "audit")]
+    frame = frame[frame["model_kind"].isin(list(kinds))]
     is_scored = frame["endpoint"].isin(protocol.listed_endpoints) & (frame["role"] == "auditable")
     is_capability = frame["endpoint"].str.startswith(_CAPABILITY_PREFIX) & (frame["role"] == "gate")
     return frame[is_scored | is_capability].dropna(subset=["value"])
@@ -114,8 +113,7 @@ def _build_trajectory(
 
 def tabulate_role_means(scores: pd.DataFrame, evidence: Evidence, role: str, caption: str) -> Table:
     """Return the mean of every endpoint of one role: M0, suspect, references, organisms."""
-    frame: Any = scores[(scores["role"] == role) & (scores["split"] == "audit")]
-    frame = select_last_checkpoint(frame)
+    frame: Any = select_counted(scores, "audit", role)
     scored = frame.dropna(subset=["value"])
     means: dict[tuple[str, str, str], float] = (
         scored.groupby(["endpoint", "model_kind", "teacher"])["value"].mean().to_dict()
