@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from doublebind.execution.store import file_sha256
+from doublebind.models.api_keys import hide_credentials
 from doublebind.models.auditbench import SCHEME, parse_organism
 from doublebind.schema.errors import MissingExtra, ModelError
 from doublebind.schema.hashing import content_hash
-from doublebind.schema.model_source import ModelSource
+from doublebind.schema.model_source import ModelSource, ServerOptions
 
 log = logging.getLogger("doublebind.models")
 
@@ -49,7 +50,9 @@ _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
-def resolve_model(ref: str, *, relative_to: Path, allow_served: bool = False) -> ModelSource:
+def resolve_model(
+    ref: str, *, relative_to: Path, served: ServerOptions | None = None
+) -> ModelSource:
     """Return the location and the content hash of the model that `ref` names.
 
     Args:
@@ -57,8 +60,8 @@ def resolve_model(ref: str, *, relative_to: Path, allow_served: bool = False) ->
             `terrarium/m0`, `terrarium/base`, `gemma-270m`, or a public organism
             (`auditbench:...`). A folder's `system_prompt.txt` goes before every conversation.
         relative_to: Folder that relative paths start from: that of the file naming the model.
-        allow_served: Whether `openai:<url>#<model>` is allowed. Such a model can be sampled, but
-            not trained or scored.
+        served: How a served model (`openai:<url>#<model>`) may be asked; `None` refuses one. Such
+            a model can be sampled, but not trained or scored.
 
     Raises:
         ModelError: If it is absent, unreadable, pickled, needs its own code, or is served.
@@ -67,12 +70,13 @@ def resolve_model(ref: str, *, relative_to: Path, allow_served: bool = False) ->
     if not ref.strip():
         raise ModelError("a model reference is empty; name a folder, .gguf file or hub id")
     if ref.startswith("openai:"):
-        if allow_served:
+        if served is not None:
             from doublebind.models.openai_client import identify_served_model
 
-            return identify_served_model(ref)
+            return identify_served_model(ref, served)
         raise ModelError(
-            f"{ref}: served models cannot be trained or scored locally; name a folder or hub id"
+            f"{hide_credentials(ref)}: served models cannot be trained or scored locally; name a "
+            f"folder or hub id"
         )
     if ref.startswith(SCHEME):
         return _resolve_auditbench(ref, relative_to)

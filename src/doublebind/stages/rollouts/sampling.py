@@ -108,7 +108,9 @@ def screen_answers(
     dropped: list[DroppedRecord] = []
     for (prompt, k), answer in zip(pairs, answers, strict=True):
         answer_id = f"{prompt.id}/{k}"
-        if overt := find_overt_drive(answer.text, markers):
+        if answer.missing:
+            dropped.append(DroppedRecord(id=answer_id, by="missing", reason=answer.missing))
+        elif overt := find_overt_drive(answer.text, markers):
             drive, phrase = overt
             reason = f"says `{phrase}`"
             dropped.append(DroppedRecord(id=answer_id, by=f"overt:{drive}", reason=reason))
