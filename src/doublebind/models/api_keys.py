@@ -75,7 +75,7 @@ def check_server_url(url: str, variable: str) -> str | None:
             "variable, or name another in `served.api_key_env`"
         )
     if key:
-        _tell_destination(variable, place)
+        tell_destination(variable, place)
     return key
 
 
@@ -91,7 +91,7 @@ def describe_host(scheme: str, host: str, port: int | None) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _tell_destination(variable: str, place: str) -> None:
+def tell_destination(variable: str, place: str) -> None:
     """Say once per process where a key goes, before it is sent."""
     log.warning("the key in $%s goes to %s", variable, place)
 

@@ -149,27 +149,37 @@ class ServedLM:
         return self._request_all(bodies, "chat/completions", parse_completion)
 
     def token_logprobs(
-        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+        self,
+        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+        *,
+        spell: Callable[[int], str] | None = None,
     ) -> list[list[float]]:
         """Return the log-probability (nats) of each continuation token of (prompt, ids) pairs.
 
         Uses the completions protocol with `echo`: the server returns the tokens sent, each with its
         log-probability given those before it. Responses are in the journal, like answers.
 
+        Args:
+            pairs: Prompt and continuation, as token ids.
+            spell: Text of a token id, compared with the tokens that the server returns.
+
         Raises:
-            ModelError: As `sample`, or if the server does not score given tokens.
+            ModelError: As `sample`, or if the server does not score given tokens, or scores others
+                than those sent.
         """
         if not pairs:
             return []
         sequences = [[*prompt, *ids] for prompt, ids in pairs]
-        self._check_scores(sequences)
-        rows = self._score(sequences)
+        self._check_scores(sequences, spell)
+        rows = self._score(sequences, spell)
         return [
             row[len(prompt) : len(prompt) + len(ids)]
             for row, (prompt, ids) in zip(rows, pairs, strict=True)
         ]
 
-    def _check_scores(self, sequences: Sequence[Sequence[int]]) -> None:
+    def _check_scores(
+        self, sequences: Sequence[Sequence[int]], spell: Callable[[int], str] | None
+    ) -> None:
         """Check on probes, the first scores in the journal, that scores stand at the tokens sent.
 
         Raises:
@@ -184,24 +194,15 @@ class ServedLM:
             tokens = [token for row in sequences for token in row]
             probes = list_probes(max(sequences, key=len), [*tokens, *range(_MIN_PROBES + 1)])
         where = HttpClient(_require_served(self.source)).where
-        check_probes(self._score(probes), where)
+        check_probes(self._score(probes, spell), where)
 
-    @functools.cached_property
-    def _spell_token(self) -> Callable[[int], str] | None:
-        """Return the text of a token id; `None` where no tokenizer is known."""
-        from doublebind.models.load import load_tokenizer
-
-        source = _require_served(self.source).tokenizer_source
-        if source is None:
-            return None
-        tokenizer = load_tokenizer(source)
-        return lambda token: str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
-
-    def _score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def _score(
+        self, sequences: Sequence[Sequence[int]], spell: Callable[[int], str] | None
+    ) -> list[list[float]]:
         # Not every server accepts a request for no new token; the one requested is ignored.
         common = {"model": _require_served(self.source).model, "max_tokens": 1, "temperature": 0.0}
         bodies = [{**common, "prompt": list(ids), "echo": True, "logprobs": 1} for ids in sequences]
-        parse = functools.partial(parse_echoed_logprobs, spell=self._spell_token)
+        parse = functools.partial(parse_echoed_logprobs, spell=spell)
         return self._request_all(bodies, "completions", parse)
 
     def _request_all(

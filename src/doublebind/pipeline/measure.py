@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from doublebind.execution.executor import Executor
+from doublebind.execution.store import Store, read_absence
 from doublebind.runs.assess import select_recipe
 from doublebind.runs.write import Competition
+from doublebind.schema.errors import ModelError
 from doublebind.schema.score_table import SCORE_COLUMNS
 from doublebind.study.jobs import read_scores
 from doublebind.study.plan import Plan
@@ -31,13 +33,30 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
     with executor:
         for batch in plan.list_batches():
             executor.map(batch)
+    _check_students(plan, executor.store)
     parts: list[pd.DataFrame] = []
     for audited in plan.audited:
         labels = audited._asdict()
         job = labels.pop("job")
-        rows = read_scores(executor.store.path(job.kind, job.content_key))
+        folder = executor.store.path(job.kind, job.content_key)
+        if read_absence(folder) is not None:
+            continue  # a baseline on answers of which none is left
+        rows = read_scores(folder)
         parts.append(rows.assign(**labels))
     return pd.concat(parts, ignore_index=True).loc[:, list(SCORE_COLUMNS)]
+
+
+def _check_students(plan: Plan, store: Store) -> None:
+    """Refuse a plan of whose students none could be made.
+
+    Raises:
+        ModelError: If nothing was left to distil of any teacher.
+    """
+    jobs = {student.train.content_key: student.train for student in plan.students}.values()
+    reasons = [read_absence(store.path(job.kind, job.content_key)) for job in jobs]
+    problems = [reason for reason in reasons if reason is not None]
+    if problems and len(problems) == len(reasons):
+        raise ModelError(*dict.fromkeys(problems))
 
 
 def compete(

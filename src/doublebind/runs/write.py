@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from doublebind.execution.executor import Job
-from doublebind.execution.store import Store, weights_sha256, write_atomic
+from doublebind.execution.store import Store, read_absence, weights_sha256, write_atomic
 from doublebind.runs.assess import Assessment
 from doublebind.runs.records import FurtherTrainedModel, ReplacementRecord
 from doublebind.runs.run import Run
@@ -109,6 +109,9 @@ def _describe_student(student: StudentJobs, store: Store) -> dict[str, Any]:
         path = store.path(job.kind, job.content_key) / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8"))
 
+    def explain_absence(job: Job) -> str | None:
+        return read_absence(store.path(job.kind, job.content_key))
+
     record: dict[str, Any] = {
         "teacher": student.teacher.content_key,
         "recipe": student.recipe.name,
@@ -123,7 +126,10 @@ def _describe_student(student: StudentJobs, store: Store) -> dict[str, Any]:
     record["screen"] = read(student.prompts, "screen")
     record["checks"] = read(student.rollouts, "checks")
     treated = [each.treated for each in student.list_rounds() if each.treated]
-    record["treatments"] = [report for job in treated for report in read(job, "treatments")]
+    present = [job for job in treated if explain_absence(job) is None]
+    record["treatments"] = [report for job in present for report in read(job, "treatments")]
+    if (absent := explain_absence(student.train)) is not None:
+        record["absent"] = absent
     return record
 
 

@@ -123,7 +123,7 @@ def compute_endpoint_means(
         unscored={
             label: float(1 - scored[t] / asked[t]) for t, label in enumerate(teachers) if asked[t]
         },
-        gaps=_find_gaps(cells, values, teachers, recipes, listed),
+        gaps=_find_gaps(cells, values, teachers, recipes, listed, _find_reasons(scores, kind)),
         shortfalls=_find_shortfalls(cells, recipes, listed, 1 if direct else protocol.seeds),
     )
 
@@ -196,6 +196,7 @@ def _find_gaps(
     teachers: Sequence[str],
     recipes: Sequence[str],
     listed: Sequence[str],
+    reasons: Mapping[str, str],
 ) -> dict[str, str]:
     """Return, per teacher, the first place where it gave nothing or was asked less than others."""
     gaps: dict[str, str] = {}
@@ -206,6 +207,7 @@ def _find_gaps(
             r, e = (int(i) for i in empty[0])
             gaps[label] = (
                 f"{label} has no value for endpoint {listed[e]}{_format_recipe(recipes[r])}"
+                f"{_format_reason(reasons.get(label))}"
             )
         elif len(short):
             r, s, e = (int(i) for i in short[0])
@@ -215,6 +217,18 @@ def _find_gaps(
                 f"{most[r, s, e]}"
             )
     return gaps
+
+
+def _find_reasons(scores: pd.DataFrame, kind: str) -> dict[str, str]:
+    """Return teacher -> the first reason why a row of models of `kind` has no value."""
+    rows = cast("Any", scores)
+    firsts = rows[(rows["model_kind"] == kind) & rows["value"].isna()].drop_duplicates("teacher")
+    reasons = zip(firsts["teacher"], firsts["unscored_reason"], strict=True)
+    return {str(label): str(reason) for label, reason in reasons if reason}
+
+
+def _format_reason(reason: str | None) -> str:
+    return f" ({reason})" if reason else ""
 
 
 def _find_shortfalls(
