@@ -220,11 +220,15 @@ def _find_gaps(
 
 
 def _find_reasons(scores: pd.DataFrame, kind: str) -> dict[str, str]:
-    """Return teacher -> the first reason why a row of models of `kind` has no value."""
+    """Return teacher -> the one reason why none of its rows of models of `kind` has a value."""
     rows = cast("Any", scores)
-    firsts = rows[(rows["model_kind"] == kind) & rows["value"].isna()].drop_duplicates("teacher")
-    reasons = zip(firsts["teacher"], firsts["unscored_reason"], strict=True)
-    return {str(label): str(reason) for label, reason in reasons if reason}
+    rows = rows[rows["model_kind"] == kind]
+    scored = set(rows.loc[rows["value"].notna(), "teacher"])
+    reasons: dict[str, set[str]] = {}
+    pairs = rows.loc[~rows["teacher"].isin(scored), ["teacher", "unscored_reason"]]
+    for label, reason in pairs.drop_duplicates().itertuples(index=False):
+        reasons.setdefault(str(label), set()).add(str(reason))
+    return {label: next(iter(each)) for label, each in reasons.items() if len(each) == 1}
 
 
 def _format_reason(reason: str | None) -> str:
