@@ -31,9 +31,10 @@ class ModelServer:
         model: str = "m",
         port: int = 0,
         score: ScoreFunction | None = None,
+        spell: Callable[[int], str] = str,
     ) -> None:
         self.answer, self.model, self.model_names = answer, model, {model}
-        self.score = score
+        self.score, self.spell = score, spell
         self.lists_models = True
         self.fingerprint = "fp-1"
         self.faults: list[Any] = []
@@ -103,7 +104,8 @@ class ModelServer:
                 choice: dict[str, Any] = {"index": 0, "text": "x", "finish_reason": "length"}
                 if server.score:  # what is sent and one new token; servers that do not, leave it
                     row = [*server.score(body["prompt"]), -1.0]
-                    choice["logprobs"] = {"token_logprobs": row, "tokens": ["x"] * len(row)}
+                    tokens = [*map(server.spell, body["prompt"]), "x"]
+                    choice["logprobs"] = {"token_logprobs": row, "tokens": tokens}
                 usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 1}
                 answer = {"model": server.model, "choices": [choice], "usage": usage}
                 return {"id": "x", "object": "text_completion", **answer}
@@ -178,6 +180,15 @@ def answer_from_folder(folder: Path) -> AnswerFunction:
         return sampled.text, sampled.finished
 
     return answer
+
+
+def spell_from_folder(folder: Path) -> Callable[[int], str]:
+    """Return a function that spells token ids by the tokenizer in a folder."""
+    from doublebind.models.load import load_tokenizer
+    from doublebind.models.resolve import resolve_model
+
+    tokenizer = load_tokenizer(resolve_model(str(folder), relative_to=Path()))
+    return lambda token: str(tokenizer.decode([token]))
 
 
 def score_from_folder(folder: Path) -> ScoreFunction:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.model_server import ModelServer, answer_from_folder, score_from_folder
+from tests.model_server import ModelServer, answer_from_folder, score_from_folder, spell_from_folder
 from tests.tiny_study import write_study
 
 from doublebind.cli import main as cli
@@ -93,7 +93,9 @@ def test_a_black_box_teaches_by_preferences_and_by_its_scores_and_pays_once(
     folder = write_study(tmp_path / "study", references=2).parent
     suspect = build_teacher(folder / "suspect.yaml", tmp_path / "suspect", store=tmp_path / "store")
     model = Path(suspect.model)
-    server = ModelServer(answer_from_folder(model), score=score_from_folder(model))
+    server = ModelServer(
+        answer_from_folder(model), score=score_from_folder(model), spell=spell_from_folder(model)
+    )
     try:
         study = served_study(folder, server)
         written = yaml.safe_load(study.read_text())

@@ -26,8 +26,14 @@ from doublebind.execution.backends import Backend, InProcess, ProcessBackend, Ra
 from doublebind.execution.costs import TIMING_FILE, CostEstimates, classify_cost
 from doublebind.execution.ledger import Ledger
 from doublebind.execution.memory import measure_device_peak, measure_peak, reset_peak
-from doublebind.execution.store import Store
-from doublebind.schema.errors import DoublebindError, RunError, StoreError, rebuild_error
+from doublebind.execution.store import Store, find_absence, write_absence
+from doublebind.schema.errors import (
+    DoublebindError,
+    NothingToDistil,
+    RunError,
+    StoreError,
+    rebuild_error,
+)
 from doublebind.schema.executor import LOCAL, LocalOptions, RayOptions
 from doublebind.schema.model_source import Device, LedgerEntry, ModelSource
 
@@ -59,6 +65,9 @@ class Job:
 def make_artefact(store: Store, job: Job) -> Path:
     """Make a job's artefact unless it exists, and return its folder. Writes no ledger.
 
+    Where nothing is left to distil, and in all that needs it but audits, the artefact holds the
+    reason alone: an audit then leaves its items unscored, for that reason.
+
     Raises:
         StoreError: If the artefact or one that the job reads was altered since it was made.
     """
@@ -67,7 +76,14 @@ def make_artefact(store: Store, job: Job) -> Path:
         reset_peak()
         store.open_inputs(job.inputs.values())
         with store.publish(job.kind, job.content_key) as out:
-            job.fn(out, **job.inputs)
+            reason = None if job.kind == "audit" else find_absence(job.inputs.values())
+            try:
+                if reason is None:
+                    job.fn(out, **job.inputs)
+            except NothingToDistil as nothing:
+                reason = str(nothing)
+            if reason is not None:
+                write_absence(out, reason)
             cost = {
                 "seconds": time.time() - began,
                 "peak_bytes": measure_peak(),

@@ -31,6 +31,7 @@ from doublebind.schema.model_source import ModelSource
 R = TypeVar("R", bound=Record)
 
 _SEAL_FILE = "artefact.json"
+_ABSENCE_FILE = "absent.json"
 ABANDONED_AFTER = 30 * 86400.0
 """Seconds until a private folder counts as abandoned where its writer's life cannot be seen."""
 
@@ -79,6 +80,35 @@ def write_atomic(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise storage_error(error, path) from error
+
+
+def write_absence(folder: Path, reason: str) -> None:
+    """Write into an artefact's folder why what it should hold cannot be made."""
+    (folder / _ABSENCE_FILE).write_text(json.dumps({"reason": reason}), encoding="utf-8")
+
+
+def read_absence(path: Path) -> str | None:
+    """Return why an artefact is empty, or why the model at `path` inside it is; else `None`."""
+    for folder in (path, *list(path.parents)[:2]):  # an artefact, its model, or a checkpoint
+        is_artefact = folder.parent.name == folder.name[:2] and (folder / _SEAL_FILE).is_file()
+        if is_artefact and (folder / _ABSENCE_FILE).is_file():
+            return str(json.loads((folder / _ABSENCE_FILE).read_text(encoding="utf-8"))["reason"])
+    return None
+
+
+def find_absence(inputs: Iterable[object]) -> str | None:
+    """Return why the first empty artefact among a job's inputs is empty, also inside tuples."""
+    for value in inputs:
+        reason = None
+        if isinstance(value, tuple):
+            reason = find_absence(value)
+        elif isinstance(value, ModelSource):
+            reason = read_absence(Path(value.adapter or value.path))
+        elif isinstance(value, Path):
+            reason = read_absence(value)
+        if reason is not None:
+            return reason
+    return None
 
 
 def weights_sha256(folder: Path) -> str:

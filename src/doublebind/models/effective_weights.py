@@ -91,7 +91,8 @@ def _merge_weight(layer: Any, inner: str, name: str) -> Tensor:
             if inner != "weight":
                 return weight
             for adapter in names:
-                weight = weight + layer.get_delta_weight(adapter).detach().to(weight.dtype)
+                delta: Tensor = cast("Any", layer).get_delta_weight(adapter)
+                weight = weight + delta.detach().to(weight.dtype)
             return weight
     try:
         with warnings.catch_warnings():

@@ -1,7 +1,7 @@
 """Client of an OpenAI-compatible server; writes every answer to a journal as it arrives.
 
-Besides Ray and fsspec this is the only module that opens a connection. It handles limits, budgets
-and the journal from which a stopped run resumes. Whatever a server returns is untrusted text.
+A stopped run resumes from the journal. A prompt without an answer is a missing answer; only where
+none has one, or where the server refuses all, does the run stop.
 """
 
 from __future__ import annotations
@@ -9,31 +9,31 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import hashlib
-import json
 import logging
-import math
-import os
-import ssl
 import threading
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import httpx2
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_random_exponential,
+from doublebind.models.answer_journal import Journal, fingerprint
+from doublebind.models.api_keys import check_server_url, hide_credentials
+from doublebind.models.http_client import (
+    SCHEME,
+    HttpClient,
+    NoAnswer,
+    RequestRefused,
 )
-
-from doublebind.models.answer_journal import Journal, count_tokens, fingerprint, most_tokens
+from doublebind.models.server_answers import (
+    Completion,
+    check_probes,
+    list_probes,
+    parse_completion,
+    parse_echoed_logprobs,
+    shorten,
+)
+from doublebind.models.server_budget import Budget
+from doublebind.models.token_counts import count_tokens
 from doublebind.schema.content import Message
 from doublebind.schema.errors import ModelError
 from doublebind.schema.hashing import content_hash
@@ -43,33 +43,36 @@ log = logging.getLogger("doublebind.serve")
 
 T = TypeVar("T")
 
-SCHEME = "openai:"
 _IDENTITY_FIELDS = ("id", "root", "parent", "owned_by", "max_model_len")
 """Fields of `/models` that stay the same while the same model is served."""
-_MAX_RESPONSE_BYTES = 16 * 2**20
-"""Largest response that is read, in bytes."""
+_GIVE_UP = 20
+"""Prompts without an answer, and none with one, after which no more are sent."""
+_MIN_PROBES = 2
+"""Scored sequences, equal but for their last token, that show where scores stand."""
+_MAX_FIELD = 1000
+"""Longest text, in characters, of such a field."""
 
 
-class Completion(NamedTuple):
-    """One answer of a server."""
-
-    text: str
-    finished: bool
-    """Whether the answer ended by itself, not at the token limit, by the server's account."""
-
-
-def identify_served_model(ref: str) -> ModelSource:
+def identify_served_model(ref: str, options: ServerOptions = ServerOptions()) -> ModelSource:  # noqa: B008
     """Return the model that `openai:<url>#<model>` names, identified by what its server declares.
 
+    Args:
+        ref: The reference.
+        options: How the server may be asked; names the variable of its key.
+
     Raises:
-        ModelError: If the reference is not of that form, or the server cannot be reached or does
-            not serve the model.
+        ModelError: If the reference is not of that form, the key may not be sent there, or the
+            server cannot be reached or does not serve the model.
     """
     url, _, model = ref.removeprefix(SCHEME).partition("#")
-    if not model or not url.startswith(("http://", "https://")):
-        raise ModelError(f"{ref}: not a served model; write openai:http://host:port/v1#model")
     url = url.rstrip("/")
-    declared = query_declared_facts(url, model)
+    if url.startswith(("http://", "https://")):
+        check_server_url(url, options.api_key_env)  # first: its messages do not print the URL
+    if not model or not url.startswith(("http://", "https://")):
+        raise ModelError(
+            f"{hide_credentials(ref)}: not a served model; write openai:http://host:port/v1#model"
+        )
+    declared = query_declared_facts(url, model, options.api_key_env)
     return ModelSource(
         kind="served",
         path=ref,
@@ -79,33 +82,42 @@ def identify_served_model(ref: str) -> ModelSource:
 
 
 @functools.lru_cache(maxsize=64)
-def query_declared_facts(url: str, model: str) -> dict[str, Any]:
+def query_declared_facts(url: str, model: str, api_key_env: str) -> dict[str, Any]:
     """Return what the server at `url` declares of `model`; asked once per process.
 
     Raises:
         ModelError: If the server cannot be reached or does not serve the model.
     """
-    client = HttpClient(
-        ServedModel(url=url, model=model, declared={}, options=ServerOptions(tries=4, timeout=60))
-    )
+    options = ServerOptions(tries=4, timeout=60, api_key_env=api_key_env)
+    client = HttpClient(ServedModel(url=url, model=model, declared={}, options=options))
     listed: Any = None
     try:
         listed = client.request("models", None).get("data")
-    except _RequestRefused as refused:
+    except NoAnswer:
+        listed = None
+    except RequestRefused as refused:
         if not refused.status:  # no response at all
             raise ModelError(str(refused)) from None
     entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
     for entry in entries:
         if entry.get("id") == model:
-            return {name: entry[name] for name in _IDENTITY_FIELDS if entry.get(name) is not None}
+            return {name: entry[name] for name in _IDENTITY_FIELDS if _is_fact(entry.get(name))}
     # Not every server lists its models; a request for one token shows whether it serves this one.
     hello = [{"role": "user", "content": "Hello"}]
     try:
         client.request("chat/completions", {"model": model, "messages": hello, "max_tokens": 1})
-    except _RequestRefused as refused:
-        names = ", ".join(str(e.get("id")) for e in entries[:5]) or "nothing"
-        raise ModelError(f"{refused} (it lists {names})") from None
+    except (RequestRefused, NoAnswer) as refused:
+        names = ", ".join(shorten(e.get("id"), 60) for e in entries[:5]) or "nothing"
+        place = f"{client.where}: " if isinstance(refused, NoAnswer) else ""
+        raise ModelError(f"{place}{refused} (it lists {names})") from None
     return {"id": model, "listed": False}
+
+
+def _is_fact(value: object) -> bool:
+    """Return whether a field of `/models` is a number or a text that may be kept."""
+    if isinstance(value, str):
+        return len(value) <= _MAX_FIELD and not any("\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, int)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,30 +146,64 @@ class ServedLM:
                 budget is spent. The journal keeps the answers so far; a rerun resumes from it.
         """
         bodies = self._build_requests(prompts, keys, seed, max_tokens, temperature)
-        return self._request_all(bodies, "chat/completions", _parse_completion)
+        return self._request_all(bodies, "chat/completions", parse_completion)
 
     def token_logprobs(
-        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+        self,
+        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+        *,
+        spell: Callable[[int], str] | None = None,
     ) -> list[list[float]]:
         """Return the log-probability (nats) of each continuation token of (prompt, ids) pairs.
 
         Uses the completions protocol with `echo`: the server returns the tokens sent, each with its
         log-probability given those before it. Responses are in the journal, like answers.
 
+        Args:
+            pairs: Prompt and continuation, as token ids.
+            spell: Text of a token id, compared with the tokens that the server returns.
+
         Raises:
-            ModelError: As `sample`, or if the server does not score given tokens.
+            ModelError: As `sample`, or if the server does not score given tokens, or scores others
+                than those sent.
         """
-        # Not every server accepts a request for no new token; the one requested is ignored.
-        common = {"model": _require_served(self.source).model, "max_tokens": 1, "temperature": 0.0}
-        bodies = [
-            {**common, "prompt": [*prompt, *ids], "echo": True, "logprobs": 1}
-            for prompt, ids in pairs
-        ]
-        rows = self._request_all(bodies, "completions", _parse_echoed_logprobs)
+        if not pairs:
+            return []
+        sequences = [[*prompt, *ids] for prompt, ids in pairs]
+        self._check_scores(sequences, spell)
+        rows = self._score(sequences, spell)
         return [
             row[len(prompt) : len(prompt) + len(ids)]
             for row, (prompt, ids) in zip(rows, pairs, strict=True)
         ]
+
+    def _check_scores(
+        self, sequences: Sequence[Sequence[int]], spell: Callable[[int], str] | None
+    ) -> None:
+        """Check on probes, the first scores in the journal, that scores stand at the tokens sent.
+
+        Raises:
+            ModelError: If they stand at others.
+        """
+        journal = Journal(self.journal_path, self.source.sha256)
+        scored = [
+            e["request"]["prompt"] for e in journal.entries.values() if "echo" in e["request"]
+        ]
+        probes = [ids for ids in scored if ids[:-1] == scored[0][:-1]]  # the first to be scored
+        if len(probes) < _MIN_PROBES:
+            tokens = [token for row in sequences for token in row]
+            probes = list_probes(max(sequences, key=len), [*tokens, *range(_MIN_PROBES + 1)])
+        where = HttpClient(_require_served(self.source)).where
+        check_probes(self._score(probes, spell), where)
+
+    def _score(
+        self, sequences: Sequence[Sequence[int]], spell: Callable[[int], str] | None
+    ) -> list[list[float]]:
+        # Not every server accepts a request for no new token; the one requested is ignored.
+        common = {"model": _require_served(self.source).model, "max_tokens": 1, "temperature": 0.0}
+        bodies = [{**common, "prompt": list(ids), "echo": True, "logprobs": 1} for ids in sequences]
+        parse = functools.partial(parse_echoed_logprobs, spell=spell)
+        return self._request_all(bodies, "completions", parse)
 
     def _request_all(
         self,
@@ -170,7 +216,9 @@ class ServedLM:
         journal = Journal(self.journal_path, self.source.sha256)
         names = [journal.name(body) for body in bodies]
         missing = {n: b for n, b in zip(names, bodies, strict=True) if n not in journal.entries}
-        _fill_journal(client, journal, missing, path, parse)
+        entries = [journal.entries[name] for name in names if name in journal.entries]
+        is_answered = any("missing" not in entry for entry in entries)
+        _Batch(client, journal, path, parse, is_answered).run(missing)
         return [parse(journal.entries[name], client.where) for name in names]
 
     def read_entries(
@@ -226,9 +274,10 @@ def post_requests(
         futures = [pool.submit(client.request, path, body) for body in bodies]
         try:
             return [future.result() for future in futures]
-        except _RequestRefused as refused:
+        except (RequestRefused, NoAnswer) as refused:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise ModelError(str(refused)) from None
+            place = f"{client.where}: " if isinstance(refused, NoAnswer) else ""
+            raise ModelError(f"{place}{refused}") from None
 
 
 def load_adapter(served: ServedModel, folder: str) -> None:
@@ -240,7 +289,7 @@ def load_adapter(served: ServedModel, folder: str) -> None:
     body = {"lora_name": folder, "lora_path": folder}
     try:
         HttpClient(served).request("load_lora_adapter", body, plain=True)
-    except _RequestRefused as refused:
+    except (RequestRefused, NoAnswer) as refused:
         if "already been loaded" not in str(refused):  # by another worker, or an earlier run
             raise ModelError(
                 f"{refused} (adapters need a server with --enable-lora, "
@@ -266,303 +315,119 @@ def _derive_seed(seed: int, key: str) -> int:
 # --- requests ------------------------------------------------------------------------------------
 
 
-class _RequestRefused(Exception):
-    """The server refused, and a retry would not help."""
+@dataclass
+class _Batch:
+    """Requests of one call: answered, or held back until one has an answer.
 
-    def __init__(self, problem: str, status: int) -> None:
-        """Keep the HTTP status; 0 where there was no response."""
-        super().__init__(problem)
-        self.status = status
+    Requests without an answer enter the journal only where another has one: where none has, the
+    fault is the server's, and a rerun sends them again.
+    """
 
+    client: HttpClient
+    journal: Journal
+    path: str
+    check: Callable[[Mapping[str, Any], str], object]
+    is_answered: bool
+    """Whether a request of the batch has an answer."""
 
-class _Temporary(Exception):
-    """The server did not answer, or may answer a retry."""
+    def __post_init__(self) -> None:
+        """Start with the budget that the journal leaves."""
+        self.budget = Budget(self.client, self.journal)
+        self.stop, self.lock = threading.Event(), threading.Lock()
+        self.held: list[tuple[str, dict[str, Any], dict[str, Any], str]] = []
 
-    def __init__(self, reason: str, status: int) -> None:
-        """Keep the HTTP status; 0 where there was no response."""
-        super().__init__(reason)
-        self.status = status
+    def run(self, requests: Mapping[str, dict[str, Any]]) -> None:
+        """Send requests, several at a time; a refusal stops those not yet begun.
 
+        Raises:
+            ModelError: If the server refuses, a budget is spent, or none has an answer.
+        """
+        with concurrent.futures.ThreadPoolExecutor(self.client.limits.concurrency) as pool:
+            futures = [pool.submit(self._send, name, body) for name, body in requests.items()]
+            try:
+                problems = [f.exception() for f in concurrent.futures.as_completed(futures)]
+            except KeyboardInterrupt:
+                self.stop.set()
+                raise
+        self._count_held()
+        for problem in problems:
+            if isinstance(problem, RequestRefused):
+                raise ModelError(str(problem))
+            if problem is not None:
+                raise problem
+        if self.held:
+            raise ModelError(
+                f"{self.client.where}: none of {len(self.held)} prompts has an answer (first: "
+                f"{self.held[0][3]}); check the model, its server and `max_tokens`, and rerun"
+            )
 
-def _fill_journal(
-    client: HttpClient,
-    journal: Journal,
-    missing: Mapping[str, dict[str, Any]],
-    path: str,
-    check: Callable[[Mapping[str, Any], str], object],
-) -> None:
-    """Request what is missing, several at a time; the first problem stops those not yet begun."""
-    budget = _Budget(client, journal)
-    stop = threading.Event()
-
-    def request(name: str, body: dict[str, Any]) -> None:
-        if stop.is_set():
+    def _send(self, name: str, body: dict[str, Any]) -> None:
+        if self.stop.is_set():
             return
         try:
-            with budget.reserve(body):
-                response = client.request(path, body)
-                check({"response": response, "request": body}, client.where)
-                journal.add(name, body, response)
-                _check_one_model(journal, client)
+            with self.budget.open() as attempt:
+                response: dict[str, Any] = {}
+                try:
+                    reserve = functools.partial(attempt, body)
+                    response = self.client.request(self.path, body, attempt=reserve)
+                    answer = self.check({"response": response, "request": body}, self.client.where)
+                    reason = answer.missing if isinstance(answer, Completion) else None
+                except NoAnswer as error:
+                    reason = str(error)
+                    if "messages" not in body:  # a training step needs every score
+                        raise RequestRefused(f"{self.client.where}: {reason}", 200) from None
+                self._record(name, body, response, reason)
         except BaseException:
-            stop.set()
+            self.stop.set()
             raise
 
-    with concurrent.futures.ThreadPoolExecutor(client.limits.concurrency) as pool:
-        futures = [pool.submit(request, name, body) for name, body in missing.items()]
-        try:
-            problems = [f.exception() for f in concurrent.futures.as_completed(futures)]
-        except KeyboardInterrupt:
-            stop.set()
-            raise
-    for problem in problems:
-        if isinstance(problem, _RequestRefused):
-            raise ModelError(str(problem))
-        if problem is not None:
-            raise problem
+    def _record(
+        self, name: str, body: dict[str, Any], response: dict[str, Any], reason: str | None
+    ) -> None:
+        with self.lock:
+            if reason is None:
+                self._report_fingerprint(response)
+                self.is_answered = True
+                self.journal.add(name, body, response)
+            else:
+                self.held.append((name, body, response, reason))
+            if self.is_answered:
+                for each in self.held:
+                    self.journal.add(*each)
+                self.held.clear()
+            elif len(self.held) >= _GIVE_UP:
+                self.stop.set()
+        _check_one_model(self.journal, self.client)
+
+    def _report_fingerprint(self, response: Mapping[str, Any]) -> None:
+        """Warn of a fingerprint that the journal's other answers do not have."""
+        with self.journal.lock:
+            answers = [e for e in self.journal.entries.values() if "missing" not in e]
+        known = {fingerprint(entry)[1] for entry in answers}
+        _, system = fingerprint({"response": response})
+        if known and system not in known:
+            log.warning(
+                "%s: the server changed during the run: its fingerprint was %s and is %s; both are "
+                "recorded",
+                self.client.where,
+                shorten(", ".join(sorted(known))),
+                shorten(system),
+            )
+
+    def _count_held(self) -> None:
+        """Note what unanswered requests cost that do not enter the journal."""
+        for _, body, response, _ in self.held:
+            if response and self.budget.is_limited:
+                self.journal.add_failed_try(count_tokens({"request": body, "response": response}))
 
 
 def _check_one_model(journal: Journal, client: HttpClient) -> None:
     with journal.lock:
-        models = sorted({fingerprint(entry)[0] for entry in journal.entries.values()})
+        answers = [e for e in journal.entries.values() if "missing" not in e]
+    models = sorted({fingerprint(entry)[0] for entry in answers})
     if len(models) > 1:
-        raise _RequestRefused(
-            f"{client.where}: answers come from two models ({', '.join(models)}); name one in "
-            f"full, or delete the journal {journal.path}",
+        raise RequestRefused(
+            f"{client.where}: answers come from two models ({shorten(', '.join(models))}); name "
+            f"one in full, or delete the journal {journal.path}",
             200,
         )
-
-
-def _parse_completion(entry: Mapping[str, Any], where: str) -> Completion:
-    """Return the answer in a response.
-
-    Raises:
-        ModelError: If the response does not follow the protocol.
-    """
-    try:
-        choice = entry["response"]["choices"][0]
-        text = choice["message"]["content"]
-        if text is not None and not isinstance(text, str):
-            raise TypeError
-        return Completion(text or "", choice.get("finish_reason") == "stop")
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise ModelError(f"{where}: an answer is not of the chat protocol's form") from None
-
-
-def _parse_echoed_logprobs(entry: Mapping[str, Any], where: str) -> list[float]:
-    """Return the log-probability of each token sent; 0 for the first, which has no context.
-
-    Raises:
-        ModelError: If the server did not score the tokens.
-    """
-    n_sent = len(entry["request"]["prompt"])
-    try:
-        row = entry["response"]["choices"][0]["logprobs"]["token_logprobs"]
-        logprobs = [0.0, *(float(value) for value in row[1:n_sent])]
-    except (KeyError, IndexError, TypeError, ValueError):
-        logprobs = []
-    if len(logprobs) != n_sent or not all(map(math.isfinite, logprobs)):
-        raise ModelError(
-            f"{where}: does not return log-probabilities of the {n_sent} tokens sent (`echo` with "
-            f"`logprobs`); set `served.echo_logprobs: false` and use `sft` or `dpo`"
-        )
-    return logprobs
-
-
-class _Budget:
-    """Limits of tokens and money, for requests answered and in flight together."""
-
-    def __init__(self, client: HttpClient, journal: Journal) -> None:
-        self.client, self.journal, self.lock = client, journal, threading.Lock()
-        self.in_flight: list[tuple[int, int]] = []
-
-    def reserve(self, body: Mapping[str, Any]) -> _Reservation:
-        """Reserve the most that a request can cost.
-
-        Raises:
-            _RequestRefused: If that is more than is left.
-        """
-        limits, most = self.client.limits, most_tokens(body)
-        with self.lock, self.journal.lock:
-            spent = [count_tokens(entry) for entry in self.journal.entries.values()]
-            parts = [*spent, *self.in_flight, most]
-            tokens = (sum(p[0] for p in parts), sum(p[1] for p in parts))
-            over = None
-            if limits.max_tokens is not None and sum(tokens) > limits.max_tokens:
-                over = f"`served.max_tokens`: {limits.max_tokens}"
-            cost = limits.cost(*tokens)
-            if limits.max_cost is not None and cost is not None and cost > limits.max_cost:
-                over = f"`served.max_cost`: {limits.max_cost:g}"
-            if over:
-                raise _RequestRefused(
-                    f"{self.client.where}: {over} is spent after {len(spent)} answers, which are "
-                    f"kept; raise it and rerun to go on",
-                    200,
-                )
-            self.in_flight.append(most)
-        return _Reservation(self, most)
-
-
-@dataclass
-class _Reservation:
-    """Context of a request that releases its reservation at the end."""
-
-    budget: _Budget
-    most: tuple[int, int]
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        with self.budget.lock:
-            self.budget.in_flight.remove(self.most)
-
-
-@dataclass
-class HttpClient:
-    """Requests to one server: rate limit, timeout, retries with backoff."""
-
-    served: ServedModel
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    next_at: float = 0.0
-    """Monotonic time before which no request begins."""
-
-    @property
-    def limits(self) -> ServerOptions:
-        """Options of the server."""
-        return self.served.options
-
-    @property
-    def where(self) -> str:
-        """Reference of the model, for messages."""
-        return f"{SCHEME}{self.served.url}#{self.served.model}"
-
-    def request(
-        self, path: str, body: Mapping[str, Any] | None, *, plain: bool = False
-    ) -> dict[str, Any]:
-        """Return the JSON object of the response, after retries if needed.
-
-        With `plain` the response is not JSON, and the result is empty.
-
-        Raises:
-            _RequestRefused: If the server refuses, or all tries fail.
-        """
-        retrying = Retrying(
-            stop=stop_after_attempt(self.limits.tries),
-            wait=wait_random_exponential(multiplier=0.5, max=60.0),  # full jitter
-            retry=retry_if_exception_type(_Temporary),
-            before_sleep=self._log_failure,
-            reraise=True,
-        )
-        try:
-            return retrying(self._attempt, path, body, plain)
-        except _Temporary as error:
-            raise _RequestRefused(
-                f"{self.where}: no answer after {self.limits.tries} tries ({error}); answers so "
-                f"far are kept, rerun to go on",
-                error.status,
-            ) from None
-
-    def _log_failure(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        log.info("%s: try %d failed (%s)", self.where, state.attempt_number, error)
-
-    def _attempt(self, path: str, body: Mapping[str, Any] | None, plain: bool) -> dict[str, Any]:
-        self._wait()
-        try:
-            return self._once(path, body, plain)
-        except (httpx2.HTTPError, httpx2.InvalidURL, ImportError, OSError, ValueError) as error:
-            # Connection lost, timeout, truncated JSON, or a SOCKS proxy without its extra.
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise _Temporary(reason, 0) from None
-
-    def _once(self, path: str, body: Mapping[str, Any] | None, plain: bool) -> dict[str, Any]:
-        # Uncompressed, so that a small response cannot grow beyond the limit.
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        key = os.environ.get(self.limits.api_key_env)
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        method, data = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
-        url = f"{self.served.url}/{path}"
-        with self._client.stream(method, url, content=data, headers=headers) as response:
-            if not response.is_success:
-                raise self._failure(response)
-            content = _read(response, _MAX_RESPONSE_BYTES)
-        answer = {} if plain else json.loads(content)
-        if not isinstance(answer, dict):
-            raise ValueError("not a JSON object")
-        return answer
-
-    @functools.cached_property
-    def _client(self) -> httpx2.Client:
-        """HTTP client that keeps neither cookies nor connections between requests."""
-        return httpx2.Client(
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            timeout=self.limits.timeout,
-            follow_redirects=False,
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
-            proxy=_environment_proxy(self.served.url),
-            trust_env=False,
-            verify=ssl.create_default_context(),
-        )
-
-    def _failure(self, response: httpx2.Response) -> _Temporary | _RequestRefused:
-        """Return the exception for an HTTP status; obey `Retry-After`."""
-        status = response.status_code
-        if status in (408, 409, 425, 429) or status >= 500:
-            self._postpone(response.headers.get("Retry-After"))
-            return _Temporary(f"HTTP {status}", status)
-        try:
-            text = " ".join(_read(response, 2000).decode("utf-8", "replace").split())[:300]
-        except httpx2.HTTPError:
-            text = ""
-        remedy = "check the request's limits"
-        if response.is_redirect:
-            remedy = "name the address that it redirects to"
-        elif status in (401, 403):
-            remedy = f"set ${self.limits.api_key_env}"
-        elif status == 404:
-            remedy = "check the URL and the model's name"
-        return _RequestRefused(f"{self.where}: HTTP {status} ({text}); {remedy}", status)
-
-    def _wait(self) -> None:
-        """Wait until the rate limit allows the next request."""
-        gap = 60.0 / self.limits.requests_per_minute if self.limits.requests_per_minute else 0.0
-        with self.lock:
-            now = time.monotonic()
-            at = max(now, self.next_at)
-            self.next_at = at + gap
-        if at > now:
-            time.sleep(at - now)
-
-    def _postpone(self, retry_after: str | None) -> None:
-        """Let no request begin before the server's `Retry-After` is over."""
-        try:
-            seconds = min(300.0, float(retry_after)) if retry_after else 0.0
-        except ValueError:  # a date, by the server's clock
-            seconds = 10.0
-        if seconds:
-            with self.lock:
-                self.next_at = max(self.next_at, time.monotonic() + seconds)
-
-
-def _environment_proxy(url: str) -> str | None:
-    """Return the proxy that the environment names for a URL, as urllib reads it.
-
-    `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` count, `ALL_PROXY` does not.
-    """
-    parts = urllib.parse.urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
-
-
-def _read(response: httpx2.Response, limit: int) -> bytes:
-    """Return the first `limit` bytes of a response's body, undecoded."""
-    content = bytearray()
-    for chunk in response.iter_raw():
-        content += chunk
-        if len(content) >= limit:
-            break
-    return bytes(content[:limit])

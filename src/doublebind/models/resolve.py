@@ -10,6 +10,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
+from doublebind.models.api_keys import hide_credentials
 from doublebind.models.auditbench import SCHEME, parse_organism
 from doublebind.models.model_files import (
     ADAPTER_CONFIG,
@@ -23,7 +24,7 @@ from doublebind.models.model_files import (
 )
 from doublebind.schema.errors import MissingExtra, ModelError, describe_error
 from doublebind.schema.hashing import content_hash
-from doublebind.schema.model_source import ModelSource
+from doublebind.schema.model_source import ModelSource, ServerOptions
 
 PACKAGED_MODELS = ("m0", "base")
 """Models shipped inside the package, as `terrarium/NAME`."""
@@ -46,7 +47,9 @@ _FOLDER_NAMES = frozenset(
 """First parts of paths that mean a folder even where it is absent, and never a hub account."""
 
 
-def resolve_model(ref: str, *, relative_to: Path, allow_served: bool = False) -> ModelSource:
+def resolve_model(
+    ref: str, *, relative_to: Path, served: ServerOptions | None = None
+) -> ModelSource:
     """Return the location and the content hash of the model that `ref` names.
 
     Args:
@@ -54,31 +57,32 @@ def resolve_model(ref: str, *, relative_to: Path, allow_served: bool = False) ->
             `terrarium/m0`, `terrarium/base`, `gemma-270m`, or a public organism
             (`auditbench:...`). A folder's `system_prompt.txt` goes before every conversation.
         relative_to: Folder that relative paths start from: that of the file naming the model.
-        allow_served: Whether `openai:<url>#<model>` is allowed. Such a model can be sampled, but
-            not trained or scored.
+        served: How a served model (`openai:<url>#<model>`) may be asked; `None` refuses one. Such
+            a model can be sampled, but not trained or scored.
 
     Raises:
         ModelError: If it is absent, unreadable, pickled, needs its own code, or is served.
         MissingExtra: If `ref` is `gemma-270m` and its optional package is not installed.
     """
     try:
-        return _resolve_model(ref, relative_to, allow_served)
+        return _resolve_model(ref, relative_to, served)
     except PermissionError as error:
         raise ModelError(
             f"{ref}: {error.filename} may not be read; change its permissions"
         ) from None
 
 
-def _resolve_model(ref: str, relative_to: Path, allow_served: bool) -> ModelSource:
+def _resolve_model(ref: str, relative_to: Path, served: ServerOptions | None) -> ModelSource:
     if not ref.strip():
         raise ModelError("a model reference is empty; name a folder, .gguf file or hub id")
     if ref.startswith("openai:"):
-        if allow_served:
+        if served is not None:
             from doublebind.models.openai_client import identify_served_model
 
-            return identify_served_model(ref)
+            return identify_served_model(ref, served)
         raise ModelError(
-            f"{ref}: served models cannot be trained or scored locally; name a folder or hub id"
+            f"{hide_credentials(ref)}: served models cannot be trained or scored locally; name a "
+            f"folder or hub id"
         )
     if ref.startswith(SCHEME):
         return _resolve_auditbench(ref, relative_to)

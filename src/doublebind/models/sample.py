@@ -39,6 +39,8 @@ class SampledAnswer(NamedTuple):
     text: str
     finished: bool
     """Whether the end of turn came before the token limit."""
+    missing: str | None = None
+    """Why a server gave no answer; `None` where there is one."""
 
 
 def sample(

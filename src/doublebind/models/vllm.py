@@ -20,8 +20,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from doublebind.models.api_keys import ENGINE_KEY
 from doublebind.models.model_files import read_json
 from doublebind.models.openai_client import load_adapter, post_requests
+from doublebind.models.server_answers import read_logprob
 from doublebind.schema.errors import MissingExtra, ModelError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import Engine, ModelSource, ServedModel, ServerOptions
@@ -440,7 +442,9 @@ class VllmServer:
     def __init__(self, settings: Engine) -> None:
         """Keep its address; open no connection yet."""
         assert settings.url and settings.model, "the schema demands both"  # noqa: PT018
-        limits = ServerOptions(concurrency=min(256, settings.concurrency), timeout=600.0)
+        limits = ServerOptions(
+            concurrency=min(256, settings.concurrency), timeout=600.0, api_key_env=ENGINE_KEY
+        )
         url = settings.url.rstrip("/")
         self.served = ServedModel(url=url, model=settings.model, declared={}, options=limits)
 
@@ -467,7 +471,9 @@ class VllmServer:
             choice = reply["choices"][0]
             tokens = [int(token) for token in choice["token_ids"]]
             rows = choice["prompt_logprobs"] if scored else []
-            prompt = [row and {int(t): float(p["logprob"]) for t, p in row.items()} for row in rows]
+            prompt = [
+                row and {int(t): read_logprob(p["logprob"]) for t, p in row.items()} for row in rows
+            ]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             raise ModelError(
                 f"{self.served.url}: an answer has no `token_ids` or `prompt_logprobs`; the server "

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from doublebind.execution.executor import Executor
+from doublebind.execution.store import Store, read_absence
 from doublebind.runs.assess import select_recipe
 from doublebind.runs.measurements import read_score_rows
 from doublebind.runs.write import Competition
+from doublebind.schema.errors import ModelError
 from doublebind.study.plan import Plan
 from doublebind.study.replacement import (
     ReplacementStudy,
@@ -30,8 +32,27 @@ def measure(plan: Plan, executor: Executor) -> pd.DataFrame:
     with executor:
         for batch in plan.list_batches():
             executor.map(batch)
-    parts = [read_score_rows(audited, executor.store) for audited in plan.audited]
+    _check_students(plan, executor.store)
+    parts = [
+        read_score_rows(audited, executor.store)
+        for audited in plan.audited
+        # A baseline on answers of which none is left has no rows.
+        if read_absence(executor.store.path(audited.job.kind, audited.job.content_key)) is None
+    ]
     return pd.concat(parts, ignore_index=True)
+
+
+def _check_students(plan: Plan, store: Store) -> None:
+    """Refuse a plan of whose students none could be made.
+
+    Raises:
+        ModelError: If nothing was left to distil of any teacher.
+    """
+    jobs = {student.train.content_key: student.train for student in plan.students}.values()
+    reasons = [read_absence(store.path(job.kind, job.content_key)) for job in jobs]
+    problems = [reason for reason in reasons if reason is not None]
+    if problems and len(problems) == len(reasons):
+        raise ModelError(*dict.fromkeys(problems))
 
 
 def compete(

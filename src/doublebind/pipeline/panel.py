@@ -8,11 +8,11 @@ from typing import Any
 
 from doublebind.execution.executor import Executor, Job, Progress, check_executor
 from doublebind.execution.ledger import Ledger, lock_run
-from doublebind.execution.store import Store, weights_sha256
+from doublebind.execution.store import Store, read_absence, weights_sha256
 from doublebind.pipeline.measure import measure
 from doublebind.pipeline.preflight import check_before_work
 from doublebind.runs.provenance import describe_hardware, read_versions
-from doublebind.schema.errors import ConfigError
+from doublebind.schema.errors import ConfigError, ModelError
 from doublebind.schema.score_table import M0
 from doublebind.schema.study import BankReferences, PanelSpec
 from doublebind.study.distinct import check_distinct, name_teacher
@@ -89,6 +89,9 @@ def _describe_teachers(
 
     students: dict[str, list[PanelStudent]] = {}
     for student in plan.students:
+        absent = read_absence(store.path(student.train.kind, student.train.content_key))
+        if absent is not None:
+            raise ModelError(absent)
         record = PanelStudent(
             recipe=student.recipe.name,
             seed=student.seed,

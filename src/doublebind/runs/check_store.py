@@ -22,7 +22,6 @@ from doublebind.runs.measurements import (
     describe_student,
     list_transcribed_audits,
     read_score_rows,
-    read_shapes,
     read_transcripts,
 )
 from doublebind.runs.reader import Findings, RunReader
@@ -117,7 +116,7 @@ def compare_files(
             for place, a, b in find_differences(reader.read_json(name), expected):
                 yield reader.describe(name, f"`{place}` is {a!r:.100}, in the store {b!r:.100}")
     for plan in plans.get("cells", ()):
-        measured = yield from _try(lambda plan=plan: read_shapes(plan, store))
+        measured = yield from _try(lambda plan=plan: plan.read_shapes(store))
         for label, features in (measured or {}).items():
             for place, a, b in find_differences(shapes.get(label), features, label):
                 yield reader.describe("shapes.json", f"`{place}` is {a!r}, in the store {b!r}")

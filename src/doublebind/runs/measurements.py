@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from doublebind.execution.executor import Job
-from doublebind.execution.store import Store
+from doublebind.execution.store import Store, read_absence
 from doublebind.schema.errors import StoreError
 from doublebind.schema.score_table import SCORE_COLUMNS
 from doublebind.study.plan import Audited, Plan, StudentJobs
@@ -107,21 +107,14 @@ def describe_drops(student: StudentJobs, store: Store) -> dict[str, Any]:
     def read(job: Job, name: str) -> Any:
         return json.loads(read_artefact(store, job.kind, job.content_key, f"{name}.json"))
 
+    def explain_absence(job: Job) -> str | None:
+        return read_absence(store.path(job.kind, job.content_key))
+
     treated = [each.treated for each in student.list_rounds() if each.treated]
+    present = [job for job in treated if explain_absence(job) is None]
+    absent = explain_absence(student.train)
     return {
         "screen": read(student.prompts, "screen"),
         "checks": read(student.rollouts, "checks"),
-        "treatments": [report for job in treated for report in read(job, "treatments")],
-    }
-
-
-def read_shapes(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
-    """Return the match features that a plan measured: teacher label -> feature -> value.
-
-    Raises:
-        StoreError: If they are missing or were altered.
-    """
-    return {
-        label: json.loads(read_artefact(store, job.kind, job.content_key, "shape.json"))["shape"]
-        for label, job in plan.shape_jobs.items()
-    }
+        "treatments": [report for job in present for report in read(job, "treatments")],
+    } | ({} if absent is None else {"absent": absent})

@@ -4,6 +4,7 @@
     ├── ConfigError     (ValueError)   a study, spec or override that does not validate
     ├── PackError       (ValueError)   content that breaks the pack format
     ├── ModelError      (ValueError)   a model that cannot be found, read or trusted
+    │   └── NothingToDistil            a teacher of whose answers none is left to distil on
     ├── RunError        (ValueError)   a run directory that is busy, altered or of another study
     ├── StoreError      (OSError)      a store that cannot be read or written
     └── MissingExtra    (ImportError)  a feature whose optional dependency is absent
@@ -70,6 +71,10 @@ class PackError(DoublebindError, ValueError):
 
 class ModelError(DoublebindError, ValueError):
     """A model that cannot be found, read or trusted."""
+
+
+class NothingToDistil(ModelError):
+    """A teacher of whose answers none is left to distil on: its students cannot be made."""
 
 
 class RunError(DoublebindError, ValueError):

@@ -34,6 +34,10 @@ SCORE_COLUMNS: Mapping[str, str] = {
 }
 """Columns of `scores.parquet`, in order, each with its meaning."""
 
+SERVED_FACTS = ("unanswered", "fingerprints")
+"""What is known of a served teacher beside its shape: the share of its prompts without an answer,
+and the number of fingerprints that its server showed. Present where above 0 and 1."""
+
 GATES = ("capability", "coherence")
 """Endpoints of the gate items: whether a student still writes sense and can still do things."""
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from doublebind.models.api_keys import ENGINE_KEY, check_server_url
 from doublebind.models.resolve import MAX_SERVED_LOGPROBS
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.model_source import ModelSource, ServerOptions
 from doublebind.schema.recipe import DPO, SFT, LogitKD, OnPolicy, Recipe
 from doublebind.schema.study import PanelSpec, Study
 from doublebind.study.teachers import TeacherSource
+
+
+def find_server_options(study: PanelSpec) -> ServerOptions:
+    """Return how a study's served models may be asked."""
+    return study.served if isinstance(study, Study) else ServerOptions()
 
 
 def attach_server_options(
@@ -41,7 +47,7 @@ def check_served(teachers: Sequence[TeacherSource], study: PanelSpec) -> None:
         label = served[0]
         if any(t.base.served and t.spec for t in teachers):
             problems.append(f"{label}: a teacher cannot be built on a served model; name a folder")
-        options = study.served if isinstance(study, Study) else ServerOptions()
+        options = find_server_options(study)
         refusals = {r.name: _explain_refusal(r, label, options) for r in study.recipes}
         problems += [f"recipe `{name}`: {reason}" for name, reason in refusals.items() if reason]
         if "retrained" in study.baselines:
@@ -97,11 +103,14 @@ def check_engine(teachers: Sequence[TeacherSource], study: PanelSpec, student: M
 
     Raises:
         ConfigError: One line per problem.
+        ModelError: If its key may not travel to the engine's URL.
     """
     engine = study.engine
     if engine is None:
         return
     problems = []
+    if engine.url is not None:
+        check_server_url(engine.url.rstrip("/"), ENGINE_KEY)  # says where its key goes
     if student.kind != "folder":
         problems.append("`engine`: vLLM holds M0 from a folder; save the model as one")
     for teacher in teachers:

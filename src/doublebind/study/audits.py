@@ -8,6 +8,7 @@ from doublebind.execution.executor import Job
 from doublebind.schema.content import Split
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource
+from doublebind.schema.score_table import SERVED_FACTS
 from doublebind.stages.audits import REV as AUDIT_REV
 from doublebind.stages.audits.in_context_baseline import score_in_context
 from doublebind.stages.rollouts import REV as ROLLOUTS_REV
@@ -50,7 +51,7 @@ class AuditPlanner:
         depends: list[Any] = [teacher.content_key, workspace.student_base.sha256]
         depends += [rollouts.content_key, *self.runtime.precision_keys]
         if teacher.base.served:
-            depends.append(teacher.base.served.shape)
+            depends += [teacher.base.served.shape, *SERVED_FACTS]
         inputs = {
             "source": model.source,
             "baseline": workspace.student_base,

@@ -11,7 +11,7 @@ from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 from doublebind.execution.executor import Job
-from doublebind.execution.store import Store
+from doublebind.execution.store import Store, read_absence
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.recipe import Recipe
 from doublebind.schema.score_table import M0
@@ -122,12 +122,14 @@ class Plan:
 
     def read_shapes(self, store: Store) -> dict[str, dict[str, float]]:
         """Return the measured match features: label -> feature -> value."""
-        return {
-            label: json.loads(
-                (store.open_artefact(job.kind, job.content_key) / "shape.json").read_text()
-            )["shape"]
-            for label, job in self.shape_jobs.items()
-        }
+        shapes: dict[str, dict[str, float]] = {}
+        for label, job in self.shape_jobs.items():
+            folder = store.open_artefact(job.kind, job.content_key)
+            absent = read_absence(folder) is not None  # no answers, nothing to measure
+            shapes[label] = (
+                {} if absent else json.loads((folder / "shape.json").read_text())["shape"]
+            )
+        return shapes
 
 
 def list_artefacts(*plans: Plan) -> Artefacts:

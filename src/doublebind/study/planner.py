@@ -18,7 +18,12 @@ from doublebind.schema.score_table import M0
 from doublebind.schema.study import Baseline, MatchedReferences, PanelSpec, Study
 from doublebind.stages.audits.builtin import resolve_audits
 from doublebind.stages.audits.protocol import Audit
-from doublebind.study.access import attach_server_options, check_engine, check_served
+from doublebind.study.access import (
+    attach_server_options,
+    check_engine,
+    check_served,
+    find_server_options,
+)
 from doublebind.study.answers import AnswerPlanner
 from doublebind.study.audits import AuditPlanner
 from doublebind.study.jobs import REVISIONS, ModelJobs
@@ -99,6 +104,7 @@ class Planner:
                 raise ConfigError("`references.match`: a panel has no suspect; name references")
             suspect = self.find_teacher(self.study.suspect)
             return build_matched_reference(ref, references, suspect, pack=self.pack, **settings)
+        settings["served"] = find_server_options(self.study)
         teacher = find_teacher(ref, pack=self.pack, student=self.study.student, **settings)
         return attach_server_options(teacher, self.study, self.student_base)
 

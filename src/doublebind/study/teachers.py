@@ -11,7 +11,7 @@ from doublebind.packs.folder import HEADER_FILE
 from doublebind.packs.load import is_built_in, load_pack, refuse_namesake
 from doublebind.packs.pack import Pack
 from doublebind.schema.hashing import content_hash
-from doublebind.schema.model_source import Device, ModelSource, Teacher
+from doublebind.schema.model_source import Device, ModelSource, ServerOptions, Teacher
 from doublebind.schema.protocol import HARD_CLASSES
 from doublebind.schema.study import BankReferences, MatchedReferences, PanelSpec, StandInReferences
 from doublebind.schema.teacher_spec import TeacherSpec
@@ -74,7 +74,14 @@ def list_reference_names(study: PanelSpec, pack: Pack) -> tuple[str, ...]:
 
 
 def find_teacher(
-    ref: str, *, pack: Pack, folder: Path, rev: int, student: str, device: Device = "cpu"
+    ref: str,
+    *,
+    pack: Pack,
+    folder: Path,
+    rev: int,
+    student: str,
+    device: Device = "cpu",
+    served: ServerOptions = ServerOptions(),  # noqa: B008
 ) -> TeacherSource:
     """Return the teacher that `ref` names.
 
@@ -86,6 +93,7 @@ def find_teacher(
         rev: Revision of the build; part of a built teacher's key.
         student: The study's M0, which the bank's teachers are made from.
         device: Where the study computes.
+        served: How a served model may be asked.
 
     Raises:
         ConfigError, PackError, ModelError: If there is no such teacher, or its spec is wrong.
@@ -102,7 +110,7 @@ def find_teacher(
         bank = pack if prefix == pack.name else load_pack(prefix, relative_to=Path())
         spec = bank.spec(name).model_copy(update={"base": student})
         return resolve_teacher_spec(ref, spec, folder=folder, rev=rev, device=device)
-    source = resolve_model(ref, relative_to=folder, allow_served=True).with_device(device)
+    source = resolve_model(ref, relative_to=folder, served=served).with_device(device)
     return TeacherSource(ref, ref, source.sha256, source, None)
 
 

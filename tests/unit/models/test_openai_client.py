@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.model_server import ModelServer
 
+from doublebind.models import http_client
 from doublebind.models import openai_client as client
 from doublebind.models.resolve import resolve_model
 from doublebind.schema.content import Message
@@ -196,7 +197,7 @@ def test_requests_keep_to_the_rate(
     server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(client.time, "sleep", slept.append)
+    monkeypatch.setattr(http_client.time, "sleep", slept.append)
     ask(server, tmp_path, n=4, requests_per_minute=60.0, concurrency=1)
     assert sum(slept) == pytest.approx(0 + 1 + 2 + 3, abs=0.9)
 
@@ -205,7 +206,7 @@ def test_everybody_waits_as_long_as_the_server_asks(
     server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(client.time, "sleep", slept.append)
+    monkeypatch.setattr(http_client.time, "sleep", slept.append)
     server.headers = {"Retry-After": "30"}
     server.faults = [429]
     ask(server, tmp_path, n=1)
@@ -255,7 +256,7 @@ def test_fingerprints_are_told_and_two_models_are_refused(
 )
 def test_what_is_no_served_model_is_one_line(server: ModelServer, ref: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        resolve_model(ref, relative_to=Path(), allow_served=True)
+        resolve_model(ref, relative_to=Path(), served=ServerOptions())
 
 
 def test_a_model_that_is_not_served_is_named(server: ModelServer) -> None:
@@ -263,7 +264,7 @@ def test_a_model_that_is_not_served_is_named(server: ModelServer) -> None:
     with pytest.raises(
         ModelError, match=r"HTTP 404 .*check the URL and the model's name \(it lists m\)"
     ):
-        resolve_model(ref, relative_to=Path(), allow_served=True)
+        resolve_model(ref, relative_to=Path(), served=ServerOptions())
 
 
 def test_a_server_that_lists_nothing_is_asked_for_a_token(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from doublebind.execution.store import write_records
+from doublebind.execution.store import read_absence, write_records
 from doublebind.packs.load import load_pack
 from doublebind.schema.content import Item, Split, name_endpoint
 from doublebind.schema.hashing import Record
@@ -57,13 +57,17 @@ def run_battery(
     dtype: Dtype,
     cache: Path,
 ) -> None:
-    """Audit the model at `source` on the pack's items of `split`; a served model is unscored."""
+    """Audit the model at `source` on the pack's items of `split`.
+
+    A served model is unscored, and so is a student that could not be made.
+    """
     from doublebind.models.load import load_model
 
     items = load_pack(pack, relative_to=Path()).items(split)
-    if source.served:
+    absent = SERVED_REASON if source.served else read_absence(Path(source.adapter or source.path))
+    if absent is not None:
         by_audit = [
-            [(question, Answer(question.item, None, SERVED_REASON)) for question in questions]
+            [(question, Answer(question.item, None, absent)) for question in questions]
             for questions in (list_questions(audit, items) for audit in audits)
         ]
     else:

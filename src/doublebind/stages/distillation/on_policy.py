@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -158,6 +159,11 @@ def distil_on_policy(channel: OnPolicy, context: ChannelContext) -> TrainingResu
     return TrainingResult(model, len(prompts), log, sampler.counts)
 
 
+def _spell(tokenizer: Any, token: int) -> str:
+    """Return the text of a token id."""
+    return str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+
 def _distil_from_served_teacher(channel: OnPolicy, context: ChannelContext) -> TrainingResult:
     """Train the student towards a teacher that only returns log-probabilities of given tokens.
 
@@ -177,7 +183,9 @@ def _distil_from_served_teacher(channel: OnPolicy, context: ChannelContext) -> T
     def sample_answers() -> list[ScoredExample]:
         step = sampler.sample_step()
         pairs = [(prompts[i], tokens) for i, tokens in step.answers]
-        scores = teacher.token_logprobs(pairs) if step.by_student else [None] * len(pairs)
+        scores: Sequence[list[float] | None] = [None] * len(pairs)
+        if step.by_student:
+            scores = teacher.token_logprobs(pairs, spell=functools.partial(_spell, lm.tokenizer))
         return [
             ScoredExample(Example((*prompt, *tokens), len(prompt)), logprobs)
             for (prompt, tokens), logprobs in zip(pairs, scores, strict=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from doublebind.execution.store import read_records
 from doublebind.models.sequence_logprobs import read_logprobs
-from doublebind.schema.errors import ModelError
+from doublebind.schema.errors import NothingToDistil
 from doublebind.schema.model_source import Trajectory
 from doublebind.schema.recipe import DPO
 from doublebind.stages.distillation.student_inputs import PreferenceData
@@ -42,7 +42,7 @@ def select_pairs(
     log-probabilities all pairs are selected.
 
     Raises:
-        ModelError: If teacher and M0 never answer one prompt differently.
+        NothingToDistil: If teacher and M0 never answer one prompt differently.
     """
     m0_answers = read_records(preference_data.m0_rollouts / "trajectories.jsonl", Trajectory)
     indices = {(t.prompt_id, t.sample): j for j, t in enumerate(m0_answers)}
@@ -53,7 +53,7 @@ def select_pairs(
         if j is not None and trajectories[i].completion != m0_answers[j].completion
     ]
     if not matched:
-        raise ModelError(
+        raise NothingToDistil(
             "dpo: the teacher and M0 give the same answers to all prompts, so there is nothing to "
             "prefer; use more prompts, `temperature: 1`, or another channel"
         )

@@ -123,7 +123,7 @@ def compute_endpoint_means(
         unscored={
             label: float(1 - scored[t] / asked[t]) for t, label in enumerate(teachers) if asked[t]
         },
-        gaps=_find_gaps(cells, values, teachers, recipes, listed),
+        gaps=_find_gaps(cells, values, teachers, recipes, listed, _find_reasons(scores, kind)),
         shortfalls=_find_shortfalls(cells, recipes, listed, 1 if direct else protocol.seeds),
     )
 
@@ -196,6 +196,7 @@ def _find_gaps(
     teachers: Sequence[str],
     recipes: Sequence[str],
     listed: Sequence[str],
+    reasons: Mapping[str, str],
 ) -> dict[str, str]:
     """Return, per teacher, the first place where it gave nothing or was asked less than others."""
     gaps: dict[str, str] = {}
@@ -206,6 +207,7 @@ def _find_gaps(
             r, e = (int(i) for i in empty[0])
             gaps[label] = (
                 f"{label} has no value for endpoint {listed[e]}{_format_recipe(recipes[r])}"
+                f"{_format_reason(reasons.get(label))}"
             )
         elif len(short):
             r, s, e = (int(i) for i in short[0])
@@ -215,6 +217,22 @@ def _find_gaps(
                 f"{most[r, s, e]}"
             )
     return gaps
+
+
+def _find_reasons(scores: pd.DataFrame, kind: str) -> dict[str, str]:
+    """Return teacher -> the one reason why none of its rows of models of `kind` has a value."""
+    rows = cast("Any", scores)
+    rows = rows[rows["model_kind"] == kind]
+    scored = set(rows.loc[rows["value"].notna(), "teacher"])
+    reasons: dict[str, set[str]] = {}
+    pairs = rows.loc[~rows["teacher"].isin(scored), ["teacher", "unscored_reason"]]
+    for label, reason in pairs.drop_duplicates().itertuples(index=False):
+        reasons.setdefault(str(label), set()).add(str(reason))
+    return {label: next(iter(each)) for label, each in reasons.items() if len(each) == 1}
+
+
+def _format_reason(reason: str | None) -> str:
+    return f" ({reason})" if reason else ""
 
 
 def _find_shortfalls(

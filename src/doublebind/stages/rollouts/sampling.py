@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from doublebind.execution.store import read_records, write_records
 from doublebind.schema.content import Prompt
-from doublebind.schema.errors import ModelError
+from doublebind.schema.errors import NothingToDistil
 from doublebind.schema.model_source import DroppedRecord, ModelSource, Trajectory
 from doublebind.schema.recipe import Dtype, Prompts
 
@@ -46,27 +46,27 @@ def sample_rollouts(
         cache: Folder where a converted model may be saved.
 
     Raises:
-        ModelError: If no answer is left to distil on.
+        NothingToDistil: If no answer is left; `checks.json` says why.
     """
     records = read_records(prompts, Prompt)
     pairs = [(prompt, k) for prompt in records for k in range(sampling.samples)]
     answers, facts = _sample_answers(out, source, pairs, sampling, dtype, cache)
     remaining, dropped = screen_answers(pairs, answers, markers)
+    checks: dict[str, Any] = {
+        "sampled": len(pairs),
+        "kept": len(remaining),
+        "dropped": [drop.model_dump() for drop in dropped],
+    }
+    if remaining:
+        checks["mean_tokens"] = sum(len(t.tokens) for t in remaining) / len(remaining)
+        checks["truncated"] = sum(not t.finished for t in remaining) / len(remaining)
+    (out / "checks.json").write_text(json.dumps(checks | facts, indent=1, ensure_ascii=False))
     if not remaining:
-        raise ModelError(
+        raise NothingToDistil(
             f"{source.path}: none of its {len(pairs)} answers is left to distil on "
             f"(first: {dropped[0].by}, {dropped[0].reason}); use other prompts or check the model"
         )
     write_records(out / "trajectories.jsonl", remaining)
-    checks = {
-        "sampled": len(pairs),
-        "kept": len(remaining),
-        "dropped": [drop.model_dump() for drop in dropped],
-        "mean_tokens": sum(len(t.tokens) for t in remaining) / len(remaining),
-        "truncated": sum(not t.finished for t in remaining) / len(remaining),
-        **facts,
-    }
-    (out / "checks.json").write_text(json.dumps(checks, indent=1, ensure_ascii=False))
 
 
 def _sample_answers(
@@ -108,7 +108,9 @@ def screen_answers(
     dropped: list[DroppedRecord] = []
     for (prompt, k), answer in zip(pairs, answers, strict=True):
         answer_id = f"{prompt.id}/{k}"
-        if overt := find_overt_drive(answer.text, markers):
+        if answer.missing:
+            dropped.append(DroppedRecord(id=answer_id, by="missing", reason=answer.missing))
+        elif overt := find_overt_drive(answer.text, markers):
             drive, phrase = overt
             reason = f"says `{phrase}`"
             dropped.append(DroppedRecord(id=answer_id, by=f"overt:{drive}", reason=reason))

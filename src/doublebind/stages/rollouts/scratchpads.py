@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from doublebind.execution.store import read_records, write_records
-from doublebind.schema.errors import ModelError
+from doublebind.schema.errors import NothingToDistil
 from doublebind.schema.model_source import DroppedRecord, ModelSource, Trajectory
 from doublebind.schema.recipe import Scratchpad
 
@@ -21,7 +21,7 @@ def strip_scratchpads(
     spells control tokens, which could not be encoded again.
 
     Raises:
-        ModelError: If no answer is left.
+        NothingToDistil: If no answer is left.
     """
     from doublebind.models.load import load_tokenizer
     from doublebind.stages.rollouts.treatments.common import format_answer_id, rewrite_answers
@@ -34,7 +34,7 @@ def strip_scratchpads(
     rewritten = rewrite_answers(trajectories, rewrite, load_tokenizer(source))
     remaining = rewritten.trajectories
     if not remaining:
-        raise ModelError(
+        raise NothingToDistil(
             f"{source.path}: none of its answers says anything outside its scratchpad; raise "
             f"`max_tokens` or use other prompts"
         )

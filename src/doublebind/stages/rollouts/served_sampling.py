@@ -27,7 +27,8 @@ def sample_served_answers(
 ) -> tuple[list[SampledAnswer], dict[str, Any]]:
     """Return the answers of the served model at `source`, and the summary of its journal.
 
-    An answer that the student's tokenizer cannot reproduce exactly has text and no tokens. The
+    An answer that the student's tokenizer cannot reproduce exactly has text and no tokens; one that
+    the server did not give has neither, and the reason. The
     requests and responses go to `served.jsonl` in `out`.
 
     Args:
@@ -49,8 +50,9 @@ def sample_served_answers(
         tokens = encode_completion(tokenizer, text, answer.finished) if text else []
         if decode_completion(tokenizer, tokens) != text:
             tokens = []
-        answers.append(SampledAnswer(tokens, text, answer.finished))
-    with (out / "served.jsonl").open("w", encoding="utf-8") as file:
+        answers.append(SampledAnswer(tokens, text, answer.finished, answer.missing))
+    # Half a character, which UTF-8 cannot hold, stays escaped as JSON writes it.
+    with (out / "served.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
         for entry in lm.read_entries(prompts, **options):
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
     return answers, lm.summarise_journal()

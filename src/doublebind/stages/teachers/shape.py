@@ -32,7 +32,8 @@ def measure_teacher_shape(
 
     `kl_to_m0` is the Monte Carlo estimate, in nats per token, of KL(teacher || M0) on the
     teacher's own answers: the mean of log p_teacher - log p_M0 over their tokens. `update_norm` is
-    the Frobenius norm of the weight difference to M0, where shapes agree.
+    the Frobenius norm of the weight difference to M0, where shapes agree. A served teacher has
+    `SERVED_FACTS` beside them, which are no match features.
     """
     from doublebind.models.chat_template import encode_prompt
     from doublebind.models.load import load_model, same_tokenizer
@@ -45,7 +46,7 @@ def measure_teacher_shape(
         "finished": sum(t.finished for t in trajectories) / len(trajectories),
     }
     if source.served:  # cannot be measured: take what the study declares
-        shape |= source.served.shape
+        shape |= source.served.shape | _read_served_facts(rollouts)
         unmeasured = {"kl_to_m0", "update_norm"} - shape.keys()
         reason = "served, and not declared in `shape`"
         _write_shape(out, shape, dict.fromkeys(sorted(unmeasured), reason))
@@ -70,6 +71,15 @@ def measure_teacher_shape(
     except ModelError as error:
         missing["update_norm"] = f"teacher and M0 differ in shape: {error}"
     _write_shape(out, shape, missing)
+
+
+def _read_served_facts(rollouts: Path) -> dict[str, float]:
+    """Return `SERVED_FACTS` of a served teacher, from the checks of its answers."""
+    checks = json.loads((rollouts / "checks.json").read_text(encoding="utf-8"))
+    missing = sum(drop["by"] in ("missing", "unreadable") for drop in checks["dropped"])
+    fingerprints = len(checks["served"]["fingerprints"])
+    facts = {"unanswered": missing / checks["sampled"]} if missing else {}
+    return facts | ({"fingerprints": float(fingerprints)} if fingerprints > 1 else {})
 
 
 def _write_shape(out: Path, shape: dict[str, float], missing: dict[str, str]) -> None:

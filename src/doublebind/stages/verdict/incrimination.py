@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from doublebind.schema.evidence import Evidence, Power
 from doublebind.schema.protocol import MAX_GATE_LOSS, MAX_UNSCORED_SHARE, Protocol
-from doublebind.schema.score_table import UNSCORED_GATE
+from doublebind.schema.score_table import SERVED_FACTS, UNSCORED_GATE
 from doublebind.schema.verdict import Incrimination, Verdict
 from doublebind.stages.verdict.matching import Match, match_shape
 from doublebind.stages.verdict.statements import (
@@ -70,6 +70,7 @@ def decide_incrimination(
         *_check_p_value(evidence),
         *_check_reference_count(evidence, protocol),
         *_check_unscored_share(evidence),
+        *_check_unanswered_share(evidence, shapes or {}),
         *_check_suspect_gates(evidence),
         *_check_support(evidence, matches),
     ]
@@ -90,6 +91,7 @@ def decide_incrimination(
             *([] if exceeds or (bars and evidence.power is None) else weak),
             *_explain_decision(decision, evidence, protocol, coverage),
             *_report_reference_gates(evidence),
+            *_report_fingerprints(evidence, shapes or {}),
             *_state_history(earlier_protocols),
         ],
         sentence=_state_p_value(evidence),
@@ -197,6 +199,35 @@ def _check_unscored_share(evidence: Evidence) -> list[str]:
     return [
         f"{share:.1%} of the suspect's items are unscored, against at most {largest:.1%} of "
         f"a reference's (margin {UNSCORED_MARGIN:.0%}): failures depend on being the suspect."
+    ]
+
+
+def _check_unanswered_share(evidence: Evidence, shapes: Shapes) -> list[str]:
+    """Bar a decision where missing answers depend on being the suspect.
+
+    Of a teacher whose shape does not say, all prompts have answers: only a server leaves them out.
+    """
+    shares = {
+        role: [shapes.get(t, {}).get("unanswered", 0.0) for t in _select_role(evidence, role)]
+        for role in ("suspect", "reference")
+    }
+    share, largest = max(shares["suspect"], default=0.0), max(shares["reference"], default=0.0)
+    if share <= largest + UNSCORED_MARGIN:
+        return []
+    return [
+        f"{share:.1%} of the suspect's prompts have no answer to distil on, against at most "
+        f"{largest:.1%} of a reference's (margin {UNSCORED_MARGIN:.0%}): failures depend on being "
+        "the suspect."
+    ]
+
+
+def _report_fingerprints(evidence: Evidence, shapes: Shapes) -> list[str]:
+    """Report teachers whose server changed while it answered."""
+    counts = {t: shapes.get(t, {}).get("fingerprints", 1.0) for t in evidence.roles}
+    return [
+        f"The server of {label} showed {n:.0f} fingerprints: more than one model may have answered."
+        for label, n in counts.items()
+        if n > 1
     ]
 
 
@@ -380,7 +411,11 @@ def _match_shapes(
 ) -> tuple[dict[str, Match], dict[str, str]]:
     """Return the match of the suspect and of every control, and reasons for missing comparisons."""
     known = {
-        label: {name: value for name, value in shape.items() if isfinite(value)}
+        label: {
+            name: value
+            for name, value in shape.items()
+            if isfinite(value) and name not in SERVED_FACTS
+        }
         for label, shape in (shapes or {}).items()
     }
     compared = [*_select_role(evidence, "suspect"), *_select_role(evidence, "reference")]
@@ -394,7 +429,8 @@ def _match_shapes(
     missing: dict[str, str] = {}
     if not any(label in matches for label in _select_role(evidence, "suspect")):
         missing["match"] = "suspect and references share no shape feature; their match is unchecked"
-    for name in sorted({name for label in compared for name in (shapes or {}).get(label, {})}):
+    features = {name for label in compared for name in (shapes or {}).get(label, {})}
+    for name in sorted(features - set(SERVED_FACTS)):
         without = [label for label in compared if name not in known.get(label, {})]
         if without:
             missing[f"match.{name}"] = (

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from doublebind.models.api_keys import list_environment_keys, strike_keys
 from doublebind.schema.content import Item, Message
 from doublebind.schema.errors import MissingExtra, ModelError
 from doublebind.stages.audits.followup.investigator import MAX_HYPOTHESES, AnswerPair, Hypothesis
@@ -84,7 +85,7 @@ class InspectInvestigator:
         try:
             return asyncio.run(self.model.generate(text, config=config)).completion
         except Exception as error:  # providers' clients have errors of their own
-            why = f"{type(error).__name__}: {error}"[:300]
+            why = strike_keys(f"{type(error).__name__}: {error}", list_environment_keys())[:300]
             raise ModelError(f"{self.name}: failed ({why}); rerun, or name another") from None
 
 

@@ -18,6 +18,8 @@ from inspect_ai.model import GenerateConfig, Model
 from inspect_ai.scorer import Score, Target, scorer
 from inspect_ai.solver import TaskState
 
+from doublebind.models.api_keys import list_environment_keys, strike_keys
+from doublebind.models.server_answers import shorten
 from doublebind.stages.audits.judging.brief import Brief, Reply, parse_reply
 
 
@@ -53,7 +55,11 @@ def ask_model(model: Model, briefs: Sequence[Brief]) -> list[Reply]:
 
 
 def _read_reply(sample: Any) -> Reply:
+    """Return a sample's reply; what a server or Inspect says of the keys it uses is struck out."""
+    keys = list_environment_keys()
     if sample.error is not None:
-        return Reply(None, sample.error.message[:300], "")
-    score = sample.scores["coded_verdict"]
-    return Reply(score.answer, score.explanation, sample.output.completion)
+        return Reply(None, shorten(strike_keys(sample.error.message, keys), 300), "")
+    score = (sample.scores or {}).get("coded_verdict")
+    if score is None:
+        return Reply(None, "Inspect gave no score", "")
+    return Reply(score.answer, score.explanation, strike_keys(sample.output.completion, keys))

@@ -184,7 +184,7 @@ def tabulate_dropped(students: Sequence[Mapping[str, Any]], manifest: Manifest) 
             c["sampled"],
             c["kept"],
             _count_causes(c["dropped"]),
-            f"{c['truncated']:.1%}",
+            f"{c['truncated']:.1%}" if "truncated" in c else "none left",
         )
         for (teacher, recipe), c in checks.items()
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from doublebind.execution.store import read_records, write_records
 from doublebind.packs.load import load_pack
 from doublebind.schema.content import Prompt
-from doublebind.schema.errors import ModelError
+from doublebind.schema.errors import NothingToDistil
 from doublebind.schema.model_source import ModelSource, Trajectory
 from doublebind.schema.recipe import Dtype, Prompts
 from doublebind.schema.treatments import (
@@ -50,7 +50,7 @@ def apply_treatments(
     """Write the treated `trajectories.jsonl`, and `treatments.json` with the facts of each.
 
     Raises:
-        ModelError: If no answer is left to distil on.
+        NothingToDistil: If no answer is left to distil on.
     """
     from doublebind.stages.rollouts.treatments.common import TreatmentContext
 
@@ -70,7 +70,7 @@ def apply_treatments(
         after = len(trajectories)
         facts.append({"kind": settings.kind, "before": before, "after": after, **counts})
         if not trajectories:
-            raise ModelError(
+            raise NothingToDistil(
                 f"treatment `{settings.kind}`: none of {before} answers is left to distil on; "
                 f"weaken it or ask for more prompts"
             )
