@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from doublebind.schema.errors import DoublebindError, RunError
+from doublebind.schema.read_file import read_file
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ class AppendLog:
         """
         if not self.path.exists():
             return []
-        *lines, _ = self.path.read_bytes().split(b"\n")
+        *lines, _ = read_file(self.path).split(b"\n")
         parsed = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -79,7 +80,7 @@ class AppendLog:
         """
         if not self.path.exists():
             return
-        whole = self.path.read_bytes()
+        whole = read_file(self.path)
         end = whole.rfind(b"\n") + 1
         if end == len(whole):
             return

@@ -14,6 +14,7 @@ from doublebind.execution.store import storage_error
 from doublebind.schema.errors import ModelError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ServedModel
+from doublebind.schema.strict_json import parse_json
 
 _TEMPLATE_TOKENS = 64
 """Tokens reserved for what a chat template adds; a token of text takes at least a byte."""
@@ -70,7 +71,7 @@ class Journal:
 
 def _parse_entry(line: str) -> tuple[str, dict[str, Any]]:
     """Return key and content of a journal's line."""
-    entry = json.loads(line)
+    entry = parse_json(line)
     return entry["name"], entry
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from doublebind.runs.run import Run
+from doublebind.runs.run import Run, explain_contradictions
 from doublebind.schema.hashing import Record
 
 
@@ -33,7 +33,11 @@ class Comparison(Record):
 
 def compare_runs(first: Run, second: Run) -> Comparison:
     """Return two runs' numbers side by side, and every setting in which their protocols differ."""
+    with explain_contradictions(first.path), explain_contradictions(second.path):
+        return _compare_records(first, second)
 
+
+def _compare_records(first: Run, second: Run) -> Comparison:
     def both(read: Callable[[Run], Any]) -> tuple[Any, Any]:
         return read(first), read(second)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from doublebind.runs.run import Run
+from doublebind.runs.run import Run, explain_contradictions
 from doublebind.schema.errors import RunError
 from doublebind.stages.report.inspect_export import export_inspect_log
 
@@ -21,13 +21,15 @@ def export_inspect(run: Run, student: str | None = None) -> list[Path]:
     if not students:
         raise RunError(f"{run.path}: {student} is no student; `doublebind status` lists them")
     folder = run.path / "inspect"
-    folder.mkdir(exist_ok=True)
-    return [
-        export_inspect_log(
-            folder,
-            student=each,
-            manifest=run.manifest,
-            transcripts=run.transcripts(each["student"]),
-        )
-        for each in students
-    ]
+    if folder.is_symlink():
+        raise RunError(f"{folder}: a symbolic link, through which nothing is written; remove it")
+    with explain_contradictions(run.path):
+        return [
+            export_inspect_log(
+                folder,
+                student=each,
+                manifest=run.manifest,
+                transcripts=run.transcripts(each["student"]),
+            )
+            for each in students
+        ]

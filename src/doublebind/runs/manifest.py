@@ -11,6 +11,7 @@ from doublebind.runs.records import MANIFEST, check_format
 from doublebind.schema.errors import RunError
 from doublebind.schema.hashing import Record
 from doublebind.schema.protocol import Manifest, Protocol
+from doublebind.schema.read_file import read_text
 from doublebind.study.access import collect_served_facts
 from doublebind.study.plan import list_artefacts
 from doublebind.study.resolve import ResolvedStudy
@@ -50,8 +51,8 @@ def freeze_manifest(out: Path, resolved: ResolvedStudy) -> Manifest:
     if path.exists():
         check_format(out)
         try:
-            manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValueError:
+            manifest = Manifest.model_validate_json(read_text(path))
+        except (OSError, ValueError):
             raise RunError(f"{path}: cannot be read; restore it or choose another --out") from None
         if manifest.protocol_hash != protocol.hash:
             raise RunError(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from doublebind.execution.store import file_sha256, write_atomic
 from doublebind.schema.errors import RunError
+from doublebind.schema.read_file import read_text
+from doublebind.schema.strict_json import parse_json
 
 SEAL = "seal.json"
 _NAMES = (
@@ -31,12 +34,26 @@ def reseal_file(run: Path, name: str) -> None:
     Raises:
         RunError: If the seal cannot be read.
     """
-    try:
-        hashes = json.loads((run / SEAL).read_text(encoding="utf-8"))
-        hashes[name] = file_sha256(run / name)
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{run / SEAL}: cannot be read ({error}); rerun the study") from None
+    hashes = read_seal(run) | {name: file_sha256(run / name)}
     write_atomic(run / SEAL, json.dumps(hashes, indent=1, sort_keys=True))
+
+
+def read_seal(run: Path) -> dict[str, Any]:
+    """Return the hash of each sealed file.
+
+    Raises:
+        RunError: If the seal cannot be read.
+    """
+    try:
+        hashes = parse_json(read_text(run / SEAL))
+        if isinstance(hashes, dict):
+            return hashes
+        reason = f"a mapping is needed, not {type(hashes).__name__}"
+    except FileNotFoundError:
+        reason = "missing"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise RunError(f"{run / SEAL}: cannot be read ({reason}); rerun the study")
 
 
 def list_sealed_files(run: Path) -> list[str]:

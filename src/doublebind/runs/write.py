@@ -11,9 +11,11 @@ from doublebind.execution.executor import Job
 from doublebind.execution.store import Store, weights_sha256, write_atomic
 from doublebind.runs.assess import Assessment
 from doublebind.runs.records import FurtherTrainedModel, ReplacementRecord
-from doublebind.runs.run import Run
-from doublebind.runs.seal import reseal_file
+from doublebind.runs.run import Run, explain_contradictions
+from doublebind.runs.seal import read_seal, reseal_file
 from doublebind.schema.model_source import ModelSource
+from doublebind.schema.read_file import read_text
+from doublebind.schema.strict_json import parse_json
 from doublebind.stages.report.run_content import RunContent
 from doublebind.stages.report.run_page import render_run_page
 from doublebind.stages.verdict.outcome import verdict_to_json
@@ -107,7 +109,7 @@ def _describe_student(student: StudentJobs, store: Store) -> dict[str, Any]:
 
     def read(job: Job, name: str) -> Any:
         path = store.path(job.kind, job.content_key) / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
 
     record: dict[str, Any] = {
         "teacher": student.teacher.content_key,
@@ -132,6 +134,7 @@ def write_report(run: Run) -> Path:
 
     Seals the page alone anew: any other file that was altered still disagrees with the seal.
     """
+    read_seal(run.path)  # an open run keeps the page that it has
     path = write_page(run)
     reseal_file(run.path, path.name)
     return path
@@ -140,12 +143,19 @@ def write_report(run: Run) -> Path:
 def write_page(run: Run) -> Path:
     """Write `report.html` of a run, unsealed; return its path."""
     path = run.path / "report.html"
+    with explain_contradictions(run.path):
+        page = _render_page(run)
+    write_atomic(path, page)
+    return path
+
+
+def _render_page(run: Run) -> str:
     keys = [
         *(teacher.content_key for teacher in run.manifest.teachers),
         run.manifest.protocol.student,
     ]
     keys = [key for key in keys if run.has_transcripts(key)]  # a panel's teachers have none
-    page = render_run_page(
+    return render_run_page(
         RunContent(
             manifest=run.manifest,
             evidence=run.evidence,
@@ -159,5 +169,3 @@ def write_page(run: Run) -> Path:
             followup=run.followup,
         )
     )
-    write_atomic(path, page)
-    return path

@@ -36,8 +36,13 @@ def check_audit_name(name: str) -> str:
     Raises:
         ConfigError: If none is.
     """
-    if name in (*DEFAULT_AUDITS, *OPTIONAL_AUDITS) or re.fullmatch(
-        r"(inspect(-auditable)?|lm-eval):[\w./@-]+|prompted:.*\w.*", name
+    kind, _, rest = name.partition(":")
+    if (
+        name in (*DEFAULT_AUDITS, *OPTIONAL_AUDITS)
+        or (
+            kind in ("inspect", "inspect-auditable", "lm-eval") and re.fullmatch(r"[\w./@-]+", rest)
+        )
+        or (kind == "prompted" and re.search(r"\w", rest) and "\n" not in rest)
     ):
         return name
     if name.startswith("under:"):

@@ -17,6 +17,7 @@ from doublebind.schema.errors import ConfigError, RunError
 from doublebind.schema.hashing import Record, content_hash
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
+from doublebind.schema.read_file import check_regular, read_text
 from doublebind.schema.study import BankReferences, Baseline
 from doublebind.study.teachers import find_hard_class
 
@@ -119,7 +120,8 @@ def read_panel(folder: Path) -> Panel:
     """
     path = folder / PANEL
     try:
-        panel = Panel.model_validate_json(path.read_text(encoding="utf-8"))
+        panel = Panel.model_validate_json(read_text(path))
+        check_regular(folder / SCORES)
         altered = file_sha256(folder / SCORES) != panel.scores_sha256
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]

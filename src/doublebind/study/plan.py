@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,8 +11,10 @@ from typing import NamedTuple
 
 from doublebind.execution.executor import Job
 from doublebind.execution.store import Store
+from doublebind.schema.read_file import read_text
 from doublebind.schema.recipe import Recipe
 from doublebind.schema.score_table import M0
+from doublebind.schema.strict_json import parse_json
 from doublebind.study.teachers import TeacherSource
 
 Artefacts = dict[str, dict[str, str]]
@@ -122,7 +123,7 @@ class Plan:
     def read_shapes(self, store: Store) -> dict[str, dict[str, float]]:
         """Return the measured match features: label -> feature -> value."""
         return {
-            label: json.loads((store.path(job.kind, job.content_key) / "shape.json").read_text())[
+            label: parse_json(read_text(store.path(job.kind, job.content_key) / "shape.json"))[
                 "shape"
             ]
             for label, job in self.shape_jobs.items()

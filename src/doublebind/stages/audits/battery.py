@@ -7,6 +7,7 @@ unscored, with the reason.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -147,12 +148,17 @@ def write_answers(out: Path, rows: Sequence[AuditedAnswer]) -> None:
             item=answer.item.id,
             messages=tuple({"role": m.role, "content": m.content} for m in answer.item.messages),
             target_option=answer.item.options[answer.item.target_index],
-            value=answer.value,
+            # JSON has no NaN and no infinity, which a user's audit may give.
+            value=_keep_finite(answer.value),
             transcript=answer.transcript,
         )
         for audit, endpoint, answer in rows
     ]
     write_records(out / "transcripts.jsonl", lines)
+
+
+def _keep_finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def write_scores(out: Path, rows: Sequence[dict[str, object]]) -> None:

@@ -97,8 +97,10 @@ def _build_work_context(answer_pairs: Sequence[AnswerPair], number: int) -> tupl
 
 def _strip_context(turn: Message) -> Message | None:
     """Return a question without the sentences before it, or `None` where there are none."""
-    sentences = re.findall(r"[^.?!]+[.?!]+", turn.content)
-    if len(sentences) <= SENTENCES_LEFT or "".join(sentences).strip() != turn.content.strip():
+    # A cut behind each mark takes one pass, where a pattern of whole sentences takes n.
+    sentences = [part for part in re.split(r"(?<=[.?!])(?=[^.?!])", turn.content) if part.strip()]
+    whole = bool(sentences) and sentences[0][0] not in ".?!" and sentences[-1][-1] in ".?!"
+    if len(sentences) <= SENTENCES_LEFT or not whole:
         return None
     return turn.model_copy(update={"content": "".join(sentences[-SENTENCES_LEFT:]).strip()})
 
