@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,7 @@ class PackHeader(Record):
     """Raise it when the content changes; the content hash is what keys depend on."""
     language: str
     """Language of the content, such as `en`."""
-    traits: tuple[Trait, ...] = Field(min_length=1)
+    traits: tuple[Trait, ...] = Field(min_length=1, max_length=1000)
     score_endpoints: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
         min_length=1, max_length=6
     )
@@ -219,7 +220,7 @@ class _FolderReader:
             )
             return None
         names = [trait.name for trait in header.traits]
-        for name in sorted({name for name in names if names.count(name) > 1}):
+        for name in sorted(name for name, n in Counter(names).items() if n > 1):
             self.problems.append(f"{path}: `traits`: two are named `{name}`; rename one")
         return header
 

@@ -38,7 +38,10 @@ def read_file(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
                 f"{status.st_size:,} bytes, at most {max_bytes:,} are read; split or shorten it",
                 str(path),
             )
-        return file.read(max_bytes)
+        content: bytes | None = file.read(max_bytes)
+    if content is None:  # as some files of /proc answer that have nothing to give yet
+        raise OSError(errno.EAGAIN, "gives no bytes", str(path))
+    return content
 
 
 def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
