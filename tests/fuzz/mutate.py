@@ -421,7 +421,7 @@ def _rename(folder: Path, path: Path, rng: random.Random) -> None:
 def _grow(folder: Path, path: Path, rng: random.Random) -> None:
     _remove(path)
     with path.open("wb") as file:
-        file.truncate(2**31)  # sparse: no byte is written
+        file.truncate(300 * 2**20)  # sparse: no byte is written
 
 
 def _forbid(folder: Path, path: Path, rng: random.Random) -> None:

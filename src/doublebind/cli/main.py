@@ -581,7 +581,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_errors(problems: Sequence[str]) -> int:
     for problem in problems[:MAX_PROBLEMS]:
-        _write(f"error: {_shorten(problem)}", error=True)
+        _write(f"error: {_shorten(tables.escape_line(problem))}", error=True)
     if len(problems) > MAX_PROBLEMS:
         _write(f"error: and {len(problems) - MAX_PROBLEMS} more problems", error=True)
     return 2
