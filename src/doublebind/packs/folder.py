@@ -288,7 +288,8 @@ class _FolderReader:
         try:
             content = parse_json(line)
         except ValueError as error:
-            reason = f"not valid JSON: {error}"
+            names_key = str(error).startswith("`")
+            reason = str(error) if names_key else f"not valid JSON: {error}"
             if isinstance(error, json.JSONDecodeError):
                 reason = f"not valid JSON: {error.msg} at column {error.colno}"
             quoted = repr(line.strip())

@@ -38,8 +38,11 @@ def parse_json(text: str | bytes | bytearray) -> Any:
     except RecursionError:
         raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
     if "\\ud" in text or "\\uD" in text:
-        for part in _list_texts(content):
-            check_surrogates(part)
+        for path, part in _list_texts(content):
+            try:
+                check_surrogates(part)
+            except ValueError as error:
+                raise ValueError(f"`{path or '(top level)'}`: {error}") from None
     return content
 
 
@@ -103,14 +106,21 @@ def _check_depth(content: Any, left: int) -> None:
         _check_depth(part, left - 1)
 
 
-def _list_texts(content: Any) -> Iterator[str]:
-    """Yield every text of a JSON value, keys included."""
+def _list_texts(content: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the key, and the text, of every text of a JSON value; a key counts as a text, too."""
     if isinstance(content, str):
-        yield content
+        yield path, content
     elif isinstance(content, dict | list):
-        yield from cast("dict[str, Any]", content) if isinstance(content, dict) else ()
-        for part in _list_parts(content):
-            yield from _list_texts(part)
+        prefix = f"{path}." if path else ""
+        for key, part in _list_entries(content):
+            yield path, key
+            yield from _list_texts(part, f"{prefix}{key}")
+
+
+def _list_entries(content: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(content, dict):
+        return cast("dict[str, Any]", content).items()
+    return ((str(number), part) for number, part in enumerate(content))
 
 
 def _list_parts(content: Any) -> Iterable[Any]:
