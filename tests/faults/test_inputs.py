@@ -749,6 +749,13 @@ def test_a_page_whose_files_contradict_one_another_is_refused(run: Path, capsys:
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_integers_beyond_floats_are_compared() -> None:
+    from doublebind.runs.compare import find_differences
+
+    assert list(find_differences({"a": 10**400}, {"a": 0.5})) == [("a", 10**400, 0.5)]
+    assert list(find_differences({"a": 10**400}, {"a": 10**400})) == []
+
+
 def test_an_export_goes_through_no_link(run: Path, capsys: Capture, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (run / "inspect").symlink_to(tmp_path / "outside")

@@ -91,7 +91,10 @@ def find_differences(stored: Any, computed: Any, place: str = "") -> Iterator[tu
 
 def _is_same(stored: Any, computed: Any) -> bool:
     if type(stored) in (int, float) and type(computed) in (int, float):
-        return abs(stored - computed) <= 1e-9 * max(1.0, abs(stored), abs(computed))
+        try:
+            return abs(stored - computed) <= 1e-9 * max(1.0, abs(stored), abs(computed))
+        except OverflowError:  # an integer that no float holds
+            return stored == computed
     return type(stored) is type(computed) and stored == computed
 
 

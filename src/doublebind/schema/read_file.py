@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import cast
 
 MAX_TEXT_BYTES = 256 * 2**20
 """Most bytes of a JSON or JSON lines file of a run, pack or store."""
@@ -38,7 +39,7 @@ def read_file(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
                 f"{status.st_size:,} bytes, at most {max_bytes:,} are read; split or shorten it",
                 str(path),
             )
-        content: bytes | None = file.read(max_bytes)
+        content = cast("bytes | None", file.read(max_bytes))
     if content is None:  # as some files of /proc answer that have nothing to give yet
         raise OSError(errno.EAGAIN, "gives no bytes", str(path))
     return content
