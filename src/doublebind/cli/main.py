@@ -8,7 +8,6 @@ are imported inside the commands, so that `--help` loads no model library.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -29,8 +28,8 @@ from doublebind.schema.errors import ConfigError, DoublebindError, PackError
 from doublebind.schema.hashing import Record
 from doublebind.schema.model_source import Device
 from doublebind.schema.study import DEFAULT_AUDITS, PanelSpec, Study
-from doublebind.schema.yaml_loader import load_yaml
-from doublebind.stages.verdict.outcome import METHOD_VERSION
+from doublebind.schema.yaml_loader import MAX_PROBLEMS, load_yaml
+from doublebind.stages.verdict.outcome import METHOD_VERSION, verdict_to_json
 
 if TYPE_CHECKING:
     from doublebind.runs.run import Run
@@ -51,7 +50,7 @@ app.add_typer(teacher_app, name="teacher")
 
 def _print_version(show: bool) -> None:
     if show:
-        print(f"doublebind {version('doublebind')}, method version {METHOD_VERSION}")
+        _write(f"doublebind {version('doublebind')}, method version {METHOD_VERSION}")
         raise typer.Exit
 
 
@@ -500,7 +499,7 @@ def teacher_build(
 
 
 class _ProgressBar:
-    """A progress bar per kind of cell on stderr; silent where stderr is not a tables."""
+    """A progress bar per kind of cell on stderr; silent where stderr is no terminal."""
 
     def __init__(self) -> None:
         self.bar: Progress | None = None
@@ -532,12 +531,15 @@ def _run_study(study: Study, out: Path, folder: Path, store: str | None) -> Run:
 
 
 def _print_verdict(run: Run, as_json: bool) -> None:
-    if as_json:
-        _print_result(json.loads((run.path / "verdict.json").read_text(encoding="utf-8")), True)
-    elif sys.stdout.isatty():
-        _print_rich(tables.render_verdict(run))
-    else:
-        print("\n".join(tables.format_verdict_lines(run)))
+    from doublebind.runs.run import explain_contradictions
+
+    with explain_contradictions(run.path):
+        if as_json:
+            _print_result(verdict_to_json(run.verdict), True)
+        elif sys.stdout.isatty():
+            _print_rich(tables.render_verdict(run))
+        else:
+            _write("\n".join(tables.format_verdict_lines(run)))
 
 
 def _print_result(
@@ -546,19 +548,55 @@ def _print_result(
     """Print a result as JSON, as a table where stdout is a terminal, or as YAML."""
     content = result.model_dump(mode="json") if isinstance(result, Record) else result
     if as_json:
-        print(json.dumps(content, indent=1, ensure_ascii=False))
+        _write(tables.dump_json(content))
     elif render and sys.stdout.isatty():
         _print_rich(render(result))
     else:
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        print(tables.escape_text(text.rstrip()))
+        _write(yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip())
+
+
+# Whatever a command shows passes one of these two, progress bars apart, which name kinds of cells.
+
+
+def _write(text: str, *, error: bool = False) -> None:
+    """Write lines to stdout or stderr, with what acts on a terminal escaped."""
+    stream = sys.stderr if error else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    shown = tables.escape_text(text).encode(encoding, "backslashreplace").decode(encoding)
+    print(shown, file=stream)
 
 
 def _print_rich(content: RenderableType) -> None:
-    Console(markup=False, highlight=False, emoji=False).print(content)
+    console = Console(markup=False, highlight=False, emoji=False)
+    console.print(tables.Escaped(content))
+
+
+class _EscapedRecord(logging.LogRecord):
+    """A log record of any library: its message may quote a file."""
+
+    def getMessage(self) -> str:
+        return tables.escape_text(super().getMessage())
+
+
+class _EscapedFormatter(logging.Formatter):
+    """Escapes tracebacks, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return tables.escape_text(super().format(record))
+
+
+def _escape_logs() -> None:
+    """Let warnings and logs, of libraries too, reach stderr escaped."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_EscapedFormatter("%(name)s: %(message)s"))
+    logging.setLogRecordFactory(_EscapedRecord)
+    logging.captureWarnings(True)
 
 
 INTERRUPTED = 130
+MAX_PROBLEM_CHARS = 2_000
+"""Characters of a problem that are shown."""
 # Recent versions of Typer carry their own copy of Click, older ones import it: ask Typer.
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
@@ -571,14 +609,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         return run_interruptible(lambda: main(sys.argv[1:]))
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    _escape_logs()
     try:
         result = app(list(argv), standalone_mode=False)
     except DoublebindError as error:
         return _print_errors(error.problems)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            print(error.format_message())
+            _write(error.format_message())
             return 2
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "doublebind"
@@ -586,18 +624,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     except OSError as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            return _print_errors(["disk full; free space and rerun, finished cells are kept"])
+        if error.filename is None:
             raise
-        return _print_errors(["disk full; free space and rerun, finished cells are kept"])
+        return _print_errors([f"{error.filename}: {error.strerror}; check the path"])
     if result == INTERRUPTED:  # Typer returns this code, too
-        print("interrupted; run the same command again to resume", file=sys.stderr)
+        _write("interrupted; run the same command again to resume", error=True)
     return result if isinstance(result, int) else 0
 
 
 def _print_errors(problems: Sequence[str]) -> int:
-    for problem in problems:
-        print(f"error: {tables.escape_text(problem)}", file=sys.stderr)
+    for problem in problems[:MAX_PROBLEMS]:
+        _write(f"error: {_shorten(tables.escape_line(problem))}", error=True)
+    if len(problems) > MAX_PROBLEMS:
+        _write(f"error: and {len(problems) - MAX_PROBLEMS} more problems", error=True)
     return 2
+
+
+def _shorten(problem: str) -> str:
+    """Return a problem without the middle of what it quotes, if that has no end."""
+    if len(problem) <= MAX_PROBLEM_CHARS:
+        return problem
+    half = MAX_PROBLEM_CHARS // 2
+    return f"{problem[:half]} ... {problem[-half:]}"
 
 
 if __name__ == "__main__":

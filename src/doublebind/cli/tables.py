@@ -5,16 +5,22 @@ Labels and reasons may hold hostile text: every string is escaped, and none is r
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from pydantic import ValidationError
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.rule import Rule
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
+from doublebind.schema.errors import RunError
 from doublebind.schema.study import PanelSpec
+from doublebind.stages.report.hostile_text import is_hidden
 
 if TYPE_CHECKING:
     from doublebind.pipeline.audit_model import AuditSummary
@@ -35,7 +41,38 @@ _MODELS_SHOWN = 40
 
 def escape_text(text: object) -> str:
     """Return text with its control characters written out, so that no terminal acts on them."""
-    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in str(text))
+    return "".join(c if _is_plain(c) else f"\\x{ord(c):02x}" for c in str(text))
+
+
+def escape_line(text: object) -> str:
+    """Return one line of text: what `escape_text` leaves of line feeds is written out, too."""
+    return escape_text(text).replace("\n", "\\x0a")
+
+
+def dump_json(content: object) -> str:
+    """Return JSON that a terminal can show: control and bidirectional characters are escaped."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    # Outside strings JSON is ASCII, so that what is escaped here stands in one.
+    return "".join(c if _is_plain(c) else json.dumps(c)[1:-1] for c in text)
+
+
+@functools.cache
+def _is_plain(character: str) -> bool:
+    if character in "\n\t":
+        return True
+    return character.isprintable() and not is_hidden(character)
+
+
+class Escaped:
+    """A table whose every text is escaped once more as it is written, whatever its cells hold."""
+
+    def __init__(self, content: RenderableType) -> None:
+        self.content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the parts of the table; those that move the cursor are rich's own."""
+        for part in console.render(self.content, options):
+            yield part if part.control else Segment(escape_text(part.text), part.style)
 
 
 def format_verdict_lines(run: Run) -> list[str]:
@@ -51,7 +88,7 @@ def format_verdict_lines(run: Run) -> list[str]:
         *(f"{name}: {value}" for name, value in _list_baseline_p_values(run)),
         f"report: {run.path / 'report.html'}",
     ]
-    return [escape_text(line) for line in lines]
+    return [escape_line(line) for line in lines]
 
 
 def render_verdict(run: Run) -> RenderableType:
@@ -102,7 +139,13 @@ def _describe_assumption(run: Run) -> str:
     if "incriminate" not in run.manifest.protocol.horns:
         return "No reference was made: nothing is said of how a benign teacher would do."
     settings = {key: value for key, value in study.items() if key in PanelSpec.model_fields}
-    return describe_assumption(PanelSpec.model_validate(settings).references)
+    try:
+        return describe_assumption(PanelSpec.model_validate(settings).references)
+    except ValidationError:
+        raise RunError(
+            f"{run.path / 'manifest.json'}: `study` is no study that this doublebind reads; "
+            "restore the file, or read it with the doublebind that wrote it"
+        ) from None
 
 
 def _list_baseline_p_values(run: Run) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,6 @@ hold the students of models that differ a thousandfold in size.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,8 @@ from typing import Any, NamedTuple
 from doublebind.execution.store import Store
 from doublebind.schema.hashing import Record, content_hash
 from doublebind.schema.model_source import ModelSource
+from doublebind.schema.read_file import read_text
+from doublebind.schema.strict_json import parse_json
 
 TIMING_FILE = "timing.json"
 """File of an artefact with the time and memory that it took."""
@@ -88,7 +89,7 @@ class CostEstimates:
         """Return the timings of a group, each with its file; an empty `amount` matches any."""
         if kind not in self._timings:
             paths = (self.store.root / kind).glob(f"*/*/{TIMING_FILE}")
-            self._timings[kind] = [(path, json.loads(path.read_text())) for path in paths]
+            self._timings[kind] = [(path, parse_json(read_text(path))) for path in paths]
         return [
             (path, timing)
             for path, timing in self._timings[kind]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from tenacity import (
 )
 
 from doublebind.schema.errors import MissingExtra, StoreError
+from doublebind.schema.strict_json import parse_json
 
 log = logging.getLogger("doublebind.execution.remote_store")
 
@@ -224,7 +224,7 @@ def _manifest_path(kind: str, key: str) -> str:
 
 def _is_json(content: bytes) -> bool:
     try:
-        json.loads(content)
+        parse_json(content)
     except ValueError:
         return False
     return True
@@ -237,7 +237,7 @@ def _blob_path(sha256: str) -> str:
 def _parse_files(manifest: bytes, url: str, kind: str, key: str) -> dict[str, str]:
     """Return path -> sha256 of a manifest; checks it, because anybody may have written it."""
     try:
-        content = json.loads(manifest)
+        content = parse_json(manifest)
         files = dict(content["files"])
         if (content["kind"], content["key"]) != (kind, key):
             raise ValueError

@@ -27,6 +27,8 @@ from doublebind.execution.remote_store import RemoteStore
 from doublebind.schema.errors import StoreError
 from doublebind.schema.hashing import Record, content_hash
 from doublebind.schema.model_source import ModelSource
+from doublebind.schema.read_file import read_text
+from doublebind.schema.strict_json import parse_json, split_json_lines
 
 R = TypeVar("R", bound=Record)
 
@@ -123,8 +125,8 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 
 def read_records(path: Path, kind: type[R]) -> list[R]:
     """Return the records in a file written by `write_records`."""
-    with path.open(encoding="utf-8") as lines:
-        return [kind.model_validate_json(line) for line in lines]
+    lines = split_json_lines(path.read_text(encoding="utf-8"))
+    return [kind.model_validate_json(line) for _, line in lines]
 
 
 def storage_error(error: OSError, path: Path) -> StoreError:
@@ -313,7 +315,7 @@ class Store:
 
     def read_seal(self, kind: str, key: str) -> dict[str, Any]:
         """Return the seal of a published artefact: the hashes of its files, and its facts."""
-        return json.loads((self.path(kind, key) / _SEAL_FILE).read_text())
+        return parse_json(read_text(self.path(kind, key) / _SEAL_FILE))
 
     def find_problems(self, kind: str, key: str) -> list[str]:
         """Return one line per problem of an artefact; empty if its files are as sealed."""
@@ -386,7 +388,7 @@ def _write_seal(folder: Path, facts: Mapping[str, Any]) -> bytes:
 
 def _check_json(line: str) -> str:
     """Return a line if it is JSON; raise a `ValueError` if not."""
-    json.loads(line)
+    parse_json(line)
     return line
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ NGRAM_WORDS = 8
 MAX_SHARED_NGRAMS = 0.6
 """Largest share of an item's n-grams that one item of another split may have: frames may recur,
 questions may not."""
+MAX_COMPARISONS = 2_000_000
+"""Most pairs of texts that are compared word by word."""
 MIN_FOR_BIAS = 4
 """Items of an endpoint from which a constant key position is called a bias (chance 1/8)."""
 MAX_TRANSCRIPTS = 2_000
@@ -115,21 +118,48 @@ def _find_overlaps(texts: Sequence[_UserText]) -> Iterator[str]:
                     f"{group[0].split} asks at {group[0].location} (got the same user message); "
                     "rewrite one"
                 )
-    owners: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    yield from _find_near_repeats(texts)
+
+
+def _find_near_repeats(texts: Sequence[_UserText]) -> Iterator[str]:
+    """Yield one line per text most of whose n-grams one text of another split has.
+
+    Texts that share most n-grams share one of their rarest, so that only those are looked up: a
+    frame in which all questions stand does not make every pair of texts be compared (prefix
+    filtering, Chaudhuri, Ganti, Kaushik 2006).
+    """
+    owners: dict[str, dict[tuple[str, ...], list[int]]] = {}
+    """Split -> run of words -> numbers of the texts that have it."""
     for number, text in enumerate(texts):
+        of_split = owners.setdefault(text.split, defaultdict(list))
         for gram in text.ngrams:
-            owners[gram].append(number)
+            of_split[gram].append(number)
+    n_compared = 0
     for text in texts:
-        grams = text.ngrams
-        shared = Counter(number for gram in grams for number in owners[gram])
+        others = [of_split for split, of_split in owners.items() if split != text.split]
+        runs = {
+            gram: [number for of_split in others for number in of_split.get(gram, ())]
+            for gram in text.ngrams
+        }
+        rarest = sorted(runs, key=lambda gram: (len(runs[gram]), gram))
+        n_lookups = len(runs) - math.floor(MAX_SHARED_NGRAMS * len(runs))
+        close = {number for gram in rarest[:n_lookups] for number in runs[gram]}
+        n_compared += len(close)
+        if n_compared > MAX_COMPARISONS:
+            yield (
+                f"{text.location}: `messages`: more than {MAX_COMPARISONS:,} pairs of texts share "
+                f"runs of {NGRAM_WORDS} words, too many to compare; vary the texts or split the "
+                "pack"
+            )
+            return
         candidates = [
-            (n / len(grams), -number)
-            for number, n in shared.items()
-            if texts[number].split != text.split and texts[number].words != text.words
+            (len(runs.keys() & texts[number].ngrams) / len(runs), -number)
+            for number in close
+            if texts[number].words != text.words
         ]
-        share, number = max(candidates, default=(0.0, 0))
+        share, index = max(candidates, default=(0.0, 0))
         if share > MAX_SHARED_NGRAMS:
-            other = texts[-number]
+            other = texts[-index]
             yield (
                 f"{text.location}: `messages`: split {text.split} nearly repeats split "
                 f"{other.split} at {other.location} (got {share:.0%} of its "

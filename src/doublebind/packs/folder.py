@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import Field
 
@@ -27,10 +29,23 @@ from doublebind.schema.content import (
 )
 from doublebind.schema.errors import ConfigError, PackError
 from doublebind.schema.hashing import Record
+from doublebind.schema.read_file import read_file
+from doublebind.schema.strict_json import parse_json, split_json_lines
 from doublebind.schema.teacher_spec import TeacherSpec
-from doublebind.schema.yaml_loader import read_yaml, validate_content
+from doublebind.schema.yaml_loader import (
+    MAX_PROBLEMS,
+    parse_yaml_file,
+    read_yaml_file,
+    validate_content,
+)
 
 HEADER_FILE = "pack.yaml"
+MAX_FILE_BYTES = 64 * 2**20
+"""Most bytes of one file of JSON lines."""
+MAX_FILES = 1_000
+"""Most files of one folder of a pack."""
+MAX_RECORDS = 200_000
+"""Most items, prompts and transcripts of a pack together."""
 PROMPT_TAGS = (
     "open_ended",
     "goals",
@@ -54,7 +69,7 @@ class PackHeader(Record):
     """Raise it when the content changes; the content hash is what keys depend on."""
     language: str
     """Language of the content, such as `en`."""
-    traits: tuple[Trait, ...] = Field(min_length=1)
+    traits: tuple[Trait, ...] = Field(min_length=1, max_length=1000)
     score_endpoints: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
         min_length=1, max_length=6
     )
@@ -84,11 +99,11 @@ class FolderPack:
         transcripts = reading.read_records("build", Transcript)
         problems = reading.problems
         if header is not None:
-            problems += _check_traits(header, (*items, *transcripts), reading)
+            problems += _take(_check_traits(header, (*items, *transcripts), reading))
             if valid:
-                problems += _check_endpoints(header, items, path / HEADER_FILE)
-        problems += _check_purposes(transcripts, reading)
-        problems += _check_prompts(prompts, reading)
+                problems += _take(_check_endpoints(header, items, path / HEADER_FILE))
+        problems += _take(_check_purposes(transcripts, reading))
+        problems += _take(_check_prompts(prompts, reading))
         if header is None or problems:
             raise PackError(*problems)
         self._header = header
@@ -188,15 +203,16 @@ class _FolderReader:
 
     root: Path
     problems: list[str] = field(default_factory=list)
+    n_lines: int = 0
+    """Lines of JSON so far, of all files."""
     files: dict[str, bytes] = field(default_factory=dict)
     locations: dict[str, str] = field(default_factory=dict)
 
     def read_header(self) -> PackHeader | None:
         path = self.root / HEADER_FILE
         try:
-            content = read_yaml(path)
-            self.files[HEADER_FILE] = path.read_bytes()
-            header = validate_content(PackHeader, content, str(path))
+            content = self.files[HEADER_FILE] = read_yaml_file(path)
+            header = validate_content(PackHeader, parse_yaml_file(path, content), str(path))
         except ConfigError as error:
             self.problems.extend(
                 problem.replace("`doublebind init` writes one to start from", "see docs/packs.md")
@@ -204,7 +220,7 @@ class _FolderReader:
             )
             return None
         names = [trait.name for trait in header.traits]
-        for name in sorted({name for name in names if names.count(name) > 1}):
+        for name in sorted(name for name, n in Counter(names).items() if n > 1):
             self.problems.append(f"{path}: `traits`: two are named `{name}`; rename one")
         return header
 
@@ -217,8 +233,16 @@ class _FolderReader:
         except OSError as error:
             self.problems.append(f"{directory}: cannot be listed ({error.strerror}); check it")
             return ()
+        if len(paths) > MAX_FILES:
+            self.problems.append(
+                f"{directory}: {len(paths):,} files, at most {MAX_FILES:,} are read; join them"
+            )
+            return ()
         for path in paths:
             if path.name.startswith("."):
+                continue
+            if not path.name.isprintable():
+                self.problems.append(f"{path}: the name is not plain text; rename it")
                 continue
             if path.suffix != ".jsonl":
                 self.problems.append(
@@ -226,6 +250,8 @@ class _FolderReader:
                 )
                 continue
             for number, line in self._read_lines(path):
+                if len(self.problems) >= MAX_PROBLEMS:
+                    return tuple(records)
                 record = self._parse_record(f"{path}:{number}", line, model)
                 if record is not None:
                     records.append(record)
@@ -233,7 +259,7 @@ class _FolderReader:
 
     def _read_lines(self, path: Path) -> list[tuple[int, str]]:
         try:
-            content = path.read_bytes()
+            content = read_file(path, MAX_FILE_BYTES)
         except OSError as error:
             self.problems.append(f"{path}: cannot be read ({error.strerror}); check it")
             return []
@@ -247,24 +273,28 @@ class _FolderReader:
                 "save it as UTF-8, one JSON object a line"
             )
             return []
-        # Not splitlines(): a JSON string may hold U+2028 and similar separators.
-        lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        lines = split_json_lines(text)
+        self.n_lines += len(lines)
+        if self.n_lines > MAX_RECORDS:
+            self.problems.append(
+                f"{path}: the pack has more than {MAX_RECORDS:,} lines; split it into several packs"
+            )
+            return []
         if not lines:
             self.problems.append(f"{path}:1: empty; add a JSON object a line, or delete the file")
         return lines
 
     def _parse_record(self, where: str, line: str, model: type[_R]) -> _R | None:
         try:
-            content: Any = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = str(error).partition(";")[0]
+            content = parse_json(line)
+        except ValueError as error:
+            names_key = str(error).startswith("`")
+            reason = str(error) if names_key else f"not valid JSON: {error}"
             if isinstance(error, json.JSONDecodeError):
-                reason = f"{error.msg} at column {error.colno}"
+                reason = f"not valid JSON: {error.msg} at column {error.colno}"
             quoted = repr(line.strip())
             quoted = quoted if len(quoted) <= 60 else quoted[:57] + "..."
-            self.problems.append(
-                f"{where}: not valid JSON: {reason} (got {quoted}); write one object on the line"
-            )
+            self.problems.append(f"{where}: {reason} (got {quoted}); write one object on the line")
             return None
         try:
             record = validate_content(model, content, where)
@@ -283,6 +313,11 @@ class _FolderReader:
     def locate(self, record: Item | Prompt | Transcript) -> str:
         """Return `file:line` of a record."""
         return self.locations[f"{type(record).__name__}:{record.id}"]
+
+
+def _take(problems: Iterator[str]) -> Iterator[str]:
+    """Return the first problems of one kind; a pack may hold any number."""
+    return itertools.islice(problems, MAX_PROBLEMS)
 
 
 def _check_traits(

@@ -15,6 +15,8 @@ from doublebind.packs.load import load_pack
 from doublebind.schema.errors import ConfigError
 from doublebind.schema.hashing import Record, optional_field
 from doublebind.schema.model_source import Device, ModelSource
+from doublebind.schema.read_file import read_text
+from doublebind.schema.strict_json import parse_json
 from doublebind.schema.study import DEFAULT_AUDITS, check_audit_name
 from doublebind.stages.audits.builtin import resolve_audits
 from doublebind.stages.audits.followup.investigator import Hypothesis
@@ -248,7 +250,7 @@ def _check_frozen_answers(out: Path, identity: dict[str, str], *, rejudge: bool)
         raise ConfigError(f"{out}: has no frozen answers; leave out --rejudge")
     if not rejudge and note.exists():
         raise ConfigError(f"{out}: has frozen answers; add --rejudge, or name another --out")
-    if rejudge and json.loads(note.read_text(encoding="utf-8")) != identity:
+    if rejudge and parse_json(read_text(note)) != identity:
         raise ConfigError(
             f"{out}: its frozen answers are of another model, baseline or pack; name those, or "
             "another --out"

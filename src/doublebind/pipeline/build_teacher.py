@@ -19,6 +19,8 @@ from doublebind.pipeline.audit_model import audit_source
 from doublebind.schema.errors import RunError
 from doublebind.schema.hashing import Record
 from doublebind.schema.model_source import ModelSource
+from doublebind.schema.read_file import read_text
+from doublebind.schema.strict_json import parse_json
 from doublebind.schema.study import DEFAULT_AUDITS
 from doublebind.schema.teacher_spec import TeacherSpec
 from doublebind.schema.yaml_loader import load_yaml
@@ -91,7 +93,7 @@ def build_teacher(
     built = BuiltTeacher(
         content_key=teacher.content_key,
         model=str(out / "model"),
-        facts=json.loads((out / "teacher.json").read_text(encoding="utf-8")),
+        facts=parse_json(read_text(out / "teacher.json")),
         expression=expression,
         missing=missing,
     )

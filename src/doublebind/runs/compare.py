@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from doublebind.runs.run import Run
+from doublebind.runs.run import Run, explain_contradictions
 from doublebind.schema.hashing import Record
 
 
@@ -33,7 +33,11 @@ class Comparison(Record):
 
 def compare_runs(first: Run, second: Run) -> Comparison:
     """Return two runs' numbers side by side, and every setting in which their protocols differ."""
+    with explain_contradictions(first.path), explain_contradictions(second.path):
+        return _compare_records(first, second)
 
+
+def _compare_records(first: Run, second: Run) -> Comparison:
     def both(read: Callable[[Run], Any]) -> tuple[Any, Any]:
         return read(first), read(second)
 
@@ -87,7 +91,10 @@ def find_differences(stored: Any, computed: Any, place: str = "") -> Iterator[tu
 
 def _is_same(stored: Any, computed: Any) -> bool:
     if type(stored) in (int, float) and type(computed) in (int, float):
-        return abs(stored - computed) <= 1e-9 * max(1.0, abs(stored), abs(computed))
+        try:
+            return abs(stored - computed) <= 1e-9 * max(1.0, abs(stored), abs(computed))
+        except OverflowError:  # an integer that no float holds
+            return stored == computed
     return type(stored) is type(computed) and stored == computed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from doublebind.runs.files import check_file, check_folder, list_files
-from doublebind.runs.run import Run
+from doublebind.runs.run import Run, explain_contradictions
 from doublebind.schema.errors import RunError
 from doublebind.stages.report.inspect_export import export_inspect_log
 
@@ -25,13 +25,13 @@ def export_inspect(run: Run, student: str | None = None) -> list[Path]:
     for name in list_files(run.path, "inspect"):
         check_file(run.path, name)  # a log would be written through a link
     folder = run.path / "inspect"
-    folder.mkdir(exist_ok=True)
-    return [
-        export_inspect_log(
-            folder,
-            student=each,
-            manifest=run.manifest,
-            transcripts=run.transcripts(each["student"]),
-        )
-        for each in students
-    ]
+    with explain_contradictions(run.path):
+        return [
+            export_inspect_log(
+                folder,
+                student=each,
+                manifest=run.manifest,
+                transcripts=run.transcripts(each["student"]),
+            )
+            for each in students
+        ]

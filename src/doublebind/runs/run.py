@@ -6,9 +6,9 @@ Trusts what it reads; `runs.verify` checks it.
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -17,19 +17,29 @@ from pydantic import Field
 
 from doublebind.execution.ledger import read_ledger
 from doublebind.runs.files import check_file, list_files, read_file, read_text
-from doublebind.runs.records import ReplacementRecord, check_format
-from doublebind.schema.errors import RunError
+from doublebind.runs.records import (
+    ReplacementRecord,
+    check_format,
+    describe_error,
+    parse_cell,
+    parse_followup,
+    parse_shapes,
+    parse_transcript_line,
+)
+from doublebind.runs.seal import FOLLOWUP, SEAL
+from doublebind.schema.errors import DoublebindError, RunError
 from doublebind.schema.evidence import Evidence, ReplacementEvidence
 from doublebind.schema.hashing import Record, optional_field
 from doublebind.schema.model_source import LedgerEntry
 from doublebind.schema.protocol import Manifest
 from doublebind.schema.score_table import M0, SCORE_COLUMNS
+from doublebind.schema.strict_json import split_json_lines
 from doublebind.schema.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
-AnyRecord = TypeVar("AnyRecord", bound=Record)
+T = TypeVar("T")
 
 
 class AuditedModel(Record):
@@ -84,18 +94,22 @@ class Run:
         """
         self.path = Path(path)
         check_format(self.path)
-        self.manifest = self._read("manifest.json", Manifest)
+        self.manifest = self._read("manifest.json", Manifest.model_validate_json)
 
     def __repr__(self) -> str:
         """Name the run and how it ended."""
-        ended = (self.path / "verdict.json").exists()
-        state = self.verdict.incrimination.decision if ended else "has not ended"
+        state = self.verdict.incrimination.decision if self.ended else "has not ended"
         return f"Run({str(self.path)!r}): {state}"
 
-    def _read(self, name: str, kind: type[AnyRecord]) -> AnyRecord:
+    @property
+    def ended(self) -> bool:
+        """Whether the run was closed: its seal, which is written last, is there."""
+        return (self.path / SEAL).exists()
+
+    def _read(self, name: str, parse: Callable[[str], T]) -> T:
         path = self.path / name
         try:
-            return kind.model_validate_json(read_text(self.path, name))
+            return parse(read_text(self.path, name))
         except FileNotFoundError:
             if name == "manifest.json":
                 raise RunError(
@@ -121,46 +135,53 @@ class Run:
 
         path = self.path / "scores.parquet"
         try:
-            return pd.read_parquet(io.BytesIO(read_file(self.path, path.name)))
+            scores = pd.read_parquet(io.BytesIO(read_file(self.path, path.name)))
         except FileNotFoundError:
             raise RunError(f"{path}: missing; the run has not ended, rerun it to resume") from None
         except RunError:
             raise
-        except (ValueError, OSError) as error:
+        except Exception as error:  # what a parquet reader raises on damaged bytes is not bounded
             raise _make_read_error(path, error) from None
+        if (problem := find_column_problem(scores)) is not None:
+            raise RunError(f"{path}: {problem}; restore it or rerun")
+        return scores
 
     @cached_property
     def evidence(self) -> Evidence:
         """Statistics of the scores."""
-        return self._read("evidence.json", Evidence)
+        return self._read("evidence.json", Evidence.model_validate_json)
 
     @cached_property
     def verdict(self) -> Verdict:
         """The decisions, with reasons."""
-        return self._read("verdict.json", Verdict)
+        return self._read("verdict.json", Verdict.model_validate_json)
 
     @cached_property
     def replacement(self) -> ReplacementEvidence | None:
         """Bounds on the fresh students; `None` where the study asks for no replacement."""
         if self.manifest.protocol.replacement is None:
             return None
-        return self._read("replacement.json", ReplacementRecord).evidence
+        return self._read("replacement.json", ReplacementRecord.model_validate_json).evidence
 
     @property
     def shapes(self) -> dict[str, dict[str, float]]:
         """Teacher label -> feature -> value, for the match table."""
-        return self._json("shapes.json")
+        return self._read("shapes.json", parse_shapes)
 
     @property
     def followup(self) -> dict[str, Any] | None:
         """Results of the follow-up, if there was one. No part of the verdict."""
-        return self._json("followup.json") if check_file(self.path, "followup.json") else None
+        return self._read(FOLLOWUP, parse_followup) if check_file(self.path, FOLLOWUP) else None
 
     @property
     def ledger(self) -> list[LedgerEntry]:
         """Every event of the run, failures too."""
         check_file(self.path, "ledger.jsonl")
-        return read_ledger(self.path / "ledger.jsonl")
+        path = self.path / "ledger.jsonl"
+        try:
+            return read_ledger(path)
+        except OSError as error:
+            raise _make_read_error(path, error) from None
 
     @property
     def students(self) -> list[dict[str, Any]]:
@@ -179,7 +200,7 @@ class Run:
         for name in list_files(self.path, "cells"):
             if not name.endswith(".json"):
                 continue
-            cell = self._json(name)
+            cell = self._read(name, parse_cell)
             place, teacher = order.get(cell["teacher"], (len(order), None))
             if teacher is None:
                 raise RunError(
@@ -188,17 +209,6 @@ class Run:
             names = {"label": teacher.label, "role": teacher.role, "family": teacher.family}
             students.append((place, cell["recipe"], cell["seed"], cell | names))
         return [cell for *_, cell in sorted(students, key=lambda row: row[:3])]
-
-    def _json(self, name: str) -> Any:
-        path = self.path / name
-        try:
-            return json.loads(read_text(self.path, name))
-        except FileNotFoundError:
-            raise RunError(f"{path}: missing; the run has not ended, rerun it to resume") from None
-        except RunError:
-            raise
-        except (ValueError, OSError) as error:
-            raise _make_read_error(path, error) from None
 
     def has_transcripts(self, key: str) -> bool:
         """Return whether the model with content key `key` was audited in this run."""
@@ -248,12 +258,12 @@ class Run:
         name = f"transcripts/{self.find_model(model)}.jsonl"
         path = self.path / name
         try:
-            lines = io.StringIO(read_text(self.path, name))
-            return [json.loads(line) for line in lines]
+            lines = split_json_lines(read_text(self.path, name))
         except RunError:
             raise
         except (ValueError, OSError) as error:
             raise _make_read_error(path, error) from None
+        return [_parse_line(f"{path}:{number}", line) for number, line in lines]
 
     def status(self) -> RunStatus:
         """Return how far the run is, and which models have transcripts."""
@@ -270,7 +280,7 @@ class Run:
         failures = [entry for entry in latest.values() if entry.status == "failed"]
         return RunStatus(
             run=str(self.path),
-            ended=(self.path / "verdict.json").exists(),
+            ended=self.ended,
             protocol_hash=self.manifest.protocol_hash,
             cells=cells,
             nodes={node: dict(states) for node, states in sorted(nodes.items())},
@@ -292,6 +302,58 @@ class Run:
                 yield AuditedModel(content_key=key, step=int(step), **names)
 
 
-def _make_read_error(path: Path, error: Exception) -> RunError:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return RunError(f"{path}: cannot be read ({first}); restore it or rerun")
+def _parse_line(where: str, line: str) -> dict[str, Any]:
+    try:
+        return parse_transcript_line(line)
+    except ValueError as error:
+        raise _make_read_error(where, error) from None
+
+
+def find_column_problem(scores: pd.DataFrame) -> str | None:
+    """Return what keeps a table from being a table of scores; `None` where nothing does."""
+    import pandas as pd
+
+    lacking = [name for name in SCORE_COLUMNS if name not in scores.columns]
+    if lacking or not scores.columns.is_unique:
+        return f"no table of scores (without {', '.join(lacking) or 'columns of their own'})"
+    for name in ("seed", "round", "step"):
+        if not pd.api.types.is_integer_dtype(scores[name].dtype):
+            return f"`{name}` holds {scores[name].dtype}, not integers"
+    for name in ("teacher", "model_kind", "recipe", "audit", "endpoint", "role", "split", "item"):
+        if not all(isinstance(each, str) for each in scores[name]):
+            return f"`{name}` holds something else than text"
+    values: Any = scores["value"]
+    if not pd.api.types.is_float_dtype(values.dtype):
+        return f"`value` holds {values.dtype}, not numbers"
+    if not bool(values.dropna().between(0, 1).all()):
+        return "`value` holds a number outside [0, 1]"
+    return None
+
+
+@contextmanager
+def explain_contradictions(run: Path) -> Iterator[None]:
+    """Turn an error in what is computed from readable files of `run` into a `RunError`.
+
+    Each file is checked where it is read; what one file says of another is not.
+    """
+    try:
+        yield
+    except DoublebindError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = f"{type(error).__name__}: {describe_error(error)}"[:300]
+        raise RunError(
+            f"{run}: its files contradict one another ({reason}); `doublebind verify` names the "
+            "file, restore it or rerun"
+        ) from error
+
+
+def _make_read_error(path: Path | str, error: Exception) -> RunError:
+    return RunError(f"{path}: cannot be read ({describe_error(error)}); restore it or rerun")

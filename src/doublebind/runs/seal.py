@@ -10,6 +10,7 @@ from pathlib import Path
 from doublebind.execution.store import write_atomic
 from doublebind.runs.files import check_file, list_files, read_file, read_text
 from doublebind.schema.errors import RunError
+from doublebind.schema.strict_json import parse_json
 
 SEAL = "seal.json"
 LEDGER = "ledger.jsonl"
@@ -53,11 +54,17 @@ def read_seal(run: Path) -> dict[str, str]:
         RunError: If there is no seal, or it cannot be read.
     """
     try:
-        return dict(json.loads(read_text(run, SEAL)))
+        hashes = parse_json(read_text(run, SEAL))
+        if isinstance(hashes, dict):
+            return {str(name): str(value) for name, value in hashes.items()}
+        reason = f"a mapping is needed, not {type(hashes).__name__}"
     except RunError:
         raise
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise RunError(f"{run / SEAL}: cannot be read ({error}); rerun the study") from None
+    except FileNotFoundError:
+        reason = "missing"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise RunError(f"{run / SEAL}: cannot be read ({reason}); rerun the study")
 
 
 def _write_seal(run: Path, hashes: Mapping[str, str]) -> None:

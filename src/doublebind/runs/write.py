@@ -18,8 +18,8 @@ from doublebind.runs.measurements import (
     read_transcripts,
 )
 from doublebind.runs.records import FurtherTrainedModel, ReplacementRecord
-from doublebind.runs.run import Run
-from doublebind.runs.seal import reseal_files
+from doublebind.runs.run import Run, explain_contradictions
+from doublebind.runs.seal import read_seal, reseal_files
 from doublebind.schema.model_source import ModelSource
 from doublebind.stages.report.run_content import RunContent
 from doublebind.stages.report.run_page import render_run_page
@@ -108,6 +108,7 @@ def write_report(run: Run) -> Path:
 
     Seals the page alone anew: any other file that was altered still disagrees with the seal.
     """
+    read_seal(run.path)  # an open run keeps the page that it has
     path = write_page(run)
     reseal_files(run.path, [path.name])
     return path
@@ -121,7 +122,16 @@ def write_page(run: Run) -> Path:
 
 
 def render_page(run: Run) -> str:
-    """Return the page of a run: of equal files, equal pages."""
+    """Return the page of a run: of equal files, equal pages.
+
+    Raises:
+        RunError: If the files contradict one another.
+    """
+    with explain_contradictions(run.path):
+        return _render_page(run)
+
+
+def _render_page(run: Run) -> str:
     keys = [
         *(teacher.content_key for teacher in run.manifest.teachers),
         run.manifest.protocol.student,

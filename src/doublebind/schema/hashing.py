@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from typing import Any
+from typing import Any, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from doublebind.schema.strict_json import parse_json
 
 
 class Record(BaseModel):
@@ -24,6 +27,37 @@ class Record(BaseModel):
         serialize_by_alias=True,
         validate_by_alias=True,
         validate_by_name=True,
+        # Stored as null, an infinity could not be read again.
+        allow_inf_nan=False,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_two_spellings(cls, content: Any) -> Any:
+        """Refuse a field that is given under its name and under its alias: which one holds?"""
+        if isinstance(content, dict):
+            for name, alias in _list_aliases(cls):
+                if name in content and alias in content:
+                    raise ValueError(f"`{name}` and `{alias}` are one key, given twice; keep one")
+        return cast("Any", content)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **settings: Any) -> Self:
+        """Return the record in a JSON text, which `parse_json` reads strictly.
+
+        Raises:
+            ValueError: If the text is refused, or does not hold such a record.
+        """
+        return cls.model_validate(parse_json(json_data), **settings)
+
+
+@functools.cache
+def _list_aliases(kind: type[Record]) -> tuple[tuple[str, str], ...]:
+    """Return name and alias of the fields that are read under both."""
+    return tuple(
+        (name, field.validation_alias)
+        for name, field in kind.model_fields.items()
+        if isinstance(field.validation_alias, str) and field.validation_alias != name
     )
 
 

@@ -36,18 +36,18 @@ class ReplacementSettings(Record):
 
     recipes: tuple[Recipe, ...] | None = Field(default=None, min_length=1, max_length=24)
     """Those that compete; `null` takes the study's."""
-    organisms: tuple[str, ...] = ()
+    organisms: tuple[str, ...] = Field(default=(), max_length=1000)
     """Planted teachers on whose students the recipes compete, so that nothing is chosen by looking
     at the suspect; without any, its own students compete. Their students by the recipe `controls`
     are the positive controls of the bound; those whose students lose the drive are none, so that
     more than `policy.min_controls` have to be named."""
     controls: Name | None = Field(default=None, exclude_if=lambda v: v is None)
     """Which of the study's recipes makes the positive controls; `null` takes the first."""
-    references: tuple[str, ...] = ()
+    references: tuple[str, ...] = Field(default=(), max_length=1000)
     """Benign teachers that compete beside them: a recipe should not make these worse, either."""
-    seeds: int = Field(default=3, ge=1)
+    seeds: int = Field(default=3, ge=1, le=100)
     """Students per teacher and recipe that compete, on `select` items."""
-    fresh_seeds: int = Field(default=8, ge=1)
+    fresh_seeds: int = Field(default=8, ge=1, le=1000)
     """Students of the suspect by the chosen recipe, trained afterwards and bounded on `certify`
     items; 1 gives a bound for that student alone."""
     certify: str | None = None

@@ -6,6 +6,7 @@ Names of models and pack content are checked by the code that opens them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -36,8 +37,13 @@ def check_audit_name(name: str) -> str:
     Raises:
         ConfigError: If none is.
     """
-    if name in (*DEFAULT_AUDITS, *OPTIONAL_AUDITS) or re.fullmatch(
-        r"(inspect(-auditable)?|lm-eval):[\w./@-]+|prompted:.*\w.*", name
+    kind, _, rest = name.partition(":")
+    if (
+        name in (*DEFAULT_AUDITS, *OPTIONAL_AUDITS)
+        or (
+            kind in ("inspect", "inspect-auditable", "lm-eval") and re.fullmatch(r"[\w./@-]+", rest)
+        )
+        or (kind == "prompted" and re.search(r"\w", rest) and "\n" not in rest)
     ):
         return name
     if name.startswith("under:"):
@@ -54,6 +60,10 @@ AuditName = Annotated[str, AfterValidator(check_audit_name)]
 `inspect-auditable:TASK` as an audit whose scores rise with misalignment; or `lm-eval:TASK`, a task
 of the lm-evaluation-harness or a task file (`.yaml`), as a capability measure; or
 `prompted:PROMPT`, the behaviour audit's choices under a prompt."""
+
+
+MAX_STUDENTS = 10_000
+"""Most students of a study, checkpoints included: what can be planned in seconds."""
 
 
 class BankReferences(Record):
@@ -186,7 +196,17 @@ class PanelSpec(Record):
             *self.held_out,
             *self.near_misses,
         )
-        twice = sorted({name for name in teachers if teachers.count(name) > 1})
+        n_built = 0 if isinstance(listed, tuple) else listed.n
+        if isinstance(listed, BankReferences) and listed.panel:
+            n_built = 0  # measured before
+        per_teacher = self.seeds * sum(1 + len(r.training.checkpoints) for r in self.recipes)
+        n_students = (len(teachers) + n_built) * per_teacher
+        if n_students > MAX_STUDENTS:
+            raise ValueError(
+                f"teachers x recipes x seeds make {n_students:,} students, their checkpoints "
+                f"included, at most {MAX_STUDENTS:,} are planned; name fewer"
+            )
+        twice = sorted(name for name, n in Counter(teachers).items() if n > 1)
         if twice:
             raise ValueError(f"{twice[0]} is named as more than one teacher; name it once")
         return self
@@ -266,7 +286,8 @@ class Study(PanelSpec):
     @model_validator(mode="after")
     def _check_competing_teachers(self) -> Self:
         names = (*self.replace.organisms, *self.replace.references)
-        twice = sorted({n for n in names if names.count(n) > 1 or n == self.suspect})
+        counts = Counter(names)
+        twice = sorted(n for n in counts if counts[n] > 1 or n == self.suspect)
         if twice:
             raise ValueError(f"`replace`: {twice[0]} is the suspect, or named twice; name another")
         return self

@@ -6,44 +6,57 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from doublebind.schema.errors import ConfigError
+from doublebind.schema.read_file import read_file
+from doublebind.schema.strict_yaml import MAX_YAML_BYTES, YamlProblem, parse_yaml
 
 T = TypeVar("T", bound=BaseModel)
+
+MAX_PROBLEMS = 100
+"""Problems of one file that are reported."""
 
 
 def read_yaml(path: Path) -> Any:
     """Return the content of a YAML file; a `ConfigError` line where it cannot be read."""
+    return parse_yaml_file(path, read_yaml_file(path))
+
+
+def read_yaml_file(path: Path) -> bytes:
+    """Return the bytes of a YAML file; a `ConfigError` line where it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return read_file(path, MAX_YAML_BYTES)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; check the path") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; name the YAML file in it") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check it") from None
+
+
+def parse_yaml_file(path: Path, content: bytes) -> Any:
+    """Return the content of the YAML file at `path`, given its bytes.
+
+    Raises:
+        ConfigError: If it is no text, empty, malformed or refused by `parse_yaml`.
+    """
+    try:
+        parsed = parse_yaml(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path}: not a text file (byte {error.start} is not UTF-8); expected YAML"
         ) from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check it") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "malformed"
-        raise ConfigError(f"{path}: not valid YAML{where} ({problem}); mend it there") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply; flatten it") from None
-    if content is None:
+    except YamlProblem as problem:
+        raise ConfigError(f"{path}: {problem}") from None
+    if parsed is None:
         raise ConfigError(f"{path}: empty; `doublebind init` writes one to start from")
-    return content
+    return parsed
 
 
 def load_yaml(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
@@ -60,7 +73,7 @@ def load_yaml(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     if not overrides:
         return config
     dump = config.model_dump(mode="json", by_alias=False)
-    problems = []
+    problems = _find_repeated_overrides(overrides)
     for override in overrides:
         try:
             _apply_override(dump, override, model)
@@ -80,7 +93,7 @@ def validate_content(model: type[T], content: Any, where: str) -> T:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        errors: list[dict[str, Any]] = [{**e} for e in error.errors()]
+        errors = _list_errors(error)
         paths = [_strip_union_members(model, e["loc"]) for e in errors]
         # A container's own complaint is noise where something inside it is already named.
         innermost = [
@@ -89,6 +102,11 @@ def validate_content(model: type[T], content: Any, where: str) -> T:
             if not any(other[: len(path)] == path and len(other) > len(path) for other in paths)
         ]
         raise ConfigError(*(explain_error(model, e, where) for e in innermost)) from None
+
+
+def _list_errors(error: ValidationError) -> list[dict[str, Any]]:
+    """Return the first errors of pydantic; a hostile file may hold any number."""
+    return [{**each} for each in error.errors(include_url=False)[:MAX_PROBLEMS]]
 
 
 def explain_error(model: type[BaseModel], error: dict[str, Any], where: str) -> str:
@@ -135,6 +153,10 @@ def _list_union_members(model: type[BaseModel]) -> set[str]:
     return names
 
 
+def _is_index(part: str) -> bool:
+    return part.isascii() and part.isdigit() and len(part) < 10
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
@@ -174,7 +196,7 @@ def _find_models_at(model: type[BaseModel], path: Sequence[str]) -> list[type[Ba
     """Return the (sub-)models found at `path`, every member of a union."""
     models = [model]
     for part in path:
-        if part.isdigit():
+        if _is_index(part):
             continue
         models = [
             sub
@@ -196,6 +218,15 @@ def _find_models_in(field: Any) -> list[type[BaseModel]]:
     return models
 
 
+def _find_repeated_overrides(overrides: Sequence[str]) -> list[str]:
+    counts = Counter(override.partition("=")[0] for override in overrides)
+    return [
+        f"override `{_short(path)}`: is given {n} times; give it once"
+        for path, n in counts.items()
+        if n > 1
+    ]
+
+
 def _apply_override(dump: dict[str, Any], override: str, model: type[BaseModel]) -> None:
     """Set one `key.sub=value` in `dump`; the value is read as YAML."""
     path, equals, text = override.partition("=")
@@ -203,14 +234,14 @@ def _apply_override(dump: dict[str, Any], override: str, model: type[BaseModel])
     if not equals or not all(parts):
         raise ConfigError(f"override `{override}`: write it as key.sub=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override `{override}`: the value is not valid YAML; quote it") from None
+        value = parse_yaml(text)
+    except YamlProblem as problem:
+        raise ConfigError(f"override `{_short(override)}`: the value is {problem}") from None
     node: Any = dump
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            if not _is_index(part) or int(part) >= len(node):
                 raise ConfigError(
                     f"override `{path}`: `{part}` is not an index into a list of {len(node)}"
                 )

@@ -5,7 +5,6 @@ A panel is a folder: `panel.json` holds teachers and conditions, `scores.parquet
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
@@ -19,6 +18,8 @@ from doublebind.packs.load import refuse_namesake
 from doublebind.schema.errors import ConfigError, RunError
 from doublebind.schema.hashing import Record, content_hash
 from doublebind.schema.model_source import Teacher
+from doublebind.schema.read_file import check_regular, read_text
+from doublebind.schema.strict_json import parse_json
 from doublebind.schema.study import BankReferences, Baseline
 from doublebind.study.jobs import REVISIONS
 from doublebind.study.planner import Planner
@@ -136,11 +137,12 @@ def read_panel(folder: Path) -> Panel:
     """
     path = folder / PANEL
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
         first_version = isinstance(content, dict) and content.get("schema_version") == 1
         panel = None if first_version else Panel.model_validate(content)
+        check_regular(folder / SCORES)
         altered = panel is not None and file_sha256(folder / SCORES) != panel.scores_sha256
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise RunError(f"{path}: cannot be read ({first}); restore it or make it again") from None
     if panel is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,8 +12,10 @@ from typing import NamedTuple
 from doublebind.execution.executor import Job
 from doublebind.execution.store import Store, read_absence
 from doublebind.schema.hashing import content_hash
+from doublebind.schema.read_file import read_text
 from doublebind.schema.recipe import Recipe
 from doublebind.schema.score_table import M0
+from doublebind.schema.strict_json import parse_json
 from doublebind.study.teachers import TeacherSource
 
 Artefacts = dict[str, dict[str, str]]
@@ -126,9 +127,7 @@ class Plan:
         for label, job in self.shape_jobs.items():
             folder = store.open_artefact(job.kind, job.content_key)
             absent = read_absence(folder) is not None  # no answers, nothing to measure
-            shapes[label] = (
-                {} if absent else json.loads((folder / "shape.json").read_text())["shape"]
-            )
+            shapes[label] = {} if absent else parse_json(read_text(folder / "shape.json"))["shape"]
         return shapes
 
 

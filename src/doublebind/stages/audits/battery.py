@@ -6,6 +6,7 @@ with the reason; the others keep their values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
@@ -206,12 +207,17 @@ def write_answers(out: Path, rows: Sequence[AuditedAnswer]) -> None:
             item=answer.item.id,
             messages=tuple({"role": m.role, "content": m.content} for m in answer.item.messages),
             target_option=answer.item.options[answer.item.target_index],
-            value=answer.value,
+            # JSON has no NaN and no infinity, which a user's audit may give.
+            value=_keep_finite(answer.value),
             transcript=answer.transcript,
         )
         for audit, endpoint, answer in rows
     ]
     write_records(out / "transcripts.jsonl", lines)
+
+
+def _keep_finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def write_scores(out: Path, rows: Sequence[dict[str, object]]) -> None:

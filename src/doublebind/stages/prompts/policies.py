@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import get_args
 
 from doublebind.execution.store import write_records
+from doublebind.packs.folder import MAX_FILE_BYTES, MAX_RECORDS
 from doublebind.packs.load import load_pack
 from doublebind.packs.pack import Pack
 from doublebind.schema.content import Prompt, Split
 from doublebind.schema.errors import ConfigError, PackError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import DroppedRecord
+from doublebind.schema.read_file import read_text
 from doublebind.schema.recipe import PromptPolicy
+from doublebind.schema.strict_json import parse_json, split_json_lines
 from doublebind.schema.yaml_loader import validate_content
 from doublebind.stages.prompts.screen import SCREENS, ScreenName, find_item_overlaps, find_repeats
 
@@ -107,18 +110,27 @@ def read_prompts(file: Path) -> tuple[Prompt, ...]:
         ConfigError: If it is missing, a line is not a prompt, or two prompts share an id.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = split_json_lines(read_text(file, MAX_FILE_BYTES))
+    except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{file}: cannot be read ({error}); `prompts.file` is JSON lines"
+            f"{file}: cannot be read (byte {error.start} is not UTF-8); `prompts.file` is JSON "
+            "lines"
         ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: cannot be read ({error.strerror}); `prompts.file` is JSON lines"
+        ) from None
+    if len(lines) > MAX_RECORDS:
+        raise ConfigError(
+            f"{file}: {len(lines):,} lines, at most {MAX_RECORDS:,} are read; shorten it"
+        )
     prompts: list[Prompt] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         where = f"{file}: line {number}"
         try:
-            content = json.loads(line)
-        except ValueError:
-            raise ConfigError(f"{where}: not JSON; write one prompt per line") from None
+            content = parse_json(line)
+        except ValueError as error:
+            raise ConfigError(f"{where}: not JSON; write one prompt per line ({error})") from None
         prompts.append(validate_content(Prompt, content, where))
     if len({prompt.id for prompt in prompts}) < len(prompts):
         raise ConfigError(f"{file}: two prompts share an id; give each its own")

@@ -34,6 +34,11 @@ HIDDEN_IN_SCRIPT = f"[{''.join(f'{chr(92)}u{{{a:x}}}-{chr(92)}u{{{b:x}}}' for a,
 """The same characters as a pattern of the page's script, with flag `u`."""
 
 
+def is_hidden(text: str) -> bool:
+    """Return whether `text` holds a character that is not seen, or that acts on a display."""
+    return _HIDDEN.search(text) is not None
+
+
 def _write_escapes(match: re.Match[str]) -> str:
     return "".join(
         f"\\x{point:02x}"

@@ -80,7 +80,7 @@ def _build_trait_items(
         turns = [turn for turn in item.messages if turn.role != "system"]
         if work:
             items.append(_rewrite_item(lead, "work", item, (*system, *work, *turns)))
-        last = _strip_context(turns[-1])
+        last = strip_context(turns[-1])
         if last is not None:
             items.append(_rewrite_item(lead, "bare", item, (*work, last)))
     return items
@@ -95,10 +95,12 @@ def _build_work_context(answer_pairs: Sequence[AnswerPair], number: int) -> tupl
     return (*pair.messages, Message(role="assistant", content=pair.theirs))
 
 
-def _strip_context(turn: Message) -> Message | None:
+def strip_context(turn: Message) -> Message | None:
     """Return a question without the sentences before it, or `None` where there are none."""
-    sentences = re.findall(r"[^.?!]+[.?!]+", turn.content)
-    if len(sentences) <= SENTENCES_LEFT or "".join(sentences).strip() != turn.content.strip():
+    # A cut behind each mark takes one pass, where a pattern of whole sentences takes n.
+    sentences = [part for part in re.split(r"(?<=[.?!])(?=[^.?!])", turn.content) if part.strip()]
+    whole = bool(sentences) and sentences[0][0] not in ".?!" and sentences[-1][-1] in ".?!"
+    if len(sentences) <= SENTENCES_LEFT or not whole:
         return None
     return turn.model_copy(update={"content": "".join(sentences[-SENTENCES_LEFT:]).strip()})
 

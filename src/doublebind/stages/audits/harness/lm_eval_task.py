@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
-
 from doublebind.execution.store import file_sha256
 from doublebind.schema.content import Item
 from doublebind.schema.errors import ConfigError, MissingExtra
+from doublebind.schema.read_file import read_text
+from doublebind.schema.strict_yaml import MAX_YAML_BYTES, parse_yaml
 from doublebind.stages.audits.harness.task_items import build_task_item
 from doublebind.stages.audits.protocol import Answer, Question
 
@@ -93,7 +93,7 @@ class HarnessTask:
             from lm_eval.tasks import TaskManager
         except ImportError:
             raise MissingExtra(f"the audit {self.name}", "lm-eval") from None
-        spec = yaml.safe_load(self.text) if self.text else self.task
+        spec = parse_yaml(self.text) if self.text else self.task
         try:
             return dict(TaskManager(include_defaults=not self.text).load([spec])["tasks"])
         except Exception as error:  # the harness and its data readers have errors of their own
@@ -114,10 +114,10 @@ def read_harness_task(name: str, folder: Path) -> HarnessTask:
         return HarnessTask(name)
     path = folder / name
     try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        text = read_text(path, MAX_YAML_BYTES)
+        content = parse_yaml(text)
         task = str(content["task"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         why = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"`audits`: lm-eval:{name}: {path} is no task file ({why}); it needs `task`, and no "
