@@ -18,7 +18,6 @@ from doublebind.models.token_counts import count_tokens
 from doublebind.schema.errors import ModelError
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ServedModel
-from doublebind.schema.strict_json import parse_json
 
 
 class Journal:
@@ -112,7 +111,7 @@ def _parse_line(line: str) -> dict[str, Any]:
     Raises:
         ValueError, KeyError, TypeError: If the line is neither.
     """
-    entry = parse_json(line)
+    entry = json.loads(line)
     if "failed_try" in entry:
         prompt, completion = entry["failed_try"]
         return {"failed_try": (int(prompt), int(completion))}

@@ -215,7 +215,7 @@ class _Preflight:
                 mine = [item for item in items if item.kind in audit.endpoints]
                 if _asks_options(audit):
                     asked |= {item.id: item for item in mine}
-                    self._note(functools.partial(audit, reader.lm, reader.lm, mine))
+                    self._note(functools.partial(_ask_items, audit, reader, mine))
             if reader.label not in self._unlike:  # or each option would be a problem, too
                 self._check_options(reader, list(asked.values()))
 
@@ -322,6 +322,15 @@ class _Preflight:
             reader = self._open(teacher.label, base)
             if reader is not None:
                 self._note(functools.partial(_encode_teacher, reader, teacher))
+
+
+def _ask_items(audit: Audit, reader: Reader, items: Sequence[Item]) -> None:
+    """Refuse items that an audit would leave without a value, whatever the weights are."""
+    answers = audit(reader.lm, reader.lm, items)
+    reasons = [answer.unscored_reason for answer in answers if answer.value is None]
+    problems = dict.fromkeys(reason.partition(": ")[2] or reason for reason in reasons if reason)
+    if problems:
+        raise ConfigError(*problems)
 
 
 def open_unloaded(source: ModelSource) -> Any:

@@ -64,7 +64,7 @@ class _Screen(_Part):
 class _Checks(_Part):
     sampled: int
     kept: int
-    truncated: float
+    truncated: float | None = None
     dropped: list[_Drop]
 
 

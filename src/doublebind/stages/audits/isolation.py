@@ -11,6 +11,9 @@ from doublebind.schema.errors import DoublebindError, ModelError
 
 log = logging.getLogger("doublebind.stages.audits")
 
+_MAX_REASON = 600
+"""Characters of a failure that are kept."""
+
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
@@ -32,7 +35,7 @@ def explain_failure(error: Exception) -> Failure:
     if is_ours or is_disk_full(error) or isinstance(error, MemoryError):
         raise error
     log.warning("an audit failed on some of its items: %s", error)
-    return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
+    return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}"[:_MAX_REASON])
 
 
 def score_apart(
