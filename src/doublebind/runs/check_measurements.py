@@ -307,13 +307,19 @@ def select_models(rows: pd.DataFrame, models: set[Labels]) -> pd.DataFrame:
     return rows.loc[short.isin(list(places)), :] if places else rows.head(0)
 
 
-def find_label_problems(rows: pd.DataFrame, models: ExpectedModels) -> Iterator[str]:
-    """Yield models that have rows and should not, or that have none."""
+def find_label_problems(
+    rows: pd.DataFrame, models: ExpectedModels, without_answers: set[str]
+) -> Iterator[str]:
+    """Yield models that have rows and should not, or that have none.
+
+    A teacher in `without_answers`, of whose answers none was left, need not have baselines.
+    """
     present = set(rows.loc[:, list(MODEL_COLUMNS)].drop_duplicates().itertuples(index=False))
     present = {tuple(each) for each in present}
     expected = {*models.transcribed, *models.baselines}
+    needed = expected - {place for place in models.baselines if place[0] in without_answers}
     for text, places in (
-        ("no row of {}", [place for place in expected if place not in present]),
+        ("no row of {}", [place for place in needed if place not in present]),
         ("rows of {}, no model of this run", [p for p in present if p not in expected]),
     ):
         for place in sorted(places, key=str)[:5]:

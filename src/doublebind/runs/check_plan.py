@@ -14,6 +14,8 @@ from doublebind.study.plan import Plan, list_artefacts
 
 _DROPS = frozenset(("screen", "checks", "treatments"))
 """Parts of a student's record that follow from its artefacts, not from keys."""
+_ABSENCE = "absent"
+"""Why a student could not be made: in its record where nothing was left to distil."""
 Artefacts = Mapping[str, Mapping[str, str]]
 """Kind -> key -> description."""
 
@@ -85,7 +87,8 @@ def _compare_students(
         elif name not in expected:
             yield name, "is no cell of this run's manifest"
         else:
-            stored = {key: value for key, value in cells[name].items() if key not in _DROPS}
+            made = {*_DROPS, _ABSENCE}
+            stored = {key: value for key, value in cells[name].items() if key not in made}
             for place, a, b in find_differences(stored, describe_student(expected[name])):
                 yield name, f"`{place}` is {a!r:.100}, recomputed {b!r:.100}"
             if not cells[name].keys() >= _DROPS:

@@ -507,7 +507,9 @@ def _check_models(
             content.report(name, ["holds transcripts of no model of this run"])
     if own is None:
         return
-    content.report("scores.parquet", measurements.find_label_problems(own, models))
+    empty = {str(cell.get("teacher")) for cell in content.cells.values() if "absent" in cell}
+    silent = {t.label for t in content.manifest.teachers if t.content_key in empty}
+    content.report("scores.parquet", measurements.find_label_problems(own, models, silent))
     rows = measurements.select_models(own, complete)
     content.report(
         "scores.parquet", compare_rows(rows, expected, "its transcript", ("value", "round"))
