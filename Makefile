@@ -59,7 +59,7 @@ panel: $(STAMP)
 	cp runs/panel/panel.json runs/panel/scores.parquet $(TERRARIUM)/panel
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout=1800
