@@ -52,7 +52,7 @@ def open_store(name: str | Path | None, artefacts: Artefacts, recorded: str) -> 
 
     Raises:
         StoreError: If a named store does not exist.
-        CannotCheck: If there is no default store with artefacts of the run.
+        CannotCheck: If there is no default store with all artefacts of the run.
     """
     if name is not None:
         if not is_url(str(name)) and not Path(str(name).removeprefix("file://")).is_dir():
@@ -62,8 +62,12 @@ def open_store(name: str | Path | None, artefacts: Artefacts, recorded: str) -> 
     if is_url(root) or not Path(root).is_dir():
         raise CannotCheck(f"artefacts (weights, answers, scores): no store at {root}; {remedy}")
     store = Store(root, writable=False)
-    if not any(store.has(*artefact) for artefact in list_valid_artefacts(artefacts)):
-        raise CannotCheck(f"artefacts (weights, answers, scores): none are in {root}; {remedy}")
+    valid = list_valid_artefacts(artefacts)
+    missing = sum(not store.has(*artefact) for artefact in valid)
+    if missing or not valid:
+        # Runs share artefacts, so that a store that nobody named may hold a few of any run.
+        lacking = f"{missing} of {len(valid)} are not in {root}" if valid else "the run lists none"
+        raise CannotCheck(f"artefacts (weights, answers, scores): {lacking}; {remedy}")
     return store
 
 
