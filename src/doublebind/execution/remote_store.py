@@ -10,6 +10,7 @@ import functools
 import hashlib
 import logging
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -181,7 +182,20 @@ class RemoteStore:
             paths = self._retry(lambda: self.fs.find(self.object_path(name)))
         except FileNotFoundError:
             return []
-        return [self._retry(lambda p=path: self.fs.cat_file(p)).decode() for path in paths]
+        return [self._read_line(path) for path in paths]
+
+    def _read_line(self, path: str) -> str:
+        """Return a line of a list once it is whole: it is called by its hash.
+
+        Raises:
+            StoreError: If it stays another line than its name says.
+        """
+        for _ in range(MAX_TRIES):
+            content = self._retry(lambda: self.fs.cat_file(path))
+            if path.endswith(f"/{hashlib.sha256(content).hexdigest()[:32]}.json"):
+                return content.decode()
+            time.sleep(0.1)  # another process may be writing it, where writes are not atomic
+        raise StoreError(f"{self.url}: {path} is damaged; restore it")
 
     def add_line(self, name: str, line: str) -> None:
         """Add a line to a list, unless the list has it."""
