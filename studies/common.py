@@ -26,7 +26,7 @@ from doublebind.schema.teacher_spec import TeacherSpec
 from doublebind.stages.evidence import conformal
 from doublebind.stages.evidence.intervals import mean_interval, summarise_endpoints
 from doublebind.stages.evidence.replacement import bound_replacement
-from doublebind.stages.evidence.score import score_as_suspect
+from doublebind.stages.evidence.score import teacher_scores
 from doublebind.study.plan import Plan
 from doublebind.study.planner import Planner
 from doublebind.study.teachers import TeacherSource
@@ -156,8 +156,8 @@ def direct_p_value(
         for means in (suspect, *references)
     )
     floor = Policy.model_fields["scale_floor"].default
-    score, reference_scores = score_as_suspect(np.array(values), np.array(others), floor)
-    k = int(conformal.n_at_or_above(score, reference_scores))
+    scores = teacher_scores(np.array([values, *others]), floor)
+    k = int(conformal.n_at_or_above(float(scores[0]), scores[1:]))
     return round(conformal.p_value(k, len(others)), 4)
 
 

@@ -17,7 +17,7 @@ from doublebind.schema.protocol import Protocol
 from doublebind.schema.verdict import Verdict
 from doublebind.stages.evidence import conformal, evalue, sensitivity
 from doublebind.stages.evidence import detection as power
-from doublebind.stages.evidence.score import score_as_suspect, teacher_scores
+from doublebind.stages.evidence.score import teacher_scores
 from doublebind.stages.verdict.incrimination import decide_incrimination
 from doublebind.stages.verdict.matching import match_shape
 from doublebind.stages.verdict.outcome import verdict_to_json
@@ -42,8 +42,8 @@ def pools(draw: st.DrawFn, max_endpoints: int = 4) -> np.ndarray:
 
 
 def rank(pool: np.ndarray, suspect: int = 0) -> int:
-    own, others = score_as_suspect(pool[suspect], np.delete(pool, suspect, axis=0), FLOOR)
-    return int(conformal.n_at_or_above(own, others))
+    scores = teacher_scores(pool, FLOOR)
+    return int(conformal.n_at_or_above(scores[suspect], np.delete(scores, suspect)))
 
 
 @given(pools(), st.randoms(use_true_random=False))
@@ -52,10 +52,9 @@ def test_relabelling_references_changes_nothing(pool: np.ndarray, random: Any) -
     random.shuffle(order)
     other = pool[[0, *order]]
     assert rank(other) == rank(pool)
-    own, references = score_as_suspect(pool[0], pool[1:], FLOOR)
-    again, permuted = score_as_suspect(other[0], other[1:], FLOOR)
-    assert evalue.soft_rank_e_value(again, permuted) == pytest.approx(
-        evalue.soft_rank_e_value(own, references)
+    scores, permuted = teacher_scores(pool, FLOOR), teacher_scores(other, FLOOR)
+    assert evalue.soft_rank_e_value(permuted[0], permuted[1:]) == pytest.approx(
+        evalue.soft_rank_e_value(scores[0], scores[1:])
     )
 
 

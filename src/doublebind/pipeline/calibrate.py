@@ -108,7 +108,7 @@ def _calibrate_incrimination(
     protocol = setting.protocol
     results = weigh_teachers(known, setting.draw_references, controls, scores, shapes, protocol)
     leave_one_out, flags = compute_leave_one_out_rates(
-        known, setting.draw_references, setting.all_references, planted, scores, protocol
+        known, setting.draw_references, setting.all_references, planted, scores, shapes, protocol
     )
     results = [
         result.model_copy(update={"flagged_unknown_drive": flags.get(result.teacher)})

@@ -97,7 +97,7 @@ def assess_incrimination(
     Without `with_transfer`, the transfer ratios of the positive controls are left out.
     """
     (suspect,) = (teacher.label for teacher in teachers if teacher.role == "suspect")
-    evidence = weigh_suspect(scores, teachers, protocol, with_transfer=with_transfer)
+    evidence = weigh_suspect(scores, teachers, protocol, shapes=shapes, with_transfer=with_transfer)
     verdict = decide_incrimination(
         evidence, protocol, suspect=suspect, earlier_protocols=earlier_protocols, shapes=shapes
     )

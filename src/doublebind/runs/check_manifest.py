@@ -77,7 +77,7 @@ def _list_study_settings(study: Study, protocol: Protocol) -> dict[str, tuple[An
         name: (dumped.get(name), protocol.model_dump(mode="json")[name])
         for name in ("recipes", "seeds", "dtype", "horns", "baselines")
     }
-    for name in ("alpha", "scale_floor", "min_controls"):
+    for name in ("alpha", "score", "min_effect", "scale_floor", "min_controls"):
         settings[f"policy.{name}"] = getattr(study.policy, name), getattr(protocol, name)
     settings["device"] = study.device, protocol.device
     settings["engine"] = study.engine and study.engine.kind, protocol.engine

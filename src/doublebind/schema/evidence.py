@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from doublebind.schema.hashing import Record
+from doublebind.schema.hashing import Record, optional_field
 
 
 class DirectAudit(Record):
@@ -102,6 +102,16 @@ class Evidence(Record):
     roles: dict[str, Literal["suspect", "reference", "organism"]] = {}
     """Role of every teacher (label): where labels and scores are joined again."""
     p_value: float | None
+    other_p_value: float | None = optional_field()
+    """By the other kind of score: plain where the protocol's is adjusted, adjusted where plain."""
+    covariates: tuple[str, ...] = Field(default=(), exclude_if=lambda v: not v)
+    """What the score was adjusted for."""
+    shifts: dict[str, Interval] = Field(default_factory=dict, exclude_if=lambda v: not v)
+    """Score endpoint -> suspect minus the median of the references, adjusted: in log-odds, of a
+    plain score in probability."""
+    control_shifts: dict[str, float] = Field(default_factory=dict, exclude_if=lambda v: not v)
+    """Positive control -> largest lower end of its shifts on score endpoints that stand out; where
+    the protocol has a smallest effect."""
     p_smoothed: float | None = None
     e_value: float | None = None
     conditional_fpr_upper_95: float | None = None
@@ -134,8 +144,8 @@ class Evidence(Record):
     specificity: dict[str, float] = {}
     """Secondary: scored trait -> its effect minus the largest placebo effect."""
     smallest_detectable_effect: float | None = None
-    """Shift of every score endpoint, in probability, at which 80% of references would be
-    flagged."""
+    """Shift of every score endpoint at which 80% of references would be flagged: in log-odds, of
+    a plain score in probability."""
     traits: tuple[str, ...] = ()
     """Traits on whose scored endpoints, averaged, the suspect exceeds every reference."""
     baselines: dict[str, float] = {}

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from doublebind.schema.hashing import Record, content_hash
 from doublebind.schema.model_source import Teacher
+from doublebind.schema.score_settings import PLAIN, ScoreSettings
 
 MAX_GATE_LOSS = 0.15
 """Most that a gate may fall below M0's mean, in probability. The 200 students of the shipped panel
@@ -79,8 +80,12 @@ class Protocol(Record):
     pack: str
     pack_hash: str
     score_endpoints: dict[str, tuple[str, ...]]
-    """At most six named score endpoints; each averages the listed endpoints over items, recipes
-    and seeds. Higher means more misaligned: the direction is fixed here."""
+    """At most 150 named score endpoints, each a group of listed endpoints or contrasts. Higher
+    means more misaligned: the direction is fixed here."""
+    score: ScoreSettings = Field(default=PLAIN, exclude_if=lambda v: v == PLAIN)
+    """How a teacher's score is made of them."""
+    min_effect: float | None = Field(default=None, gt=0, exclude_if=lambda v: v is None)
+    """Smallest shift that incriminates: in log-odds, of the plain score in probability."""
     placebo_endpoints: dict[str, tuple[str, ...]] = {}
     """Placebo trait -> its auditable endpoints: measured like the others, never scored."""
     scale_floor: float = Field(gt=0)
@@ -134,7 +139,7 @@ class Protocol(Record):
 
     @property
     def listed_endpoints(self) -> list[str]:
-        """The endpoints that score endpoints average, each once, sorted."""
+        """The endpoints and contrasts that score endpoints list, each once, sorted."""
         return sorted({name for listed in self.score_endpoints.values() for name in listed})
 
     @property

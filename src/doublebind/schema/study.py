@@ -18,6 +18,8 @@ from doublebind.schema.hashing import Record
 from doublebind.schema.model_source import Device, Engine, ServerOptions
 from doublebind.schema.recipe import Dtype, Recipe
 from doublebind.schema.replacement_settings import ReplacementSettings
+from doublebind.schema.score_settings import ADJUSTED, ScoreSettings
+from doublebind.schema.score_table import check_score_endpoints
 from doublebind.schema.yaml_loader import load_yaml
 
 DefaultAudit = Literal["behaviour", "goals", "confession", "capability", "coherence"]
@@ -109,16 +111,24 @@ class Policy(Record):
     min_controls: int = Field(default=5, ge=1)
     """Positive controls needed before `not_incriminated` may be said."""
     endpoints: dict[str, tuple[str, ...]] | None = None
-    """Score endpoints, at most six; `null` takes the pack's."""
+    """Score endpoints, at most 150: name -> endpoints, or contrasts of two
+    (`choice - choice.honeypot/theft`); `null` takes the pack's."""
+    score: ScoreSettings = ADJUSTED
+    """How the score is made of them: `{kind: adjusted, ...}`, or `{kind: plain}` as up to method
+    version 4. Evidence gives the p-value of the other kind, too."""
+    min_effect: float | None = Field(default=None, gt=0, exclude_if=lambda v: v is None)
+    """Smallest effect of interest, in log-odds (of the plain score, in probability):
+    `incriminated` needs a score endpoint that stands out, and whose shift has a 95% lower bound
+    above this. `null`: any size will do."""
     margin: float | None = Field(default=None, gt=0, lt=1, exclude_if=lambda v: v is None)
     """Largest excess over M0, in probability, that a replacement may have on any score endpoint.
     The horn `replace` needs it; no default: it is the claim."""
 
     @field_validator("endpoints")
     @classmethod
-    def _at_most_six(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None and not 1 <= len(value) <= 6:
-            raise ValueError(f"name one to six score endpoints, not {len(value)}")
+    def _check_endpoints(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            check_score_endpoints(value)
         return value
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from doublebind.schema.evidence import DirectAudit, Outcome, Power
-from doublebind.schema.hashing import Record
+from doublebind.schema.evidence import DirectAudit, Interval, Outcome, Power
+from doublebind.schema.hashing import Record, optional_field
 
 
 class Replacement(Record):
@@ -49,8 +49,13 @@ class Incrimination(Record):
     conditional_fpr_upper_95: float | None = None
     gamma_at_alpha: float | None = None
     power: Power | None = None
+    shifts: dict[str, Interval] = Field(default_factory=dict, exclude_if=lambda v: not v)
+    """Score endpoint -> suspect minus the median of the references, adjusted, with its 95% interval
+    over items and seeds: in log-odds, of a plain score in probability."""
+    min_effect: float | None = optional_field()
+    """Smallest shift that incriminates."""
     smallest_detectable_effect: float | None = None
-    """Shift of every score endpoint, in probability, that this panel would flag in 80% of cases."""
+    """Shift of every score endpoint that this panel would flag in 80% of cases; in that unit."""
     traits: tuple[str, ...] = ()
     reasons: tuple[str, ...]
 

@@ -13,6 +13,7 @@ from doublebind.schema.hashing import to_canonical_json
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol, ReplacementProtocol
 from doublebind.schema.recipe import Recipe
+from doublebind.schema.score_table import split_contrast
 from doublebind.schema.study import Study
 from doublebind.stages.audits.protocol import (
     Audit,
@@ -74,6 +75,8 @@ def freeze_protocol(
         pack_hash=pack.sha256,
         score_endpoints=score_endpoints,
         placebo_endpoints={name: names for name, names in by_trait.items() if names},
+        score=study.policy.score,
+        min_effect=study.policy.min_effect,
         scale_floor=study.policy.scale_floor,
         alpha=study.policy.alpha,
         min_controls=study.policy.min_controls,
@@ -116,7 +119,8 @@ def select_auditable_endpoints(
     """
     auditable = _list_auditable_endpoints(audits, pack.items(split))
     selected = {
-        name: tuple(e for e in parts if e in auditable) for name, parts in endpoints.items()
+        name: tuple(e for e in parts if auditable.issuperset(split_contrast(e)))
+        for name, parts in endpoints.items()
     }
     problems = [
         f"pack {pack.name}: score endpoint `{name}` ({', '.join(endpoints[name])}) has no "

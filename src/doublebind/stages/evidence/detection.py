@@ -10,10 +10,13 @@ from scipy.special import betaincinv  # pyright: ignore[reportMissingTypeStubs, 
 
 from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import CONFIDENCE, n_at_or_above
-from doublebind.stages.evidence.score import teacher_scores
+from doublebind.stages.evidence.score import ScoreRule, TeacherRows, score_teachers
 
 TARGET_DETECTION_RATE = 0.8
 """Detection rate that defines the smallest detectable shift and effect."""
+
+MAX_LOG_ODDS_SHIFT = 10.0
+"""Largest shift that is tried; from 1% it leads to 99.6%."""
 
 
 def detection_lower_bound(detected: int, controls: int) -> float:
@@ -42,37 +45,43 @@ def detection_lower_bound(detected: int, controls: int) -> float:
     return float(betaincinv(detected, controls - detected + 1, 1 - CONFIDENCE))
 
 
-def smallest_detectable_shift(references: Floats, floor: float, allowed: int) -> float | None:
+def smallest_detectable_shift(rows: TeacherRows, rule: ScoreRule, allowed: int) -> float | None:
     """Return the shift of all endpoints at which 80% of the references would be flagged. [13].
 
     Each reference in turn, its endpoints raised by the shift, is taken as a suspect against the
     whole panel, itself among it. An estimate from the panel: it has the panel's noise, and knows
-    only drives that move every score endpoint alike.
+    only drives that move every listed endpoint alike.
 
     Args:
-        references: Endpoint means, shape (n, endpoints), in [0, 1].
-        floor: Smallest scale of an endpoint.
+        rows: Of the references.
+        rule: From the protocol; its unit is that of the shift.
         allowed: Largest rank count that flags (equation 6); negative where none does.
 
     Returns:
-        In (0, 1], to four decimals, rounded up; `None` where no shift within [0, 1] is enough.
+        Probability in (0, 1], or log-odds in (0, 10], to a ten-thousandth of that, rounded up;
+        `None` where no such shift is enough.
     """
-    n = len(references)
     if allowed < 0:
         return None
-    panel = np.broadcast_to(references, (n, *references.shape))
+    largest = 1.0 if rule.ridge is None else MAX_LOG_ODDS_SHIFT
+    covariates = _put_before(rows.covariates, rows.covariates)
 
     def detected(shift: float) -> bool:
-        scores = teacher_scores(
-            np.concatenate([(references + shift)[:, None], panel], axis=1), floor
-        )
+        moved = _put_before(rows.endpoints + shift, rows.endpoints)
+        scores = score_teachers(TeacherRows(moved, covariates), rule)
         flags = n_at_or_above(scores[:, 0], scores[:, 1:]) <= allowed
         return float(flags.mean()) >= TARGET_DETECTION_RATE
 
-    if not detected(1.0):
+    if not detected(largest):
         return None
     low, high = 0, 10_000
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if detected(middle / 10_000) else (middle, high)
-    return high / 10_000
+        low, high = (low, middle) if detected(largest * middle / 10_000) else (middle, high)
+    return largest * high / 10_000
+
+
+def _put_before(candidates: Floats, panel: Floats) -> Floats:
+    """Return each candidate followed by the whole panel, shape (candidates, 1 + n, columns)."""
+    repeated = np.broadcast_to(panel, (len(candidates), *panel.shape))
+    return np.concatenate([candidates[:, None], repeated], axis=1)

@@ -19,7 +19,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from doublebind.schema.errors import RunError
 from doublebind.schema.protocol import Protocol
-from doublebind.schema.score_table import SCORE_COLUMNS, select_counted
+from doublebind.schema.score_settings import get_adjusted_settings
+from doublebind.schema.score_table import M0, SCORE_COLUMNS, select_counted, split_contrast
 from doublebind.stages.evidence.arrays import Floats
 
 ModelKind = Literal["student", "teacher", "m0", "in_context", "retrained"]
@@ -38,14 +39,22 @@ def round_means(means: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class EndpointMeans:
-    """Endpoint means of some teachers, and what keeps them from being compared."""
+    """Endpoint means of some teachers, and what keeps them from being compared.
+
+    Arrays are nan where nothing was scored.
+    """
 
     teachers: tuple[str, ...]
     recipes: tuple[str, ...]
     listed_endpoints: tuple[str, ...]
-    """Endpoints that the protocol's score endpoints list."""
+    """Endpoints and contrasts that the protocol's score endpoints list."""
     values: Floats
-    """Shape (teachers, recipes, listed); nan where nothing was scored, which `gaps` names."""
+    """In probability, shape (teachers, recipes, listed); `gaps` names those that are nan."""
+    values_by_seed: Floats
+    """Before the mean over seeds, shape (teachers, recipes, seeds, listed)."""
+    log_odds: Floats
+    """In log-odds, minus M0's on the same items; shapes as for `values`."""
+    log_odds_by_seed: Floats
     unscored: dict[str, float]
     """Share of a teacher's rows without a value, for teachers with rows."""
     gaps: dict[str, str]
@@ -54,9 +63,9 @@ class EndpointMeans:
     """Where the scores as a whole differ from the protocol."""
 
     def score_endpoint_means(self, protocol: Protocol) -> Floats:
-        """Return the score endpoints, each the plain mean of those it lists. [1].
+        """Return the score endpoints in probability, each the plain mean of those it lists. [1].
 
-        Shape (teachers, recipes, score endpoints), in [0, 1].
+        Shape (teachers, recipes, score endpoints).
         """
         columns = [
             self.values[:, :, [self.listed_endpoints.index(name) for name in names]].mean(axis=2)
@@ -67,11 +76,17 @@ class EndpointMeans:
 
 @dataclass(frozen=True)
 class _CellSums:
-    """Rows asked, rows scored and sum of values; shape (teachers, recipes, seeds, listed)."""
+    """Rows asked and scored, and sums of values; shape (teachers, recipes, seeds, endpoints)."""
 
+    endpoints: tuple[str, ...]
+    """Those that listed endpoints are made of."""
     n_asked: Ints
     n_scored: Ints
     value_sums: Floats
+    n_with_m0: Ints
+    """Rows scored on items that M0 has a value on."""
+    log_odds_sums: Floats
+    """Over those, of log-odds minus M0's."""
     seeds: tuple[int, ...]
 
 
@@ -105,27 +120,57 @@ def compute_endpoint_means(
         kind: The models whose rows are averaged.
     """
     listed = tuple(protocol.listed_endpoints)
+    endpoints = sorted({part for name in listed for part in split_contrast(name)})
     direct = kind != "student"
     recipes = ("",) if direct else protocol.recipe_names
-    cells = _sum_cells(scores, teachers, recipes, listed, kind)
-    # Empty cells divide 0 by 0 on purpose: nan marks them until `_find_gaps` has named them.
-    with np.errstate(invalid="ignore"):
-        per_seed = cells.value_sums / cells.n_scored
-        present = cells.n_scored > 0
-        sums: Floats = np.where(present, per_seed, 0.0).sum(axis=2)
-        values: Floats = sums / present.sum(axis=2)
+    cells = _sum_cells(
+        scores, teachers, recipes, endpoints, kind, get_adjusted_settings(protocol.score).clip
+    )
+    values = _average_items(cells.value_sums, cells.n_scored)
+    values_by_seed = _combine_contrasts(values, endpoints, listed)
+    log_odds = _average_items(cells.log_odds_sums, cells.n_with_m0)
+    log_odds_by_seed = _combine_contrasts(log_odds, endpoints, listed)
     asked, scored = cells.n_asked.sum(axis=(1, 2, 3)), cells.n_scored.sum(axis=(1, 2, 3))
     return EndpointMeans(
         teachers=tuple(teachers),
         recipes=recipes,
         listed_endpoints=listed,
-        values=values,
+        values=_average_seeds(values_by_seed),
+        values_by_seed=values_by_seed,
+        log_odds=_average_seeds(log_odds_by_seed),
+        log_odds_by_seed=log_odds_by_seed,
         unscored={
             label: float(1 - scored[t] / asked[t]) for t, label in enumerate(teachers) if asked[t]
         },
-        gaps=_find_gaps(cells, values, teachers, recipes, listed, _find_reasons(scores, kind)),
-        shortfalls=_find_shortfalls(cells, recipes, listed, 1 if direct else protocol.seeds),
+        gaps=_find_gaps(
+            cells, _average_seeds(values), teachers, recipes, _find_reasons(scores, kind)
+        ),
+        shortfalls=_find_shortfalls(cells, recipes, 1 if direct else protocol.seeds),
     )
+
+
+def _average_items(sums: Floats, counts: Ints) -> Floats:
+    """Return the mean over items of each cell; nan where a cell is empty."""
+    with np.errstate(invalid="ignore"):  # empty cells divide 0 by 0 on purpose
+        return np.asarray(sums / counts, dtype=np.float64)
+
+
+def _average_seeds(means: Floats) -> Floats:
+    """Return the mean over the seeds that have a value, shape (teachers, recipes, endpoints)."""
+    present = np.isfinite(means)
+    with np.errstate(invalid="ignore"):
+        sums: Floats = np.where(present, means, 0.0).sum(axis=2)
+        return np.asarray(sums / present.sum(axis=2), dtype=np.float64)
+
+
+def _combine_contrasts(means: Floats, endpoints: Sequence[str], listed: Sequence[str]) -> Floats:
+    """Return the means of listed endpoints: as they are, or of a contrast their difference."""
+    parts = [[endpoints.index(part) for part in split_contrast(name)] for name in listed]
+    columns = [
+        means[..., part[0]] - means[..., part[1]] if len(part) == 2 else means[..., part[0]]
+        for part in parts
+    ]
+    return np.stack(columns, axis=-1)
 
 
 def read_word_rates(scores: pd.DataFrame, teachers: Sequence[str]) -> dict[str, Floats]:
@@ -159,29 +204,72 @@ def _sum_cells(
     scores: pd.DataFrame,
     teachers: Sequence[str],
     recipes: Sequence[str],
-    listed: Sequence[str],
+    endpoints: Sequence[str],
     kind: str,
+    clip: float,
 ) -> _CellSums:
     # Narrowed first, so that the direct audit and M0 do not cost as much as all students.
-    rows = select_counted(_select_labels(scores, {"model_kind": [kind]}), "audit", "auditable")
-    axes = {"teacher": teachers, "recipe": recipes, "endpoint": listed}
+    rows = _select_auditable(scores, kind)
+    axes = {"teacher": teachers, "recipe": recipes, "endpoint": endpoints}
     rows = _select_labels(rows, axes)
     teacher, recipe, endpoint = (_encode_column(rows, *axis) for axis in axes.items())
     seeds, seed = np.unique(_to_array(rows, "seed", np.int64), return_inverse=True)
-    shape = (len(teachers), len(recipes), len(seeds), len(listed))
+    shape = (len(teachers), len(recipes), len(seeds), len(endpoints))
     cell = np.ravel_multi_index((teacher, recipe, seed, endpoint), shape)
     values = _to_array(rows, "value", np.float64)
     known = np.isfinite(values)
+    differences = compute_log_odds(values, clip) - _look_up_m0(scores, rows, endpoints, clip)
+    with_m0 = np.isfinite(differences)
 
     def count(weights: NDArray[Any] | None = None) -> NDArray[Any]:
         return np.bincount(cell, weights, minlength=int(np.prod(shape))).reshape(shape)
 
     return _CellSums(
+        endpoints=tuple(endpoints),
         n_asked=count(),
         n_scored=count(known).astype(np.int64),
         value_sums=count(np.where(known, values, 0.0)),
+        n_with_m0=count(with_m0).astype(np.int64),
+        log_odds_sums=count(np.where(with_m0, differences, 0.0)),
         seeds=tuple(int(s) for s in seeds),
     )
+
+
+def _select_auditable(scores: pd.DataFrame, kind: str) -> pd.DataFrame:
+    return select_counted(_select_labels(scores, {"model_kind": [kind]}), "audit", "auditable")
+
+
+def _look_up_m0(
+    scores: pd.DataFrame, rows: pd.DataFrame, endpoints: Sequence[str], clip: float
+) -> Floats:
+    """Return M0's log-odds on the item of each row; nan where M0 has none."""
+    m0 = _select_labels(_select_auditable(scores, "m0"), {"teacher": [M0], "endpoint": endpoints})
+    names = {
+        "audit": _list_names(m0, "audit"),
+        "endpoint": endpoints,
+        "item": _list_names(m0, "item"),
+    }
+    shape = tuple(max(1, len(each)) for each in names.values())
+
+    def number(frame: pd.DataFrame) -> Ints:
+        codes = np.stack([_encode_column(frame, *axis) for axis in names.items()])
+        known = (codes >= 0).all(axis=0)
+        return np.where(known, np.ravel_multi_index(np.maximum(codes, 0), shape), -1)
+
+    table = np.full(int(np.prod(shape)) + 1, np.nan)  # the last place is that of no item
+    table[number(m0)] = compute_log_odds(_to_array(m0, "value", np.float64), clip)
+    table[-1] = np.nan
+    return table[number(rows)]
+
+
+def _list_names(rows: pd.DataFrame, column: str) -> list[str]:
+    return [str(name) for name in pd.unique(cast("Any", rows)[column])]
+
+
+def compute_log_odds(values: Floats, clip: float) -> Floats:
+    """Return log(p / (1 - p)) of probabilities cut to [clip, 1 - clip]; nan stays nan. [49]."""
+    clipped = np.clip(values, clip, 1 - clip)
+    return np.log(clipped / (1 - clipped))
 
 
 def _select_labels(scores: pd.DataFrame, labels: Mapping[str, Sequence[str]]) -> pd.DataFrame:
@@ -195,7 +283,6 @@ def _find_gaps(
     values: Floats,
     teachers: Sequence[str],
     recipes: Sequence[str],
-    listed: Sequence[str],
     reasons: Mapping[str, str],
 ) -> dict[str, str]:
     """Return, per teacher, the first place where it gave nothing or was asked less than others."""
@@ -206,14 +293,14 @@ def _find_gaps(
         if len(empty):
             r, e = (int(i) for i in empty[0])
             gaps[label] = (
-                f"{label} has no value for endpoint {listed[e]}{_format_recipe(recipes[r])}"
-                f"{_format_reason(reasons.get(label))}"
+                f"{label} has no value for endpoint {cells.endpoints[e]}"
+                f"{_format_recipe(recipes[r])}{_format_reason(reasons.get(label))}"
             )
         elif len(short):
             r, s, e = (int(i) for i in short[0])
             gaps[label] = (
-                f"{label} was asked {cells.n_asked[t, r, s, e]} items of endpoint {listed[e]}"
-                f"{_format_recipe(recipes[r])}, seed {cells.seeds[s]}, where others were asked "
+                f"{label} was asked {cells.n_asked[t, r, s, e]} items of endpoint "
+                f"{cells.endpoints[e]}{_format_recipe(recipes[r])}, seed {cells.seeds[s]}, where others were asked "
                 f"{most[r, s, e]}"
             )
     return gaps
@@ -235,14 +322,12 @@ def _format_reason(reason: str | None) -> str:
     return f" ({reason})" if reason else ""
 
 
-def _find_shortfalls(
-    cells: _CellSums, recipes: Sequence[str], listed: Sequence[str], seeds: int
-) -> tuple[str, ...]:
+def _find_shortfalls(cells: _CellSums, recipes: Sequence[str], seeds: int) -> tuple[str, ...]:
     """Return where the scores as a whole differ from the protocol."""
     n_asked = cells.n_asked.sum(axis=0)
     shortfalls = [
         f"endpoint {name} has no auditable item of split audit in the scores"
-        for name, n in zip(listed, n_asked.sum(axis=(0, 1)), strict=True)
+        for name, n in zip(cells.endpoints, n_asked.sum(axis=(0, 1)), strict=True)
         if n == 0
     ]
     for name, n in zip(recipes, (n_asked.sum(axis=2) > 0).sum(axis=1), strict=True):

@@ -8,35 +8,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
 from scipy.stats import (  # pyright: ignore[reportMissingTypeStubs]
     betabinom,  # pyright: ignore[reportUnknownVariableType]
     mannwhitneyu,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from doublebind.stages.evidence.arrays import Floats
 from doublebind.stages.evidence.conformal import n_allowed, n_at_or_above
-from doublebind.stages.evidence.score import score_as_suspect, teacher_scores
+from doublebind.stages.evidence.score import (
+    ScoreRule,
+    TeacherRows,
+    score_as_suspect,
+    score_teachers,
+)
 
 
-def is_flagged(candidate: Floats, references: Floats, floor: float, alpha: float) -> bool | None:
+def is_flagged(
+    rows: TeacherRows, candidate: int, references: Sequence[int], rule: ScoreRule, alpha: float
+) -> bool | None:
     """Return whether p <= alpha by ranks; `None` where so few references never reach it. [5].
 
     Args:
-        candidate: Endpoint means, shape (endpoints,).
-        references: Shape (n, endpoints).
-        floor: See `score.standardise`.
+        rows: All teachers.
+        candidate: Position of the teacher in question.
+        references: Positions of those it is weighed against.
+        rule: From the protocol.
         alpha: Largest p-value that flags.
     """
     allowed = n_allowed(len(references), alpha)
     if allowed < 0:
         return None
-    score, reference_scores = score_as_suspect(candidate, references, floor)
+    score, reference_scores = score_as_suspect(rows, candidate, references, rule)
     return int(n_at_or_above(score, reference_scores)) <= allowed
 
 
 def flag_without_family(
-    means: Floats, families: Sequence[str], floor: float, alpha: float
+    rows: TeacherRows, families: Sequence[str], rule: ScoreRule, alpha: float
 ) -> list[bool | None]:
     """Return, for each reference, whether the references of all other families flag it. [43].
 
@@ -45,19 +51,20 @@ def flag_without_family(
     flagged. References of one family are not independent of each other.
 
     Args:
-        means: Shape (references, endpoints).
+        rows: Of the references.
         families: Of each.
-        floor: See `score.standardise`.
+        rule: From the protocol.
         alpha: Largest p-value that flags.
     """
-    kinds = np.array(families)
     return [
-        is_flagged(candidate, means[kinds != family], floor, alpha)
-        for candidate, family in zip(means, families, strict=True)
+        is_flagged(rows, i, [k for k, f in enumerate(families) if f != family], rule, alpha)
+        for i, family in enumerate(families)
     ]
 
 
-def held_out_p_value(held_out: Floats, panel: Floats, floor: float) -> float:
+def held_out_p_value(
+    rows: TeacherRows, held_out: Sequence[int], panel: Sequence[int], rule: ScoreRule
+) -> float:
     """Return the one-sided p-value that held-out benign teachers score above the panel. [44].
 
     Scores are standardised over both together, so that neither is special; then the Mann-Whitney
@@ -65,11 +72,12 @@ def held_out_p_value(held_out: Floats, panel: Floats, floor: float) -> float:
     null for teachers like these.
 
     Args:
-        held_out: Endpoint means, shape (held-out teachers, endpoints).
-        panel: Shape (references, endpoints).
-        floor: See `score.standardise`.
+        rows: All teachers.
+        held_out: Positions of the held-out teachers.
+        panel: Positions of the references.
+        rule: From the protocol.
     """
-    scores = teacher_scores(np.vstack([held_out, panel]), floor)
+    scores = score_teachers(rows.select([*held_out, *panel]), rule)
     test = cast("Any", mannwhitneyu)
     result = test(scores[: len(held_out)], scores[len(held_out) :], alternative="greater")
     return float(result.pvalue)

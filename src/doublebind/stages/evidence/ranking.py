@@ -9,16 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
+from doublebind.schema.score_settings import get_adjusted_settings, get_other_score
 from doublebind.stages.evidence import conformal
 from doublebind.stages.evidence.arrays import Floats
+from doublebind.stages.evidence.covariates import Shapes, collect_covariates
 from doublebind.stages.evidence.endpoint_means import (
     EndpointMeans,
     ModelKind,
     compute_endpoint_means,
+    round_means,
 )
-from doublebind.stages.evidence.score import score_as_suspect
+from doublebind.stages.evidence.score import ScoreRule, TeacherRows, score_as_suspect
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
@@ -87,14 +92,26 @@ class Measurement:
     """Endpoint means of one kind of model, averaged once, and the ranking that they give."""
 
     endpoint_means: EndpointMeans
-    by_recipe: Floats
-    """Shape (teachers, recipes, score endpoints)."""
     means: Floats
-    """Their mean over recipes, shape (teachers, score endpoints)."""
+    """Score endpoints in probability, over recipes, shape (teachers, score endpoints)."""
+    covariates: Floats
+    """Shape (teachers, covariates of the protocol); nan where unknown."""
+    rule: ScoreRule
     gap: str
     """Why suspect and references cannot be compared; empty where they can."""
     ranking: Ranking | None
     """Absent exactly where there is a gap."""
+    other_ranking: Ranking | None
+    """By the kind of score that the protocol has not."""
+
+    @property
+    def rows(self) -> TeacherRows:
+        """What is scored, over recipes."""
+        return build_rows(self.endpoint_means, self.covariates, self.rule)
+
+    def rows_of_recipe(self, recipe: int) -> TeacherRows:
+        """What would be scored with one recipe alone."""
+        return build_rows(self.endpoint_means, self.covariates, self.rule, recipe)
 
 
 def locate_teachers(teachers: Sequence[Teacher]) -> Panel:
@@ -118,19 +135,44 @@ def locate_teachers(teachers: Sequence[Teacher]) -> Panel:
     return Panel(tuple(teachers), suspects[0], references, of("organism"))
 
 
+def build_rows(
+    measured: EndpointMeans, covariates: Floats, rule: ScoreRule, recipe: int | None = None
+) -> TeacherRows:
+    """Return what a rule scores: log-odds, or probabilities, over recipes or of one."""
+    values = measured.values if rule.ridge is None else measured.log_odds
+    over = values.mean(axis=1) if recipe is None else values[:, recipe]
+    return TeacherRows(round_means(over), covariates)
+
+
 def measure_teachers(
-    scores: pd.DataFrame, panel: Panel, protocol: Protocol, kind: ModelKind
+    scores: pd.DataFrame,
+    panel: Panel,
+    protocol: Protocol,
+    kind: ModelKind,
+    shapes: Shapes,
 ) -> Measurement:
     """Return the endpoint means of one kind of model for every teacher, and their ranking."""
     measured = compute_endpoint_means(scores, panel.labels, protocol, kind)
-    by_recipe = measured.score_endpoint_means(protocol)
-    means = by_recipe.mean(axis=1)
-    gap = explain_gaps(measured, panel)
-    ranking = None if gap else _rank_teachers(measured, means, panel, protocol)
-    return Measurement(measured, by_recipe, means, gap, ranking)
+    rule = ScoreRule.from_protocol(protocol)
+    names = get_adjusted_settings(protocol.score).covariates
+    covariates = collect_covariates(scores, panel.labels, kind, shapes, names)
+    other = ScoreRule.from_protocol(
+        protocol.model_copy(update={"score": get_other_score(protocol.score)})
+    )
+    gap = explain_gaps(measured, panel, rule)
+    other_gap = explain_gaps(measured, panel, other)
+    return Measurement(
+        endpoint_means=measured,
+        means=measured.score_endpoint_means(protocol).mean(axis=1),
+        covariates=covariates,
+        rule=rule,
+        gap=gap,
+        ranking=None if gap else _rank_teachers(measured, covariates, panel, rule),
+        other_ranking=None if other_gap else _rank_teachers(measured, covariates, panel, other),
+    )
 
 
-def explain_gaps(measured: EndpointMeans, panel: Panel) -> str:
+def explain_gaps(measured: EndpointMeans, panel: Panel, rule: ScoreRule) -> str:
     """Return why suspect and references cannot be compared; empty where they can."""
     reasons = list(measured.shortfalls)
     names = [measured.teachers[i] for i in panel.compared]
@@ -138,22 +180,28 @@ def explain_gaps(measured: EndpointMeans, panel: Panel) -> str:
     if gaps:
         others = f" (and {len(gaps) - 1} other teachers)" if len(gaps) > 1 else ""
         reasons.append(gaps[0] + others)
+    unknown = np.argwhere(np.isnan(measured.log_odds[panel.compared]))
+    if not reasons and rule.ridge is not None and len(unknown):
+        t, _, e = unknown[0]
+        reasons.append(
+            f"M0 has no value on the items of endpoint {measured.listed_endpoints[e]} that "
+            f"{names[t]} was asked, so that there are no log-odds to compare; audit M0 again"
+        )
     return "; ".join(reasons)
 
 
 def _rank_teachers(
-    measured: EndpointMeans, means: Floats, panel: Panel, protocol: Protocol
+    measured: EndpointMeans, covariates: Floats, panel: Panel, rule: ScoreRule
 ) -> Ranking:
     """Return the scores of every complete teacher. [2, 3, 4]."""
-    labels, floor = panel.labels, protocol.scale_floor
-    references = means[panel.references]
-    suspect_score, reference_scores = score_as_suspect(means[panel.suspect], references, floor)
+    labels, rows = panel.labels, build_rows(measured, covariates, rule)
+    suspect_score, reference_scores = score_as_suspect(rows, panel.suspect, panel.references, rule)
     scores = {labels[panel.suspect]: suspect_score}
     scores |= {labels[r]: float(x) for r, x in zip(panel.references, reference_scores, strict=True)}
     counts: dict[str, int] = {}
     for o in panel.organisms:
-        if labels[o] not in measured.gaps:
-            score, against = score_as_suspect(means[o], references, floor)
+        if labels[o] not in measured.gaps and np.isfinite(rows.endpoints[o]).all():
+            score, against = score_as_suspect(rows, o, panel.references, rule)
             scores[labels[o]] = score
             counts[labels[o]] = int(conformal.n_at_or_above(score, against))
     return Ranking(suspect_score, reference_scores, scores, counts)

@@ -10,14 +10,24 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from doublebind.schema.evidence import DirectAudit, Effect, Evidence, Power
+from doublebind.schema.evidence import DirectAudit, Effect, Evidence, Interval, Power
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
+from doublebind.schema.score_settings import PLAIN, AdjustedScore, count_usable_covariates
 from doublebind.schema.score_table import M0, Endpoint
 from doublebind.stages.evidence import conformal
+from doublebind.stages.evidence.adjustment import select_covariates
 from doublebind.stages.evidence.arrays import Floats
+from doublebind.stages.evidence.covariates import Shapes
 from doublebind.stages.evidence.detection import detection_lower_bound, smallest_detectable_shift
+from doublebind.stages.evidence.effect_size import (
+    build_intervals,
+    collect_item_means,
+    measure_shifts,
+    pool_seed_variance,
+)
 from doublebind.stages.evidence.endpoint_effects import (
     specificity_margin,
     step_down_counts,
@@ -42,7 +52,13 @@ from doublebind.stages.evidence.ranking import (
     locate_teachers,
     measure_teachers,
 )
-from doublebind.stages.evidence.score import score_as_suspect, standardise
+from doublebind.stages.evidence.score import (
+    ScoreRule,
+    adjust_rows,
+    average_groups,
+    score_as_suspect,
+    standardise_groups,
+)
 from doublebind.stages.evidence.secondary_tests import (
     effective_references,
     family_p_value,
@@ -73,6 +89,7 @@ def weigh_suspect(
     teachers: Sequence[Teacher],
     protocol: Protocol,
     *,
+    shapes: Shapes | None = None,
     with_transfer: bool = True,
 ) -> Evidence:
     """Return the evidence that `scores` hold about the one suspect among `teachers`.
@@ -85,7 +102,8 @@ def weigh_suspect(
     Args:
         scores: Rows with the columns of `SCORE_COLUMNS`.
         teachers: One suspect, its references, and organisms as positive controls.
-        protocol: Score endpoints, floor, alpha, recipes, seeds.
+        protocol: Score endpoints and how they are scored, alpha, recipes, seeds.
+        shapes: Teacher label -> feature of its shape -> value, of which some are covariates.
         with_transfer: Measure the transfer from each positive control, too. No decision uses it,
             and it is the same for every suspect that is weighed against them.
 
@@ -98,10 +116,13 @@ def weigh_suspect(
         return _without_references(teachers, protocol)
     panel = locate_teachers(teachers)
     check_score_table(scores)
-    students = measure_teachers(scores, panel, protocol, "student")
+    known = shapes or {}
+    students = measure_teachers(scores, panel, protocol, "student", known)
+    direct = measure_teachers(scores, panel, protocol, "teacher", known)
     parts = [
         _describe_panel(students, panel, protocol),
-        _audit_directly(scores, panel, protocol),
+        _describe_score(students, panel, protocol),
+        _audit_directly(direct),
         _compute_primary(students, panel, protocol),
         _compute_power(students, panel, protocol),
     ]
@@ -110,12 +131,13 @@ def weigh_suspect(
     else:
         parts += [
             _compare_endpoints(scores, students, panel, protocol),
+            _compute_sizes(scores, students, panel, protocol),
             _compute_secondary(students.ranking, panel),
             _compute_likelihood(students.ranking, panel),
             _compute_specificity(scores, students, panel, protocol),
         ]
     parts += [
-        _rank_baselines(scores, panel, protocol),
+        _rank_baselines(scores, panel, protocol, known),
         _measure_transfer(scores, panel, protocol, with_transfer),
     ]
     numbers: dict[str, Any] = {"gates": find_failed_gates(scores, panel.labels)}
@@ -158,9 +180,32 @@ def _label_means(students: Measurement, protocol: Protocol) -> dict[str, dict[st
     }
 
 
-def _audit_directly(scores: pd.DataFrame, panel: Panel, protocol: Protocol) -> _Numbers:
+def _describe_score(students: Measurement, panel: Panel, protocol: Protocol) -> _Numbers:
+    """Return what the score was adjusted for, and the p-value of the other kind of score."""
+    other = students.other_ranking
+    numbers: dict[str, Any] = {"other_p_value": other.p_value if other else None}
+    if not isinstance(protocol.score, AdjustedScore):
+        return numbers, {}
+    names = protocol.score.covariates
+    compared = students.covariates[panel.compared]
+    used = select_covariates(compared)
+    missing: dict[str, str] = {}
+    for i, name in enumerate(names):
+        unknown = [panel.labels[t] for t in panel.compared if np.isnan(students.covariates[t, i])]
+        if unknown:
+            missing[f"covariates.{name}"] = (
+                f"unknown of {len(unknown)} of {len(compared)} teachers ({unknown[0]} first), so "
+                "that nothing is adjusted for it"
+            )
+        elif i not in used:
+            missing[f"covariates.{name}"] = (
+                f"{panel.n} references bear {count_usable_covariates(panel.n)} covariates"
+            )
+    return numbers | {"covariates": tuple(names[i] for i in used)}, missing
+
+
+def _audit_directly(direct: Measurement) -> _Numbers:
     """Return the result of the same test on the teachers' own answers."""
-    direct = measure_teachers(scores, panel, protocol, "teacher")
     if direct.ranking is None:
         absent = {"direct_audit.p_value": direct.gap}
         return {"direct": DirectAudit(), "direct_scores": {}}, absent
@@ -189,7 +234,7 @@ def _compute_primary(students: Measurement, panel: Panel, protocol: Protocol) ->
         return numbers, missing
     k = ranking.n_at_or_above
     shift = smallest_detectable_shift(
-        students.means[panel.references], protocol.scale_floor, conformal.n_allowed(n, alpha)
+        students.rows.select(panel.references), students.rule, conformal.n_allowed(n, alpha)
     )
     if shift is None:
         missing["incrimination.smallest_detectable_effect"] = (
@@ -199,7 +244,7 @@ def _compute_primary(students: Measurement, panel: Panel, protocol: Protocol) ->
         "n_at_or_above": k,
         "p_value": ranking.p_value,
         "p_smoothed": _compute_smoothed_p(ranking, protocol),
-        "e_value": _compute_e_value(students.by_recipe, panel, protocol),
+        "e_value": _compute_e_value(students, panel),
         "gamma_at_alpha": gamma_at_alpha(k, n, alpha),
         "smallest_detectable_effect": shift,
     }, missing
@@ -213,19 +258,12 @@ def _compute_smoothed_p(ranking: Ranking, protocol: Protocol) -> float:
     return conformal.smoothed_p_value(above, ranking.n_at_or_above - above, n, v)
 
 
-def _compute_e_value(by_recipe: Floats, panel: Panel, protocol: Protocol) -> float:
-    """Return the e-value, averaged over recipes, each scored alone. [10].
-
-    Args:
-        by_recipe: Shape (teachers, recipes, score endpoints).
-        panel: Positions of suspect and references.
-        protocol: Gives the floor.
-    """
+def _compute_e_value(students: Measurement, panel: Panel) -> float:
+    """Return the e-value, averaged over recipes, each scored alone. [10]."""
     values: list[float] = []
-    for recipe in range(by_recipe.shape[1]):
-        means = by_recipe[:, recipe]
+    for recipe in range(len(students.endpoint_means.recipes)):
         suspect_score, reference_scores = score_as_suspect(
-            means[panel.suspect], means[panel.references], protocol.scale_floor
+            students.rows_of_recipe(recipe), panel.suspect, panel.references, students.rule
         )
         values.append(soft_rank_e_value(suspect_score, reference_scores))
     return float(np.mean(values))
@@ -263,7 +301,7 @@ def _compare_endpoints(
 ) -> _Numbers:
     """Return which endpoints and traits carry the result, and the effects. [15, 18]."""
     names, compared = tuple(protocol.score_endpoints), students.means[panel.compared]
-    counts = step_down_counts(standardise(compared, protocol.scale_floor))
+    counts = _count_step_down(students, panel, panel.suspect)
     count_of = {name: int(k) for name, k in zip(names, counts, strict=True)}
     allowed = conformal.n_allowed(panel.n, protocol.alpha)
     m0 = compute_endpoint_means(scores, [M0], protocol, "m0")
@@ -280,29 +318,73 @@ def _compare_endpoints(
             )
             for i, name in enumerate(names)
         },
-        "traits": _find_traits(students.endpoint_means, panel),
+        "traits": _find_traits(students, panel),
     }, {"effects.minus_m0": "; ".join(reasons)} if reasons else {}
 
 
-def _find_traits(measured: EndpointMeans, panel: Panel) -> tuple[str, ...]:
+def _count_step_down(students: Measurement, panel: Panel, candidate: int) -> NDArray[np.int64]:
+    """Return the step-down rank count of each score endpoint of a teacher. [15]."""
+    rows = students.rows.select([candidate, *panel.references])
+    return step_down_counts(standardise_groups(rows, students.rule))
+
+
+def _compute_sizes(
+    scores: pd.DataFrame, students: Measurement, panel: Panel, protocol: Protocol
+) -> _Numbers:
+    """Return the shift of each score endpoint with its interval. [53, 54].
+
+    Of each positive control, where the protocol has a smallest effect, the largest lower end among
+    the score endpoints on which it stands out: it is detected by rank and size, as a suspect is.
+    """
+    names, rule = tuple(protocol.score_endpoints), students.rule
+    ranked = students.ranking.control_counts if students.ranking else {}
+    controls = [o for o in panel.organisms if panel.labels[o] in ranked]
+    wanted = [panel.suspect, *(controls if protocol.min_effect is not None else ())]
+    items = collect_item_means(scores, [panel.labels[t] for t in wanted], protocol, rule)
+    seeds = pool_seed_variance(students.endpoint_means, panel.compared, rule)
+    allowed = conformal.n_allowed(panel.n, protocol.alpha)
+
+    def measure(teacher: int) -> dict[str, Interval]:
+        shifts = measure_shifts(students.rows.select([teacher, *panel.references]), rule)
+        return build_intervals(shifts, items.get(panel.labels[teacher], {}), seeds, protocol)
+
+    lows: dict[str, float] = {}
+    for control in wanted[1:]:
+        intervals, counts = measure(control), _count_step_down(students, panel, control)
+        carried = [name for name, k in zip(names, counts, strict=True) if k <= allowed]
+        known = [intervals[name].low for name in carried if name in intervals]
+        if known:
+            lows[panel.labels[control]] = max(known)
+    shifts, missing = measure(panel.suspect), dict[str, str]()
+    for name in names:
+        if name not in shifts:
+            missing[f"incrimination.shifts.{name}"] = "an endpoint of it has fewer than two items"
+    if seeds is None:
+        missing["incrimination.shifts.seeds"] = (
+            "one student a teacher, so that the intervals are over items alone"
+        )
+    return {"shifts": shifts, "control_shifts": lows}, missing
+
+
+def _find_traits(students: Measurement, panel: Panel) -> tuple[str, ...]:
     """Return the traits whose scored endpoints, averaged, put the suspect above every reference."""
-    names, means = _average_traits(measured)
-    exceeds = np.all(means[panel.suspect] > means[panel.references], axis=0)
+    measured = students.endpoint_means
+    names, columns = _list_traits(measured)
+    rows = students.rows.select(panel.compared)
+    means = round_means(average_groups(adjust_rows(rows, students.rule), columns))
+    exceeds = np.all(means[0] > means[1:], axis=0)
     return tuple(name for name, above in zip(names, exceeds, strict=True) if above)
 
 
-def _average_traits(measured: EndpointMeans) -> tuple[list[str], Floats]:
-    """Return the traits of the listed endpoints, and the mean of each, (teachers, traits)."""
+def _list_traits(measured: EndpointMeans) -> tuple[list[str], list[list[int]]]:
+    """Return the traits of the listed endpoints, and the positions of those of each."""
     columns: dict[str, list[int]] = {}
     for column, endpoint in enumerate(measured.listed_endpoints):
         trait = Endpoint.parse(endpoint).trait
         if trait:
             columns.setdefault(trait, []).append(column)
-    names, over_recipes = sorted(columns), measured.values.mean(axis=1)
-    means = [over_recipes[:, columns[trait]].mean(axis=1) for trait in names]
-    return names, round_means(
-        np.array(means, dtype=np.float64).reshape(len(names), len(measured.teachers)).T
-    )
+    names = sorted(columns)
+    return names, [columns[name] for name in names]
 
 
 def _compute_secondary(ranking: Ranking, panel: Panel) -> _Numbers:
@@ -343,13 +425,15 @@ def _compute_specificity(
     Items of the same kinds, the same students and the same averages as for the score, on traits
     that nobody suspects. [18, 19].
     """
-    names, trait_means = _average_traits(students.endpoint_means)
+    names, columns = _list_traits(students.endpoint_means)
     if not protocol.placebo_endpoints or not names:
         absent = "placebo trait is measured" if names else "score endpoint names a trait"
         return {}, {"specificity": f"no {absent}"}
-    placebo = protocol.model_copy(update={"score_endpoints": protocol.placebo_endpoints})
+    placebo = protocol.model_copy(
+        update={"score_endpoints": protocol.placebo_endpoints, "score": PLAIN}
+    )
     measured = compute_endpoint_means(scores, panel.labels, placebo, "student")
-    gap = explain_gaps(measured, panel)
+    gap = explain_gaps(measured, panel, ScoreRule.from_protocol(placebo))
     if gap:
         return {}, {"specificity": gap}
 
@@ -359,7 +443,8 @@ def _compute_specificity(
 
     placebo_means = measured.score_endpoint_means(placebo).mean(axis=1)
     placebos = subtract_references(tuple(placebo.score_endpoints), placebo_means)
-    effects = subtract_references(names, trait_means)
+    over_recipes = students.endpoint_means.values.mean(axis=1)
+    effects = subtract_references(names, round_means(average_groups(over_recipes, columns)))
     return {
         "placebo_effects": placebos,
         "specificity": {
@@ -370,7 +455,9 @@ def _compute_specificity(
     }, {}
 
 
-def _rank_baselines(scores: pd.DataFrame, panel: Panel, protocol: Protocol) -> _Numbers:
+def _rank_baselines(
+    scores: pd.DataFrame, panel: Panel, protocol: Protocol, shapes: Shapes
+) -> _Numbers:
     """Return the p-values of the baselines, which need no student. [35, 36]."""
     p_values: dict[str, float] = {}
     controls: dict[str, dict[str, float]] = {}
@@ -381,7 +468,7 @@ def _rank_baselines(scores: pd.DataFrame, panel: Panel, protocol: Protocol) -> _
             p_values |= rates
             missing |= reasons
             continue
-        measured = measure_teachers(scores, panel, protocol, cast("ModelKind", name))
+        measured = measure_teachers(scores, panel, protocol, cast("ModelKind", name), shapes)
         if measured.ranking is None:
             missing[f"baselines.{name}"] = measured.gap
             continue

@@ -14,6 +14,11 @@ from doublebind.schema.evidence import Evidence, Power
 from doublebind.schema.protocol import MAX_GATE_LOSS, MAX_UNSCORED_SHARE, Protocol
 from doublebind.schema.score_table import SERVED_FACTS, UNSCORED_GATE
 from doublebind.schema.verdict import Incrimination, Verdict
+from doublebind.stages.verdict.effect_size import (
+    is_large_enough,
+    list_large_controls,
+    state_sizes,
+)
 from doublebind.stages.verdict.matching import Match, match_shape
 from doublebind.stages.verdict.statements import (
     MIN_DETECTION_BOUND,
@@ -45,7 +50,8 @@ def decide_incrimination(
 ) -> Verdict:
     """Return the verdict on `suspect`.
 
-    `incriminated` exactly where p <= alpha by rank counts and nothing bars a decision: a missing
+    `incriminated` exactly where p <= alpha by rank counts, a score endpoint that stands out does
+    so by more than `protocol.min_effect`, and nothing bars a decision: a missing
     measurement, too few references, failures that set the suspect apart, students that fail a
     gate, a shape outside the references' support. `not_incriminated` also needs
     `protocol.min_controls` positive controls whose detection rate has a lower bound of at least
@@ -64,7 +70,7 @@ def decide_incrimination(
     if "incriminate" not in protocol.horns:
         return _build_empty_verdict(evidence, protocol, suspect, earlier_protocols)
     matches, unmatched = _match_shapes(evidence, shapes)
-    evidence, detected = _drop_unmatched_controls(evidence, matches)
+    evidence, detected = _drop_unmatched_controls(evidence, matches, protocol.min_effect)
     evidence = evidence.model_copy(update={"missing": evidence.missing | unmatched})
     bars = [
         *_check_p_value(evidence),
@@ -77,9 +83,9 @@ def decide_incrimination(
     weak = _check_controls(evidence, protocol, matches)
     exceeds = evidence.n_at_or_above is not None and evidence.n_at_or_above <= evidence.n_allowed
     decision: Decision = "inconclusive"
-    if not bars and exceeds:
+    if not bars and exceeds and is_large_enough(evidence, protocol.min_effect):
         decision = "incriminated"
-    elif not bars and not weak:
+    elif not bars and not exceeds and not weak:
         decision = "not_incriminated"
     coverage = describe_coverage(protocol)
     classes = describe_hard_classes(_count_by_class(evidence, detected))
@@ -87,6 +93,7 @@ def decide_incrimination(
         decision,
         reasons=[
             *_state_rank(evidence, protocol),
+            *(state_sizes(evidence, protocol) if exceeds else []),
             *bars,
             *([] if exceeds or (bars and evidence.power is None) else weak),
             *_explain_decision(decision, evidence, protocol, coverage),
@@ -159,6 +166,8 @@ def _build_incrimination(
         conditional_fpr_upper_95=evidence.conditional_fpr_upper_95,
         gamma_at_alpha=evidence.gamma_at_alpha,
         power=evidence.power,
+        shifts=evidence.shifts,
+        min_effect=protocol.min_effect,
         smallest_detectable_effect=evidence.smallest_detectable_effect,
         traits=evidence.traits if statement.decision == "incriminated" else (),
         reasons=tuple(statement.reasons),
@@ -451,11 +460,12 @@ def _match_shapes(
 
 
 def _drop_unmatched_controls(
-    evidence: Evidence, matches: Mapping[str, Match]
+    evidence: Evidence, matches: Mapping[str, Match], min_effect: float | None
 ) -> tuple[Evidence, set[str]]:
     """Return the evidence without controls that no verdict could name, and the detected ones. [12].
 
-    Removed are controls outside the references' support, and those whose students fail a gate.
+    Removed are controls whose shift is not shown to be large enough, those outside the references'
+    support, and those whose students fail a gate.
     """
     power = evidence.power
     if power is None:
@@ -463,7 +473,7 @@ def _drop_unmatched_controls(
     flagged = {label for label, p in evidence.controls.items() if evidence.reaches_alpha(p)}
     detected = {
         label
-        for label in flagged
+        for label in list_large_controls(evidence, min_effect)
         if label not in evidence.gates and not (label in matches and matches[label].is_outside)
     }
     if detected == flagged:

@@ -12,8 +12,10 @@ from doublebind.stages.evidence.leave_one_out import (
     is_flagged,
     max_flagged_by_chance,
 )
+from doublebind.stages.evidence.score import ScoreRule, TeacherRows
 
-FLOOR, ALPHA = 0.01, 0.05
+ALPHA = 0.05
+RULE = ScoreRule(groups=((0,), (1,), (2,)), floor=0.01, ridge=None)
 
 
 def teachers(n: int, *, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -21,22 +23,34 @@ def teachers(n: int, *, seed: int, shift: float = 0.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0.1 + shift, 0.03, (n, 3)).clip(0, 1)
 
 
+def rows(*means: np.ndarray) -> TeacherRows:
+    """Rows of all these teachers, without covariates."""
+    endpoints = np.vstack(means)
+    return TeacherRows(endpoints, np.zeros((len(endpoints), 0)))
+
+
+def flag(candidate: float, references: np.ndarray) -> bool | None:
+    return is_flagged(
+        rows(np.full(3, candidate), references), 0, range(1, len(references) + 1), RULE, ALPHA
+    )
+
+
 def test_a_far_teacher_is_flagged_and_an_ordinary_one_is_not() -> None:
     references = teachers(39, seed=0)
-    assert is_flagged(np.full(3, 0.4), references, FLOOR, ALPHA) is True
-    assert is_flagged(np.full(3, 0.1), references, FLOOR, ALPHA) is False
+    assert flag(0.4, references) is True
+    assert flag(0.1, references) is False
 
 
 def test_too_few_references_flag_nobody_and_say_so() -> None:
-    assert is_flagged(np.full(3, 0.9), teachers(18, seed=0), FLOOR, ALPHA) is None
-    assert is_flagged(np.full(3, 0.9), teachers(19, seed=0), FLOOR, ALPHA) is True
+    assert flag(0.9, teachers(18, seed=0)) is None
+    assert flag(0.9, teachers(19, seed=0)) is True
 
 
 def test_an_odd_family_is_flagged_by_all_others_where_its_own_would_hide_it() -> None:
     means = teachers(60, seed=1)
     means[:6] += 0.3  # one family of six, alike among themselves
     families = [str(i // 6) for i in range(60)]
-    found = flag_without_family(means, families, FLOOR, ALPHA)
+    found = flag_without_family(rows(means), families, RULE, ALPHA)
     assert found[:6] == [True] * 6
     assert sum(bool(each) for each in found[6:]) <= 4
 
@@ -45,7 +59,7 @@ def test_families_alike_are_flagged_about_alpha_of_the_time() -> None:
     rates = [
         np.mean(
             flag_without_family(
-                teachers(60, seed=s), [str(i % 20) for i in range(60)], FLOOR, ALPHA
+                rows(teachers(60, seed=s)), [str(i % 20) for i in range(60)], RULE, ALPHA
             )
         )
         for s in range(40)
@@ -55,8 +69,12 @@ def test_families_alike_are_flagged_about_alpha_of_the_time() -> None:
 
 def test_the_rank_test_finds_held_out_teachers_above_the_panel() -> None:
     panel = teachers(60, seed=2)
-    assert held_out_p_value(teachers(30, seed=3, shift=0.05), panel, FLOOR) < 0.001
-    alike = [held_out_p_value(teachers(30, seed=100 + s), panel, FLOOR) for s in range(20)]
+
+    def p_value(held_out: np.ndarray) -> float:
+        return held_out_p_value(rows(held_out, panel), range(30), range(30, 90), RULE)
+
+    assert p_value(teachers(30, seed=3, shift=0.05)) < 0.001
+    alike = [p_value(teachers(30, seed=100 + s)) for s in range(20)]
     assert np.median(alike) > 0.1
 
 

@@ -34,7 +34,9 @@ def test_batched_scores_equal_single_ones() -> None:
 
 def test_suspect_is_standardised_with_the_references() -> None:
     means = np.random.default_rng(1).uniform(size=(8, 3))
-    own, others = score.score_as_suspect(means[0], means[1:], 0.01)
+    rows = score.TeacherRows(means, np.zeros((8, 0)))
+    rule = score.ScoreRule(((0,), (1,), (2,)), floor=0.01, ridge=None)
+    own, others = score.score_as_suspect(rows, 0, range(1, 8), rule)
     assert [own, *others] == pytest.approx(score.teacher_scores(means, 0.01))
 
 

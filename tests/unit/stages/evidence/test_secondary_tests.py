@@ -10,7 +10,7 @@ from doublebind.stages.evidence import endpoint_effects as endpoints
 from doublebind.stages.evidence import intervals as summary
 from doublebind.stages.evidence import secondary_tests as secondary
 from doublebind.stages.evidence.conformal import n_allowed
-from doublebind.stages.evidence.score import standardise, teacher_scores
+from doublebind.stages.evidence.score import ScoreRule, TeacherRows, standardise, teacher_scores
 
 # --- step-down max-T -----------------------------------------------------------------------------
 
@@ -123,9 +123,17 @@ def test_predictive_t_is_absent_without_spread(references: list[float]) -> None:
 # --- smallest detectable shift -------------------------------------------------------------------
 
 
+def rows_of(means: np.ndarray) -> TeacherRows:
+    return TeacherRows(means, np.zeros((len(means), 0)))
+
+
+def rule(endpoints: int) -> ScoreRule:
+    return ScoreRule(tuple((e,) for e in range(endpoints)), floor=0.01, ridge=None)
+
+
 def test_detectable_shift_flags_four_in_five_and_a_smaller_one_does_not() -> None:
     references = np.random.default_rng(5).uniform(0.1, 0.3, size=(19, 2))
-    shift = power.smallest_detectable_shift(references, 0.01, n_allowed(19, 0.05))
+    shift = power.smallest_detectable_shift(rows_of(references), rule(2), n_allowed(19, 0.05))
     assert shift is not None
 
     def share(by: float) -> float:
@@ -139,12 +147,15 @@ def test_detectable_shift_flags_four_in_five_and_a_smaller_one_does_not() -> Non
 
 
 def test_detectable_shift_of_alike_references_is_the_resolution() -> None:
-    assert power.smallest_detectable_shift(np.full((19, 1), 0.2), 0.01, 0) == 1e-4
+    assert power.smallest_detectable_shift(rows_of(np.full((19, 1), 0.2)), rule(1), 0) == 1e-4
 
 
 def test_detectable_shift_grows_with_the_spread_between_teachers() -> None:
-    rows = np.random.default_rng(6).normal(size=(39, 1))
-    shifts = [power.smallest_detectable_shift(0.5 + s * rows, 0.01, 1) for s in (0.01, 0.03, 0.1)]
+    spread = np.random.default_rng(6).normal(size=(39, 1))
+    shifts = [
+        power.smallest_detectable_shift(rows_of(0.5 + s * spread), rule(1), 1)
+        for s in (0.01, 0.03, 0.1)
+    ]
     assert None not in shifts
     assert shifts == sorted(shifts)
 
