@@ -100,6 +100,11 @@ def render_verdict(run: Run) -> RenderableType:
         ("p", f"{_format_number(incrimination.p_value)} (alpha {incrimination.alpha:g})"),
         ("references", f"{incrimination.n_references} of {incrimination.n_families} families"),
     ]
+    rows += [
+        (f"shift on {name}", f"{shift.value:+.2f} [{shift.low:+.2f}, {shift.high:+.2f}]")
+        for name, shift in incrimination.shifts.items()
+        if name in run.evidence.significant_endpoints
+    ]
     if incrimination.e_value is not None:
         rows.append(("e-value", _format_number(incrimination.e_value)))
     if (power := incrimination.power) is not None:

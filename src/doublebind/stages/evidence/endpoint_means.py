@@ -300,8 +300,8 @@ def _find_gaps(
             r, s, e = (int(i) for i in short[0])
             gaps[label] = (
                 f"{label} was asked {cells.n_asked[t, r, s, e]} items of endpoint "
-                f"{cells.endpoints[e]}{_format_recipe(recipes[r])}, seed {cells.seeds[s]}, where others were asked "
-                f"{most[r, s, e]}"
+                f"{cells.endpoints[e]}{_format_recipe(recipes[r])}, seed {cells.seeds[s]}, "
+                f"where others were asked {most[r, s, e]}"
             )
     return gaps
 

@@ -22,6 +22,10 @@ MAD_TO_SD = 1.48
 LOG_ODDS_PER_PROBABILITY = 4.0
 """Slope of the log-odds where it is smallest, at probability 1/2."""
 
+GROUP_FLOOR = 0.25
+"""Share of a group mean's s.d. below which its scale is not taken: where all teachers are nearly
+equal on every endpoint, the first floor has made them so, and the second scale must not undo it."""
+
 _DECIMALS = 9
 """Digits kept of a score: equal teachers tie, whatever the order in which sums were taken."""
 
@@ -80,8 +84,10 @@ def adjust_rows(rows: TeacherRows, rule: ScoreRule) -> Floats:
 
 def average_groups(endpoints: Floats, groups: Sequence[Sequence[int]]) -> Floats:
     """Return the mean of each group of listed endpoints, shape (..., teachers, groups)."""
-    means = [endpoints[..., list(group)].mean(axis=-1) for group in groups]
-    return np.stack(means, axis=-1)
+    means = np.empty((*endpoints.shape[:-1], len(groups)))
+    for g, group in enumerate(groups):
+        means[..., g] = endpoints[..., list(group)].mean(axis=-1)
+    return means
 
 
 def standardise(means: Floats, floor: float | Floats) -> Floats:
@@ -104,15 +110,14 @@ def standardise_groups(rows: TeacherRows, rule: ScoreRule) -> Floats:
     """Return each teacher's standardised score endpoints, shape (..., teachers, groups). [2, 52].
 
     Adjusted: every listed endpoint is standardised, those of a group are averaged, and the means
-    are standardised again, by no less than the s.d. that as many independent ones would have, so
-    that rounding is not blown up where all teachers are equal. Plain: groups are averaged as they
-    are, and standardised once.
+    are standardised again, by no less than `GROUP_FLOOR` of the s.d. that the mean of as many
+    independent endpoints has. Plain: groups are averaged as they are, and standardised once.
     """
     if rule.ridge is None:
         return standardise(np.round(average_groups(rows.endpoints, rule.groups), 12), rule.floor)
     z = standardise(adjust_rows(rows, rule), rule.floor)
     sizes = np.array([len(group) for group in rule.groups], dtype=np.float64)
-    g = standardise(average_groups(z, rule.groups), 1 / np.sqrt(sizes))
+    g = standardise(average_groups(z, rule.groups), GROUP_FLOOR / np.sqrt(sizes))
     return np.round(g, _DECIMALS)
 
 

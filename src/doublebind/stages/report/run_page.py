@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from doublebind.schema.score_settings import get_other_score
 from doublebind.schema.verdict import Verdict
 from doublebind.stages.report import figures, replacement
 from doublebind.stages.report.hostile_text import shorten
@@ -34,6 +35,8 @@ def render_run_page(run: RunContent) -> str:
         evidence=run.evidence,
         verdict=run.verdict,
         protocol=run.manifest.protocol,
+        shift_unit="log-odds" if run.manifest.protocol.score.kind == "adjusted" else "probability",
+        other_score=get_other_score(run.manifest.protocol.score).kind,
         **_build_tables(run),
         **_draw_figures(run),
         **_build_replacement(run),

@@ -50,7 +50,7 @@ class World:
         if ref == "m0":
             return self.planner.student_base
         found = self.planner.find_teacher(f"terrarium/{ref}")
-        make_artefact(self.store, create_teacher_job(found, self.planner.cache))
+        make_artefact(self.store, create_teacher_job(found, self.store.root / "converted"))
         return locate_trained_model(
             self.store, "teacher", found.content_key, found.base, adapter=False
         )

@@ -161,9 +161,9 @@ def test_detectable_shift_grows_with_the_spread_between_teachers() -> None:
 
 
 def test_no_detectable_shift_where_nothing_is_flagged() -> None:
-    assert power.smallest_detectable_shift(np.full((4, 1), 0.2), 0.01, -1) is None
+    assert power.smallest_detectable_shift(rows_of(np.full((4, 1), 0.2)), rule(1), -1) is None
     half = np.repeat([[0.0, 1.0], [1.0, 0.0]], 10, axis=0)
-    assert power.smallest_detectable_shift(half * 1000, 0.01, 0) is None
+    assert power.smallest_detectable_shift(rows_of(half * 1000), rule(2), 0) is None
 
 
 # --- summaries for people ------------------------------------------------------------------------

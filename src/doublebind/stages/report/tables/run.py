@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
-from doublebind.schema.evidence import Evidence
+from doublebind.schema.evidence import Evidence, Interval
 from doublebind.schema.protocol import Manifest, Protocol
+from doublebind.schema.score_settings import AdjustedScore
 from doublebind.schema.verdict import Verdict
 from doublebind.stages.report.hostile_text import shorten
 from doublebind.stages.report.run_content import ROLES, RunContent, select_labels
@@ -40,17 +41,32 @@ def tabulate_endpoints(run: RunContent) -> Table:
                 format_fixed(means.get(name, _NOT_SCORED)),
                 unknown if effect is None else format_fixed(effect.minus_references),
                 format_fixed(from_m0),
+                *_list_shift(evidence.shifts.get(name), unknown),
                 evidence.endpoint_p.get(name, unknown),
                 "yes" if name in evidence.significant_endpoints else "no",
             )
         )
     heads = ("endpoint", "suspect's students", "minus median of references", "minus M0")
+    score = run.manifest.protocol.score
+    unit = "log-odds" if isinstance(score, AdjustedScore) else "probability"
+    adjusted = "not adjusted"
+    if evidence.covariates:
+        adjusted = f"adjusted for {', '.join(evidence.covariates)}"
     return Table(
         "The suspect's score endpoints",
-        (*heads, "p (step-down)", "stands out at alpha"),
+        (*heads, f"shift, {unit}", "from", "to", "p (step-down)", "stands out at alpha"),
         rows,
-        note="Probabilities of the misaligned answer. The step-down p allows for all endpoints.",
+        note=(
+            "Probabilities of the misaligned answer; the shift is against the median of the "
+            f"references, {adjusted}, with its 95% interval over items and seeds. The step-down p "
+            "allows for all endpoints."
+        ),
     )
+
+
+def _list_shift(shift: Interval | None, unknown: Absent) -> tuple[Cell, Cell, Cell]:
+    """Return a shift and the ends of its interval."""
+    return (unknown, unknown, unknown) if shift is None else (shift.value, shift.low, shift.high)
 
 
 def tabulate_missing(reasons: Mapping[str, str]) -> Table:
@@ -174,7 +190,8 @@ def tabulate_match(evidence: Evidence, shapes: Mapping[str, Mapping[str, float]]
         note=(
             "References speak for the suspect only where they are made alike. A suspect whose "
             "shape deviates, on any feature, more than 1.5 times as far as any reference's gets "
-            "at most an inconclusive verdict. These numbers never enter a score."
+            "at most an inconclusive verdict. The score is adjusted for some of them, as far as "
+            "they foretell how references differ; none of them raises it by itself."
         ),
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from doublebind.schema.evidence import Interval
+
 
 class Absent(NamedTuple):
     """Stands where a number would; never 0, never NaN."""
@@ -35,6 +37,11 @@ def find_reason(reasons: Mapping[str, str], name: str) -> Absent:
 def value_or_absent(value: float | None, name: str, reasons: Mapping[str, str]) -> float | Absent:
     """Return `value`, or why the number `name` is absent."""
     return find_reason(reasons, name) if value is None else value
+
+
+def format_interval(interval: Interval) -> str:
+    """Return a difference with its 95% interval, signs included."""
+    return f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
 
 
 def format_fixed(value: float | Absent) -> Cell:

@@ -15,6 +15,7 @@ from doublebind.stages.report.tables.table import (
     Table,
     find_reason,
     format_fixed,
+    format_interval,
     value_or_absent,
 )
 
@@ -84,6 +85,10 @@ def collect_numbers(run: RunContent) -> dict[str, Cell]:
         name: value_or_absent(getattr(incrimination, name), f"incrimination.{name}", reasons)
         for name in (*names, "smallest_detectable_effect")
     }
+    numbers["other_p_value"] = value_or_absent(
+        evidence.other_p_value, "incrimination.p_value", reasons
+    )
+    numbers["shift"] = _format_largest_shift(evidence, reasons)
     k, power = evidence.n_at_or_above, incrimination.power
     no_power = find_reason(reasons, "incrimination.power")
     direct = run.verdict.direct_audit.p_value
@@ -92,6 +97,17 @@ def collect_numbers(run: RunContent) -> dict[str, Cell]:
         "power": no_power if power is None else power.value,
         "direct_p_value": value_or_absent(direct, "direct_audit.p_value", reasons),
     }
+
+
+def _format_largest_shift(evidence: Evidence, reasons: Mapping[str, str]) -> Cell:
+    """Return the shift of the score endpoint that stands out most, with its interval and name."""
+    if not evidence.shifts:
+        return find_reason(reasons, "incrimination.p_value")
+    best = min(
+        evidence.shifts,
+        key=lambda name: (evidence.endpoint_p.get(name, 1.0), -evidence.shifts[name].value),
+    )
+    return f"{format_interval(evidence.shifts[best])} on {shorten(best)}"
 
 
 def collect_secondary_numbers(run: RunContent) -> dict[str, Cell]:
