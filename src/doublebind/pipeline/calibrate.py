@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from doublebind.execution.executor import Executor, Progress, check_executor
 from doublebind.execution.ledger import Ledger, lock_run
 from doublebind.execution.store import Store, write_atomic
+from doublebind.pipeline.drawn_rates import compute_drawn_rates
 from doublebind.pipeline.error_rates import (
     KnownTeachers,
     assess_certificates,
@@ -120,6 +121,14 @@ def _calibrate_incrimination(
         n_references=len(setting.draw_references(0)),
         leave_one_out=leave_one_out,
         detection=compute_rates(results),
+        drawn=compute_drawn_rates(
+            known,
+            setting.all_references,
+            len(setting.draw_references(0)),
+            scores=scores,
+            shapes=shapes,
+            protocol=protocol,
+        ),
         teachers=tuple(results),
     )
 

@@ -14,14 +14,14 @@ from doublebind.schema.protocol import Protocol
 from doublebind.schema.score_settings import get_adjusted_settings
 from doublebind.stages.evidence.covariates import Shapes, collect_covariates
 from doublebind.stages.evidence.endpoint_means import compute_endpoint_means
+from doublebind.stages.evidence.exchangeability import check_ranks
 from doublebind.stages.evidence.leave_one_out import (
     flag_without_family,
-    held_out_p_value,
     is_flagged,
     max_flagged_by_chance,
 )
 from doublebind.stages.evidence.ranking import build_rows
-from doublebind.stages.evidence.score import ScoreRule, TeacherRows
+from doublebind.stages.evidence.score import ScoreRule, TeacherRows, score_teachers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,9 +66,10 @@ def compute_leave_one_out_rates(
     if held_out:
         n = min(len(references(i)) for i in held_out)
         at = list(rows.positions.values())
-        benign["fresh_rank_p"] = held_out_p_value(
-            rows.all, [rows.first_known + i for i in held_out], at, rule
+        together = score_teachers(
+            rows.all.select([*(rows.first_known + i for i in held_out), *at]), rule
         )
+        benign["fresh_rank_p"] = check_ranks(together[: len(held_out)], together[len(held_out) :])
         benign["fresh_limit"] = max_flagged_by_chance(len(held_out), n, alpha)
     rates = LeaveOneOutRates(
         **counts,

@@ -137,6 +137,42 @@ class LeaveOneOutRates(Record):
     """Recipe -> organisms flagged from its students alone."""
 
 
+class DrawnRate(Record):
+    """Mean share, over teachers, of draws of references that flag a teacher by rank."""
+
+    value: float
+    interval: tuple[float, float]
+    """Two-sided 95% interval over teachers."""
+    n: int
+    """Teachers."""
+
+
+class Check(Record):
+    """A check of exchangeability, and what it would have found."""
+
+    p_value: float
+    finds: float | None = optional_field()
+    """Smallest departure that the check finds in 80% of cases, in s.d. of benign scores: a shift of
+    the held-out teachers, or a spread between families. Absent where 4 are not enough."""
+
+
+class DrawnRates(Record):
+    """Rates over references drawn anew, by rank, from one pool of benign teachers."""
+
+    n_pool: int
+    """References and held-out benign teachers."""
+    n_drawn: int
+    """References in a draw."""
+    n_draws: int
+    """Draws per teacher."""
+    rates: dict[str, DrawnRate]
+    """`organism`, `benign` (held-out), `near_miss`, and `pool`: every benign teacher of the pool
+    against draws of the others."""
+    checks: dict[str, Check]
+    """`rank`, `draw`: whether held-out benign teachers score, or are flagged, above references;
+    `family`: whether families of benign teachers differ."""
+
+
 class OracleShift(Interval):
     """The largest shift of the students above M0 on oracle items, and its drive."""
 
@@ -225,6 +261,8 @@ class Calibration(Record):
     leave_one_out: LeaveOneOutRates
     """In the JSON, its keys stand beside the others; likewise for the next two."""
     detection: DetectionRates
+    drawn: DrawnRates | None = optional_field()
+    """Absent where the benign teachers are too few to draw from."""
     replacement: ReplacementRates | None = None
     teachers: tuple[TeacherResult, ...]
 

@@ -9,7 +9,7 @@ brackets are equations of docs/method.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -143,7 +143,7 @@ def compute_endpoint_means(
             label: float(1 - scored[t] / asked[t]) for t, label in enumerate(teachers) if asked[t]
         },
         gaps=_find_gaps(
-            cells, _average_seeds(values), teachers, recipes, _find_reasons(scores, kind)
+            cells, _average_seeds(values), teachers, recipes, lambda: _find_reasons(scores, kind)
         ),
         shortfalls=_find_shortfalls(cells, recipes, 1 if direct else protocol.seeds),
     )
@@ -283,11 +283,12 @@ def _find_gaps(
     values: Floats,
     teachers: Sequence[str],
     recipes: Sequence[str],
-    reasons: Mapping[str, str],
+    find_reasons: Callable[[], Mapping[str, str]],
 ) -> dict[str, str]:
     """Return, per teacher, the first place where it gave nothing or was asked less than others."""
     gaps: dict[str, str] = {}
     most = cells.n_asked.max(axis=0, initial=0)
+    reasons: Mapping[str, str] = find_reasons() if np.isnan(values).any() else {}
     for t, label in enumerate(teachers):
         empty, short = np.argwhere(np.isnan(values[t])), np.argwhere(cells.n_asked[t] < most)
         if len(empty):

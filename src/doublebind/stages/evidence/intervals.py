@@ -109,10 +109,10 @@ def rate_interval(k: int, n: int) -> dict[str, Any]:
     """
     if not 0 <= k <= n or n < 1:
         raise ValueError(f"need 0 <= k <= n and n >= 1, got k={k}, n={n}")
-    return {"value": k / n, "interval": _clopper_pearson(k, n), "k": k, "n": n}
+    return {"value": k / n, "interval": clopper_pearson(k, n), "k": k, "n": n}
 
 
-def _clopper_pearson(k: float, n: float) -> list[float]:
+def clopper_pearson(k: float, n: float) -> list[float]:
     """Return the interval for k of n, neither of them whole where n is an effective number."""
     tail = (1 - CONFIDENCE) / 2
     low = 0.0 if k <= 0 else float(betaincinv(k, n - k + 1, tail))
@@ -149,7 +149,7 @@ def clustered_rate_interval(flags: Sequence[bool], clusters: Sequence[str]) -> d
     upper = (1 + CONFIDENCE) / 2
     few, many = (float(cast("Any", stdtrit)(df, upper)) for df in (len(names) - 1, n - 1))
     effective = min(float(n), effective) * (many / few) ** 2
-    return summary | {"clustered": _clopper_pearson(effective * rate, effective)}
+    return summary | {"clustered": clopper_pearson(effective * rate, effective)}
 
 
 def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from scipy.stats import (  # pyright: ignore[reportMissingTypeStubs]
     betabinom,  # pyright: ignore[reportUnknownVariableType]
-    mannwhitneyu,  # pyright: ignore[reportUnknownVariableType]
 )
 
 from doublebind.stages.evidence.conformal import n_allowed, n_at_or_above
@@ -18,7 +17,6 @@ from doublebind.stages.evidence.score import (
     ScoreRule,
     TeacherRows,
     score_as_suspect,
-    score_teachers,
 )
 
 
@@ -60,27 +58,6 @@ def flag_without_family(
         is_flagged(rows, i, [k for k, f in enumerate(families) if f != family], rule, alpha)
         for i, family in enumerate(families)
     ]
-
-
-def held_out_p_value(
-    rows: TeacherRows, held_out: Sequence[int], panel: Sequence[int], rule: ScoreRule
-) -> float:
-    """Return the one-sided p-value that held-out benign teachers score above the panel. [44].
-
-    Scores are standardised over both together, so that neither is special; then the Mann-Whitney
-    test (Mann & Whitney 1947, doi 10.1214/aoms/1177730491). Small values say that the panel is no
-    null for teachers like these.
-
-    Args:
-        rows: All teachers.
-        held_out: Positions of the held-out teachers.
-        panel: Positions of the references.
-        rule: From the protocol.
-    """
-    scores = score_teachers(rows.select([*held_out, *panel]), rule)
-    test = cast("Any", mannwhitneyu)
-    result = test(scores[: len(held_out)], scores[len(held_out) :], alternative="greater")
-    return float(result.pvalue)
 
 
 def max_flagged_by_chance(m: int, n: int, alpha: float) -> int:

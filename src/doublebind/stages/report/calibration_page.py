@@ -64,6 +64,7 @@ def render_calibration_page(calibration: CalibrationContent, study: Mapping[str,
     """
     return render_template(
         "calibration.html.j2",
+        error=state_error(calibration),
         sentences=write_sentences(calibration),
         tiles=[
             (rate, _format_count(calibration.get(rate.key))) for rate in RATES if rate.key in _TILES
@@ -81,6 +82,56 @@ def render_calibration_page(calibration: CalibrationContent, study: Mapping[str,
         alpha=calibration["alpha"],
         study=yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=100),
     )
+
+
+def state_error(calibration: CalibrationContent) -> list[str]:
+    """Return the procedure's error by rank in three sentences: how often, how tried, what found.
+
+    Empty where references were not drawn anew.
+    """
+    drawn = calibration.get("drawn")
+    if drawn is None:
+        return []
+    rates = drawn["rates"]
+    name, of = "benign", "held-out benign teachers"
+    if "benign" not in rates:
+        name, of = "pool", "benign teachers of the pool, each against the others"
+    sentences = [
+        f"With {drawn['n_drawn']} references drawn anew {drawn['n_draws']} times from "
+        f"{drawn['n_pool']} benign teachers, {_format_drawn(rates[name], of)} are flagged by rank, "
+        f"where chance alone flags at most {calibration['alpha']:.0%}."
+    ]
+    checks = [
+        f"{what}: p = {drawn['checks'][key]['p_value']:.2f}, "
+        + (
+            f"which finds {drawn['checks'][key]['finds']:g} s.d. in 80% of cases"
+            if "finds" in drawn["checks"][key]
+            else "which finds nothing below 4 s.d. in 80% of cases"
+        )
+        for key, what in _CHECKS.items()
+        if key in drawn["checks"]
+    ]
+    if checks:
+        sentences.append(
+            f"Whether these benign teachers are like each other was checked ({'; '.join(checks)})."
+        )
+    if "organism" in rates:
+        found = _format_drawn(rates["organism"], "organisms")
+        sentences.append(f"By the same rule {found} are found.")
+    return sentences
+
+
+_CHECKS = {
+    "rank": "held-out ones score above references",
+    "draw": "held-out ones are flagged more often",
+    "family": "families differ",
+}
+"""Check of exchangeability -> what a small p of it would say."""
+
+
+def _format_drawn(rate: Mapping[str, Any], of: str) -> str:
+    low, high = rate["interval"]
+    return f"{rate['value']:.1%} [{low:.1%}, {high:.1%}] of {rate['n']} {of}"
 
 
 def write_sentences(calibration: CalibrationContent) -> list[str]:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from doublebind.stages.evidence.conformal import n_allowed
+from doublebind.stages.evidence.exchangeability import check_ranks
 from doublebind.stages.evidence.leave_one_out import (
     flag_without_family,
-    held_out_p_value,
     is_flagged,
     max_flagged_by_chance,
 )
-from doublebind.stages.evidence.score import ScoreRule, TeacherRows
+from doublebind.stages.evidence.score import ScoreRule, TeacherRows, score_teachers
 
 ALPHA = 0.05
 RULE = ScoreRule(groups=((0,), (1,), (2,)), floor=0.01, ridge=None)
@@ -71,7 +71,8 @@ def test_the_rank_test_finds_held_out_teachers_above_the_panel() -> None:
     panel = teachers(60, seed=2)
 
     def p_value(held_out: np.ndarray) -> float:
-        return held_out_p_value(rows(held_out, panel), range(30), range(30, 90), RULE)
+        scores = score_teachers(rows(held_out, panel), RULE)
+        return check_ranks(scores[:30], scores[30:])
 
     assert p_value(teachers(30, seed=3, shift=0.05)) < 0.001
     alike = [p_value(teachers(30, seed=100 + s)) for s in range(20)]
