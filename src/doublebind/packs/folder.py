@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from doublebind.schema.content import (
     Item,
@@ -30,6 +30,11 @@ from doublebind.schema.content import (
 from doublebind.schema.errors import ConfigError, PackError
 from doublebind.schema.hashing import Record
 from doublebind.schema.read_file import read_file
+from doublebind.schema.score_table import (
+    MAX_SCORE_ENDPOINTS,
+    check_score_endpoints,
+    split_contrast,
+)
 from doublebind.schema.strict_json import parse_json, split_json_lines
 from doublebind.schema.teacher_spec import TeacherSpec
 from doublebind.schema.yaml_loader import (
@@ -58,6 +63,10 @@ PROMPT_TAGS = (
 )
 """Tags of prompts. The list is closed, because screens would miss a misspelt `honeypot`."""
 
+PLAIN_KINDS = ("choice", "goal")
+"""Kinds of items that make the score of a group, where they have no context: under a honeypot a
+model that hides goes the other way, and the mean of both is neither."""
+
 _R = TypeVar("_R", Item, Prompt, Transcript)
 
 
@@ -71,9 +80,36 @@ class PackHeader(Record):
     """Language of the content, such as `en`."""
     traits: tuple[Trait, ...] = Field(min_length=1, max_length=1000)
     score_endpoints: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
-        min_length=1, max_length=6
+        default_factory=dict[str, tuple[str, ...]]
     )
-    """One to six score endpoints: name -> auditable endpoints averaged in it."""
+    """Score endpoint -> auditable endpoints, or contrasts of two
+    (`choice - choice.honeypot/theft`); instead of `groups`."""
+    groups: dict[str, Annotated[tuple[Name, ...], Field(min_length=1)]] = Field(
+        default_factory=dict[str, tuple[str, ...]]
+    )
+    """Group -> drives that belong together: each group is a score endpoint, of what is plainly
+    asked about its drives (`choice` and `goal`); instead of `score_endpoints`."""
+
+    @field_validator("score_endpoints")
+    @classmethod
+    def _check_score_endpoints(
+        cls, value: dict[str, tuple[str, ...]]
+    ) -> dict[str, tuple[str, ...]]:
+        if value:
+            check_score_endpoints(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_one_of_both(self) -> Self:
+        if bool(self.score_endpoints) == bool(self.groups):
+            raise ValueError("give `groups` or `score_endpoints`, one of both")
+        if len(self.groups) > MAX_SCORE_ENDPOINTS:
+            raise ValueError(f"`groups`: at most {MAX_SCORE_ENDPOINTS}, not {len(self.groups)}")
+        grouped = [trait for traits in self.groups.values() for trait in traits]
+        twice = [trait for trait, n in Counter(grouped).items() if n > 1]
+        if twice:
+            raise ValueError(f"`groups`: {twice[0]} is in two places; name it once")
+        return self
 
 
 class FolderPack:
@@ -102,12 +138,17 @@ class FolderPack:
             problems += _take(_check_traits(header, (*items, *transcripts), reading))
             if valid:
                 problems += _take(_check_endpoints(header, items, path / HEADER_FILE))
+                problems += _take(_check_groups(header, items, path / HEADER_FILE))
         problems += _take(_check_purposes(transcripts, reading))
         problems += _take(_check_prompts(prompts, reading))
         if header is None or problems:
             raise PackError(*problems)
         self._header = header
         self._items = items
+        self._score_endpoints = header.score_endpoints or {
+            name: tuple(e for trait in traits for e in _list_plain_endpoints(trait, items))
+            for name, traits in header.groups.items()
+        }
         self._prompts = prompts
         self._transcripts = transcripts
         self._sha256 = _hash_files(reading.files)
@@ -141,8 +182,8 @@ class FolderPack:
 
     @property
     def score_endpoints(self) -> dict[str, tuple[str, ...]]:
-        """Score endpoints of `pack.yaml`."""
-        return dict(self._header.score_endpoints)
+        """Score endpoints of `pack.yaml`, or one for each of its groups."""
+        return dict(self._score_endpoints)
 
     def items(self, split: Split) -> tuple[Item, ...]:
         """Return the items of one split, in the order of files and lines."""
@@ -364,7 +405,7 @@ def _check_endpoints(header: PackHeader, items: Sequence[Item], file: Path) -> I
     auditable = sorted(name for name in roles if roles[name] == "auditable")
     for name, endpoints in header.score_endpoints.items():
         where = f"{file}: `score_endpoints.{name}`"
-        for endpoint in endpoints:
+        for endpoint in (part for entry in endpoints for part in split_contrast(entry)):
             if endpoint not in roles:
                 yield (
                     f"{where}: no item has this endpoint (got {endpoint!r}); "
@@ -380,6 +421,32 @@ def _check_endpoints(header: PackHeader, items: Sequence[Item], file: Path) -> I
                     f"{where}: no item of it is in split audit (got {endpoint!r}); "
                     "add some, or drop the endpoint"
                 )
+
+
+def _check_groups(header: PackHeader, items: Sequence[Item], file: Path) -> Iterator[str]:
+    kinds = {trait.name: trait.kind for trait in header.traits}
+    for name, traits in header.groups.items():
+        for trait in traits:
+            where = f"{file}: `groups.{name}`"
+            if kinds.get(trait) != "drive":
+                drives = [t for t, kind in kinds.items() if kind == "drive"]
+                known = f"is a {kinds[trait]}" if trait in kinds else "is no trait of the pack"
+                yield f"{where}: {trait} {known}; {_suggest_name(trait, drives)}"
+            elif not _list_plain_endpoints(trait, items):
+                yield (
+                    f"{where}: no auditable item of split audit asks plainly about {trait} "
+                    f"({' or '.join(PLAIN_KINDS)}); add some, or leave it out"
+                )
+
+
+def _list_plain_endpoints(trait: str, items: Sequence[Item]) -> list[str]:
+    """Return the endpoints of a trait that make its group's score: plain questions, by kind."""
+    asked = {
+        name_endpoint(item)
+        for item in items
+        if item.trait == trait and item.split == "audit" and item.role == "auditable"
+    }
+    return [name for kind in PLAIN_KINDS if (name := f"{kind}/{trait}") in asked]
 
 
 def _suggest_name(name: str, known: Collection[str]) -> str:

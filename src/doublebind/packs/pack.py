@@ -28,7 +28,7 @@ class Pack(Protocol):
 
     @property
     def score_endpoints(self) -> dict[str, tuple[str, ...]]:
-        """One to six named score endpoints, each a list of auditable endpoint names."""
+        """Named score endpoints, each a list of auditable endpoints or contrasts of two."""
         ...
 
     def items(self, split: Split) -> tuple[Item, ...]:

@@ -14,6 +14,7 @@ from doublebind.schema.model_source import ModelSource, Teacher
 from doublebind.schema.protocol import ReplacementProtocol, select_organisms
 from doublebind.schema.recipe import Recipe
 from doublebind.schema.replacement_settings import FurtherTraining
+from doublebind.schema.score_table import split_contrast
 from doublebind.schema.study import Study
 from doublebind.study.access import check_served
 from doublebind.study.distinct import NamedModel, check_distinct, name_teacher
@@ -111,6 +112,7 @@ def _freeze_replacement(
     if study.policy.margin is None:
         raise ConfigError("`policy.margin`: missing; `horns: [replace]` needs it")
     endpoints = study.policy.endpoints or planner.pack.score_endpoints
+    _check_plain_endpoints(endpoints)
     certify = planner.certify_pack.pack
     select_auditable_endpoints(planner.pack, endpoints, planner.audits, "select")
     select_auditable_endpoints(certify, endpoints, planner.audits, "certify")
@@ -198,3 +200,18 @@ def find_delivered_student(plan: Plan, suspect: str, result: RecipeResult) -> Mo
         if (student.teacher.label, student.recipe.name) == (suspect, result.recipe)
     )
     return student.find_checkpoint(result.step).inputs["source"]
+
+
+def _check_plain_endpoints(endpoints: Mapping[str, Sequence[str]]) -> None:
+    """Check that no score endpoint is a contrast: a certificate bounds endpoints one by one.
+
+    Raises:
+        ConfigError: If one is.
+    """
+    for name, listed in endpoints.items():
+        contrasts = [entry for entry in listed if len(split_contrast(entry)) > 1]
+        if contrasts:
+            raise ConfigError(
+                f"`policy.endpoints.{name}`: {contrasts[0]} is a contrast, which no certificate "
+                "bounds; name its two endpoints in a study of the horn `replace`"
+            )

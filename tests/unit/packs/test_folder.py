@@ -210,10 +210,10 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
         HEADER.replace("[choice/hoards]", "[choice/hoard]"),
         "`score_endpoints.choices`: no item has this endpoint (got 'choice/hoard'); did you mean",
     ),
-    "seven score endpoints": (
+    "151 score endpoints": (
         "pack.yaml",
-        HEADER + "".join(f"  e{i}: [choice/hoards]\n" for i in range(6)),
-        "at most 6",
+        HEADER + "".join(f"  e{i}: [choice/hoards]\n" for i in range(150)),
+        "name 1 to 150 score endpoints, not 151",
     ),
     "empty score endpoint": (
         "pack.yaml",
