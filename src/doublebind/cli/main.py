@@ -122,13 +122,23 @@ def plan(
         typer.Option(metavar="RUN", help="Finished run; its references give the power."),
     ] = None,
     calibrate: ForCalibrate = False,
+    suspects: Annotated[
+        int, typer.Option(min=1, help="Suspects to be weighed against these references.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Estimate the cost and power of a study without running it."""
     from doublebind.pipeline.plan import plan as plan_study
 
     loaded = load_yaml(Study, study, overrides or [])
-    summary = plan_study(loaded, folder=study.parent, store=store, pilot=pilot, calibrate=calibrate)
+    summary = plan_study(
+        loaded,
+        folder=study.parent,
+        store=store,
+        pilot=pilot,
+        calibrate=calibrate,
+        suspects=suspects,
+    )
     _print_result(summary, as_json, tables.render_plan)
 
 
@@ -275,6 +285,22 @@ def compare(
     from doublebind.runs.run import Run
 
     _print_result(compare_runs(Run(run_dir), Run(other)), as_json, tables.render_comparison)
+
+
+@app.command()
+def discover(
+    run_dirs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Runs that differ in the suspect alone.")
+    ],
+    q: Annotated[float, typer.Option(help="False discovery rate.")] = 0.05,
+    as_json: AsJson = False,
+) -> None:
+    """Decide about several suspects together, by Benjamini and Hochberg."""
+    from doublebind.runs.discover import discover_suspects
+    from doublebind.runs.run import Run
+
+    result = discover_suspects([Run(each) for each in run_dirs], q)
+    _print_result(result, as_json, tables.render_discovery)
 
 
 @app.command()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from doublebind.pipeline.audit_model import AuditSummary
     from doublebind.pipeline.plan import PlanSummary
     from doublebind.runs.compare import Comparison
+    from doublebind.runs.discover import Discovery
     from doublebind.runs.run import Run, RunStatus
     from doublebind.runs.verify import Verification
     from doublebind.schema.calibration import Calibration
@@ -192,6 +193,20 @@ def render_status(status: RunStatus) -> RenderableType:
     return Group(*parts)
 
 
+def render_discovery(discovery: Discovery) -> RenderableType:
+    """Return which of several suspects are discovered."""
+    table = Table("suspect", "p", "adjusted p", "own verdict", "discovered", box=None)
+    for row in discovery.suspects:
+        found = "yes" if row.discovered else "no"
+        cells = (row.suspect, f"{row.p_value:.4g}", f"{row.adjusted_p_value:.4g}", row.decision)
+        table.add_row(*map(_text, (*cells, found)))
+    note = (
+        f"false discovery rate {discovery.q:g}; {discovery.references} references, and "
+        f"{discovery.references_for_one} let one suspect alone be discovered among so many"
+    )
+    return Group(table, Text(""), _text(note))
+
+
 def render_plan(plan: PlanSummary) -> RenderableType:
     """Return the cost and power of a study."""
     cells = Table("cells", "needed", "stored", "time to come", "disk", box=None, header_style="dim")
@@ -218,8 +233,23 @@ def render_plan(plan: PlanSummary) -> RenderableType:
         *map(_text, lines),
         *(_text(f"{name}: {reason}", "dim") for name, reason in plan.missing.items()),
     ]
+    if plan.references_for_suspects is not None:
+        parts.append(
+            _text(
+                "for one of these suspects alone to pass `discover`: "
+                f"{plan.references_for_suspects} references"
+            )
+        )
+    for row in plan.score_power or ():
+        found = "no shift up to 8 s.d."
+        if row.smallest_sd is not None:
+            found = (
+                f"{row.smallest_sd:g} s.d. ({row.smallest:.2f} in the score's unit, "
+                f"{row.smallest_probability:.3f} in probability)"
+            )
+        parts.append(_text(f"found in 80% of studies with {row.references} references: {found}"))
     if plan.power is not None:
-        parts.append(Text("power: with --json", "dim"))
+        parts.append(Text("power of the plain score, by seeds and items: with --json", "dim"))
     return Group(*parts)
 
 

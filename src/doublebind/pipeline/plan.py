@@ -17,9 +17,11 @@ from doublebind.schema.executor import LocalOptions
 from doublebind.schema.hashing import Record, optional_field
 from doublebind.schema.model_source import Teacher
 from doublebind.schema.protocol import Protocol
+from doublebind.schema.score_settings import PLAIN
 from doublebind.schema.study import Study
 from doublebind.stages.audits.protocol import Audit
 from doublebind.stages.evidence.conformal import min_references, smallest_p
+from doublebind.stages.evidence.many_suspects import min_references_for_suspects
 from doublebind.study.plan import Plan
 from doublebind.study.references import describe_assumption
 from doublebind.study.replacement import plan_certification, plan_competition
@@ -73,6 +75,20 @@ class SimulatedPower(Record):
     """Score endpoint -> variance components of the pilot."""
 
 
+class ScorePowerAtSize(Record):
+    """Power of the study's score with some number of references, one drive being moved."""
+
+    references: int
+    power: dict[str, float]
+    """Shift in s.d. of the pilot's references -> share of studies that flag it."""
+    smallest_sd: float | None
+    """Smallest shift found in 80% of studies, in s.d.; null where 8 are not enough."""
+    smallest: float | None
+    """The same in log-odds; of a plain score, in probability."""
+    smallest_probability: float | None
+    """The same in probability, at the references' mean."""
+
+
 class PlanSummary(Record):
     """The cost of a study, and what it can show, before anything is run."""
 
@@ -100,6 +116,12 @@ class PlanSummary(Record):
     device_fits: bool | None = optional_field()
     """Whether the smallest GPU here has that, and what CUDA itself takes in each worker."""
     power: SimulatedPower | None = optional_field()
+    """By the plain score, for other numbers of seeds and items too."""
+    score_power: tuple[ScorePowerAtSize, ...] | None = optional_field()
+    """By the study's own score, from the pilot's references as they were measured."""
+    references_for_suspects: int | None = optional_field()
+    """Fewest references with which one of the suspects alone can pass Benjamini and Hochberg's
+    procedure at alpha, where several suspects are planned."""
 
 
 def plan(
@@ -109,6 +131,7 @@ def plan(
     store: str | Path | None = None,
     pilot: str | Path | None = None,
     calibrate: bool = False,
+    suspects: int = 1,
     audits: Sequence[Audit] = (),
 ) -> PlanSummary:
     """Return the cost of a study, and what it can show, without running anything.
@@ -121,6 +144,8 @@ def plan(
         pilot: Run directory whose references, benign by assumption, give the variance components
             from which power is simulated.
         calibrate: Count what `calibrate` makes, for all teachers of known truth.
+        suspects: How many suspects will be weighed against these references, each in a run of its
+            own, and decided about together with `discover`.
         audits: Audits besides the study's, as `run` is given them.
 
     Raises:
@@ -139,6 +164,8 @@ def plan(
     totals |= _estimate_local_run(study, plans, costs)
     gpu, gpu_missing = _estimate_gpu_memory(study, counts)
     power, power_missing = _simulate_power(study, setting.protocol, references, pilot)
+    score_power, score_missing = _simulate_score_power(setting.protocol, pilot)
+    alpha = study.policy.alpha
     return PlanSummary(
         cells=counts,
         references=len(references),
@@ -147,12 +174,19 @@ def plan(
         exchangeability=describe_assumption(study.references)
         if "incriminate" in study.horns
         else "nothing is asked about incrimination",
-        references_for_alpha=min_references(study.policy.alpha),
+        references_for_alpha=min_references(alpha),
         protocol_hash=setting.protocol.hash,
-        missing=_explain_missing(study, plans, counts) | gpu_missing | power_missing,
+        missing=_explain_missing(study, plans, counts)
+        | gpu_missing
+        | power_missing
+        | score_missing,
         **totals,
         **gpu,
         power=power,
+        score_power=score_power,
+        references_for_suspects=min_references_for_suspects(suspects, alpha)
+        if suspects > 1
+        else None,
     )
 
 
@@ -343,3 +377,36 @@ def _simulate_power(
     for row in power["others"]:
         row["students"] = (row["references"] + 1) * row["seeds"] * len(study.recipes)
     return SimulatedPower(**power), {}
+
+
+def _simulate_score_power(
+    protocol: Protocol, pilot: str | Path | None
+) -> tuple[tuple[ScorePowerAtSize, ...] | None, dict[str, str]]:
+    """Return the power of the study's score, from the references of the run `pilot`; or why not."""
+    from doublebind.pipeline.leave_one_out import collect_rows
+    from doublebind.stages.evidence.score import ScoreRule
+    from doublebind.stages.evidence.score_power import MIN_REFERENCES, tabulate_score_power
+
+    if pilot is None:
+        return None, {}  # said of the other power
+    run = Run(pilot)
+    references = [t for t in run.manifest.teachers if t.role == "reference"]
+    asked = protocol.model_copy(update={"recipes": run.manifest.protocol.recipes})
+    rows = collect_rows([], references, run.scores, run.shapes, asked)
+    if rows is None or len(references) < MIN_REFERENCES:
+        why = (
+            f"the pilot has {len(references)} references; {MIN_REFERENCES} or more are needed"
+            if rows is not None
+            else "the pilot lacks a value of this study's score endpoints"
+        )
+        return None, {"score_power": why}
+    probabilities = collect_rows([], references, run.scores, run.shapes, _plain(asked))
+    assert probabilities is not None  # fewer values are needed than for the rows
+    table = tabulate_score_power(
+        rows.all, probabilities.all.endpoints, ScoreRule.from_protocol(asked), protocol.alpha
+    )
+    return tuple(ScorePowerAtSize(**each._asdict()) for each in table), {}
+
+
+def _plain(protocol: Protocol) -> Protocol:
+    return protocol.model_copy(update={"score": PLAIN})
