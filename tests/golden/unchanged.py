@@ -112,9 +112,11 @@ def record_miniature() -> dict[str, Any]:
 def record_panel(step: int = 1) -> dict[str, Any]:
     """Return score and p-values of every `step`-th organism of the panel, weighed as the suspect.
 
-    The protocol is the demo's, against all 60 references of the panel.
+    The protocol is the demo's, against all 60 references of the panel, by the plain score: a
+    panel has no rows of M0.
     """
-    study = load_yaml(Study, TERRARIUM / "demo.yaml", ["references.n=60"])
+    plain = ["references.n=60", "policy.score={kind: plain}"]
+    study = load_yaml(Study, TERRARIUM / "demo.yaml", plain)
     with tempfile.TemporaryDirectory() as store:
         resolved = resolve_study(study, TERRARIUM, Store(store))
     references = [t for t in resolved.teachers if t.role == "reference"]

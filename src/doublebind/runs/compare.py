@@ -49,7 +49,11 @@ def _compare_records(first: Run, second: Run) -> Comparison:
         runs=both(lambda run: str(run.path)),
         suspects=both(lambda run: run.verdict.suspect),
         same_protocol=first.manifest.protocol.hash == second.manifest.protocol.hash,
-        protocol_differs_in=tuple(k for k in protocols[0] if protocols[0][k] != protocols[1][k]),
+        protocol_differs_in=tuple(
+            name
+            for name in {**protocols[0], **protocols[1]}  # some are left out where empty
+            if protocols[0].get(name) != protocols[1].get(name)
+        ),
         decisions=both(lambda run: run.verdict.incrimination.decision),
         p_values=both(lambda run: run.verdict.incrimination.p_value),
         e_values=both(lambda run: run.verdict.incrimination.e_value),
