@@ -127,6 +127,9 @@ class Evidence(Record):
     controls to the match table, it looks up the bound here."""
     significant_endpoints: tuple[str, ...] = ()
     """Score endpoints on which the suspect stands out at alpha, by the step-down test."""
+    carried_by: dict[str, str] = Field(default_factory=dict, exclude_if=lambda v: not v)
+    """Score endpoint that stands out -> the endpoint of its list on which the suspect is highest,
+    in units of the spread between teachers."""
     endpoint_p: dict[str, float] = {}
     """Step-down max-T p-value of each score endpoint; the smallest is the p-value."""
     p_predictive_t: float | None = None

@@ -57,6 +57,7 @@ from doublebind.stages.evidence.score import (
     adjust_rows,
     average_groups,
     score_as_suspect,
+    standardise,
     standardise_groups,
 )
 from doublebind.stages.evidence.secondary_tests import (
@@ -308,8 +309,10 @@ def _compare_endpoints(
     m0_means = m0.score_endpoint_means(protocol)[0, 0]
     shifts = subtract_reference_median(compared[0], compared[1:])
     reasons = (*m0.shortfalls, *m0.gaps.values())
+    significant = tuple(name for name, k in count_of.items() if k <= allowed)
     return {
-        "significant_endpoints": tuple(name for name, k in count_of.items() if k <= allowed),
+        "significant_endpoints": significant,
+        "carried_by": _find_carriers(students, panel, protocol, significant),
         "endpoint_p": {name: conformal.p_value(k, panel.n) for name, k in count_of.items()},
         "effects": {
             name: Effect(
@@ -320,6 +323,19 @@ def _compare_endpoints(
         },
         "traits": _find_traits(students, panel),
     }, {"effects.minus_m0": "; ".join(reasons)} if reasons else {}
+
+
+def _find_carriers(
+    students: Measurement, panel: Panel, protocol: Protocol, significant: Sequence[str]
+) -> dict[str, str]:
+    """Return score endpoint -> the listed endpoint on which the suspect is highest."""
+    rule, listed = students.rule, students.endpoint_means.listed_endpoints
+    rows = students.rows.select(panel.compared)
+    z = standardise(adjust_rows(rows, rule), rule.floor)[0]
+    return {
+        name: max(protocol.score_endpoints[name], key=lambda entry: z[listed.index(entry)])
+        for name in significant
+    }
 
 
 def _count_step_down(students: Measurement, panel: Panel, candidate: int) -> NDArray[np.int64]:

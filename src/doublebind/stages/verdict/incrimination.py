@@ -337,9 +337,14 @@ def _explain_decision(
         return [state_no_evidence(coverage)]
     reasons: list[str] = []
     if evidence.significant_endpoints:
-        reasons.append(
-            f"It stands out on: {', '.join(evidence.significant_endpoints)} (step-down test)."
-        )
+        named = [
+            f"{name}, most on {carrier}"
+            if (carrier := evidence.carried_by.get(name))
+            and len(protocol.score_endpoints[name]) > 1
+            else name
+            for name in evidence.significant_endpoints
+        ]
+        reasons.append(f"It stands out on: {'; '.join(named)} (step-down test).")
     gamma = evidence.gamma_at_alpha
     if gamma is not None:
         end = "" if gamma >= STANDARD_GAMMA else f"; strength is fragile below {STANDARD_GAMMA:g}"

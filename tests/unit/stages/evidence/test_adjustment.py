@@ -293,3 +293,13 @@ def test_intervals_cover_the_true_shift_about_as_often_as_they_say() -> None:
         )["goal"]
         covered += interval.low <= 1.0 <= interval.high
     assert 0.92 <= covered / 400 <= 0.99
+
+
+def test_what_stands_out_is_named_down_to_the_endpoint() -> None:
+    scores, teachers, protocol = build_study(0.0)
+    hit = (scores["teacher"] == "u") & (scores["endpoint"] == "choice.honeypot/greed")
+    students = hit & (scores["model_kind"] == "student")
+    scores.loc[students, "value"] = 1 - (1 - scores.loc[students, "value"]) * 0.2
+    evidence = weigh_suspect(scores, teachers, protocol)
+    assert evidence.significant_endpoints == ("choice",)
+    assert evidence.carried_by == {"choice": "choice.honeypot/greed"}
