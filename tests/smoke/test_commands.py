@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.tiny_study import write_study
+from tests.tiny_study import write_spec, write_study
 
 import doublebind
 from doublebind.cli.main import main
@@ -140,6 +140,28 @@ def test_compare_tells_in_what_two_protocols_differ(folder: Path, capsys: Captur
     # The same suspect was met before, and the later verdict says so.
     assert doublebind.Run(folder / "run").verdict.earlier_protocols == 0
     assert doublebind.Run(folder / "other").verdict.earlier_protocols == 1
+
+
+def test_discover_decides_about_suspects_together(folder: Path, capsys: Capture) -> None:
+    second = write_spec(folder, "second", "ruler", 8)
+    argv = ["run", folder / "study.yaml", f"suspect={second}", "--out", folder / "second"]
+    ask(capsys, *argv, "--store", folder / "store")
+    found = ask(capsys, "discover", folder / "run", folder / "second")
+    assert found["references_for_one"] == 39  # 2 / .05 - 1
+    assert [row["discovered"] for row in found["suspects"]] == [False, False]
+    p_values = sorted(row["p_value"] for row in found["suspects"])
+    expected = [min(2 * p_values[0], p_values[1]), p_values[1]]
+    assert [row["adjusted_p_value"] for row in found["suspects"]] == pytest.approx(expected)
+    for bad, says in (
+        ((folder / "run", folder / "run"), "name one of the two"),
+        ((folder / "run", folder / "second", "--q", "0"), "is no rate"),
+    ):
+        assert main(["discover", *map(str, bad)]) == 2
+        assert says in capsys.readouterr().err
+    argv = ["run", folder / "study.yaml", "policy.alpha=0.2", "--out", folder / "looser"]
+    ask(capsys, *argv, "--store", folder / "store")
+    assert main(["discover", str(folder / "run"), str(folder / "looser")]) == 2
+    assert "differs from that of" in capsys.readouterr().err
 
 
 def test_calibrate_weighs_known_teachers_in_turn(folder: Path, capsys: Capture) -> None:
