@@ -8,28 +8,31 @@ are imported inside the commands, so that `--help` loads no model library.
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
-from rich.console import Console, RenderableType
-from rich.progress import Progress, TaskID
 
 from doublebind.cli import tables
 from doublebind.cli.interrupts import run_interruptible
+from doublebind.cli.output import (
+    ProgressBar,
+    escape_logs,
+    print_errors,
+    print_result,
+    print_verdict,
+    write_text,
+)
 from doublebind.execution.store import is_disk_full
 from doublebind.schema.errors import ConfigError, DoublebindError, PackError
-from doublebind.schema.hashing import Record
 from doublebind.schema.model_source import Device
 from doublebind.schema.study import DEFAULT_AUDITS, PanelSpec, Study
-from doublebind.schema.yaml_loader import MAX_PROBLEMS, load_yaml
-from doublebind.stages.verdict.outcome import METHOD_VERSION, verdict_to_json
+from doublebind.schema.yaml_loader import load_yaml
+from doublebind.stages.verdict.outcome import METHOD_VERSION
 
 if TYPE_CHECKING:
     from doublebind.runs.run import Run
@@ -50,7 +53,7 @@ app.add_typer(teacher_app, name="teacher")
 
 def _print_version(show: bool) -> None:
     if show:
-        _write(f"doublebind {version('doublebind')}, method version {METHOD_VERSION}")
+        write_text(f"doublebind {version('doublebind')}, method version {METHOD_VERSION}")
         raise typer.Exit
 
 
@@ -96,7 +99,7 @@ def demo(
     name = f"suspect-{seed}" if suspect == "misaligned" else f"reference-{1000 + seed}"
     path = Path(str(files("doublebind.packs.terrarium") / "demo.yaml"))
     study = load_yaml(Study, path, [f"suspect=terrarium/{name}", f"references.seed={seed}"])
-    _print_verdict(_run_study(study, out, path.parent, store), as_json)
+    print_verdict(_run_study(study, out, path.parent, store), as_json)
 
 
 @app.command()
@@ -109,7 +112,7 @@ def run(
 ) -> None:
     """Run a study from its suspect to a verdict; run again to resume."""
     loaded = load_yaml(Study, study, overrides or [])
-    _print_verdict(_run_study(loaded, out, study.parent, store), as_json)
+    print_verdict(_run_study(loaded, out, study.parent, store), as_json)
 
 
 @app.command()
@@ -139,7 +142,7 @@ def plan(
         calibrate=calibrate,
         suspects=suspects,
     )
-    _print_result(summary, as_json, tables.render_plan)
+    print_result(summary, as_json, tables.render_plan)
 
 
 @app.command()
@@ -154,12 +157,12 @@ def calibrate(
     from doublebind.pipeline.calibrate import calibrate as run_calibration
 
     loaded = load_yaml(Study, study, overrides or [])
-    with _ProgressBar() as progress:
+    with ProgressBar() as progress:
         calibration = run_calibration(
             loaded, out, folder=study.parent, store=store, progress=progress.update
         )
     page = str(out / "calibration.html")
-    _print_result(
+    print_result(
         calibration.model_dump(mode="json") | {"page": page},
         as_json,
         lambda _: tables.render_rates(calibration, page),
@@ -180,11 +183,11 @@ def panel(
     from doublebind.pipeline.panel import freeze_panel
 
     loaded = load_yaml(PanelSpec, measurement, overrides or [])
-    with _ProgressBar() as progress:
+    with ProgressBar() as progress:
         frozen = freeze_panel(
             loaded, out, folder=measurement.parent, store=store, progress=progress.update
         )
-    _print_result(frozen, as_json)
+    print_result(frozen, as_json)
 
 
 @app.command()
@@ -192,7 +195,7 @@ def status(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Show the progress of a run."""
     from doublebind.runs.run import Run
 
-    _print_result(Run(run_dir).status(), as_json, tables.render_status)
+    print_result(Run(run_dir).status(), as_json, tables.render_status)
 
 
 @app.command()
@@ -200,7 +203,7 @@ def show(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Show a run's verdict."""
     from doublebind.runs.run import Run
 
-    _print_verdict(Run(run_dir), as_json)
+    print_verdict(Run(run_dir), as_json)
 
 
 @app.command()
@@ -209,7 +212,7 @@ def report(run_dir: RunDir, as_json: AsJson = False) -> None:
     from doublebind.runs.run import Run
     from doublebind.runs.write import write_report
 
-    _print_result({"report": str(write_report(Run(run_dir)))}, as_json)
+    print_result({"report": str(write_report(Run(run_dir)))}, as_json)
 
 
 @app.command()
@@ -253,7 +256,7 @@ def verify(
         allowed_signers=allowed_signers,
         identity=identity,
     )
-    _print_result(verification, as_json, tables.render_verification)
+    print_result(verification, as_json, tables.render_verification)
     if verification.problems:
         raise typer.Exit(1)
 
@@ -271,7 +274,7 @@ def seal(
     from doublebind.runs.sign import sign_run
 
     signature = sign_run(run_dir, key)
-    _print_result(signature, as_json)
+    print_result(signature, as_json)
 
 
 @app.command()
@@ -284,7 +287,7 @@ def compare(
     from doublebind.runs.compare import compare_runs
     from doublebind.runs.run import Run
 
-    _print_result(compare_runs(Run(run_dir), Run(other)), as_json, tables.render_comparison)
+    print_result(compare_runs(Run(run_dir), Run(other)), as_json, tables.render_comparison)
 
 
 @app.command()
@@ -300,7 +303,7 @@ def discover(
     from doublebind.runs.run import Run
 
     result = discover_suspects([Run(each) for each in run_dirs], q)
-    _print_result(result, as_json, tables.render_discovery)
+    print_result(result, as_json, tables.render_discovery)
 
 
 @app.command()
@@ -313,7 +316,7 @@ def init(
     from doublebind.study.starter import write_study
 
     write_study(out, pack)
-    _print_result({"study": str(out)}, as_json)
+    print_result({"study": str(out)}, as_json)
 
 
 @app.command()
@@ -331,7 +334,7 @@ def export(
 
     if not inspect:
         raise ConfigError("`export`: no format is named; add --inspect")
-    _print_result({"logs": [str(path) for path in export_inspect(Run(run_dir), cell)]}, as_json)
+    print_result({"logs": [str(path) for path in export_inspect(Run(run_dir), cell)]}, as_json)
 
 
 @app.command()
@@ -362,7 +365,7 @@ def audit(
         device=device,
         store=store,
     )
-    _print_result(summary, as_json, tables.render_endpoints)
+    print_result(summary, as_json, tables.render_endpoints)
 
 
 @app.command()
@@ -395,7 +398,7 @@ def judge(
         device=device,
         store=store,
     )
-    _print_result(judged, as_json)
+    print_result(judged, as_json)
 
 
 @app.command()
@@ -418,7 +421,7 @@ def whitebox(
     summary = measure_whitebox(
         model, pack, baseline=baseline, references=references, device=device, store=store
     )
-    _print_result(summary, as_json)
+    print_result(summary, as_json)
 
 
 @app.command()
@@ -448,7 +451,7 @@ def investigate(
         device=device,
         store=store,
     )
-    _print_result(investigation, as_json)
+    print_result(investigation, as_json)
 
 
 @app.command()
@@ -478,7 +481,7 @@ def followup(
     """Ask a run's suspect about the drives its students show; no part of p."""
     from doublebind.pipeline.followup import run_followup
 
-    with _ProgressBar() as progress:
+    with ProgressBar() as progress:
         answers = run_followup(
             run_dir,
             investigator=investigator,
@@ -489,7 +492,7 @@ def followup(
             store=store,
             progress=progress.update,
         )
-    _print_result(answers, as_json)
+    print_result(answers, as_json)
 
 
 @pack_app.command("check")
@@ -505,7 +508,7 @@ def pack_check(
     problems = check_pack(pack)
     if problems:
         raise PackError(*problems)
-    _print_result({"pack": pack.name, "sha256": pack.sha256, **count_content(pack)}, as_json)
+    print_result({"pack": pack.name, "sha256": pack.sha256, **count_content(pack)}, as_json)
 
 
 @teacher_app.command("build")
@@ -518,111 +521,17 @@ def teacher_build(
     """Build a teacher from its spec."""
     from doublebind.pipeline.build_teacher import build_teacher
 
-    _print_result(build_teacher(spec, out, store=store), as_json)
-
-
-# --- output --------------------------------------------------------------------------------------
-
-
-class _ProgressBar:
-    """A progress bar per kind of cell on stderr; silent where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self.bar: Progress | None = None
-        self.tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _ProgressBar:
-        if sys.stderr.isatty():
-            self.bar = Progress(console=Console(stderr=True))
-            self.bar.start()
-        return self
-
-    def update(self, kind: str, finished: int, total: int) -> None:
-        if self.bar is None:
-            return
-        if kind not in self.tasks:
-            self.tasks[kind] = self.bar.add_task(kind, total=total)
-        self.bar.update(self.tasks[kind], completed=finished, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+    print_result(build_teacher(spec, out, store=store), as_json)
 
 
 def _run_study(study: Study, out: Path, folder: Path, store: str | None) -> Run:
     from doublebind.pipeline.run import run
 
-    with _ProgressBar() as progress:
+    with ProgressBar() as progress:
         return run(study, out, folder=folder, store=store, progress=progress.update)
 
 
-def _print_verdict(run: Run, as_json: bool) -> None:
-    from doublebind.runs.run import explain_contradictions
-
-    with explain_contradictions(run.path):
-        if as_json:
-            _print_result(verdict_to_json(run.verdict), True)
-        elif sys.stdout.isatty():
-            _print_rich(tables.render_verdict(run))
-        else:
-            _write("\n".join(tables.format_verdict_lines(run)))
-
-
-def _print_result(
-    result: Any, as_json: bool, render: Callable[[Any], RenderableType] | None = None
-) -> None:
-    """Print a result as JSON, as a table where stdout is a terminal, or as YAML."""
-    content = result.model_dump(mode="json") if isinstance(result, Record) else result
-    if as_json:
-        _write(tables.dump_json(content))
-    elif render and sys.stdout.isatty():
-        _print_rich(render(result))
-    else:
-        _write(yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip())
-
-
-# Whatever a command shows passes one of these two, progress bars apart, which name kinds of cells.
-
-
-def _write(text: str, *, error: bool = False) -> None:
-    """Write lines to stdout or stderr, with what acts on a terminal escaped."""
-    stream = sys.stderr if error else sys.stdout
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    shown = tables.escape_text(text).encode(encoding, "backslashreplace").decode(encoding)
-    print(shown, file=stream)
-
-
-def _print_rich(content: RenderableType) -> None:
-    console = Console(markup=False, highlight=False, emoji=False)
-    console.print(tables.Escaped(content))
-
-
-class _EscapedRecord(logging.LogRecord):
-    """A log record of any library: its message may quote a file."""
-
-    def getMessage(self) -> str:
-        return tables.escape_text(super().getMessage())
-
-
-class _EscapedFormatter(logging.Formatter):
-    """Escapes tracebacks, too."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return tables.escape_text(super().format(record))
-
-
-def _escape_logs() -> None:
-    """Let warnings and logs, of libraries too, reach stderr escaped."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(_EscapedFormatter("%(name)s: %(message)s"))
-    logging.setLogRecordFactory(_EscapedRecord)
-    logging.captureWarnings(True)
-
-
 INTERRUPTED = 130
-MAX_PROBLEM_CHARS = 2_000
-"""Characters of a problem that are shown."""
 # Recent versions of Typer carry their own copy of Click, older ones import it: ask Typer.
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
@@ -635,45 +544,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         return run_interruptible(lambda: main(sys.argv[1:]))
-    _escape_logs()
+    escape_logs()
     try:
         result = app(list(argv), standalone_mode=False)
     except DoublebindError as error:
-        return _print_errors(error.problems)
+        return print_errors(error.problems)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            _write(error.format_message())
+            write_text(error.format_message())
             return 2
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "doublebind"
-        return _print_errors([f"{error.format_message().rstrip('.')}; see `{command} --help`"])
+        return print_errors([f"{error.format_message().rstrip('.')}; see `{command} --help`"])
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     except OSError as error:
         if is_disk_full(error):
-            return _print_errors(["disk full; free space and rerun, finished cells are kept"])
+            return print_errors(["disk full; free space and rerun, finished cells are kept"])
         if error.filename is None:
             raise
-        return _print_errors([f"{error.filename}: {error.strerror}; check the path"])
+        return print_errors([f"{error.filename}: {error.strerror}; check the path"])
     if result == INTERRUPTED:  # Typer returns this code, too
-        _write("interrupted; run the same command again to resume", error=True)
+        write_text("interrupted; run the same command again to resume", error=True)
     return result if isinstance(result, int) else 0
-
-
-def _print_errors(problems: Sequence[str]) -> int:
-    for problem in problems[:MAX_PROBLEMS]:
-        _write(f"error: {_shorten(tables.escape_line(problem))}", error=True)
-    if len(problems) > MAX_PROBLEMS:
-        _write(f"error: and {len(problems) - MAX_PROBLEMS} more problems", error=True)
-    return 2
-
-
-def _shorten(problem: str) -> str:
-    """Return a problem without the middle of what it quotes, if that has no end."""
-    if len(problem) <= MAX_PROBLEM_CHARS:
-        return problem
-    half = MAX_PROBLEM_CHARS // 2
-    return f"{problem[:half]} ... {problem[-half:]}"
 
 
 if __name__ == "__main__":
