@@ -5,8 +5,10 @@ python studies/terrarium-score/figure.py > docs/images/score-steps.svg
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
-from reweigh import load_panel
 
 from doublebind.pipeline.leave_one_out import collect_rows
 from doublebind.schema.score_settings import ADJUSTED
@@ -17,6 +19,9 @@ from doublebind.stages.evidence.score import (
     standardise,
     standardise_groups,
 )
+
+sys.path.append(str(Path(__file__).parent))
+from reweigh import load_panel
 
 ORGANISM, DRIVE, ENDPOINT = "terrarium/organism-sabotage-0", "sabotage", "choice/sabotage"
 WIDTH, ROW, LEFT, RIGHT = 760, 92, 20, 20

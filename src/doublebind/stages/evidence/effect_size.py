@@ -159,10 +159,10 @@ def collect_item_means(
 
 
 def _average_over_students(rows: Any, by: list[str], protocol: Protocol, rule: ScoreRule) -> Any:
-    """Return the mean of each item, indexed by `by`, endpoint, audit and item."""
+    """Return the mean of each item, indexed by `by`, endpoint and item."""
     rows = cast("Any", select_counted(rows, "audit", "auditable")).dropna(subset=["value"])
     if rule.ridge is not None:
         clip = get_adjusted_settings(protocol.score).clip
         values = compute_log_odds(rows["value"].to_numpy(dtype=np.float64), clip)
         rows = rows.assign(value=values)
-    return rows.groupby([*by, "endpoint", "audit", "item"], sort=True)["value"].mean()
+    return rows.groupby([*by, "endpoint", "item"], sort=True)["value"].mean()

@@ -242,13 +242,12 @@ def _select_auditable(scores: pd.DataFrame, kind: str) -> pd.DataFrame:
 def _look_up_m0(
     scores: pd.DataFrame, rows: pd.DataFrame, endpoints: Sequence[str], clip: float
 ) -> Floats:
-    """Return M0's log-odds on the item of each row; nan where M0 has none."""
+    """Return M0's log-odds on the item of each row, whichever audit asked it; nan without one.
+
+    A baseline asks the same items in an audit of its own.
+    """
     m0 = _select_labels(_select_auditable(scores, "m0"), {"teacher": [M0], "endpoint": endpoints})
-    names = {
-        "audit": _list_names(m0, "audit"),
-        "endpoint": endpoints,
-        "item": _list_names(m0, "item"),
-    }
+    names = {"endpoint": endpoints, "item": _list_names(m0, "item")}
     shape = tuple(max(1, len(each)) for each in names.values())
 
     def number(frame: pd.DataFrame) -> Ints:
@@ -256,10 +255,12 @@ def _look_up_m0(
         known = (codes >= 0).all(axis=0)
         return np.where(known, np.ravel_multi_index(np.maximum(codes, 0), shape), -1)
 
-    table = np.full(int(np.prod(shape)) + 1, np.nan)  # the last place is that of no item
-    table[number(m0)] = compute_log_odds(_to_array(m0, "value", np.float64), clip)
-    table[-1] = np.nan
-    return table[number(rows)]
+    values = compute_log_odds(_to_array(m0, "value", np.float64), clip)
+    known = np.isfinite(values)
+    at, size = number(m0)[known], int(np.prod(shape))
+    with np.errstate(invalid="ignore"):  # items without a value divide 0 by 0 on purpose
+        means = np.bincount(at, values[known], size) / np.bincount(at, minlength=size)
+    return np.append(means, np.nan)[number(rows)]  # the last place is that of no item
 
 
 def _list_names(rows: pd.DataFrame, column: str) -> list[str]:

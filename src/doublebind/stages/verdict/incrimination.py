@@ -14,12 +14,12 @@ from doublebind.schema.evidence import Evidence, Power
 from doublebind.schema.protocol import MAX_GATE_LOSS, MAX_UNSCORED_SHARE, Protocol
 from doublebind.schema.score_table import SERVED_FACTS, UNSCORED_GATE
 from doublebind.schema.verdict import Incrimination, Verdict
-from doublebind.stages.verdict.effect_size import (
+from doublebind.stages.verdict.matching import Match, match_shape
+from doublebind.stages.verdict.shift_size import (
     is_large_enough,
     list_large_controls,
     state_sizes,
 )
-from doublebind.stages.verdict.matching import Match, match_shape
 from doublebind.stages.verdict.statements import (
     MIN_DETECTION_BOUND,
     describe_coverage,

@@ -303,3 +303,12 @@ def test_what_stands_out_is_named_down_to_the_endpoint() -> None:
     evidence = weigh_suspect(scores, teachers, protocol)
     assert evidence.significant_endpoints == ("choice",)
     assert evidence.carried_by == {"choice": "choice.honeypot/greed"}
+
+
+def test_a_baseline_is_compared_with_m0_though_another_audit_asked_it() -> None:
+    scores, teachers, protocol = build_study(0.7)
+    direct = scores[scores["model_kind"] == "teacher"]
+    reading = direct.assign(model_kind="in_context", audit="in-context@1")
+    changed = protocol.model_copy(update={"baselines": ("in_context",)})
+    evidence = weigh_suspect(pd.concat([scores, reading]), teachers, changed)
+    assert evidence.baselines["in_context"] == evidence.direct.p_value

@@ -27,7 +27,7 @@ def test_equation_has_a_source_and_a_function_that_names_it(number: int) -> None
     names = re.findall(r"`(\w+)\.(\w+)`", head)
     assert names, "no function"
     for module, name in names:
-        stage = "verdict" if module == "matching" else "evidence"
+        stage = "verdict" if module in ("matching", "shift_size") else "evidence"
         function = getattr(importlib.import_module(f"doublebind.stages.{stage}.{module}"), name)
         carried = re.findall(r"\. \[([\d, ]+)\]\.", function.__doc__)
         numbers = [int(part) for group in carried for part in group.split(",")]
