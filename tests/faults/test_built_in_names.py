@@ -16,7 +16,7 @@ from doublebind.cli.main import main
 from doublebind.execution.store import Store
 from doublebind.models.resolve import resolve_model
 from doublebind.packs.load import BUILT_IN_PACKS, load_pack
-from doublebind.schema.errors import ConfigError, DoublebindError, MissingExtra
+from doublebind.schema.errors import ConfigError, DoublebindError, MissingExtra, ModelError
 from doublebind.schema.study import Study
 from doublebind.study.panel import find_panel_folder
 from doublebind.study.planner import Planner
@@ -51,12 +51,12 @@ def test_a_pack_folder_with_traits_is_the_folder_that_was_written(tmp_path: Path
     assert open_pack("./terrarium:ruler", tmp_path).pack.name == "tiny"
 
 
-@pytest.mark.parametrize("name", ["terrarium/m0", "terrarium/base", "gemma-270m"])
+@pytest.mark.parametrize("name", ["terrarium/m0", "terrarium/base", "gemma-270m", "smollm2-135m"])
 def test_a_model_folder_does_not_replace_a_built_in_model(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir(parents=True)
     try:
         built_in = resolve_model(name, relative_to=tmp_path).sha256
-    except MissingExtra:
+    except (MissingExtra, ModelError):
         built_in = None
     save_model(tmp_path / name)
     for ref in (name, f"{name}+adapter"):

