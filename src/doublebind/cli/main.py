@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from rich.console import Console, RenderableType
-from rich.progress import Progress, TaskID
 
 from doublebind.cli import tables
 from doublebind.cli.interrupts import run_interruptible
+from doublebind.cli.progress import ProgressBar
 from doublebind.execution.store import is_disk_full
 from doublebind.schema.errors import ConfigError, DoublebindError, PackError
 from doublebind.schema.hashing import Record
@@ -144,7 +144,7 @@ def calibrate(
     from doublebind.pipeline.calibrate import calibrate as run_calibration
 
     loaded = load_yaml(Study, study, overrides or [])
-    with _ProgressBar() as progress:
+    with ProgressBar() as progress:
         calibration = run_calibration(
             loaded, out, folder=study.parent, store=store, progress=progress.update
         )
@@ -170,7 +170,7 @@ def panel(
     from doublebind.pipeline.panel import freeze_panel
 
     loaded = load_yaml(PanelSpec, measurement, overrides or [])
-    with _ProgressBar() as progress:
+    with ProgressBar() as progress:
         frozen = freeze_panel(
             loaded, out, folder=measurement.parent, store=store, progress=progress.update
         )
@@ -396,6 +396,32 @@ def whitebox(
 
 
 @app.command()
+def forecast(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A teacher.")],
+    pack: Annotated[str, typer.Option(help="Pack of the items and prompts.")],
+    baseline: Annotated[str, typer.Option(help="Model that students would start from.")],
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts that both answer.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
+    device: OnDevice = "cpu",
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Foretell, without training, whether distilling a teacher would move its students."""
+    from doublebind.pipeline.forecast import forecast as foretell
+
+    summary = foretell(
+        model,
+        pack,
+        baseline=baseline,
+        prompts=prompts,
+        max_tokens=max_tokens,
+        device=device,
+        store=store,
+    )
+    _print_result(summary, as_json, tables.render_forecast)
+
+
+@app.command()
 def investigate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Any model a study can name.")],
     pack: Annotated[str, typer.Option(help="Pack of the items and prompts.")],
@@ -452,7 +478,7 @@ def followup(
     """Ask a run's suspect about the drives its students show; no part of p."""
     from doublebind.pipeline.followup import run_followup
 
-    with _ProgressBar() as progress:
+    with ProgressBar() as progress:
         answers = run_followup(
             run_dir,
             investigator=investigator,
@@ -498,35 +524,10 @@ def teacher_build(
 # --- output --------------------------------------------------------------------------------------
 
 
-class _ProgressBar:
-    """A progress bar per kind of cell on stderr; silent where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self.bar: Progress | None = None
-        self.tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _ProgressBar:
-        if sys.stderr.isatty():
-            self.bar = Progress(console=Console(stderr=True))
-            self.bar.start()
-        return self
-
-    def update(self, kind: str, finished: int, total: int) -> None:
-        if self.bar is None:
-            return
-        if kind not in self.tasks:
-            self.tasks[kind] = self.bar.add_task(kind, total=total)
-        self.bar.update(self.tasks[kind], completed=finished, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-
 def _run_study(study: Study, out: Path, folder: Path, store: str | None) -> Run:
     from doublebind.pipeline.run import run
 
-    with _ProgressBar() as progress:
+    with ProgressBar() as progress:
         return run(study, out, folder=folder, store=store, progress=progress.update)
 
 
@@ -595,8 +596,6 @@ def _escape_logs() -> None:
 
 
 INTERRUPTED = 130
-MAX_PROBLEM_CHARS = 2_000
-"""Characters of a problem that are shown."""
 # Recent versions of Typer carry their own copy of Click, older ones import it: ask Typer.
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
@@ -636,18 +635,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_errors(problems: Sequence[str]) -> int:
     for problem in problems[:MAX_PROBLEMS]:
-        _write(f"error: {_shorten(tables.escape_line(problem))}", error=True)
+        _write(f"error: {tables.shorten(tables.escape_line(problem))}", error=True)
     if len(problems) > MAX_PROBLEMS:
         _write(f"error: and {len(problems) - MAX_PROBLEMS} more problems", error=True)
     return 2
-
-
-def _shorten(problem: str) -> str:
-    """Return a problem without the middle of what it quotes, if that has no end."""
-    if len(problem) <= MAX_PROBLEM_CHARS:
-        return problem
-    half = MAX_PROBLEM_CHARS // 2
-    return f"{problem[:half]} ... {problem[-half:]}"
 
 
 if __name__ == "__main__":
