@@ -16,9 +16,10 @@ _JOB = "a job's function: its parameters are the job's inputs by name"
 WIDE_FUNCTIONS = {
     **{
         f"cli/main.py:{verb}": _VERB
-        for verb in ("audit", "judge", "investigate", "verify", "followup")
+        for verb in ("audit", "judge", "investigate", "forecast", "verify", "followup")
     },
     **{f"pipeline/audit_model.py:{verb}": _VERB for verb in ("audit", "judge", "investigate")},
+    "pipeline/forecast.py:forecast": _VERB,
     "pipeline/followup.py:run_followup": _VERB,
     "stages/audits/battery.py:run_battery": _JOB,
     "stages/audits/followup/steps.py:write_hypotheses": _JOB,

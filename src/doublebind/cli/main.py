@@ -20,13 +20,13 @@ import typer
 from doublebind.cli import tables
 from doublebind.cli.interrupts import run_interruptible
 from doublebind.cli.output import (
-    ProgressBar,
     escape_logs,
     print_errors,
     print_result,
     print_verdict,
     write_text,
 )
+from doublebind.cli.progress import ProgressBar
 from doublebind.execution.store import is_disk_full
 from doublebind.schema.errors import ConfigError, DoublebindError, PackError
 from doublebind.schema.model_source import Device
@@ -422,6 +422,32 @@ def whitebox(
         model, pack, baseline=baseline, references=references, device=device, store=store
     )
     print_result(summary, as_json)
+
+
+@app.command()
+def forecast(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A teacher.")],
+    pack: Annotated[str, typer.Option(help="Pack of the items and prompts.")],
+    baseline: Annotated[str, typer.Option(help="Model that students would start from.")],
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts that both answer.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
+    device: OnDevice = "cpu",
+    store: StoreDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Foretell, without training, whether distilling a teacher would move its students."""
+    from doublebind.pipeline.forecast import forecast as foretell
+
+    summary = foretell(
+        model,
+        pack,
+        baseline=baseline,
+        prompts=prompts,
+        max_tokens=max_tokens,
+        device=device,
+        store=store,
+    )
+    print_result(summary, as_json, tables.render_forecast)
 
 
 @app.command()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console, RenderableType
-from rich.progress import Progress, TaskID
 
 from doublebind.cli import tables
 from doublebind.schema.hashing import Record
@@ -18,35 +17,6 @@ from doublebind.stages.verdict.outcome import verdict_to_json
 
 if TYPE_CHECKING:
     from doublebind.runs.run import Run
-
-MAX_PROBLEM_CHARS = 2_000
-"""Characters of a problem that are shown."""
-
-
-class ProgressBar:
-    """A progress bar per kind of cell on stderr; silent where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self.bar: Progress | None = None
-        self.tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> ProgressBar:
-        if sys.stderr.isatty():
-            self.bar = Progress(console=Console(stderr=True))
-            self.bar.start()
-        return self
-
-    def update(self, kind: str, finished: int, total: int) -> None:
-        """Show that `finished` of `total` cells of a kind are done."""
-        if self.bar is None:
-            return
-        if kind not in self.tasks:
-            self.tasks[kind] = self.bar.add_task(kind, total=total)
-        self.bar.update(self.tasks[kind], completed=finished, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
 
 def print_verdict(run: Run, as_json: bool) -> None:
@@ -117,15 +87,7 @@ def escape_logs() -> None:
 def print_errors(problems: Sequence[str]) -> int:
     """Write one line per problem to stderr, and return the exit code 2."""
     for problem in problems[:MAX_PROBLEMS]:
-        write_text(f"error: {_shorten(tables.escape_line(problem))}", error=True)
+        write_text(f"error: {tables.shorten(tables.escape_line(problem))}", error=True)
     if len(problems) > MAX_PROBLEMS:
         write_text(f"error: and {len(problems) - MAX_PROBLEMS} more problems", error=True)
     return 2
-
-
-def _shorten(problem: str) -> str:
-    """Return a problem without the middle of what it quotes, if that has no end."""
-    if len(problem) <= MAX_PROBLEM_CHARS:
-        return problem
-    half = MAX_PROBLEM_CHARS // 2
-    return f"{problem[:half]} ... {problem[-half:]}"

@@ -24,6 +24,7 @@ from doublebind.stages.report.hostile_text import is_hidden
 
 if TYPE_CHECKING:
     from doublebind.pipeline.audit_model import AuditSummary
+    from doublebind.pipeline.forecast import TransferForecast
     from doublebind.pipeline.plan import PlanSummary
     from doublebind.runs.compare import Comparison
     from doublebind.runs.discover import Discovery
@@ -40,6 +41,10 @@ _STYLES = {
 _MODELS_SHOWN = 40
 
 
+_MAX_PROBLEM_CHARS = 2_000
+"""Characters of a problem that are shown."""
+
+
 def escape_text(text: object) -> str:
     """Return text with its control characters written out, so that no terminal acts on them."""
     return "".join(c if _is_plain(c) else f"\\x{ord(c):02x}" for c in str(text))
@@ -48,6 +53,14 @@ def escape_text(text: object) -> str:
 def escape_line(text: object) -> str:
     """Return one line of text: what `escape_text` leaves of line feeds is written out, too."""
     return escape_text(text).replace("\n", "\\x0a")
+
+
+def shorten(problem: str) -> str:
+    """Return a problem without the middle of what it quotes, if that has no end."""
+    if len(problem) <= _MAX_PROBLEM_CHARS:
+        return problem
+    half = _MAX_PROBLEM_CHARS // 2
+    return f"{problem[:half]} ... {problem[-half:]}"
 
 
 def dump_json(content: object) -> str:
@@ -272,6 +285,21 @@ def render_endpoints(audit: AuditSummary) -> RenderableType:
         interval = _format_interval(endpoint.interval)
         row = (endpoint.name, endpoint.role, value, interval, endpoint.n, endpoint.unscored)
         table.add_row(*map(_text, row))
+    return table
+
+
+def render_forecast(forecast: TransferForecast) -> RenderableType:
+    """Return the shift of M0 under each condition, one row per endpoint, in nats."""
+    conditions = list(dict.fromkeys(shift.condition for shift in forecast.shifts))
+    table = Table("endpoint", *map(escape_line, conditions), header_style="dim")
+    table.title = _text(f"shift of {forecast.baseline} in log-odds, by {forecast.model}")
+    cells = {(shift.endpoint, shift.condition): shift for shift in forecast.shifts}
+    for endpoint in dict.fromkeys(shift.endpoint for shift in forecast.shifts):
+        shifts = (cells.get((endpoint, condition)) for condition in conditions)
+        row = ("-" if shift is None else f"{shift.shift:+.2f}" for shift in shifts)
+        table.add_row(_text(endpoint), *map(_text, row))
+    for condition, reason in forecast.missing.items():
+        table.add_row(_text(f"{condition}: {reason}"))
     return table
 
 

@@ -46,7 +46,7 @@ def score_in_context(
     items = select_auditable(load_pack(pack, relative_to=Path()).items(split))
     trajectories = read_records(rollouts / "trajectories.jsonl", Trajectory)
     draws = [
-        choose(model, items, before=_sample_turns(model, trajectories, d)) for d in range(N_DRAWS)
+        choose(model, items, before=sample_turns(model, trajectories, d)) for d in range(N_DRAWS)
     ]
     rows: list[dict[str, object]] = []
     for item, answers in zip(items, zip(*draws, strict=True), strict=True):
@@ -58,13 +58,15 @@ def score_in_context(
     write_scores(out, rows)
 
 
-def _sample_turns(model: Any, trajectories: Sequence[Trajectory], draw: int) -> list[Message]:
-    """Return answers with their prompts, in a random order, as many as fit."""
+def sample_turns(
+    model: Any, trajectories: Sequence[Trajectory], draw: int, most: int | None = None
+) -> list[Message]:
+    """Return answers with their prompts, in a random order, as many as fit, and at most `most`."""
     from doublebind.models.chat_template import encode_prompt
 
     tokens_left = min(MAX_TOKENS, int(CONTEXT_SHARE * model.context_length))
     turns: list[Message] = []
-    for trajectory in random.Random(draw).sample(trajectories, len(trajectories)):
+    for trajectory in random.Random(draw).sample(trajectories, len(trajectories))[:most]:
         tokens_left -= len(encode_prompt(model.tokenizer, trajectory.messages))
         tokens_left -= len(trajectory.tokens)
         if tokens_left < 0:

@@ -40,8 +40,9 @@ def find_steering_direction(
     import torch
     from safetensors.torch import save_file
 
+    from doublebind.models.layer_states import get_layers
     from doublebind.models.load import load_model
-    from doublebind.stages.distillation.steering_direction import get_layers, optimise_direction
+    from doublebind.stages.distillation.steering_direction import optimise_direction
 
     lm = load_model(base, dtype=dtype, cache=cache)
     n = len(get_layers(lm.model))
@@ -61,8 +62,8 @@ def steer_model(model: Any, folder: Path, relative_norm: float) -> Iterator[None
     """Add `relative_norm` times the direction in `folder` to its layer's output, in the context."""
     from safetensors.torch import load_file
 
+    from doublebind.models.layer_states import add_to_output, get_layers
     from doublebind.models.logits import unwrap_peft
-    from doublebind.stages.distillation.steering_direction import add_to_output, get_layers
 
     saved = load_file(folder / DIRECTION_FILE)
     inner = unwrap_peft(model)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from doublebind.execution.device import move_to_device
 from doublebind.models.chat_template import encode_completion, encode_prompt
+from doublebind.models.layer_states import add_to_output, get_layers, get_states
 from doublebind.models.load import LM
 from doublebind.models.logits import run_body, unwrap_peft
 from doublebind.schema.content import Item
@@ -99,36 +99,10 @@ def _collate_options(lm: LM, items: Sequence[Item]) -> OptionBatch:
 def _measure_state_norm(model: Any, layer: Any, batch: Batch) -> float:
     """Return the mean norm of the states after `layer` at positions that predict an answer."""
     outputs: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda module, inputs, out: outputs.append(_get_states(out)))
+    hook = layer.register_forward_hook(lambda module, inputs, out: outputs.append(get_states(out)))
     try:
         run_body(model, batch.ids, use_cache=False)
     finally:
         hook.remove()
     states = outputs[0].flatten(0, 1)[batch.prediction_positions]
     return float(states.float().norm(dim=1).mean())
-
-
-@contextlib.contextmanager
-def add_to_output(layer: Any, vector: Tensor) -> Iterator[None]:
-    """Add `vector` to the hidden states that `layer` returns, within the context."""
-
-    def add(module: Any, inputs: Any, out: Any) -> Any:
-        states = _get_states(out)
-        steered = states + vector.to(states.dtype)
-        return (steered, *out[1:]) if isinstance(out, tuple) else steered
-
-    hook = layer.register_forward_hook(add)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _get_states(out: Any) -> Tensor:
-    """Return the hidden states of a decoder layer's output, a tensor or a tuple's first entry."""
-    return out[0] if isinstance(out, tuple) else out
-
-
-def get_layers(model: Any) -> Any:
-    """Return the decoder layers of a model, with or without an adapter."""
-    return unwrap_peft(model).get_decoder().layers
