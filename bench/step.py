@@ -40,7 +40,7 @@ def rows(tokenizer: Any, n: int, shortest: int, longest: int) -> list[tuple[list
 
 
 class Products:
-    """Times the products of a step with the frozen weights, forward and for the inputs' gradient."""
+    """Times the products of a step with the frozen weights, forward and for the gradient."""
 
     def __init__(self, model: Any) -> None:
         """List the body's linear layers by shape."""
