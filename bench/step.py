@@ -68,8 +68,8 @@ class Products:
         }
         flop, began = 0.0, time.process_time()
         for weight, rows in (*((w, tokens) for w in self.layers), (self.head, supervised)):
-            inputs[rows, weight.shape[1]] @ weight.t()
-            inputs[rows, weight.shape[0]] @ weight
+            torch.mm(inputs[rows, weight.shape[1]], weight.t())
+            torch.mm(inputs[rows, weight.shape[0]], weight)
             flop += 4.0 * rows * weight.numel()
         self.rates.append(flop / (time.process_time() - began))
         return flop

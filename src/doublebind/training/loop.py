@@ -204,7 +204,7 @@ def train(
     progress: Callable[[int, int], None] | None = None,
     save_checkpoint: CheckpointSaver | None = None,
 ) -> TrainLog:
-    """Take `settings.steps` optimiser steps of `settings.batch` examples each.
+    """Take `settings.steps` optimiser steps of `settings.batch` examples or so many tokens each.
 
     The loss of a step is the mean over its supervised tokens: of the cross-entropy, or of
     `divergence` from the targets where there are any.
@@ -225,7 +225,7 @@ def train(
     vocab = check_vocabulary(model, data.examples, data.targets)
     examples = truncate_examples(data.examples, settings.max_length)
     dropped = count_dropped(len(examples), len(list_usable(examples)), settings.max_length)
-    batches = iterate_batches(examples, settings.batch, seed)
+    batches = iterate_batches(examples, settings, seed)
     device, packs = unwrap_peft(model).device, can_pack(model)
 
     def step() -> tuple[Tensor, int]:
@@ -247,16 +247,29 @@ def list_usable(examples: Sequence[Example]) -> list[int]:
     return [i for i, e in enumerate(examples) if len(e.input_ids) > e.first_supervised]
 
 
-def iterate_batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[int]]:
-    """Yield indices of `size` examples that supervise anything, for ever.
+def iterate_batches(
+    examples: Sequence[Example], settings: Training, seed: int
+) -> Iterator[list[int]]:
+    """Yield the indices of a step's examples, of those that supervise anything, for ever.
+
+    A step takes `settings.batch` examples, or as many as `settings.tokens_per_step` holds.
 
     Raises:
-        ModelError: If none does.
+        ModelError: If no example supervises anything.
     """
     usable = list_usable(examples)
     indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
-    while True:
-        yield list(itertools.islice(indices, size))
+    most = settings.tokens_per_step
+    if most is None:
+        while True:
+            yield list(itertools.islice(indices, settings.batch))
+    chosen, n_tokens = [next(indices)], 0
+    for i in indices:
+        n_tokens += len(examples[chosen[-1]].input_ids)
+        if n_tokens + len(examples[i].input_ids) > most:
+            yield chosen
+            chosen, n_tokens = [], 0
+        chosen.append(i)
 
 
 def run_optimiser_steps(
