@@ -24,8 +24,9 @@ from doublebind.training.fused_mlp import GatedLayer
 from doublebind.training.fused_norm import NormFunction, read_norm
 from doublebind.training.segments import Segments
 
-MAX_LENGTH = 512
-"""Longest example whose attention is fused: scores of [examples, heads, length, length] exist."""
+MAX_LENGTHS = {torch.bfloat16: 384, torch.float32: 128}
+"""Longest example whose attention is fused: beyond it PyTorch's kernel is as fast
+(`bench/attention.py`), and does not hold scores of [examples, heads, length, length]."""
 _PROBE_TOLERANCE = 1e-4
 _MARK = "_takes_segments"
 
@@ -65,7 +66,8 @@ def fuse_body(model: Any) -> Iterator[None]:
 def compute_states(model: Any, batch: Batch) -> Tensor:
     """Return the hidden states [supervised, width] that predict the supervised tokens."""
     body = unwrap_peft(model).get_decoder()
-    if not getattr(body, _MARK, False) or max(batch.lengths) > MAX_LENGTH:
+    longest = MAX_LENGTHS.get(unwrap_peft(model).dtype, 0)
+    if not getattr(body, _MARK, False) or max(batch.lengths) > longest:
         states = run_body(model, batch.ids, position_ids=batch.positions, use_cache=False)
         return states.last_hidden_state.flatten(0, 1).index_select(0, batch.prediction_positions)
     segments = Segments(batch)

@@ -168,7 +168,7 @@ def test_a_body_that_drops_its_arguments_is_left_alone() -> None:
 def test_long_examples_take_the_plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapt(build("llama"))
     want, wanted = run(model)
-    monkeypatch.setattr(fused_body, "MAX_LENGTH", 20)
+    monkeypatch.setitem(fused_body.MAX_LENGTHS, torch.float32, 20)
     with fuse_body(model):
         monkeypatch.setattr(fused_body, "Segments", None)  # would be called otherwise
         got, gradients = run(model)
