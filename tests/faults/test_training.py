@@ -151,7 +151,7 @@ def test_a_length_that_leaves_nothing_supervised_is_refused_before_the_first_ste
     with pytest.raises(ModelError, match="no example is left to train on; raise `max_length`"):
         next(shuffle_epochs(0, seed=0))
     with pytest.raises(ModelError, match="no example is left to train on"):
-        next(loop.iterate_batches([Example((1, 2), 2)], 4, seed=0))
+        next(loop.iterate_batches([Example((1, 2), 2)], settings(), seed=0))
     with pytest.raises(ModelError, match="text of prompts, and there is none"):
         attach_prefix(build_tiny_model("llama", VOCAB), 4, [], 0)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tiny_models import save_model
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--steps", "2", "--batch", "2", "--tokens", "32", "--student", "tiny"]
@@ -44,3 +45,20 @@ def test_students_of_a_cached_teacher_are_timed(tmp_path: Path) -> None:
     reports = worker("kd_grid.py", "ours", *more)
     assert len(reports) == 2
     assert reports[-1]["report"]["kl"] > 0
+
+
+@pytest.mark.slow
+def test_a_step_is_told_with_the_share_of_its_products(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    small = ["--steps", "3", "--batch", "2", "--shortest", "20", "--longest", "30", "--rank", "2"]
+    done = subprocess.run(
+        [sys.executable, "bench/step.py", str(tmp_path / "model"), "--peer", str(ROOT), *small],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"}, cwd=ROOT, capture_output=True, text=True,
+        timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["ours"]["loss_last"] == report["peer"]["loss_last"]  # one tree with itself
+    assert 0 < report["ours"]["gemm_share"] < 1
+    rates = [report[name]["tokens_per_cpu_second"] for name in ("ours", "peer")]
+    assert report["ratio"] == pytest.approx(rates[0] / rates[1])

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from doublebind.schema.content import Name
 from doublebind.schema.hashing import Record
@@ -109,8 +116,12 @@ class Training(Record):
 
     steps: int = Field(ge=1)
     """Optimiser steps. No default: the dose changes the claim."""
-    batch: int = Field(default=16, ge=1)
+    # `exclude_if` says that a dump may lack it (`_leave_out_batch`), not when.
+    batch: int = Field(default=16, ge=1, exclude_if=lambda _: False)
     """Examples per step."""
+    tokens_per_step: int | None = Field(default=None, ge=8, exclude_if=lambda v: v is None)
+    """In place of `batch`: as many examples a step as come to at most so many tokens, prompts
+    included, and at least one. Steps are then alike in cost whatever the examples' lengths."""
     lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate of AdamW; warm-up over 5% of steps, then linear decay to a tenth."""
     max_length: int = Field(default=512, ge=8)
@@ -137,8 +148,27 @@ class Training(Record):
             raise ValueError("must rise from 1 and stay below `steps`")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_both_sizes(cls, content: Any) -> Any:
+        if isinstance(content, dict) and {"batch", "tokens_per_step"} <= content.keys():
+            raise ValueError(
+                "`batch` and `tokens_per_step` both say how large a step is; keep one (an override "
+                "from one to the other replaces the whole `training`)"
+            )
+        return cast("Any", content)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_batch(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content = dump(self)
+        if self.tokens_per_step is not None:
+            del content["batch"]
+        return content
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.tokens_per_step is not None and self.processes > 1:
+            raise ValueError("`tokens_per_step` goes with 1 of `processes`; set `batch`")
         if self.batch < self.processes:
             raise ValueError(f"`batch` {self.batch} is fewer than {self.processes} `processes`")
         if self.checkpoints and self.processes > 1:
@@ -243,6 +273,16 @@ class Recipe(Record):
             raise ValueError(
                 f"`training.processes`: {channel.kind} is not trained in shards; use sft or "
                 f"logit_kd with forward divergence, or 1 process"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_step_size(self) -> Self:
+        kind = self.channel.kind
+        if self.training.tokens_per_step is not None and kind not in ("sft", "logit_kd", "uld"):
+            raise ValueError(
+                f"`training.tokens_per_step` goes with the channels sft, logit_kd and uld, not "
+                f"with {kind}; set `training.batch`"
             )
         return self
 

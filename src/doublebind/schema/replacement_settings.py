@@ -24,9 +24,11 @@ class FurtherTraining(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.training.checkpoints or self.training.processes > 1:
+        training = self.training
+        if training.checkpoints or training.processes > 1 or training.tokens_per_step:
             raise ValueError(
-                "`further_training.training` takes neither `checkpoints` nor `processes`"
+                "`further_training.training` takes no `checkpoints`, `processes` or "
+                "`tokens_per_step`"
             )
         return self
 

@@ -42,12 +42,17 @@ class Batch:
     state predicts it."""
     labels: Tensor
     """[supervised]: the supervised tokens, example after example."""
+    lengths: tuple[int, ...]
+    """Tokens of each example."""
+    starts: tuple[int, ...]
+    """Index of each example's first token into the flattened rows."""
 
     def to(self, device: Any) -> Batch:
         """Return the batch on `device`."""
         positions = None if self.positions is None else move_to_device(self.positions, device)
-        rest = (move_to_device(part, device) for part in (self.prediction_positions, self.labels))
-        return Batch(move_to_device(self.ids, device), positions, *rest)
+        places = move_to_device(self.prediction_positions, device)
+        ids, labels = (move_to_device(part, device) for part in (self.ids, self.labels))
+        return Batch(ids, positions, places, labels, self.lengths, self.starts)
 
 
 def shuffle_epochs(n: int, seed: int) -> Iterator[int]:
@@ -100,6 +105,8 @@ def collate(examples: Sequence[Example], pad_id: int, *, pack: bool) -> Batch:
         positions=torch.from_numpy(positions) if len(rows) < len(examples) else None,
         prediction_positions=flat,
         labels=tokens.flatten()[flat + 1],
+        lengths=tuple(lengths),
+        starts=tuple(starts),
     )
 
 

@@ -116,9 +116,7 @@ def train_sharded(
     state = start_training(model, settings)
     load_state(state_file.path, state)
     # The batches before an interruption are drawn again and passed over.
-    batches = itertools.islice(
-        iterate_batches(examples, settings.batch, seed), state.steps_done, None
-    )
+    batches = itertools.islice(iterate_batches(examples, settings, seed), state.steps_done, None)
     here = unwrap_peft(model).device
 
     def backward_step() -> tuple[Tensor, int]:
@@ -149,7 +147,7 @@ def train_sharded(
 def count_tokens(examples: Sequence[Example], settings: Training, seed: int) -> int:
     """Return how many supervised tokens a whole training sees, counted as often as it does."""
     examples = truncate_examples(examples, settings.max_length)
-    batches = itertools.islice(iterate_batches(examples, settings.batch, seed), settings.steps)
+    batches = itertools.islice(iterate_batches(examples, settings, seed), settings.steps)
     return sum(_count_supervised(examples, batch) for batch in batches)
 
 

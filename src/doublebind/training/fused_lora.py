@@ -24,7 +24,7 @@ def fuse_lora_layers(model: Any) -> Iterator[int]:
 
     Other layers (dropout, several adapters, DoRA, a trainable base) are left to PEFT.
     """
-    layers = [layer for layer in model.modules() if _can_fuse(layer)]
+    layers = [layer for layer in model.modules() if can_fuse_lora(layer)]
     for layer in layers:
         layer.forward = functools.partial(_fused_forward, layer)
     try:
@@ -34,7 +34,8 @@ def fuse_lora_layers(model: Any) -> Iterator[int]:
             del layer.forward  # the method of the class is visible again
 
 
-def _can_fuse(layer: Any) -> bool:
+def can_fuse_lora(layer: Any) -> bool:
+    """Return whether `layer` is one plain LoRA adapter around a frozen linear layer."""
     from peft.tuners.lora.layer import Linear
 
     if type(layer) is not Linear or layer.disable_adapters or layer.merged:

@@ -35,6 +35,7 @@ from doublebind.training.batch import (
     shuffle_epochs,
     truncate_examples,
 )
+from doublebind.training.fused_body import fuse_body
 from doublebind.training.fused_lora import fuse_lora_layers
 from doublebind.training.head_loss import (
     HeadLossSettings,
@@ -203,7 +204,7 @@ def train(
     progress: Callable[[int, int], None] | None = None,
     save_checkpoint: CheckpointSaver | None = None,
 ) -> TrainLog:
-    """Take `settings.steps` optimiser steps of `settings.batch` examples each.
+    """Take `settings.steps` optimiser steps of `settings.batch` examples or so many tokens each.
 
     The loss of a step is the mean over its supervised tokens: of the cross-entropy, or of
     `divergence` from the targets where there are any.
@@ -224,7 +225,7 @@ def train(
     vocab = check_vocabulary(model, data.examples, data.targets)
     examples = truncate_examples(data.examples, settings.max_length)
     dropped = count_dropped(len(examples), len(list_usable(examples)), settings.max_length)
-    batches = iterate_batches(examples, settings.batch, seed)
+    batches = iterate_batches(examples, settings, seed)
     device, packs = unwrap_peft(model).device, can_pack(model)
 
     def step() -> tuple[Tensor, int]:
@@ -246,16 +247,29 @@ def list_usable(examples: Sequence[Example]) -> list[int]:
     return [i for i, e in enumerate(examples) if len(e.input_ids) > e.first_supervised]
 
 
-def iterate_batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[int]]:
-    """Yield indices of `size` examples that supervise anything, for ever.
+def iterate_batches(
+    examples: Sequence[Example], settings: Training, seed: int
+) -> Iterator[list[int]]:
+    """Yield the indices of a step's examples, of those that supervise anything, for ever.
+
+    A step takes `settings.batch` examples, or as many as `settings.tokens_per_step` holds.
 
     Raises:
-        ModelError: If none does.
+        ModelError: If no example supervises anything.
     """
     usable = list_usable(examples)
     indices = (usable[place] for place in shuffle_epochs(len(usable), seed))
-    while True:
-        yield list(itertools.islice(indices, size))
+    most = settings.tokens_per_step
+    if most is None:
+        while True:
+            yield list(itertools.islice(indices, settings.batch))
+    chosen, n_tokens = [next(indices)], 0
+    for i in indices:
+        n_tokens += len(examples[chosen[-1]].input_ids)
+        if n_tokens + len(examples[i].input_ids) > most:
+            yield chosen
+            chosen, n_tokens = [], 0
+        chosen.append(i)
 
 
 def run_optimiser_steps(
@@ -286,7 +300,7 @@ def run_optimiser_steps(
     """
     state = start_training(model, settings) if state is None else state
     tokens = 0
-    with train_without_base_dropout(model), _choose_lora_layers(model):
+    with train_without_base_dropout(model), _fuse_layers(model):
         for step in range(state.steps_done + 1, settings.steps + 1):
             state.losses[step - 1], n_tokens = backward_step()
             tokens += n_tokens
@@ -307,14 +321,37 @@ def run_optimiser_steps(
     return TrainLog.from_losses(state.losses.tolist(), tokens)
 
 
-def _choose_lora_layers(model: Any) -> contextlib.AbstractContextManager[object]:
-    """Fuse LoRA layers, except where panels need the bits of PEFT or shards need its layers."""
+@contextlib.contextmanager
+def _fuse_layers(model: Any) -> Iterator[None]:
+    """Fuse layers and flush denormals, except where panels need the bits of the plain layers.
+
+    Shards need the layers as they are, too.
+    """
     inner = unwrap_peft(model)
     vocab = inner.get_input_embeddings().weight.shape[0]
     # Frozen panels of small float32 models depend on the last bits of PEFT's own layers.
     is_small = vocab <= SMALL_VOCAB and inner.dtype == torch.float32
     is_sharded = any(hasattr(p, "full_tensor") for p in model.parameters())
-    return contextlib.nullcontext() if is_small or is_sharded else fuse_lora_layers(model)
+    if is_small or is_sharded:
+        yield
+        return
+    if inner.device.type != "cpu":  # what is won there was measured on CPUs
+        with fuse_lora_layers(model):
+            yield
+        return
+    with fuse_lora_layers(model), fuse_body(model), _flush_denormals():
+        yield
+
+
+@contextlib.contextmanager
+def _flush_denormals() -> Iterator[None]:
+    """Take denormal numbers for 0: bfloat16 training makes many, and they are slow."""
+    was_set = not bool(torch.tensor(1e-40) * 1.0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(was_set)
 
 
 class TargetRows(NamedTuple):

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doublebind.models.logits import compute_logits, gather_logprobs, iterate_tiles, run_body
+from doublebind.models.logits import compute_logits, gather_logprobs, iterate_tiles
 from doublebind.training.batch import Batch
+from doublebind.training.fused_body import compute_states
 from doublebind.training.losses import cross_entropy
 
 RowLoss = Callable[[Tensor, slice], Tensor]
@@ -23,8 +24,7 @@ RowLoss = Callable[[Tensor, slice], Tensor]
 
 def compute_supervised_states(model: Any, batch: Batch) -> Tensor:
     """Return the hidden states [supervised, width] that predict the supervised tokens."""
-    states = run_body(model, batch.ids, position_ids=batch.positions, use_cache=False)
-    return states.last_hidden_state.flatten(0, 1).index_select(0, batch.prediction_positions)
+    return compute_states(model, batch)
 
 
 def backward(model: Any, batch: Batch, loss_of: RowLoss, vocab: int) -> Tensor:

@@ -75,7 +75,7 @@ def train_uld(
     examples = truncate_examples(data.examples, settings.max_length)
     usable = loop.list_usable(examples)
     dropped = count_dropped(len(examples), len(usable), settings.max_length)
-    batches = loop.iterate_batches(examples, settings.batch, seed)
+    batches = loop.iterate_batches(examples, settings, seed)
     device, packs = unwrap_peft(model).device, can_pack(model)
 
     def step() -> tuple[Tensor, int]:

@@ -173,3 +173,28 @@ def test_a_key_left_at_its_default_is_not_hashed_but_can_be_overridden(tmp_path:
     assert Prompts.model_validate(prompts.model_dump(mode="json")) == prompts
     study = load_yaml(Study, write(tmp_path, STUDY), ["recipes.0.prompts.file=mine.jsonl"])
     assert study.recipes[0].prompts.file == "mine.jsonl"
+
+
+def test_a_step_is_measured_in_examples_or_in_tokens(tmp_path: Path) -> None:
+    training = {"steps": 3, "tokens_per_step": 512}
+    study = STUDY | {"recipes": [STUDY["recipes"][0] | {"training": training}]}  # type: ignore[index]
+    loaded = load_yaml(Study, write(tmp_path, study))
+    dump = loaded.model_dump(mode="json", by_alias=False)
+    assert dump["recipes"][0]["training"] | training == dump["recipes"][0]["training"]
+    assert "batch" not in dump["recipes"][0]["training"]
+    assert load_yaml(Study, write(tmp_path, dump)) == loaded
+    plain = load_yaml(Study, write(tmp_path, STUDY)).model_dump(mode="json")
+    assert "tokens_per_step" not in plain["recipes"][0]["training"]  # no key moves
+    assert plain["recipes"][0]["training"]["batch"] == 16
+
+    path = write(tmp_path, study)
+    (both,) = problems(path, "recipes.0.training.batch=4")
+    assert "`batch` and `tokens_per_step`" in both
+    (both,) = problems(write(tmp_path, STUDY), "recipes.0.training.tokens_per_step=512")
+    assert "replaces the whole `training`" in both
+    write(tmp_path, study)
+    assert "\n" not in both
+    (shards,) = problems(path, "recipes.0.training.processes=2")
+    assert "`processes`" in shards
+    (channel,) = problems(path, "recipes.0.channel={kind: dpo}")
+    assert "not with dpo" in channel

@@ -295,3 +295,26 @@ def test_adapters_are_float32_on_a_bfloat16_base_and_learn() -> None:
 def test_all_weights_are_not_trained_in_bfloat16() -> None:
     with pytest.raises(ModelError, match="float32"):
         loop.prepare_model(tiny().bfloat16(), None, 0)
+
+
+def test_a_step_takes_as_many_examples_as_its_tokens_hold() -> None:
+    lengths = [5, 20, 7, 30, 12, 9, 3]
+    data = [Example(tuple(range(7, 7 + n)), 1) for n in lengths]
+    settings = Training(steps=1, tokens_per_step=24)
+    steps = list(itertools.islice(loop.iterate_batches(data, settings, 0), 40))
+    flat = [i for step in steps for i in step]
+    epochs = [flat[i : i + 7] for i in range(0, len(flat) - 6, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)  # nothing is skipped
+    for step, following in itertools.pairwise(steps):
+        tokens = sum(lengths[i] for i in step)
+        assert tokens <= 24 or step == [3]  # one that is longer alone
+        assert tokens + lengths[following[0]] > 24  # no room was left
+    log = train(tiny(), steps=3, data=data, batch=1)
+    assert log.steps == 3
+    with_tokens = loop.train(
+        tiny(),
+        loop.TrainingSet(data),
+        settings=Training(steps=3, tokens_per_step=24, max_length=32, lora=None),
+        seed=0,
+    )
+    assert with_tokens.tokens == sum(lengths[i] - 1 for step in steps[:3] for i in step)
