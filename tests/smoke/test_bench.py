@@ -62,3 +62,19 @@ def test_a_step_is_told_with_the_share_of_its_products(tmp_path: Path) -> None:
     assert 0 < report["ours"]["gemm_share"] < 1
     rates = [report[name]["tokens_per_cpu_second"] for name in ("ours", "peer")]
     assert report["ratio"] == pytest.approx(rates[0] / rates[1])
+
+
+@pytest.mark.slow
+def test_the_gpu_script_keeps_what_ran_and_says_what_did_not(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    only = [f"--part={name}" for name in ("audit", "loss_head")]
+    done = subprocess.run(
+        ["bench/gpu.sh", str(out), "--device", "cpu", *only],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    parts = json.loads(out.read_text())["parts"]
+    assert set(parts) == {"audit", "loss_head"}
+    assert parts["audit"]["rc"] == 0
+    assert parts["audit"]["result"]["model"] == "terrarium/m0"
+    assert parts["loss_head"]["rc"] == 0 or "tail" in parts["loss_head"]  # TRL may be missing
