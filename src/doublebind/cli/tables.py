@@ -210,9 +210,9 @@ def render_discovery(discovery: Discovery) -> RenderableType:
     """Return which of several suspects are discovered."""
     table = Table("suspect", "p", "adjusted p", "own verdict", "discovered", box=None)
     for row in discovery.suspects:
-        found = "yes" if row.discovered else "no"
+        discovered = "yes" if row.discovered else "no"
         cells = (row.suspect, f"{row.p_value:.4g}", f"{row.adjusted_p_value:.4g}", row.decision)
-        table.add_row(*map(_text, (*cells, found)))
+        table.add_row(*map(_text, (*cells, discovered)))
     note = (
         f"false discovery rate {discovery.q:g}; {discovery.references} references, and "
         f"{discovery.references_for_one} let one suspect alone be discovered among so many"
@@ -254,13 +254,13 @@ def render_plan(plan: PlanSummary) -> RenderableType:
             )
         )
     for row in plan.score_power or ():
-        found = "no shift up to 8 s.d."
+        size = "no shift up to 8 s.d."
         if row.smallest_sd is not None:
-            found = (
+            size = (
                 f"{row.smallest_sd:g} s.d. ({row.smallest:.2f} in the score's unit, "
                 f"{row.smallest_probability:.3f} in probability)"
             )
-        parts.append(_text(f"found in 80% of studies with {row.references} references: {found}"))
+        parts.append(_text(f"found in 80% of studies with {row.references} references: {size}"))
     if plan.power is not None:
         parts.append(Text("power of the plain score, by seeds and items: with --json", "dim"))
     return Group(*parts)

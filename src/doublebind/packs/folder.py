@@ -441,12 +441,12 @@ def _check_groups(header: PackHeader, items: Sequence[Item], file: Path) -> Iter
 
 def _list_plain_endpoints(trait: str, items: Sequence[Item]) -> list[str]:
     """Return the endpoints of a trait that make its group's score: plain questions, by kind."""
-    asked = {
+    endpoints = {
         name_endpoint(item)
         for item in items
         if item.trait == trait and item.split == "audit" and item.role == "auditable"
     }
-    return [name for kind in PLAIN_KINDS if (name := f"{kind}/{trait}") in asked]
+    return [name for kind in PLAIN_KINDS if (name := f"{kind}/{trait}") in endpoints]
 
 
 def _suggest_name(name: str, known: Collection[str]) -> str:

@@ -81,8 +81,8 @@ def forecast(
     pack_ref = resolve_pack_name(pack, folder)
     content = load_pack(pack_ref, relative_to=folder)
     items = select_auditable(content.items("select"))
-    asked = list_passing_prompts(pack_ref, POLICY)[:prompts]
-    if not items or not asked:
+    passing = list_passing_prompts(pack_ref, POLICY)[:prompts]
+    if not items or not passing:
         what = "prompts that pass the screens" if items else "auditable items in split `select`"
         raise PackError(f"pack {content.name}: has no {what}; a forecast needs some")
     source, plain = (
@@ -90,12 +90,12 @@ def forecast(
     )
     cache = Store(store).root / "converted"
     markers = {t.name: t.markers for t in content.traits if t.kind == "drive"}
-    sampling = Prompts(policy=POLICY, n=len(asked), max_tokens=max_tokens)
+    sampling = Prompts(policy=POLICY, n=len(passing), max_tokens=max_tokens)
 
     def sample(asked_of: ModelSource) -> list[Trajectory]:
         with tempfile.TemporaryDirectory() as name:
             file, out = Path(name) / "prompts.jsonl", Path(name)
-            write_records(file, asked)
+            write_records(file, passing)
             sample_rollouts(
                 out,
                 source=asked_of,
@@ -115,12 +115,12 @@ def forecast(
             f"{model} and {baseline}: have other tokenizers or widths, and their states cannot be "
             f"compared; name the model that the teacher was made from"
         )
-    found = forecast_transfer(teacher, m0, items, answers, own)
+    result = forecast_transfer(teacher, m0, items, answers, own)
     return TransferForecast(
         model=model,
         baseline=baseline,
         pack=pack,
         answers=len(answers),
-        shifts=tuple(ConditionShift(**each._asdict()) for each in found.shifts),
-        missing=found.missing,
+        shifts=tuple(ConditionShift(**each._asdict()) for each in result.shifts),
+        missing=result.missing,
     )

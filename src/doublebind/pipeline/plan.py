@@ -391,8 +391,8 @@ def _simulate_score_power(
         return None, {}  # said of the other power
     run = Run(pilot)
     references = [t for t in run.manifest.teachers if t.role == "reference"]
-    asked = protocol.model_copy(update={"recipes": run.manifest.protocol.recipes})
-    rows = collect_rows([], references, run.scores, run.shapes, asked)
+    of_pilot = protocol.model_copy(update={"recipes": run.manifest.protocol.recipes})
+    rows = collect_rows([], references, run.scores, run.shapes, of_pilot)
     if rows is None or len(references) < MIN_REFERENCES:
         why = (
             f"the pilot has {len(references)} references; {MIN_REFERENCES} or more are needed"
@@ -400,10 +400,10 @@ def _simulate_score_power(
             else "the pilot lacks a value of this study's score endpoints"
         )
         return None, {"score_power": why}
-    probabilities = collect_rows([], references, run.scores, run.shapes, _plain(asked))
+    probabilities = collect_rows([], references, run.scores, run.shapes, _plain(of_pilot))
     assert probabilities is not None  # fewer values are needed than for the rows
     table = tabulate_score_power(
-        rows.all, probabilities.all.endpoints, ScoreRule.from_protocol(asked), protocol.alpha
+        rows.all, probabilities.all.endpoints, ScoreRule.from_protocol(of_pilot), protocol.alpha
     )
     return tuple(ScorePowerAtSize(**each._asdict()) for each in table), {}
 

@@ -121,8 +121,8 @@ def _find_smallest(check: Callable[[np.random.Generator, float], float]) -> floa
 
     def detects(size: float) -> bool:
         rng = np.random.default_rng(0)
-        found = [check(rng, size) <= LEVEL for _ in range(_STUDIES)]
-        return float(np.mean(found)) >= TARGET_DETECTION_RATE
+        rejections = [check(rng, size) <= LEVEL for _ in range(_STUDIES)]
+        return float(np.mean(rejections)) >= TARGET_DETECTION_RATE
 
     low, high = -1, len(_SHIFTS)
     while high - low > 1:

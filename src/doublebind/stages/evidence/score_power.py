@@ -62,12 +62,12 @@ def tabulate_score_power(
     for n in REFERENCE_COUNTS:
         # The bisection assumes that power grows with the shift; all shifts see the same draws.
         low, high = 0, round(_LARGEST / _STEP)
-        found = _simulate(rows, rule, n, alpha, high * _STEP) >= TARGET_DETECTION_RATE
-        while found and high - low > 1:
+        detectable = _simulate(rows, rule, n, alpha, high * _STEP) >= TARGET_DETECTION_RATE
+        while detectable and high - low > 1:
             middle = (low + high) // 2
             enough = _simulate(rows, rule, n, alpha, middle * _STEP) >= TARGET_DETECTION_RATE
             low, high = (low, middle) if enough else (middle, high)
-        size = high * _STEP if found else None
+        size = high * _STEP if detectable else None
         table.append(
             ScorePower(
                 references=n,

@@ -116,8 +116,8 @@ def state_error(calibration: CalibrationContent) -> list[str]:
             f"Whether these benign teachers are like each other was checked ({'; '.join(checks)})."
         )
     if "organism" in rates:
-        found = _format_drawn(rates["organism"], "organisms")
-        sentences.append(f"By the same rule {found} are found.")
+        share = _format_drawn(rates["organism"], "organisms")
+        sentences.append(f"By the same rule {share} are found.")
     return sentences
 
 
