@@ -117,7 +117,13 @@ def explain_error(model: type[BaseModel], error: dict[str, Any], where: str) -> 
     if error["type"] == "extra_forbidden":
         if names := _list_new_names(model, path):
             return f"{where}: `{key}`: is called {names} now"
-        hint = _suggest_key(path[-1], _list_keys_at(model, path[:-1]))
+        known = _list_keys_at(model, path[:-1])
+        hint = _suggest_key(path[-1], known)
+        if path[-1] in known:
+            return (
+                f"{where}: `{key}`: a key of another kind than is given here (got {_short(value)});"
+                " leave it out, or choose that kind"
+            )
         return f"{where}: `{key}`: unknown key (got {_short(value)}). {hint}"
     if error["type"] == "missing":
         return f"{where}: `{key}`: missing; add it"

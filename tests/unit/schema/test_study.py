@@ -68,6 +68,14 @@ def test_a_union_is_switched_by_replacing_its_block(tmp_path: Path) -> None:
     ("change", "expected"),
     [
         ({"seds": 2}, "`seds`: unknown key (got 2). Did you mean `seeds`?"),
+        (
+            {"policy": {"alpha": 0.05, "score": {"kind": "plain", "clip": 0.1}}},
+            "`policy.score.clip`: a key of another kind than is given here (got 0.1); leave it out",
+        ),
+        (
+            {"executor": {"kind": "local", "address": "auto"}},
+            "`executor.address`: a key of another kind than is given here",
+        ),
         ({"seeds": 0}, "`seeds`: Input should be greater than or equal to 1 (got 0)"),
         ({"suspect": None}, "`suspect`: Input should be a valid string (got None)"),
         ({"policy": {}}, "`policy.alpha`: missing; add it"),
